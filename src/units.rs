@@ -1,0 +1,66 @@
+//! Sizes as people write them: `4MiB`, `512KiB`, `2GiB` or plain bytes. Nothing else is guessed: `4MB` is refused
+//! with the spelling that would do, since a budget that is signed off must not depend on which mega was meant.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A count of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let help = || format!("'{text}' is not a size; write bytes, or a number with KiB, MiB or GiB, such as 4MiB");
+        let (digits, unit) = match UNITS.iter().find(|(name, _)| text.ends_with(name)) {
+            Some((name, unit)) => (text[..text.len() - name.len()].trim_end(), *unit),
+            None => (text, 1),
+        };
+        if let Ok(whole) = digits.parse::<u64>() {
+            return whole.checked_mul(unit).map(Bytes).ok_or_else(help);
+        }
+        // Fractions such as 1.5MiB: only of a unit, and only in plain decimal.
+        let plain = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.') && digits.starts_with(|c: char| c.is_ascii_digit());
+        match digits.parse::<f64>() {
+            Ok(value) if unit > 1 && plain && value * unit as f64 <= u64::MAX as f64 => Ok(Bytes((value * unit as f64) as u64)),
+            _ => Err(help()),
+        }
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = match UNITS.iter().find(|(_, unit)| self.0 >= *unit) {
+            Some((name, unit)) if self.0 % unit == 0 => format!("{} {name}", self.0 / unit),
+            Some((name, unit)) => format!("{:.1} {name}", self.0 as f64 / *unit as f64),
+            None => format!("{} B", self.0),
+        };
+        f.pad(&shown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_parse_or_say_how_to_write_them() {
+        for (text, bytes) in [("0", 0), ("4096", 4096), ("4MiB", 4 << 20), ("1.5KiB", 1536), ("2 GiB", 2 << 30), ("0.5MiB", 1 << 19)] {
+            assert_eq!(text.parse::<Bytes>(), Ok(Bytes(bytes)), "{text}");
+        }
+        for text in ["", "MiB", "4MB", "4M", "-1", "1.5", "1e3KiB", "+.5MiB", "nanMiB", "infGiB", "99999999999GiB", "0x10"] {
+            let error = text.parse::<Bytes>().expect_err(text);
+            assert!(error.contains("KiB, MiB or GiB"), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_print_short() {
+        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (4 << 20, "4 MiB"), (1536, "1.5 KiB"), (98_362_432, "93.8 MiB")] {
+            assert_eq!(Bytes(bytes).to_string(), text);
+        }
+    }
+}
