@@ -6,6 +6,8 @@
 
 pub mod error;
 pub mod gguf;
+pub mod kernels;
+pub mod mem;
 pub mod units;
 
 pub use error::{Error, Result};
