@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod gguf;
+pub mod mem;
 pub mod units;
 
 pub use error::{Error, Result};
