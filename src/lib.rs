@@ -6,7 +6,6 @@
 
 pub mod error;
 pub mod gguf;
-pub mod kernels;
 pub mod mem;
 pub mod units;
 

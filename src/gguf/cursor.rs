@@ -22,11 +22,6 @@ impl<'a> Cursor<'a> {
         Cursor { bytes, at: 0 }
     }
 
-    /// Starts at byte `at`, or at the end where that is earlier.
-    pub fn starting_at(bytes: &'a [u8], at: usize) -> Self {
-        Cursor { bytes, at: at.min(bytes.len()) }
-    }
-
     pub fn at(&self) -> usize {
         self.at
     }
@@ -104,6 +99,5 @@ mod tests {
         assert_eq!((cur.at(), cur.left()), (4, 1));
         assert_eq!(cur.u8(), Ok(9));
         assert_eq!(cur.take(0), Ok(&[][..]));
-        assert_eq!(Cursor::starting_at(&[1, 2], 99).left(), 0);
     }
 }
