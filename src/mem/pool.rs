@@ -130,6 +130,32 @@ impl Pool {
         });
     }
 
+    /// `for_chunks_with` where threads need nothing of their own.
+    pub fn for_chunks<T: Send>(&mut self, out: &mut [T], len: usize, job: impl Fn(usize, &mut [T]) + Sync) {
+        let total = out.len();
+        let out = SharedMut::new(out);
+        self.run(total.div_ceil(len), &|_, task| {
+            let start = task * len;
+            // SAFETY: each task is run once and its range overlaps no other.
+            job(task, unsafe { out.range(start, len.min(total - start)) });
+        });
+    }
+
+    /// Cuts two buffers into equally many pieces and calls `job(state, index, piece, piece)` for each pair.
+    pub fn for_chunks2_with<S: Send, A: Send, B: Send>(
+        &mut self, states: &mut [S], (a, a_len): (&mut [A], usize), (b, b_len): (&mut [B], usize),
+        job: impl Fn(&mut S, usize, &mut [A], &mut [B]) + Sync,
+    ) {
+        let n = a.len() / a_len;
+        assert!(a.len() == n * a_len && b.len() == n * b_len);
+        let (a, b) = (SharedMut::new(a), SharedMut::new(b));
+        self.run_with(states, n, |state, task| {
+            // SAFETY: each task is run once and its ranges overlap no other.
+            let (a, b) = unsafe { (a.range(task * a_len, a_len), b.range(task * b_len, b_len)) };
+            job(state, task, a, b);
+        });
+    }
+
     fn wait(&self) {
         let mut spins = 0u32;
         while self.shared.busy.0.load(Ordering::Acquire) != 0 {
