@@ -10,6 +10,7 @@ pub mod kernels;
 pub mod kv;
 pub mod mem;
 pub mod model;
+pub mod session;
 pub mod units;
 
 pub use error::{Error, Result};

@@ -8,6 +8,19 @@ use crate::gguf::quant::GgmlType;
 /// From this many tokens on a batch is worth a matrix product.
 pub const GEMM_FROM: usize = 8;
 
+/// Bytes of the workspace that `gemm` allocates once for each thread.
+pub const GEMM_BYTES: usize = 1 << 20;
+
+/// A small product that makes `gemm` allocate this thread's workspace.
+pub fn warm() {
+    let (a, mut out) = ([1f32; 16 * 16], [0f32; 16 * 16]);
+    // SAFETY: three 16 x 16 matrices on the stack.
+    unsafe {
+        gemm::gemm(16, 16, 16, out.as_mut_ptr(), 1, 16, false, a.as_ptr(), 1, 16, a.as_ptr(), 1, 16, 0.0, 1.0, false, false, false, gemm::Parallelism::None);
+    }
+    assert_eq!(out[0], 16.0);
+}
+
 /// Row by row, token by token.
 ///
 /// # Safety
