@@ -7,6 +7,7 @@
 pub mod error;
 pub mod gguf;
 pub mod mem;
+pub mod text;
 pub mod units;
 
 pub use error::{Error, Result};
