@@ -6,6 +6,11 @@
 
 pub mod error;
 pub mod gguf;
+pub mod kernels;
+pub mod kv;
+pub mod mem;
+pub mod model;
+pub mod session;
 pub mod units;
 
 pub use error::{Error, Result};

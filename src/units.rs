@@ -48,7 +48,9 @@ mod tests {
 
     #[test]
     fn sizes_parse_or_say_how_to_write_them() {
-        for (text, bytes) in [("0", 0), ("4096", 4096), ("4MiB", 4 << 20), ("1.5KiB", 1536), ("2 GiB", 2 << 30), ("0.5MiB", 1 << 19)] {
+        for (text, bytes) in
+            [("0", 0), ("4096", 4096), ("4MiB", 4 << 20), ("1.5KiB", 1536), ("2 GiB", 2 << 30), ("0.5MiB", 1 << 19)]
+        {
             assert_eq!(text.parse::<Bytes>(), Ok(Bytes(bytes)), "{text}");
         }
         for text in ["", "MiB", "4MB", "4M", "-1", "1.5", "1e3KiB", "+.5MiB", "nanMiB", "infGiB", "99999999999GiB", "0x10"] {

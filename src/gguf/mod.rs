@@ -1,8 +1,179 @@
-//! GGUF files (stub).
+//! GGUF model files, versions 2 and 3: mapped, indexed once, and read in place.
+//!
+//! Owns [`GgufFile`]: the map and an index of names and byte spans. Tensor data, strings and arrays are never copied;
+//! they are slices of the map. A file that opens is sound: every claim in it has been checked by [`parse`], so what is
+//! left to fail is what a reader asks for (a key that is missing or of another type).
+//! Refuses to write files, to read split models, and to know what any key means: that is the model's business.
+
+mod cursor;
+mod error;
+mod parse;
+pub mod quant;
+mod value;
+
+use std::path::{Path, PathBuf};
+
+pub use error::GgufError;
+pub use parse::{Index, TensorInfo, parse};
+pub use quant::GgmlType;
+pub use value::{ArrayIter, ArrayView, StringArray, Value, ValueType};
+
+use crate::mem::map::Map;
+use crate::{Error, Result};
+
+/// An open model file. All borrows of it last as long as it does; it is `Sync`, so threads share it.
 #[derive(Debug)]
-pub struct GgufError;
-impl std::fmt::Display for GgufError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("")
+pub struct GgufFile {
+    path: PathBuf,
+    map: Map,
+    index: Index,
+}
+
+impl GgufFile {
+    /// Maps the file and checks it. Reads the metadata and the directory, none of the tensor data.
+    pub fn open(path: &Path) -> Result<GgufFile> {
+        let map = Map::open(path)?;
+        let index = parse(map.bytes()).map_err(|source| Error::gguf(path, source))?;
+        Ok(GgufFile { path: path.to_owned(), map, index })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// 2 or 3.
+    pub fn version(&self) -> u32 {
+        self.index.version()
+    }
+
+    /// Every tensor starts at a multiple of this, a power of two of at least 8, in the file and (up to a page) in memory.
+    pub fn alignment(&self) -> u64 {
+        self.index.alignment()
+    }
+
+    pub fn file_bytes(&self) -> u64 {
+        self.map.bytes().len() as u64
+    }
+
+    /// The map, for advice to the kernel and for locking it in memory.
+    pub fn map(&self) -> &Map {
+        &self.map
+    }
+
+    /// In the order of the file.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        self.index.tensors()
+    }
+
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.index.tensor(name)
+    }
+
+    /// The tensor `name` with exactly the dimensions `shape`, row length first; otherwise an error that names both.
+    pub fn tensor_shaped(&self, name: &str, shape: &[u64]) -> Result<&TensorInfo> {
+        let missing = || GgufError::MissingTensor { tensor: name.to_owned() };
+        let tensor = self.tensor(name).ok_or_else(missing).map_err(|source| Error::gguf(&self.path, source))?;
+        // A file may leave out trailing dimensions of 1, or give them.
+        let padded = |dims: &[u64]| std::array::from_fn(|i| dims.get(i).copied().unwrap_or(1));
+        if tensor.dims != padded(shape) || shape.len() > 4 {
+            let source = GgufError::Shape { tensor: name.to_owned(), wanted: shape.to_vec(), found: tensor.shape().to_vec() };
+            return Err(Error::gguf(&self.path, source));
+        }
+        Ok(tensor)
+    }
+
+    /// The bytes of a tensor of this file, exactly `n_bytes` of them, aligned to at least 8 in memory.
+    pub fn data(&self, t: &TensorInfo) -> &[u8] {
+        // In range since the parser checked it; a tensor of another file is the caller's mistake and panics here.
+        &self.map.bytes()[t.offset as usize..][..t.n_bytes as usize]
+    }
+
+    /// Every key and its value, in the order of the file.
+    pub fn metadata(&self) -> impl Iterator<Item = (&str, Value<'_>)> {
+        self.index.metadata(self.map.bytes())
+    }
+
+    pub fn get(&self, key: &str) -> Option<Value<'_>> {
+        self.index.get(self.map.bytes(), key)
+    }
+
+    fn opt<'a, T>(
+        &'a self,
+        key: &str,
+        convert: impl FnOnce(Value<'a>) -> std::result::Result<T, GgufError>,
+    ) -> Result<Option<T>> {
+        self.get(key).map(convert).transpose().map_err(|source| Error::gguf(&self.path, source))
+    }
+
+    fn need<T>(&self, key: &str, wanted: &'static str, found: Option<T>) -> Result<T> {
+        found.ok_or_else(|| Error::gguf(&self.path, GgufError::MissingKey { key: key.to_owned(), wanted }))
+    }
+}
+
+/// Typed look-ups. `opt_` gives `None` for a missing key; either way a value of another type is an error, and integers
+/// of any width and sign convert where the value fits.
+impl GgufFile {
+    pub fn u32(&self, key: &str) -> Result<u32> {
+        self.opt_u32(key).and_then(|found| self.need(key, "u32", found))
+    }
+
+    pub fn opt_u32(&self, key: &str) -> Result<Option<u32>> {
+        self.opt(key, |value| value.to_u32(key))
+    }
+
+    pub fn f32(&self, key: &str) -> Result<f32> {
+        self.opt_f32(key).and_then(|found| self.need(key, "f32", found))
+    }
+
+    pub fn opt_f32(&self, key: &str) -> Result<Option<f32>> {
+        self.opt(key, |value| value.to_f32(key))
+    }
+
+    pub fn bool(&self, key: &str) -> Result<bool> {
+        self.opt_bool(key).and_then(|found| self.need(key, "bool", found))
+    }
+
+    pub fn opt_bool(&self, key: &str) -> Result<Option<bool>> {
+        self.opt(key, |value| value.to_bool(key))
+    }
+
+    pub fn str(&self, key: &str) -> Result<&str> {
+        self.opt_str(key).and_then(|found| self.need(key, "string", found))
+    }
+
+    pub fn opt_str(&self, key: &str) -> Result<Option<&str>> {
+        self.opt(key, |value| value.to_str(key))
+    }
+
+    pub fn strings(&self, key: &str) -> Result<StringArray<'_>> {
+        self.opt_strings(key).and_then(|found| self.need(key, "array of string", found))
+    }
+
+    pub fn opt_strings(&self, key: &str) -> Result<Option<StringArray<'_>>> {
+        self.opt(key, |value| value.to_strings(key))
+    }
+
+    pub fn i32s<'a>(&'a self, key: &str) -> Result<impl ExactSizeIterator<Item = i32> + Clone + use<'a>> {
+        self.opt_i32s(key).and_then(|found| self.need(key, "array of i32", found))
+    }
+
+    pub fn opt_i32s<'a>(&'a self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = i32> + Clone + use<'a>>> {
+        self.opt(key, |value| value.to_i32s(key))
+    }
+
+    pub fn u32s<'a>(&'a self, key: &str) -> Result<impl ExactSizeIterator<Item = u32> + Clone + use<'a>> {
+        self.opt_u32s(key).and_then(|found| self.need(key, "array of u32", found))
+    }
+
+    pub fn opt_u32s<'a>(&'a self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = u32> + Clone + use<'a>>> {
+        self.opt(key, |value| value.to_u32s(key))
+    }
+
+    pub fn f32s<'a>(&'a self, key: &str) -> Result<impl ExactSizeIterator<Item = f32> + Clone + use<'a>> {
+        self.opt_f32s(key).and_then(|found| self.need(key, "array of f32", found))
+    }
+
+    pub fn opt_f32s<'a>(&'a self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = f32> + Clone + use<'a>>> {
+        self.opt(key, |value| value.to_f32s(key))
     }
 }

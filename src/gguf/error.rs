@@ -1,0 +1,321 @@
+//! What can be wrong with the bytes of a GGUF file, and with what a reader asks of it.
+//!
+//! Each variant holds the facts (byte offset, key or tensor, expected, actual); `Display` makes them one line that ends
+//! with what to do. The path is not here: [`crate::Error::Gguf`] puts it in front. Names come from the file, so they are
+//! escaped and cut before they are printed.
+
+use std::fmt;
+
+use super::quant::GgmlType;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum GgufError {
+    /// The first four bytes are not `GGUF`.
+    Magic {
+        found: [u8; 4],
+    },
+    /// The file was written for a big-endian machine.
+    BigEndian,
+    /// Not version 2 or 3.
+    Version {
+        found: u32,
+    },
+    /// The file ends inside `what`, which needs `need` bytes from byte `at`.
+    Truncated {
+        what: String,
+        at: u64,
+        need: u64,
+        file_bytes: u64,
+    },
+    /// A count that the rest of the file has no room for.
+    Count {
+        what: String,
+        at: u64,
+        found: u64,
+        room: u64,
+    },
+    /// A name longer than the format allows.
+    NameLength {
+        what: String,
+        at: u64,
+        found: u64,
+        max: u64,
+    },
+    /// A string that is not UTF-8.
+    Utf8 {
+        what: String,
+        at: u64,
+    },
+    /// A metadata value whose type is none of the format's.
+    ValueType {
+        what: String,
+        at: u64,
+        id: u32,
+    },
+    /// A truth value that is neither 0 nor 1.
+    Bool {
+        what: String,
+        at: u64,
+        found: u8,
+    },
+    /// Arrays within arrays, deeper than is read.
+    Depth {
+        key: String,
+        max: u32,
+    },
+    DuplicateKey {
+        key: String,
+    },
+    DuplicateTensor {
+        tensor: String,
+    },
+    /// `general.alignment` is not a power of two of at least 8.
+    Alignment {
+        found: u64,
+    },
+    NDims {
+        tensor: String,
+        at: u64,
+        found: u32,
+    },
+    ZeroDim {
+        tensor: String,
+        dim: usize,
+    },
+    /// The product of the dimensions, or their bytes, is more than any file holds.
+    Size {
+        tensor: String,
+        dims: Vec<u64>,
+    },
+    /// A tensor type that is none of ggml's.
+    TypeId {
+        tensor: String,
+        at: u64,
+        id: u32,
+    },
+    /// The row length is no multiple of the block.
+    RowLength {
+        tensor: String,
+        ty: GgmlType,
+        row_len: u64,
+    },
+    Misaligned {
+        tensor: String,
+        offset: u64,
+        alignment: u64,
+    },
+    OutOfRange {
+        tensor: String,
+        end: u64,
+        file_bytes: u64,
+    },
+    Overlap {
+        first: String,
+        second: String,
+        at: u64,
+    },
+    /// A key that a reader needs.
+    MissingKey {
+        key: String,
+        wanted: &'static str,
+    },
+    /// A key with a value of another type.
+    WrongType {
+        key: String,
+        wanted: &'static str,
+        found: String,
+    },
+    /// An integer that does not fit where it is wanted; `index` within an array.
+    IntRange {
+        key: String,
+        index: Option<usize>,
+        wanted: &'static str,
+        found: i128,
+    },
+    /// A tensor that a reader needs.
+    MissingTensor {
+        tensor: String,
+    },
+    /// A tensor with other dimensions than the metadata implies, row length first.
+    Shape {
+        tensor: String,
+        wanted: Vec<u64>,
+        found: Vec<u64>,
+    },
+}
+
+const DAMAGED: &str = "the file is damaged; fetch it again";
+const INCOMPLETE: &str = "the download is incomplete; fetch it again";
+const CONVERT: &str = "convert the model again with a current tool";
+
+impl fmt::Display for GgufError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use GgufError::*;
+        match self {
+            Magic { found } => magic(f, *found),
+            BigEndian => f.write_str("a big-endian GGUF file, and only little-endian ones are read: fetch the little-endian one"),
+            Version { found: 1 } => write!(f, "GGUF version 1, and only 2 and 3 are read: {CONVERT}"),
+            Version { found } => {
+                write!(f, "GGUF version {found} at byte 4, and only 2 and 3 are read: use a newer lowkey or fetch another file")
+            }
+            Truncated { what, at, need, file_bytes } => {
+                write!(f, "{what} needs {need} bytes from byte {at}, file has {file_bytes}: {INCOMPLETE}")
+            }
+            Count { what, at, found, room } => {
+                write!(
+                    f,
+                    "{what} is {found} at byte {at}, and the rest of the file has room for {room}: the file is cut short or damaged; fetch it again"
+                )
+            }
+            NameLength { what, at, found, max } => {
+                write!(f, "{what} has a name of {found} bytes at byte {at}, and 1 to {max} are allowed: {DAMAGED}")
+            }
+            Utf8 { what, at } => write!(f, "{what} at byte {at} is not UTF-8: {CONVERT}"),
+            ValueType { what, at, id } => {
+                write!(f, "{what} has the unknown value type {id} at byte {at}, and 0 to 12 are known: {DAMAGED}")
+            }
+            Bool { what, at, found } => write!(f, "{what} is {found} at byte {at}, and a truth value is 0 or 1: {DAMAGED}"),
+            Depth { key, max } => write!(f, "metadata key {} has arrays nested deeper than {max}: {CONVERT}", Name(key)),
+            DuplicateKey { key } => write!(f, "metadata key {} is there twice: {CONVERT}", Name(key)),
+            DuplicateTensor { tensor } => write!(f, "tensor {} is there twice: {CONVERT}", Name(tensor)),
+            Alignment { found } => write!(f, "general.alignment is {found}, and a power of two from 8 up is wanted: {CONVERT}"),
+            NDims { tensor, at, found } => {
+                write!(f, "tensor {} has {found} dimensions at byte {at}, and 1 to 4 are allowed: {DAMAGED}", Name(tensor))
+            }
+            ZeroDim { tensor, dim } => write!(f, "tensor {} has dimension {dim} equal to 0: {CONVERT}", Name(tensor)),
+            Size { tensor, dims } => {
+                write!(f, "tensor {} of {} elements is larger than any file: {DAMAGED}", Name(tensor), Dims(dims))
+            }
+            TypeId { tensor, at, id } => type_id(f, tensor, *at, *id),
+            RowLength { tensor, ty, row_len } => write!(
+                f,
+                "tensor {} has rows of {row_len} elements, and {} packs blocks of {}: {CONVERT}",
+                Name(tensor),
+                ty.name(),
+                ty.block_elems()
+            ),
+            Misaligned { tensor, offset, alignment } => {
+                write!(f, "tensor {} has offset {offset}, and a multiple of {alignment} is wanted: {CONVERT}", Name(tensor))
+            }
+            OutOfRange { tensor, end, file_bytes } => {
+                write!(f, "tensor {} ends at byte {end}, file has {file_bytes}: {INCOMPLETE}", Name(tensor))
+            }
+            Overlap { first, second, at } => {
+                write!(f, "tensor {} overlaps tensor {} at byte {at}: {DAMAGED}", Name(second), Name(first))
+            }
+            MissingKey { key, wanted } => write!(f, "metadata key {} ({wanted}) is missing: {CONVERT}", Name(key)),
+            WrongType { key, wanted, found } => {
+                write!(f, "metadata key {} is of type {found}, and {wanted} is wanted: {CONVERT}", Name(key))
+            }
+            IntRange { key, index: None, wanted, found } => {
+                write!(f, "metadata key {} is {found}, which does not fit {wanted}: {CONVERT}", Name(key))
+            }
+            IntRange { key, index: Some(i), wanted, found } => {
+                write!(f, "metadata key {}, element {i}, is {found}, which does not fit {wanted}: {CONVERT}", Name(key))
+            }
+            MissingTensor { tensor } => write!(f, "tensor {} is missing: fetch a complete model file", Name(tensor)),
+            Shape { tensor, wanted, found } => {
+                write!(
+                    f,
+                    "tensor {} has shape {}, and the metadata asks for {}: {CONVERT}",
+                    Name(tensor),
+                    Dims(found),
+                    Dims(wanted)
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for GgufError {}
+
+/// Says what the file is instead, where its first bytes tell.
+fn magic(f: &mut fmt::Formatter<'_>, found: [u8; 4]) -> fmt::Result {
+    let (what, advice) = match &found {
+        b"lmgg" | b"fmgg" | b"tjgg" | b"algg" => ("a model in a format older than GGUF", "convert it to GGUF"),
+        [b'P', b'K', ..] => ("a zip archive, such as a PyTorch checkpoint", "convert it to GGUF"),
+        b"vers" => ("a text file, such as a Git LFS pointer", "fetch the file that it points to"),
+        [b'<', ..] => ("a web page", "download the file itself"),
+        [_, _, _, 0] => ("perhaps safetensors", "convert it to GGUF"),
+        _ => ("something else", "give the path of a .gguf model"),
+    };
+    write!(f, "not a GGUF file but {what} (it starts with \"{}\"): {advice}", found.escape_ascii())
+}
+
+/// Ids that ggml has given out and withdrawn are named, since files with them are still about.
+fn type_id(f: &mut fmt::Formatter<'_>, tensor: &str, at: u64, id: u32) -> fmt::Result {
+    let withdrawn = match id {
+        4 => Some(("Q4_2", "Q4_0")),
+        5 => Some(("Q4_3", "Q4_1")),
+        31 => Some(("Q4_0_4_4", "Q4_0")),
+        32 => Some(("Q4_0_4_8", "Q4_0")),
+        33 => Some(("Q4_0_8_8", "Q4_0")),
+        36 => Some(("IQ4_NL_4_4", "IQ4_NL")),
+        37 => Some(("IQ4_NL_4_8", "IQ4_NL")),
+        38 => Some(("IQ4_NL_8_8", "IQ4_NL")),
+        _ => None,
+    };
+    match withdrawn {
+        Some((old, new)) => {
+            write!(
+                f,
+                "tensor {} has type {id} ({old}) at byte {at}, which ggml has withdrawn: quantise the model again as {new}",
+                Name(tensor)
+            )
+        }
+        None => write!(
+            f,
+            "tensor {} has the unknown type {id} at byte {at}: use a newer lowkey or a model in another quantisation",
+            Name(tensor)
+        ),
+    }
+}
+
+/// A name from the file on one line: control characters escaped, cut after 80 characters.
+pub(super) struct Name<'a>(pub &'a str);
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut chars = self.0.chars();
+        for c in chars.by_ref().take(80) {
+            match c {
+                '"' | '\'' => write!(f, "{c}")?,
+                _ => write!(f, "{}", c.escape_debug())?,
+            }
+        }
+        if chars.next().is_some() { f.write_str("…") } else { Ok(()) }
+    }
+}
+
+/// `576x49152`: row length first.
+struct Dims<'a>(&'a [u64]);
+
+impl fmt::Display for Dims<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, dim) in self.0.iter().enumerate() {
+            write!(f, "{}{dim}", if i == 0 { "" } else { "x" })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_one_line_whatever_the_name() {
+        let key = format!("a\nb\u{1b}[31m{}", "x".repeat(500));
+        let shown = GgufError::DuplicateKey { key }.to_string();
+        assert!(shown.starts_with("metadata key a\\nb\\u{1b}[31mxxx"), "{shown}");
+        assert!(!shown.contains('\n') && shown.len() < 200, "{shown}");
+    }
+
+    #[test]
+    fn incomplete_downloads_read_as_promised() {
+        let error = GgufError::OutOfRange { tensor: "blk.3.ffn_up.weight".into(), end: 98_400_000, file_bytes: 98_362_432 };
+        let wanted =
+            "tensor blk.3.ffn_up.weight ends at byte 98400000, file has 98362432: the download is incomplete; fetch it again";
+        assert_eq!(error.to_string(), wanted);
+    }
+}

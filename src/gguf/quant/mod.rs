@@ -1,0 +1,207 @@
+//! The tensor types of ggml: names, block sizes, and the expansion of a row to f32 that every kernel is measured against.
+//!
+//! Owns the table of types, all of them, so that `info` can name what the engine cannot run, and [`dequantize_row`], which
+//! is written to be read and not to be fast. One file per family of block formats. Refuses types that have no expansion
+//! here with [`Unsupported`]; lengths that do not match are the caller's mistake and panic.
+
+mod float;
+mod iq4;
+mod kquants;
+mod legacy;
+mod mxfp4;
+
+use std::fmt;
+
+/// Written once: variant, id in the file, elements per block, bytes per block.
+macro_rules! ggml_types {
+    ($($name:ident = $id:literal, $elems:literal in $bytes:expr;)*) => {
+        /// A tensor type, by ggml's name.
+        #[allow(non_camel_case_types)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum GgmlType { $($name = $id),* }
+
+        impl GgmlType {
+            /// In the order of their ids.
+            pub const ALL: &'static [GgmlType] = &[$(GgmlType::$name),*];
+
+            pub const fn from_id(id: u32) -> Option<GgmlType> {
+                match id { $($id => Some(GgmlType::$name),)* _ => None }
+            }
+
+            pub const fn name(self) -> &'static str {
+                match self { $(GgmlType::$name => stringify!($name)),* }
+            }
+
+            /// Elements in a block; a row is whole blocks.
+            pub const fn block_elems(self) -> usize {
+                match self { $(GgmlType::$name => $elems),* }
+            }
+
+            /// Bytes of a block.
+            pub const fn block_bytes(self) -> usize {
+                match self { $(GgmlType::$name => $bytes),* }
+            }
+        }
+    };
+}
+
+// Bytes spelt as the fields of the block: scales first, then sub-scales, then the packed elements.
+ggml_types! {
+    F32 = 0, 1 in 4;
+    F16 = 1, 1 in 2;
+    Q4_0 = 2, 32 in 2 + 16;
+    Q4_1 = 3, 32 in 2 + 2 + 16;
+    Q5_0 = 6, 32 in 2 + 4 + 16;
+    Q5_1 = 7, 32 in 2 + 2 + 4 + 16;
+    Q8_0 = 8, 32 in 2 + 32;
+    Q8_1 = 9, 32 in 2 + 2 + 32;
+    Q2_K = 10, 256 in 2 + 2 + 16 + 64;
+    Q3_K = 11, 256 in 2 + 12 + 32 + 64;
+    Q4_K = 12, 256 in 2 + 2 + 12 + 128;
+    Q5_K = 13, 256 in 2 + 2 + 12 + 32 + 128;
+    Q6_K = 14, 256 in 2 + 16 + 64 + 128;
+    Q8_K = 15, 256 in 4 + 32 + 256;
+    IQ2_XXS = 16, 256 in 2 + 64;
+    IQ2_XS = 17, 256 in 2 + 8 + 64;
+    IQ3_XXS = 18, 256 in 2 + 32 + 64;
+    IQ1_S = 19, 256 in 2 + 16 + 32;
+    IQ4_NL = 20, 32 in 2 + 16;
+    IQ3_S = 21, 256 in 2 + 4 + 8 + 32 + 64;
+    IQ2_S = 22, 256 in 2 + 8 + 8 + 64;
+    IQ4_XS = 23, 256 in 2 + 2 + 4 + 128;
+    I8 = 24, 1 in 1;
+    I16 = 25, 1 in 2;
+    I32 = 26, 1 in 4;
+    I64 = 27, 1 in 8;
+    F64 = 28, 1 in 8;
+    IQ1_M = 29, 256 in 8 + 16 + 32;
+    BF16 = 30, 1 in 2;
+    TQ1_0 = 34, 256 in 2 + 4 + 48;
+    TQ2_0 = 35, 256 in 2 + 64;
+    MXFP4 = 39, 32 in 1 + 16;
+    NVFP4 = 40, 64 in 4 + 32;
+    Q1_0 = 41, 128 in 2 + 16;
+}
+
+impl GgmlType {
+    pub const fn id(self) -> u32 {
+        self as u32
+    }
+}
+
+impl fmt::Display for GgmlType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A type that has no expansion to f32 here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsupported {
+    pub ty: GgmlType,
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tensors of type {} cannot be run: use a model in another quantisation, such as Q4_0, Q4_K or Q8_0", self.ty)
+    }
+}
+
+impl std::error::Error for Unsupported {}
+
+/// Whether [`dequantize_row`] knows the type.
+pub fn can_dequantize(ty: GgmlType) -> bool {
+    block_fn(ty).is_some()
+}
+
+/// Expands whole blocks, such as a row, to f32: `out.len()` is a multiple of the type's `block_elems`, and `bytes` are the
+/// blocks of that many elements.
+pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), Unsupported> {
+    let (block_elems, block_bytes) = (ty.block_elems(), ty.block_bytes());
+    assert_eq!(out.len() % block_elems, 0, "{ty}: {} elements are not whole blocks", out.len());
+    assert_eq!(bytes.len(), out.len() / block_elems * block_bytes, "{ty}: bytes do not match {} elements", out.len());
+    let expand = block_fn(ty).ok_or(Unsupported { ty })?;
+    for (block, out) in bytes.chunks_exact(block_bytes).zip(out.chunks_exact_mut(block_elems)) {
+        expand(block, out);
+    }
+    Ok(())
+}
+
+/// Expands one block; both slices have the lengths of the table above.
+type BlockFn = fn(&[u8], &mut [f32]);
+
+fn block_fn(ty: GgmlType) -> Option<BlockFn> {
+    Some(match ty {
+        GgmlType::F32 => float::f32,
+        GgmlType::F16 => float::f16,
+        GgmlType::BF16 => float::bf16,
+        GgmlType::Q4_0 => legacy::q4_0,
+        GgmlType::Q4_1 => legacy::q4_1,
+        GgmlType::Q5_0 => legacy::q5_0,
+        GgmlType::Q5_1 => legacy::q5_1,
+        GgmlType::Q8_0 => legacy::q8_0,
+        GgmlType::Q2_K => kquants::q2_k,
+        GgmlType::Q3_K => kquants::q3_k,
+        GgmlType::Q4_K => kquants::q4_k,
+        GgmlType::Q5_K => kquants::q5_k,
+        GgmlType::Q6_K => kquants::q6_k,
+        GgmlType::IQ4_NL => iq4::iq4_nl,
+        GgmlType::IQ4_XS => iq4::iq4_xs,
+        GgmlType::MXFP4 => mxfp4::mxfp4,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Random blocks with finite scales and their expansion by the `gguf` package, see the script beside the file.
+    const GOLDEN: &str = include_str!("../../../tests/golden/quants.txt");
+
+    fn hex(text: &str) -> Vec<u8> {
+        assert_eq!(text.len() % 2, 0);
+        (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).expect("hex digits")).collect()
+    }
+
+    #[test]
+    fn expansion_equals_the_reference_bit_for_bit() {
+        let mut seen = Vec::new();
+        for line in GOLDEN.lines().filter(|line| !line.starts_with('#')) {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let [name, elems, bytes_per_block, blocks, wanted] = fields[..] else { panic!("five fields: {line}") };
+            let ty = *GgmlType::ALL.iter().find(|ty| ty.name() == name).expect(name);
+            assert_eq!(
+                (ty.block_elems().to_string(), ty.block_bytes().to_string()),
+                (elems.into(), bytes_per_block.into()),
+                "{name}"
+            );
+            if blocks == "-" {
+                continue; // the table alone
+            }
+            seen.push(ty);
+            let (blocks, wanted) = (hex(blocks), hex(wanted));
+            let mut out = vec![f32::NAN; wanted.len() / 4];
+            dequantize_row(ty, &blocks, &mut out).expect(name);
+            for (i, (got, wanted)) in out.iter().zip(wanted.as_chunks::<4>().0).enumerate() {
+                let wanted = f32::from_le_bytes(*wanted);
+                assert_eq!(got.to_bits(), wanted.to_bits(), "{name} element {i}: {got} is not {wanted}");
+            }
+        }
+        let known: Vec<GgmlType> = GgmlType::ALL.iter().copied().filter(|&ty| can_dequantize(ty)).collect();
+        assert_eq!(seen, known, "each type that expands has a golden line, in the order of ids");
+    }
+
+    #[test]
+    fn ids_names_and_refusals() {
+        for &ty in GgmlType::ALL {
+            assert_eq!(GgmlType::from_id(ty.id()), Some(ty));
+        }
+        for id in [4, 5, 31, 32, 33, 36, 37, 38, 42, u32::MAX] {
+            assert_eq!(GgmlType::from_id(id), None, "{id}");
+        }
+        let refused = dequantize_row(GgmlType::IQ1_S, &[0; 50], &mut [0.0; 256]).expect_err("no expansion");
+        assert!(refused.to_string().contains("IQ1_S"));
+        assert_eq!(dequantize_row(GgmlType::Q4_K, &[], &mut []), Ok(()));
+    }
+}

@@ -1,0 +1,195 @@
+//! A model, its arena and a stream of tokens: what the command line, the server and a user of the library see.
+//! Everything is taken from the system in `Session::new`, by a plan that `Session::plan` shows beforehand; `prefill` and
+//! `step` allocate nothing (tests/no_alloc.rs arms an allocator to check it).
+
+use crate::error::{Error, Result};
+use crate::kernels::Kernels;
+use crate::kv::cache::{KvCache, KvParams, KvShape};
+use crate::kv::policy::Protection;
+use crate::mem::plan::Plan;
+use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
+use crate::model::forward::{Logits, Machine, Model, forward};
+use crate::model::scratch::{Scratch, ScratchShape};
+use crate::model::weights::Weights;
+use crate::units::Bytes;
+
+/// Memory of a process that has done nothing yet: its writable data, the heap's first pages, the main thread's stack,
+/// the argument parser. Measured on x86-64 and aarch64 (docs/architecture.md, "Memory"), rounded up.
+const PROCESS_BYTES: usize = 2 << 20;
+
+/// Tokens of a prefill batch where the user names none: enough to share the expansion of a weight tile among many.
+pub const DEFAULT_BATCH: usize = 64;
+
+#[derive(Clone, Debug)]
+pub struct SessionParams {
+    pub kv: KvParams,
+    /// Tokens of a prefill batch; made smaller where the trained context is very short.
+    pub n_batch: usize,
+    /// `None`: what CPU affinity and the cgroup's quota allow.
+    pub n_threads: Option<usize>,
+    /// `auto`, or the name of a set.
+    pub kernels: String,
+    /// Rows of logits that `prefill_all` may ask for at once.
+    pub n_logits: usize,
+    /// All private memory of the process, if limited.
+    pub memory_bytes: Option<u64>,
+    /// Lock the weights in memory.
+    pub mlock: bool,
+}
+
+/// What a session of these parameters would be.
+pub struct Layout {
+    pub kv: KvShape,
+    pub n_slot: usize,
+    pub protect: Protection,
+    pub kernels: Kernels,
+    pub n_threads: usize,
+    scratch: ScratchShape,
+}
+
+impl SessionParams {
+    /// Checks everything that can be checked before memory is taken.
+    pub fn layout(&self, model: &Model) -> Result<Layout> {
+        let c = &model.config;
+        let kernels = Kernels::choose(&self.kernels)?;
+        let n_threads = self.n_threads.unwrap_or_else(default_threads);
+        if n_threads == 0 || n_threads > 1024 {
+            return Err(Error::usage("--threads", format!("{n_threads} threads; give 1 to the number of cores")));
+        }
+        if self.n_batch == 0 || self.n_batch > 1 << 16 {
+            return Err(Error::usage("--batch", format!("a batch of {} tokens; give 1 to 65536", self.n_batch)));
+        }
+        // After renumbering an eighth of the context is free: a batch must fit into it.
+        let n_batch = self.n_batch.min(c.n_ctx / 8);
+        let kv = KvShape { n_layer: c.n_layer, n_head_kv: c.n_head_kv, head_dim: c.head_dim, n_batch, n_ctx: c.n_ctx };
+        let (n_slot, protect) = self.kv.fit(&kv)?;
+        let n_logits = self.n_logits.clamp(1, n_batch);
+        let scratch = ScratchShape { n_batch, n_slot, n_threads, n_logits, has_float: model.weights.has_float };
+        Ok(Layout { kv, n_slot, protect, kernels, n_threads, scratch })
+    }
+}
+
+impl Layout {
+    /// The regions of the session itself; callers add their own (tokenizer, sampler, prompt) before they check a limit.
+    pub fn plan(&self, model: &Model, plan: &mut Plan) {
+        plan.file("weights", model.file.file_bytes());
+        plan.private("process", PROCESS_BYTES);
+        plan.private("tensor index", model.file.tensors().len() * 256 + model.file.metadata().count() * 128);
+        plan.private("norms", Weights::norm_bytes(&model.config));
+        plan.private("threads", (self.n_threads - 1) * STACK_BYTES);
+        plan.private("kv arena", self.kv.arena_bytes(self.n_slot));
+        Scratch::plan(&model.config, &self.scratch, plan);
+        if model.weights.has_float {
+            plan.private("gemm workspace", self.n_threads * crate::kernels::GEMM_BYTES);
+        }
+    }
+}
+
+/// Refuses a plan that is larger than the user's `--memory`.
+pub fn check_memory(plan: &Plan, memory_bytes: Option<u64>) -> Result<()> {
+    match memory_bytes {
+        Some(limit) if plan.private_bytes() > limit => Err(Error::budget(
+            "--memory",
+            format!(
+                "the plan takes {} of private memory, {} is allowed; the largest parts are {}: give at least {} bytes, or lower --kv-budget, --batch or --threads",
+                Bytes(plan.private_bytes()), Bytes(limit), plan.largest(3), plan.private_bytes(),
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub struct Session {
+    model: Model,
+    machine: Machine,
+    cache: KvCache,
+    n_batch: usize,
+    n_logits: usize,
+    n_past: u64,
+}
+
+impl Session {
+    /// Takes all the memory there will be. `plan` has been checked by the caller.
+    pub fn new(model: Model, params: &SessionParams) -> Result<Session> {
+        let layout = params.layout(&model)?;
+        if params.mlock {
+            model.file.map().lock().map_err(|e| {
+                Error::usage("--mlock", format!("the system did not lock {} of weights ({e}); raise `ulimit -l` or leave the flag out", Bytes(model.file.file_bytes())))
+            })?;
+        }
+        let cache = KvCache::new(layout.kv, &params.kv)?;
+        let no_memory = |e: std::io::Error| Error::budget("--memory", format!("the system did not give what the plan asks for: {e}"));
+        let scratch = Scratch::new(&model.config, &layout.scratch).map_err(no_memory)?;
+        let mut pool = Pool::new(layout.n_threads).map_err(|e| Error::usage("--threads", format!("cannot start {} threads: {e}", layout.n_threads)))?;
+        if model.weights.has_float {
+            layout.kernels.warm_gemm(&mut pool);
+        }
+        let machine = Machine { kernels: layout.kernels, pool, scratch };
+        Ok(Session { model, machine, cache, n_batch: layout.kv.n_batch, n_logits: layout.scratch.n_logits, n_past: 0 })
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+    pub fn kernels(&self) -> Kernels {
+        self.machine.kernels
+    }
+    pub fn n_threads(&self) -> usize {
+        self.machine.pool.n_threads()
+    }
+    pub fn n_batch(&self) -> usize {
+        self.n_batch
+    }
+    /// Tokens taken in so far, whatever became of them.
+    pub fn n_past(&self) -> u64 {
+        self.n_past
+    }
+
+    /// Forgets the stream; the memory stays.
+    pub fn clear(&mut self) {
+        self.cache.clear();
+        self.n_past = 0;
+    }
+
+    /// Takes in a prompt, batch by batch, and returns the logits after its last token, `[n_vocab]`. `go_on` is told the
+    /// number of tokens done after each batch and may stop by returning false: then there are no logits.
+    pub fn prefill(&mut self, tokens: &[u32], mut go_on: impl FnMut(usize) -> bool) -> Result<Option<&[f32]>> {
+        if tokens.is_empty() {
+            return Err(Error::Stopped("the prompt is empty: 0 tokens to start from; give some text".into()));
+        }
+        let mut done = 0;
+        loop {
+            let n = self.n_batch.min(tokens.len() - done);
+            let wanted = if done + n == tokens.len() { Logits::Last } else { Logits::None };
+            forward(&self.model, &mut self.machine, &mut self.cache, &tokens[done..done + n], wanted)?;
+            done += n;
+            self.n_past += n as u64;
+            if !go_on(done) {
+                return Ok(None);
+            }
+            if done == tokens.len() {
+                return Ok(Some(&self.machine.scratch.logits[..self.model.config.n_vocab]));
+            }
+        }
+    }
+
+    /// One token in, the logits after it out, `[n_vocab]`.
+    pub fn step(&mut self, token: u32) -> Result<&[f32]> {
+        self.n_past += 1;
+        forward(&self.model, &mut self.machine, &mut self.cache, &[token], Logits::Last)
+    }
+
+    /// At most `n_logits` tokens in, the logits after each of them out, `[tokens.len()][n_vocab]`.
+    pub fn prefill_all(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        assert!(tokens.len() <= self.n_logits);
+        self.n_past += tokens.len() as u64;
+        forward(&self.model, &mut self.machine, &mut self.cache, tokens, Logits::All)
+    }
+
+    pub fn n_logits(&self) -> usize {
+        self.n_logits
+    }
+}

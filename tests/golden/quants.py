@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Writes quants.txt: random blocks of each tensor type and their expansion to f32 by the `gguf` package (pip install gguf).
+
+One line a type: name, elements per block, bytes per block, blocks in hex, f32 little-endian in hex. Scales are kept finite,
+of either sign, with zeros and subnormals among them. `-` where only the sizes of the table are compared.
+Run: python3 tests/golden/quants.py > tests/golden/quants.txt
+"""
+
+from importlib.metadata import version
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType as T
+from gguf.quants import dequantize
+
+# Where the f16 scales stand in a block.
+SCALES = {
+    T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0],
+    T.Q2_K: [80, 82], T.Q3_K: [108], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
+    T.IQ4_NL: [0], T.IQ4_XS: [0], T.MXFP4: [], T.F16: [0], T.F32: [], T.BF16: [],
+}
+rng = np.random.default_rng(20240607)
+
+
+def finite_f16(n):
+    """Any finite f16, by bits."""
+    bits = rng.integers(0, 1 << 16, n, dtype=np.uint16)
+    return np.where((bits & 0x7C00) == 0x7C00, bits & 0xBFFF, bits).astype(np.uint16)
+
+
+def blocks_of(ty, n):
+    elems, size = GGML_QUANT_SIZES[ty]
+    if ty in (T.F32, T.BF16):
+        values = np.concatenate([[0.0, -0.0, 1.0, -1.5, 1e-40, -3e38], rng.standard_normal(n - 6)]).astype(np.float32)
+        if ty == T.F32:
+            return values.view(np.uint8).reshape(n, 4)
+        return np.ascontiguousarray(values.view(np.uint8).reshape(n, 4)[:, 2:])
+    blocks = rng.integers(0, 256, (n, size), dtype=np.uint8)
+    for at in SCALES[ty]:
+        blocks[:, at : at + 2] = finite_f16(n).view(np.uint8).reshape(n, 2)
+    if ty == T.MXFP4:
+        blocks[:, 0] = [0, 1, 2, 130][:n]  # exponents: both subnormal scales, the least normal one, an ordinary one
+    return blocks
+
+
+print(f"# made by quants.py with gguf {version('gguf')}, numpy {np.__version__}")
+for ty in T:
+    elems, size = GGML_QUANT_SIZES[ty]
+    if ty == T.Q8_1:
+        continue  # the package says 40 bytes, from before ggml stored its two scales as f16; no file holds it
+    if ty not in SCALES:
+        print(ty.name, elems, size, "-", "-")
+        continue
+    blocks = blocks_of(ty, {1: 32, 32: 4, 256: 2}[elems])
+    with np.errstate(all="ignore"):
+        values = dequantize(blocks.reshape(-1), ty) if ty != T.F32 else blocks.reshape(-1).view(np.float32)
+    values = np.asarray(values, dtype=np.float32).reshape(-1)
+    assert values.size == blocks.shape[0] * elems and np.isfinite(values).all(), ty
+    print(ty.name, elems, size, blocks.tobytes().hex(), values.astype("<f4").tobytes().hex())
