@@ -1,0 +1,74 @@
+# lowkey: the tasks of the project. `make` alone lists them.
+#
+# It owns the order of the steps and the processors that the ARM tests run on; how to cross-compile is in
+# cross/, where a model comes from in models/. Nothing here installs a package: cross/setup-debian does.
+
+CARGO     ?= cargo
+MODEL     ?= smollm2-135m-instruct
+ARM       := aarch64-unknown-linux-gnu
+ARM_CARGO := cross/arm-cargo
+ARM_BIN   := target-arm/$(ARM)/release/lowkey
+STRIP     ?= $(if $(filter aarch64,$(shell uname -m)),strip,aarch64-linux-gnu-strip)
+# The tests under qemu: one build, every processor; documentation tests run natively only.
+ARM_TESTS := --locked --profile arm-test --lib --bins --tests
+# A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run.
+CPUS      := cortex-a53=neon cortex-a72=neon cortex-a76=dotprod max=dotprod
+IMAGE     ?= localhost/lowkey-cross:1
+CROSS     ?= cross
+CONTAINER ?= $(if $(shell command -v podman),podman,docker)
+
+.PHONY: help build model demo test test-native test-arm lint size cross-image cross-build cross-test clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+build: ## the release binary for this machine: target/release/lowkey
+	$(CARGO) build --release --locked
+
+model: ## fetch the demonstration model into models/ (98 MB; once)
+	models/fetch $(MODEL)
+
+demo: model build ## complete a long text in a fixed 4 MiB of keys and values
+	target/release/lowkey run -m $(MODEL) -f models/demo-prompt.txt --kv-budget 4MiB -n 160 --temp 0
+
+test: test-native test-arm ## all tests, here and for ARM under qemu
+
+test-native: model ## all tests on this machine
+	$(CARGO) test --locked
+
+# An ARM machine tests itself in test-native; under qemu there are only the other processors to try.
+test-arm: model ## all tests for ARM (static), as Raspberry Pi 3, 4, 5 and newer, under qemu
+	@$(ARM_CARGO) --check
+	$(ARM_CARGO) test $(ARM_TESTS) --no-run
+	@set -e; for pair in $(CPUS); do \
+		cpu=$${pair%=*}; kernels=$${pair#*=}; \
+		echo "== ARM tests as $$cpu, expecting kernels $$kernels"; \
+		QEMU_CPU=$$cpu LOWKEY_EXPECT_KERNELS=$$kernels $(ARM_CARGO) test $(ARM_TESTS); \
+	done
+
+lint: ## formatting and clippy; a warning is an error
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+
+size: ## the release binary for ARM (static, link-time optimised) and its size
+	@$(ARM_CARGO) --check
+	$(ARM_CARGO) build --release --locked
+	@cp $(ARM_BIN) $(ARM_BIN).stripped && $(STRIP) $(ARM_BIN).stripped
+	@if readelf -lW $(ARM_BIN) | grep -q INTERP; then echo "$(ARM_BIN): is not static" >&2; exit 1; fi
+	@stat -c '%n: %s bytes' $(ARM_BIN) $(ARM_BIN).stripped
+
+cross-image: ## the container image for `cross`, with Docker or podman
+	$(CONTAINER) build -t $(IMAGE) -f cross/Dockerfile cross
+
+cross-build: ## the ARM release binary by `cross` (needs cross-image)
+	CARGO_TARGET_DIR=target-cross $(CROSS) build --release --locked --target $(ARM)
+
+cross-test: model ## the tests for ARM by `cross`, as each processor (needs cross-image)
+	@set -e; for pair in $(CPUS); do \
+		cpu=$${pair%=*}; kernels=$${pair#*=}; \
+		echo "== cross: tests as $$cpu, expecting kernels $$kernels"; \
+		QEMU_CPU=$$cpu LOWKEY_EXPECT_KERNELS=$$kernels CARGO_TARGET_DIR=target-cross $(CROSS) test $(ARM_TESTS) --target $(ARM); \
+	done
+
+clean: ## remove what was built (models stay)
+	rm -rf target target-arm target-cross
