@@ -335,7 +335,7 @@ impl Kernels {
     pub fn warm_gemm(&self, pool: &mut Pool) {
         let n_threads = pool.n_threads();
         let arrived = std::sync::atomic::AtomicUsize::new(0);
-        // As many tasks as threads, each waiting for the others: every thread gets one.
+        // As many tasks as threads, none done before all have begun: every thread gets one.
         pool.run(n_threads, &|_, _| {
             float::warm();
             arrived.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
