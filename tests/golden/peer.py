@@ -49,14 +49,25 @@ class Peer:
         self.context = self.model = None
 
     def tokenize(self, text, parse_special=True):
-        """Token ids of a str, no token added."""
-        data = text.encode()
+        """Token ids of a str or of bytes, no token added."""
+        data = text.encode() if isinstance(text, str) else text
         room = len(data) + 8
         ids = (llama_cpp.llama_token * room)()
         n = llama_cpp.llama_tokenize(self.vocab, data, len(data), ids, room, False, parse_special)
         if n < 0:
             raise ValueError(f"llama.cpp needs room for {-n} tokens")
         return list(ids[:n])
+
+    def detokenize(self, ids):
+        """The bytes of the tokens, special ones spelled out."""
+        out = b""
+        piece = ctypes.create_string_buffer(512)
+        for token in ids:
+            n = llama_cpp.llama_token_to_piece(self.vocab, int(token), piece, len(piece), 0, True)
+            if n < 0:
+                raise ValueError(f"token {token} needs {-n} bytes")
+            out += piece.raw[:n]
+        return out
 
     def logits(self, ids):
         """Logits [n, n_vocab] after each token of one window that starts at position 0."""
