@@ -252,6 +252,33 @@ fn the_demo_model_gives_the_ids_of_llama_cpp() {
     }
 }
 
+/// Files that `tests/golden/make.py tokens` wrote from llama.cpp: 278 awkward strings, each with special tokens parsed and not,
+/// and two long texts (their count of tokens and the first of them; that the rest is right shows in the text coming back).
+#[test]
+fn the_demo_model_gives_the_golden_ids() {
+    let tokenizer = Tokenizer::from_gguf(&demo_file()).unwrap();
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).expect(path);
+    let golden: serde_json::Value = serde_json::from_str(&read("golden/tokens.json")).unwrap();
+    let strings: Vec<String> = serde_json::from_str(&read("data/nasty.json")).unwrap();
+    let ids_of = |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).expect("ids") };
+    for (key, parse_special) in [("parse_special", true), ("no_special", false)] {
+        let lists = golden[key].as_array().expect(key);
+        assert_eq!(lists.len(), strings.len());
+        for (text, want) in strings.iter().zip(lists) {
+            assert_eq!(tokenizer.encode(text, parse_special, false).unwrap(), ids_of(want), "{text:?}, {key}");
+        }
+    }
+    for (name, want) in golden["texts"].as_object().expect("texts") {
+        let text = read(&format!("data/{name}.txt"));
+        let ids = tokenizer.encode(&text, true, false).unwrap();
+        assert_eq!(Some(ids.len() as u64), want["count"].as_u64(), "{name}");
+        let first = ids_of(&want["first"]);
+        assert_eq!(ids[..first.len()], first, "{name}");
+        assert_eq!(tokenizer.decode(&ids), text, "{name}");
+    }
+}
+
 #[test]
 fn streamed_tokens_are_the_text() {
     let tokenizer = Tokenizer::from_gguf(&demo_file()).unwrap();
