@@ -110,6 +110,11 @@ impl PreTokenizer {
         Some(PreTokenizer { rule, kinds: KindTable::new() })
     }
 
+    /// The name most models use for each rule.
+    pub fn known() -> String {
+        RULES.iter().map(|rule| rule.names[0]).collect::<Vec<_>>().join(", ")
+    }
+
     pub fn ignore_merges(&self) -> bool {
         self.rule.ignore_merges
     }
@@ -258,10 +263,10 @@ struct KindTable {
 impl KindTable {
     fn new() -> Self {
         let mut ranges = Vec::with_capacity(2048);
-        for (class, kind) in
-            [(r"\p{L}", Kind::Letter), (r"\p{N}", Kind::Number), (r"\p{M}", Kind::Mark), (r"\p{P}", Kind::Punctuation)]
-        {
-            let parsed = regex_syntax::parse(class).expect("general categories are compiled in");
+        for (category, kind) in [('L', Kind::Letter), ('N', Kind::Number), ('M', Kind::Mark), ('P', Kind::Punctuation)] {
+            // Characters that Unicode assigned after 15.1 have no kind in llama.cpp either: the ids stay the same.
+            let class = format!(r"[\p{{{category}}}&&\p{{Age=15.1}}]");
+            let parsed = regex_syntax::parse(&class).expect("general categories are compiled in");
             let HirKind::Class(Class::Unicode(class)) = parsed.into_kind() else {
                 unreachable!("a category is a class of characters")
             };
