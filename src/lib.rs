@@ -6,7 +6,10 @@
 
 pub mod error;
 pub mod gguf;
+pub mod kernels;
+pub mod kv;
 pub mod mem;
+pub mod model;
 pub mod units;
 
 pub use error::{Error, Result};

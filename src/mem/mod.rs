@@ -1,5 +1,8 @@
-//! Memory that the engine owns or borrows: the read-only map of the model file.
-//!
-//! The only room, with the kernels, where `unsafe` is at home; each block says which local fact makes it sound.
+//! Memory and threads: what the rest of the crate stands on. With `gguf::quant`'s byte casts and the SIMD kernels,
+//! the only rooms that may be `unsafe`.
+#![allow(unsafe_code)]
 
+pub mod arena;
 pub mod map;
+pub mod plan;
+pub mod pool;

@@ -1,0 +1,108 @@
+//! Float weight matrices. A few tokens go through dot products in the fixed order of `portable.rs`; a batch goes to
+//! the crate `gemm`, whose order of summation is its own: equal to the scalar set within f32 rounding, not bit for bit.
+
+use super::portable::{LoadF16, add_lanes};
+use super::{MatmulTask, TILE_ROWS};
+use crate::gguf::quant::GgmlType;
+
+/// From this many tokens on a batch is worth a matrix product.
+pub const GEMM_FROM: usize = 8;
+
+/// Row by row, token by token.
+///
+/// # Safety
+/// The task's elements of `out` belong to the caller; the CPU features that `F` needs.
+#[inline(always)]
+pub unsafe fn rows<F: LoadF16>(task: &mut MatmulTask) {
+    let acts = task.acts;
+    let (whole, rest) = (acts.n_cols / 8, acts.n_cols % 8);
+    let half = task.w.ty == GgmlType::F16;
+    let elem_bytes = if half { 2 } else { 4 };
+    for row in task.rows.clone() {
+        let w = task.w.row(row);
+        for t in 0..acts.n_tok {
+            let x = &acts.x[t * acts.n_cols..][..acts.n_cols];
+            let mut lanes = [0f32; 8];
+            for i in 0..whole {
+                // SAFETY: eight elements of this row start here.
+                let w8 = unsafe { load8::<F>(half, w.as_ptr().add(i * 8 * elem_bytes)) };
+                for l in 0..8 {
+                    lanes[l] = w8[l].mul_add(x[i * 8 + l], lanes[l]);
+                }
+            }
+            for l in 0..rest {
+                let w = element(half, w, whole * 8 + l);
+                lanes[l] = w.mul_add(x[whole * 8 + l], lanes[l]);
+            }
+            // SAFETY: the caller's element.
+            unsafe { task.out.store(t, row, add_lanes(lanes)) };
+        }
+    }
+}
+
+/// Expands `TILE_ROWS` rows at a time and multiplies them with the whole batch.
+///
+/// # Safety
+/// As `rows`.
+#[inline(always)]
+pub unsafe fn batch<F: LoadF16>(task: &mut MatmulTask) {
+    let (acts, n_cols) = (task.acts, task.acts.n_cols);
+    if acts.n_tok < GEMM_FROM {
+        // SAFETY: passed on.
+        return unsafe { rows::<F>(task) };
+    }
+    let half = task.w.ty == GgmlType::F16;
+    let elem_bytes = if half { 2 } else { 4 };
+    // SAFETY: f32 has no invalid bits; `align_to_mut` gives only what is aligned.
+    let (_, tile, _) = unsafe { task.tile.align_to_mut::<f32>() };
+    assert!(tile.len() >= TILE_ROWS * n_cols, "tile scratch planned without float matrices");
+    let mut first = task.rows.start;
+    while first < task.rows.end {
+        let n = TILE_ROWS.min(task.rows.end - first);
+        for r in 0..n {
+            let w = task.w.row(first + r);
+            let expanded = &mut tile[r * n_cols..][..n_cols];
+            for (i, eight) in expanded.chunks_mut(8).enumerate() {
+                if eight.len() == 8 {
+                    // SAFETY: eight elements of this row start here.
+                    eight.copy_from_slice(&unsafe { load8::<F>(half, w.as_ptr().add(i * 8 * elem_bytes)) });
+                } else {
+                    for (l, out) in eight.iter_mut().enumerate() {
+                        *out = element(half, w, i * 8 + l);
+                    }
+                }
+            }
+        }
+        // SAFETY: out is [n_tok][stride] from column `first`, tile [n][n_cols], x [n_tok][n_cols]: all within their
+        // buffers (checked by `Kernels::matmul` and above); the elements of `out` are the caller's.
+        unsafe {
+            gemm::gemm(
+                acts.n_tok, n, n_cols, task.out.at(0, first), 1, task.out.stride as isize, false,
+                acts.x.as_ptr(), 1, n_cols as isize, tile.as_ptr(), n_cols as isize, 1,
+                0.0, 1.0, false, false, false, gemm::Parallelism::None,
+            );
+        }
+        first += n;
+    }
+}
+
+/// # Safety
+/// Eight elements at `p`; the CPU features that `F` needs.
+#[inline(always)]
+unsafe fn load8<F: LoadF16>(half: bool, p: *const u8) -> [f32; 8] {
+    if half {
+        // SAFETY: 16 bytes by the caller's promise.
+        unsafe { F::load8(p) }
+    } else {
+        // SAFETY: 32 bytes by the caller's promise.
+        unsafe { p.cast::<[f32; 8]>().read_unaligned() }
+    }
+}
+
+fn element(half: bool, w: &[u8], i: usize) -> f32 {
+    if half {
+        half::f16::from_le_bytes([w[2 * i], w[2 * i + 1]]).to_f32()
+    } else {
+        f32::from_le_bytes([w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]])
+    }
+}

@@ -1,0 +1,381 @@
+//! The kernels: what a token's arithmetic is made of, in sets that are chosen at run time.
+//!
+//! A `Kernels` value is the proof that this CPU has the features of its set: only detection builds one, so calling
+//! through it is safe. `portable.rs` and `scalar.rs` are the specification; every other set gives the same bits,
+//! because integer block sums are exact and every f32 sum has one order that all sets keep (see `portable.rs`).
+//! The one exception is a float weight matrix against a batch, which goes to the crate `gemm` (`float.rs`).
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod dotprod;
+mod float;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[macro_use]
+pub mod portable;
+pub mod scalar;
+#[cfg(test)]
+mod suite;
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::gguf::quant::GgmlType;
+use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::pool::{Pool, SharedMut};
+
+/// Elements that share one scale, in weights and in activations.
+pub const BLOCK: usize = 32;
+/// Rows of weights that a task takes at least; row ranges of tasks start at multiples of it.
+pub const TILE_ROWS: usize = 16;
+/// Cache entries that are attended to in one go; partial results of chunks are merged in order, so the result does
+/// not depend on the number of threads. A multiple of 8.
+pub const CHUNK: usize = 128;
+/// Query heads that share one pass over the keys.
+pub const MAX_QUERIES: usize = 4;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetName {
+    Scalar,
+    Neon,
+    Dotprod,
+    Avx2,
+}
+
+impl SetName {
+    pub const ALL: [SetName; 4] = [SetName::Scalar, SetName::Neon, SetName::Dotprod, SetName::Avx2];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            SetName::Scalar => "scalar",
+            SetName::Neon => "neon",
+            SetName::Dotprod => "dotprod",
+            SetName::Avx2 => "avx2",
+        }
+    }
+}
+
+/// A weight matrix as it lies in the file: `n_rows` rows of `n_cols` elements (GGUF's ne1 and ne0), row after row.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    pub ty: GgmlType,
+    pub n_rows: usize,
+    pub n_cols: usize,
+    pub data: &'a [u8],
+}
+
+impl<'a> Matrix<'a> {
+    pub fn row_bytes(&self) -> usize {
+        self.n_cols / self.ty.block_elems() * self.ty.block_bytes()
+    }
+
+    pub fn row(&self, row: usize) -> &'a [u8] {
+        &self.data[row * self.row_bytes()..][..self.row_bytes()]
+    }
+}
+
+/// The activations of a batch, `[n_tok][n_cols]`, quantised once and read by every matrix that takes them.
+/// Block `b` of token `t` stands for `d * q`, with `sum` the sum of its 32 `q` and `s = d * sum`.
+#[derive(Clone, Copy)]
+pub struct Acts<'a> {
+    pub n_tok: usize,
+    pub n_cols: usize,
+    /// Unquantised, for float weights.
+    pub x: &'a [f32],
+    pub q: &'a [i8],
+    pub d: &'a [f32],
+    pub s: &'a [f32],
+    pub sum: &'a [i32],
+}
+
+/// Room for the activations of a batch.
+pub struct ActBuf {
+    q: Buf<i8>,
+    d: Buf<f32>,
+    s: Buf<f32>,
+    sum: Buf<i32>,
+}
+
+impl ActBuf {
+    pub fn bytes(n_tok: usize, max_cols: usize) -> usize {
+        let blocks = n_tok * max_cols / BLOCK;
+        region_bytes::<i8>(n_tok * max_cols) + 2 * region_bytes::<f32>(blocks) + region_bytes::<i32>(blocks)
+    }
+
+    pub fn carve(arena: &mut Arena, n_tok: usize, max_cols: usize) -> Self {
+        let blocks = n_tok * max_cols / BLOCK;
+        ActBuf { q: arena.carve(n_tok * max_cols), d: arena.carve(blocks), s: arena.carve(blocks), sum: arena.carve(blocks) }
+    }
+}
+
+/// Where a matrix product goes: element (token, row) at `token * stride + row`.
+#[derive(Clone, Copy)]
+pub struct Out {
+    ptr: *mut f32,
+    stride: usize,
+}
+
+impl Out {
+    /// # Safety
+    /// The caller owns element (`token`, `row`): it is inside the buffer and no other thread touches it.
+    #[inline(always)]
+    pub unsafe fn store(&self, token: usize, row: usize, value: f32) {
+        // SAFETY: by the caller's promise.
+        unsafe { *self.ptr.add(token * self.stride + row) = value }
+    }
+
+    /// Pointer to element (`token`, `row`), for a store of several rows at once.
+    ///
+    /// # Safety
+    /// As `store`.
+    #[inline(always)]
+    pub unsafe fn at(&self, token: usize, row: usize) -> *mut f32 {
+        // SAFETY: by the caller's promise.
+        unsafe { self.ptr.add(token * self.stride + row) }
+    }
+}
+
+/// One task of a matrix product: `out[t][r] = Σ_c w[r][c] * acts[t][c]` for `r` in `rows`.
+pub struct MatmulTask<'a> {
+    pub w: Matrix<'a>,
+    pub rows: Range<usize>,
+    pub acts: Acts<'a>,
+    pub out: Out,
+    /// Room for `TILE_ROWS` expanded rows, 64-byte aligned, contents undefined: see `tile_bytes`.
+    pub tile: &'a mut [u8],
+}
+
+/// Bytes of scratch for each thread: 16 rows of int8 with an f32 scale and minimum for each 32, or of f32 where a model has float matrices.
+pub fn tile_bytes(max_cols: usize, has_float: bool) -> usize {
+    let quantised = TILE_ROWS * (max_cols + 2 * max_cols / BLOCK * size_of::<f32>());
+    let float = if has_float { TILE_ROWS * max_cols * size_of::<f32>() } else { 0 };
+    quantised.max(float) + 1024
+}
+
+/// One matrix of a product that shares its activations with others.
+pub struct Product<'a> {
+    pub w: Matrix<'a>,
+    /// `[n_tok][w.n_rows]`
+    pub out: &'a mut [f32],
+}
+
+/// Rows of a cache, numbered in units of rows from the start of its buffer.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    /// `first`, `first + 1`, …
+    Dense { first: usize },
+    Table(&'a [u32]),
+}
+
+impl Rows<'_> {
+    #[inline(always)]
+    pub fn get(&self, j: usize) -> usize {
+        match self {
+            Rows::Dense { first } => first + j,
+            Rows::Table(table) => table[j] as usize,
+        }
+    }
+}
+
+/// Attention of `n_q` query heads over at most `CHUNK` entries of the KV head they share.
+pub struct Attend<'a> {
+    /// `[n_q][head_dim]`, already multiplied by 1/sqrt(head_dim).
+    pub q: &'a [f32],
+    pub head_dim: usize,
+    /// f16 rows of `head_dim` elements.
+    pub keys: &'a [u8],
+    pub values: &'a [u8],
+    pub rows: Rows<'a>,
+    pub n_rows: usize,
+}
+
+/// What a chunk leaves: for each query its highest score, the sum of exp(score - highest), and the values so weighted.
+pub struct Partial<'a> {
+    pub max: &'a mut [f32],
+    pub sum: &'a mut [f32],
+    /// `[n_q][head_dim]`
+    pub acc: &'a mut [f32],
+}
+
+/// Order in which a head's elements are turned in pairs by RoPE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeOrder {
+    /// Pairs (2i, 2i+1): GGUF's `llama`, whose converter permutes the rows of Q and K.
+    Norm,
+    /// Pairs (i, i + n/2): GPT-NeoX and most others.
+    Neox,
+}
+
+/// The functions of one set. All `unsafe`: they need the CPU features of their set.
+pub(crate) struct Table {
+    pub matmul: unsafe fn(&mut MatmulTask),
+    pub quantize: unsafe fn(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]),
+    pub rms_norm: unsafe fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
+    pub add: unsafe fn(x: &mut [f32], y: &[f32]),
+    pub silu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
+    pub l2_norm: unsafe fn(x: &[f32]) -> f32,
+    pub attend: unsafe fn(&Attend, &mut Partial),
+}
+
+/// A set of kernels that this CPU can run.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    name: SetName,
+    table: &'static Table,
+}
+
+impl Kernels {
+    /// Every set that this CPU can run, slowest first.
+    pub fn available() -> impl Iterator<Item = Kernels> {
+        SetName::ALL.into_iter().filter_map(Kernels::detect)
+    }
+
+    fn detect(name: SetName) -> Option<Kernels> {
+        let table = match name {
+            SetName::Scalar => &scalar::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            SetName::Neon if std::arch::is_aarch64_feature_detected!("neon") => &neon::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            SetName::Dotprod if std::arch::is_aarch64_feature_detected!("dotprod") => &dotprod::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            SetName::Avx2
+                if std::arch::is_x86_feature_detected!("avx2")
+                    && std::arch::is_x86_feature_detected!("fma")
+                    && std::arch::is_x86_feature_detected!("f16c") =>
+            {
+                &avx2::TABLE
+            }
+            _ => return None,
+        };
+        Some(Kernels { name, table })
+    }
+
+    /// The set named by `--kernels`: `auto` is the fastest that this CPU can run.
+    pub fn choose(wanted: &str) -> Result<Kernels> {
+        let names = || Kernels::available().map(|k| k.name.name()).collect::<Vec<_>>().join(", ");
+        if wanted == "auto" {
+            return Ok(Kernels::available().last().expect("scalar always runs"));
+        }
+        let Some(name) = SetName::ALL.into_iter().find(|n| n.name() == wanted) else {
+            return Err(Error::usage("--kernels", format!("'{wanted}' is not a kernel set; this CPU runs auto, {}", names())));
+        };
+        Kernels::detect(name)
+            .ok_or_else(|| Error::usage("--kernels", format!("this CPU cannot run '{wanted}'; it runs auto, {}", names())))
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.name.name()
+    }
+
+    pub fn set(&self) -> SetName {
+        self.name
+    }
+
+    /// Whether matrices of this type can be multiplied.
+    pub fn supports(ty: GgmlType) -> bool {
+        matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q8_0)
+    }
+
+    /// Quantises `x` = `[n_tok][n_cols]` into `buf`, one token a task.
+    pub fn quantize<'a>(&self, pool: &mut Pool, x: &'a [f32], n_cols: usize, buf: &'a mut ActBuf) -> Acts<'a> {
+        assert!(n_cols % BLOCK == 0 && x.len() % n_cols == 0);
+        let (n_tok, blocks) = (x.len() / n_cols, n_cols / BLOCK);
+        let (q, d, s, sum) = (
+            SharedMut::new(&mut buf.q[..x.len()]),
+            SharedMut::new(&mut buf.d[..n_tok * blocks]),
+            SharedMut::new(&mut buf.s[..n_tok * blocks]),
+            SharedMut::new(&mut buf.sum[..n_tok * blocks]),
+        );
+        let one = |t: usize| {
+            let at = t * blocks;
+            // SAFETY: each token's ranges are its own; the set's features were detected.
+            unsafe {
+                let (d, s, sum) = (d.range(at, blocks), s.range(at, blocks), sum.range(at, blocks));
+                (self.table.quantize)(&x[t * n_cols..][..n_cols], q.range(t * n_cols, n_cols), d, s, sum);
+            }
+        };
+        pool.run(n_tok, &|_, t| one(t));
+        Acts { n_tok, n_cols, x, q: &buf.q[..x.len()], d: &buf.d[..n_tok * blocks], s: &buf.s[..n_tok * blocks], sum: &buf.sum[..n_tok * blocks] }
+    }
+
+    /// Every product of `products` with the same activations, split over the pool by rows.
+    pub fn matmul(&self, pool: &mut Pool, tiles: &mut [Buf<u8>], acts: Acts, products: &mut [Product]) {
+        const MAX_PRODUCTS: usize = 3;
+        let n_threads = pool.n_threads();
+        let total_rows: usize = products.iter().map(|p| p.w.n_rows).sum();
+        // Enough tasks to even out noisy cores, each large enough to be worth handing over.
+        let rows_per_task = (total_rows / (n_threads * 8)).next_multiple_of(TILE_ROWS).clamp(TILE_ROWS, 1024);
+        let mut first_task = [0; MAX_PRODUCTS + 1];
+        let mut outs = [Out { ptr: std::ptr::null_mut(), stride: 0 }; MAX_PRODUCTS];
+        for (i, p) in products.iter_mut().enumerate() {
+            assert!(p.w.n_cols == acts.n_cols && p.out.len() >= acts.n_tok * p.w.n_rows && p.w.data.len() >= p.w.n_rows * p.w.row_bytes());
+            first_task[i + 1] = first_task[i] + p.w.n_rows.div_ceil(rows_per_task);
+            outs[i] = Out { ptr: p.out.as_mut_ptr(), stride: p.w.n_rows };
+        }
+        let n_products = products.len();
+        let (products, outs) = (SharedRef(&*products), SharedRef(&outs));
+        let n_tasks = first_task[n_products];
+        pool.run_with(tiles, n_tasks, |tile: &mut Buf<u8>, task| {
+            let i = (0..n_products).rfind(|&i| first_task[i] <= task && task < first_task[i + 1]).expect("a task of some product");
+            let w = products.get()[i].w;
+            let start = (task - first_task[i]) * rows_per_task;
+            let rows = start..(start + rows_per_task).min(w.n_rows);
+            // SAFETY: the features were detected; the rows of a task are its own, so are their elements of `out`,
+            // whose length was checked above.
+            unsafe { (self.table.matmul)(&mut MatmulTask { w, rows, acts, out: outs.get()[i], tile }) };
+        });
+    }
+
+    /// `out = x / rms(x) * weight` for each row of `weight.len()` elements.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(x.len() == out.len() && x.len() % weight.len() == 0);
+        for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+            // SAFETY: the set's features were detected.
+            unsafe { (self.table.rms_norm)(x, weight, eps, out) };
+        }
+    }
+
+    /// `x += y`
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table.add)(x, y) };
+    }
+
+    /// `gate = silu(gate) * up`
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table.silu_mul)(gate, up) };
+    }
+
+    pub fn l2_norm(&self, x: &[f32]) -> f32 {
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table.l2_norm)(x) }
+    }
+
+    pub fn attend(&self, a: &Attend, out: &mut Partial) {
+        let n_q = a.q.len() / a.head_dim;
+        assert!(a.head_dim % 8 == 0 && a.n_rows <= CHUNK && a.n_rows > 0);
+        assert!(out.max.len() == n_q && out.sum.len() == n_q && out.acc.len() == a.q.len());
+        let n_stored = a.keys.len().min(a.values.len()) / (a.head_dim * 2);
+        match a.rows {
+            Rows::Dense { first } => assert!(first + a.n_rows <= n_stored),
+            Rows::Table(table) => assert!(table[..a.n_rows].iter().all(|&r| (r as usize) < n_stored)),
+        }
+        // SAFETY: the set's features were detected; rows are inside the buffers by the assertions above.
+        unsafe { (self.table.attend)(a, out) };
+    }
+}
+
+/// Lets tasks on other threads read a value that holds raw pointers or `&mut`, which they do not follow at once.
+struct SharedRef<'a, T: ?Sized>(&'a T);
+// SAFETY: tasks read plain fields (shapes, pointers); what the pointers point at is split by rows.
+unsafe impl<T: ?Sized> Sync for SharedRef<'_, T> {}
+impl<T: ?Sized> SharedRef<'_, T> {
+    fn get(&self) -> &T {
+        self.0
+    }
+}

@@ -1,0 +1,223 @@
+//! One suite for every set: each that this CPU can run against the scalar one, bit for bit, at the sizes where tiles
+//! begin and end, with outputs pre-filled with NaN so that a result nobody wrote cannot pass.
+
+use super::*;
+use crate::gguf::quant::GgmlType;
+
+pub const QUANTISED: [GgmlType; 3] = [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q8_0];
+
+/// Random bytes with finite f16 scales of either sign, and the extreme integers now and then.
+pub fn random_matrix(ty: GgmlType, n_rows: usize, n_cols: usize, seed: u64) -> Vec<u8> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let f16 = |rng: &mut fastrand::Rng| half::f16::from_f32((rng.f32() - 0.5) * 0.1).to_le_bytes();
+    let mut bytes = Vec::new();
+    for _ in 0..n_rows * n_cols / ty.block_elems() {
+        let start = bytes.len();
+        match ty {
+            GgmlType::F32 => bytes.extend((rng.f32() - 0.5).to_le_bytes()),
+            GgmlType::F16 => bytes.extend(f16(&mut rng)),
+            _ => {
+                let extreme = rng.u8(..8);
+                bytes.extend((0..ty.block_bytes()).map(|_| match extreme {
+                    0 => 0x80,
+                    1 => 0xff,
+                    2 => 0x7f,
+                    _ => rng.u8(..),
+                }));
+                let scales = if ty == GgmlType::Q4_1 { 2 } else { 1 };
+                for i in 0..scales {
+                    bytes[start + 2 * i..start + 2 * i + 2].copy_from_slice(&f16(&mut rng));
+                }
+            }
+        }
+    }
+    bytes
+}
+
+pub fn random_x(n: usize, seed: u64) -> Vec<f32> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut x: Vec<f32> = (0..n).map(|_| (rng.f32() - 0.5) * 4.0).collect();
+    // Blocks of zeros, and blocks at the limits of int8.
+    for block in x.chunks_mut(BLOCK) {
+        match rng.u8(..8) {
+            0 => block.fill(0.0),
+            1 => block.fill(1.0),
+            2 => block.fill(-1.0),
+            _ => {}
+        }
+    }
+    x
+}
+
+pub struct Bench {
+    pool: Pool,
+    tiles: Vec<Buf<u8>>,
+    acts: ActBuf,
+}
+
+impl Bench {
+    pub fn new(n_tok: usize, n_cols: usize) -> Self {
+        let tile = tile_bytes(n_cols, true);
+        let mut arena = Arena::new(2 * region_bytes::<u8>(tile) + ActBuf::bytes(n_tok, n_cols)).unwrap();
+        Bench { pool: Pool::new(2).unwrap(), tiles: vec![arena.carve(tile), arena.carve(tile)], acts: ActBuf::carve(&mut arena, n_tok, n_cols) }
+    }
+
+    pub fn matmul(&mut self, kernels: Kernels, ty: GgmlType, w: &[u8], n_cols: usize, x: &[f32]) -> Vec<f32> {
+        let n_rows = w.len() / ty.block_bytes() * ty.block_elems() / n_cols;
+        let n_tok = x.len() / n_cols;
+        let mut out = vec![f32::NAN; n_tok * n_rows];
+        for tile in &mut self.tiles {
+            tile.fill(0xff);
+        }
+        let acts = kernels.quantize(&mut self.pool, x, n_cols, &mut self.acts);
+        let w = Matrix { ty, n_rows, n_cols, data: w };
+        kernels.matmul(&mut self.pool, &mut self.tiles, acts, &mut [Product { w, out: &mut out }]);
+        out
+    }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn quantised_products_equal_the_scalar_set_bit_for_bit() {
+    let scalar = Kernels::choose("scalar").unwrap();
+    for kernels in Kernels::available() {
+        for ty in QUANTISED {
+            for n_cols in [32, 64, 96, 576, 1536] {
+                for n_rows in [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48] {
+                    for n_tok in [1, 2, 3, 4, 5, 7, 8, 9, 16, 17] {
+                        if n_cols > 96 && n_rows > 17 && n_tok > 4 {
+                            continue;
+                        }
+                        let w = random_matrix(ty, n_rows, n_cols, (n_rows * 1000 + n_cols) as u64);
+                        let x = random_x(n_tok * n_cols, n_tok as u64);
+                        let mut bench = Bench::new(n_tok, n_cols);
+                        let want = bench.matmul(scalar, ty, &w, n_cols, &x);
+                        let got = bench.matmul(kernels, ty, &w, n_cols, &x);
+                        assert!(want.iter().all(|v| v.is_finite()));
+                        assert_eq!(bits(&got), bits(&want), "{} {ty:?} {n_rows}x{n_cols}, {n_tok} tokens", kernels.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The scalar set itself, against plain f64 arithmetic on dequantised weights and activations.
+#[test]
+fn scalar_products_are_products() {
+    let scalar = Kernels::choose("scalar").unwrap();
+    for ty in [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q8_0, GgmlType::F16, GgmlType::F32] {
+        let (n_rows, n_cols, n_tok) = (5, 96, 3);
+        let w = random_matrix(ty, n_rows, n_cols, 7);
+        let x = random_x(n_tok * n_cols, 8);
+        let mut dense = vec![0f32; n_rows * n_cols];
+        crate::gguf::quant::dequantize_row(ty, &w, &mut dense).unwrap();
+        let mut bench = Bench::new(n_tok, n_cols);
+        let got = bench.matmul(scalar, ty, &w, n_cols, &x);
+        let acts = scalar.quantize(&mut bench.pool, &x, n_cols, &mut bench.acts);
+        for t in 0..n_tok {
+            for r in 0..n_rows {
+                let a = |c: usize| match ty {
+                    GgmlType::F16 | GgmlType::F32 => f64::from(x[t * n_cols + c]),
+                    _ => f64::from(acts.d[t * n_cols / 32 + c / 32]) * f64::from(acts.q[t * n_cols + c]),
+                };
+                let terms: Vec<f64> = (0..n_cols).map(|c| f64::from(dense[r * n_cols + c]) * a(c)).collect();
+                let (want, size) = (terms.iter().sum::<f64>(), terms.iter().map(|t| t.abs()).sum::<f64>());
+                let error = (f64::from(got[t * n_rows + r]) - want).abs();
+                assert!(error <= 1e-5 * size + 1e-9, "{ty:?} row {r} token {t}: {error} of {want}");
+            }
+        }
+    }
+}
+
+/// Float weights: few tokens bit for bit; batches go through `gemm`, which sums in another order: within the rounding
+/// of f32 sums, 2^-24 for each of the terms at worst, in practice far below.
+#[test]
+fn float_products_equal_the_scalar_set() {
+    let scalar = Kernels::choose("scalar").unwrap();
+    for kernels in Kernels::available() {
+        for ty in [GgmlType::F16, GgmlType::F32] {
+            for (n_rows, n_cols) in [(1, 32), (16, 64), (17, 96), (33, 576)] {
+                for n_tok in [1, 2, float::GEMM_FROM - 1, float::GEMM_FROM, 17] {
+                    let w = random_matrix(ty, n_rows, n_cols, n_rows as u64);
+                    let x = random_x(n_tok * n_cols, n_tok as u64);
+                    let mut bench = Bench::new(n_tok, n_cols);
+                    let want = bench.matmul(scalar, ty, &w, n_cols, &x);
+                    let got = bench.matmul(kernels, ty, &w, n_cols, &x);
+                    if n_tok < float::GEMM_FROM {
+                        assert_eq!(bits(&got), bits(&want), "{} {ty:?}", kernels.name());
+                    }
+                    let largest = want.iter().fold(1f32, |a, v| a.max(v.abs()));
+                    assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-5 * largest), "{} {ty:?} {n_rows}x{n_cols} {n_tok}", kernels.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
+    let scalar = Kernels::choose("scalar").unwrap();
+    for kernels in Kernels::available() {
+        for n in [1, 7, 8, 9, 31, 64, 576] {
+            let (x, y) = (random_x(n, 1), random_x(n, 2));
+            let run = |k: Kernels| {
+                let mut norm = vec![f32::NAN; n];
+                k.rms_norm(&x, &y, 1e-5, &mut norm);
+                let (mut sum, mut silu) = (x.clone(), x.clone());
+                k.add(&mut sum, &y);
+                k.silu_mul(&mut silu, &y);
+                [bits(&norm), bits(&sum), bits(&silu), bits(&[k.l2_norm(&x)])]
+            };
+            assert_eq!(run(kernels), run(scalar), "{} n = {n}", kernels.name());
+        }
+        for n_cols in [32, 64, 576] {
+            let x = random_x(3 * n_cols, 3);
+            let run = |k: Kernels| {
+                let mut bench = Bench::new(3, n_cols);
+                let a = k.quantize(&mut bench.pool, &x, n_cols, &mut bench.acts);
+                (a.q.to_vec(), bits(a.d), bits(a.s), a.sum.to_vec())
+            };
+            assert_eq!(run(kernels), run(scalar), "{} n_cols = {n_cols}", kernels.name());
+        }
+    }
+}
+
+#[test]
+fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
+    let scalar = Kernels::choose("scalar").unwrap();
+    for kernels in Kernels::available() {
+        for head_dim in [8, 64, 80, 128] {
+            for n_q in [1, 2, 3, 4, 5, 8] {
+                for n_rows in [1, 2, 7, 8, 9, 127, 128] {
+                    let f16s = |seed| -> Vec<u8> {
+                        random_x((CHUNK + 2) * head_dim, seed).iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect()
+                    };
+                    let (keys, values, q) = (f16s(4), f16s(5), random_x(n_q * head_dim, 6));
+                    let run = |k: Kernels, rows: Rows| {
+                        let (mut max, mut sum, mut acc) = (vec![f32::NAN; n_q], vec![f32::NAN; n_q], vec![f32::NAN; n_q * head_dim]);
+                        let a = Attend { q: &q, head_dim, keys: &keys, values: &values, rows, n_rows };
+                        k.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc });
+                        (bits(&max), bits(&sum), bits(&acc))
+                    };
+                    let table: Vec<u32> = (2..2 + n_rows as u32).collect();
+                    let want = run(scalar, Rows::Dense { first: 2 });
+                    assert!(want.2.iter().all(|&b| f32::from_bits(b).is_finite()));
+                    assert_eq!(run(kernels, Rows::Dense { first: 2 }), want, "{} head {head_dim} n_q {n_q} rows {n_rows}", kernels.name());
+                    assert_eq!(run(kernels, Rows::Table(&table)), want, "{} by table", kernels.name());
+                }
+            }
+        }
+    }
+}
+
+/// CI runs the suites on emulated CPUs and says which set must have been picked on each.
+#[test]
+fn the_expected_set_is_picked() {
+    if let Ok(expected) = std::env::var("LOWKEY_EXPECT_KERNELS") {
+        assert_eq!(Kernels::choose("auto").unwrap().name(), expected);
+    }
+}

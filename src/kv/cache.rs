@@ -1,0 +1,421 @@
+//! The arena of keys and values: one allocation, carved at start, the same from the first token to the last.
+//!
+//! For each layer and KV head there are `n_slot` slots; a slot holds a key and a value (f16, the key already turned by
+//! RoPE), the score its policy gave it and its position. Slots fill in ring order; when all are taken the newcomer
+//! overwrites the policy's victim in place. Heads choose for themselves: after a while they hold different tokens, but
+//! always equally many.
+//!
+//! A batch of prefill is exactly the same as token by token: scores are fixed at insertion, so who dies at which step is
+//! known before attention runs (`place`). The batch's rows wait in rows of their own behind the slots, attention sees
+//! for each token the slots as they stand at its step (`rows_at`), and `commit` moves what survived into place.
+
+use super::Pos;
+use super::policy::{Policy, Protection, victim};
+use crate::error::{Error, Result};
+use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::pool::Pool;
+use crate::units::Bytes;
+
+/// What the model and the batch ask of the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct KvShape {
+    pub n_layer: usize,
+    pub n_head_kv: usize,
+    pub head_dim: usize,
+    /// Tokens of one prefill batch.
+    pub n_batch: usize,
+    /// The trained context: more slots than this would never be used.
+    pub n_ctx: usize,
+}
+
+impl KvShape {
+    pub fn n_heads(&self) -> usize {
+        self.n_layer * self.n_head_kv
+    }
+
+    /// Bytes of one stored key, or value: f16.
+    pub fn row_bytes(&self) -> usize {
+        self.head_dim * 2
+    }
+
+    /// Key, value, score and position of one token in every head.
+    pub fn bytes_per_slot(&self) -> usize {
+        self.n_heads() * (2 * self.row_bytes() + size_of::<f32>() + size_of::<Pos>())
+    }
+
+    /// All bytes of an arena of `n_slot` slots, the rows of one batch included.
+    pub fn arena_bytes(&self, n_slot: usize) -> usize {
+        let rows = self.n_heads() * n_slot + self.n_head_kv * self.n_batch;
+        2 * region_bytes::<u8>(rows * self.row_bytes())
+            + region_bytes::<f32>(self.n_heads() * n_slot)
+            + region_bytes::<Pos>(self.n_heads() * n_slot)
+            + region_bytes::<u32>(self.n_head_kv * self.n_batch)
+    }
+
+    /// The most slots that fit into `budget_bytes`.
+    pub fn slots_within(&self, budget_bytes: u64) -> usize {
+        let fits = |n: usize| self.arena_bytes(n) as u64 <= budget_bytes;
+        let (mut low, mut high) = (0, self.n_ctx);
+        if fits(high) {
+            return high;
+        }
+        while low + 1 < high {
+            let middle = (low + high) / 2;
+            if fits(middle) { low = middle } else { high = middle }
+        }
+        low
+    }
+}
+
+/// KV heads of a layer at most: what `place` keeps on the stack.
+pub const MAX_HEAD_KV: usize = 128;
+
+/// What one head owns of the buffers that `place` writes.
+struct HeadShare<'a> {
+    scores: &'a mut [f32],
+    positions: &'a mut [Pos],
+    taken: &'a mut [u32],
+    keys: &'a mut [u8],
+    values: &'a mut [u8],
+}
+
+/// `--recent`: a count of tokens, or a share of the slots.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Recent {
+    Tokens(u32),
+    Percent(f32),
+}
+
+impl Recent {
+    pub fn of(self, n_slot: usize) -> u32 {
+        match self {
+            Recent::Tokens(n) => n,
+            Recent::Percent(p) => (n_slot as f32 * p / 100.0) as u32,
+        }
+    }
+}
+
+impl std::str::FromStr for Recent {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let help = || format!("'{text}' is not a number of tokens, such as 64, or a share of the slots, such as 50%");
+        match text.strip_suffix('%') {
+            Some(percent) => match percent.parse::<f32>() {
+                Ok(p) if (0.0..=100.0).contains(&p) => Ok(Recent::Percent(p)),
+                _ => Err(help()),
+            },
+            None => text.parse().map(Recent::Tokens).map_err(|_| help()),
+        }
+    }
+}
+
+/// What the user asks of the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct KvParams {
+    pub budget_bytes: u64,
+    pub policy: Policy,
+    pub sinks: u32,
+    pub recent: Recent,
+}
+
+impl KvParams {
+    /// The slots that the budget gives and what they protect, or the message that says which budget would do.
+    pub fn fit(&self, shape: &KvShape) -> Result<(usize, Protection)> {
+        let n_slot = shape.slots_within(self.budget_bytes);
+        let protect = self.policy.protection(self.sinks, self.recent.of(n_slot));
+        if n_slot >= protect.min_slots() {
+            return Ok((n_slot, protect));
+        }
+        let enough = (1..=shape.n_ctx).find(|&n| n >= self.policy.protection(self.sinks, self.recent.of(n)).min_slots());
+        let batch = Bytes((shape.arena_bytes(0)) as u64);
+        let Some(enough) = enough else {
+            let what = format!("{} sinks and the recent tokens do not fit into a context of {}; lower --sinks or --recent", self.sinks, shape.n_ctx);
+            return Err(Error::usage("--sinks", what));
+        };
+        Err(Error::budget(
+            "--kv-budget",
+            format!(
+                "{} holds {n_slot} tokens of {} bytes beside {batch} for a batch of {}; '{}' with {} sinks and {} recent needs {enough}: \
+                 give at least {} bytes, or lower --batch, --sinks or --recent",
+                Bytes(self.budget_bytes), shape.bytes_per_slot(), shape.n_batch, self.policy.name(), protect.sinks, protect.recent, shape.arena_bytes(enough),
+            ),
+        ))
+    }
+}
+
+pub struct KvCache {
+    shape: KvShape,
+    policy: Policy,
+    protect: Protection,
+    n_slot: usize,
+    /// Taken slots; the same in every head.
+    n_live: usize,
+    /// Position that the next token gets.
+    next_pos: Pos,
+    n_evicted: u64,
+    arena_bytes: usize,
+    /// `[n_layer][n_head_kv][n_slot]` rows, then `[n_head_kv][n_batch]` rows of the batch under way.
+    keys: Buf<u8>,
+    values: Buf<u8>,
+    /// `[n_layer][n_head_kv][n_slot]`
+    scores: Buf<f32>,
+    positions: Buf<Pos>,
+    /// `[n_head_kv][n_batch]`: the slot that each token of the batch takes, in the layer under way.
+    taken: Buf<u32>,
+}
+
+impl KvCache {
+    pub fn new(shape: KvShape, params: &KvParams) -> Result<KvCache> {
+        let (n_slot, protect) = params.fit(&shape)?;
+        let arena_bytes = shape.arena_bytes(n_slot);
+        assert!(arena_bytes as u64 <= params.budget_bytes);
+        let mut arena = Arena::new(arena_bytes).map_err(|e| {
+            Error::budget("--kv-budget", format!("the system did not give {} for the arena: {e}", Bytes(arena_bytes as u64)))
+        })?;
+        let (heads, batch) = (shape.n_heads(), shape.n_head_kv * shape.n_batch);
+        let rows = heads * n_slot + batch;
+        let cache = KvCache {
+            shape, policy: params.policy, protect, n_slot, n_live: 0, next_pos: 0, n_evicted: 0, arena_bytes,
+            keys: arena.carve(rows * shape.row_bytes()),
+            values: arena.carve(rows * shape.row_bytes()),
+            scores: arena.carve(heads * n_slot),
+            positions: arena.carve(heads * n_slot),
+            taken: arena.carve(batch),
+        };
+        assert_eq!(arena.used(), arena_bytes);
+        Ok(cache)
+    }
+
+    pub fn shape(&self) -> &KvShape {
+        &self.shape
+    }
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+    pub fn protection(&self) -> Protection {
+        self.protect
+    }
+    pub fn n_slot(&self) -> usize {
+        self.n_slot
+    }
+    pub fn n_live(&self) -> usize {
+        self.n_live
+    }
+    pub fn next_pos(&self) -> Pos {
+        self.next_pos
+    }
+    /// Tokens evicted so far (each from every head).
+    pub fn n_evicted(&self) -> u64 {
+        self.n_evicted
+    }
+    pub fn arena_bytes(&self) -> usize {
+        self.arena_bytes
+    }
+    pub fn keys(&self) -> &[u8] {
+        &self.keys
+    }
+    pub fn values(&self) -> &[u8] {
+        &self.values
+    }
+
+    /// Positions that a head holds, by slot.
+    pub fn kept(&self, layer: usize, head: usize) -> &[Pos] {
+        &self.positions[(layer * self.shape.n_head_kv + head) * self.n_slot..][..self.n_live]
+    }
+
+    /// Forgets everything; the memory stays.
+    pub fn clear(&mut self) {
+        (self.n_live, self.next_pos, self.n_evicted) = (0, 0, 0);
+    }
+
+    /// Room for `n_tok` more tokens at the positions that follow, or the reason why not.
+    pub fn admit(&self, n_tok: usize) -> Result<()> {
+        assert!(n_tok <= self.shape.n_batch);
+        if self.policy == Policy::Off && self.n_live + n_tok > self.n_slot {
+            return Err(Error::Stopped(format!(
+                "the arena of {} tokens is full and --evict off may not evict: raise --kv-budget or choose a policy such as l2",
+                self.n_slot
+            )));
+        }
+        Ok(())
+    }
+
+    /// Entries that the token `t` of the batch under way sees, itself included.
+    pub fn live_at(&self, t: usize) -> usize {
+        (self.n_live + t + 1).min(self.n_slot)
+    }
+
+    fn first_row(&self, layer: usize, head: usize) -> usize {
+        (layer * self.shape.n_head_kv + head) * self.n_slot
+    }
+
+    fn batch_row(&self, head: usize) -> usize {
+        self.shape.n_heads() * self.n_slot + head * self.shape.n_batch
+    }
+
+    /// Takes in the keys and values (`[n_tok][n_head_kv * head_dim]`, f32, keys turned) of one layer: rounds them into
+    /// the batch's rows, and decides for every token which slot it takes, evicting where a head is full.
+    pub fn place(&mut self, pool: &mut Pool, layer: usize, k: &[f32], v: &[f32], norm: impl Fn(&[f32]) -> f32 + Sync) {
+        let KvShape { n_head_kv, head_dim, n_batch, .. } = self.shape;
+        let (n_slot, n_live, next_pos, policy, protect) = (self.n_slot, self.n_live, self.next_pos, self.policy, self.protect);
+        let (n_tok, row_bytes) = (k.len() / (n_head_kv * head_dim), self.shape.row_bytes());
+        let (heads, batch) = (layer * n_head_kv * n_slot, self.shape.n_heads() * n_slot * row_bytes);
+        let mut scores = self.scores[heads..][..n_head_kv * n_slot].chunks_exact_mut(n_slot);
+        let mut positions = self.positions[heads..][..n_head_kv * n_slot].chunks_exact_mut(n_slot);
+        let mut taken = self.taken.chunks_exact_mut(n_batch);
+        let mut keys = self.keys[batch..].chunks_exact_mut(n_batch * row_bytes);
+        let mut values = self.values[batch..].chunks_exact_mut(n_batch * row_bytes);
+        let mut shares: [Option<HeadShare>; MAX_HEAD_KV] = [const { None }; MAX_HEAD_KV];
+        for share in &mut shares[..n_head_kv] {
+            *share = (|| {
+                let (scores, positions, taken) = (scores.next()?, positions.next()?, taken.next()?);
+                Some(HeadShare { scores, positions, taken, keys: keys.next()?, values: values.next()? })
+            })();
+        }
+        pool.for_chunks(&mut shares[..n_head_kv], 1, |h, share| {
+            let HeadShare { scores, positions, taken, keys, values } = share[0].as_mut().expect("carved for n_head_kv heads");
+            for t in 0..n_tok {
+                let at = (t * n_head_kv + h) * head_dim;
+                let (key, value) = (&k[at..at + head_dim], &v[at..at + head_dim]);
+                store_f16(key, &mut keys[t * row_bytes..][..row_bytes]);
+                store_f16(value, &mut values[t * row_bytes..][..row_bytes]);
+                let now = next_pos + t as Pos;
+                let slot = if n_live + t < n_slot {
+                    n_live + t
+                } else {
+                    victim(scores, positions, now, protect).expect("the budget was checked to leave an entry that may go")
+                };
+                (scores[slot], positions[slot], taken[t]) = (policy.score(norm(key)), now, slot as u32);
+            }
+        });
+    }
+
+    /// Writes into `table` the row of every entry that token `t` of the batch sees in this head, in slot order.
+    pub fn rows_at(&self, layer: usize, head: usize, t: usize, table: &mut [u32]) -> usize {
+        let (first, live) = (self.first_row(layer, head) as u32, self.live_at(t));
+        for (slot, row) in table[..live].iter_mut().enumerate() {
+            *row = first + slot as u32;
+        }
+        let batch = self.batch_row(head) as u32;
+        for (i, &slot) in self.taken[head * self.shape.n_batch..][..t + 1].iter().enumerate() {
+            table[slot as usize] = batch + i as u32;
+        }
+        live
+    }
+
+    /// First of a head's rows; valid for attention once the batch is committed.
+    pub fn dense_rows(&self, layer: usize, head: usize) -> usize {
+        self.first_row(layer, head)
+    }
+
+    /// Moves the batch's rows of this layer into the slots they took. Where a slot was taken twice the later stays.
+    pub fn commit(&mut self, layer: usize, n_tok: usize) {
+        let row_bytes = self.shape.row_bytes();
+        for head in 0..self.shape.n_head_kv {
+            let (first, batch) = (self.first_row(layer, head), self.batch_row(head));
+            for t in 0..n_tok {
+                let from = (batch + t) * row_bytes;
+                let to = (first + self.taken[head * self.shape.n_batch + t] as usize) * row_bytes;
+                self.keys.copy_within(from..from + row_bytes, to);
+                self.values.copy_within(from..from + row_bytes, to);
+            }
+        }
+    }
+
+    /// After all layers: the tokens are in.
+    pub fn advance(&mut self, n_tok: usize) {
+        let live = (self.n_live + n_tok).min(self.n_slot);
+        self.n_evicted += (self.n_live + n_tok - live) as u64;
+        self.n_live = live;
+        self.next_pos += n_tok as Pos;
+    }
+
+    /// Whether the next `n_tok` positions would pass the trained context.
+    pub fn must_renumber(&self, n_tok: usize) -> bool {
+        self.next_pos as usize + n_tok > self.shape.n_ctx
+    }
+
+    /// Past the trained context RoPE's angles mean nothing to the model. So before it is reached, every entry gets its
+    /// rank by age in its head as its new position, and its key is turned by the difference, in place: as if the stream
+    /// had consisted of just what is kept. Order by age is unchanged, sinks are still the first positions, recent
+    /// entries the last, so protection is unchanged too. `turn(key, angles, steps)` re-rotates one f32 key.
+    ///
+    /// If the entries alone would (nearly) fill the context, the policy first evicts an eighth of it.
+    pub fn renumber(&mut self, pool: &mut Pool, scratch: &mut [RenumberScratch], turn: impl Fn(&mut [f32], &mut [f32], i64) + Sync) {
+        let most = self.shape.n_ctx - self.shape.n_ctx / 8;
+        while self.n_live > most {
+            self.drop_one();
+        }
+        let (n_slot, n_live, row_bytes) = (self.n_slot, self.n_live, self.shape.row_bytes());
+        let head_bytes = n_slot * row_bytes;
+        let keys = &mut self.keys[..self.shape.n_heads() * head_bytes];
+        pool.for_chunks2_with(scratch, (keys, head_bytes), (&mut self.positions, n_slot), |scratch, _, keys, positions| {
+            let positions = &mut positions[..n_live];
+            let RenumberScratch { order, key, angles } = scratch;
+            let order = &mut order[..n_live];
+            for (i, slot) in order.iter_mut().enumerate() {
+                *slot = i as u32;
+            }
+            order.sort_unstable_by_key(|&slot| positions[slot as usize]);
+            for (rank, &slot) in order.iter().enumerate() {
+                let row = &mut keys[slot as usize * row_bytes..][..row_bytes];
+                let pos = &mut positions[slot as usize];
+                if *pos != rank as Pos {
+                    load_f16(row, key);
+                    turn(key, angles, rank as i64 - i64::from(*pos));
+                    store_f16(key, row);
+                    *pos = rank as Pos;
+                }
+            }
+        });
+        self.next_pos = n_live as Pos;
+    }
+
+    /// Evicts one entry from every head without a newcomer: the last slot's entry moves into the hole.
+    fn drop_one(&mut self) {
+        let (last, row_bytes) = (self.n_live - 1, self.shape.row_bytes());
+        for head in 0..self.shape.n_heads() {
+            let first = head * self.n_slot;
+            let (scores, positions) = (&mut self.scores[first..][..self.n_live], &mut self.positions[first..][..self.n_live]);
+            let slot = victim(scores, positions, self.next_pos, self.protect).unwrap_or(last);
+            (scores[slot], positions[slot]) = (scores[last], positions[last]);
+            let (from, to) = ((first + last) * row_bytes, (first + slot) * row_bytes);
+            self.keys.copy_within(from..from + row_bytes, to);
+            self.values.copy_within(from..from + row_bytes, to);
+        }
+        self.n_live -= 1;
+        self.n_evicted += 1;
+    }
+}
+
+/// What one thread needs to renumber a head.
+pub struct RenumberScratch {
+    order: Buf<u32>,
+    key: Buf<f32>,
+    /// For `turn`: the angles of one key.
+    pub angles: Buf<f32>,
+}
+
+impl RenumberScratch {
+    pub fn bytes(n_slot: usize, head_dim: usize) -> usize {
+        region_bytes::<u32>(n_slot) + 2 * region_bytes::<f32>(head_dim)
+    }
+
+    pub fn carve(arena: &mut Arena, n_slot: usize, head_dim: usize) -> Self {
+        RenumberScratch { order: arena.carve(n_slot), key: arena.carve(head_dim), angles: arena.carve(head_dim) }
+    }
+}
+
+fn store_f16(x: &[f32], row: &mut [u8]) {
+    for (x, out) in x.iter().zip(row.as_chunks_mut::<2>().0) {
+        // Values beyond f16 (none in sane models) become its largest, not infinity: one entry must not poison the rest.
+        *out = half::f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes();
+    }
+}
+
+fn load_f16(row: &[u8], out: &mut [f32]) {
+    for (bytes, out) in row.as_chunks::<2>().0.iter().zip(out) {
+        *out = half::f16::from_le_bytes(*bytes).to_f32();
+    }
+}

@@ -1,0 +1,9 @@
+//! Keys and values in a fixed arena: `policy` says who must go, `cache` holds the entries, `attention` reads them.
+
+pub mod attention;
+pub mod cache;
+pub mod policy;
+
+/// Logical position of a token: how many tokens came before it in the stream (renumbered near the trained context's
+/// end, see `cache::KvCache::renumber`). Never the count of what is kept.
+pub type Pos = u32;

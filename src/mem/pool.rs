@@ -1,0 +1,352 @@
+//! A fixed set of workers that live as long as the session. `run` hands them numbered tasks and returns when all are
+//! done; nothing is allocated, no queue exists: a task is a number taken from a shared counter.
+//!
+//! Workers spin for a short while between jobs (the gap between two operations of a token is microseconds) and then
+//! park, so that an idle session costs nothing.
+
+use std::cell::UnsafeCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::thread::{JoinHandle, Thread};
+
+/// Stack of each worker. Kernels keep small arrays on it; `touch_stack` makes it resident at start.
+pub const STACK_BYTES: usize = 256 << 10;
+/// How much of a stack is made resident before the first token.
+const TOUCHED_BYTES: usize = 96 << 10;
+
+/// Rounds of spinning before a worker parks, and after which a waiting caller yields its core.
+const SPINS_BEFORE_PARK: u32 = 20_000;
+const SPINS_BEFORE_YIELD: u32 = 2_000;
+
+type Job = dyn Fn(usize, usize) + Sync;
+
+#[repr(align(128))]
+struct Line<T>(T);
+
+struct Shared {
+    /// Goes up by one for each job; what workers watch.
+    epoch: Line<AtomicU32>,
+    next_task: Line<AtomicUsize>,
+    /// Workers that have not yet finished the current job.
+    busy: Line<AtomicUsize>,
+    job: UnsafeCell<(*const Job, usize)>,
+    parked: Vec<Line<AtomicBool>>,
+    stop: AtomicBool,
+    panicked: AtomicBool,
+}
+
+// SAFETY: `job` is written only by the owner while `busy == 0` (no worker reads it) and read by workers only after
+// they saw the epoch that the owner released after writing.
+unsafe impl Sync for Shared {}
+// SAFETY: the pointer inside is only followed between publication and completion of a job, see `run`.
+unsafe impl Send for Shared {}
+
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<(JoinHandle<()>, Thread)>,
+}
+
+impl Pool {
+    /// `n_threads` counts the caller: 1 starts no worker at all.
+    pub fn new(n_threads: usize) -> std::io::Result<Self> {
+        assert!(n_threads >= 1, "a pool has at least the caller's thread");
+        let shared = Arc::new(Shared {
+            epoch: Line(AtomicU32::new(0)),
+            next_task: Line(AtomicUsize::new(0)),
+            busy: Line(AtomicUsize::new(n_threads - 1)),
+            job: UnsafeCell::new((&(|_, _| ()) as *const Job, 0)),
+            parked: (1..n_threads).map(|_| Line(AtomicBool::new(false))).collect(),
+            stop: AtomicBool::new(false),
+            panicked: AtomicBool::new(false),
+        });
+        let mut workers = Vec::with_capacity(n_threads - 1);
+        for index in 1..n_threads {
+            let shared = shared.clone();
+            let handle = std::thread::Builder::new()
+                .name(format!("lowkey-{index}"))
+                .stack_size(STACK_BYTES)
+                .spawn(move || work(&shared, index))?;
+            let thread = handle.thread().clone();
+            workers.push((handle, thread));
+        }
+        touch_stack();
+        let pool = Pool { shared, workers };
+        pool.wait();
+        Ok(pool)
+    }
+
+    pub fn n_threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `job(thread, task)` once for each task in `0..n_tasks`, on any thread, and returns when all are done.
+    pub fn run(&mut self, n_tasks: usize, job: &(dyn Fn(usize, usize) + Sync)) {
+        if self.workers.is_empty() || n_tasks <= 1 {
+            for task in 0..n_tasks {
+                job(0, task);
+            }
+            return;
+        }
+        let shared = &*self.shared;
+        // SAFETY: all workers are idle (`wait` returned for the last job, `&mut self` excludes a second caller), so
+        // nobody reads the cell. The lifetime is erased, yet `wait` below keeps `job` borrowed until the last use.
+        unsafe { *shared.job.get() = (std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const Job>(job), n_tasks) };
+        shared.next_task.0.store(0, Ordering::Relaxed);
+        shared.busy.0.store(self.workers.len(), Ordering::Relaxed);
+        shared.epoch.0.fetch_add(1, Ordering::SeqCst);
+        for (parked, (_, thread)) in shared.parked.iter().zip(&self.workers) {
+            if parked.0.load(Ordering::SeqCst) {
+                thread.unpark();
+            }
+        }
+        // If the caller's share panics, the workers must still be waited for before `job` goes out of scope.
+        let guard = WaitOnDrop(self);
+        take_tasks(shared, 0, n_tasks, job);
+        drop(guard);
+        assert!(!shared.panicked.load(Ordering::Relaxed), "a worker thread panicked");
+    }
+
+    /// Like `run`, with one `state` for each thread (at least `n_threads` of them).
+    pub fn run_with<S: Send>(&mut self, states: &mut [S], n_tasks: usize, job: impl Fn(&mut S, usize) + Sync) {
+        assert!(states.len() >= self.n_threads());
+        let states = SharedMut::new(states);
+        self.run(n_tasks, &|thread, task| {
+            // SAFETY: `thread` numbers are distinct for threads that run at the same time.
+            let state = unsafe { states.range(thread, 1) };
+            job(&mut state[0], task);
+        });
+    }
+
+    /// Cuts `out` into pieces of `len` elements and calls `job(state, index, piece)` for each.
+    pub fn for_chunks_with<S: Send, T: Send>(
+        &mut self, states: &mut [S], out: &mut [T], len: usize, job: impl Fn(&mut S, usize, &mut [T]) + Sync,
+    ) {
+        let total = out.len();
+        let out = SharedMut::new(out);
+        self.run_with(states, total.div_ceil(len), |state, task| {
+            let start = task * len;
+            // SAFETY: each task is run once and its range overlaps no other.
+            job(state, task, unsafe { out.range(start, len.min(total - start)) });
+        });
+    }
+
+    /// `for_chunks_with` where threads need nothing of their own.
+    pub fn for_chunks<T: Send>(&mut self, out: &mut [T], len: usize, job: impl Fn(usize, &mut [T]) + Sync) {
+        let total = out.len();
+        let out = SharedMut::new(out);
+        self.run(total.div_ceil(len), &|_, task| {
+            let start = task * len;
+            // SAFETY: each task is run once and its range overlaps no other.
+            job(task, unsafe { out.range(start, len.min(total - start)) });
+        });
+    }
+
+    /// Cuts two buffers into equally many pieces and calls `job(state, index, piece, piece)` for each pair.
+    pub fn for_chunks2_with<S: Send, A: Send, B: Send>(
+        &mut self, states: &mut [S], (a, a_len): (&mut [A], usize), (b, b_len): (&mut [B], usize),
+        job: impl Fn(&mut S, usize, &mut [A], &mut [B]) + Sync,
+    ) {
+        let n = a.len() / a_len;
+        assert!(a.len() == n * a_len && b.len() == n * b_len);
+        let (a, b) = (SharedMut::new(a), SharedMut::new(b));
+        self.run_with(states, n, |state, task| {
+            // SAFETY: each task is run once and its ranges overlap no other.
+            let (a, b) = unsafe { (a.range(task * a_len, a_len), b.range(task * b_len, b_len)) };
+            job(state, task, a, b);
+        });
+    }
+
+    fn wait(&self) {
+        let mut spins = 0u32;
+        while self.shared.busy.0.load(Ordering::Acquire) != 0 {
+            spins += 1;
+            if spins < SPINS_BEFORE_YIELD {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+struct WaitOnDrop<'a>(&'a Pool);
+impl Drop for WaitOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.wait();
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.epoch.0.fetch_add(1, Ordering::SeqCst);
+        for (handle, thread) in self.workers.drain(..) {
+            thread.unpark();
+            // A worker's panic was already reported by `run`.
+            let _ = handle.join();
+        }
+    }
+}
+
+fn take_tasks(shared: &Shared, thread: usize, n_tasks: usize, job: &(dyn Fn(usize, usize) + Sync)) {
+    loop {
+        let task = shared.next_task.0.fetch_add(1, Ordering::Relaxed);
+        if task >= n_tasks {
+            return;
+        }
+        job(thread, task);
+    }
+}
+
+fn work(shared: &Shared, index: usize) {
+    touch_stack();
+    let mut seen = 0;
+    shared.busy.0.fetch_sub(1, Ordering::Release);
+    loop {
+        seen = await_epoch(shared, index, seen);
+        if shared.stop.load(Ordering::SeqCst) {
+            return;
+        }
+        // SAFETY: the owner wrote the job before it raised the epoch, and keeps it alive until `busy` is 0.
+        let (job, n_tasks) = unsafe { *shared.job.get() };
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            // SAFETY: as above.
+            take_tasks(shared, index, n_tasks, unsafe { &*job });
+        }));
+        if outcome.is_err() {
+            shared.panicked.store(true, Ordering::Relaxed);
+        }
+        shared.busy.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Spins, then parks, until the epoch differs from `seen`; returns the new one.
+fn await_epoch(shared: &Shared, index: usize, seen: u32) -> u32 {
+    for _ in 0..SPINS_BEFORE_PARK {
+        let epoch = shared.epoch.0.load(Ordering::Acquire);
+        if epoch != seen {
+            return epoch;
+        }
+        std::hint::spin_loop();
+    }
+    let parked = &shared.parked[index - 1].0;
+    parked.store(true, Ordering::SeqCst);
+    let epoch = loop {
+        let epoch = shared.epoch.0.load(Ordering::SeqCst);
+        if epoch != seen {
+            break epoch;
+        }
+        std::thread::park();
+    };
+    parked.store(false, Ordering::SeqCst);
+    epoch
+}
+
+/// Writes once into each page of the part of the stack that kernels use, so that it is resident from the start.
+#[inline(never)]
+pub fn touch_stack() {
+    let mut pages = [0u8; TOUCHED_BYTES];
+    for page in pages.chunks_mut(4096) {
+        page[0] = 1;
+    }
+    std::hint::black_box(&mut pages);
+}
+
+/// A mutable slice that several threads write at once, each its own range.
+pub struct SharedMut<'a, T> {
+    start: *mut T,
+    len: usize,
+    _slice: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: access goes through `range`, whose caller promises that ranges do not overlap.
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for SharedMut<'_, T> {}
+
+impl<'a, T> SharedMut<'a, T> {
+    pub fn new(slice: &'a mut [T]) -> Self {
+        SharedMut { start: slice.as_mut_ptr(), len: slice.len(), _slice: std::marker::PhantomData }
+    }
+
+    /// # Safety
+    /// Ranges that are alive at the same time must not overlap.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn range(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start <= self.len && len <= self.len - start);
+        // SAFETY: in bounds by the assertion; unique by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+
+    pub fn as_mut_ptr(&self) -> *mut T {
+        self.start
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Threads to use when the user names none: what CPU affinity and the cgroup's quota allow.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once() {
+        for n_threads in [1, 2, 5] {
+            let mut pool = Pool::new(n_threads).unwrap();
+            for n_tasks in [0, 1, 2, 3, 100, 1000] {
+                let counts: Vec<AtomicU32> = (0..n_tasks).map(|_| AtomicU32::new(0)).collect();
+                pool.run(n_tasks, &|thread, task| {
+                    assert!(thread < n_threads);
+                    counts[task].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{n_threads} threads, {n_tasks} tasks");
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_cover_the_slice_and_states_are_private() {
+        let mut pool = Pool::new(3).unwrap();
+        let mut out = vec![0usize; 1003];
+        let mut states = vec![0usize; 3];
+        pool.for_chunks_with(&mut states, &mut out, 10, |state, index, chunk| {
+            *state += chunk.len();
+            chunk.fill(index + 1);
+        });
+        assert!(out.iter().enumerate().all(|(i, &v)| v == i / 10 + 1));
+        assert_eq!(states.iter().sum::<usize>(), 1003);
+    }
+
+    #[test]
+    fn workers_wake_after_they_parked() {
+        let mut pool = Pool::new(2).unwrap();
+        for _ in 0..3 {
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            let sum = AtomicUsize::new(0);
+            pool.run(64, &|_, task| {
+                sum.fetch_add(task, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 64 * 63 / 2);
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_task_is_not_lost() {
+        let mut pool = Pool::new(2).unwrap();
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pool.run(100, &|_, task| assert!(task != 57, "task 57"));
+        }));
+        assert!(caught.is_err());
+    }
+}

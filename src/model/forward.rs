@@ -1,0 +1,156 @@
+//! One pass: tokens in, logits out. Read it top to bottom; the rest of the crate serves these lines.
+
+use crate::error::{Error, Result};
+use crate::gguf::GgufFile;
+use crate::gguf::quant::dequantize_row;
+use crate::kernels::{Kernels, Product};
+use crate::kv::attention::{attend_batch, attend_one};
+use crate::kv::cache::KvCache;
+use crate::mem::pool::Pool;
+
+use super::config::Config;
+use super::rope::Rope;
+use super::scratch::Scratch;
+use super::weights::Weights;
+
+pub struct Model {
+    pub file: GgufFile,
+    pub config: Config,
+    pub weights: Weights,
+    pub rope: Rope,
+}
+
+impl Model {
+    pub fn load(file: GgufFile) -> Result<Model> {
+        let config = Config::from_gguf(&file)?;
+        let weights = Weights::bind(&file, &config)?;
+        let rope = Rope::new(&config.rope, weights.rope_freqs.as_deref());
+        Ok(Model { file, config, weights, rope })
+    }
+}
+
+/// Which tokens of a batch need logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// More of the prompt follows.
+    None,
+    Last,
+    All,
+}
+
+/// The machine that a pass runs on.
+pub struct Machine {
+    pub kernels: Kernels,
+    pub pool: Pool,
+    pub scratch: Scratch,
+}
+
+/// Takes `tokens` (at most a batch of them) into the cache and returns the wanted rows of logits, `[rows][n_vocab]`.
+pub fn forward<'a>(model: &Model, machine: &'a mut Machine, cache: &mut KvCache, tokens: &[u32], wanted: Logits) -> Result<&'a [f32]> {
+    let Model { file, config: c, weights, rope } = model;
+    let Machine { kernels, pool, scratch: s } = machine;
+    let (kernels, n_tok) = (*kernels, tokens.len());
+    make_room(model, pool, s, cache, n_tok)?;
+    embed(model, tokens, &mut s.x)?;
+    s.angles.set(rope, cache.next_pos(), n_tok);
+    let q_scale = 1.0 / (c.head_dim as f32).sqrt();
+    // The first of the rows that are still computed: in the last layer only those whose logits are wanted.
+    let mut first = 0;
+
+    for (i, layer) in weights.layers.iter().enumerate() {
+        // Attention: what each token asks for, offers, and holds.
+        let (x, x_norm) = (&mut s.x[..n_tok * c.n_embd], &mut s.x_norm[..n_tok * c.n_embd]);
+        rms_norm(kernels, pool, x, &layer.attn_norm, c.rms_eps, x_norm);
+        let (q, k, v) = (&mut s.q[..n_tok * c.q_dim()], &mut s.k[..n_tok * c.kv_dim()], &mut s.v[..n_tok * c.kv_dim()]);
+        let acts = kernels.quantize(pool, x_norm, c.n_embd, &mut s.acts);
+        let products = &mut [
+            Product { w: layer.attn_q.in_file(file), out: &mut *q },
+            Product { w: layer.attn_k.in_file(file), out: &mut *k },
+            Product { w: layer.attn_v.in_file(file), out: &mut *v },
+        ];
+        kernels.matmul(pool, &mut s.tiles, acts, products);
+        s.angles.turn(rope, q, c.q_dim(), c.head_dim);
+        s.angles.turn(rope, k, c.kv_dim(), c.head_dim);
+        q.iter_mut().for_each(|q| *q *= q_scale);
+
+        cache.place(pool, i, k, v, |key| kernels.l2_norm(key));
+        let attn_out = &mut s.attn_out[..n_tok * c.q_dim()];
+        if n_tok == 1 {
+            cache.commit(i, 1);
+            attend_one(cache, kernels, pool, &mut s.attend, &mut s.split, i, q, attn_out);
+        } else {
+            attend_batch(cache, kernels, pool, &mut s.attend, i, q, attn_out, n_tok);
+            cache.commit(i, n_tok);
+        }
+
+        if i + 1 == weights.layers.len() {
+            first = match wanted {
+                Logits::None => break,
+                Logits::Last => n_tok - 1,
+                Logits::All => 0,
+            };
+        }
+        let rows = n_tok - first;
+        let (x, attn_out) = (&mut s.x[first * c.n_embd..][..rows * c.n_embd], &attn_out[first * c.q_dim()..]);
+        let (x_norm, proj) = (&mut s.x_norm[..rows * c.n_embd], &mut s.proj[..rows * c.n_embd]);
+        let acts = kernels.quantize(pool, attn_out, c.q_dim(), &mut s.acts);
+        kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: layer.attn_output.in_file(file), out: &mut *proj }]);
+        kernels.add(x, proj);
+
+        // Feed-forward: SwiGLU.
+        rms_norm(kernels, pool, x, &layer.ffn_norm, c.rms_eps, x_norm);
+        let (gate, up) = (&mut s.gate[..rows * c.n_ff], &mut s.up[..rows * c.n_ff]);
+        let acts = kernels.quantize(pool, x_norm, c.n_embd, &mut s.acts);
+        let products = &mut [
+            Product { w: layer.ffn_gate.in_file(file), out: &mut *gate },
+            Product { w: layer.ffn_up.in_file(file), out: &mut *up },
+        ];
+        kernels.matmul(pool, &mut s.tiles, acts, products);
+        pool.for_chunks(gate, c.n_ff, |t, gate| kernels.silu_mul(gate, &up[t * c.n_ff..][..c.n_ff]));
+        let acts = kernels.quantize(pool, gate, c.n_ff, &mut s.acts);
+        kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: layer.ffn_down.in_file(file), out: &mut *proj }]);
+        kernels.add(x, proj);
+    }
+    cache.advance(n_tok);
+    if wanted == Logits::None {
+        return Ok(&[]);
+    }
+
+    let rows = n_tok - first;
+    let (x, x_norm) = (&s.x[first * c.n_embd..][..rows * c.n_embd], &mut s.x_norm[..rows * c.n_embd]);
+    rms_norm(kernels, pool, x, &weights.output_norm, c.rms_eps, x_norm);
+    let acts = kernels.quantize(pool, x_norm, c.n_embd, &mut s.acts);
+    let logits = &mut s.logits[..rows * c.n_vocab];
+    kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: weights.output.in_file(file), out: &mut *logits }]);
+    Ok(logits)
+}
+
+/// Asks the cache to admit the tokens, renumbering first where their positions would pass the trained context.
+fn make_room(model: &Model, pool: &mut Pool, s: &mut Scratch, cache: &mut KvCache, n_tok: usize) -> Result<()> {
+    assert!(n_tok >= 1 && n_tok <= cache.shape().n_batch, "a batch of {n_tok} tokens");
+    cache.admit(n_tok)?;
+    if cache.must_renumber(n_tok) {
+        log::debug!("position {} nears the trained context of {}: renumbering what is kept", cache.next_pos(), model.config.n_ctx);
+        cache.renumber(pool, &mut s.renumber, |key, angles, steps| {
+            let angles = &mut angles[..model.config.rope.n_rot];
+            model.rope.angles(steps, angles);
+            model.rope.turn(key, angles);
+        });
+    }
+    Ok(())
+}
+
+fn embed(model: &Model, tokens: &[u32], x: &mut [f32]) -> Result<()> {
+    let (n_embd, table) = (model.config.n_embd, model.weights.token_embd.in_file(&model.file));
+    for (&token, x) in tokens.iter().zip(x.chunks_exact_mut(n_embd)) {
+        assert!((token as usize) < table.n_rows, "token {token} of a vocabulary of {}", table.n_rows);
+        dequantize_row(table.ty, table.row(token as usize), x)
+            .map_err(|e| Error::unsupported(model.file.path(), format!("token_embd.weight: {e}")))?;
+    }
+    Ok(())
+}
+
+fn rms_norm(kernels: Kernels, pool: &mut Pool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let n = weight.len();
+    pool.for_chunks(out, n, |t, out| kernels.rms_norm(&x[t * n..][..n], weight, eps, out));
+}

@@ -1,0 +1,8 @@
+//! The transformer: what a file must hold to be one (`config`, `weights`), the room it computes in (`scratch`), and the
+//! pass itself (`forward`).
+
+pub mod config;
+pub mod forward;
+pub mod rope;
+pub mod scratch;
+pub mod weights;

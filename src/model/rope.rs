@@ -1,0 +1,124 @@
+//! Rotary position embedding (Su et al. 2021, arXiv 2104.09864): pairs of a head's elements are turned by
+//! `position * base^(-2i / n_rot)`. Plain multiplications and additions, the same on every CPU; sines and cosines from
+//! the crate libm in f64, so that they too do not depend on the platform.
+
+use crate::kernels::RopeOrder;
+use crate::kv::Pos;
+use crate::mem::arena::{Arena, Buf, region_bytes};
+
+use super::config::RopeConfig;
+
+pub struct Rope {
+    order: RopeOrder,
+    n_rot: usize,
+    /// Angle per position of each pair, in f64 because positions are large and angles are taken modulo a turn.
+    freqs: Vec<f64>,
+}
+
+impl Rope {
+    /// `factors`: what each frequency is divided by (`rope_freqs.weight`).
+    pub fn new(config: &RopeConfig, factors: Option<&[f32]>) -> Self {
+        let freqs = (0..config.n_rot / 2).map(|i| {
+            let freq = libm::pow(f64::from(config.freq_base), -2.0 * i as f64 / config.n_rot as f64);
+            freq / factors.map_or(1.0, |f| f64::from(f[i]))
+        });
+        Rope { order: config.order, n_rot: config.n_rot, freqs: freqs.collect() }
+    }
+
+    /// Cosine and sine of each pair, interleaved, `n_rot` floats, for an angle of `steps` positions (negative turns back).
+    pub fn angles(&self, steps: i64, out: &mut [f32]) {
+        for (freq, pair) in self.freqs.iter().zip(out.as_chunks_mut::<2>().0) {
+            let (sin, cos) = libm::sincos(steps as f64 * freq);
+            *pair = [cos as f32, sin as f32];
+        }
+    }
+
+    /// Turns one head in place.
+    pub fn turn(&self, head: &mut [f32], angles: &[f32]) {
+        let half = self.n_rot / 2;
+        let (angles, _) = angles.as_chunks::<2>();
+        match self.order {
+            RopeOrder::Norm => {
+                for (pair, &[cos, sin]) in head[..self.n_rot].as_chunks_mut::<2>().0.iter_mut().zip(angles) {
+                    let [a, b] = *pair;
+                    *pair = [a * cos - b * sin, a * sin + b * cos];
+                }
+            }
+            RopeOrder::Neox => {
+                let (low, high) = head[..self.n_rot].split_at_mut(half);
+                for ((a, b), &[cos, sin]) in low.iter_mut().zip(high).zip(angles) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                }
+            }
+        }
+    }
+}
+
+/// Cosines and sines of the positions of a batch.
+pub struct Angles(Buf<f32>);
+
+impl Angles {
+    pub fn bytes(n_batch: usize, n_rot: usize) -> usize {
+        region_bytes::<f32>(n_batch * n_rot)
+    }
+
+    pub fn carve(arena: &mut Arena, n_batch: usize, n_rot: usize) -> Self {
+        Angles(arena.carve(n_batch * n_rot))
+    }
+
+    pub fn set(&mut self, rope: &Rope, first: Pos, n_tok: usize) {
+        for (t, angles) in self.0.chunks_exact_mut(rope.n_rot).take(n_tok).enumerate() {
+            rope.angles(i64::from(first) + t as i64, angles);
+        }
+    }
+
+    /// Turns every head of every token of `x` = `[n_tok][n_head * head_dim]`.
+    pub fn turn(&self, rope: &Rope, x: &mut [f32], row: usize, head_dim: usize) {
+        for (token, angles) in x.chunks_exact_mut(row).zip(self.0.chunks_exact(rope.n_rot)) {
+            for head in token.chunks_exact_mut(head_dim) {
+                rope.turn(head, angles);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rope(order: RopeOrder, n_rot: usize, factors: Option<&[f32]>) -> Rope {
+        Rope::new(&RopeConfig { order, n_rot, freq_base: 10_000.0 }, factors)
+    }
+
+    #[test]
+    fn pairs_are_turned_by_position_times_frequency() {
+        // n_rot 4: frequencies 1 and 1/100. Position 2: angles 2 and 0.02. The fifth element passes.
+        for (order, pairs) in [(RopeOrder::Norm, [(0, 1), (2, 3)]), (RopeOrder::Neox, [(0, 2), (1, 3)])] {
+            let rope = rope(order, 4, None);
+            let (mut angles, mut head) = ([0f32; 4], [1.0f32, 2.0, 3.0, 4.0, 5.0]);
+            rope.angles(2, &mut angles);
+            let before = head;
+            rope.turn(&mut head, &angles);
+            for ((i, j), angle) in pairs.into_iter().zip([2f64, 0.02]) {
+                let (a, b) = (f64::from(before[i]), f64::from(before[j]));
+                assert!((f64::from(head[i]) - (a * angle.cos() - b * angle.sin())).abs() < 1e-6, "{order:?}");
+                assert!((f64::from(head[j]) - (a * angle.sin() + b * angle.cos())).abs() < 1e-6, "{order:?}");
+            }
+            assert_eq!(head[4], 5.0);
+        }
+    }
+
+    #[test]
+    fn turning_back_restores_and_factors_slow_down() {
+        let (plain, slow) = (rope(RopeOrder::Norm, 4, None), rope(RopeOrder::Norm, 4, Some(&[1.0, 8.0])));
+        let (mut there, mut back, mut slowed) = ([0f32; 4], [0f32; 4], [0f32; 4]);
+        plain.angles(700, &mut there);
+        plain.angles(-700, &mut back);
+        slow.angles(5600, &mut slowed);
+        assert_eq!(slowed[2..], there[2..]);
+        let mut head = [0.3f32, -1.0, 2.0, 0.5];
+        plain.turn(&mut head, &there);
+        plain.turn(&mut head, &back);
+        assert!(head.iter().zip([0.3, -1.0, 2.0, 0.5]).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+}

@@ -1,0 +1,102 @@
+//! Every buffer of the forward pass, carved at start. Shapes are for a whole batch; a single token uses the first row.
+
+use crate::kernels::{ActBuf, tile_bytes};
+use crate::kv::attention::{AttendScratch, split_len};
+use crate::kv::cache::RenumberScratch;
+use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::plan::Plan;
+
+use super::config::Config;
+use super::rope::Angles;
+
+/// What decides the size of the scratch.
+#[derive(Clone, Copy, Debug)]
+pub struct ScratchShape {
+    pub n_batch: usize,
+    pub n_slot: usize,
+    pub n_threads: usize,
+    /// Rows of logits that may be asked for at once.
+    pub n_logits: usize,
+    pub has_float: bool,
+}
+
+pub struct Scratch {
+    pub x: Buf<f32>,        // [n_batch][n_embd] the residual stream
+    pub x_norm: Buf<f32>,   // [n_batch][n_embd]
+    pub q: Buf<f32>,        // [n_batch][q_dim]
+    pub k: Buf<f32>,        // [n_batch][kv_dim]
+    pub v: Buf<f32>,        // [n_batch][kv_dim]
+    pub attn_out: Buf<f32>, // [n_batch][q_dim]
+    pub proj: Buf<f32>,     // [n_batch][n_embd] what attention or the FFN adds to x
+    pub gate: Buf<f32>,     // [n_batch][n_ff]
+    pub up: Buf<f32>,       // [n_batch][n_ff]
+    pub acts: ActBuf,       // [n_batch][max_cols] quantised
+    pub angles: Angles,     // [n_batch][n_rot]
+    pub logits: Buf<f32>,   // [n_logits][n_vocab]
+    pub split: Buf<f32>,    // partial attention of one token
+    pub tiles: Vec<Buf<u8>>,
+    pub attend: Vec<AttendScratch>,
+    pub renumber: Vec<RenumberScratch>,
+}
+
+/// One place that knows all sizes: `plan` adds them up, `carve` takes them.
+struct Sizes {
+    tile: usize,
+    split: usize,
+    n_q: usize,
+}
+
+impl Sizes {
+    fn of(c: &Config, s: &ScratchShape) -> Sizes {
+        let n_q = c.n_head / c.n_head_kv;
+        Sizes {
+            tile: tile_bytes(c.max_cols(), s.has_float),
+            split: split_len(s.n_slot, c.n_head_kv, n_q, c.head_dim),
+            n_q,
+        }
+    }
+}
+
+impl Scratch {
+    pub fn plan(c: &Config, s: &ScratchShape, plan: &mut Plan) {
+        let sizes = Sizes::of(c, s);
+        let activations: usize = [c.n_embd, c.n_embd, c.n_embd, c.q_dim(), c.q_dim(), c.kv_dim(), c.kv_dim(), c.n_ff, c.n_ff]
+            .iter()
+            .map(|n| region_bytes::<f32>(s.n_batch * n))
+            .sum();
+        plan.private("activations", activations + Angles::bytes(s.n_batch, c.rope.n_rot));
+        plan.private("quantised activations", ActBuf::bytes(s.n_batch, c.max_cols()));
+        plan.private("logits", region_bytes::<f32>(s.n_logits * c.n_vocab));
+        plan.private("weight tiles", s.n_threads * region_bytes::<u8>(sizes.tile));
+        let attend = AttendScratch::bytes(s.n_slot, sizes.n_q, c.head_dim);
+        let renumber = RenumberScratch::bytes(s.n_slot, c.head_dim);
+        plan.private("attention scratch", region_bytes::<f32>(sizes.split) + s.n_threads * (attend + renumber));
+    }
+
+    pub fn new(c: &Config, s: &ScratchShape) -> std::io::Result<Scratch> {
+        let sizes = Sizes::of(c, s);
+        let mut plan = Plan::default();
+        Scratch::plan(c, s, &mut plan);
+        let mut arena = Arena::new(plan.private_bytes() as usize)?;
+        let b = s.n_batch;
+        let scratch = Scratch {
+            x: arena.carve(b * c.n_embd),
+            x_norm: arena.carve(b * c.n_embd),
+            q: arena.carve(b * c.q_dim()),
+            k: arena.carve(b * c.kv_dim()),
+            v: arena.carve(b * c.kv_dim()),
+            attn_out: arena.carve(b * c.q_dim()),
+            proj: arena.carve(b * c.n_embd),
+            gate: arena.carve(b * c.n_ff),
+            up: arena.carve(b * c.n_ff),
+            acts: ActBuf::carve(&mut arena, b, c.max_cols()),
+            angles: Angles::carve(&mut arena, b, c.rope.n_rot),
+            logits: arena.carve(s.n_logits * c.n_vocab),
+            split: arena.carve(sizes.split),
+            tiles: (0..s.n_threads).map(|_| arena.carve(sizes.tile)).collect(),
+            attend: (0..s.n_threads).map(|_| AttendScratch::carve(&mut arena, s.n_slot, sizes.n_q, c.head_dim)).collect(),
+            renumber: (0..s.n_threads).map(|_| RenumberScratch::carve(&mut arena, s.n_slot, c.head_dim)).collect(),
+        };
+        Ok(scratch)
+    }
+}
