@@ -228,6 +228,11 @@ impl KvCache {
         &self.positions[(layer * self.shape.n_head_kv + head) * self.n_slot..][..self.n_live]
     }
 
+    /// Scores of what a head holds, by slot.
+    pub fn scores(&self, layer: usize, head: usize) -> &[f32] {
+        &self.scores[(layer * self.shape.n_head_kv + head) * self.n_slot..][..self.n_live]
+    }
+
     /// Forgets everything; the memory stays.
     pub fn clear(&mut self) {
         (self.n_live, self.next_pos, self.n_evicted) = (0, 0, 0);
