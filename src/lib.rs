@@ -4,13 +4,16 @@
 //! Start reading at `model/forward.rs`; `docs/architecture.md` draws the house.
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod error;
+pub mod eval;
 pub mod gguf;
 pub mod kernels;
 pub mod kv;
 pub mod mem;
 pub mod model;
 pub mod session;
+pub mod text;
 pub mod units;
 
 pub use error::{Error, Result};

@@ -154,9 +154,6 @@ pub fn tile_bytes(max_cols: usize, has_float: bool) -> usize {
     quantised.max(float) + 1024
 }
 
-/// What the crate `gemm` keeps for each thread that multiplies float matrices; taken at start by `warm_gemm`.
-pub const GEMM_BYTES: usize = float::GEMM_BYTES;
-
 /// One matrix of a product that shares its activations with others.
 pub struct Product<'a> {
     pub w: Matrix<'a>,
@@ -328,20 +325,6 @@ impl Kernels {
             // SAFETY: the features were detected; the rows of a task are its own, so are their elements of `out`,
             // whose length was checked above.
             unsafe { (self.table.matmul)(&mut MatmulTask { w, rows, acts, out: outs.get()[i], tile }) };
-        });
-    }
-
-    /// Lets `gemm` allocate its workspace on every thread now, so that no prefill does.
-    pub fn warm_gemm(&self, pool: &mut Pool) {
-        let n_threads = pool.n_threads();
-        let arrived = std::sync::atomic::AtomicUsize::new(0);
-        // As many tasks as threads, each waiting for the others: every thread gets one.
-        pool.run(n_threads, &|_, _| {
-            float::warm();
-            arrived.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-            while arrived.load(std::sync::atomic::Ordering::Acquire) < n_threads {
-                std::thread::yield_now();
-            }
         });
     }
 

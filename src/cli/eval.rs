@@ -1,0 +1,290 @@
+//! `lowkey eval`: what a cache budget costs in quality, on the user's model and text.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::eval::ppl::{Scores, score, windows};
+use crate::kv::policy::Policy;
+use crate::session::Session;
+use crate::units::Bytes;
+
+use super::args::ModelArgs;
+use super::run::read_text;
+use super::setup::{check_tokens, open};
+
+#[derive(Args)]
+pub struct EvalArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Perplexity in windows, for several cache budgets
+    Ppl(PplArgs),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    Json,
+    Md,
+}
+
+/// A share of a full f16 cache of `--ctx` tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Keep(f64);
+
+impl std::str::FromStr for Keep {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let percent = text.strip_suffix('%').and_then(|p| p.parse::<f64>().ok());
+        percent.filter(|p| *p > 0.0 && *p <= 100.0).map(Keep).ok_or(format!("'{text}' is not a share such as 50%"))
+    }
+}
+
+#[derive(Args)]
+struct PplArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: String,
+    /// Tokens of a window
+    #[arg(long, value_name = "N", env = "LOWKEY_CTX", hide_env = true, default_value_t = 512)]
+    ctx: usize,
+    /// Tokens from one window's start to the next's [default: --ctx]
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
+    /// Budgets as shares of the bytes of a full f16 cache of --ctx tokens, such as 100%,50%,25%; instead of --kv-budget
+    #[arg(long, value_name = "P%", value_delimiter = ',')]
+    keep: Vec<Keep>,
+    /// Windows to score at most
+    #[arg(long, value_name = "N")]
+    windows: Option<usize>,
+    /// Write the logits after every token of the first budget's run: f32 [windows * ctx, n_vocab], NumPy's format
+    #[arg(long, value_name = "FILE.npy")]
+    logits_out: Option<PathBuf>,
+    /// How to print the rows
+    #[arg(short, long, value_enum, default_value = "md")]
+    output: Output,
+    /// The same as -o json
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Row {
+    keep: Option<f64>,
+    n_slot: usize,
+    arena_bytes: usize,
+    policy: &'static str,
+    k_type: &'static str,
+    v_type: &'static str,
+    n_tokens: usize,
+    nll: f64,
+    ppl: f64,
+    ppl_ratio_to_full: Option<f64>,
+}
+
+pub fn run(args: EvalArgs) -> Result<u8> {
+    match args.what {
+        What::Ppl(args) => ppl(args),
+    }
+}
+
+/// Rows of logits at once: each is a whole vocabulary.
+const N_LOGITS: usize = 16;
+
+fn ppl(args: PplArgs) -> Result<u8> {
+    let text = read_text(None, Some(&args.file))?;
+    let stride = args.stride.unwrap_or(args.ctx);
+    if args.ctx < 2 || stride == 0 {
+        return Err(Error::usage("--ctx", "a window must have 2 tokens at least, and the next start after it"));
+    }
+    let opened = open(&args.model.model, args.model.session.params(N_LOGITS))?;
+    opened.check()?;
+    let n_ctx = opened.model.config.n_ctx;
+    if args.ctx > n_ctx {
+        return Err(Error::usage("--ctx", format!("windows of {} tokens, the model was trained for {n_ctx}; give less", args.ctx)));
+    }
+    let tokenizer = opened.tokenizer()?;
+    let mut tokens = tokenizer.encode(&text, true, false)?;
+    let n_windows = windows(&tokens, args.ctx, stride).count().min(args.windows.unwrap_or(usize::MAX));
+    if n_windows == 0 {
+        let what = format!("{} has {} tokens, fewer than one window of {}; give a longer text or a smaller --ctx", args.file, tokens.len(), args.ctx);
+        return Err(Error::usage("--file", what));
+    }
+    tokens.truncate((n_windows - 1) * stride + args.ctx);
+
+    let mut eval = Eval { args: &args, tokens: &tokens, stride, n_windows, full: None };
+    let mut rows = Vec::new();
+    let budgets: Vec<Option<Keep>> = if args.keep.is_empty() { vec![None] } else { args.keep.iter().copied().map(Some).collect() };
+    for (i, keep) in budgets.into_iter().enumerate() {
+        let logits_out = args.logits_out.as_deref().filter(|_| i == 0);
+        rows.push(eval.row(keep, logits_out)?);
+    }
+    match (args.json, args.output) {
+        (true, _) | (_, Output::Json) => super::answer(&super::to_json(&rows))?,
+        _ => super::answer(&table(&rows))?,
+    }
+    Ok(0)
+}
+
+struct Eval<'a> {
+    args: &'a PplArgs,
+    tokens: &'a [u32],
+    stride: usize,
+    n_windows: usize,
+    /// Scores of the full f16 cache, once some row has needed them.
+    full: Option<Scores>,
+}
+
+impl Eval<'_> {
+    /// A session with exactly these bytes; `None` for a cache that holds a whole window.
+    fn session(&self, budget: Option<u64>) -> Result<Session> {
+        let mut params = self.args.model.session.params(N_LOGITS);
+        let mut opened = open(&self.args.model.model, {
+            params.kv.budget_bytes = u64::MAX;
+            params.clone()
+        })?;
+        let kv = opened.layout.kv;
+        opened.params.kv.budget_bytes = budget.unwrap_or(kv.arena_bytes(self.args.ctx) as u64);
+        if budget.is_none() {
+            opened.params.kv.policy = Policy::Off;
+        }
+        Session::new(opened.model, &opened.params)
+    }
+
+    /// Bytes of keys and values of a full f16 cache of a window.
+    fn full_bytes(&self, session: &Session) -> f64 {
+        let kv = session.cache().shape();
+        (2 * kv.row_bytes() * kv.n_heads() * self.args.ctx) as f64
+    }
+
+    fn score(&self, session: &mut Session, logits_out: Option<&Path>) -> Result<Scores> {
+        check_tokens(session, self.tokens)?;
+        let bar = self.progress(session);
+        let n_vocab = session.model().config.n_vocab;
+        let mut file = logits_out.map(|path| NpyFile::create(path, n_vocab)).transpose()?;
+        let rows = |row: &[f32]| file.as_mut().map_or(Ok(()), |file| file.row(row));
+        let scores = score(session, self.tokens, self.args.ctx, self.stride, rows, |n| {
+            bar.inc(n as u64);
+            true
+        })?;
+        bar.finish_and_clear();
+        if let Some(file) = file {
+            file.finish()?;
+        }
+        Ok(scores.expect("nobody stops it"))
+    }
+
+    fn row(&mut self, keep: Option<Keep>, logits_out: Option<&Path>) -> Result<Row> {
+        let whole = keep.is_some_and(|keep| keep.0 == 100.0);
+        let mut session = match keep {
+            None => self.session(Some(self.args.model.session.kv_budget.0))?,
+            Some(_) if whole => self.session(None)?,
+            Some(keep) => {
+                let full = self.full_bytes(&self.session(None)?);
+                self.session(Some((full * keep.0 / 100.0) as u64))?
+            }
+        };
+        let scores = self.score(&mut session, logits_out)?;
+        let n_slot = session.cache().n_slot();
+        let evicts = n_slot < self.args.ctx;
+        if evicts && self.full.is_none() {
+            self.full = Some(self.score(&mut self.session(None)?, None)?);
+        }
+        let ratio = match (&self.full, evicts) {
+            (Some(full), true) => Some((scores.mean_after(n_slot) - full.mean_after(n_slot)).exp()),
+            _ => Some(1.0),
+        };
+        let (nll, n_tokens) = (scores.mean(), scores.nll.len());
+        let row = Row {
+            keep: keep.map(|keep| keep.0 / 100.0),
+            n_slot,
+            arena_bytes: session.cache().arena_bytes(),
+            policy: if whole { "off" } else { session.cache().policy().name() },
+            k_type: "f16",
+            v_type: "f16",
+            n_tokens,
+            nll,
+            ppl: nll.exp(),
+            ppl_ratio_to_full: ratio,
+        };
+        if whole {
+            self.full = Some(scores);
+        }
+        Ok(row)
+    }
+
+    fn progress(&self, session: &Session) -> ProgressBar {
+        if !std::io::stderr().is_terminal() {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::with_draw_target(Some((self.n_windows * self.args.ctx) as u64), ProgressDrawTarget::stderr_with_hz(4));
+        let style = ProgressStyle::with_template("{msg} [{bar:32}] {pos}/{len} tokens, {eta} left");
+        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "))
+            .with_message(format!("{} slots, {}", session.cache().n_slot(), session.cache().policy().name()))
+    }
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut out = String::from("| keep | slots | arena | policy | tokens | nll | ppl | ratio to full |\n|---|---|---|---|---|---|---|---|");
+    for r in rows {
+        let keep = r.keep.map_or("".into(), |k| format!("{}%", k * 100.0));
+        let ratio = r.ppl_ratio_to_full.map_or("".into(), |r| format!("{r:.4}"));
+        let arena = Bytes(r.arena_bytes as u64);
+        out.push_str(&format!("\n| {keep} | {} | {arena} | {} | {} | {:.4} | {:.3} | {ratio} |", r.n_slot, r.policy, r.n_tokens, r.nll, r.ppl));
+    }
+    out
+}
+
+/// Rows of f32 in NumPy's file format, version 1.0; written beside its final name and moved there when complete.
+struct NpyFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    out: BufWriter<File>,
+    n_rows: usize,
+    n_cols: usize,
+}
+
+/// The header is of fixed length so that the number of rows can be filled in at the end.
+const NPY_HEADER: usize = 128;
+
+impl NpyFile {
+    fn create(path: &Path, n_cols: usize) -> Result<Self> {
+        let temporary = path.with_extension("npy.part");
+        let file = File::create(&temporary).map_err(|e| Error::io(&temporary, e))?;
+        let mut out = BufWriter::new(file);
+        out.write_all(&[0; NPY_HEADER]).map_err(|e| Error::io(&temporary, e))?;
+        Ok(NpyFile { path: path.to_owned(), temporary, out, n_rows: 0, n_cols })
+    }
+
+    fn row(&mut self, row: &[f32]) -> Result<()> {
+        self.n_rows += 1;
+        row.iter().try_for_each(|v| self.out.write_all(&v.to_le_bytes())).map_err(|e| Error::io(&self.temporary, e))
+    }
+
+    fn finish(mut self) -> Result<()> {
+        let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {}), }}", self.n_rows, self.n_cols);
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend(((NPY_HEADER - 10) as u16).to_le_bytes());
+        bytes.extend(format!("{header:<width$}\n", width = NPY_HEADER - 11).bytes());
+        let written = self.out.seek(std::io::SeekFrom::Start(0)).and_then(|_| self.out.write_all(&bytes)).and_then(|()| self.out.flush());
+        written.and_then(|()| std::fs::rename(&self.temporary, &self.path)).map_err(|e| Error::io(&self.path, e))
+    }
+}
+
+impl Drop for NpyFile {
+    fn drop(&mut self) {
+        // After `finish` there is nothing at this name.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}

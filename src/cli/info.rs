@@ -1,0 +1,107 @@
+//! `lowkey info`: what a GGUF file holds, whether this engine can run it, and the kernel sets of this machine.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use serde_json::{Map, Value as Json, json};
+
+use crate::error::Result;
+use crate::gguf::{GgufFile, Value};
+use crate::kernels::Kernels;
+use crate::model::forward::Model;
+use crate::units::Bytes;
+
+use super::models::resolve;
+
+#[derive(Args)]
+pub struct InfoArgs {
+    /// A GGUF file, or a name that `lowkey models` lists
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// List every tensor too
+    #[arg(long)]
+    tensors: bool,
+    /// One JSON object on stdout, with all metadata and tensors
+    #[arg(long, env = "LOWKEY_JSON", hide_env = true)]
+    json: bool,
+}
+
+/// Elements of an array that are shown; vocabularies are long.
+const SHOWN: usize = 8;
+const SHOWN_CHARS: usize = 60;
+
+pub fn run(args: InfoArgs) -> Result<u8> {
+    let file = GgufFile::open(&resolve(&args.model)?)?;
+    let kernels: Vec<_> = Kernels::available().map(|k| k.name()).collect();
+    let text = if args.json { None } else { Some(as_text(&file, args.tensors, &kernels)) };
+    let mut json = args.json.then(|| as_json(&file, &kernels));
+    let verdict = Model::load(file).err().map(|e| e.to_string());
+    if let Some(json) = &mut json {
+        (json["runs"], json["why_not"]) = (json!(verdict.is_none()), json!(verdict));
+        super::answer(&json.to_string())?;
+    } else if let Some(text) = text {
+        super::answer(&text)?;
+        super::answer(&verdict.map_or("this engine runs it".to_owned(), |why| format!("this engine does not run it: {why}")))?;
+    }
+    Ok(0)
+}
+
+fn as_text(file: &GgufFile, tensors: bool, kernels: &[&str]) -> String {
+    let size = Bytes(file.file_bytes());
+    let mut out = format!("{}: GGUF version {}, {size}, alignment {}\n", file.path().display(), file.version(), file.alignment());
+    for (key, value) in file.metadata() {
+        out.push_str(&format!("  {key} = {}\n", shown(&value)));
+    }
+    let mut by_type: BTreeMap<&str, (usize, u64, u64)> = BTreeMap::new();
+    for t in file.tensors() {
+        let sum = by_type.entry(t.ty.name()).or_default();
+        *sum = (sum.0 + 1, sum.1 + t.n_elems() as u64, sum.2 + t.n_bytes);
+        if tensors {
+            out.push_str(&format!("  {:<28} {:<6} {:?} at {}, {} bytes\n", t.name, t.ty.name(), t.shape(), t.offset, t.n_bytes));
+        }
+    }
+    let types = by_type.iter().map(|(ty, (n, elems, bytes))| format!("{n} {ty} ({:.1} M elements, {})", *elems as f64 / 1e6, Bytes(*bytes)));
+    out.push_str(&format!("{} tensors: {}\n", file.tensors().len(), types.collect::<Vec<_>>().join(", ")));
+    out + &format!("kernel sets of this machine: {}", kernels.join(", "))
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Str(s) if s.chars().count() > SHOWN_CHARS => {
+            format!("{:?}… ({} bytes)", s.chars().take(SHOWN_CHARS).collect::<String>(), s.len())
+        }
+        Value::Array(a) => {
+            let first: Vec<_> = a.iter().take(SHOWN).map(|v| shown(&v)).collect();
+            let more = if a.len() > SHOWN { ", …" } else { "" };
+            format!("[{}{more}] ({} of {})", first.join(", "), a.len(), a.elem_type().name())
+        }
+        other => to_json(other).to_string(),
+    }
+}
+
+fn to_json(value: &Value) -> Json {
+    match value {
+        Value::Str(s) => json!(s),
+        Value::Bool(b) => json!(b),
+        Value::Array(a) if a.len() > 64 => {
+            let first: Vec<_> = a.iter().take(SHOWN).map(|v| to_json(&v)).collect();
+            json!({ "type": a.elem_type().name(), "len": a.len(), "first": first })
+        }
+        Value::Array(a) => Json::Array(a.iter().map(|v| to_json(&v)).collect()),
+        number => match (number.as_int(), number.as_float()) {
+            (Some(i), _) => i64::try_from(i).map_or_else(|_| json!(i.to_string()), |i| json!(i)),
+            (_, Some(f)) => json!(f),
+            _ => Json::Null,
+        },
+    }
+}
+
+fn as_json(file: &GgufFile, kernels: &[&str]) -> Json {
+    let metadata: Map<String, Json> = file.metadata().map(|(key, value)| (key.to_owned(), to_json(&value))).collect();
+    let tensor = |t: &crate::gguf::TensorInfo| json!({ "name": t.name, "type": t.ty.name(), "shape": t.shape(), "offset": t.offset, "bytes": t.n_bytes });
+    json!({
+        "path": file.path().display().to_string(), "version": file.version(), "file_bytes": file.file_bytes(),
+        "alignment": file.alignment(), "metadata": metadata, "tensors": file.tensors().iter().map(tensor).collect::<Vec<_>>(),
+        "kernels": kernels,
+    })
+}

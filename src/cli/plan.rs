@@ -1,0 +1,89 @@
+//! `lowkey plan`: every byte a model would use, before it uses any.
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::mem::plan::{Kind, Plan};
+use crate::text::{Sampler, SamplerParams};
+use crate::units::Bytes;
+
+use super::args::ModelArgs;
+use super::setup::open;
+
+#[derive(Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// One JSON object on stdout
+    #[arg(long, env = "LOWKEY_JSON", hide_env = true)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    regions: Vec<Region<'a>>,
+    private_bytes: u64,
+    file_bytes: u64,
+    kv: Kv,
+    fits: bool,
+}
+
+#[derive(Serialize)]
+struct Region<'a> {
+    name: &'a str,
+    bytes: u64,
+    kind: &'static str,
+}
+
+#[derive(Serialize)]
+struct Kv {
+    n_slot: usize,
+    bytes_per_slot: usize,
+    arena_bytes: usize,
+    budget_bytes: u64,
+}
+
+pub fn run(args: PlanArgs) -> Result<u8> {
+    let session = &args.model.session;
+    let mut opened = open(&args.model.model, session.params(1))?;
+    opened.plan.private("sampler", Sampler::bytes(opened.model.config.n_vocab, SamplerParams::default().repeat_last_n));
+    let (plan, layout) = (&opened.plan, &opened.layout);
+    let limit = session.memory.map(|m| m.0);
+    let fits = limit.is_none_or(|limit| plan.private_bytes() <= limit);
+    if args.json {
+        let regions = plan.regions.iter().map(|r| Region { name: r.name, bytes: r.bytes, kind: kind(r.kind) }).collect();
+        let kv = Kv {
+            n_slot: layout.n_slot,
+            bytes_per_slot: layout.kv.bytes_per_slot(),
+            arena_bytes: layout.kv.arena_bytes(layout.n_slot),
+            budget_bytes: session.kv_budget.0,
+        };
+        let (private_bytes, file_bytes) = (plan.private_bytes(), plan.file_bytes());
+        super::answer(&super::to_json(&Answer { regions, private_bytes, file_bytes, kv, fits }))?;
+    } else {
+        super::answer(&table(plan))?;
+        let kept = format!("{} tokens of {} bytes kept, of a context of {}", layout.n_slot, layout.kv.bytes_per_slot(), layout.kv.n_ctx);
+        super::answer(&format!("\n{kept}; {} threads, kernels {}", layout.n_threads, layout.kernels.name()))?;
+        if let Some(limit) = limit {
+            super::answer(&format!("--memory {}: {}", Bytes(limit), if fits { "fits" } else { "does not fit" }))?;
+        }
+    }
+    Ok(if fits { 0 } else { 1 })
+}
+
+fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Private => "private",
+        Kind::File => "file",
+    }
+}
+
+fn table(plan: &Plan) -> String {
+    let line = |r: &crate::mem::plan::Region| format!("{:<24} {:>12} {:>11}  {}", r.name, r.bytes, Bytes(r.bytes), kind(r.kind));
+    let mut lines: Vec<String> = plan.regions.iter().map(line).collect();
+    for (name, bytes) in [("private memory in all", plan.private_bytes()), ("file pages, reclaimable", plan.file_bytes())] {
+        lines.push(format!("{name:<24} {bytes:>12} {:>11}", Bytes(bytes)));
+    }
+    lines.join("\n")
+}

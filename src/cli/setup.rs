@@ -1,0 +1,56 @@
+//! From flags to a session: opens the file, adds up the plan, checks it, and only then takes memory.
+
+use crate::error::{Error, Result};
+use crate::gguf::GgufFile;
+use crate::mem::plan::Plan;
+use crate::model::forward::Model;
+use crate::session::{Layout, Session, SessionParams, check_memory};
+use crate::text::Tokenizer;
+
+use super::models::resolve;
+
+/// A model that has been opened and planned, and nothing more.
+pub struct Opened {
+    pub model: Model,
+    pub params: SessionParams,
+    pub layout: Layout,
+    pub plan: Plan,
+}
+
+pub fn open(model: &str, params: SessionParams) -> Result<Opened> {
+    let model = Model::load(GgufFile::open(&resolve(model)?)?)?;
+    let layout = params.layout(&model)?;
+    let mut plan = Plan::default();
+    layout.plan(&model, &mut plan);
+    plan.private("tokenizer", Tokenizer::plan_bytes(&model.file)? as usize);
+    Ok(Opened { model, params, layout, plan })
+}
+
+impl Opened {
+    /// Checks the plan, which is complete by now, against `--memory`.
+    pub fn check(&self) -> Result<()> {
+        if self.layout.kernels.name() == "scalar" && self.params.kernels == "auto" {
+            log::warn!("this CPU has no vector set that lowkey knows: running the scalar kernels, many times slower");
+        }
+        check_memory(&self.plan, self.params.memory_bytes)
+    }
+
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::from_gguf(&self.model.file)
+    }
+
+    /// Takes the memory.
+    pub fn start(self) -> Result<(Session, Plan)> {
+        let session = Session::new(self.model, &self.params)?;
+        Ok((session, self.plan))
+    }
+}
+
+/// Every token of a prompt must be one of the model's: the vocabulary is the file's, yet files lie.
+pub fn check_tokens(session: &Session, tokens: &[u32]) -> Result<()> {
+    let n_vocab = session.model().config.n_vocab;
+    match tokens.iter().find(|&&t| t as usize >= n_vocab) {
+        Some(token) => Err(Error::unsupported(session.model().file.path(), format!("token {token} of a vocabulary of {n_vocab}"))),
+        None => Ok(()),
+    }
+}

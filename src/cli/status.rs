@@ -1,0 +1,28 @@
+//! What the system says about this process: resident memory, by kind. Linux's /proc; zeros elsewhere.
+
+/// Bytes of a field of /proc/self/status, read without allocating.
+fn field(name: &str) -> u64 {
+    use std::io::Read;
+    let mut buf = [0u8; 4096];
+    let Ok(mut file) = std::fs::File::open("/proc/self/status") else { return 0 };
+    let mut len = 0;
+    while let Ok(n) = file.read(&mut buf[len..]) {
+        len += n;
+        if n == 0 || len == buf.len() {
+            break;
+        }
+    }
+    let text = std::str::from_utf8(&buf[..len]).unwrap_or("");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.and_then(|l| l.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+}
+
+/// Anonymous memory that is resident: what the system cannot take back without swapping.
+pub fn rss_anon_bytes() -> u64 {
+    field("RssAnon")
+}
+
+/// Resident pages of files: the weights, and the binary itself.
+pub fn rss_file_bytes() -> u64 {
+    field("RssFile")
+}

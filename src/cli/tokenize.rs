@@ -1,0 +1,40 @@
+//! `lowkey tokenize`: the ids of a text, as a JSON array.
+
+use clap::Args;
+
+use crate::error::Result;
+use crate::gguf::GgufFile;
+use crate::text::Tokenizer;
+
+use super::models::resolve;
+use super::run::read_text;
+
+#[derive(Args)]
+pub struct TokenizeArgs {
+    /// A GGUF file, or a name that `lowkey models` lists
+    #[arg(short, long, value_name = "MODEL", env = "LOWKEY_MODEL", hide_env = true)]
+    model: String,
+    #[arg(value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file", required_unless_present = "file")]
+    text: Option<String>,
+    /// Read the text from a file; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<String>,
+    /// Treat the names of special tokens as plain text
+    #[arg(long)]
+    no_parse_special: bool,
+    /// Leave out the tokens that the model wants before or after a text
+    #[arg(long)]
+    no_bos: bool,
+    /// The answer is always JSON; accepted for symmetry
+    #[arg(long, hide = true)]
+    json: bool,
+}
+
+pub fn run(args: TokenizeArgs) -> Result<u8> {
+    let file = GgufFile::open(&resolve(&args.model)?)?;
+    let tokenizer = Tokenizer::from_gguf(&file)?;
+    let text = read_text(args.text.as_deref(), args.file.as_deref())?;
+    let ids = tokenizer.encode(&text, !args.no_parse_special, !args.no_bos)?;
+    super::answer(&super::to_json(&ids))?;
+    Ok(0)
+}

@@ -1,0 +1,3 @@
+//! What a cache budget costs in quality.
+
+pub mod ppl;

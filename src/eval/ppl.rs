@@ -1,0 +1,94 @@
+//! Perplexity of a text under a bounded cache. Protocol: consecutive windows of `ctx` tokens, `stride` apart, a last
+//! partial window left out, no token added; tokens 2…ctx of a window are scored from what the arena holds at that moment.
+//! Eviction is streaming: the budget holds at every step.
+
+use crate::error::Result;
+use crate::session::Session;
+
+/// Negative log-likelihoods, in nats, of tokens `1..ctx` of each window, window after window.
+pub struct Scores {
+    pub ctx: usize,
+    pub nll: Vec<f64>,
+}
+
+impl Scores {
+    pub fn mean(&self) -> f64 {
+        mean(self.nll.iter().copied())
+    }
+
+    /// Mean over the tokens scored once `n_slot` tokens had been taken in: the arena is full by then.
+    pub fn mean_after(&self, n_slot: usize) -> f64 {
+        // Entry i of a window scores token i + 1, from a cache that has seen i + 1 tokens.
+        let late = self.nll.iter().enumerate().filter(|(i, _)| i % (self.ctx - 1) + 1 >= n_slot);
+        mean(late.map(|(_, &nll)| nll))
+    }
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (mut sum, mut n) = (0.0, 0usize);
+    values.for_each(|v| (sum, n) = (sum + v, n + 1));
+    sum / n as f64
+}
+
+/// Windows of `ctx` tokens that `tokens` holds.
+pub fn windows(tokens: &[u32], ctx: usize, stride: usize) -> impl Iterator<Item = &[u32]> {
+    tokens.windows(ctx).step_by(stride)
+}
+
+/// Scores every window. `rows` sees the logits after each token; `go_on` may stop between batches.
+pub fn score(
+    session: &mut Session, tokens: &[u32], ctx: usize, stride: usize, mut rows: impl FnMut(&[f32]) -> Result<()>,
+    mut go_on: impl FnMut(usize) -> bool,
+) -> Result<Option<Scores>> {
+    let n_vocab = session.model().config.n_vocab;
+    let batch = session.n_logits().min(session.n_batch());
+    let n_windows = windows(tokens, ctx, stride).count();
+    let mut scores = Scores { ctx, nll: Vec::with_capacity(n_windows * (ctx - 1)) };
+    for window in windows(tokens, ctx, stride) {
+        session.clear();
+        let mut done = 0;
+        for batch in window.chunks(batch) {
+            let logits = session.prefill_all(batch)?;
+            for row in logits.chunks_exact(n_vocab) {
+                rows(row)?;
+                done += 1;
+                if let Some(&next) = window.get(done) {
+                    scores.nll.push(nll(row, next));
+                }
+            }
+            if !go_on(batch.len()) {
+                return Ok(None);
+            }
+        }
+    }
+    Ok(Some(scores))
+}
+
+/// -ln softmax(logits)[token], in f64.
+fn nll(logits: &[f32], token: u32) -> f64 {
+    let max = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
+    sum.ln() - f64::from(logits[token as usize] - max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nll_by_hand() {
+        assert!((nll(&[0.0, 0.0], 1) - 2f64.ln()).abs() < 1e-12);
+        assert!((nll(&[1000.0, 0.0], 1) - 1000.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn windows_leave_out_the_partial_one_and_late_tokens_are_those_after_the_arena_filled() {
+        let tokens: Vec<u32> = (0..10).collect();
+        assert_eq!(windows(&tokens, 4, 4).collect::<Vec<_>>(), [&[0, 1, 2, 3][..], &[4, 5, 6, 7]]);
+        assert_eq!(windows(&tokens, 4, 2).count(), 4);
+        assert_eq!(windows(&tokens, 11, 1).count(), 0);
+        // Two windows of 4: entries score tokens 1, 2, 3, from 1, 2, 3 tokens.
+        let scores = Scores { ctx: 4, nll: vec![1.0, 2.0, 3.0, 1.0, 2.0, 5.0] };
+        assert_eq!((scores.mean_after(3), scores.mean_after(2)), (4.0, 3.0));
+    }
+}

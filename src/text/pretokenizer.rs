@@ -1,0 +1,432 @@
+//! Cuts text into the words that byte-pair merges may not cross, by the rule that `tokenizer.ggml.pre` names.
+//!
+//! The rules are published as regular expressions; they are few, so each is a small scanner over `\p{L}`, `\p{N}`, `\p{M}`, `\p{P}`
+//! (from regex-syntax's Unicode tables) and `\s`. A scanner allocates nothing, where a regex engine's caches grow as text flows.
+//! Rules with several expressions apply them one after the other, each inside the pieces the earlier ones made, as llama.cpp does.
+//! A name that is not in the table is refused: a near rule would give wrong ids without a sign of it.
+
+use regex_syntax::hir::{Class, HirKind};
+
+/// What kind of character a rule sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// `\p{L}`
+    Letter,
+    /// `\p{N}`
+    Number,
+    /// `\p{M}`
+    Mark,
+    /// `\p{P}`
+    Punctuation,
+    /// `\s`
+    Space,
+    Other,
+}
+
+/// One expression of a rule. Text that an expression does not match stays as pieces between the matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// `\p{N}{1,n}`
+    Numbers(usize),
+    /// `[0-9][0-9][0-9]`
+    DigitTriples,
+    /// ``[\p{P}\$\+<=>\^~\|]+``, and the backtick when told so
+    Punctuation { backtick: bool },
+    /// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
+    Gpt2,
+    /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,n}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`, with
+    /// `[\p{L}\p{M}]` for the run of letters, and `\p{M}` out of the run of others, when `marks` is set
+    Llama3 { digits: usize, marks: bool },
+}
+
+use Stage::{DigitTriples, Gpt2, Llama3, Numbers, Punctuation};
+
+/// What a name means: the expressions, whether a word that is a token is taken whole before any merge, and whether a text begins
+/// with the beginning-of-sequence token when the file does not say.
+struct Rule {
+    names: &'static [&'static str],
+    stages: &'static [Stage],
+    ignore_merges: bool,
+    add_bos: bool,
+}
+
+const fn rule(names: &'static [&'static str], stages: &'static [Stage]) -> Rule {
+    Rule { names, stages, ignore_merges: false, add_bos: false }
+}
+
+const THREE_DIGITS: &[Stage] = &[Llama3 { digits: 3, marks: false }];
+
+const RULES: &[Rule] = &[
+    rule(&["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"], &[Numbers(1), Gpt2]),
+    rule(
+        &[
+            "gpt-2",
+            "gpt2",
+            "phi-2",
+            "gigachat",
+            "a.x-4.0",
+            "mellum",
+            "exaone4",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "granite-docling",
+        ],
+        &[Gpt2],
+    ),
+    Rule {
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
+        stages: THREE_DIGITS,
+        ignore_merges: true,
+        add_bos: true,
+    },
+    Rule { names: &["glm4"], stages: THREE_DIGITS, ignore_merges: true, add_bos: false },
+    rule(&["smaug-bpe", "dbrx", "chatglm-bpe"], THREE_DIGITS),
+    rule(
+        &["qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open"],
+        &[Llama3 { digits: 1, marks: false }],
+    ),
+    rule(&["qwen35"], &[Llama3 { digits: 1, marks: true }]),
+    Rule {
+        names: &["minicpm5"],
+        stages: &[Numbers(3), Llama3 { digits: usize::MAX, marks: false }],
+        ignore_merges: true,
+        add_bos: false,
+    },
+    rule(&["falcon"], &[Punctuation { backtick: true }, Gpt2, DigitTriples]),
+    rule(&["default"], &[Punctuation { backtick: false }, Gpt2, Numbers(usize::MAX), DigitTriples]),
+];
+
+pub struct PreTokenizer {
+    rule: &'static Rule,
+    kinds: KindTable,
+}
+
+impl PreTokenizer {
+    /// `None` when the name is not known.
+    pub fn by_name(name: &str) -> Option<Self> {
+        let rule = RULES.iter().find(|rule| rule.names.contains(&name))?;
+        Some(PreTokenizer { rule, kinds: KindTable::new() })
+    }
+
+    /// The name most models use for each rule.
+    pub fn known() -> String {
+        RULES.iter().map(|rule| rule.names[0]).collect::<Vec<_>>().join(", ")
+    }
+
+    pub fn ignore_merges(&self) -> bool {
+        self.rule.ignore_merges
+    }
+
+    pub fn add_bos(&self) -> bool {
+        self.rule.add_bos
+    }
+
+    /// Hands the words of `text` to `each` in order; together they are the text.
+    pub fn split<E>(&self, text: &str, each: &mut impl FnMut(&str) -> Result<(), E>) -> Result<(), E> {
+        self.split_from(self.rule.stages, text, each)
+    }
+
+    fn split_from<E>(&self, stages: &[Stage], text: &str, each: &mut impl FnMut(&str) -> Result<(), E>) -> Result<(), E> {
+        let Some((stage, later)) = stages.split_first() else { return each(text) };
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (word, after) = rest.split_at(self.piece_len(*stage, rest));
+            self.split_from(later, word, each)?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the next piece, at least one character.
+    fn piece_len(&self, stage: Stage, text: &str) -> usize {
+        match stage {
+            Numbers(most) => self.match_or_gap(text, most, |c| self.kinds.of(c) == Kind::Number),
+            Punctuation { backtick } => self.match_or_gap(text, usize::MAX, |c| {
+                self.kinds.of(c) == Kind::Punctuation || "$+<=>^~|".contains(c) || (backtick && c == '`')
+            }),
+            DigitTriples => digit_triple_or_gap(text),
+            Gpt2 => self.gpt2_len(text),
+            Llama3 { digits, marks } => self.llama3_len(text, digits, marks),
+        }
+    }
+
+    /// A run of at most `most` matching characters, or all up to the first that matches.
+    fn match_or_gap(&self, text: &str, most: usize, matches: impl Fn(char) -> bool) -> usize {
+        match run_len(text, most, &matches) {
+            0 => run_len(text, usize::MAX, |c| !matches(c)),
+            matched => matched,
+        }
+    }
+
+    fn gpt2_len(&self, text: &str) -> usize {
+        if let Some(len) = contraction_len(text, false) {
+            return len;
+        }
+        let (space, kind) = self.after_optional_space(text);
+        match kind {
+            Kind::Space => space_len(text),
+            Kind::Letter => space + run_len(&text[space..], usize::MAX, |c| self.kinds.of(c) == Kind::Letter),
+            Kind::Number => space + run_len(&text[space..], usize::MAX, |c| self.kinds.of(c) == Kind::Number),
+            _ => space + run_len(&text[space..], usize::MAX, |c| self.is_other(c, false)),
+        }
+    }
+
+    fn llama3_len(&self, text: &str, digits: usize, marks: bool) -> usize {
+        if let Some(len) = contraction_len(text, true) {
+            return len;
+        }
+        let in_word = |c: char| matches!(self.kinds.of(c), Kind::Letter) || (marks && self.kinds.of(c) == Kind::Mark);
+        let mut chars = text.chars();
+        let first = chars.next().unwrap_or_default();
+        let first_kind = self.kinds.of(first);
+        // One character of any sort but these may lead a word.
+        if !matches!(first, '\r' | '\n') && first_kind != Kind::Number && (in_word(first) || chars.next().is_some_and(in_word)) {
+            return first.len_utf8() + run_len(&text[first.len_utf8()..], usize::MAX, in_word);
+        }
+        if first_kind == Kind::Number {
+            return run_len(text, digits, |c| self.kinds.of(c) == Kind::Number);
+        }
+        let (space, kind) = self.after_optional_space(text);
+        if kind != Kind::Space {
+            let len = space + run_len(&text[space..], usize::MAX, |c| self.is_other(c, marks));
+            // After the one space there may be a number, which is none of `[^\s\p{L}\p{N}]`.
+            if len > space {
+                return len + run_len(&text[len..], usize::MAX, |c| matches!(c, '\r' | '\n'));
+            }
+        }
+        let spaces = run_len(text, usize::MAX, char::is_whitespace);
+        match text[..spaces].rfind(['\r', '\n']) {
+            Some(newline) => newline + 1,
+            None => space_len(text),
+        }
+    }
+
+    /// Whether a space leads, and the kind of what comes after it; a space that ends the text is itself what comes.
+    fn after_optional_space(&self, text: &str) -> (usize, Kind) {
+        let mut chars = text.chars();
+        match (chars.next(), chars.next()) {
+            (Some(' '), Some(next)) => (1, self.kinds.of(next)),
+            (Some(first), _) => (0, self.kinds.of(first)),
+            (None, _) => (0, Kind::Space),
+        }
+    }
+
+    /// `[^\s\p{L}\p{N}]`, and not `\p{M}` either when `marks` are letters.
+    fn is_other(&self, c: char, marks: bool) -> bool {
+        match self.kinds.of(c) {
+            Kind::Letter | Kind::Number | Kind::Space => false,
+            Kind::Mark => !marks,
+            Kind::Punctuation | Kind::Other => true,
+        }
+    }
+}
+
+/// Bytes of the longest start of `text` with at most `most` characters that all match.
+fn run_len(text: &str, most: usize, matches: impl Fn(char) -> bool) -> usize {
+    text.char_indices().enumerate().find(|&(count, (_, c))| count == most || !matches(c)).map_or(text.len(), |(_, (at, _))| at)
+}
+
+/// `\s+(?!\S)|\s+`: all the white space, but for its last character when a word follows and there is more than that one.
+fn space_len(text: &str) -> usize {
+    let len = run_len(text, usize::MAX, char::is_whitespace);
+    let last = text[..len].chars().next_back().map_or(0, char::len_utf8);
+    if len < text.len() && last < len { len - last } else { len }
+}
+
+fn contraction_len(text: &str, any_case: bool) -> Option<usize> {
+    let after = text.strip_prefix('\'')?.as_bytes();
+    ["s", "t", "re", "ve", "m", "ll", "d"].into_iter().find_map(|ending| {
+        let found = after.get(..ending.len())?;
+        let same = if any_case { found.eq_ignore_ascii_case(ending.as_bytes()) } else { found == ending.as_bytes() };
+        same.then_some(1 + ending.len())
+    })
+}
+
+fn digit_triple_or_gap(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let triple = bytes.windows(3).position(|window| window.iter().all(u8::is_ascii_digit));
+    match triple {
+        Some(0) => 3,
+        Some(start) => start,
+        None => text.len(),
+    }
+}
+
+/// Kinds of characters: ASCII by index, the rest by binary search in sorted ranges that do not overlap.
+struct KindTable {
+    ascii: [Kind; 128],
+    ranges: Vec<(u32, u32, Kind)>,
+}
+
+impl KindTable {
+    fn new() -> Self {
+        let mut ranges = Vec::with_capacity(2048);
+        for (category, kind) in [('L', Kind::Letter), ('N', Kind::Number), ('M', Kind::Mark), ('P', Kind::Punctuation)] {
+            // Characters that Unicode assigned after 15.1 have no kind in llama.cpp either: the ids stay the same.
+            let class = format!(r"[\p{{{category}}}&&\p{{Age=15.1}}]");
+            let parsed = regex_syntax::parse(&class).expect("general categories are compiled in");
+            let HirKind::Class(Class::Unicode(class)) = parsed.into_kind() else {
+                unreachable!("a category is a class of characters")
+            };
+            ranges.extend(class.iter().map(|range| (range.start() as u32, range.end() as u32, kind)));
+        }
+        ranges.sort_unstable_by_key(|range| range.0);
+        ranges.shrink_to_fit();
+        let mut table = KindTable { ascii: [Kind::Other; 128], ranges };
+        for byte in 0..128u8 {
+            table.ascii[byte as usize] = table.search(byte as char);
+        }
+        table
+    }
+
+    fn of(&self, c: char) -> Kind {
+        match self.ascii.get(c as usize) {
+            Some(kind) => *kind,
+            None => self.search(c),
+        }
+    }
+
+    fn search(&self, c: char) -> Kind {
+        if c.is_whitespace() {
+            return Kind::Space;
+        }
+        let code = c as u32;
+        let after = self.ranges.partition_point(|range| range.0 <= code);
+        match after.checked_sub(1).map(|place| self.ranges[place]) {
+            Some((_, end, kind)) if code <= end => kind,
+            _ => Kind::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(name: &str, text: &str) -> Vec<String> {
+        let mut out = Vec::new();
+        let pre = PreTokenizer::by_name(name).expect(name);
+        pre.split::<()>(text, &mut |word| {
+            assert!(!word.is_empty());
+            out.push(word.to_owned());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(out.concat(), text, "the words are the text");
+        out
+    }
+
+    #[test]
+    fn kinds_are_those_of_the_unicode_tables() {
+        let table = KindTable::new();
+        for (c, kind) in [
+            ('a', Kind::Letter),
+            ('é', Kind::Letter),
+            ('中', Kind::Letter),
+            ('ا', Kind::Letter),
+            ('7', Kind::Number),
+            ('Ⅷ', Kind::Number),
+            ('½', Kind::Number),
+            ('٣', Kind::Number),
+            ('\u{301}', Kind::Mark),
+            ('!', Kind::Punctuation),
+            ('，', Kind::Punctuation),
+            ('$', Kind::Other),
+            ('😀', Kind::Other),
+            ('\u{200d}', Kind::Other),
+            (' ', Kind::Space),
+            ('\u{3000}', Kind::Space),
+            ('\u{a0}', Kind::Space),
+            ('\u{85}', Kind::Space),
+            ('\u{0}', Kind::Other),
+            ('\u{10ffff}', Kind::Other),
+        ] {
+            assert_eq!(table.of(c), kind, "{c:?}");
+        }
+        assert!(table.ranges.windows(2).all(|pair| pair[0].1 < pair[1].0), "ranges overlap");
+    }
+
+    #[test]
+    fn gpt2_words() {
+        for (text, want) in [
+            ("Hello world", &["Hello", " world"][..]),
+            ("I'm you'll 'S", &["I", "'m", " you", "'ll", " '", "S"]),
+            ("a   b", &["a", "  ", " b"]),
+            ("a  ", &["a", "  "]),
+            ("a \n\n b", &["a", " \n\n", " b"]),
+            ("x1234 y", &["x", "1234", " y"]),
+            ("foo(bar);", &["foo", "(", "bar", ");"]),
+            (" \u{3000}x", &[" ", "\u{3000}", "x"]),
+            ("'", &["'"]),
+            (" ", &[" "]),
+            ("", &[]),
+            ("e\u{301}a", &["e", "\u{301}", "a"]),
+        ] {
+            assert_eq!(words("gpt-2", text), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn smollm_splits_digits_before_all_else() {
+        // The digit ends its piece, so both spaces stay together: the second expression cannot see past it.
+        assert_eq!(words("smollm", "a  12"), ["a", "  ", "1", "2"]);
+        assert_eq!(words("smollm", "a 1½b"), ["a", " ", "1", "½", "b"]);
+    }
+
+    #[test]
+    fn llama3_and_qwen2_words() {
+        for (text, want) in [
+            ("Hello world", &["Hello", " world"][..]),
+            ("I'M you'Ll", &["I", "'M", " you", "'Ll"]),
+            ("12345 6", &["123", "45", " ", "6"]),
+            ("a  6", &["a", " ", " ", "6"]),
+            ("x = y;\n\n\tz", &["x", " =", " y", ";\n\n", "\tz"]),
+            ("a \n \n b", &["a", " \n \n", " b"]),
+            ("a\r\n  ", &["a", "\r\n", "  "]),
+            ("!b (c", &["!b", " (", "c"]),
+            (" 'quoted'", &[" '", "quoted", "'"]),
+            ("\u{301}a", &["\u{301}a"]),
+        ] {
+            assert_eq!(words("llama-bpe", text), want, "{text:?}");
+        }
+        assert_eq!(words("qwen2", "12345"), ["1", "2", "3", "4", "5"]);
+        assert_eq!(words("qwen2", "e\u{301}e"), ["e", "\u{301}e"]);
+        assert_eq!(words("qwen35", "e\u{301}e \u{301}\u{301}"), ["e\u{301}e", " \u{301}\u{301}"]);
+        assert_eq!(words("minicpm5", "12345"), ["123", "45"]);
+    }
+
+    #[test]
+    fn falcon_and_default_words() {
+        assert_eq!(words("falcon", "a, `b` 1234"), ["a", ",", " ", "`", "b", "`", " ", "123", "4"]);
+        assert_eq!(words("default", "a `1234 $5"), ["a", " `", "123", "4", " ", "$", "5"]);
+    }
+
+    #[test]
+    fn unknown_names_are_not_guessed() {
+        for name in ["", "GPT-2", "gpt-5", "llama-spm"] {
+            assert!(PreTokenizer::by_name(name).is_none(), "{name}");
+        }
+    }
+
+    /// The scanners against the published expressions in a regex engine, on random text of awkward characters.
+    #[test]
+    fn scanners_agree_with_the_published_expressions() {
+        const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+        const THREE: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        let marks =
+            THREE.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]").replace("{1,3}", "");
+        let alphabet: Vec<char> =
+            " \u{20}\u{20}\t\n\r\u{a0}\u{3000}''''stdmrevlSTLEaZé中ا1٣½Ⅷ!.,($`~|<_\u{301}\u{200d}😀\u{85}\u{0}".chars().collect();
+        let mut rng = fastrand::Rng::with_seed(11);
+        for (name, expression) in [("gpt-2", GPT2), ("llama-bpe", THREE), ("qwen35", &marks)] {
+            let regex = tokenizers::utils::SysRegex::new(expression).unwrap();
+            for _ in 0..20_000 {
+                let text: String = (0..rng.usize(..14)).map(|_| alphabet[rng.usize(..alphabet.len())]).collect();
+                let want: Vec<&str> = regex.find_iter(&text).map(|(start, end)| &text[start..end]).collect();
+                assert_eq!(words(name, &text), want, "{name} on {text:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,468 @@
+//! Chooses the next token from the logits: repeat penalty, top-k, top-p, min-p, temperature, then one draw, in llama.cpp's order.
+//!
+//! All buffers are made by `Sampler::new` and never grow; `sample` and `accept` allocate nothing. The draw depends on the seed and
+//! the logits alone: the generator is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) and the exponential comes from `libm`, so every
+//! platform chooses the same token. A logit that is not a number is never chosen; when no logit is a number, that is an error.
+
+use std::cmp::Ordering;
+
+use crate::error::{Error, Result};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SamplerParams {
+    /// Divides the logits; 0 or less always takes the most likely token.
+    pub temp: f32,
+    /// How many of the most likely tokens stay; 0 for all.
+    pub top_k: usize,
+    /// The most likely tokens stay until their probabilities reach this sum; 1 for all.
+    pub top_p: f32,
+    /// A token stays when it is at least this fraction as likely as the most likely one; 0 for all.
+    pub min_p: f32,
+    /// Logits of recent tokens are divided by this when positive and multiplied when negative; 1 for none.
+    pub repeat_penalty: f32,
+    /// How many recent tokens the penalty looks at; 0 for none.
+    pub repeat_last_n: usize,
+    pub seed: u64,
+}
+
+impl Default for SamplerParams {
+    fn default() -> Self {
+        SamplerParams { temp: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, repeat_penalty: 1.0, repeat_last_n: 64, seed: 0 }
+    }
+}
+
+impl SamplerParams {
+    pub fn validate(&self) -> Result<()> {
+        let check = |flag, good: bool, value: f32, range: &str| match good {
+            true => Ok(()),
+            false => Err(Error::usage(flag, format!("{value} cannot be used: write {range}"))),
+        };
+        check("--temp", self.temp.is_finite(), self.temp, "a number, 0 for always the most likely token")?;
+        check("--top-p", (0.0..=1.0).contains(&self.top_p), self.top_p, "a number from 0 to 1, 1 for no limit")?;
+        check("--min-p", (0.0..=1.0).contains(&self.min_p), self.min_p, "a number from 0 to 1, 0 for no limit")?;
+        let penalty = self.repeat_penalty;
+        check("--repeat-penalty", penalty.is_finite() && penalty > 0.0, penalty, "a number above 0, 1 for no penalty")?;
+        if self.repeat_last_n > MAX_LAST_N {
+            return Err(Error::usage("--repeat-last-n", format!("{} is too many: at most {MAX_LAST_N}", self.repeat_last_n)));
+        }
+        Ok(())
+    }
+}
+
+/// The window of the repeat penalty is a buffer of this process: no flag may ask for gigabytes of it.
+const MAX_LAST_N: usize = 1 << 20;
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    id: u32,
+    logit: f32,
+}
+
+/// Most likely first, ties to the lowest id. Candidates are numbers: `gather` left the others out.
+fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
+    b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
+}
+
+pub struct Sampler {
+    params: SamplerParams,
+    n_vocab: usize,
+    /// Room for every token of the vocabulary.
+    candidates: Vec<Candidate>,
+    /// Ring of the tokens last accepted, `recent[..recent_len]` in use.
+    recent: Box<[u32]>,
+    recent_len: usize,
+    recent_next: usize,
+    rng: SplitMix64,
+}
+
+impl Sampler {
+    pub fn new(params: SamplerParams, n_vocab: usize) -> Result<Self> {
+        params.validate()?;
+        Ok(Sampler {
+            params,
+            n_vocab,
+            candidates: Vec::with_capacity(n_vocab),
+            recent: vec![0; params.repeat_last_n].into_boxed_slice(),
+            recent_len: 0,
+            recent_next: 0,
+            rng: SplitMix64(params.seed),
+        })
+    }
+
+    /// Bytes of the buffers that `new` makes.
+    pub fn bytes(n_vocab: usize, repeat_last_n: usize) -> usize {
+        n_vocab * size_of::<Candidate>() + repeat_last_n * size_of::<u32>()
+    }
+
+    pub fn params(&self) -> &SamplerParams {
+        &self.params
+    }
+
+    /// Forgets the recent tokens and starts the random numbers over: the next stream is as the first was.
+    pub fn reset(&mut self) {
+        (self.recent_len, self.recent_next) = (0, 0);
+        self.rng = SplitMix64(self.params.seed);
+    }
+
+    /// A token of the stream, of the prompt too, that the repeat penalty shall know of.
+    pub fn accept(&mut self, token: u32) {
+        if self.recent.is_empty() {
+            return;
+        }
+        self.recent[self.recent_next] = token;
+        self.recent_next = (self.recent_next + 1) % self.recent.len();
+        self.recent_len = (self.recent_len + 1).min(self.recent.len());
+    }
+
+    /// The next token. `logits` has `n_vocab` values. Does not accept the token: the caller does, when it enters the stream.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        assert_eq!(logits.len(), self.n_vocab, "one logit for each token of the vocabulary");
+        self.gather(logits);
+        if self.params.temp <= 0.0 {
+            let best = self.candidates.iter().min_by(|a, b| by_rank(a, b));
+            return best.map(|best| best.id).ok_or_else(no_number);
+        }
+        self.keep_top_k();
+        self.keep_top_p();
+        self.keep_min_p();
+        self.draw().ok_or_else(no_number)
+    }
+
+    /// Fills the candidates with every logit that is a number, penalised where the token is recent.
+    fn gather(&mut self, logits: &[f32]) {
+        self.candidates.clear();
+        let usable = |(id, &logit): (usize, &f32)| {
+            (logit > f32::NEG_INFINITY).then(|| Candidate { id: id as u32, logit: logit.min(f32::MAX) })
+        };
+        self.candidates.extend(logits.iter().enumerate().filter_map(usable));
+        let penalty = self.params.repeat_penalty;
+        if penalty == 1.0 {
+            return;
+        }
+        for &token in &self.recent[..self.recent_len] {
+            // From the logit as given, so that a token which is recent twice is penalised once.
+            let Some(&logit) = logits.get(token as usize) else { continue };
+            let Ok(place) = self.candidates.binary_search_by_key(&token, |candidate| candidate.id) else { continue };
+            let penalised = if logit > 0.0 { logit / penalty } else { logit * penalty };
+            self.candidates[place].logit = penalised.clamp(f32::MIN, f32::MAX);
+        }
+    }
+
+    /// Puts the `k` best candidates in front, best first; the others follow in any order.
+    fn sort_best(&mut self, k: usize) {
+        if k < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(k, by_rank);
+        }
+        let k = k.min(self.candidates.len());
+        self.candidates[..k].sort_unstable_by(by_rank);
+    }
+
+    fn keep_top_k(&mut self) {
+        let k = self.params.top_k;
+        if k > 0 {
+            self.sort_best(k);
+            self.candidates.truncate(k);
+        }
+    }
+
+    fn keep_top_p(&mut self) {
+        let top_p = self.params.top_p as f64;
+        if top_p >= 1.0 || self.candidates.is_empty() {
+            return;
+        }
+        let max = self.max_logit();
+        let total: f64 = self.candidates.iter().map(|candidate| weight(candidate.logit - max)).sum();
+        // Few tokens hold nearly all the probability: order a prefix, and a longer one only when it falls short.
+        let mut ordered = 64;
+        loop {
+            self.sort_best(ordered);
+            let mut sum = 0.0;
+            for (place, candidate) in self.candidates.iter().take(ordered).enumerate() {
+                sum += weight(candidate.logit - max);
+                if sum >= top_p * total {
+                    return self.candidates.truncate(place + 1);
+                }
+            }
+            if ordered >= self.candidates.len() {
+                return;
+            }
+            ordered *= 4;
+        }
+    }
+
+    fn keep_min_p(&mut self) {
+        let min_p = self.params.min_p;
+        if min_p > 0.0 {
+            let max = self.max_logit();
+            self.candidates.retain(|candidate| weight(candidate.logit - max) >= min_p as f64);
+        }
+    }
+
+    fn max_logit(&self) -> f32 {
+        self.candidates.iter().map(|candidate| candidate.logit).fold(f32::MIN, f32::max)
+    }
+
+    /// One token by the softmax of the candidates at the temperature. Their order is by rank or by id, never left to a sort's whim.
+    fn draw(&mut self) -> Option<u32> {
+        let max = self.max_logit();
+        let temp = self.params.temp;
+        let scaled = |candidate: &Candidate| weight((candidate.logit - max) / temp);
+        let total: f64 = self.candidates.iter().map(scaled).sum();
+        let target = self.rng.unit() * total;
+        let mut sum = 0.0;
+        let mut chosen = None;
+        for candidate in &self.candidates {
+            let weight = scaled(candidate);
+            sum += weight;
+            // The last one of any weight stands when rounding left the sum below the target.
+            if weight > 0.0 {
+                chosen = Some(candidate.id);
+                if sum > target {
+                    break;
+                }
+            }
+        }
+        chosen
+    }
+}
+
+fn no_number() -> Error {
+    Error::Stopped("the model's logits are not numbers: its weights are damaged; fetch the model again".into())
+}
+
+/// exp of a difference to the largest logit, never above 1.
+fn weight(difference: f32) -> f64 {
+    libm::expf(difference) as f64
+}
+
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// From 0 to just below 1, in steps of 2^-53.
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// The `k` most likely tokens with the natural logarithm of their probability under the softmax over the whole vocabulary, most
+/// likely first, into `out` (cleared; grows only when its capacity is below `k`). Logits that are not numbers are left out.
+pub fn top_logprobs(logits: &[f32], k: usize, out: &mut Vec<(u32, f64)>) {
+    out.clear();
+    let usable = |logit: f32| logit > f32::NEG_INFINITY;
+    let clipped = |logit: f32| logit.min(f32::MAX) as f64;
+    let max = logits.iter().copied().filter(|&logit| usable(logit)).map(clipped).fold(f64::NEG_INFINITY, f64::max);
+    if k == 0 || max == f64::NEG_INFINITY {
+        return;
+    }
+    out.reserve(k.min(logits.len()));
+    let mut total = 0.0f64;
+    for (id, &logit) in logits.iter().enumerate().filter(|(_, logit)| usable(**logit)) {
+        let logit = clipped(logit);
+        total += libm::exp(logit - max);
+        if out.len() == k && out[k - 1].1 >= logit {
+            continue;
+        }
+        let place = out.partition_point(|&(_, better)| better >= logit);
+        if out.len() == k {
+            out.pop();
+        }
+        out.insert(place, (id as u32, logit));
+    }
+    let log_total = libm::log(total);
+    out.iter_mut().for_each(|(_, logit)| *logit = *logit - max - log_total);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: SamplerParams =
+        SamplerParams { temp: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last_n: 64, seed: 1 };
+
+    fn kept(params: SamplerParams, logits: &[f32]) -> Vec<u32> {
+        let mut sampler = Sampler::new(params, logits.len()).unwrap();
+        let mut seen: Vec<u32> = (0..4000).map(|_| sampler.sample(logits).unwrap()).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        seen
+    }
+
+    /// Logits whose softmax is 0.4, 0.3, 0.2, 0.1, out of order.
+    fn tenths() -> [f32; 4] {
+        [0.2f32.ln(), 0.4f32.ln(), 0.1f32.ln(), 0.3f32.ln()]
+    }
+
+    #[test]
+    fn draws_follow_the_softmax_at_the_temperature() {
+        const N: usize = 200_000;
+        for temp in [0.5f64, 1.0, 2.0] {
+            let logits = [0.0f32, 1.0, -1.0, 2.5, 0.5];
+            let exact: Vec<f64> = logits.iter().map(|&l| (l as f64 / temp).exp()).collect();
+            let total: f64 = exact.iter().sum();
+            let mut sampler = Sampler::new(SamplerParams { temp: temp as f32, ..ALL }, 5).unwrap();
+            let mut counts = [0usize; 5];
+            (0..N).for_each(|_| counts[sampler.sample(&logits).unwrap() as usize] += 1);
+            for (count, weight) in counts.iter().zip(&exact) {
+                let p = weight / total;
+                let sigma = (p * (1.0 - p) / N as f64).sqrt();
+                let got = *count as f64 / N as f64;
+                assert!((got - p).abs() < 4.5 * sigma, "temp {temp}: {got} drawn, {p} expected");
+            }
+        }
+    }
+
+    #[test]
+    fn each_filter_keeps_the_set_computed_by_hand() {
+        let logits = tenths();
+        assert_eq!(kept(ALL, &logits), [0, 1, 2, 3]);
+        for (k, set) in [(1, &[1][..]), (2, &[1, 3]), (3, &[0, 1, 3]), (4, &[0, 1, 2, 3]), (9, &[0, 1, 2, 3])] {
+            assert_eq!(kept(SamplerParams { top_k: k, ..ALL }, &logits), set, "top-k {k}");
+        }
+        // The token whose probability crosses the sum stays.
+        for (p, set) in
+            [(0.0, &[1][..]), (0.39, &[1]), (0.41, &[1, 3]), (0.69, &[1, 3]), (0.71, &[0, 1, 3]), (0.91, &[0, 1, 2, 3])]
+        {
+            assert_eq!(kept(SamplerParams { top_p: p, ..ALL }, &logits), set, "top-p {p}");
+        }
+        // Fractions of the largest: 1, 0.75, 0.5, 0.25.
+        for (p, set) in [(0.2, &[0, 1, 2, 3][..]), (0.26, &[0, 1, 3]), (0.51, &[1, 3]), (0.76, &[1]), (1.0, &[1])] {
+            assert_eq!(kept(SamplerParams { min_p: p, ..ALL }, &logits), set, "min-p {p}");
+        }
+        // top-p sees the probabilities that top-k left: 0.4/0.7 = 0.571 already exceeds 0.55.
+        assert_eq!(kept(SamplerParams { top_k: 2, top_p: 0.55, ..ALL }, &logits), [1]);
+        // Filters come before the temperature: a high one does not bring tokens back.
+        assert_eq!(kept(SamplerParams { top_p: 0.69, temp: 100.0, ..ALL }, &logits), [1, 3]);
+    }
+
+    #[test]
+    fn top_p_over_a_long_flat_vocabulary_keeps_the_right_count() {
+        let logits: Vec<f32> = (0..1000).map(|id| if id % 2 == 0 { 0.0 } else { -30.0 }).collect();
+        let mut sampler = Sampler::new(SamplerParams { top_p: 0.5005, ..ALL }, 1000).unwrap();
+        sampler.sample(&logits).unwrap();
+        assert_eq!(sampler.candidates.len(), 251);
+        assert!(sampler.candidates.iter().enumerate().all(|(place, c)| c.id == 2 * place as u32));
+    }
+
+    #[test]
+    fn greedy_takes_the_largest_and_ties_go_to_the_lowest_id() {
+        let greedy = SamplerParams { temp: 0.0, ..ALL };
+        for (logits, want) in
+            [(&[1.0f32, 3.0, 3.0, 2.0][..], 1), (&[-0.0, 0.0], 0), (&[f32::NAN, -5.0, -4.0], 2), (&[1.0, f32::INFINITY], 1)]
+        {
+            assert_eq!(Sampler::new(greedy, logits.len()).unwrap().sample(logits).unwrap(), want, "{logits:?}");
+        }
+    }
+
+    #[test]
+    fn penalty_divides_positive_and_multiplies_negative_logits_once() {
+        let params = SamplerParams { repeat_penalty: 2.0, repeat_last_n: 3, ..ALL };
+        let mut sampler = Sampler::new(params, 4).unwrap();
+        let logits = [4.0f32, -4.0, 1.0, f32::NAN];
+        let penalised = |sampler: &mut Sampler| {
+            sampler.gather(&logits);
+            sampler.candidates.iter().map(|c| (c.id, c.logit)).collect::<Vec<_>>()
+        };
+        [0, 1, 0].into_iter().for_each(|token| sampler.accept(token));
+        assert_eq!(penalised(&mut sampler), [(0, 2.0), (1, -8.0), (2, 1.0)]);
+        // Token 1 leaves the window of three; tokens that are out of range or not numbers change nothing.
+        [3, 9, 2].into_iter().for_each(|token| sampler.accept(token));
+        assert_eq!(penalised(&mut sampler), [(0, 4.0), (1, -4.0), (2, 0.5)]);
+        let mut greedy = Sampler::new(SamplerParams { temp: 0.0, repeat_penalty: 5.0, ..params }, 2).unwrap();
+        assert_eq!(greedy.sample(&[2.0, 1.0]).unwrap(), 0);
+        greedy.accept(0);
+        assert_eq!(greedy.sample(&[2.0, 1.0]).unwrap(), 1, "the penalty reaches greedy choices too");
+    }
+
+    #[test]
+    fn a_seed_fixes_the_stream_on_every_machine() {
+        let logits: Vec<f32> = (0..100u32).map(|id| (id * 37 % 100) as f32 * 0.05).collect();
+        let stream = |seed| {
+            let mut sampler = Sampler::new(SamplerParams { seed, ..SamplerParams::default() }, 100).unwrap();
+            (0..8).map(|_| sampler.sample(&logits).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(stream(42), stream(42));
+        assert_ne!(stream(42), stream(43));
+        // Known values: a change of generator, order or exponential shows here, on any processor.
+        assert_eq!(stream(42), [86, 81, 35, 62, 27, 48, 8, 40]);
+        let mut sampler = Sampler::new(SamplerParams { seed: 42, ..SamplerParams::default() }, 100).unwrap();
+        let first = sampler.sample(&logits).unwrap();
+        sampler.reset();
+        assert_eq!(sampler.sample(&logits).unwrap(), first);
+    }
+    #[test]
+    fn splitmix_gives_the_published_numbers() {
+        let mut rng = SplitMix64(1234567);
+        assert_eq!([rng.next(), rng.next(), rng.next()], [6457827717110365317, 3203168211198807973, 9817491932198370423]);
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_never_chosen_and_never_panics() {
+        let nan = f32::NAN;
+        for params in [ALL, SamplerParams::default(), SamplerParams { temp: 0.0, ..ALL }, SamplerParams { temp: 1e-30, ..ALL }] {
+            let mut sampler = Sampler::new(params, 4).unwrap();
+            for _ in 0..200 {
+                assert!([1, 3].contains(&sampler.sample(&[nan, 1.0, f32::NEG_INFINITY, 1.0]).unwrap()));
+                assert_eq!(sampler.sample(&[-nan, f32::MIN, f32::INFINITY, 0.0]).unwrap(), 2);
+            }
+            let error = sampler.sample(&[nan, nan, f32::NEG_INFINITY, nan]).unwrap_err();
+            assert!(error.to_string().contains("not numbers"), "{error}");
+        }
+    }
+
+    #[test]
+    fn buffers_are_made_once_and_counted_right() {
+        let mut sampler = Sampler::new(ALL, 1000).unwrap();
+        let (place, capacity) = (sampler.candidates.as_ptr(), sampler.candidates.capacity());
+        let logits: Vec<f32> = (0..1000).map(|id| (id as f32).sin()).collect();
+        for _ in 0..100 {
+            let token = sampler.sample(&logits).unwrap();
+            sampler.accept(token);
+        }
+        assert_eq!((sampler.candidates.as_ptr(), sampler.candidates.capacity()), (place, capacity));
+        assert_eq!(Sampler::bytes(1000, 64), capacity * 8 + sampler.recent.len() * 4);
+    }
+
+    #[test]
+    fn bad_values_are_refused_by_flag() {
+        let cases = [
+            (SamplerParams { temp: f32::NAN, ..ALL }, "--temp"),
+            (SamplerParams { temp: f32::INFINITY, ..ALL }, "--temp"),
+            (SamplerParams { top_p: 1.01, ..ALL }, "--top-p"),
+            (SamplerParams { top_p: f32::NAN, ..ALL }, "--top-p"),
+            (SamplerParams { min_p: -0.1, ..ALL }, "--min-p"),
+            (SamplerParams { repeat_penalty: 0.0, ..ALL }, "--repeat-penalty"),
+            (SamplerParams { repeat_last_n: usize::MAX, ..ALL }, "--repeat-last-n"),
+        ];
+        for (params, flag) in cases {
+            let error = Sampler::new(params, 4).err().expect(flag);
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().starts_with(flag), "{error}");
+        }
+    }
+
+    #[test]
+    fn logprobs_are_the_log_softmax_sorted() {
+        let mut out = Vec::with_capacity(4);
+        top_logprobs(&tenths(), 3, &mut out);
+        let want = [(1, 0.4f64), (3, 0.3), (0, 0.2)];
+        assert_eq!(out.len(), 3);
+        for ((id, logprob), (want_id, p)) in out.iter().zip(want) {
+            assert_eq!(*id, want_id);
+            assert!((logprob - p.ln()).abs() < 1e-7, "{logprob} for {p}");
+        }
+        // Large logits do not overflow, ties keep the lower id first, what is no number is left out, k may exceed the rest.
+        top_logprobs(&[1e30, f32::NAN, 1e30, f32::NEG_INFINITY], 9, &mut out);
+        assert_eq!(out.iter().map(|e| e.0).collect::<Vec<_>>(), [0, 2]);
+        assert!(out.iter().all(|e| (e.1 - 0.5f64.ln()).abs() < 1e-12));
+        top_logprobs(&[f32::NAN], 2, &mut out);
+        assert!(out.is_empty());
+    }
+}

@@ -1,0 +1,502 @@
+//! Text to token ids and back, from the vocabulary and merges that the model file itself carries (`tokenizer.ggml.*`).
+//!
+//! Byte-level BPE, the model that GGUF calls `gpt2`; other models and unknown pre-tokenizers are refused by name. Ids are those of
+//! llama.cpp: special tokens are cut out of the text first, longest first, then words by the pre-tokenizer, then merges by the
+//! `tokenizers` crate, without its cache: memory does not grow as text flows. The bytes of all tokens lie in one table.
+
+use std::collections::BTreeMap;
+
+use tokenizers::Model;
+use tokenizers::models::bpe::{BPE, Vocab};
+
+use super::pretokenizer::PreTokenizer;
+use crate::error::{Error, Result};
+use crate::gguf::{GgufFile, StringArray};
+
+/// `tokenizer.ggml.token_type`, as far as encoding and decoding tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TokenKind {
+    /// Bytes of text, written in the byte alphabet.
+    Normal,
+    /// Steers the model; in text only when special tokens are parsed, and shown only on request.
+    Control,
+    /// Text of its own that is always matched whole.
+    UserDefined,
+    /// Stands for nothing.
+    Unused,
+}
+
+impl TokenKind {
+    fn from_gguf(value: i32) -> Self {
+        match value {
+            // 2, unknown, is never produced by text and never shown: a control token for our purposes.
+            2 | 3 => TokenKind::Control,
+            4 => TokenKind::UserDefined,
+            5 => TokenKind::Unused,
+            _ => TokenKind::Normal,
+        }
+    }
+}
+
+/// Tokens that end a generation wherever they occur in a vocabulary, by their text; files often fail to say so otherwise.
+const END_OF_GENERATION: [&str; 26] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
+    // Fill-in-the-middle: what follows one of these is another file.
+    "<|fim_pad|>",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<reponame>",
+    "<|file_sep|>",
+];
+
+/// A token that is matched in text before the pre-tokenizer sees it.
+struct Special {
+    id: u32,
+    text: Box<str>,
+    user_defined: bool,
+}
+
+pub struct Tokenizer {
+    bpe: BPE,
+    pre: PreTokenizer,
+    /// Bytes of token `id`: `bytes[offsets[id]..offsets[id + 1]]`. Control tokens have their text.
+    bytes: Box<[u8]>,
+    offsets: Box<[u32]>,
+    /// Longest text first, the order in which they claim the text.
+    specials: Box<[Special]>,
+    /// Whether a special token begins with the byte.
+    special_starts: [bool; 256],
+    /// Sorted ids.
+    controls: Box<[u32]>,
+    ends: Box<[u32]>,
+    /// Bytes that have a token; the others drop out of the text, as in llama.cpp.
+    known_bytes: [bool; 256],
+    bos: Option<u32>,
+    eos: Option<u32>,
+    add_bos: bool,
+    add_eos: bool,
+}
+
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const MERGES: &str = "tokenizer.ggml.merges";
+
+impl Tokenizer {
+    pub fn from_gguf(file: &GgufFile) -> Result<Self> {
+        let pre = pretokenizer(file)?;
+        let tokens = file.strings(TOKENS)?;
+        let n_vocab = tokens.len();
+        let mut kinds = token_kinds(file, n_vocab)?;
+        let mut ends = Vec::new();
+        for (id, text) in tokens.iter().enumerate().filter(|(_, text)| END_OF_GENERATION.contains(text)) {
+            kinds[id] = TokenKind::Control;
+            ends.push(id as u32);
+            log::debug!("token {id} {text} ends a generation");
+        }
+        let token_id = |key: &str| special_id(file, key, n_vocab);
+        let bos = token_id("tokenizer.ggml.bos_token_id")?;
+        let eos = token_id("tokenizer.ggml.eos_token_id")?;
+        ends.extend(eos);
+        for key in ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"] {
+            ends.extend(token_id(&format!("tokenizer.ggml.{key}_token_id"))?);
+        }
+        ends.sort_unstable();
+        ends.dedup();
+
+        let (bytes, offsets) = byte_table(file, &tokens, &kinds)?;
+        let specials = specials(&tokens, &kinds);
+        let mut special_starts = [false; 256];
+        specials.iter().for_each(|special| special_starts[special.text.as_bytes()[0] as usize] = true);
+        let controls = (0..n_vocab as u32).filter(|id| kinds[*id as usize] == TokenKind::Control).collect();
+        drop(kinds);
+
+        let vocab = vocabulary(file, &tokens)?;
+        let mut utf8 = [0; 4];
+        let known_bytes = BYTE_CHARS.map(|c| vocab.contains_key(&*c.encode_utf8(&mut utf8)));
+        let bpe = build_bpe(file, vocab, pre.ignore_merges())?;
+        let add = |key, default| Ok::<_, Error>(file.opt_bool(key)?.unwrap_or(default));
+        let add_bos = add("tokenizer.ggml.add_bos_token", pre.add_bos() && bos.is_some())?;
+        let add_eos = add("tokenizer.ggml.add_eos_token", false)?;
+        for (name, adds, id) in [("bos", add_bos, bos), ("eos", add_eos, eos)] {
+            if adds && id.is_none() {
+                let what = format!(
+                    "tokenizer.ggml.add_{name}_token is true and tokenizer.ggml.{name}_token_id is missing: convert the model again"
+                );
+                return Err(Error::unsupported(file.path(), what));
+            }
+        }
+        let (specials, ends) = (specials.into_boxed_slice(), ends.into_boxed_slice());
+        Ok(Tokenizer {
+            bpe,
+            pre,
+            bytes,
+            offsets,
+            specials,
+            special_starts,
+            controls,
+            ends,
+            known_bytes,
+            bos,
+            eos,
+            add_bos,
+            add_eos,
+        })
+    }
+
+    /// Bytes of private memory at the highest point of `from_gguf`, from above: what the tables hold, each small block rounded as
+    /// C libraries round it.
+    pub fn plan_bytes(file: &GgufFile) -> Result<u64> {
+        let tokens = file.strings(TOKENS)?;
+        let merges = file.strings(MERGES)?;
+        let token_chunks: u64 = tokens.iter().map(|text| heap_chunk(text.len())).sum();
+        let token_bytes: u64 = tokens.iter().map(|text| text.len() as u64).sum();
+        // Two strings of a merge together are no longer than its text.
+        let merge_chunks: u64 = merges.iter().map(|text| heap_chunk(0) + heap_chunk(text.len())).sum();
+        let (n_vocab, n_merges) = (tokens.len() as u64, merges.len() as u64);
+        let string_table = table_bytes(n_vocab, 32) + token_chunks;
+        // The table of merges grows by doubling, beside the list that it is made from.
+        let merge_table = table_bytes(n_merges, 16) * 3 / 2;
+        let merge_list = n_merges * 48 + merge_chunks;
+        let own = token_bytes + n_vocab * 5 + FIXED_BYTES;
+        Ok(2 * string_table + merge_table + merge_list + own)
+    }
+
+    pub fn n_vocab(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// Whether a generation is over with this token.
+    pub fn is_eog(&self, id: u32) -> bool {
+        self.ends.binary_search(&id).is_ok()
+    }
+
+    /// Every token that ends a generation, in order.
+    pub fn eog_ids(&self) -> &[u32] {
+        &self.ends
+    }
+
+    pub fn is_control(&self, id: u32) -> bool {
+        self.controls.binary_search(&id).is_ok()
+    }
+
+    /// The bytes that a token stands for, which may begin or end within a character. Control tokens stand for nothing, or for their
+    /// own text with `render_special`; an id beyond the vocabulary stands for nothing.
+    pub fn token_bytes(&self, id: u32, render_special: bool) -> &[u8] {
+        let place = id as usize;
+        if place >= self.n_vocab() || (!render_special && self.is_control(id)) {
+            return &[];
+        }
+        &self.bytes[self.offsets[place] as usize..self.offsets[place + 1] as usize]
+    }
+
+    /// The text of the tokens, control tokens as their text; bytes that are no characters become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| self.token_bytes(*id, true)).copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The ids of `text`. `parse_special`: control tokens written out in the text become those tokens, as in a rendered chat
+    /// template. `add_special`: the model's beginning and end tokens are added where its file asks for them and the text does not
+    /// have them already.
+    pub fn encode(&self, text: &str, parse_special: bool, add_special: bool) -> Result<Vec<u32>> {
+        // About four bytes a token in prose.
+        let mut ids = Vec::with_capacity(text.len() / 4 + 2);
+        if let Some(bos) = self.bos.filter(|_| add_special && self.add_bos) {
+            ids.push(bos);
+        }
+        let mut done = 0;
+        for (start, place) in self.find_specials(text, parse_special) {
+            let special = &self.specials[place];
+            self.encode_plain(&text[done..start], &mut ids)?;
+            done = start + special.text.len();
+            let doubled = start == 0 && ids == [special.id] && self.bos == Some(special.id);
+            if !doubled {
+                ids.push(special.id);
+            }
+        }
+        self.encode_plain(&text[done..], &mut ids)?;
+        if let Some(eos) = self.eos.filter(|eos| add_special && self.add_eos && ids.last() != Some(eos)) {
+            ids.push(eos);
+        }
+        Ok(ids)
+    }
+
+    /// Where special tokens stand in the text, by start, with their place in `specials`. A longer one claims its text before a
+    /// shorter, an earlier before a later of the same.
+    fn find_specials(&self, text: &str, parse_special: bool) -> BTreeMap<usize, usize> {
+        let bytes = text.as_bytes();
+        let mut found = Vec::new();
+        for start in (0..bytes.len()).filter(|at| self.special_starts[bytes[*at] as usize]) {
+            for (place, special) in self.specials.iter().enumerate() {
+                if (parse_special || special.user_defined) && bytes[start..].starts_with(special.text.as_bytes()) {
+                    found.push((place, start));
+                }
+            }
+        }
+        found.sort_unstable();
+        let mut taken = BTreeMap::new();
+        for (place, start) in found {
+            let end = start + self.specials[place].text.len();
+            let before: Option<(&usize, &usize)> = taken.range(..end).next_back();
+            let free = before.is_none_or(|(other, at)| other + self.specials[*at].text.len() <= start);
+            if free {
+                taken.insert(start, place);
+            }
+        }
+        taken
+    }
+
+    /// Text without special tokens: words, then merges.
+    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        let mut word = String::new();
+        self.pre.split(text, &mut |piece| {
+            word.clear();
+            for byte in piece.bytes() {
+                if self.known_bytes[byte as usize] {
+                    word.push(BYTE_CHARS[byte as usize]);
+                } else {
+                    // No token has this byte: it drops out, and no merge reaches across its place.
+                    self.merge_word(&word, ids)?;
+                    word.clear();
+                }
+            }
+            self.merge_word(&word, ids)
+        })
+    }
+
+    fn merge_word(&self, word: &str, ids: &mut Vec<u32>) -> Result<()> {
+        let tokens = self.bpe.tokenize(word).map_err(|error| Error::Stopped(format!("cannot tokenize '{word}': {error}")))?;
+        ids.extend(tokens.iter().map(|token| token.id));
+        Ok(())
+    }
+}
+
+fn pretokenizer(file: &GgufFile) -> Result<PreTokenizer> {
+    let model = file.str(MODEL)?;
+    if model != "gpt2" {
+        let what = format!(
+            "{MODEL} is '{model}': only 'gpt2' (byte-level BPE) is supported; choose a model such as SmolLM2, Qwen or Llama 3"
+        );
+        return Err(Error::unsupported(file.path(), what));
+    }
+    let Some(name) = file.opt_str(PRE)? else {
+        let what =
+            format!("{PRE} is missing, so the ids of a text are not known: convert the model again with a current converter");
+        return Err(Error::unsupported(file.path(), what));
+    };
+    PreTokenizer::by_name(name).ok_or_else(|| {
+        let what = format!(
+            "{PRE} is '{name}', a rule for cutting words that is not known here: use a model with one of {}",
+            PreTokenizer::known()
+        );
+        Error::unsupported(file.path(), what)
+    })
+}
+
+fn token_kinds(file: &GgufFile, n_vocab: usize) -> Result<Vec<TokenKind>> {
+    let key = "tokenizer.ggml.token_type";
+    let Some(types) = file.opt_i32s(key)? else { return Ok(vec![TokenKind::Normal; n_vocab]) };
+    if types.len() != n_vocab {
+        let what = format!("{key} has {} values and {TOKENS} has {n_vocab}: the file is damaged, fetch it again", types.len());
+        return Err(Error::unsupported(file.path(), what));
+    }
+    Ok(types.map(TokenKind::from_gguf).collect())
+}
+
+fn special_id(file: &GgufFile, key: &str, n_vocab: usize) -> Result<Option<u32>> {
+    match file.opt_u32(key)? {
+        Some(id) if id as usize >= n_vocab => {
+            let what = format!("{key} is {id} and the vocabulary has {n_vocab} tokens: the file is damaged, fetch it again");
+            Err(Error::unsupported(file.path(), what))
+        }
+        id => Ok(id),
+    }
+}
+
+/// The bytes of all tokens end to end, and where each begins and the last ends.
+type ByteTable = (Box<[u8]>, Box<[u32]>);
+
+fn byte_table(file: &GgufFile, tokens: &StringArray<'_>, kinds: &[TokenKind]) -> Result<ByteTable> {
+    let total: usize = tokens.iter().map(str::len).sum();
+    if u32::try_from(total).is_err() {
+        return Err(Error::unsupported(
+            file.path(),
+            format!("{TOKENS} holds {total} bytes of text, more than 4 GiB: the file is damaged"),
+        ));
+    }
+    let mut bytes = Vec::with_capacity(total);
+    let mut offsets = Vec::with_capacity(tokens.len() + 1);
+    offsets.push(0);
+    for (text, kind) in tokens.iter().zip(kinds) {
+        match kind {
+            TokenKind::Control | TokenKind::UserDefined => bytes.extend_from_slice(text.as_bytes()),
+            TokenKind::Unused => (),
+            TokenKind::Normal => text.chars().for_each(|c| push_byte_of(c, &mut bytes)),
+        }
+        offsets.push(bytes.len() as u32);
+    }
+    Ok((bytes.into_boxed_slice(), offsets.into_boxed_slice()))
+}
+
+fn specials(tokens: &StringArray<'_>, kinds: &[TokenKind]) -> Vec<Special> {
+    let mut specials: Vec<Special> = tokens
+        .iter()
+        .zip(kinds)
+        .enumerate()
+        .filter(|(_, (text, kind))| !text.is_empty() && matches!(kind, TokenKind::Control | TokenKind::UserDefined))
+        .map(|(id, (text, kind))| Special { id: id as u32, text: text.into(), user_defined: *kind == TokenKind::UserDefined })
+        .collect();
+    specials.sort_by_key(|special| std::cmp::Reverse(special.text.len()));
+    specials
+}
+
+/// Text to id. Empty texts have no entry: nothing may become them.
+fn vocabulary(file: &GgufFile, tokens: &StringArray<'_>) -> Result<Vocab> {
+    let mut vocab = Vocab::default();
+    vocab.reserve(tokens.len());
+    for (id, text) in tokens.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
+        if let Some(first) = vocab.insert(text.to_owned(), id as u32) {
+            let what = format!(
+                "tokens {first} and {id} are both '{}': the vocabulary is damaged, fetch the model again",
+                text.escape_debug()
+            );
+            return Err(Error::unsupported(file.path(), what));
+        }
+    }
+    Ok(vocab)
+}
+
+fn build_bpe(file: &GgufFile, vocab: Vocab, ignore_merges: bool) -> Result<BPE> {
+    let texts = file.strings(MERGES)?;
+    let mut merges = Vec::with_capacity(texts.len());
+    for (rank, text) in texts.iter().enumerate() {
+        // Neither side is empty, so a leading space belongs to the left side.
+        let split = text.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| (&text[..at], &text[at + 1..]));
+        let Some((left, right)) = split.filter(|(_, right)| !right.is_empty()) else {
+            let what =
+                format!("{MERGES} {rank} is '{}', not two tokens: the file is damaged, fetch it again", text.escape_debug());
+            return Err(Error::unsupported(file.path(), what));
+        };
+        merges.push((left.to_owned(), right.to_owned()));
+    }
+    let builder = BPE::builder().vocab_and_merges(vocab, merges).cache_capacity(0).ignore_merges(ignore_merges);
+    builder
+        .build()
+        .map_err(|error| Error::unsupported(file.path(), format!("{MERGES} do not fit {TOKENS}: {error}; fetch the model again")))
+}
+
+/// Kind table of the pre-tokenizer, special tokens and what else does not depend on the vocabulary.
+const FIXED_BYTES: u64 = 128 << 10;
+
+/// What a block of `len` bytes takes of the heap: a header of 8, rounded up to 16, at least 32.
+fn heap_chunk(len: usize) -> u64 {
+    ((len as u64 + 8).next_multiple_of(16)).max(32)
+}
+
+/// Bytes of a hash table as the standard library's: a power of two of places, seven of eight in use, one byte more for each.
+fn table_bytes(entries: u64, entry_bytes: u64) -> u64 {
+    (entries * 8).div_ceil(7).next_power_of_two().max(4) * (entry_bytes + 1)
+}
+
+/// GPT-2's alphabet: the character that stands for each byte. Printable bytes of Latin-1 stand for themselves, the others for the
+/// characters from U+0100 on, in order.
+const BYTE_CHARS: [char; 256] = {
+    let mut table = ['\0'; 256];
+    let mut next = 256u32;
+    let mut byte = 0u32;
+    while byte < 256 {
+        let code = if stands_for_itself(byte) {
+            byte
+        } else {
+            next += 1;
+            next - 1
+        };
+        table[byte as usize] = match char::from_u32(code) {
+            Some(c) => c,
+            None => panic!("codes below U+0200 are characters"),
+        };
+        byte += 1;
+    }
+    table
+};
+
+const fn stands_for_itself(byte: u32) -> bool {
+    matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff)
+}
+
+/// The byte that a character of the alphabet stands for; any other character, which no proper vocabulary has, is its own bytes.
+fn push_byte_of(c: char, bytes: &mut Vec<u8>) {
+    let code = c as u32;
+    let byte = match code {
+        _ if stands_for_itself(code) => Some(code as u8),
+        0x100..=0x120 => Some((code - 0x100) as u8),
+        0x121..=0x142 => Some((code - 0x121 + 0x7f) as u8),
+        0x143 => Some(0xad),
+        _ => None,
+    };
+    match byte {
+        Some(byte) => bytes.push(byte),
+        None => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_byte_alphabet_goes_both_ways() {
+        for byte in 0..=255u8 {
+            let mut back = Vec::new();
+            push_byte_of(BYTE_CHARS[byte as usize], &mut back);
+            assert_eq!(back, [byte]);
+        }
+        assert_eq!(
+            [BYTE_CHARS[b' ' as usize], BYTE_CHARS[b'\n' as usize], BYTE_CHARS[0xad], BYTE_CHARS[b'a' as usize]],
+            ['Ġ', 'Ċ', 'Ń', 'a']
+        );
+        let mut out = Vec::new();
+        push_byte_of('中', &mut out);
+        assert_eq!(out, "中".as_bytes());
+    }
+
+    #[test]
+    fn tables_are_estimated_from_above() {
+        for entries in [1u64, 6, 7, 8, 13, 14, 15, 28, 29, 1000, 48_900, 49_152, 57_344, 57_345] {
+            let mut map: std::collections::HashMap<u64, u64> = std::collections::HashMap::new();
+            map.reserve(entries as usize);
+            // A table of 2^k places (from 4) takes at most 7/8 of them.
+            assert!(table_bytes(entries, 16) >= map.capacity() as u64 * 8 / 7 * 17, "{entries}: {}", map.capacity());
+        }
+        assert_eq!([heap_chunk(0), heap_chunk(24), heap_chunk(25), heap_chunk(41)], [32, 32, 48, 64]);
+    }
+}
