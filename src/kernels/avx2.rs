@@ -8,11 +8,11 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::portable::{Lanes, LoadF16, stamp_portable};
+use super::x86::{F16c, stamp_x86};
 use super::{Acts, BLOCK, MatmulTask, Out, Table, float, scalar};
 use crate::gguf::quant::GgmlType;
 
-stamp_portable!("avx2,fma,f16c", F16c);
+stamp_x86!("avx2,fma,f16c");
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
 
 /// Rows that are multiplied at once.
@@ -25,16 +25,6 @@ const TILE_BLOCK: usize = ROWS * (BLOCK + 2 * size_of::<f32>());
 const DIRECT: usize = 2;
 /// Groups of `ROWS` rows between what is multiplied and what is fetched.
 const AHEAD: usize = 2;
-
-/// Eight f16 by `vcvtph2ps`.
-pub(super) struct F16c;
-impl LoadF16 for F16c {
-    #[inline(always)]
-    unsafe fn load8(p: *const u8) -> Lanes {
-        // SAFETY: 16 readable bytes and the set's features by the caller's promise; `__m256` is eight f32.
-        unsafe { std::mem::transmute::<__m256, Lanes>(_mm256_cvtph_ps(_mm_loadu_si128(p.cast()))) }
-    }
-}
 
 /// # Safety
 /// The CPU features of the set; the task's elements of `out` belong to the caller.

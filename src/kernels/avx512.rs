@@ -8,12 +8,11 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::avx2::F16c;
-use super::portable::stamp_portable;
+use super::x86::{F16c, stamp_x86};
 use super::{Acts, BLOCK, MatmulTask, Out, TILE_ROWS, Table, float, scalar};
 use crate::gguf::quant::GgmlType;
 
-stamp_portable!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", F16c);
+stamp_x86!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c");
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
 
 /// Rows that are multiplied at once.

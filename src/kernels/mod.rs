@@ -20,6 +20,8 @@ pub mod portable;
 pub mod scalar;
 #[cfg(test)]
 mod suite;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use std::ops::Range;
 
