@@ -4,15 +4,16 @@
 //! activations, broadcast, meet all rows at once and no sum ever runs across lanes. A few tokens are multiplied while the
 //! block is still in registers; for more, the rows are expanded once into the tile. A type adds only its `Format`.
 //! Rows left over at the end of a matrix (at most seven) go to the scalar set, which gives the same bits.
+#![allow(clippy::needless_range_loop)] // Indices name lanes, tokens and groups of columns.
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::x86::{F16c, stamp_x86};
+use super::x86::{F16c, Ymm, stamp_x86};
 use super::{Acts, BLOCK, MatmulTask, Out, Table, float, scalar};
 use crate::gguf::quant::GgmlType;
 
-stamp_x86!("avx2,fma,f16c");
+stamp_x86!("avx2,fma,f16c", Ymm);
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
 
 /// Rows that are multiplied at once.

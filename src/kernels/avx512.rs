@@ -4,15 +4,17 @@
 //! `vpdpbusd` multiplies unsigned by signed bytes and adds four products to a lane of 32 bits, so all elements are made
 //! unsigned here and the offset is taken off with the sum of the activations. A type adds only its `Format`.
 //! Rows left over at the end of a matrix (at most fifteen) go to the scalar set, which gives the same bits.
+#![allow(clippy::needless_range_loop)] // Indices name lanes, tokens and groups of columns.
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::x86::{F16c, stamp_x86};
-use super::{Acts, BLOCK, MatmulTask, Out, TILE_ROWS, Table, float, scalar};
+use super::portable::Lanes;
+use super::x86::{self, F16c, Width, stamp_x86};
+use super::{Acts, Attend, BLOCK, CHUNK, MatmulTask, Out, TILE_ROWS, Table, float, scalar};
 use crate::gguf::quant::GgmlType;
 
-stamp_x86!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c");
+stamp_x86!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", Zmm);
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
 
 /// Rows that are multiplied at once.
@@ -373,6 +375,105 @@ unsafe fn product<F: Format, S: Source, const T: usize>(source: S, acts: &Acts, 
         }
         for t in 0..T {
             _mm512_storeu_ps(out.at(first + t, row), _mm512_add_ps(acc[t], acc_m[t]));
+        }
+    }
+}
+
+/// Attention with vectors of sixteen: two keys side by side, or sixteen elements of a value.
+struct Zmm;
+impl Width for Zmm {
+    #[inline(always)]
+    unsafe fn scores<const N: usize, const P: usize, const K: usize>(
+        keys: [[*const u8; K]; 2],
+        q: *const f32,
+        head_dim: usize,
+    ) -> [Lanes; 2] {
+        // SAFETY: vector `i` of a row, `i < head_dim / 8`.
+        unsafe {
+            // The lower half of `dots[k]` belongs to keys[0][k], the upper to keys[1][k].
+            let mut dots = [[_mm512_setzero_ps(); P]; K];
+            for i in 0..head_dim / 8 {
+                let mut key = [_mm512_setzero_ps(); K];
+                for k in 0..K {
+                    let low = _mm256_castsi128_si256(_mm_loadu_si128(keys[0][k].add(i * 16).cast()));
+                    let both = _mm256_inserti128_si256(low, _mm_loadu_si128(keys[1][k].add(i * 16).cast()), 1);
+                    key[k] = _mm512_cvtph_ps(both);
+                }
+                for n in 0..N {
+                    let q = _mm256_loadu_pd(q.add(n * head_dim + i * 8).cast());
+                    let q = _mm512_castpd_ps(_mm512_broadcast_f64x4(q));
+                    for k in 0..K {
+                        dots[k][n] = _mm512_fmadd_ps(q, key[k], dots[k][n]);
+                    }
+                }
+            }
+            let dots: &[__m512; 8] = dots.as_flattened().try_into().expect("K * P = 8");
+            let (mut low, mut high) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
+            for i in 0..8 {
+                low[i] = _mm512_castps512_ps256(dots[i]);
+                high[i] = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(dots[i]), 1));
+            }
+            std::mem::transmute::<[__m256; 2], [Lanes; 2]>([x86::add_lanes_of(&low), x86::add_lanes_of(&high)])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mix<const N: usize, const P: usize, const K: usize>(
+        a: &Attend,
+        at: &[usize; CHUNK],
+        weights: *const f32,
+        acc: &mut [f32],
+    ) {
+        let (n16, mut i) = (a.head_dim / 16, 0);
+        // SAFETY: vectors `i..` of the rows; the rest passed on.
+        unsafe {
+            while i + 4 <= n16 {
+                mix::<N, P, 4>(a, at, weights, i, acc);
+                i += 4;
+            }
+            while i < n16 {
+                mix::<N, P, 1>(a, at, weights, i, acc);
+                i += 1;
+            }
+            if !a.head_dim.is_multiple_of(16) {
+                x86::mix::<N, P, 1>(a, at, weights, 2 * n16, acc);
+            }
+        }
+    }
+}
+
+/// Vectors `i..i + D` of the weighted sum of values.
+///
+/// # Safety
+/// As `Width::mix`; AVX-512F.
+#[inline(always)]
+unsafe fn mix<const N: usize, const P: usize, const D: usize>(
+    a: &Attend,
+    at: &[usize; CHUNK],
+    weights: *const f32,
+    i: usize,
+    acc: &mut [f32],
+) {
+    // SAFETY: vectors of rows and weights that exist, by the caller's promise.
+    unsafe {
+        let mut total = [[_mm512_setzero_ps(); D]; N];
+        for (j, at) in at.iter().enumerate().take(a.n_rows) {
+            let row = a.values.as_ptr().add(at + i * 32);
+            let mut value = [_mm512_setzero_ps(); D];
+            for c in 0..D {
+                value[c] = _mm512_cvtph_ps(_mm256_loadu_si256(row.add(c * 32).cast()));
+            }
+            for n in 0..N {
+                let weight = _mm512_set1_ps(*weights.add(j * P + n));
+                for c in 0..D {
+                    total[n][c] = _mm512_fmadd_ps(weight, value[c], total[n][c]);
+                }
+            }
+        }
+        for n in 0..N {
+            for c in 0..D {
+                _mm512_storeu_ps(acc[n * a.head_dim + (i + c) * 16..][..16].as_mut_ptr(), total[n][c]);
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! keeps the order fixed there, so the bits are the same; only more of them are under way at once.
 //!
 //! All is `inline(always)`, to take the features of the set, which must have AVX2, FMA and F16C.
+#![allow(clippy::needless_range_loop)] // Indices name lanes, tokens and groups of columns.
 
 use std::arch::x86_64::*;
 
@@ -75,12 +76,36 @@ pub unsafe fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], su
     }
 }
 
+/// The two loops of `attend` that multiply, by length of vectors.
+pub trait Width {
+    /// Scores of `2 * K` keys with `N` queries; of key `k` with query `n` at `k * P + n`.
+    ///
+    /// # Safety
+    /// `head_dim` f16 at each key, `N * head_dim` f32 at `q`; the CPU features of the width.
+    unsafe fn scores<const N: usize, const P: usize, const K: usize>(
+        keys: [[*const u8; K]; 2],
+        q: *const f32,
+        head_dim: usize,
+    ) -> [Lanes; 2];
+
+    /// `acc[n]` = sum over rows `j` of `weights[j][n] * value[j]`.
+    ///
+    /// # Safety
+    /// `at` holds the starts of `n_rows` rows of values, `weights` is `[n_rows][P]`; the CPU features of the width.
+    unsafe fn mix<const N: usize, const P: usize, const K: usize>(
+        a: &Attend,
+        at: &[usize; CHUNK],
+        weights: *const f32,
+        acc: &mut [f32],
+    );
+}
+
 /// As `portable::attend`.
 ///
 /// # Safety
-/// Rows `0..n_rows` lie inside `keys` and `values`; AVX2, FMA, F16C.
+/// Rows `0..n_rows` lie inside `keys` and `values`; the CPU features of the width.
 #[inline(always)]
-pub unsafe fn attend(a: &Attend, out: &mut Partial) {
+pub unsafe fn attend<W: Width>(a: &Attend, out: &mut Partial) {
     let (n_q, hd) = (a.q.len() / a.head_dim, a.head_dim);
     // Where each row starts; behind the last the last again, so that loops may round up.
     let mut at = [0usize; CHUNK];
@@ -97,10 +122,10 @@ pub unsafe fn attend(a: &Attend, out: &mut Partial) {
         // SAFETY: passed on; `at` holds rows of the caller's, `q` and `part` have `n` heads.
         unsafe {
             match n {
-                1 => attend_n::<1, 1, 8>(a, &at, q, &mut part),
-                2 => attend_n::<2, 2, 4>(a, &at, q, &mut part),
-                3 => attend_n::<3, 4, 2>(a, &at, q, &mut part),
-                _ => attend_n::<4, 4, 2>(a, &at, q, &mut part),
+                1 => attend_n::<W, 1, 1, 8>(a, &at, q, &mut part),
+                2 => attend_n::<W, 2, 2, 4>(a, &at, q, &mut part),
+                3 => attend_n::<W, 3, 4, 2>(a, &at, q, &mut part),
+                _ => attend_n::<W, 4, 4, 2>(a, &at, q, &mut part),
             }
         }
         first += n;
@@ -109,14 +134,14 @@ pub unsafe fn attend(a: &Attend, out: &mut Partial) {
 
 /// `N` queries, for which a vector of eight holds `K` entries times `P` (`N` or one more) queries, K * P = 8:
 ///
-///     score[j][n] = q[n] · key[j]                 K keys at once: K * N chains of fma hide each other's latency
+///     score[j][n] = q[n] · key[j]                 many keys at once, so that their chains of fma hide each other's latency
 ///     max[n] = max over j;  weight[j][n] = exp(score[j][n] - max[n]);  sum[n] = Σ over j
-///     acc[n] = Σ over j of weight[j][n] * value[j]      K vectors of eight elements at once
+///     acc[n] = Σ over j of weight[j][n] * value[j]      many elements at once, likewise
 ///
 /// # Safety
-/// `at` holds the starts of `n_rows` rows of keys and values, `q` and `out` have `N` heads; AVX2, FMA, F16C.
+/// `at` holds the starts of `n_rows` rows of keys and values, `q` and `out` have `N` heads; the CPU features of the width.
 #[inline(always)]
-unsafe fn attend_n<const N: usize, const P: usize, const K: usize>(
+unsafe fn attend_n<W: Width, const N: usize, const P: usize, const K: usize>(
     a: &Attend,
     at: &[usize; CHUNK],
     q: &[f32],
@@ -125,14 +150,17 @@ unsafe fn attend_n<const N: usize, const P: usize, const K: usize>(
     const { assert!(K * P == 8 && N <= P) }
     // [j][P], as vectors of eight.
     let mut weights = [[0f32; 8]; CHUNK * MAX_QUERIES / 8];
-    let weights = &mut weights[..a.n_rows.div_ceil(K)];
+    let weights = &mut weights[..a.n_rows.div_ceil(2 * K) * 2];
     let mut highest = [f32::NEG_INFINITY; 8];
-    for (v, weights) in weights.iter_mut().enumerate() {
-        let keys: [*const u8; K] = std::array::from_fn(|k| a.keys.as_ptr().wrapping_add(at[v * K + k]));
+    for (v, two) in weights.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        let key = |k: usize| a.keys.as_ptr().wrapping_add(at[v * 2 * K + k]);
+        let keys = [std::array::from_fn(key), std::array::from_fn(|k| key(K + k))];
         // SAFETY: rows of the caller's.
-        *weights = unsafe { scores::<N, P, K>(keys, q.as_ptr(), a.head_dim) };
-        for l in 0..8 {
-            highest[l] = if weights[l] > highest[l] { weights[l] } else { highest[l] };
+        *two = unsafe { W::scores::<N, P, K>(keys, q.as_ptr(), a.head_dim) };
+        for score in two {
+            for l in 0..8 {
+                highest[l] = if score[l] > highest[l] { score[l] } else { highest[l] };
+            }
         }
     }
     for n in 0..N {
@@ -157,17 +185,41 @@ unsafe fn attend_n<const N: usize, const P: usize, const K: usize>(
     for n in 0..N {
         out.sum[n] = super::portable::add_lanes(std::array::from_fn(|l| lanes[l * P + n]));
     }
-    let (weights, n8) = (weights.as_ptr().cast::<f32>(), a.head_dim / 8);
-    let mut i = 0;
-    // SAFETY: vectors `i..` of `acc` and of the rows; a weight for each row.
-    unsafe {
-        while i + K <= n8 {
-            mix::<N, P, K>(a, at, weights, i, out.acc);
-            i += K;
-        }
-        while i < n8 {
-            mix::<N, P, 1>(a, at, weights, i, out.acc);
-            i += 1;
+    // SAFETY: a weight for each row.
+    unsafe { W::mix::<N, P, K>(a, at, weights.as_ptr().cast(), out.acc) };
+}
+
+/// Vectors of eight.
+pub struct Ymm;
+impl Width for Ymm {
+    #[inline(always)]
+    unsafe fn scores<const N: usize, const P: usize, const K: usize>(
+        keys: [[*const u8; K]; 2],
+        q: *const f32,
+        head_dim: usize,
+    ) -> [Lanes; 2] {
+        // SAFETY: passed on.
+        unsafe { [scores::<N, P, K>(keys[0], q, head_dim), scores::<N, P, K>(keys[1], q, head_dim)] }
+    }
+
+    #[inline(always)]
+    unsafe fn mix<const N: usize, const P: usize, const K: usize>(
+        a: &Attend,
+        at: &[usize; CHUNK],
+        weights: *const f32,
+        acc: &mut [f32],
+    ) {
+        let (n8, mut i) = (a.head_dim / 8, 0);
+        // SAFETY: vectors `i..` of the rows; the rest passed on.
+        unsafe {
+            while i + K <= n8 {
+                mix::<N, P, K>(a, at, weights, i, acc);
+                i += K;
+            }
+            while i < n8 {
+                mix::<N, P, 1>(a, at, weights, i, acc);
+                i += 1;
+            }
         }
     }
 }
@@ -203,7 +255,7 @@ unsafe fn scores<const N: usize, const P: usize, const K: usize>(keys: [*const u
 /// # Safety
 /// AVX2.
 #[inline(always)]
-unsafe fn add_lanes_of(x: &[__m256; 8]) -> __m256 {
+pub unsafe fn add_lanes_of(x: &[__m256; 8]) -> __m256 {
     // SAFETY: registers only.
     unsafe {
         // x0 and x4 give [x0: l0+l4, l1+l5, l2+l6, l3+l7 | x4: the same].
@@ -222,9 +274,9 @@ unsafe fn add_lanes_of(x: &[__m256; 8]) -> __m256 {
 /// Vectors `i..i + D` of the weighted sum of values.
 ///
 /// # Safety
-/// As `attend_n`; `weights` is `[n_rows][P]`.
+/// As `Width::mix`; AVX2, FMA, F16C.
 #[inline(always)]
-unsafe fn mix<const N: usize, const P: usize, const D: usize>(
+pub unsafe fn mix<const N: usize, const P: usize, const D: usize>(
     a: &Attend,
     at: &[usize; CHUNK],
     weights: *const f32,
@@ -257,7 +309,7 @@ unsafe fn mix<const N: usize, const P: usize, const D: usize>(
 
 /// The functions of a set beside `matmul`, compiled with its features.
 macro_rules! stamp_x86 {
-    ($features:literal) => {
+    ($features:literal, $width:ty) => {
         #[target_feature(enable = $features)]
         unsafe fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) {
             // SAFETY: the set has the features.
@@ -282,7 +334,7 @@ macro_rules! stamp_x86 {
         #[target_feature(enable = $features)]
         unsafe fn attend(a: &crate::kernels::Attend, out: &mut crate::kernels::Partial) {
             // SAFETY: passed on to the caller; the set has the features.
-            unsafe { crate::kernels::x86::attend(a, out) }
+            unsafe { crate::kernels::x86::attend::<$width>(a, out) }
         }
     };
 }
