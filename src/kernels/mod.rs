@@ -6,6 +6,8 @@
 //! The one exception is a float weight matrix against a batch, which goes to the crate `gemm` (`float.rs`).
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+mod arm_blocks;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
