@@ -24,13 +24,28 @@ pub struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// The prompt
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file", required_unless_present = "file")]
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with = "file",
+        required_unless_present = "file"
+    )]
     prompt: Option<String>,
     /// Read the prompt from a file; - is standard input
     #[arg(short, long, value_name = "FILE")]
     file: Option<String>,
     /// Tokens to generate at most; -1 for as long as the model goes on
-    #[arg(short, long, value_name = "N", env = "LOWKEY_N", hide_env = true, default_value = "512", allow_negative_numbers = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        env = "LOWKEY_N",
+        hide_env = true,
+        default_value = "512",
+        allow_negative_numbers = true
+    )]
     n: i64,
     /// Put the prompt into the model's own chat template, as the user's turn
     #[arg(long, env = "LOWKEY_CHAT", hide_env = true)]
@@ -199,7 +214,8 @@ fn chat_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Tokeni
     };
     let system = args.system.as_ref().map(|system| Message::new("system", system));
     let messages: Vec<_> = system.into_iter().chain([Message::new("user", text)]).collect();
-    let name = |id: Option<u32>| id.map_or(String::new(), |id| String::from_utf8_lossy(tokenizer.token_bytes(id, true)).into_owned());
+    let name =
+        |id: Option<u32>| id.map_or(String::new(), |id| String::from_utf8_lossy(tokenizer.token_bytes(id, true)).into_owned());
     template.render(&messages, true, &name(tokenizer.bos()), &name(tokenizer.eos()))
 }
 
@@ -221,8 +237,14 @@ fn warn_past_context(session: &Session, n_prompt: usize, n: i64) {
 
 #[allow(clippy::too_many_arguments)]
 fn generate(
-    args: &RunArgs, session: &mut Session, tokenizer: &Tokenizer, sampler: &mut Sampler, prompt: &[u32], interrupted: &AtomicBool,
-    started: Instant, outcome: &mut Outcome,
+    args: &RunArgs,
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    sampler: &mut Sampler,
+    prompt: &[u32],
+    interrupted: &AtomicBool,
+    started: Instant,
+    outcome: &mut Outcome,
 ) -> Result<Stop> {
     let go_on = || !interrupted.load(Ordering::Relaxed);
     prompt.iter().for_each(|&token| sampler.accept(token));
@@ -444,10 +466,22 @@ fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outcome)
     format!(
         "[{}] prompt {} tokens in {:.2} s ({:.1} tok/s), {} tokens in {:.2} s ({:.1} tok/s); cache {}: {} of {} slots live, {} evicted ({}); \
          private memory {} of {} planned; kernels {}, {} threads",
-        outcome.stop.name(), prompt.len(), outcome.prefill.as_secs_f64(), rate(prompt.len(), outcome.prefill),
-        outcome.n_generated, outcome.decode.as_secs_f64(), rate(steps(outcome), outcome.decode),
-        Bytes(cache.arena_bytes() as u64), cache.n_live(), cache.n_slot(), cache.n_evicted(), cache.policy().name(),
-        Bytes(outcome.rss_anon_peak), Bytes(plan.private_bytes()), session.kernels().name(), session.n_threads(),
+        outcome.stop.name(),
+        prompt.len(),
+        outcome.prefill.as_secs_f64(),
+        rate(prompt.len(), outcome.prefill),
+        outcome.n_generated,
+        outcome.decode.as_secs_f64(),
+        rate(steps(outcome), outcome.decode),
+        Bytes(cache.arena_bytes() as u64),
+        cache.n_live(),
+        cache.n_slot(),
+        cache.n_evicted(),
+        cache.policy().name(),
+        Bytes(outcome.rss_anon_peak),
+        Bytes(plan.private_bytes()),
+        session.kernels().name(),
+        session.n_threads(),
     )
 }
 

@@ -50,7 +50,9 @@ impl Opened {
 pub fn check_tokens(session: &Session, tokens: &[u32]) -> Result<()> {
     let n_vocab = session.model().config.n_vocab;
     match tokens.iter().find(|&&t| t as usize >= n_vocab) {
-        Some(token) => Err(Error::unsupported(session.model().file.path(), format!("token {token} of a vocabulary of {n_vocab}"))),
+        Some(token) => {
+            Err(Error::unsupported(session.model().file.path(), format!("token {token} of a vocabulary of {n_vocab}")))
+        }
         None => Ok(()),
     }
 }

@@ -322,7 +322,12 @@ pub trait Set {
     ///
     /// # Safety
     /// The tile and each token have `n_blocks` blocks; the CPU features of the set.
-    unsafe fn product<F: Format, const T: usize>(tile: *const u8, a: [*const i8; T], d: [*const f32; T], n_blocks: usize) -> [[float32x4_t; 2]; T];
+    unsafe fn product<F: Format, const T: usize>(
+        tile: *const u8,
+        a: [*const i8; T],
+        d: [*const f32; T],
+        n_blocks: usize,
+    ) -> [[float32x4_t; 2]; T];
 }
 
 /// Up to this many tokens are multiplied straight from the file's layout.
@@ -336,7 +341,9 @@ const DIRECT: usize = 2;
 pub unsafe fn quantised<F: Format, S: Set>(task: &mut MatmulTask) {
     let (acts, row_bytes, n_blocks) = (task.acts, task.w.row_bytes(), task.acts.n_cols / BLOCK);
     let whole = task.rows.end - task.rows.len() % ROWS;
-    assert!(whole * row_bytes <= task.w.data.len() && row_bytes == n_blocks * F::BYTES && acts.n_tok * acts.n_cols <= acts.q.len());
+    assert!(
+        whole * row_bytes <= task.w.data.len() && row_bytes == n_blocks * F::BYTES && acts.n_tok * acts.n_cols <= acts.q.len()
+    );
     let tile = Tile::new(task);
     for row in (task.rows.start..whole).step_by(ROWS) {
         let p = std::array::from_fn(|r| task.w.data.as_ptr().wrapping_add((row + r) * row_bytes));
@@ -416,7 +423,8 @@ unsafe fn matvec<F: Format, S: Set>(mut p: [*const u8; ROWS], acts: &Acts, t: us
     // SAFETY: token `t` is inside the batch; block `b`, or blocks `b..b + 4`, are inside rows and token.
     unsafe {
         let mut a = acts.q.as_ptr().add(t * acts.n_cols);
-        let (d, s, sum) = (acts.d.as_ptr().add(t * n_blocks), acts.s.as_ptr().add(t * n_blocks), acts.sum.as_ptr().add(t * n_blocks));
+        let (d, s, sum) =
+            (acts.d.as_ptr().add(t * n_blocks), acts.s.as_ptr().add(t * n_blocks), acts.sum.as_ptr().add(t * n_blocks));
         let offset = vdupq_n_s32(i32::from(F::OFFSET));
         let (mut acc, mut acc_m) = ([vdupq_n_f32(0.0); 2], [vdupq_n_f32(0.0); 2]);
         let mut running = S::start();
@@ -504,7 +512,8 @@ pub unsafe fn minimums<const T: usize>(m: *const f32, s: [*const f32; T], n_bloc
 /// The task's elements of `out` belong to the caller.
 pub unsafe fn rest(task: &mut MatmulTask, first: usize) {
     if first < task.rows.end {
-        let mut rest = MatmulTask { w: task.w, rows: first..task.rows.end, acts: task.acts, out: task.out, tile: &mut *task.tile };
+        let mut rest =
+            MatmulTask { w: task.w, rows: first..task.rows.end, acts: task.acts, out: task.out, tile: &mut *task.tile };
         // SAFETY: the scalar set needs no feature; passed on.
         unsafe { (scalar::TABLE.matmul)(&mut rest) };
     }

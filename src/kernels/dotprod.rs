@@ -115,7 +115,12 @@ impl Set for Dotprod {
     ///     for each block, each four columns k, token t, four rows g:
     ///         isum[t][g] = sdot(isum[t][g], w[g][k], a[t] lane k)
     #[inline(always)]
-    unsafe fn product<F: Format, const T: usize>(mut tile: *const u8, mut a: [*const i8; T], d: [*const f32; T], n_blocks: usize) -> [[float32x4_t; 2]; T] {
+    unsafe fn product<F: Format, const T: usize>(
+        mut tile: *const u8,
+        mut a: [*const i8; T],
+        d: [*const f32; T],
+        n_blocks: usize,
+    ) -> [[float32x4_t; 2]; T] {
         // SAFETY: `n_blocks` blocks at each pointer; the extension is there by the caller's promise.
         unsafe {
             let mut acc = [[vdupq_n_f32(0.0); 2]; T];

@@ -83,9 +83,25 @@ pub unsafe fn batch<F: LoadF16>(task: &mut MatmulTask) {
             // buffers (checked by `Kernels::matmul` and above); the elements of `out` are the caller's.
             unsafe {
                 gemm::gemm(
-                    tokens, n, n_cols, task.out.at(t, first), 1, task.out.stride as isize, false,
-                    acts.x.as_ptr().add(t * n_cols), 1, n_cols as isize, tile.as_ptr(), n_cols as isize, 1,
-                    0.0, 1.0, false, false, false, gemm::Parallelism::None,
+                    tokens,
+                    n,
+                    n_cols,
+                    task.out.at(t, first),
+                    1,
+                    task.out.stride as isize,
+                    false,
+                    acts.x.as_ptr().add(t * n_cols),
+                    1,
+                    n_cols as isize,
+                    tile.as_ptr(),
+                    n_cols as isize,
+                    1,
+                    0.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    gemm::Parallelism::None,
                 );
             }
         }

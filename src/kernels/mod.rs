@@ -173,7 +173,9 @@ pub struct Product<'a> {
 #[derive(Clone, Copy)]
 pub enum Rows<'a> {
     /// `first`, `first + 1`, …
-    Dense { first: usize },
+    Dense {
+        first: usize,
+    },
     Table(&'a [u32]),
 }
 
@@ -315,7 +317,15 @@ impl Kernels {
             }
         };
         pool.run(n_tok, &|_, t| one(t));
-        Acts { n_tok, n_cols, x, q: &buf.q[..x.len()], d: &buf.d[..n_tok * blocks], s: &buf.s[..n_tok * blocks], sum: &buf.sum[..n_tok * blocks] }
+        Acts {
+            n_tok,
+            n_cols,
+            x,
+            q: &buf.q[..x.len()],
+            d: &buf.d[..n_tok * blocks],
+            s: &buf.s[..n_tok * blocks],
+            sum: &buf.sum[..n_tok * blocks],
+        }
     }
 
     /// Every product of `products` with the same activations, split over the pool by rows.
@@ -328,7 +338,11 @@ impl Kernels {
         let mut first_task = [0; MAX_PRODUCTS + 1];
         let mut outs = [Out { ptr: std::ptr::null_mut(), stride: 0 }; MAX_PRODUCTS];
         for (i, p) in products.iter_mut().enumerate() {
-            assert!(p.w.n_cols == acts.n_cols && p.out.len() >= acts.n_tok * p.w.n_rows && p.w.data.len() >= p.w.n_rows * p.w.row_bytes());
+            assert!(
+                p.w.n_cols == acts.n_cols
+                    && p.out.len() >= acts.n_tok * p.w.n_rows
+                    && p.w.data.len() >= p.w.n_rows * p.w.row_bytes()
+            );
             first_task[i + 1] = first_task[i] + p.w.n_rows.div_ceil(rows_per_task);
             outs[i] = Out { ptr: p.out.as_mut_ptr(), stride: p.w.n_rows };
         }
@@ -336,7 +350,8 @@ impl Kernels {
         let (products, outs) = (SharedRef(&*products), SharedRef(&outs));
         let n_tasks = first_task[n_products];
         pool.run_with(tiles, n_tasks, |tile: &mut Buf<u8>, task| {
-            let i = (0..n_products).rfind(|&i| first_task[i] <= task && task < first_task[i + 1]).expect("a task of some product");
+            let i =
+                (0..n_products).rfind(|&i| first_task[i] <= task && task < first_task[i + 1]).expect("a task of some product");
             let w = products.get()[i].w;
             let start = (task - first_task[i]) * rows_per_task;
             let rows = start..(start + rows_per_task).min(w.n_rows);

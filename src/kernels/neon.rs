@@ -286,7 +286,12 @@ impl Set for Neon {
 
     ///     for four rows, for each block: the block of all four rows in registers, two tokens past it at a time
     #[inline(always)]
-    unsafe fn product<F: Format, const T: usize>(tile: *const u8, a: [*const i8; T], d: [*const f32; T], n_blocks: usize) -> [[float32x4_t; 2]; T] {
+    unsafe fn product<F: Format, const T: usize>(
+        tile: *const u8,
+        a: [*const i8; T],
+        d: [*const f32; T],
+        n_blocks: usize,
+    ) -> [[float32x4_t; 2]; T] {
         const { assert!(T % 2 == 0) };
         // SAFETY: `n_blocks` blocks at each pointer.
         unsafe {

@@ -9,8 +9,15 @@ use super::portable::{self, Bits};
 use super::{MatmulTask, Table, float};
 use crate::gguf::quant::GgmlType;
 
-pub(crate) static TABLE: Table =
-    Table { matmul, quantize: portable::quantize, rms_norm: portable::rms_norm, add: portable::add, silu_mul: portable::silu_mul, l2_norm: portable::l2_norm, attend: portable::attend::<Bits> };
+pub(crate) static TABLE: Table = Table {
+    matmul,
+    quantize: portable::quantize,
+    rms_norm: portable::rms_norm,
+    add: portable::add,
+    silu_mul: portable::silu_mul,
+    l2_norm: portable::l2_norm,
+    attend: portable::attend::<Bits>,
+};
 
 /// A block of 32 weights: its scale, its minimum, and its elements as integers.
 struct Block {

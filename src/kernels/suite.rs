@@ -59,7 +59,11 @@ impl Bench {
     pub fn new(n_tok: usize, n_cols: usize) -> Self {
         let tile = tile_bytes(n_cols, true);
         let mut arena = Arena::new(2 * region_bytes::<u8>(tile) + ActBuf::bytes(n_tok, n_cols)).unwrap();
-        Bench { pool: Pool::new(2).unwrap(), tiles: vec![arena.carve(tile), arena.carve(tile)], acts: ActBuf::carve(&mut arena, n_tok, n_cols) }
+        Bench {
+            pool: Pool::new(2).unwrap(),
+            tiles: vec![arena.carve(tile), arena.carve(tile)],
+            acts: ActBuf::carve(&mut arena, n_tok, n_cols),
+        }
     }
 
     pub fn matmul(&mut self, kernels: Kernels, ty: GgmlType, w: &[u8], n_cols: usize, x: &[f32]) -> Vec<f32> {
@@ -151,7 +155,11 @@ fn float_products_equal_the_scalar_set() {
                         assert_eq!(bits(&got), bits(&want), "{} {ty:?}", kernels.name());
                     }
                     let largest = want.iter().fold(1f32, |a, v| a.max(v.abs()));
-                    assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-5 * largest), "{} {ty:?} {n_rows}x{n_cols} {n_tok}", kernels.name());
+                    assert!(
+                        got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-5 * largest),
+                        "{} {ty:?} {n_rows}x{n_cols} {n_tok}",
+                        kernels.name()
+                    );
                 }
             }
         }
@@ -194,11 +202,15 @@ fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
             for n_q in [1, 2, 3, 4, 5, 8] {
                 for n_rows in [1, 2, 7, 8, 9, 127, 128] {
                     let f16s = |seed| -> Vec<u8> {
-                        random_x((CHUNK + 2) * head_dim, seed).iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect()
+                        random_x((CHUNK + 2) * head_dim, seed)
+                            .iter()
+                            .flat_map(|&v| half::f16::from_f32(v).to_le_bytes())
+                            .collect()
                     };
                     let (keys, values, q) = (f16s(4), f16s(5), random_x(n_q * head_dim, 6));
                     let run = |k: Kernels, rows: Rows| {
-                        let (mut max, mut sum, mut acc) = (vec![f32::NAN; n_q], vec![f32::NAN; n_q], vec![f32::NAN; n_q * head_dim]);
+                        let (mut max, mut sum, mut acc) =
+                            (vec![f32::NAN; n_q], vec![f32::NAN; n_q], vec![f32::NAN; n_q * head_dim]);
                         let a = Attend { q: &q, head_dim, keys: &keys, values: &values, rows, n_rows };
                         k.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc });
                         (bits(&max), bits(&sum), bits(&acc))
@@ -206,7 +218,12 @@ fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
                     let table: Vec<u32> = (2..2 + n_rows as u32).collect();
                     let want = run(scalar, Rows::Dense { first: 2 });
                     assert!(want.2.iter().all(|&b| f32::from_bits(b).is_finite()));
-                    assert_eq!(run(kernels, Rows::Dense { first: 2 }), want, "{} head {head_dim} n_q {n_q} rows {n_rows}", kernels.name());
+                    assert_eq!(
+                        run(kernels, Rows::Dense { first: 2 }),
+                        want,
+                        "{} head {head_dim} n_q {n_q} rows {n_rows}",
+                        kernels.name()
+                    );
                     assert_eq!(run(kernels, Rows::Table(&table)), want, "{} by table", kernels.name());
                 }
             }

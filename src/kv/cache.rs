@@ -130,7 +130,10 @@ impl KvParams {
         let enough = (1..=shape.n_ctx).find(|&n| n >= self.policy.protection(self.sinks, self.recent.of(n)).min_slots());
         let batch = Bytes((shape.arena_bytes(0)) as u64);
         let Some(enough) = enough else {
-            let what = format!("{} sinks and the recent tokens do not fit into a context of {}; lower --sinks or --recent", self.sinks, shape.n_ctx);
+            let what = format!(
+                "{} sinks and the recent tokens do not fit into a context of {}; lower --sinks or --recent",
+                self.sinks, shape.n_ctx
+            );
             return Err(Error::usage("--sinks", what));
         };
         Err(Error::budget(
@@ -138,7 +141,13 @@ impl KvParams {
             format!(
                 "{} holds {n_slot} tokens of {} bytes beside {batch} for a batch of {}; '{}' with {} sinks and {} recent needs {enough}: \
                  give at least {} bytes, or lower --batch, --sinks or --recent",
-                Bytes(self.budget_bytes), shape.bytes_per_slot(), shape.n_batch, self.policy.name(), protect.sinks, protect.recent, shape.arena_bytes(enough),
+                Bytes(self.budget_bytes),
+                shape.bytes_per_slot(),
+                shape.n_batch,
+                self.policy.name(),
+                protect.sinks,
+                protect.recent,
+                shape.arena_bytes(enough),
             ),
         ))
     }
@@ -177,7 +186,15 @@ impl KvCache {
         let (heads, batch) = (shape.n_heads(), shape.n_head_kv * shape.n_batch);
         let rows = heads * n_slot + batch;
         let cache = KvCache {
-            shape, policy: params.policy, protect, n_slot, n_live: 0, next_pos: 0, n_evicted: 0, budget_bytes: params.budget_bytes, arena_bytes,
+            shape,
+            policy: params.policy,
+            protect,
+            n_slot,
+            n_live: 0,
+            next_pos: 0,
+            n_evicted: 0,
+            budget_bytes: params.budget_bytes,
+            arena_bytes,
             keys: arena.carve(rows * shape.row_bytes()),
             values: arena.carve(rows * shape.row_bytes()),
             scores: arena.carve(heads * n_slot),
@@ -351,7 +368,12 @@ impl KvCache {
     /// entries the last, so protection is unchanged too. `turn(key, angles, steps)` re-rotates one f32 key.
     ///
     /// If the entries alone would (nearly) fill the context, the policy first evicts an eighth of it.
-    pub fn renumber(&mut self, pool: &mut Pool, scratch: &mut [RenumberScratch], turn: impl Fn(&mut [f32], &mut [f32], i64) + Sync) {
+    pub fn renumber(
+        &mut self,
+        pool: &mut Pool,
+        scratch: &mut [RenumberScratch],
+        turn: impl Fn(&mut [f32], &mut [f32], i64) + Sync,
+    ) {
         let most = self.shape.n_ctx - self.shape.n_ctx / 8;
         while self.n_live > most {
             self.drop_one();

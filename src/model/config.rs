@@ -72,23 +72,35 @@ impl Config {
         let vocab = file.strings("tokenizer.ggml.tokens")?.len();
         let config = Config {
             n_layer: count("block_count")?,
-            n_embd, n_head, n_head_kv, head_dim,
+            n_embd,
+            n_head,
+            n_head_kv,
+            head_dim,
             n_ff: count("feed_forward_length")?,
             n_vocab: vocab,
             n_ctx: count("context_length")?,
             rms_eps: file.f32(&key("attention.layer_norm_rms_epsilon"))?,
-            rope: RopeConfig { order: RopeOrder::Norm, n_rot, freq_base: file.opt_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0) },
+            rope: RopeConfig {
+                order: RopeOrder::Norm,
+                n_rot,
+                freq_base: file.opt_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+            },
             arch,
         };
         let c = &config;
         let wrong = [
             (n_head_kv == 0 || n_head % n_head_kv != 0, format!("{n_head} heads cannot share {n_head_kv} KV heads")),
             (n_head_kv > MAX_HEAD_KV, format!("{n_head_kv} KV heads, more than {MAX_HEAD_KV}")),
-            (head_dim == 0 || head_dim % 8 != 0 || head_dim > 1024, format!("a head of {head_dim} elements: must be a multiple of 8, 1024 at most")),
+            (
+                head_dim == 0 || head_dim % 8 != 0 || head_dim > 1024,
+                format!("a head of {head_dim} elements: must be a multiple of 8, 1024 at most"),
+            ),
             (value_dim != head_dim, format!("values of {value_dim} elements beside keys of {head_dim}")),
             (n_rot == 0 || n_rot % 2 != 0 || n_rot > head_dim, format!("RoPE over {n_rot} elements of a head of {head_dim}")),
-            (c.n_embd % BLOCK != 0 || c.q_dim() % BLOCK != 0 || c.n_ff % BLOCK != 0,
-                format!("rows of {}, {} and {} elements: each must be a multiple of {BLOCK}", c.n_embd, c.q_dim(), c.n_ff)),
+            (
+                c.n_embd % BLOCK != 0 || c.q_dim() % BLOCK != 0 || c.n_ff % BLOCK != 0,
+                format!("rows of {}, {} and {} elements: each must be a multiple of {BLOCK}", c.n_embd, c.q_dim(), c.n_ff),
+            ),
             (!(c.rms_eps.is_finite() && c.rms_eps >= 0.0), format!("an RMSNorm epsilon of {}", c.rms_eps)),
             (!(c.rope.freq_base.is_finite() && c.rope.freq_base > 0.0), format!("a RoPE base of {}", c.rope.freq_base)),
             (c.n_ctx < 8 || c.n_ctx > 1 << 24, format!("a context of {} tokens", c.n_ctx)),
@@ -103,7 +115,10 @@ impl Config {
 /// Keys that change the computation and are not computed here.
 fn refuse_unknown_features(file: &GgufFile, arch: &str) -> Result<()> {
     let refuse = |key: &str, what: &str| {
-        Err(Error::unsupported(file.path(), format!("{key} asks for {what}, which this engine does not run; use a model without it")))
+        Err(Error::unsupported(
+            file.path(),
+            format!("{key} asks for {what}, which this engine does not run; use a model without it"),
+        ))
     };
     let key = |name: &str| format!("{arch}.{name}");
     for (name, what) in [("expert_count", "a mixture of experts"), ("attention.sliding_window", "a sliding window")] {

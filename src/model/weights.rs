@@ -30,15 +30,15 @@ impl Tensor {
 }
 
 pub struct Layer {
-    pub attn_norm: Buf<f32>,   // [n_embd]
-    pub attn_q: Tensor,        // [q_dim][n_embd]
-    pub attn_k: Tensor,        // [kv_dim][n_embd]
-    pub attn_v: Tensor,        // [kv_dim][n_embd]
-    pub attn_output: Tensor,   // [n_embd][q_dim]
-    pub ffn_norm: Buf<f32>,    // [n_embd]
-    pub ffn_gate: Tensor,      // [n_ff][n_embd]
-    pub ffn_up: Tensor,        // [n_ff][n_embd]
-    pub ffn_down: Tensor,      // [n_embd][n_ff]
+    pub attn_norm: Buf<f32>, // [n_embd]
+    pub attn_q: Tensor,      // [q_dim][n_embd]
+    pub attn_k: Tensor,      // [kv_dim][n_embd]
+    pub attn_v: Tensor,      // [kv_dim][n_embd]
+    pub attn_output: Tensor, // [n_embd][q_dim]
+    pub ffn_norm: Buf<f32>,  // [n_embd]
+    pub ffn_gate: Tensor,    // [n_ff][n_embd]
+    pub ffn_up: Tensor,      // [n_ff][n_embd]
+    pub ffn_down: Tensor,    // [n_embd][n_ff]
 }
 
 pub struct Weights {
@@ -119,7 +119,10 @@ impl<'a> Binder<'a> {
     fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Tensor> {
         let (index, tensor) = self.find(name, &[n_cols as u64, n_rows as u64])?;
         if !Kernels::supports(tensor.ty) {
-            let what = format!("tensor {name} has type {}, which this engine cannot multiply; use a model in Q4_0, Q4_1, Q8_0, F16 or F32", tensor.ty);
+            let what = format!(
+                "tensor {name} has type {}, which this engine cannot multiply; use a model in Q4_0, Q4_1, Q8_0, F16 or F32",
+                tensor.ty
+            );
             return Err(Error::unsupported(self.file.path(), what));
         }
         Ok(Tensor { ty: tensor.ty, n_rows, n_cols, index })
@@ -132,7 +135,10 @@ impl<'a> Binder<'a> {
             .map_err(|e| Error::unsupported(self.file.path(), format!("tensor {name}: {e}")))?;
         match out.iter().all(|v| v.is_finite()) {
             true => Ok(out),
-            false => Err(Error::unsupported(self.file.path(), format!("tensor {name} holds values that are not finite: the file is damaged; fetch it again"))),
+            false => Err(Error::unsupported(
+                self.file.path(),
+                format!("tensor {name} holds values that are not finite: the file is damaged; fetch it again"),
+            )),
         }
     }
 
@@ -148,7 +154,10 @@ impl<'a> Binder<'a> {
             None => Ok(()),
             Some((tensor, _)) => Err(Error::unsupported(
                 self.file.path(),
-                format!("tensor {} is not one that architecture '{arch}' reads here; leaving it out would run another model", tensor.name),
+                format!(
+                    "tensor {} is not one that architecture '{arch}' reads here; leaving it out would run another model",
+                    tensor.name
+                ),
             )),
         }
     }

@@ -74,7 +74,7 @@ class Lowkey:
     def text_logits(self, text_path, n_ctx):
         with tempfile.TemporaryDirectory() as directory:
             out = pathlib.Path(directory) / "logits.npy"
-            command = [self.binary, "eval", "ppl", "-m", self.model, "-f", text_path, "--ctx", n_ctx, "--logits-out", out]
+            command = [self.binary, "eval", "ppl", "-m", self.model, "-f", text_path, "--ctx", n_ctx, "--keep", "100%", "--logits-out", out]
             done = subprocess.run([str(c) for c in command + self.extra], capture_output=True, text=True)
             if done.returncode != 0:
                 sys.exit(f"compare.py: {self.binary} exited {done.returncode}: {done.stderr.strip()[-500:]}")
