@@ -94,7 +94,7 @@ pub fn read_text(text: Option<&str>, file: Option<&str>) -> Result<String> {
 enum Stop {
     Eos,
     Length,
-    Stop,
+    StopText,
     Interrupt,
     /// The arena is full and may not evict.
     Full,
@@ -105,7 +105,7 @@ impl Stop {
         match self {
             Stop::Eos => "eos",
             Stop::Length => "length",
-            Stop::Stop => "stop",
+            Stop::StopText => "stop",
             Stop::Interrupt => "interrupt",
             Stop::Full => "full",
         }
@@ -287,7 +287,7 @@ fn generate(
             break Stop::Eos;
         }
         if writer.push(tokenizer.token_bytes(token, false), &mut outcome.text)? {
-            break Stop::Stop;
+            break Stop::StopText;
         }
         if outcome.n_generated < limit {
             logits = match session.step(token) {
@@ -301,7 +301,7 @@ fn generate(
         }
     };
     outcome.decode = begun.elapsed();
-    if stop != Stop::Stop {
+    if stop != Stop::StopText {
         writer.finish(&mut outcome.text)?;
     }
     Ok(stop)
