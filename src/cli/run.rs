@@ -94,7 +94,7 @@ pub fn read_text(text: Option<&str>, file: Option<&str>) -> Result<String> {
 enum Stop {
     Eos,
     Length,
-    StopText,
+    Text,
     Interrupt,
     /// The arena is full and may not evict.
     Full,
@@ -105,7 +105,7 @@ impl Stop {
         match self {
             Stop::Eos => "eos",
             Stop::Length => "length",
-            Stop::StopText => "stop",
+            Stop::Text => "stop",
             Stop::Interrupt => "interrupt",
             Stop::Full => "full",
         }
@@ -287,7 +287,7 @@ fn generate(
             break Stop::Eos;
         }
         if writer.push(tokenizer.token_bytes(token, false), &mut outcome.text)? {
-            break Stop::StopText;
+            break Stop::Text;
         }
         if outcome.n_generated < limit {
             logits = match session.step(token) {
@@ -301,7 +301,7 @@ fn generate(
         }
     };
     outcome.decode = begun.elapsed();
-    if stop != Stop::StopText {
+    if stop != Stop::Text {
         writer.finish(&mut outcome.text)?;
     }
     Ok(stop)
