@@ -6,8 +6,12 @@
 //! The one exception is a float weight matrix against a batch, which goes to the crate `gemm` (`float.rs`).
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+mod arm_blocks;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 mod float;
@@ -18,6 +22,8 @@ pub mod portable;
 pub mod scalar;
 #[cfg(test)]
 mod suite;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use std::ops::Range;
 
@@ -42,10 +48,11 @@ pub enum SetName {
     Neon,
     Dotprod,
     Avx2,
+    Avx512,
 }
 
 impl SetName {
-    pub const ALL: [SetName; 4] = [SetName::Scalar, SetName::Neon, SetName::Dotprod, SetName::Avx2];
+    pub const ALL: [SetName; 5] = [SetName::Scalar, SetName::Neon, SetName::Dotprod, SetName::Avx2, SetName::Avx512];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -53,6 +60,7 @@ impl SetName {
             SetName::Neon => "neon",
             SetName::Dotprod => "dotprod",
             SetName::Avx2 => "avx2",
+            SetName::Avx512 => "avx512",
         }
     }
 }
@@ -246,6 +254,16 @@ impl Kernels {
                     && std::arch::is_x86_feature_detected!("f16c") =>
             {
                 &avx2::TABLE
+            }
+            #[cfg(target_arch = "x86_64")]
+            SetName::Avx512
+                if Kernels::detect(SetName::Avx2).is_some()
+                    && std::arch::is_x86_feature_detected!("avx512f")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                    && std::arch::is_x86_feature_detected!("avx512vl")
+                    && std::arch::is_x86_feature_detected!("avx512vnni") =>
+            {
+                &avx512::TABLE
             }
             _ => return None,
         };

@@ -1,8 +1,319 @@
-use super::portable::{Bits, stamp_portable};
-use super::{MatmulTask, Table};
-stamp_portable!("neon", Bits);
+//! The set for every 64-bit ARM (Cortex-A53, A72; Raspberry Pi 3, 4, Zero 2 W), which has no dot product.
+//!
+//! `smull`, `smlal` and `smlal2` multiply eight pairs of int8 into 16-bit lanes. How many products a lane can take before it
+//! must be widened depends on the type: nibbles a whole block, bytes two. Lanes of a row are added up four rows together.
+
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, TILE_BLOCK};
+use super::portable::stamp_portable;
+use super::{BLOCK, MatmulTask, Table, float};
+use crate::gguf::quant::GgmlType;
+
+stamp_portable!("neon", Fcvtl);
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
+
+/// # Safety
+/// The task's elements of `out` belong to the caller.
+#[target_feature(enable = "neon")]
 unsafe fn matmul(task: &mut MatmulTask) {
     // SAFETY: passed on.
-    unsafe { (super::scalar::TABLE.matmul)(task) }
+    unsafe {
+        match task.w.ty {
+            GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Neon>(task),
+            GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Neon>(task),
+            GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Neon>(task),
+            GgmlType::F16 | GgmlType::F32 => float::batch::<Fcvtl>(task),
+            ty => unreachable!("{ty:?} was refused when the model was loaded"),
+        }
+    }
+}
+
+/// Whether `n` products of a type's elements and activations fit into 16 bits.
+const fn fits<F: Format>(n: i32) -> bool {
+    n * F::LARGEST * 127 <= i16::MAX as i32
+}
+
+/// `Σ w a` over a block of four rows, in lanes of rows:
+///
+///     nibbles: 4 products a lane; add pairs of lanes across rows twice (16 products); widen (32)
+///     bytes:   2 products a lane; widen into 4 lanes (8 products); add pairs of lanes across rows twice (32)
+///
+/// Written out because compilers, left to order it, run out of registers; rows alternate, so that a core that executes in
+/// order need not wait for the last product.
+///
+/// # Safety
+/// None but those of NEON, which every 64-bit ARM has.
+#[inline(always)]
+unsafe fn dot4<F: Format>(w: Four, a: [int8x16_t; 2]) -> int32x4_t {
+    let first: int32x4_t;
+    // SAFETY: registers only.
+    unsafe {
+        if fits::<F>(16) {
+            asm!(
+                "smull {t0:v}.8h, {l0:v}.8b, {a0:v}.8b",
+                "smull {t1:v}.8h, {l1:v}.8b, {a0:v}.8b",
+                "smull {t2:v}.8h, {l2:v}.8b, {a0:v}.8b",
+                "smull {t3:v}.8h, {l3:v}.8b, {a0:v}.8b",
+                "smlal2 {t0:v}.8h, {l0:v}.16b, {a0:v}.16b",
+                "smlal2 {t1:v}.8h, {l1:v}.16b, {a0:v}.16b",
+                "smlal2 {t2:v}.8h, {l2:v}.16b, {a0:v}.16b",
+                "smlal2 {t3:v}.8h, {l3:v}.16b, {a0:v}.16b",
+                "smlal {t0:v}.8h, {h0:v}.8b, {a1:v}.8b",
+                "smlal {t1:v}.8h, {h1:v}.8b, {a1:v}.8b",
+                "smlal {t2:v}.8h, {h2:v}.8b, {a1:v}.8b",
+                "smlal {t3:v}.8h, {h3:v}.8b, {a1:v}.8b",
+                "smlal2 {t0:v}.8h, {h0:v}.16b, {a1:v}.16b",
+                "smlal2 {t1:v}.8h, {h1:v}.16b, {a1:v}.16b",
+                "smlal2 {t2:v}.8h, {h2:v}.16b, {a1:v}.16b",
+                "smlal2 {t3:v}.8h, {h3:v}.16b, {a1:v}.16b",
+                "addp {t0:v}.8h, {t0:v}.8h, {t1:v}.8h",
+                "addp {t2:v}.8h, {t2:v}.8h, {t3:v}.8h",
+                "addp {t0:v}.8h, {t0:v}.8h, {t2:v}.8h",
+                "saddlp {t0:v}.4s, {t0:v}.8h",
+                l0 = in(vreg) w[0][0], l1 = in(vreg) w[1][0], l2 = in(vreg) w[2][0], l3 = in(vreg) w[3][0],
+                h0 = in(vreg) w[0][1], h1 = in(vreg) w[1][1], h2 = in(vreg) w[2][1], h3 = in(vreg) w[3][1],
+                a0 = in(vreg) a[0], a1 = in(vreg) a[1],
+                t0 = out(vreg) first, t1 = out(vreg) _, t2 = out(vreg) _, t3 = out(vreg) _,
+                options(nomem, nostack, preserves_flags),
+            );
+        } else {
+            const { assert!(fits::<F>(2)) };
+            asm!(
+                "smull {t0:v}.8h, {l0:v}.8b, {a0:v}.8b",
+                "smull {t1:v}.8h, {l1:v}.8b, {a0:v}.8b",
+                "smull {t2:v}.8h, {l2:v}.8b, {a0:v}.8b",
+                "smull {t3:v}.8h, {l3:v}.8b, {a0:v}.8b",
+                "smlal2 {t0:v}.8h, {l0:v}.16b, {a0:v}.16b",
+                "smlal2 {t1:v}.8h, {l1:v}.16b, {a0:v}.16b",
+                "smlal2 {t2:v}.8h, {l2:v}.16b, {a0:v}.16b",
+                "smlal2 {t3:v}.8h, {l3:v}.16b, {a0:v}.16b",
+                "saddlp {t0:v}.4s, {t0:v}.8h",
+                "saddlp {t1:v}.4s, {t1:v}.8h",
+                "saddlp {t2:v}.4s, {t2:v}.8h",
+                "saddlp {t3:v}.4s, {t3:v}.8h",
+                "smull {u0:v}.8h, {h0:v}.8b, {a1:v}.8b",
+                "smull {u1:v}.8h, {h1:v}.8b, {a1:v}.8b",
+                "smull {u2:v}.8h, {h2:v}.8b, {a1:v}.8b",
+                "smull {u3:v}.8h, {h3:v}.8b, {a1:v}.8b",
+                "smlal2 {u0:v}.8h, {h0:v}.16b, {a1:v}.16b",
+                "smlal2 {u1:v}.8h, {h1:v}.16b, {a1:v}.16b",
+                "smlal2 {u2:v}.8h, {h2:v}.16b, {a1:v}.16b",
+                "smlal2 {u3:v}.8h, {h3:v}.16b, {a1:v}.16b",
+                "sadalp {t0:v}.4s, {u0:v}.8h",
+                "sadalp {t1:v}.4s, {u1:v}.8h",
+                "sadalp {t2:v}.4s, {u2:v}.8h",
+                "sadalp {t3:v}.4s, {u3:v}.8h",
+                "addp {t0:v}.4s, {t0:v}.4s, {t1:v}.4s",
+                "addp {t2:v}.4s, {t2:v}.4s, {t3:v}.4s",
+                "addp {t0:v}.4s, {t0:v}.4s, {t2:v}.4s",
+                l0 = in(vreg) w[0][0], l1 = in(vreg) w[1][0], l2 = in(vreg) w[2][0], l3 = in(vreg) w[3][0],
+                h0 = in(vreg) w[0][1], h1 = in(vreg) w[1][1], h2 = in(vreg) w[2][1], h3 = in(vreg) w[3][1],
+                a0 = in(vreg) a[0], a1 = in(vreg) a[1],
+                t0 = out(vreg) first, t1 = out(vreg) _, t2 = out(vreg) _, t3 = out(vreg) _,
+                u0 = out(vreg) _, u1 = out(vreg) _, u2 = out(vreg) _, u3 = out(vreg) _,
+                options(nomem, nostack, preserves_flags),
+            );
+        }
+    }
+    first
+}
+
+/// `dot4` with two tokens, which move on by a block.
+///
+/// # Safety
+/// A block at both `a`.
+#[inline(always)]
+unsafe fn dot4x2<F: Format>(w: Four, a: &mut [*const i8; 2]) -> [int32x4_t; 2] {
+    let [first, second]: [int32x4_t; 2];
+    // SAFETY: readable by the caller's promise.
+    unsafe {
+        if fits::<F>(16) {
+            asm!(
+                "ldp {a0:q}, {a1:q}, [{p0}], #32",
+                "ldp {a2:q}, {a3:q}, [{p1}], #32",
+                "smull {t0:v}.8h, {l0:v}.8b, {a0:v}.8b",
+                "smull {t1:v}.8h, {l1:v}.8b, {a0:v}.8b",
+                "smull {t2:v}.8h, {l2:v}.8b, {a0:v}.8b",
+                "smull {t3:v}.8h, {l3:v}.8b, {a0:v}.8b",
+                "smull {t4:v}.8h, {l0:v}.8b, {a2:v}.8b",
+                "smull {t5:v}.8h, {l1:v}.8b, {a2:v}.8b",
+                "smull {t6:v}.8h, {l2:v}.8b, {a2:v}.8b",
+                "smull {t7:v}.8h, {l3:v}.8b, {a2:v}.8b",
+                "smlal2 {t0:v}.8h, {l0:v}.16b, {a0:v}.16b",
+                "smlal2 {t1:v}.8h, {l1:v}.16b, {a0:v}.16b",
+                "smlal2 {t2:v}.8h, {l2:v}.16b, {a0:v}.16b",
+                "smlal2 {t3:v}.8h, {l3:v}.16b, {a0:v}.16b",
+                "smlal2 {t4:v}.8h, {l0:v}.16b, {a2:v}.16b",
+                "smlal2 {t5:v}.8h, {l1:v}.16b, {a2:v}.16b",
+                "smlal2 {t6:v}.8h, {l2:v}.16b, {a2:v}.16b",
+                "smlal2 {t7:v}.8h, {l3:v}.16b, {a2:v}.16b",
+                "smlal {t0:v}.8h, {h0:v}.8b, {a1:v}.8b",
+                "smlal {t1:v}.8h, {h1:v}.8b, {a1:v}.8b",
+                "smlal {t2:v}.8h, {h2:v}.8b, {a1:v}.8b",
+                "smlal {t3:v}.8h, {h3:v}.8b, {a1:v}.8b",
+                "smlal {t4:v}.8h, {h0:v}.8b, {a3:v}.8b",
+                "smlal {t5:v}.8h, {h1:v}.8b, {a3:v}.8b",
+                "smlal {t6:v}.8h, {h2:v}.8b, {a3:v}.8b",
+                "smlal {t7:v}.8h, {h3:v}.8b, {a3:v}.8b",
+                "smlal2 {t0:v}.8h, {h0:v}.16b, {a1:v}.16b",
+                "smlal2 {t1:v}.8h, {h1:v}.16b, {a1:v}.16b",
+                "smlal2 {t2:v}.8h, {h2:v}.16b, {a1:v}.16b",
+                "smlal2 {t3:v}.8h, {h3:v}.16b, {a1:v}.16b",
+                "smlal2 {t4:v}.8h, {h0:v}.16b, {a3:v}.16b",
+                "smlal2 {t5:v}.8h, {h1:v}.16b, {a3:v}.16b",
+                "smlal2 {t6:v}.8h, {h2:v}.16b, {a3:v}.16b",
+                "smlal2 {t7:v}.8h, {h3:v}.16b, {a3:v}.16b",
+                "addp {t0:v}.8h, {t0:v}.8h, {t1:v}.8h",
+                "addp {t2:v}.8h, {t2:v}.8h, {t3:v}.8h",
+                "addp {t4:v}.8h, {t4:v}.8h, {t5:v}.8h",
+                "addp {t6:v}.8h, {t6:v}.8h, {t7:v}.8h",
+                "addp {t0:v}.8h, {t0:v}.8h, {t2:v}.8h",
+                "addp {t4:v}.8h, {t4:v}.8h, {t6:v}.8h",
+                "saddlp {t0:v}.4s, {t0:v}.8h",
+                "saddlp {t4:v}.4s, {t4:v}.8h",
+                l0 = in(vreg) w[0][0], l1 = in(vreg) w[1][0], l2 = in(vreg) w[2][0], l3 = in(vreg) w[3][0],
+                h0 = in(vreg) w[0][1], h1 = in(vreg) w[1][1], h2 = in(vreg) w[2][1], h3 = in(vreg) w[3][1],
+                p0 = inout(reg) a[0], p1 = inout(reg) a[1],
+                a0 = out(vreg) _, a1 = out(vreg) _, a2 = out(vreg) _, a3 = out(vreg) _,
+                t0 = out(vreg) first, t1 = out(vreg) _, t2 = out(vreg) _, t3 = out(vreg) _,
+                t4 = out(vreg) second, t5 = out(vreg) _, t6 = out(vreg) _, t7 = out(vreg) _,
+                options(readonly, nostack, preserves_flags),
+            );
+        } else {
+            const { assert!(fits::<F>(2)) };
+            asm!(
+                "ldp {a0:q}, {a1:q}, [{p0}], #32",
+                "ldp {a2:q}, {a3:q}, [{p1}], #32",
+                "smull {t0:v}.8h, {l0:v}.8b, {a0:v}.8b",
+                "smull {t1:v}.8h, {l1:v}.8b, {a0:v}.8b",
+                "smull {t2:v}.8h, {l2:v}.8b, {a0:v}.8b",
+                "smull {t3:v}.8h, {l3:v}.8b, {a0:v}.8b",
+                "smull {t4:v}.8h, {l0:v}.8b, {a2:v}.8b",
+                "smull {t5:v}.8h, {l1:v}.8b, {a2:v}.8b",
+                "smull {t6:v}.8h, {l2:v}.8b, {a2:v}.8b",
+                "smull {t7:v}.8h, {l3:v}.8b, {a2:v}.8b",
+                "smlal2 {t0:v}.8h, {l0:v}.16b, {a0:v}.16b",
+                "smlal2 {t1:v}.8h, {l1:v}.16b, {a0:v}.16b",
+                "smlal2 {t2:v}.8h, {l2:v}.16b, {a0:v}.16b",
+                "smlal2 {t3:v}.8h, {l3:v}.16b, {a0:v}.16b",
+                "smlal2 {t4:v}.8h, {l0:v}.16b, {a2:v}.16b",
+                "smlal2 {t5:v}.8h, {l1:v}.16b, {a2:v}.16b",
+                "smlal2 {t6:v}.8h, {l2:v}.16b, {a2:v}.16b",
+                "smlal2 {t7:v}.8h, {l3:v}.16b, {a2:v}.16b",
+                "saddlp {t0:v}.4s, {t0:v}.8h",
+                "saddlp {t1:v}.4s, {t1:v}.8h",
+                "saddlp {t2:v}.4s, {t2:v}.8h",
+                "saddlp {t3:v}.4s, {t3:v}.8h",
+                "saddlp {t4:v}.4s, {t4:v}.8h",
+                "saddlp {t5:v}.4s, {t5:v}.8h",
+                "saddlp {t6:v}.4s, {t6:v}.8h",
+                "saddlp {t7:v}.4s, {t7:v}.8h",
+                "smull {u0:v}.8h, {h0:v}.8b, {a1:v}.8b",
+                "smull {u1:v}.8h, {h1:v}.8b, {a1:v}.8b",
+                "smull {u2:v}.8h, {h2:v}.8b, {a1:v}.8b",
+                "smull {u3:v}.8h, {h3:v}.8b, {a1:v}.8b",
+                "smlal2 {u0:v}.8h, {h0:v}.16b, {a1:v}.16b",
+                "smlal2 {u1:v}.8h, {h1:v}.16b, {a1:v}.16b",
+                "smlal2 {u2:v}.8h, {h2:v}.16b, {a1:v}.16b",
+                "smlal2 {u3:v}.8h, {h3:v}.16b, {a1:v}.16b",
+                "sadalp {t0:v}.4s, {u0:v}.8h",
+                "sadalp {t1:v}.4s, {u1:v}.8h",
+                "sadalp {t2:v}.4s, {u2:v}.8h",
+                "sadalp {t3:v}.4s, {u3:v}.8h",
+                "smull {u0:v}.8h, {h0:v}.8b, {a3:v}.8b",
+                "smull {u1:v}.8h, {h1:v}.8b, {a3:v}.8b",
+                "smull {u2:v}.8h, {h2:v}.8b, {a3:v}.8b",
+                "smull {u3:v}.8h, {h3:v}.8b, {a3:v}.8b",
+                "smlal2 {u0:v}.8h, {h0:v}.16b, {a3:v}.16b",
+                "smlal2 {u1:v}.8h, {h1:v}.16b, {a3:v}.16b",
+                "smlal2 {u2:v}.8h, {h2:v}.16b, {a3:v}.16b",
+                "smlal2 {u3:v}.8h, {h3:v}.16b, {a3:v}.16b",
+                "sadalp {t4:v}.4s, {u0:v}.8h",
+                "sadalp {t5:v}.4s, {u1:v}.8h",
+                "sadalp {t6:v}.4s, {u2:v}.8h",
+                "sadalp {t7:v}.4s, {u3:v}.8h",
+                "addp {t0:v}.4s, {t0:v}.4s, {t1:v}.4s",
+                "addp {t2:v}.4s, {t2:v}.4s, {t3:v}.4s",
+                "addp {t4:v}.4s, {t4:v}.4s, {t5:v}.4s",
+                "addp {t6:v}.4s, {t6:v}.4s, {t7:v}.4s",
+                "addp {t0:v}.4s, {t0:v}.4s, {t2:v}.4s",
+                "addp {t4:v}.4s, {t4:v}.4s, {t6:v}.4s",
+                l0 = in(vreg) w[0][0], l1 = in(vreg) w[1][0], l2 = in(vreg) w[2][0], l3 = in(vreg) w[3][0],
+                h0 = in(vreg) w[0][1], h1 = in(vreg) w[1][1], h2 = in(vreg) w[2][1], h3 = in(vreg) w[3][1],
+                p0 = inout(reg) a[0], p1 = inout(reg) a[1],
+                a0 = out(vreg) _, a1 = out(vreg) _, a2 = out(vreg) _, a3 = out(vreg) _,
+                t0 = out(vreg) first, t1 = out(vreg) _, t2 = out(vreg) _, t3 = out(vreg) _,
+                t4 = out(vreg) second, t5 = out(vreg) _, t6 = out(vreg) _, t7 = out(vreg) _,
+                u0 = out(vreg) _, u1 = out(vreg) _, u2 = out(vreg) _, u3 = out(vreg) _,
+                options(readonly, nostack, preserves_flags),
+            );
+        }
+    }
+    [first, second]
+}
+
+struct Neon;
+impl Set for Neon {
+    type Running = ();
+
+    #[inline(always)]
+    unsafe fn start() {}
+
+    #[inline(always)]
+    unsafe fn dot<F: Format>(_: &mut (), p: &mut [*const u8; ROWS], a: [int8x16_t; 2]) -> [int32x4_t; 2] {
+        // SAFETY: a block's elements are at each pointer.
+        unsafe {
+            let low = F::elements(p, 0);
+            let low = dot4::<F>(low, a);
+            let high = F::elements(p, 4);
+            [low, dot4::<F>(high, a)]
+        }
+    }
+
+    /// Row after row.
+    #[inline(always)]
+    unsafe fn put(to: *mut u8, four: Four) {
+        // SAFETY: four times 32 bytes.
+        unsafe {
+            for (r, q) in four.iter().enumerate() {
+                vst1q_s8(to.add(r * BLOCK).cast(), q[0]);
+                vst1q_s8(to.add(r * BLOCK + 16).cast(), q[1]);
+            }
+        }
+    }
+
+    ///     for four rows, for each block: the block of all four rows in registers, two tokens past it at a time
+    #[inline(always)]
+    unsafe fn product<F: Format, const T: usize>(tile: *const u8, a: [*const i8; T], d: [*const f32; T], n_blocks: usize) -> [[float32x4_t; 2]; T] {
+        const { assert!(T % 2 == 0) };
+        // SAFETY: `n_blocks` blocks at each pointer.
+        unsafe {
+            let mut out = [[vdupq_n_f32(0.0); 2]; T];
+            for g in 0..2 {
+                let (mut tile, mut a) = (tile, a);
+                let mut acc = [vdupq_n_f32(0.0); T];
+                for b in 0..n_blocks {
+                    let w = std::array::from_fn(|r| {
+                        let at = tile.add((g * 4 + r) * BLOCK).cast();
+                        [vld1q_s8(at), vld1q_s8(at.add(16))]
+                    });
+                    let d_w = vld1q_f32(tile.add(ROWS * BLOCK + g * 16).cast());
+                    let mut isum = [vdupq_n_s32(0); T];
+                    for (a, isum) in a.as_chunks_mut::<2>().0.iter_mut().zip(isum.as_chunks_mut::<2>().0) {
+                        *isum = dot4x2::<F>(w, a);
+                    }
+                    for t in 0..T {
+                        acc[t] = vfmaq_f32(acc[t], vmulq_n_f32(d_w, *d[t].add(b)), vcvtq_f32_s32(isum[t]));
+                    }
+                    tile = tile.add(TILE_BLOCK);
+                }
+                for t in 0..T {
+                    out[t][g] = acc[t];
+                }
+            }
+            out
+        }
+    }
 }

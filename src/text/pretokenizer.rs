@@ -422,7 +422,7 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(11);
         for (name, expression) in [("gpt-2", GPT2), ("llama-bpe", THREE), ("qwen35", &marks)] {
             let regex = tokenizers::utils::SysRegex::new(expression).unwrap();
-            for _ in 0..20_000 {
+            for _ in 0..3000 {
                 let text: String = (0..rng.usize(..14)).map(|_| alphabet[rng.usize(..alphabet.len())]).collect();
                 let want: Vec<&str> = regex.find_iter(&text).map(|(start, end)| &text[start..end]).collect();
                 assert_eq!(words(name, &text), want, "{name} on {text:?}");

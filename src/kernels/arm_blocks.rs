@@ -1,0 +1,511 @@
+//! What the two ARM sets share: how the block formats are read eight rows at a time, and the tile they are expanded to.
+//!
+//! Eight pointers walk down eight rows. Each read moves its pointer on ("post-index" addressing), so that a block of a
+//! row costs one load for its scales and one for its elements and no address arithmetic; compilers do not find this form
+//! for reads of one lane, hence the `asm!`. Nothing here needs more than NEON, which every 64-bit ARM has.
+
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+use super::portable::{Lanes, LoadF16};
+use super::{Acts, BLOCK, MatmulTask, Out, scalar};
+
+/// Rows that are multiplied at once.
+pub const ROWS: usize = 8;
+/// Bytes of an expanded block of eight rows: elements (four rows, then four rows), then eight f32 scales.
+pub const TILE_BLOCK: usize = ROWS * (BLOCK + size_of::<f32>());
+
+/// Eight f16 by `fcvtl` and `fcvtl2`, which are part of plain NEON.
+pub struct Fcvtl;
+impl LoadF16 for Fcvtl {
+    #[inline(always)]
+    unsafe fn load8(p: *const u8) -> Lanes {
+        // SAFETY: 16 readable bytes by the caller's promise.
+        let h = unsafe { vreinterpretq_u16_u8(vld1q_u8(p)) };
+        let [low, high] = widen_f16(h);
+        // SAFETY: two vectors of four f32 are eight f32.
+        unsafe { std::mem::transmute::<[float32x4_t; 2], Lanes>([low, high]) }
+    }
+}
+
+/// Eight f16 as f32.
+#[inline(always)]
+pub fn widen_f16(h: uint16x8_t) -> [float32x4_t; 2] {
+    let (low, high): (float32x4_t, float32x4_t);
+    // SAFETY: registers only.
+    unsafe {
+        asm!("fcvtl {low:v}.4s, {h:v}.4h", low = lateout(vreg) low, h = in(vreg) h, options(pure, nomem, nostack, preserves_flags));
+        asm!("fcvtl2 {high:v}.4s, {h:v}.8h", high = lateout(vreg) high, h = in(vreg) h, options(pure, nomem, nostack, preserves_flags));
+    }
+    [low, high]
+}
+
+/// 32 bytes at `p`, which moves behind them.
+///
+/// # Safety
+/// 32 bytes at `p` are readable.
+#[inline(always)]
+pub unsafe fn next_32<T>(p: &mut *const T) -> [int8x16_t; 2] {
+    let (x, y, at): (int8x16_t, int8x16_t, *const T);
+    // SAFETY: readable by the caller's promise.
+    unsafe {
+        asm!("ldp {x:q}, {y:q}, [{p}], #32", x = lateout(vreg) x, y = lateout(vreg) y, p = inlateout(reg) *p => at, options(readonly, nostack, preserves_flags))
+    };
+    *p = at;
+    [x, y]
+}
+
+/// 16 bytes of nibbles from each of four rows, which move behind them: byte `i` holds element `i` low, element `i + 16` high.
+///
+/// # Safety
+/// 16 bytes at pointers `first..first + 4` are readable.
+#[inline(always)]
+unsafe fn four_nibbles(p: &mut [*const u8; ROWS], first: usize) -> Four {
+    let [l0, h0, l1, h1, l2, h2, l3, h3]: [int8x16_t; 8];
+    // SAFETY: readable by the caller's promise.
+    unsafe {
+        asm!(
+            "ldr {h0:q}, [{p0}], #16",
+            "ldr {h1:q}, [{p1}], #16",
+            "ldr {h2:q}, [{p2}], #16",
+            "ldr {h3:q}, [{p3}], #16",
+            "and {l0:v}.16b, {h0:v}.16b, {mask:v}.16b",
+            "and {l1:v}.16b, {h1:v}.16b, {mask:v}.16b",
+            "and {l2:v}.16b, {h2:v}.16b, {mask:v}.16b",
+            "and {l3:v}.16b, {h3:v}.16b, {mask:v}.16b",
+            "ushr {h0:v}.16b, {h0:v}.16b, #4",
+            "ushr {h1:v}.16b, {h1:v}.16b, #4",
+            "ushr {h2:v}.16b, {h2:v}.16b, #4",
+            "ushr {h3:v}.16b, {h3:v}.16b, #4",
+            p0 = inout(reg) p[first], p1 = inout(reg) p[first + 1], p2 = inout(reg) p[first + 2], p3 = inout(reg) p[first + 3],
+            l0 = out(vreg) l0, l1 = out(vreg) l1, l2 = out(vreg) l2, l3 = out(vreg) l3,
+            h0 = out(vreg) h0, h1 = out(vreg) h1, h2 = out(vreg) h2, h3 = out(vreg) h3,
+            mask = in(vreg) vdupq_n_u8(15), options(readonly, nostack, preserves_flags),
+        );
+    }
+    [[l0, h0], [l1, h1], [l2, h2], [l3, h3]]
+}
+
+/// 32 bytes from each of four rows, which move behind them.
+///
+/// # Safety
+/// 32 bytes at pointers `first..first + 4` are readable.
+#[inline(always)]
+unsafe fn four_bytes(p: &mut [*const u8; ROWS], first: usize) -> Four {
+    // SAFETY: readable by the caller's promise.
+    std::array::from_fn(|r| unsafe { next_32(&mut p[first + r]) })
+}
+
+/// Eight 16-bit values, one from each row; the pointers move behind them.
+///
+/// # Safety
+/// Two bytes at each pointer are readable.
+#[inline(always)]
+unsafe fn gather_u16(p: &mut [*const u8; ROWS]) -> uint16x8_t {
+    let mut x: uint16x8_t;
+    macro_rules! lane {
+        ($i:literal) => {
+            asm!(concat!("ld1 {{{x:v}.h}}[", $i, "], [{p}], #2"), x = inlateout(vreg) x, p = inlateout(reg) p[$i], options(readonly, nostack, preserves_flags))
+        };
+    }
+    // SAFETY: readable by the caller's promise. The first read clears the other lanes.
+    unsafe {
+        asm!("ldr {x:h}, [{p}], #2", x = lateout(vreg) x, p = inlateout(reg) p[0], options(readonly, nostack, preserves_flags));
+        lane!(1);
+        lane!(2);
+        lane!(3);
+        lane!(4);
+        lane!(5);
+        lane!(6);
+        lane!(7);
+    }
+    x
+}
+
+/// Four 32-bit values, from rows `FIRST..FIRST + 4`; the pointers move behind them.
+///
+/// # Safety
+/// Four bytes at each pointer are readable.
+#[inline(always)]
+unsafe fn gather_u32<const FIRST: usize>(p: &mut [*const u8; ROWS]) -> uint16x8_t {
+    let mut x: uint16x8_t;
+    macro_rules! lane {
+        ($i:literal) => {
+            asm!(concat!("ld1 {{{x:v}.s}}[", $i, "], [{p}], #4"), x = inlateout(vreg) x, p = inlateout(reg) p[FIRST + $i], options(readonly, nostack, preserves_flags))
+        };
+    }
+    // SAFETY: readable by the caller's promise. The first read clears the other lanes.
+    unsafe {
+        asm!("ldr {x:s}, [{p}], #4", x = lateout(vreg) x, p = inlateout(reg) p[FIRST], options(readonly, nostack, preserves_flags));
+        lane!(1);
+        lane!(2);
+        lane!(3);
+    }
+    x
+}
+
+/// A block of four rows: 32 elements each, in order.
+pub type Four = [[int8x16_t; 2]; 4];
+
+/// Scales and minimums of a block of eight rows, one f32 lane each.
+#[derive(Clone, Copy)]
+pub struct Scales {
+    pub d: [float32x4_t; 2],
+    pub m: [float32x4_t; 2],
+}
+
+/// How a type is read: first the scales of a block, then its elements. An element counts as `q - OFFSET`.
+pub trait Format {
+    /// Bytes of a block of one row.
+    const BYTES: usize;
+    const HAS_MIN: bool;
+    const OFFSET: i8;
+    /// The largest `|q|`: says how many products with an activation fit into 16 bits.
+    const LARGEST: i32;
+
+    /// # Safety
+    /// Each pointer is at the start of a block.
+    unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales;
+
+    /// Rows `first..first + 4`.
+    ///
+    /// # Safety
+    /// The pointers are behind the scales of a block; they move to the start of the next.
+    unsafe fn elements(p: &mut [*const u8; ROWS], first: usize) -> Four;
+}
+
+/// One f16 for each row.
+///
+/// # Safety
+/// Two bytes at each pointer are readable.
+#[inline(always)]
+unsafe fn scale_only(p: &mut [*const u8; ROWS]) -> Scales {
+    // SAFETY: passed on; a vector of zeros that no type without minimums reads.
+    unsafe { Scales { d: widen_f16(gather_u16(p)), m: [vdupq_n_f32(0.0); 2] } }
+}
+
+/// `f16 d; u8 qs[16]`
+pub struct Q4_0;
+impl Format for Q4_0 {
+    const BYTES: usize = 18;
+    const HAS_MIN: bool = false;
+    const OFFSET: i8 = 8;
+    const LARGEST: i32 = 15;
+
+    #[inline(always)]
+    unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
+        // SAFETY: passed on.
+        unsafe { scale_only(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn elements(p: &mut [*const u8; ROWS], first: usize) -> Four {
+        // SAFETY: 16 bytes of elements are here.
+        unsafe { four_nibbles(p, first) }
+    }
+}
+
+/// `f16 d; f16 m; u8 qs[16]`
+pub struct Q4_1;
+impl Format for Q4_1 {
+    const BYTES: usize = 20;
+    const HAS_MIN: bool = true;
+    const OFFSET: i8 = 0;
+    const LARGEST: i32 = 15;
+
+    #[inline(always)]
+    unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
+        // SAFETY: four bytes of scale and minimum are here.
+        unsafe {
+            let (low, high) = (gather_u32::<0>(p), gather_u32::<4>(p));
+            Scales { d: widen_f16(vuzp1q_u16(low, high)), m: widen_f16(vuzp2q_u16(low, high)) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn elements(p: &mut [*const u8; ROWS], first: usize) -> Four {
+        // SAFETY: 16 bytes of elements are here.
+        unsafe { four_nibbles(p, first) }
+    }
+}
+
+/// `f16 d; i8 qs[32]`
+pub struct Q8_0;
+impl Format for Q8_0 {
+    const BYTES: usize = 34;
+    const HAS_MIN: bool = false;
+    const OFFSET: i8 = 0;
+    const LARGEST: i32 = 128;
+
+    #[inline(always)]
+    unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
+        // SAFETY: passed on.
+        unsafe { scale_only(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn elements(p: &mut [*const u8; ROWS], first: usize) -> Four {
+        // SAFETY: 32 bytes of elements are here.
+        unsafe { four_bytes(p, first) }
+    }
+}
+
+/// Eight expanded rows in the scratch of a thread: for each block of 32 columns `TILE_BLOCK` bytes, and behind all of them,
+/// for types that have minimums, eight f32 minimums a block.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    pub blocks: *mut u8,
+    pub minimums: *mut f32,
+}
+
+impl Tile {
+    /// Checks that the scratch is large enough.
+    pub fn new(task: &mut MatmulTask) -> Self {
+        let n_blocks = task.acts.n_cols / BLOCK;
+        assert!(n_blocks * (TILE_BLOCK + ROWS * size_of::<f32>()) <= task.tile.len());
+        let blocks = task.tile.as_mut_ptr();
+        Tile { blocks, minimums: blocks.wrapping_add(n_blocks * TILE_BLOCK).cast() }
+    }
+
+    /// Expands eight rows; `put` stores the elements of four rows of a block, 128 bytes, as its set likes them.
+    ///
+    /// # Safety
+    /// The pointers are at the start of rows of `n_blocks` blocks, for which `Tile::new` checked the room; `put` writes no
+    /// more than 128 bytes.
+    #[inline(always)]
+    pub unsafe fn expand<F: Format>(self, mut p: [*const u8; ROWS], n_blocks: usize, put: impl Fn(*mut u8, Four)) {
+        for b in 0..n_blocks {
+            // SAFETY: block `b` of each row, and its room in the tile.
+            unsafe {
+                let to = self.blocks.add(b * TILE_BLOCK);
+                let scales = F::scales(&mut p);
+                vst1q_f32(to.add(ROWS * BLOCK).cast(), scales.d[0]);
+                vst1q_f32(to.add(ROWS * BLOCK + 16).cast(), scales.d[1]);
+                if F::HAS_MIN {
+                    vst1q_f32(self.minimums.add(b * ROWS), scales.m[0]);
+                    vst1q_f32(self.minimums.add(b * ROWS + 4), scales.m[1]);
+                }
+                for half in 0..2 {
+                    let mut four = F::elements(&mut p, half * 4);
+                    if F::OFFSET != 0 {
+                        four = four.map(|row| row.map(|q| vsubq_s8(q, vdupq_n_s8(F::OFFSET))));
+                    }
+                    put(to.add(half * 4 * BLOCK), four);
+                }
+            }
+        }
+    }
+}
+
+/// What a set brings along: integer products. All of it `inline(always)`, to take the features of the caller.
+pub trait Set {
+    /// What `dot` hands on from block to block of the same rows.
+    type Running;
+
+    /// # Safety
+    /// The CPU features of the set.
+    unsafe fn start() -> Self::Running;
+
+    /// `Σ q * a` over a block of eight rows, in lanes of rows, `OFFSET` left aside.
+    ///
+    /// # Safety
+    /// Each pointer is behind the scales of a block; the CPU features of the set.
+    unsafe fn dot<F: Format>(running: &mut Self::Running, p: &mut [*const u8; ROWS], a: [int8x16_t; 2]) -> [int32x4_t; 2];
+
+    /// Stores the elements of four rows of a block in the tile.
+    ///
+    /// # Safety
+    /// 128 writable bytes; the CPU features of the set.
+    unsafe fn put(to: *mut u8, four: Four);
+
+    /// Eight rows of a tile with `T` tokens: `acc = fma(d_w * d_a, Σ q_w q_a, acc)` over all blocks, in lanes of rows.
+    ///
+    /// # Safety
+    /// The tile and each token have `n_blocks` blocks; the CPU features of the set.
+    unsafe fn product<F: Format, const T: usize>(tile: *const u8, a: [*const i8; T], d: [*const f32; T], n_blocks: usize) -> [[float32x4_t; 2]; T];
+}
+
+/// Up to this many tokens are multiplied straight from the file's layout.
+const DIRECT: usize = 2;
+
+/// A quantised matrix: eight rows at a time, the file's layout for few tokens, the tile for more.
+///
+/// # Safety
+/// The task's elements of `out` belong to the caller; the CPU features of the set.
+#[inline(always)]
+pub unsafe fn quantised<F: Format, S: Set>(task: &mut MatmulTask) {
+    let (acts, row_bytes, n_blocks) = (task.acts, task.w.row_bytes(), task.acts.n_cols / BLOCK);
+    let whole = task.rows.end - task.rows.len() % ROWS;
+    assert!(whole * row_bytes <= task.w.data.len() && row_bytes == n_blocks * F::BYTES && acts.n_tok * acts.n_cols <= acts.q.len());
+    let tile = Tile::new(task);
+    for row in (task.rows.start..whole).step_by(ROWS) {
+        let p = std::array::from_fn(|r| task.w.data.as_ptr().wrapping_add((row + r) * row_bytes));
+        // SAFETY: rows `row..row + 8` are inside the matrix, their expansion inside the tile, the tokens inside the batch
+        // (asserted above); the elements of `out` are the caller's.
+        unsafe {
+            if acts.n_tok <= DIRECT {
+                for t in 0..acts.n_tok {
+                    store(matvec::<F, S>(p, &acts, t), task.out.at(t, row));
+                }
+                continue;
+            }
+            tile.expand::<F>(p, n_blocks, |to, four| S::put(to, four));
+            let mut t = 0;
+            while t < acts.n_tok {
+                match acts.n_tok - t {
+                    1 | 2 => tokens::<F, S, 2>(tile, &acts, t, task.out, row),
+                    _ => tokens::<F, S, 4>(tile, &acts, t, task.out, row),
+                }
+                t += 4;
+            }
+        }
+    }
+    // SAFETY: passed on.
+    unsafe { rest(task, whole) }
+}
+
+/// # Safety
+/// Eight f32 at `to` are writable.
+#[inline(always)]
+unsafe fn store(x: [float32x4_t; 2], to: *mut f32) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        vst1q_f32(to, x[0]);
+        vst1q_f32(to.add(4), x[1]);
+    }
+}
+
+/// Eight rows times tokens `first..first + T`, from the tile. Where the batch has fewer, the last is multiplied again.
+///
+/// # Safety
+/// The tile holds all blocks of the rows; token `first` is inside the batch; as `quantised`.
+#[inline(always)]
+unsafe fn tokens<F: Format, S: Set, const T: usize>(tile: Tile, acts: &Acts, first: usize, out: Out, row: usize) {
+    let n_blocks = acts.n_cols / BLOCK;
+    let at = |t: usize| (first + t).min(acts.n_tok - 1) * n_blocks;
+    // SAFETY: pointers to tokens of the batch; the fields of `acts` have an element for each block.
+    unsafe {
+        let a = std::array::from_fn(|t| acts.q.as_ptr().add(at(t) * BLOCK));
+        let d = std::array::from_fn(|t| acts.d.as_ptr().add(at(t)));
+        let mut acc = S::product::<F, T>(tile.blocks, a, d, n_blocks);
+        if F::HAS_MIN {
+            let s = std::array::from_fn(|t| acts.s.as_ptr().add(at(t)));
+            let acc_m = minimums::<T>(tile.minimums, s, n_blocks);
+            for t in 0..T {
+                acc[t] = [vaddq_f32(acc[t][0], acc_m[t][0]), vaddq_f32(acc[t][1], acc_m[t][1])];
+            }
+        }
+        for t in 0..T.min(acts.n_tok - first) {
+            store(acc[t], out.at(first + t, row));
+        }
+    }
+}
+
+/// Eight rows times token `t`, from the file's layout:
+///
+///     for each block b:
+///         d, m  = f16 scales and minimums of eight rows, gathered
+///         isum  = Σ q a - OFFSET Σ a
+///         acc   = fma(d * d_a, isum, acc);  acc_m = fma(m, s_a, acc_m)
+///
+/// # Safety
+/// The pointers are at rows of as many blocks as the token has; as `quantised`.
+#[inline(always)]
+unsafe fn matvec<F: Format, S: Set>(mut p: [*const u8; ROWS], acts: &Acts, t: usize) -> [float32x4_t; 2] {
+    let n_blocks = acts.n_cols / BLOCK;
+    // SAFETY: token `t` is inside the batch; block `b`, or blocks `b..b + 4`, are inside rows and token.
+    unsafe {
+        let mut a = acts.q.as_ptr().add(t * acts.n_cols);
+        let (d, s, sum) = (acts.d.as_ptr().add(t * n_blocks), acts.s.as_ptr().add(t * n_blocks), acts.sum.as_ptr().add(t * n_blocks));
+        let offset = vdupq_n_s32(i32::from(F::OFFSET));
+        let (mut acc, mut acc_m) = ([vdupq_n_f32(0.0); 2], [vdupq_n_f32(0.0); 2]);
+        let mut running = S::start();
+        macro_rules! step {
+            ($d:expr, $s:expr, $sum:expr, $lane:literal) => {
+                let scales = F::scales(&mut p);
+                let isum = S::dot::<F>(&mut running, &mut p, next_32(&mut a));
+                for g in 0..2 {
+                    let isum = if F::OFFSET != 0 { mls_lane::<$lane>(isum[g], offset, $sum) } else { isum[g] };
+                    acc[g] = vfmaq_f32(acc[g], vmulq_laneq_f32(scales.d[g], $d, $lane), vcvtq_f32_s32(isum));
+                    if F::HAS_MIN {
+                        acc_m[g] = vfmaq_laneq_f32(acc_m[g], scales.m[g], $s, $lane);
+                    }
+                }
+            };
+        }
+        let mut b = 0;
+        while b + 4 <= n_blocks {
+            let (d4, s4, sum4) = (vld1q_f32(d.add(b)), vld1q_f32(s.add(b)), vld1q_s32(sum.add(b)));
+            step!(d4, s4, sum4, 0);
+            step!(d4, s4, sum4, 1);
+            step!(d4, s4, sum4, 2);
+            step!(d4, s4, sum4, 3);
+            b += 4;
+        }
+        while b < n_blocks {
+            step!(vld1q_dup_f32(d.add(b)), vld1q_dup_f32(s.add(b)), vld1q_dup_s32(sum.add(b)), 0);
+            b += 1;
+        }
+        [vaddq_f32(acc[0], acc_m[0]), vaddq_f32(acc[1], acc_m[1])]
+    }
+}
+
+/// `x - y * z[LANE]`. The compiler would take the intrinsic apart, into more instructions.
+#[inline(always)]
+fn mls_lane<const LANE: usize>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -> int32x4_t {
+    // SAFETY: registers only.
+    unsafe {
+        asm!("mls {x:v}.4s, {y:v}.4s, {z:v}.s[{lane}]", x = inlateout(vreg) x, y = in(vreg) y, z = in(vreg) z, lane = const LANE, options(pure, nomem, nostack, preserves_flags))
+    };
+    x
+}
+
+/// `Σ_b m[row][b] * s[token][b]` in order, for eight rows and `T` tokens, in lanes of rows.
+///
+/// # Safety
+/// `n_blocks` times eight minimums and as many elements at each `s` are readable.
+#[inline(always)]
+pub unsafe fn minimums<const T: usize>(m: *const f32, s: [*const f32; T], n_blocks: usize) -> [[float32x4_t; 2]; T] {
+    // SAFETY: block `b`, or blocks `b..b + 4`, by the caller's promise.
+    unsafe {
+        let mut acc = [[vdupq_n_f32(0.0); 2]; T];
+        let mut b = 0;
+        while b + 4 <= n_blocks {
+            let s4: [float32x4_t; T] = std::array::from_fn(|t| vld1q_f32(s[t].add(b)));
+            macro_rules! step {
+                ($i:literal) => {
+                    let m = [vld1q_f32(m.add((b + $i) * ROWS)), vld1q_f32(m.add((b + $i) * ROWS + 4))];
+                    for t in 0..T {
+                        acc[t] = [vfmaq_laneq_f32(acc[t][0], m[0], s4[t], $i), vfmaq_laneq_f32(acc[t][1], m[1], s4[t], $i)];
+                    }
+                };
+            }
+            step!(0);
+            step!(1);
+            step!(2);
+            step!(3);
+            b += 4;
+        }
+        while b < n_blocks {
+            let m = [vld1q_f32(m.add(b * ROWS)), vld1q_f32(m.add(b * ROWS + 4))];
+            for t in 0..T {
+                let s = *s[t].add(b);
+                acc[t] = [vfmaq_n_f32(acc[t][0], m[0], s), vfmaq_n_f32(acc[t][1], m[1], s)];
+            }
+            b += 1;
+        }
+        acc
+    }
+}
+
+/// The rows behind the last whole eight of a task, at most seven: the scalar set gives the same bits.
+///
+/// # Safety
+/// The task's elements of `out` belong to the caller.
+pub unsafe fn rest(task: &mut MatmulTask, first: usize) {
+    if first < task.rows.end {
+        let mut rest = MatmulTask { w: task.w, rows: first..task.rows.end, acts: task.acts, out: task.out, tile: &mut *task.tile };
+        // SAFETY: the scalar set needs no feature; passed on.
+        unsafe { (scalar::TABLE.matmul)(&mut rest) };
+    }
+}
