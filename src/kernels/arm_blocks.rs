@@ -159,6 +159,8 @@ pub trait Format {
     /// Bytes of a block of one row.
     const BYTES: usize;
     const HAS_MIN: bool;
+    /// Whether elements are nibbles, else bytes.
+    const NIBBLES: bool;
     const OFFSET: i8;
     /// The largest `|q|`: says how many products with an activation fit into 16 bits.
     const LARGEST: i32;
@@ -189,6 +191,7 @@ pub struct Q4_0;
 impl Format for Q4_0 {
     const BYTES: usize = 18;
     const HAS_MIN: bool = false;
+    const NIBBLES: bool = true;
     const OFFSET: i8 = 8;
     const LARGEST: i32 = 15;
 
@@ -210,6 +213,7 @@ pub struct Q4_1;
 impl Format for Q4_1 {
     const BYTES: usize = 20;
     const HAS_MIN: bool = true;
+    const NIBBLES: bool = true;
     const OFFSET: i8 = 0;
     const LARGEST: i32 = 15;
 
@@ -234,6 +238,7 @@ pub struct Q8_0;
 impl Format for Q8_0 {
     const BYTES: usize = 34;
     const HAS_MIN: bool = false;
+    const NIBBLES: bool = false;
     const OFFSET: i8 = 0;
     const LARGEST: i32 = 128;
 
@@ -297,6 +302,30 @@ impl Tile {
     }
 }
 
+/// Where a product from the file's layout has got to.
+pub struct Walk {
+    pub rows: [*const u8; ROWS],
+    pub token: *const i8,
+}
+
+/// What it has added up, in lanes of rows.
+pub struct Sums<'a, R> {
+    pub acc: [float32x4_t; 2],
+    pub acc_m: [float32x4_t; 2],
+    pub running: &'a mut R,
+}
+
+/// Scales, scaled sums and sums of up to four blocks of a token; constants that should stay in registers.
+pub struct TokenBlocks {
+    pub d: float32x4_t,
+    pub s: float32x4_t,
+    pub sum: int32x4_t,
+    /// The type's `OFFSET` in each lane.
+    pub offset: int32x4_t,
+    /// 15 in each lane.
+    pub low_nibble: uint8x16_t,
+}
+
 /// What a set brings along: integer products. All of it `inline(always)`, to take the features of the caller.
 pub trait Set {
     /// What `dot` hands on from block to block of the same rows.
@@ -306,11 +335,11 @@ pub trait Set {
     /// The CPU features of the set.
     unsafe fn start() -> Self::Running;
 
-    /// `Σ q * a` over a block of eight rows, in lanes of rows, `OFFSET` left aside.
+    /// One block of eight rows from the file's layout times a block of one token, of which lane `LANE` of `x` tells the rest.
     ///
     /// # Safety
-    /// Each pointer is behind the scales of a block; the CPU features of the set.
-    unsafe fn dot<F: Format>(running: &mut Self::Running, p: &mut [*const u8; ROWS], a: [int8x16_t; 2]) -> [int32x4_t; 2];
+    /// Each pointer is at the start of a block and moves to the next; the CPU features of the set.
+    unsafe fn step<F: Format, const LANE: i32>(at: &mut Walk, sums: &mut Sums<Self::Running>, x: &TokenBlocks);
 
     /// Stores the elements of four rows of a block in the tile.
     ///
@@ -338,6 +367,8 @@ pub unsafe fn quantised<F: Format, S: Set>(task: &mut MatmulTask) {
     let whole = task.rows.end - task.rows.len() % ROWS;
     assert!(whole * row_bytes <= task.w.data.len() && row_bytes == n_blocks * F::BYTES && acts.n_tok * acts.n_cols <= acts.q.len());
     let tile = Tile::new(task);
+    // SAFETY: the CPU features are there by the caller's promise.
+    let mut running = unsafe { S::start() };
     for row in (task.rows.start..whole).step_by(ROWS) {
         let p = std::array::from_fn(|r| task.w.data.as_ptr().wrapping_add((row + r) * row_bytes));
         // SAFETY: rows `row..row + 8` are inside the matrix, their expansion inside the tile, the tokens inside the batch
@@ -345,7 +376,7 @@ pub unsafe fn quantised<F: Format, S: Set>(task: &mut MatmulTask) {
         unsafe {
             if acts.n_tok <= DIRECT {
                 for t in 0..acts.n_tok {
-                    store(matvec::<F, S>(p, &acts, t), task.out.at(t, row));
+                    store(matvec::<F, S>(p, &acts, t, &mut running), task.out.at(t, row));
                 }
                 continue;
             }
@@ -411,48 +442,35 @@ unsafe fn tokens<F: Format, S: Set, const T: usize>(tile: Tile, acts: &Acts, fir
 /// # Safety
 /// The pointers are at rows of as many blocks as the token has; as `quantised`.
 #[inline(always)]
-unsafe fn matvec<F: Format, S: Set>(mut p: [*const u8; ROWS], acts: &Acts, t: usize) -> [float32x4_t; 2] {
+unsafe fn matvec<F: Format, S: Set>(rows: [*const u8; ROWS], acts: &Acts, t: usize, running: &mut S::Running) -> [float32x4_t; 2] {
     let n_blocks = acts.n_cols / BLOCK;
     // SAFETY: token `t` is inside the batch; block `b`, or blocks `b..b + 4`, are inside rows and token.
     unsafe {
-        let mut a = acts.q.as_ptr().add(t * acts.n_cols);
+        let mut at = Walk { rows, token: acts.q.as_ptr().add(t * acts.n_cols) };
         let (d, s, sum) = (acts.d.as_ptr().add(t * n_blocks), acts.s.as_ptr().add(t * n_blocks), acts.sum.as_ptr().add(t * n_blocks));
-        let offset = vdupq_n_s32(i32::from(F::OFFSET));
-        let (mut acc, mut acc_m) = ([vdupq_n_f32(0.0); 2], [vdupq_n_f32(0.0); 2]);
-        let mut running = S::start();
-        macro_rules! step {
-            ($d:expr, $s:expr, $sum:expr, $lane:literal) => {
-                let scales = F::scales(&mut p);
-                let isum = S::dot::<F>(&mut running, &mut p, next_32(&mut a));
-                for g in 0..2 {
-                    let isum = if F::OFFSET != 0 { mls_lane::<$lane>(isum[g], offset, $sum) } else { isum[g] };
-                    acc[g] = vfmaq_f32(acc[g], vmulq_laneq_f32(scales.d[g], $d, $lane), vcvtq_f32_s32(isum));
-                    if F::HAS_MIN {
-                        acc_m[g] = vfmaq_laneq_f32(acc_m[g], scales.m[g], $s, $lane);
-                    }
-                }
-            };
-        }
+        let (offset, low_nibble) = (vdupq_n_s32(i32::from(F::OFFSET)), vdupq_n_u8(15));
+        let mut sums = Sums { acc: [vdupq_n_f32(0.0); 2], acc_m: [vdupq_n_f32(0.0); 2], running };
         let mut b = 0;
         while b + 4 <= n_blocks {
-            let (d4, s4, sum4) = (vld1q_f32(d.add(b)), vld1q_f32(s.add(b)), vld1q_s32(sum.add(b)));
-            step!(d4, s4, sum4, 0);
-            step!(d4, s4, sum4, 1);
-            step!(d4, s4, sum4, 2);
-            step!(d4, s4, sum4, 3);
+            let x = TokenBlocks { d: vld1q_f32(d.add(b)), s: vld1q_f32(s.add(b)), sum: vld1q_s32(sum.add(b)), offset, low_nibble };
+            S::step::<F, 0>(&mut at, &mut sums, &x);
+            S::step::<F, 1>(&mut at, &mut sums, &x);
+            S::step::<F, 2>(&mut at, &mut sums, &x);
+            S::step::<F, 3>(&mut at, &mut sums, &x);
             b += 4;
         }
         while b < n_blocks {
-            step!(vld1q_dup_f32(d.add(b)), vld1q_dup_f32(s.add(b)), vld1q_dup_s32(sum.add(b)), 0);
+            let x = TokenBlocks { d: vld1q_dup_f32(d.add(b)), s: vld1q_dup_f32(s.add(b)), sum: vld1q_dup_s32(sum.add(b)), offset, low_nibble };
+            S::step::<F, 0>(&mut at, &mut sums, &x);
             b += 1;
         }
-        [vaddq_f32(acc[0], acc_m[0]), vaddq_f32(acc[1], acc_m[1])]
+        [vaddq_f32(sums.acc[0], sums.acc_m[0]), vaddq_f32(sums.acc[1], sums.acc_m[1])]
     }
 }
 
 /// `x - y * z[LANE]`. The compiler would take the intrinsic apart, into more instructions.
 #[inline(always)]
-fn mls_lane<const LANE: usize>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -> int32x4_t {
+pub fn mls_lane<const LANE: i32>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -> int32x4_t {
     // SAFETY: registers only.
     unsafe {
         asm!("mls {x:v}.4s, {y:v}.4s, {z:v}.s[{lane}]", x = inlateout(vreg) x, y = in(vreg) y, z = in(vreg) z, lane = const LANE, options(pure, nomem, nostack, preserves_flags))

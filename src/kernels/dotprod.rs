@@ -7,7 +7,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, TILE_BLOCK, next_32};
+use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TokenBlocks, Walk, next_32};
 use super::portable::stamp_portable;
 use super::{BLOCK, MatmulTask, Table, float};
 use crate::gguf::quant::GgmlType;
@@ -31,36 +31,6 @@ unsafe fn matmul(task: &mut MatmulTask) {
     }
 }
 
-/// Adds the products of a block to four partial sums for each of four rows; gives the total of each row.
-///
-/// # Safety
-/// The CPU has the dot product extension.
-#[inline(always)]
-unsafe fn dot4(acc: &mut [int32x4_t], w: Four, a: [int8x16_t; 2]) -> int32x4_t {
-    let total: int8x16_t;
-    // SAFETY: registers only; the extension is there by the caller's promise.
-    unsafe {
-        asm!(
-            "sdot {s0:v}.4s, {l0:v}.16b, {a0:v}.16b",
-            "sdot {s1:v}.4s, {l1:v}.16b, {a0:v}.16b",
-            "sdot {s2:v}.4s, {l2:v}.16b, {a0:v}.16b",
-            "sdot {s3:v}.4s, {l3:v}.16b, {a0:v}.16b",
-            "sdot {s0:v}.4s, {h0:v}.16b, {a1:v}.16b",
-            "sdot {s1:v}.4s, {h1:v}.16b, {a1:v}.16b",
-            "sdot {s2:v}.4s, {h2:v}.16b, {a1:v}.16b",
-            "sdot {s3:v}.4s, {h3:v}.16b, {a1:v}.16b",
-            "addp {l0:v}.4s, {s0:v}.4s, {s1:v}.4s",
-            "addp {l1:v}.4s, {s2:v}.4s, {s3:v}.4s",
-            "addp {l0:v}.4s, {l0:v}.4s, {l1:v}.4s",
-            s0 = inout(vreg) acc[0], s1 = inout(vreg) acc[1], s2 = inout(vreg) acc[2], s3 = inout(vreg) acc[3],
-            l0 = inout(vreg) w[0][0] => total, l1 = inout(vreg) w[1][0] => _, l2 = in(vreg) w[2][0], l3 = in(vreg) w[3][0],
-            h0 = in(vreg) w[0][1], h1 = in(vreg) w[1][1], h2 = in(vreg) w[2][1], h3 = in(vreg) w[3][1],
-            a0 = in(vreg) a[0], a1 = in(vreg) a[1], options(nomem, nostack, preserves_flags),
-        );
-        vreinterpretq_s32_s8(total)
-    }
-}
-
 /// `acc[i] += Σ_j w[4i + j] * a[4 LANE + j]`
 ///
 /// # Safety
@@ -72,6 +42,126 @@ unsafe fn sdot_lane<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, a: int8
         asm!("sdot {acc:v}.4s, {w:v}.16b, {a:v}.4b[{lane}]", acc = inlateout(vreg) acc, w = in(vreg) w, a = in(vreg) a, lane = const LANE, options(pure, nomem, nostack, preserves_flags))
     };
     acc
+}
+
+/// Text of `step`: two bytes of each row into lanes of `s`.
+macro_rules! gather_scales {
+    () => {
+        "ldr {s:h}, [{p0}], #2
+        ld1 {{{s:v}.h}}[1], [{p1}], #2
+        ld1 {{{s:v}.h}}[2], [{p2}], #2
+        ld1 {{{s:v}.h}}[3], [{p3}], #2
+        ld1 {{{s:v}.h}}[4], [{p4}], #2
+        ld1 {{{s:v}.h}}[5], [{p5}], #2
+        ld1 {{{s:v}.h}}[6], [{p6}], #2
+        ld1 {{{s:v}.h}}[7], [{p7}], #2"
+    };
+}
+
+/// Text of `step`: scale and minimum of each row into `s` and `m`.
+macro_rules! gather_scales_and_minimums {
+    () => {
+        "ldr {l0:s}, [{p0}], #4
+        ldr {l1:s}, [{p4}], #4
+        ld1 {{{l0:v}.s}}[1], [{p1}], #4
+        ld1 {{{l1:v}.s}}[1], [{p5}], #4
+        ld1 {{{l0:v}.s}}[2], [{p2}], #4
+        ld1 {{{l1:v}.s}}[2], [{p6}], #4
+        ld1 {{{l0:v}.s}}[3], [{p3}], #4
+        ld1 {{{l1:v}.s}}[3], [{p7}], #4
+        uzp1 {s:v}.8h, {l0:v}.8h, {l1:v}.8h
+        uzp2 {m:v}.8h, {l0:v}.8h, {l1:v}.8h"
+    };
+}
+
+/// Text of `step`: 16 bytes of nibbles from each of four rows, into `l` and `h`.
+macro_rules! load_nibbles {
+    ($p0:literal, $p1:literal, $p2:literal, $p3:literal) => {
+        concat!(
+            "ldr {h0:q}, [{", $p0, "}], #16
+            ldr {h1:q}, [{", $p1, "}], #16
+            ldr {h2:q}, [{", $p2, "}], #16
+            ldr {h3:q}, [{", $p3, "}], #16
+            and {l0:v}.16b, {h0:v}.16b, {low:v}.16b
+            and {l1:v}.16b, {h1:v}.16b, {low:v}.16b
+            and {l2:v}.16b, {h2:v}.16b, {low:v}.16b
+            and {l3:v}.16b, {h3:v}.16b, {low:v}.16b
+            ushr {h0:v}.16b, {h0:v}.16b, #4
+            ushr {h1:v}.16b, {h1:v}.16b, #4
+            ushr {h2:v}.16b, {h2:v}.16b, #4
+            ushr {h3:v}.16b, {h3:v}.16b, #4"
+        )
+    };
+}
+
+/// Text of `step`: 32 bytes from each of four rows, into `l` and `h`.
+macro_rules! load_bytes {
+    ($p0:literal, $p1:literal, $p2:literal, $p3:literal) => {
+        concat!(
+            "ldp {l0:q}, {h0:q}, [{", $p0, "}], #32
+            ldp {l1:q}, {h1:q}, [{", $p1, "}], #32
+            ldp {l2:q}, {h2:q}, [{", $p2, "}], #32
+            ldp {l3:q}, {h3:q}, [{", $p3, "}], #32"
+        )
+    };
+}
+
+/// Text of `step`: adds the products to four partial sums for each of four rows; the totals of the rows.
+macro_rules! dot4 {
+    ($s0:literal, $s1:literal, $s2:literal, $s3:literal, $total:literal) => {
+        concat!(
+            "sdot {", $s0, ":v}.4s, {l0:v}.16b, {a0:v}.16b
+            sdot {", $s1, ":v}.4s, {l1:v}.16b, {a0:v}.16b
+            sdot {", $s2, ":v}.4s, {l2:v}.16b, {a0:v}.16b
+            sdot {", $s3, ":v}.4s, {l3:v}.16b, {a0:v}.16b
+            sdot {", $s0, ":v}.4s, {h0:v}.16b, {a1:v}.16b
+            sdot {", $s1, ":v}.4s, {h1:v}.16b, {a1:v}.16b
+            sdot {", $s2, ":v}.4s, {h2:v}.16b, {a1:v}.16b
+            sdot {", $s3, ":v}.4s, {h3:v}.16b, {a1:v}.16b
+            addp {l0:v}.4s, {", $s0, ":v}.4s, {", $s1, ":v}.4s
+            addp {l1:v}.4s, {", $s2, ":v}.4s, {", $s3, ":v}.4s
+            addp {", $total, ":v}.4s, {l0:v}.4s, {l1:v}.4s"
+        )
+    };
+}
+
+/// One block of eight rows from the file's layout. Written out because compilers, left to order it, run out of registers.
+macro_rules! step {
+    ($at:ident, $sums:ident, $x:ident, $gather:ident, $load:ident, [$($special:literal),*], $($operands:tt)*) => {
+        let [s0, s1, s2, s3, s4, s5, s6, s7] = &mut $sums.running.0;
+        let before = &mut $sums.running.1;
+        let [p0, p1, p2, p3, p4, p5, p6, p7] = &mut $at.rows;
+        asm!(
+            $gather!(),
+            "ldp {a0:q}, {a1:q}, [{token}], #32",
+            $load!("p0", "p1", "p2", "p3"),
+            dot4!("s0", "s1", "s2", "s3", "t0"),
+            $load!("p4", "p5", "p6", "p7"),
+            dot4!("s4", "s5", "s6", "s7", "t1"),
+            "sub {h0:v}.4s, {t0:v}.4s, {b0:v}.4s",
+            "sub {h1:v}.4s, {t1:v}.4s, {b1:v}.4s",
+            "fcvtl {l0:v}.4s, {s:v}.4h",
+            "fcvtl2 {l1:v}.4s, {s:v}.8h",
+            $($special,)*
+            "fmul {l0:v}.4s, {l0:v}.4s, {d:v}.s[{lane}]",
+            "fmul {l1:v}.4s, {l1:v}.4s, {d:v}.s[{lane}]",
+            "scvtf {h0:v}.4s, {h0:v}.4s",
+            "scvtf {h1:v}.4s, {h1:v}.4s",
+            "fmla {f0:v}.4s, {h0:v}.4s, {l0:v}.4s",
+            "fmla {f1:v}.4s, {h1:v}.4s, {l1:v}.4s",
+            p0 = inout(reg) *p0, p1 = inout(reg) *p1, p2 = inout(reg) *p2, p3 = inout(reg) *p3,
+            p4 = inout(reg) *p4, p5 = inout(reg) *p5, p6 = inout(reg) *p6, p7 = inout(reg) *p7,
+            token = inout(reg) $at.token, a0 = out(vreg) _, a1 = out(vreg) _, s = out(vreg) _,
+            l0 = out(vreg) _, l1 = out(vreg) _, l2 = out(vreg) _, l3 = out(vreg) _,
+            h0 = out(vreg) _, h1 = out(vreg) _, h2 = out(vreg) _, h3 = out(vreg) _,
+            s0 = inout(vreg) *s0, s1 = inout(vreg) *s1, s2 = inout(vreg) *s2, s3 = inout(vreg) *s3,
+            s4 = inout(vreg) *s4, s5 = inout(vreg) *s5, s6 = inout(vreg) *s6, s7 = inout(vreg) *s7,
+            b0 = in(vreg) before[0], b1 = in(vreg) before[1], t0 = out(vreg) before[0], t1 = out(vreg) before[1],
+            f0 = inout(vreg) $sums.acc[0], f1 = inout(vreg) $sums.acc[1],
+            d = in(vreg) $x.d, lane = const LANE, $($operands)*
+            options(readonly, nostack, preserves_flags),
+        )
+    };
 }
 
 struct Dotprod;
@@ -87,16 +177,30 @@ impl Set for Dotprod {
     }
 
     #[inline(always)]
-    unsafe fn dot<F: Format>((acc, before): &mut Self::Running, p: &mut [*const u8; ROWS], a: [int8x16_t; 2]) -> [int32x4_t; 2] {
-        // SAFETY: a block's elements are at each pointer; the extension is there by the caller's promise.
+    unsafe fn step<F: Format, const LANE: i32>(at: &mut Walk, sums: &mut Sums<Self::Running>, x: &TokenBlocks) {
+        // SAFETY: a block at each pointer; the extension is there by the caller's promise.
         unsafe {
-            let low = F::elements(p, 0);
-            let low = dot4(&mut acc[..4], low, a);
-            let high = F::elements(p, 4);
-            let total = [low, dot4(&mut acc[4..], high, a)];
-            let isum = [vsubq_s32(total[0], before[0]), vsubq_s32(total[1], before[1])];
-            *before = total;
-            isum
+            match (F::NIBBLES, F::HAS_MIN) {
+                (true, false) => {
+                    step!(at, sums, x, gather_scales, load_nibbles, [
+                        "mls {h0:v}.4s, {offset:v}.4s, {sum:v}.s[{lane}]",
+                        "mls {h1:v}.4s, {offset:v}.4s, {sum:v}.s[{lane}]"
+                    ], low = in(vreg) x.low_nibble, offset = in(vreg) x.offset, sum = in(vreg) x.sum,);
+                }
+                (true, true) => {
+                    step!(at, sums, x, gather_scales_and_minimums, load_nibbles, [
+                        "fcvtl {l2:v}.4s, {m:v}.4h",
+                        "fcvtl2 {l3:v}.4s, {m:v}.8h",
+                        "fmla {m0:v}.4s, {l2:v}.4s, {sa:v}.s[{lane}]",
+                        "fmla {m1:v}.4s, {l3:v}.4s, {sa:v}.s[{lane}]"
+                    ], low = in(vreg) x.low_nibble, sa = in(vreg) x.s, m = out(vreg) _,
+                    m0 = inout(vreg) sums.acc_m[0], m1 = inout(vreg) sums.acc_m[1],);
+                }
+                (false, _) => {
+                    const { assert!(F::NIBBLES || !F::HAS_MIN && F::OFFSET == 0) };
+                    step!(at, sums, x, gather_scales, load_bytes, [],);
+                }
+            }
         }
     }
 

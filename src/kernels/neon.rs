@@ -6,7 +6,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, TILE_BLOCK};
+use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TokenBlocks, Walk, mls_lane, next_32};
 use super::portable::stamp_portable;
 use super::{BLOCK, MatmulTask, Table, float};
 use crate::gguf::quant::GgmlType;
@@ -262,13 +262,19 @@ impl Set for Neon {
     unsafe fn start() {}
 
     #[inline(always)]
-    unsafe fn dot<F: Format>(_: &mut (), p: &mut [*const u8; ROWS], a: [int8x16_t; 2]) -> [int32x4_t; 2] {
-        // SAFETY: a block's elements are at each pointer.
+    unsafe fn step<F: Format, const LANE: i32>(at: &mut Walk, sums: &mut Sums<()>, x: &TokenBlocks) {
+        // SAFETY: a block at each pointer.
         unsafe {
-            let low = F::elements(p, 0);
-            let low = dot4::<F>(low, a);
-            let high = F::elements(p, 4);
-            [low, dot4::<F>(high, a)]
+            let scales = F::scales(&mut at.rows);
+            let a = next_32(&mut at.token);
+            for g in 0..2 {
+                let isum = dot4::<F>(F::elements(&mut at.rows, 4 * g), a);
+                let isum = if F::OFFSET != 0 { mls_lane::<LANE>(isum, x.offset, x.sum) } else { isum };
+                sums.acc[g] = vfmaq_f32(sums.acc[g], vmulq_laneq_f32::<LANE>(scales.d[g], x.d), vcvtq_f32_s32(isum));
+                if F::HAS_MIN {
+                    sums.acc_m[g] = vfmaq_laneq_f32::<LANE>(sums.acc_m[g], scales.m[g], x.s);
+                }
+            }
         }
     }
 
