@@ -7,9 +7,9 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TokenBlocks, Walk, next_32};
+use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk};
 use super::portable::stamp_portable;
-use super::{BLOCK, MatmulTask, Table, float};
+use super::{MatmulTask, Table, float};
 use crate::gguf::quant::GgmlType;
 
 stamp_portable!("neon,dotprod", Fcvtl);
@@ -29,19 +29,6 @@ unsafe fn matmul(task: &mut MatmulTask) {
             ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }
     }
-}
-
-/// `acc[i] += Σ_j w[4i + j] * a[4 LANE + j]`
-///
-/// # Safety
-/// As `sdot`.
-#[inline(always)]
-unsafe fn sdot_lane<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
-    // SAFETY: registers only; the extension is there by the caller's promise.
-    unsafe {
-        asm!("sdot {acc:v}.4s, {w:v}.16b, {a:v}.4b[{lane}]", acc = inlateout(vreg) acc, w = in(vreg) w, a = in(vreg) a, lane = const LANE, options(pure, nomem, nostack, preserves_flags))
-    };
-    acc
 }
 
 /// Text of `step`: two bytes of each row into lanes of `s`.
@@ -128,8 +115,8 @@ macro_rules! dot4 {
 /// One block of eight rows from the file's layout. Written out because compilers, left to order it, run out of registers.
 macro_rules! step {
     ($at:ident, $sums:ident, $x:ident, $gather:ident, $load:ident, [$($special:literal),*], $($operands:tt)*) => {
-        let [s0, s1, s2, s3, s4, s5, s6, s7] = &mut $sums.running.0;
-        let before = &mut $sums.running.1;
+        let (partial, before) = &mut $sums.running;
+        let [s0, s1, s2, s3, s4, s5, s6, s7] = partial;
         let [p0, p1, p2, p3, p4, p5, p6, p7] = &mut $at.rows;
         asm!(
             $gather!(),
@@ -164,8 +151,105 @@ macro_rules! step {
     };
 }
 
+/// Text of `tile_block`: the next eight columns (from `k` on, of 16) of four rows `g`, already loaded, times four tokens.
+macro_rules! sdot_tokens {
+    ($w0:literal, $w1:literal, $g:literal, $half:literal, $k0:literal, $k1:literal) => {
+        concat!(
+            "sdot {i0", $g, ":v}.4s, {", $w0, ":v}.16b, {q0", $half, ":v}.4b[", $k0, "]
+            sdot {i1", $g, ":v}.4s, {", $w0, ":v}.16b, {q1", $half, ":v}.4b[", $k0, "]
+            sdot {i2", $g, ":v}.4s, {", $w0, ":v}.16b, {q2", $half, ":v}.4b[", $k0, "]
+            sdot {i3", $g, ":v}.4s, {", $w0, ":v}.16b, {q3", $half, ":v}.4b[", $k0, "]
+            sdot {i0", $g, ":v}.4s, {", $w1, ":v}.16b, {q0", $half, ":v}.4b[", $k1, "]
+            sdot {i1", $g, ":v}.4s, {", $w1, ":v}.16b, {q1", $half, ":v}.4b[", $k1, "]
+            sdot {i2", $g, ":v}.4s, {", $w1, ":v}.16b, {q2", $half, ":v}.4b[", $k1, "]
+            sdot {i3", $g, ":v}.4s, {", $w1, ":v}.16b, {q3", $half, ":v}.4b[", $k1, "]"
+        )
+    };
+}
+
+/// Text of `tile_block`: `acc = fma(d_w * d_a, isum, acc)` of a token.
+macro_rules! scale_token {
+    ($t:literal) => {
+        concat!(
+            "fmul {q", $t, "0:v}.4s, {w0:v}.4s, {d", $t, ":v}.s[{lane}]
+            fmul {q", $t, "1:v}.4s, {w1:v}.4s, {d", $t, ":v}.s[{lane}]
+            scvtf {i", $t, "0:v}.4s, {i", $t, "0:v}.4s
+            scvtf {i", $t, "1:v}.4s, {i", $t, "1:v}.4s
+            fmla {f", $t, "0:v}.4s, {i", $t, "0:v}.4s, {q", $t, "0:v}.4s
+            fmla {f", $t, "1:v}.4s, {i", $t, "1:v}.4s, {q", $t, "1:v}.4s"
+        )
+    };
+}
+
+/// Block `LANE` of a tile times a block of four tokens, whose scales are in lane `LANE` of `d`:
+///
+///     for each 16 columns, four rows g, four columns k, token t:
+///         isum[t][g] = sdot(isum[t][g], w[g][k], a[t] lane k)
+///
+/// It fills all 32 registers. Weights are loaded two vectors ahead of their use.
+///
+/// # Safety
+/// Block `LANE` is in the tile, a block of a token at each `a`, which move to the next; the CPU has the dot product extension.
+#[inline(always)]
+unsafe fn tile_block<const LANE: usize>(tile: *const u8, a: &mut [*const i8; TOKENS], d: &[float32x4_t; TOKENS], acc: &mut [[float32x4_t; 2]; TOKENS]) {
+    // Loads reach from -1024 to 1008 bytes: `tile` is set between the second and the third block.
+    let middle = tile.wrapping_add(2 * TILE_BLOCK);
+    let [a0, a1, a2, a3] = a;
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!(
+            "ldp {w0:q}, {w1:q}, [{tile}, {at}]",
+            "ldp {q00:q}, {q01:q}, [{a0}], #32",
+            "ldp {q10:q}, {q11:q}, [{a1}], #32",
+            "ldp {q20:q}, {q21:q}, [{a2}], #32",
+            "ldp {q30:q}, {q31:q}, [{a3}], #32",
+            "movi {i00:v}.4s, #0",
+            "movi {i10:v}.4s, #0",
+            "movi {i20:v}.4s, #0",
+            "movi {i30:v}.4s, #0",
+            "movi {i01:v}.4s, #0",
+            "movi {i11:v}.4s, #0",
+            "movi {i21:v}.4s, #0",
+            "movi {i31:v}.4s, #0",
+            "ldp {w2:q}, {w3:q}, [{tile}, {at} + 32]",
+            sdot_tokens!("w0", "w1", 0, 0, 0, 1),
+            "ldp {w0:q}, {w1:q}, [{tile}, {at} + 128]",
+            sdot_tokens!("w2", "w3", 0, 0, 2, 3),
+            "ldp {w2:q}, {w3:q}, [{tile}, {at} + 160]",
+            sdot_tokens!("w0", "w1", 1, 0, 0, 1),
+            "ldp {w0:q}, {w1:q}, [{tile}, {at} + 64]",
+            sdot_tokens!("w2", "w3", 1, 0, 2, 3),
+            "ldp {w2:q}, {w3:q}, [{tile}, {at} + 96]",
+            sdot_tokens!("w0", "w1", 0, 1, 0, 1),
+            "ldp {w0:q}, {w1:q}, [{tile}, {at} + 192]",
+            sdot_tokens!("w2", "w3", 0, 1, 2, 3),
+            "ldp {w2:q}, {w3:q}, [{tile}, {at} + 224]",
+            sdot_tokens!("w0", "w1", 1, 1, 0, 1),
+            "ldp {w0:q}, {w1:q}, [{tile}, {at} + 256]",
+            sdot_tokens!("w2", "w3", 1, 1, 2, 3),
+            scale_token!(0),
+            scale_token!(1),
+            scale_token!(2),
+            scale_token!(3),
+            tile = in(reg) middle, at = const LANE as isize * TILE_BLOCK as isize - 2 * TILE_BLOCK as isize, lane = const LANE,
+            a0 = inout(reg) *a0, a1 = inout(reg) *a1, a2 = inout(reg) *a2, a3 = inout(reg) *a3,
+            w0 = out(vreg) _, w1 = out(vreg) _, w2 = out(vreg) _, w3 = out(vreg) _,
+            q00 = out(vreg) _, q10 = out(vreg) _, q20 = out(vreg) _, q30 = out(vreg) _,
+            q01 = out(vreg) _, q11 = out(vreg) _, q21 = out(vreg) _, q31 = out(vreg) _,
+            i00 = out(vreg) _, i10 = out(vreg) _, i20 = out(vreg) _, i30 = out(vreg) _,
+            i01 = out(vreg) _, i11 = out(vreg) _, i21 = out(vreg) _, i31 = out(vreg) _,
+            d0 = in(vreg) d[0], d1 = in(vreg) d[1], d2 = in(vreg) d[2], d3 = in(vreg) d[3],
+            f00 = inout(vreg) acc[0][0], f01 = inout(vreg) acc[0][1], f10 = inout(vreg) acc[1][0], f11 = inout(vreg) acc[1][1],
+            f20 = inout(vreg) acc[2][0], f21 = inout(vreg) acc[2][1], f30 = inout(vreg) acc[3][0], f31 = inout(vreg) acc[3][1],
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+}
+
 struct Dotprod;
 impl Set for Dotprod {
+    /// Cores with this extension mostly run out of order and follow many streams by themselves.
+    const PREFETCH: bool = false;
     /// Four partial sums of each row over all blocks so far, and their sums up to the last block. They are never set to
     /// zero: the sum of a block is a difference of two totals, which is right even when these overflow.
     type Running = ([int32x4_t; ROWS], [int32x4_t; 2]);
@@ -216,43 +300,25 @@ impl Set for Dotprod {
         }
     }
 
-    ///     for each block, each four columns k, token t, four rows g:
-    ///         isum[t][g] = sdot(isum[t][g], w[g][k], a[t] lane k)
     #[inline(always)]
-    unsafe fn product<F: Format, const T: usize>(mut tile: *const u8, mut a: [*const i8; T], d: [*const f32; T], n_blocks: usize) -> [[float32x4_t; 2]; T] {
+    unsafe fn product<F: Format>(mut tile: *const u8, mut a: [*const i8; TOKENS], mut d: [*const f32; TOKENS], n_blocks: usize) -> [[float32x4_t; 2]; TOKENS] {
         // SAFETY: `n_blocks` blocks at each pointer; the extension is there by the caller's promise.
         unsafe {
-            let mut acc = [[vdupq_n_f32(0.0); 2]; T];
-            for b in 0..n_blocks {
-                let mut isum = [[vdupq_n_s32(0); 2]; T];
-                let mut q = [[vdupq_n_s8(0); 2]; T];
-                for t in 0..T {
-                    q[t] = next_32(&mut a[t]);
-                }
-                for half in 0..2 {
-                    for g in 0..2 {
-                        macro_rules! columns {
-                            ($k:literal) => {
-                                let w = vld1q_s8(tile.add(g * 4 * BLOCK + half * 64 + $k * 16).cast());
-                                for t in 0..T {
-                                    isum[t][g] = sdot_lane::<$k>(isum[t][g], w, q[t][half]);
-                                }
-                            };
-                        }
-                        columns!(0);
-                        columns!(1);
-                        columns!(2);
-                        columns!(3);
-                    }
-                }
-                let d_w = [vld1q_f32(tile.add(ROWS * BLOCK).cast()), vld1q_f32(tile.add(ROWS * BLOCK + 16).cast())];
-                for t in 0..T {
-                    let d_a = *d[t].add(b);
-                    for g in 0..2 {
-                        acc[t][g] = vfmaq_f32(acc[t][g], vmulq_n_f32(d_w[g], d_a), vcvtq_f32_s32(isum[t][g]));
-                    }
-                }
+            let mut acc = [[vdupq_n_f32(0.0); 2]; TOKENS];
+            for _ in 0..n_blocks / 4 {
+                let d4 = d.map(|d| vld1q_f32(d));
+                tile_block::<0>(tile, &mut a, &d4, &mut acc);
+                tile_block::<1>(tile, &mut a, &d4, &mut acc);
+                tile_block::<2>(tile, &mut a, &d4, &mut acc);
+                tile_block::<3>(tile, &mut a, &d4, &mut acc);
+                tile = tile.add(4 * TILE_BLOCK);
+                d = d.map(|d| d.add(4));
+            }
+            for _ in 0..n_blocks % 4 {
+                let d1 = d.map(|d| vld1q_dup_f32(d));
+                tile_block::<0>(tile, &mut a, &d1, &mut acc);
                 tile = tile.add(TILE_BLOCK);
+                d = d.map(|d| d.add(1));
             }
             acc
         }

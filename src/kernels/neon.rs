@@ -6,7 +6,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TokenBlocks, Walk, mls_lane, next_32};
+use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32};
 use super::portable::stamp_portable;
 use super::{BLOCK, MatmulTask, Table, float};
 use crate::gguf::quant::GgmlType;
@@ -256,6 +256,7 @@ unsafe fn dot4x2<F: Format>(w: Four, a: &mut [*const i8; 2]) -> [int32x4_t; 2] {
 
 struct Neon;
 impl Set for Neon {
+    const PREFETCH: bool = true;
     type Running = ();
 
     #[inline(always)]
@@ -292,30 +293,29 @@ impl Set for Neon {
 
     ///     for four rows, for each block: the block of all four rows in registers, two tokens past it at a time
     #[inline(always)]
-    unsafe fn product<F: Format, const T: usize>(tile: *const u8, a: [*const i8; T], d: [*const f32; T], n_blocks: usize) -> [[float32x4_t; 2]; T] {
-        const { assert!(T % 2 == 0) };
+    unsafe fn product<F: Format>(tile: *const u8, a: [*const i8; TOKENS], d: [*const f32; TOKENS], n_blocks: usize) -> [[float32x4_t; 2]; TOKENS] {
         // SAFETY: `n_blocks` blocks at each pointer.
         unsafe {
-            let mut out = [[vdupq_n_f32(0.0); 2]; T];
+            let mut out = [[vdupq_n_f32(0.0); 2]; TOKENS];
             for g in 0..2 {
                 let (mut tile, mut a) = (tile, a);
-                let mut acc = [vdupq_n_f32(0.0); T];
+                let mut acc = [vdupq_n_f32(0.0); TOKENS];
                 for b in 0..n_blocks {
                     let w = std::array::from_fn(|r| {
                         let at = tile.add((g * 4 + r) * BLOCK).cast();
                         [vld1q_s8(at), vld1q_s8(at.add(16))]
                     });
                     let d_w = vld1q_f32(tile.add(ROWS * BLOCK + g * 16).cast());
-                    let mut isum = [vdupq_n_s32(0); T];
+                    let mut isum = [vdupq_n_s32(0); TOKENS];
                     for (a, isum) in a.as_chunks_mut::<2>().0.iter_mut().zip(isum.as_chunks_mut::<2>().0) {
                         *isum = dot4x2::<F>(w, a);
                     }
-                    for t in 0..T {
+                    for t in 0..TOKENS {
                         acc[t] = vfmaq_f32(acc[t], vmulq_n_f32(d_w, *d[t].add(b)), vcvtq_f32_s32(isum[t]));
                     }
                     tile = tile.add(TILE_BLOCK);
                 }
-                for t in 0..T {
+                for t in 0..TOKENS {
                     out[t][g] = acc[t];
                 }
             }
