@@ -6,8 +6,6 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::gguf::GgufError;
-
 pub type Result<T> = std::result::Result<T, Error>;
 
 #[derive(Debug)]
@@ -17,7 +15,7 @@ pub enum Error {
     /// The operating system refused something about a file.
     Io { path: PathBuf, source: std::io::Error },
     /// The bytes of a model file are not what the format promises.
-    Gguf { path: PathBuf, source: GgufError },
+    Gguf { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     /// The file is well-formed and asks for something this engine does not do.
     Unsupported { path: PathBuf, what: String },
     /// A size set by the user does not hold what was asked: exit 1. Names the flag and the size that would do.
@@ -41,8 +39,8 @@ impl Error {
         Error::Io { path: path.as_ref().to_owned(), source }
     }
 
-    pub fn gguf(path: impl AsRef<Path>, source: GgufError) -> Self {
-        Error::Gguf { path: path.as_ref().to_owned(), source }
+    pub fn gguf(path: impl AsRef<Path>, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Error::Gguf { path: path.as_ref().to_owned(), source: Box::new(source) }
     }
 
     pub fn unsupported(path: impl AsRef<Path>, what: impl Into<String>) -> Self {

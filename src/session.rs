@@ -79,9 +79,6 @@ impl Layout {
         plan.private("threads", (self.n_threads - 1) * STACK_BYTES);
         plan.private("kv arena", self.kv.arena_bytes(self.n_slot));
         Scratch::plan(&model.config, &self.scratch, plan);
-        if model.weights.has_float {
-            plan.private("gemm workspace", self.n_threads * crate::kernels::GEMM_BYTES);
-        }
     }
 }
 
@@ -120,10 +117,7 @@ impl Session {
         let cache = KvCache::new(layout.kv, &params.kv)?;
         let no_memory = |e: std::io::Error| Error::budget("--memory", format!("the system did not give what the plan asks for: {e}"));
         let scratch = Scratch::new(&model.config, &layout.scratch).map_err(no_memory)?;
-        let mut pool = Pool::new(layout.n_threads).map_err(|e| Error::usage("--threads", format!("cannot start {} threads: {e}", layout.n_threads)))?;
-        if model.weights.has_float {
-            layout.kernels.warm_gemm(&mut pool);
-        }
+        let pool = Pool::new(layout.n_threads).map_err(|e| Error::usage("--threads", format!("cannot start {} threads: {e}", layout.n_threads)))?;
         let machine = Machine { kernels: layout.kernels, pool, scratch };
         Ok(Session { model, machine, cache, n_batch: layout.kv.n_batch, n_logits: layout.scratch.n_logits, n_past: 0 })
     }

@@ -295,6 +295,9 @@ fn tensors_are_checked() {
     refused(&["tensor ffn.weight ends at byte", "incomplete"], |file| file.tensors[2].dims = vec![1 << 62]);
     refused(&["tensor last.weight ends at byte", "incomplete"], |file| file.tensors[3].offset = Some(u64::MAX - 31));
     refused(&["tensor last.weight ends at byte", "incomplete"], |file| file.tensors[3].offset = Some(1 << 20));
+    // The start fits a u64, the end does not.
+    let data_start = small().head().len().next_multiple_of(32) as u64;
+    refused(&["tensor ffn.weight ends at byte", "incomplete"], |file| file.tensors[2].offset = Some(u64::MAX - 31 - data_start));
     refused(&["tensor last.weight", "offset 8", "multiple of 32"], |file| file.tensors[3].offset = Some(8));
     refused(&["tensor last.weight", "overlaps", "norm.weight"], |file| file.tensors[3].offset = Some(0));
     refused(&["tensor ffn.weight overlaps tensor embd.weight"], |file| file.tensors[2].offset = Some(32 + 128));
@@ -352,6 +355,11 @@ fn typed_reads_name_the_key_and_both_types() {
     assert!(shape.contains("tensor embd.weight has shape 64x2, and the metadata asks for 64x3"), "{shape}");
     let missing = file.tensor_shaped("output.weight", &[1]).expect_err("missing").to_string();
     assert!(missing.contains("tensor output.weight is missing"), "{missing}");
+    let mut part = small();
+    part.raw("split.count", 2, 3_u16.to_le_bytes().to_vec());
+    let (_temp, part) = open("split", &part);
+    let missing = part.tensor_shaped("output.weight", &[1]).expect_err("in another part").to_string();
+    assert!(missing.contains("one of 3 parts of a split model"), "{missing}");
 }
 
 #[test]

@@ -418,7 +418,7 @@ fn report<'a>(session: &Session, plan: &Plan, prompt: &'a [u32], outcome: &'a Ou
             first_token_ms: ms(outcome.first_token),
         },
         kv: Kv {
-            budget_bytes: session.budget_bytes(),
+            budget_bytes: cache.budget_bytes(),
             arena_bytes: cache.arena_bytes(),
             n_slot: cache.n_slot(),
             live: cache.n_live(),

@@ -3,7 +3,7 @@
 //! Owns [`GgufFile`]: the map and an index of names and byte spans. Tensor data, strings and arrays are never copied;
 //! they are slices of the map. A file that opens is sound: every claim in it has been checked by [`parse`], so what is
 //! left to fail is what a reader asks for (a key that is missing or of another type).
-//! Refuses to write files, to read split models, and to know what any key means: that is the model's business.
+//! Refuses to write files, to join the parts of a split model, and to know what keys mean: that is the model's business.
 
 mod cursor;
 mod error;
@@ -71,8 +71,7 @@ impl GgufFile {
 
     /// The tensor `name` with exactly the dimensions `shape`, row length first; otherwise an error that names both.
     pub fn tensor_shaped(&self, name: &str, shape: &[u64]) -> Result<&TensorInfo> {
-        let missing = || GgufError::MissingTensor { tensor: name.to_owned() };
-        let tensor = self.tensor(name).ok_or_else(missing).map_err(|source| Error::gguf(&self.path, source))?;
+        let Some(tensor) = self.tensor(name) else { return Err(self.missing_tensor(name)) };
         // A file may leave out trailing dimensions of 1, or give them.
         let padded = |dims: &[u64]| std::array::from_fn(|i| dims.get(i).copied().unwrap_or(1));
         if tensor.dims != padded(shape) || shape.len() > 4 {
@@ -80,6 +79,17 @@ impl GgufFile {
             return Err(Error::gguf(&self.path, source));
         }
         Ok(tensor)
+    }
+
+    /// One part of a split model lacks tensors that the other parts have: then that is what to say.
+    fn missing_tensor(&self, name: &str) -> Error {
+        match self.opt_u32("split.count") {
+            Ok(Some(parts)) if parts > 1 => Error::unsupported(
+                &self.path,
+                format!("this is one of {parts} parts of a split model: merge them into one file first"),
+            ),
+            _ => Error::gguf(&self.path, GgufError::MissingTensor { tensor: name.to_owned() }),
+        }
     }
 
     /// The bytes of a tensor of this file, exactly `n_bytes` of them, aligned to at least 8 in memory.

@@ -8,18 +8,9 @@ use crate::gguf::quant::GgmlType;
 /// From this many tokens on a batch is worth a matrix product.
 pub const GEMM_FROM: usize = 8;
 
-/// Bytes of the workspace that `gemm` allocates once for each thread.
-pub const GEMM_BYTES: usize = 1 << 20;
-
-/// A small product that makes `gemm` allocate this thread's workspace.
-pub fn warm() {
-    let (a, mut out) = ([1f32; 16 * 16], [0f32; 16 * 16]);
-    // SAFETY: three 16 x 16 matrices on the stack.
-    unsafe {
-        gemm::gemm(16, 16, 16, out.as_mut_ptr(), 1, 16, false, a.as_ptr(), 1, 16, a.as_ptr(), 1, 16, 0.0, 1.0, false, false, false, gemm::Parallelism::None);
-    }
-    assert_eq!(out[0], 16.0);
-}
+/// Tokens of one call of `gemm`. Larger products make it allocate room to pack its operands in; up to 16 x 16 (on x86)
+/// and matrix times vector (everywhere) it works on them where they are, and nothing may be allocated in a prefill.
+const GEMM_TOKENS: usize = if cfg!(target_arch = "x86_64") { 16 } else { 1 };
 
 /// Row by row, token by token.
 ///
@@ -86,14 +77,17 @@ pub unsafe fn batch<F: LoadF16>(task: &mut MatmulTask) {
                 }
             }
         }
-        // SAFETY: out is [n_tok][stride] from column `first`, tile [n][n_cols], x [n_tok][n_cols]: all within their
-        // buffers (checked by `Kernels::matmul` and above); the elements of `out` are the caller's.
-        unsafe {
-            gemm::gemm(
-                acts.n_tok, n, n_cols, task.out.at(0, first), 1, task.out.stride as isize, false,
-                acts.x.as_ptr(), 1, n_cols as isize, tile.as_ptr(), n_cols as isize, 1,
-                0.0, 1.0, false, false, false, gemm::Parallelism::None,
-            );
+        for t in (0..acts.n_tok).step_by(GEMM_TOKENS) {
+            let tokens = GEMM_TOKENS.min(acts.n_tok - t);
+            // SAFETY: out is [n_tok][stride] from column `first`, tile [n][n_cols], x [n_tok][n_cols]: all within their
+            // buffers (checked by `Kernels::matmul` and above); the elements of `out` are the caller's.
+            unsafe {
+                gemm::gemm(
+                    tokens, n, n_cols, task.out.at(t, first), 1, task.out.stride as isize, false,
+                    acts.x.as_ptr().add(t * n_cols), 1, n_cols as isize, tile.as_ptr(), n_cols as isize, 1,
+                    0.0, 1.0, false, false, false, gemm::Parallelism::None,
+                );
+            }
         }
         first += n;
     }

@@ -10,6 +10,8 @@
 mod arm_blocks;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 mod float;
@@ -20,6 +22,8 @@ pub mod portable;
 pub mod scalar;
 #[cfg(test)]
 mod suite;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use std::ops::Range;
 
@@ -44,10 +48,11 @@ pub enum SetName {
     Neon,
     Dotprod,
     Avx2,
+    Avx512,
 }
 
 impl SetName {
-    pub const ALL: [SetName; 4] = [SetName::Scalar, SetName::Neon, SetName::Dotprod, SetName::Avx2];
+    pub const ALL: [SetName; 5] = [SetName::Scalar, SetName::Neon, SetName::Dotprod, SetName::Avx2, SetName::Avx512];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -55,6 +60,7 @@ impl SetName {
             SetName::Neon => "neon",
             SetName::Dotprod => "dotprod",
             SetName::Avx2 => "avx2",
+            SetName::Avx512 => "avx512",
         }
     }
 }
@@ -156,9 +162,6 @@ pub fn tile_bytes(max_cols: usize, has_float: bool) -> usize {
     quantised.max(float) + 1024
 }
 
-/// What the crate `gemm` keeps for each thread that multiplies float matrices; taken at start by `warm_gemm`.
-pub const GEMM_BYTES: usize = float::GEMM_BYTES;
-
 /// One matrix of a product that shares its activations with others.
 pub struct Product<'a> {
     pub w: Matrix<'a>,
@@ -252,6 +255,16 @@ impl Kernels {
             {
                 &avx2::TABLE
             }
+            #[cfg(target_arch = "x86_64")]
+            SetName::Avx512
+                if Kernels::detect(SetName::Avx2).is_some()
+                    && std::arch::is_x86_feature_detected!("avx512f")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                    && std::arch::is_x86_feature_detected!("avx512vl")
+                    && std::arch::is_x86_feature_detected!("avx512vnni") =>
+            {
+                &avx512::TABLE
+            }
             _ => return None,
         };
         Some(Kernels { name, table })
@@ -330,20 +343,6 @@ impl Kernels {
             // SAFETY: the features were detected; the rows of a task are its own, so are their elements of `out`,
             // whose length was checked above.
             unsafe { (self.table.matmul)(&mut MatmulTask { w, rows, acts, out: outs.get()[i], tile }) };
-        });
-    }
-
-    /// Lets `gemm` allocate its workspace on every thread now, so that no prefill does.
-    pub fn warm_gemm(&self, pool: &mut Pool) {
-        let n_threads = pool.n_threads();
-        let arrived = std::sync::atomic::AtomicUsize::new(0);
-        // As many tasks as threads, each waiting for the others: every thread gets one.
-        pool.run(n_threads, &|_, _| {
-            float::warm();
-            arrived.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-            while arrived.load(std::sync::atomic::Ordering::Acquire) < n_threads {
-                std::thread::yield_now();
-            }
         });
     }
 

@@ -235,6 +235,8 @@ pub fn merge_partial(running: (&mut f32, &mut f32, &mut [f32]), chunk: (f32, f32
 }
 
 /// Compiles the portable functions with the CPU features of a set: gives the fields of its `Table` but `matmul`.
+/// The x86 sets have their own, `stamp_x86!`.
+#[cfg(target_arch = "aarch64")]
 macro_rules! stamp_portable {
     ($features:literal, $f16:ty) => {
         use crate::kernels::portable;
@@ -265,6 +267,7 @@ macro_rules! stamp_portable {
         }
     };
 }
+#[cfg(target_arch = "aarch64")]
 pub(crate) use stamp_portable;
 
 #[cfg(test)]

@@ -154,6 +154,7 @@ pub struct KvCache {
     /// Position that the next token gets.
     next_pos: Pos,
     n_evicted: u64,
+    budget_bytes: u64,
     arena_bytes: usize,
     /// `[n_layer][n_head_kv][n_slot]` rows, then `[n_head_kv][n_batch]` rows of the batch under way.
     keys: Buf<u8>,
@@ -176,7 +177,7 @@ impl KvCache {
         let (heads, batch) = (shape.n_heads(), shape.n_head_kv * shape.n_batch);
         let rows = heads * n_slot + batch;
         let cache = KvCache {
-            shape, policy: params.policy, protect, n_slot, n_live: 0, next_pos: 0, n_evicted: 0, arena_bytes,
+            shape, policy: params.policy, protect, n_slot, n_live: 0, next_pos: 0, n_evicted: 0, budget_bytes: params.budget_bytes, arena_bytes,
             keys: arena.carve(rows * shape.row_bytes()),
             values: arena.carve(rows * shape.row_bytes()),
             scores: arena.carve(heads * n_slot),
@@ -209,6 +210,9 @@ impl KvCache {
     pub fn n_evicted(&self) -> u64 {
         self.n_evicted
     }
+    pub fn budget_bytes(&self) -> u64 {
+        self.budget_bytes
+    }
     pub fn arena_bytes(&self) -> usize {
         self.arena_bytes
     }
@@ -222,6 +226,11 @@ impl KvCache {
     /// Positions that a head holds, by slot.
     pub fn kept(&self, layer: usize, head: usize) -> &[Pos] {
         &self.positions[(layer * self.shape.n_head_kv + head) * self.n_slot..][..self.n_live]
+    }
+
+    /// Scores of what a head holds, by slot.
+    pub fn scores(&self, layer: usize, head: usize) -> &[f32] {
+        &self.scores[(layer * self.shape.n_head_kv + head) * self.n_slot..][..self.n_live]
     }
 
     /// Forgets everything; the memory stays.

@@ -1,12 +1,16 @@
-//! A fixed set of workers that live as long as the session. `run` hands them numbered tasks and returns when all are
+//! A fixed set of workers that live as long as the session. `run` hands out numbered tasks and returns when all are
 //! done; nothing is allocated, no queue exists: a task is a number taken from a shared counter.
+//!
+//! A job is open while tasks are left. Workers join it when they get to it and the caller waits only for those that
+//! did: on a busy machine a worker that has lost its core is not waited for, its share is taken by the others. (With a
+//! barrier that counts every thread, one such worker stalls each of the two hundred operations of a token.)
 //!
 //! Workers spin for a short while between jobs (the gap between two operations of a token is microseconds) and then
 //! park, so that an idle session costs nothing.
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 
 /// Stack of each worker. Kernels keep small arrays on it; `touch_stack` makes it resident at start.
@@ -23,22 +27,26 @@ type Job = dyn Fn(usize, usize) + Sync;
 #[repr(align(128))]
 struct Line<T>(T);
 
+/// `state` of the pool: number of the job in the high half, then whether it is open, then how many workers are in it.
+const EPOCH: u64 = 1 << 32;
+const OPEN: u64 = 1 << 31;
+const ACTIVE: u64 = OPEN - 1;
+
 struct Shared {
-    /// Goes up by one for each job; what workers watch.
-    epoch: Line<AtomicU32>,
+    state: Line<AtomicU64>,
     next_task: Line<AtomicUsize>,
-    /// Workers that have not yet finished the current job.
-    busy: Line<AtomicUsize>,
     job: UnsafeCell<(*const Job, usize)>,
     parked: Vec<Line<AtomicBool>>,
+    /// Workers that have started; only `Pool::new` waits for them.
+    started: AtomicUsize,
     stop: AtomicBool,
     panicked: AtomicBool,
 }
 
-// SAFETY: `job` is written only by the owner while `busy == 0` (no worker reads it) and read by workers only after
-// they saw the epoch that the owner released after writing.
+// SAFETY: `job` is written only by the owner while the job is closed and no worker is in it, and read by workers only
+// after they joined, which orders the read after the owner's release of `state`.
 unsafe impl Sync for Shared {}
-// SAFETY: the pointer inside is only followed between publication and completion of a job, see `run`.
+// SAFETY: the pointer inside is only followed by workers that have joined an open job, see `run`.
 unsafe impl Send for Shared {}
 
 pub struct Pool {
@@ -51,11 +59,11 @@ impl Pool {
     pub fn new(n_threads: usize) -> std::io::Result<Self> {
         assert!(n_threads >= 1, "a pool has at least the caller's thread");
         let shared = Arc::new(Shared {
-            epoch: Line(AtomicU32::new(0)),
+            state: Line(AtomicU64::new(0)),
             next_task: Line(AtomicUsize::new(0)),
-            busy: Line(AtomicUsize::new(n_threads - 1)),
             job: UnsafeCell::new((&(|_, _| ()) as *const Job, 0)),
             parked: (1..n_threads).map(|_| Line(AtomicBool::new(false))).collect(),
+            started: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
         });
@@ -70,9 +78,11 @@ impl Pool {
             workers.push((handle, thread));
         }
         touch_stack();
-        let pool = Pool { shared, workers };
-        pool.wait();
-        Ok(pool)
+        // Their stacks are resident then.
+        while shared.started.load(Ordering::Acquire) < n_threads - 1 {
+            std::thread::yield_now();
+        }
+        Ok(Pool { shared, workers })
     }
 
     pub fn n_threads(&self) -> usize {
@@ -88,19 +98,19 @@ impl Pool {
             return;
         }
         let shared = &*self.shared;
-        // SAFETY: all workers are idle (`wait` returned for the last job, `&mut self` excludes a second caller), so
-        // nobody reads the cell. The lifetime is erased, yet `wait` below keeps `job` borrowed until the last use.
+        // SAFETY: the last job was closed and left (`close`), `&mut self` excludes a second caller, so nobody reads the
+        // cell. The lifetime is erased, yet `close` below keeps `job` borrowed until the last worker has left.
         unsafe { *shared.job.get() = (std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const Job>(job), n_tasks) };
         shared.next_task.0.store(0, Ordering::Relaxed);
-        shared.busy.0.store(self.workers.len(), Ordering::Relaxed);
-        shared.epoch.0.fetch_add(1, Ordering::SeqCst);
+        let epoch = shared.state.0.load(Ordering::Relaxed) & !(EPOCH - 1);
+        shared.state.0.store(epoch.wrapping_add(EPOCH) | OPEN, Ordering::SeqCst);
         for (parked, (_, thread)) in shared.parked.iter().zip(&self.workers) {
             if parked.0.load(Ordering::SeqCst) {
                 thread.unpark();
             }
         }
-        // If the caller's share panics, the workers must still be waited for before `job` goes out of scope.
-        let guard = WaitOnDrop(self);
+        // If the caller's share panics, the workers must still leave before `job` goes out of scope.
+        let guard = CloseOnDrop(self);
         take_tasks(shared, 0, n_tasks, job);
         drop(guard);
         assert!(!shared.panicked.load(Ordering::Relaxed), "a worker thread panicked");
@@ -156,30 +166,33 @@ impl Pool {
         });
     }
 
-    fn wait(&self) {
+    /// Lets no more workers in and waits for those inside.
+    fn close(&self) {
+        let mut state = self.shared.state.0.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
-        while self.shared.busy.0.load(Ordering::Acquire) != 0 {
+        while state & ACTIVE != 0 {
             spins += 1;
             if spins < SPINS_BEFORE_YIELD {
                 std::hint::spin_loop();
             } else {
                 std::thread::yield_now();
             }
+            state = self.shared.state.0.load(Ordering::Acquire);
         }
     }
 }
 
-struct WaitOnDrop<'a>(&'a Pool);
-impl Drop for WaitOnDrop<'_> {
+struct CloseOnDrop<'a>(&'a Pool);
+impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.wait();
+        self.0.close();
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.epoch.0.fetch_add(1, Ordering::SeqCst);
+        self.shared.state.0.fetch_add(EPOCH, Ordering::SeqCst);
         for (handle, thread) in self.workers.drain(..) {
             thread.unpark();
             // A worker's panic was already reported by `run`.
@@ -201,13 +214,17 @@ fn take_tasks(shared: &Shared, thread: usize, n_tasks: usize, job: &(dyn Fn(usiz
 fn work(shared: &Shared, index: usize) {
     touch_stack();
     let mut seen = 0;
-    shared.busy.0.fetch_sub(1, Ordering::Release);
+    shared.started.fetch_add(1, Ordering::Release);
     loop {
-        seen = await_epoch(shared, index, seen);
+        seen = await_job(shared, index, seen);
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
-        // SAFETY: the owner wrote the job before it raised the epoch, and keeps it alive until `busy` is 0.
+        // Join the job that is open now, if one still is.
+        let joined = shared.state.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| (state & OPEN != 0).then_some(state + 1));
+        let Ok(state) = joined else { continue };
+        seen = state >> 32;
+        // SAFETY: the owner wrote the job before it opened it, and keeps it alive until the last worker has left.
         let (job, n_tasks) = unsafe { *shared.job.get() };
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             // SAFETY: as above.
@@ -216,14 +233,14 @@ fn work(shared: &Shared, index: usize) {
         if outcome.is_err() {
             shared.panicked.store(true, Ordering::Relaxed);
         }
-        shared.busy.0.fetch_sub(1, Ordering::Release);
+        shared.state.0.fetch_sub(1, Ordering::Release);
     }
 }
 
-/// Spins, then parks, until the epoch differs from `seen`; returns the new one.
-fn await_epoch(shared: &Shared, index: usize, seen: u32) -> u32 {
+/// Spins, then parks, until there is a job other than number `seen`; returns its number.
+fn await_job(shared: &Shared, index: usize, seen: u64) -> u64 {
     for _ in 0..SPINS_BEFORE_PARK {
-        let epoch = shared.epoch.0.load(Ordering::Acquire);
+        let epoch = shared.state.0.load(Ordering::Acquire) >> 32;
         if epoch != seen {
             return epoch;
         }
@@ -232,7 +249,7 @@ fn await_epoch(shared: &Shared, index: usize, seen: u32) -> u32 {
     let parked = &shared.parked[index - 1].0;
     parked.store(true, Ordering::SeqCst);
     let epoch = loop {
-        let epoch = shared.epoch.0.load(Ordering::SeqCst);
+        let epoch = shared.state.0.load(Ordering::SeqCst) >> 32;
         if epoch != seen {
             break epoch;
         }
@@ -299,6 +316,7 @@ pub fn default_threads() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicU32;
 
     #[test]
     fn every_task_runs_once() {

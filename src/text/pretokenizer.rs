@@ -110,6 +110,11 @@ impl PreTokenizer {
         Some(PreTokenizer { rule, kinds: KindTable::new() })
     }
 
+    /// The name most models use for each rule.
+    pub fn known() -> String {
+        RULES.iter().map(|rule| rule.names[0]).collect::<Vec<_>>().join(", ")
+    }
+
     pub fn ignore_merges(&self) -> bool {
         self.rule.ignore_merges
     }
@@ -258,10 +263,10 @@ struct KindTable {
 impl KindTable {
     fn new() -> Self {
         let mut ranges = Vec::with_capacity(2048);
-        for (class, kind) in
-            [(r"\p{L}", Kind::Letter), (r"\p{N}", Kind::Number), (r"\p{M}", Kind::Mark), (r"\p{P}", Kind::Punctuation)]
-        {
-            let parsed = regex_syntax::parse(class).expect("general categories are compiled in");
+        for (category, kind) in [('L', Kind::Letter), ('N', Kind::Number), ('M', Kind::Mark), ('P', Kind::Punctuation)] {
+            // Characters that Unicode assigned after 15.1 have no kind in llama.cpp either: the ids stay the same.
+            let class = format!(r"[\p{{{category}}}&&\p{{Age=15.1}}]");
+            let parsed = regex_syntax::parse(&class).expect("general categories are compiled in");
             let HirKind::Class(Class::Unicode(class)) = parsed.into_kind() else {
                 unreachable!("a category is a class of characters")
             };
@@ -417,7 +422,7 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(11);
         for (name, expression) in [("gpt-2", GPT2), ("llama-bpe", THREE), ("qwen35", &marks)] {
             let regex = tokenizers::utils::SysRegex::new(expression).unwrap();
-            for _ in 0..20_000 {
+            for _ in 0..3000 {
                 let text: String = (0..rng.usize(..14)).map(|_| alphabet[rng.usize(..alphabet.len())]).collect();
                 let want: Vec<&str> = regex.find_iter(&text).map(|(start, end)| &text[start..end]).collect();
                 assert_eq!(words(name, &text), want, "{name} on {text:?}");

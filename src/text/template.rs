@@ -213,7 +213,7 @@ fn strftime(format: &str, seconds: u64) -> String {
 
 /// Year, month, day and day of the year of a day counted from 1970-01-01.
 fn civil_date(days: u64) -> (u64, u64, u64, u64) {
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     // 400 years have 146097 days; what is left is under that, so the loops are short.
     let mut year = 1970 + days / 146_097 * 400;
     let mut left = days % 146_097;

@@ -314,7 +314,10 @@ fn pretokenizer(file: &GgufFile) -> Result<PreTokenizer> {
         return Err(Error::unsupported(file.path(), what));
     };
     PreTokenizer::by_name(name).ok_or_else(|| {
-        let what = format!("{PRE} is '{name}', a rule for cutting words that is not known here; its ids would be guesses");
+        let what = format!(
+            "{PRE} is '{name}', a rule for cutting words that is not known here: use a model with one of {}",
+            PreTokenizer::known()
+        );
         Error::unsupported(file.path(), what)
     })
 }
@@ -340,7 +343,9 @@ fn special_id(file: &GgufFile, key: &str, n_vocab: usize) -> Result<Option<u32>>
 }
 
 /// The bytes of all tokens end to end, and where each begins and the last ends.
-fn byte_table(file: &GgufFile, tokens: &StringArray<'_>, kinds: &[TokenKind]) -> Result<(Box<[u8]>, Box<[u32]>)> {
+type ByteTable = (Box<[u8]>, Box<[u32]>);
+
+fn byte_table(file: &GgufFile, tokens: &StringArray<'_>, kinds: &[TokenKind]) -> Result<ByteTable> {
     let total: usize = tokens.iter().map(str::len).sum();
     if u32::try_from(total).is_err() {
         return Err(Error::unsupported(

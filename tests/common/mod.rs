@@ -1,5 +1,77 @@
-//! What the integration tests share: a writer of small GGUF files, right or wrong on purpose.
+//! What the integration tests share: a writer of small GGUF files, right or wrong on purpose, and the demo model.
 //!
-//! No assertions here; each test says itself what it expects.
+//! No assertions about the engine here; each test says itself what it expects.
+#![allow(dead_code)] // each test binary uses its part
 
 pub mod gguf_writer;
+
+use std::path::{Path, PathBuf};
+
+use lowkey::gguf::GgufFile;
+use lowkey::kv::cache::{KvParams, Recent};
+use lowkey::kv::policy::Policy;
+use lowkey::model::forward::Model;
+use lowkey::session::{Session, SessionParams};
+
+pub fn demo_model() -> PathBuf {
+    let path = std::env::var_os("LOWKEY_TEST_MODEL")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-instruct-q4_1.gguf"), PathBuf::from);
+    assert!(path.is_file(), "the demo model is not at {}: run `make model`", path.display());
+    path
+}
+
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+pub fn golden(name: &str) -> serde_json::Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Ids of a JSON array.
+pub fn ids(value: &serde_json::Value) -> Vec<u32> {
+    value.as_array().expect("an array").iter().map(|v| v.as_u64().expect("an id") as u32).collect()
+}
+
+pub fn floats(value: &serde_json::Value) -> Vec<f64> {
+    value.as_array().expect("an array").iter().map(|v| v.as_f64().expect("a number")).collect()
+}
+
+pub fn params(budget_bytes: u64) -> SessionParams {
+    SessionParams {
+        kv: KvParams { budget_bytes, policy: Policy::L2, sinks: 4, recent: Recent::Percent(50.0) },
+        n_batch: 64,
+        n_threads: Some(2),
+        kernels: "auto".into(),
+        n_logits: 1,
+        memory_bytes: None,
+        mlock: false,
+    }
+}
+
+pub fn model(path: &Path) -> Model {
+    Model::load(GgufFile::open(path).expect("a GGUF file")).expect("a model this engine runs")
+}
+
+pub fn session(path: &Path, params: &SessionParams) -> Session {
+    Session::new(model(path), params).expect("a session")
+}
+
+/// The bytes that give exactly `n_slot` slots to a session with these parameters.
+pub fn budget_for(path: &Path, n_slot: usize, params: &SessionParams) -> u64 {
+    let mut wide = params.clone();
+    wide.kv.budget_bytes = u64::MAX;
+    wide.layout(&model(path)).expect("a layout").kv.arena_bytes(n_slot) as u64
+}
+
+/// A text of the project's own as tokens of the demo model: its prose, cut at `n`.
+pub fn prose(n: usize) -> Vec<u32> {
+    let text = std::fs::read_to_string(data("prose.txt")).expect("tests/data/prose.txt");
+    let tokenizer = lowkey::text::Tokenizer::from_gguf(&GgufFile::open(&demo_model()).expect("the demo model")).expect("its tokenizer");
+    let mut tokens = tokenizer.encode(&text, true, false).expect("ids");
+    assert!(tokens.len() >= n, "prose.txt has {} tokens, {n} are wanted", tokens.len());
+    tokens.truncate(n);
+    tokens
+}

@@ -1,0 +1,121 @@
+//! How fast each kernel set multiplies the matrices of SmolLM2-135M on one thread, for one token and for a batch, and
+//! what that implies for the tokens per second of the whole model (attention and the small operations left out).
+//!
+//! Every matrix is timed on its own, sets and types take turns, and the median counts: other processes share the cores.
+//! `cargo run --release --example kernel_speed [ROUNDS]`
+
+use std::time::Instant;
+
+use lowkey::gguf::quant::GgmlType;
+use lowkey::kernels::{ActBuf, BLOCK, Kernels, Matrix, Product, tile_bytes};
+use lowkey::mem::arena::{Arena, Buf, region_bytes};
+use lowkey::mem::pool::Pool;
+
+const N_LAYER: usize = 30;
+const N_EMBD: usize = 576;
+const N_KV: usize = 192;
+const N_FF: usize = 1536;
+const N_VOCAB: usize = 49152;
+const BATCH: usize = 64;
+const TYPES: [GgmlType; 3] = [GgmlType::Q4_1, GgmlType::Q4_0, GgmlType::Q8_0];
+
+/// Name, rows, columns, and how many such matrices a token meets. All lie one after the other, so that decoding reads
+/// them from memory, not from a cache. The output matrix is cut into pieces of 1536 rows.
+const MATRICES: [(&str, usize, usize, usize); 5] = [
+    ("q, o", N_EMBD, N_EMBD, 2 * N_LAYER),
+    ("k, v", N_KV, N_EMBD, 2 * N_LAYER),
+    ("gate, up", N_FF, N_EMBD, 2 * N_LAYER),
+    ("down", N_EMBD, N_FF, N_LAYER),
+    ("output", N_VOCAB / 32, N_EMBD, 32),
+];
+
+/// Blocks of random elements with small scales.
+fn random_matrix(ty: GgmlType, elems: usize, rng: &mut fastrand::Rng) -> Vec<u8> {
+    let mut bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(elems / BLOCK * ty.block_bytes()).collect();
+    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+        for scale in block[..if ty == GgmlType::Q4_1 { 4 } else { 2 }].chunks_exact_mut(2) {
+            scale.copy_from_slice(&half::f16::from_f32(rng.f32() * 0.01).to_le_bytes());
+        }
+    }
+    bytes
+}
+
+struct Run {
+    pool: Pool,
+    tiles: [Buf<u8>; 1],
+    acts: ActBuf,
+    x: Vec<f32>,
+    out: Vec<f32>,
+}
+
+impl Run {
+    fn new() -> Run {
+        let tile = tile_bytes(N_FF, false);
+        let mut arena = Arena::new(region_bytes::<u8>(tile) + ActBuf::bytes(BATCH, N_FF)).expect("memory");
+        let x = std::iter::repeat_with(|| fastrand::f32() - 0.5).take(BATCH * N_FF).collect();
+        let (tiles, acts) = ([arena.carve(tile)], ActBuf::carve(&mut arena, BATCH, N_FF));
+        Run { pool: Pool::new(1).expect("no thread is started"), tiles, acts, x, out: vec![0.0; BATCH * N_VOCAB] }
+    }
+
+    /// Adds the seconds for each matrix of `data` to `times`.
+    fn time(&mut self, kernels: Kernels, ty: GgmlType, data: &[u8], shape: (usize, usize), n_tok: usize, times: &mut Vec<f64>) {
+        let (n_rows, n_cols) = shape;
+        let acts = kernels.quantize(&mut self.pool, &self.x[..n_tok * n_cols], n_cols, &mut self.acts);
+        let w = |data| Matrix { ty, n_rows, n_cols, data };
+        for data in data.chunks_exact(n_rows * w(data).row_bytes()) {
+            let start = Instant::now();
+            let out = &mut self.out[..n_tok * n_rows];
+            kernels.matmul(&mut self.pool, &mut self.tiles, acts, &mut [Product { w: w(data), out }]);
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    let rounds: usize = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(5);
+    let mut rng = fastrand::Rng::with_seed(1);
+    let data: Vec<Vec<u8>> = TYPES.iter().map(|&ty| random_matrix(ty, 2 * N_LAYER * N_FF * N_EMBD, &mut rng)).collect();
+    let sets: Vec<Kernels> = Kernels::available().filter(|k| k.name() != "scalar").collect();
+    let mut run = Run::new();
+    println!("{:<8} {:<5} {:<9} {:>7} {:>12} {:>12}", "set", "type", "matrix", "tokens", "GMAC/s", "ns/block");
+    // [set][type][batch or not]: seconds for all layers, and for the output matrix.
+    let mut totals = vec![[[[0.0; 2]; 2]; TYPES.len()]; sets.len()];
+    for (name, n_rows, n_cols, count) in MATRICES {
+        for (batched, n_tok) in [1, BATCH].into_iter().enumerate() {
+            let mut times = vec![vec![Vec::new(); TYPES.len()]; sets.len()];
+            for _ in 0..rounds {
+                for (set, kernels) in sets.iter().enumerate() {
+                    for (i, ty) in TYPES.into_iter().enumerate() {
+                        let bytes = count * n_rows * n_cols / BLOCK * ty.block_bytes();
+                        run.time(*kernels, ty, &data[i][..bytes], (n_rows, n_cols), n_tok, &mut times[set][i]);
+                    }
+                }
+            }
+            for (set, kernels) in sets.iter().enumerate() {
+                for (i, ty) in TYPES.into_iter().enumerate() {
+                    let seconds = median(&mut times[set][i]);
+                    totals[set][i][batched][usize::from(name == "output")] += seconds * count as f64;
+                    let macs = (n_rows * n_cols * n_tok) as f64;
+                    let (rate, each) = (macs / seconds / 1e9, seconds * 1e9 / (macs / BLOCK as f64));
+                    println!("{:<8} {:<5} {name:<9} {n_tok:>7} {rate:>12.2} {each:>12.3}", kernels.name(), ty.name());
+                }
+            }
+        }
+    }
+    println!(
+        "\n{:<8} {:<5} {:>18} {:>18}   (output matrix in Q8_0; a prefill skips it)",
+        "set", "type", "decode tok/s", "prefill tok/s"
+    );
+    for (set, kernels) in sets.iter().enumerate() {
+        for (i, ty) in TYPES.into_iter().enumerate() {
+            let decode = 1.0 / (totals[set][i][0][0] + totals[set][TYPES.len() - 1][0][1]);
+            let prefill = BATCH as f64 / totals[set][i][1][0];
+            println!("{:<8} {:<5} {decode:>18.1} {prefill:>18.1}", kernels.name(), ty.name());
+        }
+    }
+}

@@ -1,0 +1,57 @@
+"""Other quantisations of one model, made by llama.cpp's own quantiser, for tests and comparisons.
+
+Owns: the list of targets and the names of the files (STEM-TYPE.gguf in the directory given).
+Refuses: to claim quality: the source is quantised already (Q4_1 for the demo model), so F32 and F16 here are the
+same weights written out, and the others lose a second time. Files are for development and are not committed.
+"""
+
+import argparse
+import ctypes
+import pathlib
+import sys
+
+import llama_cpp
+
+TARGETS = {
+    "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+    "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+    "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
+    "f32": llama_cpp.LLAMA_FTYPE_ALL_F32,
+}
+
+
+def requantise(source, target_path, kind):
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = TARGETS[kind]
+    params.nthread = 2
+    params.allow_requantize = True
+    part = target_path.with_suffix(".gguf.part")
+    status = llama_cpp.llama_model_quantize(str(source).encode(), str(part).encode(), ctypes.byref(params))
+    if status != 0:
+        part.unlink(missing_ok=True)
+        raise RuntimeError(f"{source}: llama.cpp's quantiser gave {status} for {kind}")
+    part.rename(target_path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=pathlib.Path)
+    parser.add_argument("directory", type=pathlib.Path)
+    parser.add_argument("--stem", help="first part of the file names (default: the model's name)")
+    parser.add_argument("--types", default=",".join(TARGETS), help="comma-separated, of " + ", ".join(TARGETS))
+    args = parser.parse_args()
+    kinds = args.types.split(",")
+    unknown = [k for k in kinds if k not in TARGETS]
+    if unknown:
+        sys.exit(f"requant.py: --types {unknown[0]}: one of {', '.join(TARGETS)}")
+    args.directory.mkdir(parents=True, exist_ok=True)
+    llama_cpp.llama_backend_init()
+    for kind in kinds:
+        target = args.directory / f"{args.stem or args.model.stem}-{kind}.gguf"
+        requantise(args.model, target, kind)
+        print(f"{target} {target.stat().st_size} bytes", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+//! After a session has started nothing is allocated: an allocator that counts is armed around prefill and steps, through
+//! the filling of the arena, eviction and renumbering.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+struct Counting;
+
+static ARMED: AtomicBool = AtomicBool::new(false);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: passes everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if ARMED.load(Ordering::Relaxed) {
+            COUNT.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: passed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations_in(job: impl FnOnce()) -> usize {
+    COUNT.store(0, Ordering::Relaxed);
+    ARMED.store(true, Ordering::Relaxed);
+    job();
+    ARMED.store(false, Ordering::Relaxed);
+    COUNT.load(Ordering::Relaxed)
+}
+
+/// One test, because the counter sees every thread of the process.
+#[test]
+fn prefill_and_steps_allocate_nothing() {
+    assert!(allocations_in(|| drop(std::hint::black_box(vec![1u8; 100]))) > 0, "the counter counts");
+
+    // The real model: 2 MiB hold some 80 tokens, so 200 evict in prefill and in decode.
+    let path = common::demo_model();
+    let prompt = common::prose(200);
+    let mut session = common::session(&path, &common::params(2 << 20));
+    let n = allocations_in(|| {
+        session.prefill(&prompt, |_| true).expect("prefill");
+        for &token in &prompt[..20] {
+            session.step(token).expect("a step");
+        }
+    });
+    assert!(session.cache().n_evicted() > 100);
+    assert_eq!(n, 0, "allocations with the demo model");
+
+    // Small models: float weights go through another matrix product, a short context is renumbered again and again.
+    for name in ["tiny-gqa-f32.gguf", "tiny-mqa.gguf"] {
+        let path = common::data(name);
+        let mut params = common::params(0);
+        params.kv.budget_bytes = common::budget_for(&path, 40, &params);
+        let mut session = common::session(&path, &params);
+        let n_ctx = session.model().config.n_ctx;
+        let n = allocations_in(|| {
+            for i in 0..(2 * n_ctx / 30) as u32 {
+                let tokens: [u32; 30] = std::array::from_fn(|t| (i * 7 + t as u32 * 13) % 250);
+                session.prefill(&tokens, |_| true).expect("prefill");
+                session.step(5).expect("a step");
+            }
+        });
+        assert!(session.n_past() > n_ctx as u64, "{name} has passed its context");
+        assert_eq!(n, 0, "allocations with {name}");
+    }
+}

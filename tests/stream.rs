@@ -1,0 +1,169 @@
+//! The stream's promises, on a small model that is quick to run: a batch is the same as token by token, bit for bit, for
+//! every policy, budget, batch size and number of threads; the arena never moves; sinks and recent tokens survive;
+//! any length runs.
+
+mod common;
+
+use lowkey::kernels::Kernels;
+use lowkey::kv::cache::Recent;
+use lowkey::kv::policy::Policy;
+use lowkey::session::{Session, SessionParams};
+
+const MODEL: &str = "tiny-gqa.gguf";
+
+fn session(n_slot: usize, change: impl FnOnce(&mut SessionParams)) -> Session {
+    let mut params = common::params(0);
+    params.n_batch = 16;
+    change(&mut params);
+    params.kv.budget_bytes = common::budget_for(&common::data(MODEL), n_slot, &params);
+    let session = common::session(&common::data(MODEL), &params);
+    assert_eq!(session.cache().n_slot(), n_slot);
+    session
+}
+
+fn tokens(n: usize) -> Vec<u32> {
+    let mut rng = fastrand::Rng::with_seed(11);
+    (0..n).map(|_| rng.u32(..280)).collect()
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|l| l.to_bits()).collect()
+}
+
+/// Logits after the last token, and what every head holds, by slot.
+fn end_of(session: &mut Session, tokens: &[u32], one_by_one: bool) -> (Vec<u32>, Vec<Vec<u32>>) {
+    let mut last = Vec::new();
+    if one_by_one {
+        for &token in tokens {
+            last = bits(session.step(token).expect("a step"));
+        }
+    } else {
+        last = bits(session.prefill(tokens, |_| true).expect("prefill").expect("nobody stopped it"));
+    }
+    let c = &session.model().config;
+    let kept = (0..c.n_layer).flat_map(|l| (0..c.n_head_kv).map(move |h| (l, h))).map(|(l, h)| session.cache().kept(l, h).to_vec());
+    let kept = kept.collect();
+    (last, kept)
+}
+
+#[test]
+fn a_batch_is_the_same_as_token_by_token_bit_for_bit() {
+    let tokens = tokens(100);
+    for policy in [Policy::L2, Policy::L2Paper, Policy::Window] {
+        for n_slot in [9, 24, 99, 100, 130] {
+            let with = |s: &mut SessionParams| s.kv.policy = policy;
+            let want = end_of(&mut session(n_slot, with), &tokens, true);
+            for n_batch in [2, 3, 16] {
+                for n_threads in [1, 2, 3] {
+                    let mut batched = session(n_slot, |s| {
+                        with(s);
+                        (s.n_batch, s.n_threads) = (n_batch, Some(n_threads));
+                    });
+                    let got = end_of(&mut batched, &tokens, false);
+                    assert!(got == want, "{policy:?}, {n_slot} slots, batches of {n_batch}, {n_threads} threads");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn kernel_sets_agree_through_a_whole_stream() {
+    let tokens = tokens(80);
+    let run = |name: &str| end_of(&mut session(30, |s| s.kernels = name.into()), &tokens, false);
+    let want = run("scalar");
+    for kernels in Kernels::available() {
+        assert!(run(kernels.name()) == want, "{} differs from scalar", kernels.name());
+    }
+}
+
+#[test]
+fn sinks_and_recent_tokens_survive_and_slots_are_distinct() {
+    let mut s = session(20, |s| (s.kv.sinks, s.kv.recent) = (3, Recent::Tokens(6)));
+    let base = s.cache().keys().as_ptr();
+    for (i, &token) in tokens(90).iter().enumerate() {
+        s.step(token).expect("a step");
+        let now = i as u32;
+        for layer in 0..s.model().config.n_layer {
+            for head in 0..s.model().config.n_head_kv {
+                let mut kept = s.cache().kept(layer, head).to_vec();
+                kept.sort_unstable();
+                let n = kept.len();
+                kept.dedup();
+                assert_eq!((kept.len(), n), (n, 20.min(i + 1)), "step {i}: each slot holds its own token");
+                let must = (0..3.min(now + 1)).chain(now.saturating_sub(5)..=now);
+                assert!(must.into_iter().all(|p| kept.binary_search(&p).is_ok()), "step {i}: {kept:?}");
+            }
+        }
+    }
+    assert_eq!(s.cache().keys().as_ptr(), base);
+    assert_eq!(s.cache().n_evicted(), 70);
+}
+
+#[test]
+fn the_kept_set_is_what_a_naive_model_keeps() {
+    // Norms are read back from a session whose arena holds everything; the naive model sorts.
+    let tokens = tokens(60);
+    for (policy, sinks, recent) in [(Policy::L2, 4, 8), (Policy::L2Paper, 0, 0), (Policy::Window, 4, 0)] {
+        let mut small = session(17, |s| (s.kv.policy, s.kv.sinks, s.kv.recent) = (policy, sinks, Recent::Tokens(recent)));
+        small.prefill(&tokens, |_| true).expect("prefill");
+        // In the first layer keys depend on the token and its position alone, so eviction elsewhere cannot change them.
+        let mut whole = session(60, |s| s.kv.policy = Policy::L2);
+        whole.prefill(&tokens, |_| true).expect("prefill");
+        for head in 0..small.model().config.n_head_kv {
+            let score: Vec<f32> = match policy {
+                Policy::Window => vec![0.0; 60],
+                _ => whole.cache().scores(0, head).to_vec(),
+            };
+            let mut kept: Vec<usize> = Vec::new();
+            for now in 0..60 {
+                if kept.len() == 17 {
+                    let mut old: Vec<usize> = kept.iter().copied().filter(|&p| p >= sinks as usize && p + recent as usize <= now).collect();
+                    old.sort_by(|&a, &b| score[b].total_cmp(&score[a]).then(a.cmp(&b)));
+                    kept.retain(|&p| p != old[0]);
+                }
+                kept.push(now);
+            }
+            let mut got: Vec<usize> = small.cache().kept(0, head).iter().map(|&p| p as usize).collect();
+            got.sort_unstable();
+            kept.sort_unstable();
+            assert_eq!(got, kept, "{policy:?}, head {head}");
+        }
+    }
+}
+
+#[test]
+fn a_full_arena_that_may_not_evict_stops_with_a_message() {
+    let mut s = session(20, |s| s.kv.policy = Policy::Off);
+    s.prefill(&tokens(20), |_| true).expect("20 tokens fit");
+    let error = s.step(1).err().expect("the 21st does not").to_string();
+    assert!(error.contains("--evict off") && error.contains("--kv-budget"), "{error}");
+}
+
+#[test]
+fn a_stream_past_the_trained_context_is_renumbered_and_goes_on() {
+    // Full budget too: the arena of a whole context is thinned by an eighth, then renumbered.
+    for n_slot in [24, 250, 256] {
+        let mut s = session(n_slot, |_| ());
+        let n_ctx = s.model().config.n_ctx;
+        assert_eq!(n_ctx, 256, "the test's numbers are for this context");
+        for (i, &token) in tokens(3 * n_ctx).iter().enumerate() {
+            let logits = s.step(token).expect("a step");
+            assert!(logits.iter().all(|l| l.is_finite()), "step {i}");
+            assert!(s.cache().next_pos() as usize <= n_ctx);
+        }
+        let mut kept = s.cache().kept(1, 0).to_vec();
+        kept.sort_unstable();
+        assert_eq!(kept[..4], [0, 1, 2, 3], "sinks stay the first positions");
+        assert_eq!(s.n_past(), 3 * n_ctx as u64);
+    }
+}
+
+#[test]
+fn a_cleared_session_starts_anew() {
+    let tokens = tokens(50);
+    let mut s = session(24, |_| ());
+    let first = end_of(&mut s, &tokens, false);
+    s.clear();
+    assert!(end_of(&mut s, &tokens, false) == first);
+}

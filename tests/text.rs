@@ -1,0 +1,322 @@
+//! Text to ids and back, and chat templates: on the demo model against ids that llama.cpp gives, and on small vocabularies written
+//! here where each rule can be seen alone.
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use common::gguf_writer::GgufWriter;
+use lowkey::gguf::GgufFile;
+use lowkey::text::{ChatTemplate, Message, Tokenizer, Utf8Stream};
+
+fn demo_file() -> GgufFile {
+    let path = std::env::var_os("LOWKEY_TEST_MODEL")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-instruct-q4_1.gguf"), PathBuf::from);
+    assert!(path.is_file(), "the demo model is not at {}: run `make model`", path.display());
+    GgufFile::open(&path).expect("the demo model")
+}
+
+/// `of` over the file on the disk; the error as its one line.
+fn with_file<T>(writer: &GgufWriter, of: impl FnOnce(&GgufFile) -> lowkey::Result<T>) -> Result<T, String> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("lowkey-text-{}-{}.gguf", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, writer.build()).expect("a temporary file");
+    let result = GgufFile::open(&path).and_then(|file| of(&file)).map_err(|error| error.to_string());
+    std::fs::remove_file(&path).expect("the temporary file");
+    result
+}
+
+const CONTROL: i32 = 3;
+const USER: i32 = 4;
+const UNUSED: i32 = 5;
+const NORMAL: i32 = 1;
+
+/// Text, type; the place is the id.
+const SMALL: [(&str, i32); 16] = [
+    ("<s>", CONTROL),
+    ("</s>", CONTROL),
+    ("a", NORMAL),
+    ("b", NORMAL),
+    ("c", NORMAL),
+    ("Ġ", NORMAL),
+    ("ab", NORMAL),
+    ("Ġa", NORMAL),
+    ("abc", NORMAL),
+    ("cab", NORMAL),
+    ("<u>", USER),
+    ("a|b", USER),
+    ("|bcc", USER),
+    ("<pad>", UNUSED),
+    ("Ã", NORMAL),
+    ("<|im_end|>", NORMAL),
+];
+
+fn small(pre: &str) -> GgufWriter {
+    small_of(pre, &SMALL, &["a b", "Ġ a", "ab c"])
+}
+
+fn small_of(pre: &str, tokens: &[(&str, i32)], merges: &[&str]) -> GgufWriter {
+    let mut file = GgufWriter::new();
+    let (texts, types): (Vec<&str>, Vec<i32>) = tokens.iter().copied().unzip();
+    file.str("tokenizer.ggml.model", "gpt2")
+        .str("tokenizer.ggml.pre", pre)
+        .strs("tokenizer.ggml.tokens", &texts)
+        .i32s("tokenizer.ggml.token_type", &types)
+        .strs("tokenizer.ggml.merges", merges)
+        .u32("tokenizer.ggml.bos_token_id", 0)
+        .u32("tokenizer.ggml.eos_token_id", 1);
+    file
+}
+
+fn small_tokenizer(writer: &GgufWriter) -> Tokenizer {
+    with_file(writer, Tokenizer::from_gguf).expect("a small vocabulary")
+}
+
+#[test]
+fn merges_specials_and_bytes_on_a_small_vocabulary() {
+    let tokenizer = small_tokenizer(&small("gpt-2"));
+    let encode = |text, parse_special| tokenizer.encode(text, parse_special, false).unwrap();
+    for (text, parse_special, want) in [
+        ("", true, &[][..]),
+        ("abc a", true, &[8, 7]),
+        ("cab", true, &[4, 6]),
+        ("a<s>b", true, &[2, 0, 3]),
+        // Read as text: no byte of `<s>` has a token.
+        ("a<s>b", false, &[2, 3]),
+        ("a<u>b", true, &[2, 10, 3]),
+        ("a<u>b", false, &[2, 10, 3]),
+        // The longer special token claims its text although the shorter one begins before it.
+        ("a|bcc", true, &[2, 12]),
+        ("a|bc", true, &[11, 4]),
+        ("a|ba|b", true, &[11, 11]),
+        // `z` has no token: it drops out, and `a` and `b` on its sides do not merge.
+        ("azb", true, &[2, 3]),
+        ("<pad>", true, &[2]),
+        // Its first byte has a token, its second has none.
+        ("é", true, &[14]),
+    ] {
+        assert_eq!(encode(text, parse_special), want, "{text:?}, special {parse_special}");
+    }
+    assert_eq!(tokenizer.n_vocab(), 16);
+    for (id, plain, shown) in [
+        (0, &b""[..], &b"<s>"[..]),
+        (7, b" a", b" a"),
+        (10, b"<u>", b"<u>"),
+        (13, b"", b""),
+        (14, b"\xc3", b"\xc3"),
+        (15, b"", b"<|im_end|>"),
+        (16, b"", b""),
+        (u32::MAX, b"", b""),
+    ] {
+        assert_eq!(tokenizer.token_bytes(id, false), plain, "token {id}");
+        assert_eq!(tokenizer.token_bytes(id, true), shown, "token {id}");
+    }
+    assert_eq!(tokenizer.decode(&[0, 8, 7, 14]), "<s>abc a\u{fffd}");
+    // Ends by their role, and by their text whatever their type.
+    assert_eq!(tokenizer.eog_ids(), [1, 15]);
+    assert!(
+        tokenizer.is_eog(15)
+            && tokenizer.is_control(15)
+            && !tokenizer.is_eog(0)
+            && tokenizer.is_control(0)
+            && !tokenizer.is_control(10)
+    );
+}
+
+#[test]
+fn beginning_and_end_are_added_once_and_only_where_the_file_asks() {
+    let adding = |pre, bos: Option<bool>, eos: Option<bool>| {
+        let mut file = small(pre);
+        bos.map(|bos| file.bool("tokenizer.ggml.add_bos_token", bos));
+        eos.map(|eos| file.bool("tokenizer.ggml.add_eos_token", eos));
+        small_tokenizer(&file)
+    };
+    let plain = adding("gpt-2", None, None);
+    assert_eq!(plain.encode("a", true, true).unwrap(), [2]);
+    let both = adding("gpt-2", Some(true), Some(true));
+    for (text, parse_special, add_special, want) in [
+        ("a", true, true, &[0, 2, 1][..]),
+        ("a", true, false, &[2]),
+        ("", true, true, &[0, 1]),
+        ("<s>a</s>", true, true, &[0, 2, 1]),
+        ("<s>a</s>", true, false, &[0, 2, 1]),
+        ("<s>a</s>", false, true, &[0, 2, 1]),
+        ("<s>", true, true, &[0, 1]),
+        ("</s><s>", true, true, &[0, 1, 0, 1]),
+        ("a<s>", true, true, &[0, 2, 0, 1]),
+    ] {
+        assert_eq!(both.encode(text, parse_special, add_special).unwrap(), want, "{text:?}, {parse_special}, {add_special}");
+    }
+    // Llama 3's rule adds a beginning unless the file says no, and takes a word that is a token whole.
+    assert_eq!(adding("llama-bpe", None, None).encode("cab", true, true).unwrap(), [0, 9]);
+    assert_eq!(adding("llama-bpe", Some(false), None).encode("cab", true, true).unwrap(), [9]);
+}
+
+#[test]
+fn vocabularies_that_cannot_be_used_are_refused_by_name() {
+    let refusal = |change: &dyn Fn(&mut GgufWriter)| {
+        let mut file = small("gpt-2");
+        change(&mut file);
+        let error = with_file(&file, Tokenizer::from_gguf).err().expect("a refusal");
+        assert!(!error.contains('\n') && error.contains(".gguf: "), "{error}");
+        error
+    };
+    let set = |key: &'static str, value: &'static str| {
+        move |file: &mut GgufWriter| {
+            file.keys.retain(|entry| entry.0 != key);
+            file.str(key, value);
+        }
+    };
+    let without = |key: &'static str| move |file: &mut GgufWriter| file.keys.retain(|entry| entry.0 != key);
+    let with_tokens = |tokens: &'static [&'static str], merges: &'static [&'static str]| {
+        move |file: &mut GgufWriter| {
+            for key in ["tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges"] {
+                without(key)(file);
+            }
+            file.strs("tokenizer.ggml.tokens", tokens).strs("tokenizer.ggml.merges", merges);
+        }
+    };
+    type Change<'a> = &'a dyn Fn(&mut GgufWriter);
+    let cases: [(Change<'_>, &[&str]); 12] = [
+        (&set("tokenizer.ggml.model", "llama"), &["tokenizer.ggml.model", "'llama'"]),
+        (&set("tokenizer.ggml.pre", "frobnitz"), &["tokenizer.ggml.pre", "'frobnitz'"]),
+        (&without("tokenizer.ggml.pre"), &["tokenizer.ggml.pre", "missing"]),
+        (&without("tokenizer.ggml.model"), &["tokenizer.ggml.model"]),
+        (&without("tokenizer.ggml.tokens"), &["tokenizer.ggml.tokens"]),
+        (&without("tokenizer.ggml.merges"), &["tokenizer.ggml.merges"]),
+        (&with_tokens(&["a", "b", "a"], &[]), &["tokens 0 and 2", "'a'"]),
+        (&with_tokens(&["a", "b"], &["a b"]), &["merges", "ab"]),
+        (&with_tokens(&["a", "b"], &["ab"]), &["merges 0", "'ab'"]),
+        (&with_tokens(&["a", "b"], &["a "]), &["merges 0", "'a '"]),
+        (
+            &|file: &mut GgufWriter| {
+                without("tokenizer.ggml.eos_token_id")(file);
+                file.u32("tokenizer.ggml.eos_token_id", 16);
+            },
+            &["tokenizer.ggml.eos_token_id", "16"],
+        ),
+        (
+            &|file: &mut GgufWriter| {
+                without("tokenizer.ggml.bos_token_id")(file);
+                file.bool("tokenizer.ggml.add_bos_token", true);
+            },
+            &["tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id"],
+        ),
+    ];
+    for (change, words) in cases {
+        let error = refusal(change);
+        assert!(words.iter().all(|word| error.contains(word)), "{error} lacks one of {words:?}");
+    }
+    let short = |file: &mut GgufWriter| {
+        without("tokenizer.ggml.token_type")(file);
+        file.i32s("tokenizer.ggml.token_type", &[1, 1]);
+    };
+    assert!(refusal(&short).contains("tokenizer.ggml.token_type has 2 values"));
+    // A file that says nothing of types has normal tokens only, and empty texts do no harm.
+    let mut bare = GgufWriter::new();
+    bare.str("tokenizer.ggml.model", "gpt2").str("tokenizer.ggml.pre", "gpt-2");
+    bare.strs("tokenizer.ggml.tokens", &["a", "", "", "<s>"]).strs("tokenizer.ggml.merges", &[]);
+    let tokenizer = small_tokenizer(&bare);
+    assert_eq!(tokenizer.encode("a<s>a", true, true).unwrap(), [0, 0]);
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.is_eog(3)), (None, None, false));
+}
+
+#[test]
+fn the_demo_model_gives_the_ids_of_llama_cpp() {
+    let tokenizer = Tokenizer::from_gguf(&demo_file()).unwrap();
+    assert_eq!((tokenizer.n_vocab(), tokenizer.bos(), tokenizer.eos()), (49152, Some(1), Some(2)));
+    // As llama.cpp's llama_vocab_is_eog says: <|endoftext|>, <|im_end|>, <reponame>.
+    assert_eq!(tokenizer.eog_ids(), [0, 2, 4]);
+    // llama_tokenize of llama-cpp-python 0.3.36 on this file.
+    for (text, parse_special, want) in [
+        ("Hello world", true, &[19556, 905][..]),
+        ("I'm 42 years old.\n\n\tfn main() {}", true, &[57, 5248, 216, 36, 34, 929, 1573, 30, 1116, 197, 7853, 1085, 1000, 4548]),
+        (
+            "😀👩\u{200d}👩\u{200d}👧 ½",
+            true,
+            &[10813, 242, 218, 10813, 235, 119, 321, 231, 10813, 235, 119, 321, 231, 10813, 235, 117, 216, 16738],
+        ),
+        ("a  b   c\u{a0}\u{3000}d", true, &[81, 216, 278, 256, 265, 15442, 12109, 218, 84]),
+        ("<|im_start|>user\nHi<|im_end|>", true, &[1, 4093, 198, 26843, 2]),
+        (
+            "<|im_start|>user\nHi<|im_end|>",
+            false,
+            &[44, 108, 306, 79, 3738, 108, 46, 4093, 198, 26843, 44, 108, 306, 79, 486, 108, 46],
+        ),
+    ] {
+        let ids = tokenizer.encode(text, parse_special, true).unwrap();
+        assert_eq!(ids, want, "{text:?}");
+        assert_eq!(tokenizer.decode(&ids), text);
+    }
+}
+
+/// Files that `tests/golden/make.py tokens` wrote from llama.cpp: 278 awkward strings, each with special tokens parsed and not,
+/// and two long texts (their count of tokens and the first of them; that the rest is right shows in the text coming back).
+#[test]
+fn the_demo_model_gives_the_golden_ids() {
+    let tokenizer = Tokenizer::from_gguf(&demo_file()).unwrap();
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).expect(path);
+    let golden: serde_json::Value = serde_json::from_str(&read("golden/tokens.json")).unwrap();
+    let strings: Vec<String> = serde_json::from_str(&read("data/nasty.json")).unwrap();
+    let ids_of = |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).expect("ids") };
+    for (key, parse_special) in [("parse_special", true), ("no_special", false)] {
+        let lists = golden[key].as_array().expect(key);
+        assert_eq!(lists.len(), strings.len());
+        for (text, want) in strings.iter().zip(lists) {
+            assert_eq!(tokenizer.encode(text, parse_special, false).unwrap(), ids_of(want), "{text:?}, {key}");
+        }
+    }
+    for (name, want) in golden["texts"].as_object().expect("texts") {
+        let text = read(&format!("data/{name}.txt"));
+        let ids = tokenizer.encode(&text, true, false).unwrap();
+        assert_eq!(Some(ids.len() as u64), want["count"].as_u64(), "{name}");
+        let first = ids_of(&want["first"]);
+        assert_eq!(ids[..first.len()], first, "{name}");
+        assert_eq!(tokenizer.decode(&ids), text, "{name}");
+    }
+}
+
+#[test]
+fn streamed_tokens_are_the_text() {
+    let tokenizer = Tokenizer::from_gguf(&demo_file()).unwrap();
+    let text = "naïve 😀 中文 한국어 مرحبا e\u{301} — fn main() { println!(\"½\"); }\n\n\u{1F469}\u{200d}\u{1F4BB}";
+    let (mut stream, mut out) = (Utf8Stream::new(), String::new());
+    let mut split = 0;
+    for id in tokenizer.encode(text, true, false).unwrap() {
+        stream.push(tokenizer.token_bytes(id, false), &mut out);
+        assert!(text.starts_with(&out), "{out:?}");
+        split += stream.is_pending() as u32;
+    }
+    stream.finish(&mut out);
+    assert_eq!(out, text);
+    assert!(split > 0, "no token of this text ends within a character, so nothing was seen");
+}
+
+#[test]
+fn the_demo_models_own_template() {
+    let file = demo_file();
+    let tokenizer = Tokenizer::from_gguf(&file).unwrap();
+    let template = ChatTemplate::from_gguf(&file).unwrap();
+    let render = |messages: &[Message], prompt| template.render(messages, prompt, "<|im_start|>", "<|im_end|>").unwrap();
+    let text = render(&[Message::new("user", "Hi")], true);
+    let want = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+        <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(text, want);
+    let ids = tokenizer.encode(&text, true, true).unwrap();
+    assert_eq!((ids[0], ids.iter().filter(|id| **id == 1).count(), ids.iter().filter(|id| **id == 2).count()), (1, 3, 2));
+    let text = render(&[Message::new("system", "S"), Message::new("user", "U"), Message::new("assistant", "A")], false);
+    assert_eq!(text, "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n");
+}
+
+#[test]
+fn a_model_without_a_usable_template_says_what_to_do() {
+    let error = with_file(&small("gpt-2"), ChatTemplate::from_gguf).err().expect("a refusal");
+    assert!(error.contains("tokenizer.chat_template") && error.contains("--template FILE"), "{error}");
+    let mut broken = small("gpt-2");
+    broken.str("tokenizer.chat_template", "{% for m in messages %}\n{{ m.content }");
+    let error = with_file(&broken, ChatTemplate::from_gguf).err().expect("a refusal");
+    assert!(error.contains(".gguf: ") && error.contains("line 2") && error.contains("--template FILE"), "{error}");
+}
