@@ -7,7 +7,7 @@
 use std::arch::aarch64::*;
 
 use super::arm_blocks::widen_f16;
-use super::portable::{self, EXP};
+use super::portable;
 use super::{Attend, BLOCK, CHUNK, MAX_QUERIES, Partial};
 
 /// # Safety
@@ -23,6 +23,8 @@ fn splat(x: f32) -> float32x4_t {
     // SAFETY: registers only; NEON is part of every 64-bit ARM.
     unsafe { vdupq_n_f32(x) }
 }
+
+pub use super::portable::add;
 
 /// `portable::add_lanes`
 #[inline(always)]
@@ -73,17 +75,22 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
+/// 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits.
+const ROUND: f32 = 12_582_912.0;
+
 /// `portable::exp` of four.
 #[inline(always)]
 fn exp(x: float32x4_t) -> float32x4_t {
+    const LN2_HI: f32 = 0.693_359_4;
+    const LN2_LO: f32 = -2.121_944_4e-4;
     // SAFETY: registers only.
     unsafe {
-        let x = vminq_f32(vmaxq_f32(x, splat(EXP.min)), splat(EXP.max));
-        let shifted = vfmaq_f32(splat(EXP.round), x, splat(std::f32::consts::LOG2_E));
-        let n = vsubq_f32(shifted, splat(EXP.round));
-        let r = vfmsq_f32(vfmsq_f32(x, n, splat(EXP.ln2_hi)), n, splat(EXP.ln2_lo));
-        let mut p = splat(EXP.first);
-        for c in EXP.coefficients {
+        let x = vminq_f32(vmaxq_f32(x, splat(-87.0)), splat(88.0));
+        let shifted = vfmaq_f32(splat(ROUND), x, splat(std::f32::consts::LOG2_E));
+        let n = vsubq_f32(shifted, splat(ROUND));
+        let r = vfmsq_f32(vfmsq_f32(x, n, splat(LN2_HI)), n, splat(LN2_LO));
+        let mut p = splat(1.0 / 5040.0);
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             p = vfmaq_f32(splat(c), r, p);
         }
         let power = vaddq_s32(vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23), vdupq_n_s32(127 << 23));
@@ -112,7 +119,6 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
 
 /// Blocks of 32 in eight vectors; see `portable::quantize`.
 pub fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) {
-    const ROUND: f32 = EXP.round;
     let (blocks, q_blocks) = (x.as_chunks::<BLOCK>().0, q.as_chunks_mut::<BLOCK>().0);
     let scales = d.iter_mut().zip(s).zip(sum);
     for ((x, q), ((d, s), sum)) in blocks.iter().zip(q_blocks).zip(scales) {

@@ -8,11 +8,10 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk};
-use super::portable::stamp_portable;
+use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
 use super::{MatmulTask, Table, float};
 use crate::gguf::quant::GgmlType;
 
-stamp_portable!("neon,dotprod", Fcvtl);
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
 
 /// # Safety
