@@ -103,52 +103,28 @@ unsafe fn four_bytes(p: &mut [*const u8; ROWS], first: usize) -> Four {
     std::array::from_fn(|r| unsafe { next_32(&mut p[first + r]) })
 }
 
-/// Eight 16-bit values, one from each row; the pointers move behind them.
-///
-/// # Safety
-/// Two bytes at each pointer are readable.
-#[inline(always)]
-unsafe fn gather_u16(p: &mut [*const u8; ROWS]) -> uint16x8_t {
-    let mut x: uint16x8_t;
-    macro_rules! lane {
-        ($i:literal) => {
-            asm!(concat!("ld1 {{{x:v}.h}}[", $i, "], [{p}], #2"), x = inlateout(vreg) x, p = inlateout(reg) p[$i], options(readonly, nostack, preserves_flags))
-        };
-    }
-    // SAFETY: readable by the caller's promise. The first read clears the other lanes.
-    unsafe {
-        asm!("ldr {x:h}, [{p}], #2", x = lateout(vreg) x, p = inlateout(reg) p[0], options(readonly, nostack, preserves_flags));
-        lane!(1);
-        lane!(2);
-        lane!(3);
-        lane!(4);
-        lane!(5);
-        lane!(6);
-        lane!(7);
-    }
-    x
-}
-
-/// Four 32-bit values, from rows `FIRST..FIRST + 4`; the pointers move behind them.
-///
-/// # Safety
-/// Four bytes at each pointer are readable.
-#[inline(always)]
-unsafe fn gather_u32<const FIRST: usize>(p: &mut [*const u8; ROWS]) -> uint16x8_t {
-    let mut x: uint16x8_t;
-    macro_rules! lane {
-        ($i:literal) => {
-            asm!(concat!("ld1 {{{x:v}.s}}[", $i, "], [{p}], #4"), x = inlateout(vreg) x, p = inlateout(reg) p[FIRST + $i], options(readonly, nostack, preserves_flags))
-        };
-    }
-    // SAFETY: readable by the caller's promise. The first read clears the other lanes.
-    unsafe {
-        asm!("ldr {x:s}, [{p}], #4", x = lateout(vreg) x, p = inlateout(reg) p[FIRST], options(readonly, nostack, preserves_flags));
-        lane!(1);
-        lane!(2);
-        lane!(3);
-    }
-    x
+/// A value from each row: the low four rows in the first vector, the high four in the second, in lanes of 16 or 32 bits
+/// (`LANE`, "h" or "s"). The pointers move behind them. The two vectors take turns, because each read waits for the last one
+/// into the same vector.
+macro_rules! gather {
+    ($p:ident, $width:literal, $bytes:literal) => {{
+        let [mut low, mut high]: [uint16x8_t; 2];
+        macro_rules! lane {
+            ($i:literal, $v:ident) => {
+                asm!(concat!("ld1 {{{x:v}.", $width, "}}[", $i, " & 3], [{p}], #", $bytes), x = inlateout(vreg) $v, p = inlateout(reg) $p[$i], options(readonly, nostack, preserves_flags))
+            };
+        }
+        // The first read clears the other lanes.
+        asm!(concat!("ldr {x:", $width, "}, [{p}], #", $bytes), x = lateout(vreg) low, p = inlateout(reg) $p[0], options(readonly, nostack, preserves_flags));
+        asm!(concat!("ldr {x:", $width, "}, [{p}], #", $bytes), x = lateout(vreg) high, p = inlateout(reg) $p[4], options(readonly, nostack, preserves_flags));
+        lane!(1, low);
+        lane!(5, high);
+        lane!(2, low);
+        lane!(6, high);
+        lane!(3, low);
+        lane!(7, high);
+        [low, high]
+    }};
 }
 
 /// A block of four rows: 32 elements each, in order.
@@ -190,7 +166,7 @@ pub trait Format {
 #[inline(always)]
 unsafe fn scale_only(p: &mut [*const u8; ROWS]) -> Scales {
     // SAFETY: passed on; a vector of zeros that no type without minimums reads.
-    unsafe { Scales { d: widen_f16(gather_u16(p)), m: [vdupq_n_f32(0.0); 2] } }
+    unsafe { Scales { d: gather!(p, "h", 2).map(|h| widen_f16(h)[0]), m: [vdupq_n_f32(0.0); 2] } }
 }
 
 /// `f16 d; u8 qs[16]`
@@ -228,7 +204,7 @@ impl Format for Q4_1 {
     unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
         // SAFETY: four bytes of scale and minimum are here.
         unsafe {
-            let (low, high) = (gather_u32::<0>(p), gather_u32::<4>(p));
+            let [low, high] = gather!(p, "s", 4);
             Scales { d: widen_f16(vuzp1q_u16(low, high)), m: widen_f16(vuzp2q_u16(low, high)) }
         }
     }

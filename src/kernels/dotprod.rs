@@ -30,17 +30,18 @@ unsafe fn matmul(task: &mut MatmulTask) {
     }
 }
 
-/// Text of `step`: two bytes of each row into lanes of `s`.
+/// Text of `step`: two bytes of each of four rows into lanes of `s`, of the other four into `r`. They take turns, because
+/// each read waits for the last one into the same vector.
 macro_rules! gather_scales {
     () => {
         "ldr {s:h}, [{p0}], #2
+        ldr {r:h}, [{p4}], #2
         ld1 {{{s:v}.h}}[1], [{p1}], #2
+        ld1 {{{r:v}.h}}[1], [{p5}], #2
         ld1 {{{s:v}.h}}[2], [{p2}], #2
+        ld1 {{{r:v}.h}}[2], [{p6}], #2
         ld1 {{{s:v}.h}}[3], [{p3}], #2
-        ld1 {{{s:v}.h}}[4], [{p4}], #2
-        ld1 {{{s:v}.h}}[5], [{p5}], #2
-        ld1 {{{s:v}.h}}[6], [{p6}], #2
-        ld1 {{{s:v}.h}}[7], [{p7}], #2"
+        ld1 {{{r:v}.h}}[3], [{p7}], #2"
     };
 }
 
@@ -127,7 +128,6 @@ macro_rules! step {
             "sub {h0:v}.4s, {t0:v}.4s, {b0:v}.4s",
             "sub {h1:v}.4s, {t1:v}.4s, {b1:v}.4s",
             "fcvtl {l0:v}.4s, {s:v}.4h",
-            "fcvtl2 {l1:v}.4s, {s:v}.8h",
             $($special,)*
             "fmul {l0:v}.4s, {l0:v}.4s, {d:v}.s[{lane}]",
             "fmul {l1:v}.4s, {l1:v}.4s, {d:v}.s[{lane}]",
@@ -266,12 +266,14 @@ impl Set for Dotprod {
             match (F::NIBBLES, F::HAS_MIN) {
                 (true, false) => {
                     step!(at, sums, x, gather_scales, load_nibbles, [
+                        "fcvtl {l1:v}.4s, {r:v}.4h",
                         "mls {h0:v}.4s, {offset:v}.4s, {sum:v}.s[{lane}]",
                         "mls {h1:v}.4s, {offset:v}.4s, {sum:v}.s[{lane}]"
-                    ], low = in(vreg) x.low_nibble, offset = in(vreg) x.offset, sum = in(vreg) x.sum,);
+                    ], r = out(vreg) _, low = in(vreg) x.low_nibble, offset = in(vreg) x.offset, sum = in(vreg) x.sum,);
                 }
                 (true, true) => {
                     step!(at, sums, x, gather_scales_and_minimums, load_nibbles, [
+                        "fcvtl2 {l1:v}.4s, {s:v}.8h",
                         "fcvtl {l2:v}.4s, {m:v}.4h",
                         "fcvtl2 {l3:v}.4s, {m:v}.8h",
                         "fmla {m0:v}.4s, {l2:v}.4s, {sa:v}.s[{lane}]",
@@ -281,7 +283,7 @@ impl Set for Dotprod {
                 }
                 (false, _) => {
                     const { assert!(F::NIBBLES || !F::HAS_MIN && F::OFFSET == 0) };
-                    step!(at, sums, x, gather_scales, load_bytes, [],);
+                    step!(at, sums, x, gather_scales, load_bytes, ["fcvtl {l1:v}.4s, {r:v}.4h"], r = out(vreg) _,);
                 }
             }
         }
