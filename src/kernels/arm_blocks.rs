@@ -8,7 +8,6 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::portable::{Lanes, LoadF16};
 use super::{Acts, BLOCK, MatmulTask, Out, scalar};
 
 /// Rows that are multiplied at once.
@@ -22,20 +21,7 @@ const CACHED_ROWS: usize = 64;
 /// Bytes of an expanded block of eight rows: elements (four rows, then four rows), then eight f32 scales.
 pub const TILE_BLOCK: usize = ROWS * (BLOCK + size_of::<f32>());
 
-/// Eight f16 by `fcvtl` and `fcvtl2`, which are part of plain NEON.
-pub struct Fcvtl;
-impl LoadF16 for Fcvtl {
-    #[inline(always)]
-    unsafe fn load8(p: *const u8) -> Lanes {
-        // SAFETY: 16 readable bytes by the caller's promise.
-        let h = unsafe { vreinterpretq_u16_u8(vld1q_u8(p)) };
-        let [low, high] = widen_f16(h);
-        // SAFETY: two vectors of four f32 are eight f32.
-        unsafe { std::mem::transmute::<[float32x4_t; 2], Lanes>([low, high]) }
-    }
-}
-
-/// Eight f16 as f32.
+/// Eight f16 as f32, by `fcvtl` and `fcvtl2`, which are part of plain NEON.
 #[inline(always)]
 pub fn widen_f16(h: uint16x8_t) -> [float32x4_t; 2] {
     let (low, high): (float32x4_t, float32x4_t);
@@ -336,7 +322,12 @@ pub trait Set {
     ///
     /// # Safety
     /// The tile and each token have `n_blocks` blocks; the CPU features of the set.
-    unsafe fn product<F: Format>(tile: *const u8, a: [*const i8; TOKENS], d: [*const f32; TOKENS], n_blocks: usize) -> [[float32x4_t; 2]; TOKENS];
+    unsafe fn product<F: Format>(
+        tile: *const u8,
+        a: [*const i8; TOKENS],
+        d: [*const f32; TOKENS],
+        n_blocks: usize,
+    ) -> [[float32x4_t; 2]; TOKENS];
 }
 
 /// A quantised matrix: eight rows at a time, from the file's layout for few tokens, else from the tile.
@@ -347,7 +338,9 @@ pub trait Set {
 pub unsafe fn quantised<F: Format, S: Set>(task: &mut MatmulTask) {
     let (acts, row_bytes, n_blocks) = (task.acts, task.w.row_bytes(), task.acts.n_cols / BLOCK);
     let whole = task.rows.end - task.rows.len() % ROWS;
-    assert!(whole * row_bytes <= task.w.data.len() && row_bytes == n_blocks * F::BYTES && acts.n_tok * acts.n_cols <= acts.q.len());
+    assert!(
+        whole * row_bytes <= task.w.data.len() && row_bytes == n_blocks * F::BYTES && acts.n_tok * acts.n_cols <= acts.q.len()
+    );
     let tile = Tile::new(task);
     if acts.n_tok <= DIRECT {
         let n_rows = if acts.n_tok == 1 { task.rows.len().max(1) } else { CACHED_ROWS };
@@ -442,7 +435,13 @@ unsafe fn matvec<F: Format, S: Set>(task: &MatmulTask, rows: Range<usize>, t: us
                 if S::PREFETCH {
                     next_rows = prefetch::<F>(next_rows);
                 }
-                let x = TokenBlocks { d: vld1q_f32(d.add(b)), s: vld1q_f32(s.add(b)), sum: vld1q_s32(sum.add(b)), offset, low_nibble };
+                let x = TokenBlocks {
+                    d: vld1q_f32(d.add(b)),
+                    s: vld1q_f32(s.add(b)),
+                    sum: vld1q_s32(sum.add(b)),
+                    offset,
+                    low_nibble,
+                };
                 S::step::<F, 0>(&mut at, &mut sums, &x);
                 S::step::<F, 1>(&mut at, &mut sums, &x);
                 S::step::<F, 2>(&mut at, &mut sums, &x);
@@ -457,7 +456,13 @@ unsafe fn matvec<F: Format, S: Set>(task: &MatmulTask, rows: Range<usize>, t: us
                 b += 2;
             }
             if n_blocks & 1 != 0 {
-                let x = TokenBlocks { d: vld1q_dup_f32(d.add(b)), s: vld1q_dup_f32(s.add(b)), sum: vld1q_dup_s32(sum.add(b)), offset, low_nibble };
+                let x = TokenBlocks {
+                    d: vld1q_dup_f32(d.add(b)),
+                    s: vld1q_dup_f32(s.add(b)),
+                    sum: vld1q_dup_s32(sum.add(b)),
+                    offset,
+                    low_nibble,
+                };
                 S::step::<F, 0>(&mut at, &mut sums, &x);
             }
             store([vaddq_f32(sums.acc[0], sums.acc_m[0]), vaddq_f32(sums.acc[1], sums.acc_m[1])], task.out.at(t, row));
@@ -539,7 +544,8 @@ pub unsafe fn minimums(m: *const f32, s: [*const f32; TOKENS], n_blocks: usize) 
 /// The task's elements of `out` belong to the caller.
 pub unsafe fn rest(task: &mut MatmulTask, first: usize) {
     if first < task.rows.end {
-        let mut rest = MatmulTask { w: task.w, rows: first..task.rows.end, acts: task.acts, out: task.out, tile: &mut *task.tile };
+        let mut rest =
+            MatmulTask { w: task.w, rows: first..task.rows.end, acts: task.acts, out: task.out, tile: &mut *task.tile };
         // SAFETY: the scalar set needs no feature; passed on.
         unsafe { (scalar::TABLE.matmul)(&mut rest) };
     }

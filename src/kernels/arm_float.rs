@@ -28,7 +28,7 @@ pub use super::portable::add;
 
 /// `portable::add_lanes`
 #[inline(always)]
-fn add_lanes(l: [float32x4_t; 2]) -> f32 {
+pub fn add_lanes(l: [float32x4_t; 2]) -> f32 {
     // SAFETY: registers only.
     unsafe {
         let four = vaddq_f32(l[0], l[1]);

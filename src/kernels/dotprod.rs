@@ -7,9 +7,9 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk};
+use super::arm_blocks::{self, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk};
 use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
-use super::{MatmulTask, Table, float};
+use super::{MatmulTask, Table, arm_dense};
 use crate::gguf::quant::GgmlType;
 
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
@@ -24,7 +24,7 @@ unsafe fn matmul(task: &mut MatmulTask) {
             GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Dotprod>(task),
             GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Dotprod>(task),
             GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Dotprod>(task),
-            GgmlType::F16 | GgmlType::F32 => float::batch::<Fcvtl>(task),
+            GgmlType::F16 | GgmlType::F32 => arm_dense::matmul(task),
             ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }
     }
@@ -65,10 +65,18 @@ macro_rules! gather_scales_and_minimums {
 macro_rules! load_nibbles {
     ($p0:literal, $p1:literal, $p2:literal, $p3:literal) => {
         concat!(
-            "ldr {h0:q}, [{", $p0, "}], #16
-            ldr {h1:q}, [{", $p1, "}], #16
-            ldr {h2:q}, [{", $p2, "}], #16
-            ldr {h3:q}, [{", $p3, "}], #16
+            "ldr {h0:q}, [{",
+            $p0,
+            "}], #16
+            ldr {h1:q}, [{",
+            $p1,
+            "}], #16
+            ldr {h2:q}, [{",
+            $p2,
+            "}], #16
+            ldr {h3:q}, [{",
+            $p3,
+            "}], #16
             and {l0:v}.16b, {h0:v}.16b, {low:v}.16b
             and {l1:v}.16b, {h1:v}.16b, {low:v}.16b
             and {l2:v}.16b, {h2:v}.16b, {low:v}.16b
@@ -85,10 +93,18 @@ macro_rules! load_nibbles {
 macro_rules! load_bytes {
     ($p0:literal, $p1:literal, $p2:literal, $p3:literal) => {
         concat!(
-            "ldp {l0:q}, {h0:q}, [{", $p0, "}], #32
-            ldp {l1:q}, {h1:q}, [{", $p1, "}], #32
-            ldp {l2:q}, {h2:q}, [{", $p2, "}], #32
-            ldp {l3:q}, {h3:q}, [{", $p3, "}], #32"
+            "ldp {l0:q}, {h0:q}, [{",
+            $p0,
+            "}], #32
+            ldp {l1:q}, {h1:q}, [{",
+            $p1,
+            "}], #32
+            ldp {l2:q}, {h2:q}, [{",
+            $p2,
+            "}], #32
+            ldp {l3:q}, {h3:q}, [{",
+            $p3,
+            "}], #32"
         )
     };
 }
@@ -97,17 +113,43 @@ macro_rules! load_bytes {
 macro_rules! dot4 {
     ($s0:literal, $s1:literal, $s2:literal, $s3:literal, $total:literal) => {
         concat!(
-            "sdot {", $s0, ":v}.4s, {l0:v}.16b, {a0:v}.16b
-            sdot {", $s1, ":v}.4s, {l1:v}.16b, {a0:v}.16b
-            sdot {", $s2, ":v}.4s, {l2:v}.16b, {a0:v}.16b
-            sdot {", $s3, ":v}.4s, {l3:v}.16b, {a0:v}.16b
-            sdot {", $s0, ":v}.4s, {h0:v}.16b, {a1:v}.16b
-            sdot {", $s1, ":v}.4s, {h1:v}.16b, {a1:v}.16b
-            sdot {", $s2, ":v}.4s, {h2:v}.16b, {a1:v}.16b
-            sdot {", $s3, ":v}.4s, {h3:v}.16b, {a1:v}.16b
-            addp {l0:v}.4s, {", $s0, ":v}.4s, {", $s1, ":v}.4s
-            addp {l1:v}.4s, {", $s2, ":v}.4s, {", $s3, ":v}.4s
-            addp {", $total, ":v}.4s, {l0:v}.4s, {l1:v}.4s"
+            "sdot {",
+            $s0,
+            ":v}.4s, {l0:v}.16b, {a0:v}.16b
+            sdot {",
+            $s1,
+            ":v}.4s, {l1:v}.16b, {a0:v}.16b
+            sdot {",
+            $s2,
+            ":v}.4s, {l2:v}.16b, {a0:v}.16b
+            sdot {",
+            $s3,
+            ":v}.4s, {l3:v}.16b, {a0:v}.16b
+            sdot {",
+            $s0,
+            ":v}.4s, {h0:v}.16b, {a1:v}.16b
+            sdot {",
+            $s1,
+            ":v}.4s, {h1:v}.16b, {a1:v}.16b
+            sdot {",
+            $s2,
+            ":v}.4s, {h2:v}.16b, {a1:v}.16b
+            sdot {",
+            $s3,
+            ":v}.4s, {h3:v}.16b, {a1:v}.16b
+            addp {l0:v}.4s, {",
+            $s0,
+            ":v}.4s, {",
+            $s1,
+            ":v}.4s
+            addp {l1:v}.4s, {",
+            $s2,
+            ":v}.4s, {",
+            $s3,
+            ":v}.4s
+            addp {",
+            $total,
+            ":v}.4s, {l0:v}.4s, {l1:v}.4s"
         )
     };
 }
@@ -154,14 +196,78 @@ macro_rules! step {
 macro_rules! sdot_tokens {
     ($w0:literal, $w1:literal, $g:literal, $half:literal, $k0:literal, $k1:literal) => {
         concat!(
-            "sdot {i0", $g, ":v}.4s, {", $w0, ":v}.16b, {q0", $half, ":v}.4b[", $k0, "]
-            sdot {i1", $g, ":v}.4s, {", $w0, ":v}.16b, {q1", $half, ":v}.4b[", $k0, "]
-            sdot {i2", $g, ":v}.4s, {", $w0, ":v}.16b, {q2", $half, ":v}.4b[", $k0, "]
-            sdot {i3", $g, ":v}.4s, {", $w0, ":v}.16b, {q3", $half, ":v}.4b[", $k0, "]
-            sdot {i0", $g, ":v}.4s, {", $w1, ":v}.16b, {q0", $half, ":v}.4b[", $k1, "]
-            sdot {i1", $g, ":v}.4s, {", $w1, ":v}.16b, {q1", $half, ":v}.4b[", $k1, "]
-            sdot {i2", $g, ":v}.4s, {", $w1, ":v}.16b, {q2", $half, ":v}.4b[", $k1, "]
-            sdot {i3", $g, ":v}.4s, {", $w1, ":v}.16b, {q3", $half, ":v}.4b[", $k1, "]"
+            "sdot {i0",
+            $g,
+            ":v}.4s, {",
+            $w0,
+            ":v}.16b, {q0",
+            $half,
+            ":v}.4b[",
+            $k0,
+            "]
+            sdot {i1",
+            $g,
+            ":v}.4s, {",
+            $w0,
+            ":v}.16b, {q1",
+            $half,
+            ":v}.4b[",
+            $k0,
+            "]
+            sdot {i2",
+            $g,
+            ":v}.4s, {",
+            $w0,
+            ":v}.16b, {q2",
+            $half,
+            ":v}.4b[",
+            $k0,
+            "]
+            sdot {i3",
+            $g,
+            ":v}.4s, {",
+            $w0,
+            ":v}.16b, {q3",
+            $half,
+            ":v}.4b[",
+            $k0,
+            "]
+            sdot {i0",
+            $g,
+            ":v}.4s, {",
+            $w1,
+            ":v}.16b, {q0",
+            $half,
+            ":v}.4b[",
+            $k1,
+            "]
+            sdot {i1",
+            $g,
+            ":v}.4s, {",
+            $w1,
+            ":v}.16b, {q1",
+            $half,
+            ":v}.4b[",
+            $k1,
+            "]
+            sdot {i2",
+            $g,
+            ":v}.4s, {",
+            $w1,
+            ":v}.16b, {q2",
+            $half,
+            ":v}.4b[",
+            $k1,
+            "]
+            sdot {i3",
+            $g,
+            ":v}.4s, {",
+            $w1,
+            ":v}.16b, {q3",
+            $half,
+            ":v}.4b[",
+            $k1,
+            "]"
         )
     };
 }
@@ -170,12 +276,40 @@ macro_rules! sdot_tokens {
 macro_rules! scale_token {
     ($t:literal) => {
         concat!(
-            "fmul {q", $t, "0:v}.4s, {w0:v}.4s, {d", $t, ":v}.s[{lane}]
-            fmul {q", $t, "1:v}.4s, {w1:v}.4s, {d", $t, ":v}.s[{lane}]
-            scvtf {i", $t, "0:v}.4s, {i", $t, "0:v}.4s
-            scvtf {i", $t, "1:v}.4s, {i", $t, "1:v}.4s
-            fmla {f", $t, "0:v}.4s, {i", $t, "0:v}.4s, {q", $t, "0:v}.4s
-            fmla {f", $t, "1:v}.4s, {i", $t, "1:v}.4s, {q", $t, "1:v}.4s"
+            "fmul {q",
+            $t,
+            "0:v}.4s, {w0:v}.4s, {d",
+            $t,
+            ":v}.s[{lane}]
+            fmul {q",
+            $t,
+            "1:v}.4s, {w1:v}.4s, {d",
+            $t,
+            ":v}.s[{lane}]
+            scvtf {i",
+            $t,
+            "0:v}.4s, {i",
+            $t,
+            "0:v}.4s
+            scvtf {i",
+            $t,
+            "1:v}.4s, {i",
+            $t,
+            "1:v}.4s
+            fmla {f",
+            $t,
+            "0:v}.4s, {i",
+            $t,
+            "0:v}.4s, {q",
+            $t,
+            "0:v}.4s
+            fmla {f",
+            $t,
+            "1:v}.4s, {i",
+            $t,
+            "1:v}.4s, {q",
+            $t,
+            "1:v}.4s"
         )
     };
 }
@@ -190,7 +324,12 @@ macro_rules! scale_token {
 /// # Safety
 /// Block `LANE` is in the tile, a block of a token at each `a`, which move to the next; the CPU has the dot product extension.
 #[inline(always)]
-unsafe fn tile_block<const LANE: usize>(tile: *const u8, a: &mut [*const i8; TOKENS], d: &[float32x4_t; TOKENS], acc: &mut [[float32x4_t; 2]; TOKENS]) {
+unsafe fn tile_block<const LANE: usize>(
+    tile: *const u8,
+    a: &mut [*const i8; TOKENS],
+    d: &[float32x4_t; TOKENS],
+    acc: &mut [[float32x4_t; 2]; TOKENS],
+) {
     // Loads reach from -1024 to 1008 bytes: `tile` is set between the second and the third block.
     let middle = tile.wrapping_add(2 * TILE_BLOCK);
     let [a0, a1, a2, a3] = a;
@@ -302,7 +441,12 @@ impl Set for Dotprod {
     }
 
     #[inline(always)]
-    unsafe fn product<F: Format>(mut tile: *const u8, mut a: [*const i8; TOKENS], mut d: [*const f32; TOKENS], n_blocks: usize) -> [[float32x4_t; 2]; TOKENS] {
+    unsafe fn product<F: Format>(
+        mut tile: *const u8,
+        mut a: [*const i8; TOKENS],
+        mut d: [*const f32; TOKENS],
+        n_blocks: usize,
+    ) -> [[float32x4_t; 2]; TOKENS] {
         // SAFETY: `n_blocks` blocks at each pointer; the extension is there by the caller's promise.
         unsafe {
             let mut acc = [[vdupq_n_f32(0.0); 2]; TOKENS];

@@ -9,6 +9,8 @@
 #[cfg(target_arch = "aarch64")]
 mod arm_blocks;
 #[cfg(target_arch = "aarch64")]
+mod arm_dense;
+#[cfg(target_arch = "aarch64")]
 mod arm_float;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

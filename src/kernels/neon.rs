@@ -6,9 +6,11 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32};
+use super::arm_blocks::{
+    self, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32,
+};
 use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
-use super::{BLOCK, MatmulTask, Table, float};
+use super::{BLOCK, MatmulTask, Table, arm_dense};
 use crate::gguf::quant::GgmlType;
 
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
@@ -23,7 +25,7 @@ unsafe fn matmul(task: &mut MatmulTask) {
             GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Neon>(task),
             GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Neon>(task),
             GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Neon>(task),
-            GgmlType::F16 | GgmlType::F32 => float::batch::<Fcvtl>(task),
+            GgmlType::F16 | GgmlType::F32 => arm_dense::matmul(task),
             ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }
     }
@@ -292,7 +294,12 @@ impl Set for Neon {
 
     ///     for four rows, for each block: the block of all four rows in registers, two tokens past it at a time
     #[inline(always)]
-    unsafe fn product<F: Format>(tile: *const u8, a: [*const i8; TOKENS], d: [*const f32; TOKENS], n_blocks: usize) -> [[float32x4_t; 2]; TOKENS] {
+    unsafe fn product<F: Format>(
+        tile: *const u8,
+        a: [*const i8; TOKENS],
+        d: [*const f32; TOKENS],
+        n_blocks: usize,
+    ) -> [[float32x4_t; 2]; TOKENS] {
         // SAFETY: `n_blocks` blocks at each pointer.
         unsafe {
             let mut out = [[vdupq_n_f32(0.0); 2]; TOKENS];
