@@ -17,7 +17,7 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help build model demo test test-native test-arm lint size bench-peer arm-cost cross-image cross-build cross-test clean
+.PHONY: help build model demo test test-native test-arm lint lint-arm size bench-peer arm-cost cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -49,6 +49,11 @@ test-arm: model ## all tests for ARM (static), as Raspberry Pi 3, 4, 5 and newer
 lint: ## formatting and clippy; a warning is an error
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
+
+# The ARM kernels are compiled for ARM only, so that `lint` never sees them.
+lint-arm: ## clippy on the code for ARM
+	@$(ARM_CARGO) --check
+	$(ARM_CARGO) clippy --all-targets --locked --profile arm-test -- -D warnings
 
 size: ## the release binary for ARM (static, link-time optimised) and its size
 	@$(ARM_CARGO) --check
