@@ -1,16 +1,20 @@
 //! Float weight matrices. A few tokens go through dot products in the fixed order of `portable.rs`; a batch goes to
 //! the crate `gemm`, whose order of summation is its own: equal to the scalar set within f32 rounding, not bit for bit.
+//! ARM has its own, `arm_dense.rs`.
 
 use super::portable::{LoadF16, add_lanes};
-use super::{MatmulTask, TILE_ROWS};
+use super::MatmulTask;
+#[cfg(target_arch = "x86_64")]
+use super::TILE_ROWS;
 use crate::gguf::quant::GgmlType;
 
 /// From this many tokens on a batch is worth a matrix product.
 pub const GEMM_FROM: usize = 8;
 
-/// Tokens of one call of `gemm`. Larger products make it allocate room to pack its operands in; up to 16 x 16 (on x86)
-/// and matrix times vector (everywhere) it works on them where they are, and nothing may be allocated in a prefill.
-const GEMM_TOKENS: usize = if cfg!(target_arch = "x86_64") { 16 } else { 1 };
+/// Tokens of one call of `gemm`. Larger products than 16 x 16 make it allocate room to pack its operands in; up to there it
+/// works on them where they are, and nothing may be allocated in a prefill.
+#[cfg(target_arch = "x86_64")]
+const GEMM_TOKENS: usize = 16;
 
 /// Row by row, token by token.
 ///
@@ -48,6 +52,7 @@ pub unsafe fn rows<F: LoadF16>(task: &mut MatmulTask) {
 ///
 /// # Safety
 /// As `rows`.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub unsafe fn batch<F: LoadF16>(task: &mut MatmulTask) {
     let (acts, n_cols) = (task.acts, task.acts.n_cols);
@@ -122,7 +127,7 @@ unsafe fn load8<F: LoadF16>(half: bool, p: *const u8) -> [f32; 8] {
     }
 }
 
-fn element(half: bool, w: &[u8], i: usize) -> f32 {
+pub fn element(half: bool, w: &[u8], i: usize) -> f32 {
     if half {
         half::f16::from_le_bytes([w[2 * i], w[2 * i + 1]]).to_f32()
     } else {

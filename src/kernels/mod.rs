@@ -8,6 +8,10 @@
 
 #[cfg(target_arch = "aarch64")]
 mod arm_blocks;
+#[cfg(target_arch = "aarch64")]
+mod arm_dense;
+#[cfg(target_arch = "aarch64")]
+mod arm_float;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -17,7 +21,6 @@ mod dotprod;
 mod float;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-#[macro_use]
 pub mod portable;
 pub mod scalar;
 #[cfg(test)]
