@@ -176,3 +176,39 @@ fn tiny_models_of_every_layout_agree() {
         }
     }
 }
+
+/// Streaming eviction on all-F32 models, where no quantisation blurs the keys: exactly the entries that the naive model of
+/// the reference keeps, in every layer and head, and its logits at the end.
+#[test]
+fn tiny_f32_streams_keep_exactly_what_the_reference_keeps() {
+    let golden = golden("tiny.json");
+    let tokens = ids(&golden["ids"]);
+    for name in ["mha", "gqa-f32"] {
+        let path = common::data(&format!("tiny-{name}.gguf"));
+        for stream in golden["models"][name]["streams"].as_array().expect("streams") {
+            let number = |key: &str| stream[key].as_u64().expect("a number") as usize;
+            let policy: Policy = stream["policy"].as_str().expect("a name").parse().expect("a policy");
+            // Batches of 3 take the dot products, batches of 20 the matrix product of the crate `gemm`.
+            for n_batch in [1, 3, 20] {
+                let mut p = params(0);
+                (p.kv.policy, p.n_batch) = (policy, n_batch);
+                (p.kv.sinks, p.kv.recent) = (number("sinks") as u32, Recent::Tokens(number("recent") as u32));
+                p.kv.budget_bytes = common::budget_for(&path, number("n_slot"), &p);
+                let mut session = session(&path, &p);
+                let logits = session.prefill(&tokens, |_| true).expect("prefill").expect("not stopped").to_vec();
+                for (layer, heads) in stream["kept"].as_array().expect("layers").iter().enumerate() {
+                    for (head, want) in heads.as_array().expect("heads").iter().enumerate() {
+                        let mut got = session.cache().kept(layer, head).to_vec();
+                        got.sort_unstable();
+                        assert_eq!(got, ids(want), "{name}, {policy:?}, batches of {n_batch}, layer {layer}, head {head}");
+                    }
+                }
+                let want = floats(stream["logits"].as_array().expect("rows").last().expect("the last position"));
+                let worst = want.iter().zip(&logits).map(|(w, &g)| (w - f64::from(g)).abs()).fold(0f64, f64::max);
+                // The output matrix of one of them is quantised, and so are its activations: llama.cpp's error is the scale.
+                let tolerance = golden["models"][name]["llama_cpp_max_abs_error"].as_f64().expect("a number") + 2e-3;
+                assert!(worst < tolerance, "{name}, {policy:?}: logits off by {worst}");
+            }
+        }
+    }
+}

@@ -138,7 +138,7 @@ fn the_kept_set_is_what_a_naive_model_keeps() {
 fn a_full_arena_that_may_not_evict_stops_with_a_message() {
     let mut s = session(20, |s| s.kv.policy = Policy::Off);
     s.prefill(&tokens(20), |_| true).expect("20 tokens fit");
-    let error = s.step(1).err().expect("the 21st does not").to_string();
+    let error = s.step(1).map(|_| ()).expect_err("the 21st does not").to_string();
     assert!(error.contains("--evict off") && error.contains("--kv-budget"), "{error}");
 }
 

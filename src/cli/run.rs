@@ -94,7 +94,7 @@ pub fn read_text(text: Option<&str>, file: Option<&str>) -> Result<String> {
 enum Stop {
     Eos,
     Length,
-    Stop,
+    Text,
     Interrupt,
     /// The arena is full and may not evict.
     Full,
@@ -105,7 +105,7 @@ impl Stop {
         match self {
             Stop::Eos => "eos",
             Stop::Length => "length",
-            Stop::Stop => "stop",
+            Stop::Text => "stop",
             Stop::Interrupt => "interrupt",
             Stop::Full => "full",
         }
@@ -149,8 +149,8 @@ pub fn run(args: RunArgs) -> Result<u8> {
         stop: Stop::Length,
         error: None,
         n_generated: 0,
-        tokens: Vec::with_capacity(if args.json { args.n as usize } else { 0 }),
-        text: String::with_capacity(if args.json { args.n as usize * 8 } else { 0 }),
+        tokens: resident(if args.json { args.n as usize } else { 0 }, u32::MAX),
+        text: String::from_utf8(resident(if args.json { args.n as usize * 8 } else { 0 }, b' ')).expect("spaces are UTF-8"),
         logprobs: Vec::with_capacity(if args.top_logprobs > 0 { args.n as usize } else { 0 }),
         load: started.elapsed(),
         prefill: Duration::ZERO,
@@ -177,6 +177,13 @@ pub fn run(args: RunArgs) -> Result<u8> {
         None if outcome.stop == Stop::Interrupt => Ok(130),
         None => Ok(0),
     }
+}
+
+/// An empty vector with room for `n` elements whose pages have been written, so that filling it later takes no memory.
+fn resident<T: Clone>(n: usize, filler: T) -> Vec<T> {
+    let mut v = vec![filler; n];
+    v.clear();
+    v
 }
 
 /// The lines that only `run` knows of.
@@ -287,7 +294,7 @@ fn generate(
             break Stop::Eos;
         }
         if writer.push(tokenizer.token_bytes(token, false), &mut outcome.text)? {
-            break Stop::Stop;
+            break Stop::Text;
         }
         if outcome.n_generated < limit {
             logits = match session.step(token) {
@@ -301,7 +308,7 @@ fn generate(
         }
     };
     outcome.decode = begun.elapsed();
-    if stop != Stop::Stop {
+    if stop != Stop::Text {
         writer.finish(&mut outcome.text)?;
     }
     Ok(stop)

@@ -42,6 +42,12 @@ impl Opened {
     /// Takes the memory.
     pub fn start(self) -> Result<(Session, Plan)> {
         let session = Session::new(self.model, &self.params)?;
+        log::info!(
+            "all memory is taken: {} slots, {} threads, kernels {}",
+            session.cache().n_slot(),
+            session.n_threads(),
+            session.kernels().name()
+        );
         Ok((session, self.plan))
     }
 }

@@ -126,10 +126,8 @@ fn refuse_unknown_features(file: &GgufFile, arch: &str) -> Result<()> {
             return refuse(&key(name), what);
         }
     }
-    if let Some(kind) = file.opt_str(&key("rope.scaling.type"))? {
-        if kind != "none" {
-            return refuse(&key("rope.scaling.type"), &format!("RoPE scaling '{kind}'"));
-        }
+    if let Some(kind) = file.opt_str(&key("rope.scaling.type"))?.filter(|kind| *kind != "none") {
+        return refuse(&key("rope.scaling.type"), &format!("RoPE scaling '{kind}'"));
     }
     for name in ["rope.scale_linear", "logit_scale", "attention.scale", "residual_scale", "embedding_scale"] {
         if file.opt_f32(&key(name))?.is_some_and(|f| f != 0.0 && f != 1.0) {

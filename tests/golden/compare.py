@@ -115,8 +115,10 @@ def compare_prompts(reference, engines):
     errors = {name: [] for name in engines}
     for prompt in json.loads((common.GOLDEN / "logits.json").read_text())["prompts"]:
         ids = prompt["prompt"]
+        if len(ids) < 2 or max(ids) >= reference.n_vocab:
+            continue  # one window scores nothing below two tokens; a model of another vocabulary has none of these ids
         text = peer.detokenize(ids)
-        if len(ids) < 2 or peer.tokenize(text) != ids or max(ids) >= reference.n_vocab:
+        if peer.tokenize(text) != ids:
             continue
         truth = reference.logits(ids, last_only=True)[0]
         for name, engine in engines.items():
