@@ -2,10 +2,10 @@
 //! the crate `gemm`, whose order of summation is its own: equal to the scalar set within f32 rounding, not bit for bit.
 //! ARM has its own, `arm_dense.rs`.
 
-use super::portable::{LoadF16, add_lanes};
 use super::MatmulTask;
 #[cfg(target_arch = "x86_64")]
 use super::TILE_ROWS;
+use super::portable::{LoadF16, add_lanes};
 use crate::gguf::quant::GgmlType;
 
 /// From this many tokens on a batch is worth a matrix product.
