@@ -27,6 +27,8 @@ pub mod scalar;
 mod suite;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_formats;
 
 use std::ops::Range;
 
@@ -328,7 +330,8 @@ impl Kernels {
         use GgmlType::*;
         match self.name {
             SetName::Scalar => false,
-            SetName::Neon | SetName::Dotprod | SetName::Avx2 | SetName::Avx512 => matches!(ty, F32 | F16 | Q4_0 | Q4_1 | Q8_0),
+            SetName::Neon | SetName::Dotprod => matches!(ty, F32 | F16 | Q4_0 | Q4_1 | Q8_0),
+            SetName::Avx2 | SetName::Avx512 => Kernels::supports(ty),
         }
     }
 
