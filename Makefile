@@ -17,7 +17,7 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help build model demo test test-native test-arm lint size bench-peer cross-image cross-build cross-test clean
+.PHONY: help build model demo test test-native test-arm lint lint-arm size bench-peer arm-cost cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -50,6 +50,11 @@ lint: ## formatting and clippy; a warning is an error
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 
+# The ARM kernels are compiled for ARM only, so that `lint` never sees them.
+lint-arm: ## clippy on the code for ARM
+	@$(ARM_CARGO) --check
+	$(ARM_CARGO) clippy --all-targets --locked --profile arm-test -- -D warnings
+
 size: ## the release binary for ARM (static, link-time optimised) and its size
 	@$(ARM_CARGO) --check
 	$(ARM_CARGO) build --release --locked
@@ -66,6 +71,9 @@ bench-peer: build model .venv/peer ## speed beside llama.cpp's: same file, threa
 	python3 -m venv .venv
 	.venv/bin/pip install -q -r tests/golden/requirements.txt
 	@touch $@
+
+arm-cost: model size ## guest instructions per token as Raspberry Pi 3, 4 and 5 (needs qemu-user, gcc)
+	python3 benches/arm_cost.py $(PEER_MODELS:%=--model %)
 
 cross-image: ## the container image for `cross`, with Docker or podman
 	$(CONTAINER) build -t $(IMAGE) -f cross/Dockerfile cross

@@ -6,12 +6,13 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, TILE_BLOCK};
-use super::portable::stamp_portable;
-use super::{BLOCK, MatmulTask, Table, float};
+use super::arm_blocks::{
+    self, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32,
+};
+use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
+use super::{BLOCK, MatmulTask, Table, arm_dense};
 use crate::gguf::quant::GgmlType;
 
-stamp_portable!("neon", Fcvtl);
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
 
 /// # Safety
@@ -24,8 +25,8 @@ unsafe fn matmul(task: &mut MatmulTask) {
             GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Neon>(task),
             GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Neon>(task),
             GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Neon>(task),
-            GgmlType::F16 | GgmlType::F32 => float::batch::<Fcvtl>(task),
-            ty => unreachable!("{ty:?} was refused when the model was loaded"),
+            GgmlType::F16 | GgmlType::F32 => arm_dense::matmul(task),
+            _ => (super::scalar::TABLE.matmul)(task),
         }
     }
 }
@@ -256,19 +257,26 @@ unsafe fn dot4x2<F: Format>(w: Four, a: &mut [*const i8; 2]) -> [int32x4_t; 2] {
 
 struct Neon;
 impl Set for Neon {
+    const PREFETCH: bool = true;
     type Running = ();
 
     #[inline(always)]
     unsafe fn start() {}
 
     #[inline(always)]
-    unsafe fn dot<F: Format>(_: &mut (), p: &mut [*const u8; ROWS], a: [int8x16_t; 2]) -> [int32x4_t; 2] {
-        // SAFETY: a block's elements are at each pointer.
+    unsafe fn step<F: Format, const LANE: i32>(at: &mut Walk, sums: &mut Sums<()>, x: &TokenBlocks) {
+        // SAFETY: a block at each pointer.
         unsafe {
-            let low = F::elements(p, 0);
-            let low = dot4::<F>(low, a);
-            let high = F::elements(p, 4);
-            [low, dot4::<F>(high, a)]
+            let scales = F::scales(&mut at.rows);
+            let a = next_32(&mut at.token);
+            for g in 0..2 {
+                let isum = dot4::<F>(F::elements(&mut at.rows, 4 * g), a);
+                let isum = if F::OFFSET != 0 { mls_lane::<LANE>(isum, x.offset, x.sum) } else { isum };
+                sums.acc[g] = vfmaq_f32(sums.acc[g], vmulq_laneq_f32::<LANE>(scales.d[g], x.d), vcvtq_f32_s32(isum));
+                if F::HAS_MIN {
+                    sums.acc_m[g] = vfmaq_laneq_f32::<LANE>(sums.acc_m[g], scales.m[g], x.s);
+                }
+            }
         }
     }
 
@@ -286,35 +294,34 @@ impl Set for Neon {
 
     ///     for four rows, for each block: the block of all four rows in registers, two tokens past it at a time
     #[inline(always)]
-    unsafe fn product<F: Format, const T: usize>(
+    unsafe fn product<F: Format>(
         tile: *const u8,
-        a: [*const i8; T],
-        d: [*const f32; T],
+        a: [*const i8; TOKENS],
+        d: [*const f32; TOKENS],
         n_blocks: usize,
-    ) -> [[float32x4_t; 2]; T] {
-        const { assert!(T % 2 == 0) };
+    ) -> [[float32x4_t; 2]; TOKENS] {
         // SAFETY: `n_blocks` blocks at each pointer.
         unsafe {
-            let mut out = [[vdupq_n_f32(0.0); 2]; T];
+            let mut out = [[vdupq_n_f32(0.0); 2]; TOKENS];
             for g in 0..2 {
                 let (mut tile, mut a) = (tile, a);
-                let mut acc = [vdupq_n_f32(0.0); T];
+                let mut acc = [vdupq_n_f32(0.0); TOKENS];
                 for b in 0..n_blocks {
                     let w = std::array::from_fn(|r| {
                         let at = tile.add((g * 4 + r) * BLOCK).cast();
                         [vld1q_s8(at), vld1q_s8(at.add(16))]
                     });
                     let d_w = vld1q_f32(tile.add(ROWS * BLOCK + g * 16).cast());
-                    let mut isum = [vdupq_n_s32(0); T];
+                    let mut isum = [vdupq_n_s32(0); TOKENS];
                     for (a, isum) in a.as_chunks_mut::<2>().0.iter_mut().zip(isum.as_chunks_mut::<2>().0) {
                         *isum = dot4x2::<F>(w, a);
                     }
-                    for t in 0..T {
+                    for t in 0..TOKENS {
                         acc[t] = vfmaq_f32(acc[t], vmulq_n_f32(d_w, *d[t].add(b)), vcvtq_f32_s32(isum[t]));
                     }
                     tile = tile.add(TILE_BLOCK);
                 }
-                for t in 0..T {
+                for t in 0..TOKENS {
                     out[t][g] = acc[t];
                 }
             }

@@ -25,7 +25,7 @@ impl Tensor {
     }
 
     pub fn is_float(&self) -> bool {
-        matches!(self.ty, GgmlType::F32 | GgmlType::F16)
+        matches!(self.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
     }
 }
 
@@ -120,7 +120,7 @@ impl<'a> Binder<'a> {
         let (index, tensor) = self.find(name, &[n_cols as u64, n_rows as u64])?;
         if !Kernels::supports(tensor.ty) {
             let what = format!(
-                "tensor {name} has type {}, which this engine cannot multiply; use a model in Q4_0, Q4_1, Q8_0, F16 or F32",
+                "tensor {name} has type {}, which this engine cannot multiply; use a model in another quantisation, such as Q4_K_M or Q8_0",
                 tensor.ty
             );
             return Err(Error::unsupported(self.file.path(), what));
