@@ -52,10 +52,11 @@ impl KvShape {
             + region_bytes::<u32>(self.n_head_kv * self.n_batch)
     }
 
-    /// The most slots that fit into `budget_bytes`.
+    /// The most slots that fit into `budget_bytes`: no more than the trained context, and no more than rows can be numbered.
     pub fn slots_within(&self, budget_bytes: u64) -> usize {
         let fits = |n: usize| self.arena_bytes(n) as u64 <= budget_bytes;
-        let (mut low, mut high) = (0, self.n_ctx);
+        let numbered = (u32::MAX as usize - self.n_head_kv * self.n_batch) / self.n_heads();
+        let (mut low, mut high) = (0, self.n_ctx.min(numbered));
         if fits(high) {
             return high;
         }
@@ -90,7 +91,7 @@ impl Recent {
     pub fn of(self, n_slot: usize) -> u32 {
         match self {
             Recent::Tokens(n) => n,
-            Recent::Percent(p) => (n_slot as f32 * p / 100.0) as u32,
+            Recent::Percent(p) => (n_slot as f64 * f64::from(p) / 100.0) as u32,
         }
     }
 }
