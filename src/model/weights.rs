@@ -8,7 +8,7 @@ use crate::gguf::{GgufFile, TensorInfo};
 use crate::kernels::{Kernels, Matrix};
 use crate::mem::arena::{Arena, Buf, region_bytes};
 
-use super::config::Config;
+use super::config::{Config, printable};
 
 /// A matrix of the file, `[n_rows][n_cols]`.
 #[derive(Clone, Copy)]
@@ -156,7 +156,7 @@ impl<'a> Binder<'a> {
                 self.file.path(),
                 format!(
                     "tensor {} is not one that architecture '{arch}' reads here; leaving it out would run another model",
-                    tensor.name
+                    printable(&tensor.name)
                 ),
             )),
         }
