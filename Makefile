@@ -17,7 +17,7 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help build model demo test test-native test-arm lint size cross-image cross-build cross-test clean
+.PHONY: help build model demo test test-native test-arm lint lint-arm size bench-peer arm-cost cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -50,12 +50,30 @@ lint: ## formatting and clippy; a warning is an error
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 
+# The ARM kernels are compiled for ARM only, so that `lint` never sees them.
+lint-arm: ## clippy on the code for ARM
+	@$(ARM_CARGO) --check
+	$(ARM_CARGO) clippy --all-targets --locked --profile arm-test -- -D warnings
+
 size: ## the release binary for ARM (static, link-time optimised) and its size
 	@$(ARM_CARGO) --check
 	$(ARM_CARGO) build --release --locked
 	@cp $(ARM_BIN) $(ARM_BIN).stripped && $(STRIP) $(ARM_BIN).stripped
 	@if readelf -lW $(ARM_BIN) | grep -q INTERP; then echo "$(ARM_BIN): is not static" >&2; exit 1; fi
 	@stat -c '%n: %s bytes' $(ARM_BIN) $(ARM_BIN).stripped
+
+# llama.cpp is built from its source package on the first call (about ten minutes).
+PEER_MODELS ?= models/smollm2-135m-instruct-q4_1.gguf
+bench-peer: build model .venv/peer ## speed beside llama.cpp's: same file, threads and token counts, alternating
+	.venv/bin/python benches/peer.py --lowkey target/release/lowkey $(PEER_MODELS:%=--model %) $(PEER_ARGS)
+
+.venv/peer: tests/golden/requirements.txt
+	python3 -m venv .venv
+	.venv/bin/pip install -q -r tests/golden/requirements.txt
+	@touch $@
+
+arm-cost: model size ## guest instructions per token as Raspberry Pi 3, 4 and 5 (needs qemu-user, gcc)
+	python3 benches/arm_cost.py $(PEER_MODELS:%=--model %)
 
 cross-image: ## the container image for `cross`, with Docker or podman
 	$(CONTAINER) build -t $(IMAGE) -f cross/Dockerfile cross

@@ -89,7 +89,10 @@ pub fn check_memory(plan: &Plan, memory_bytes: Option<u64>) -> Result<()> {
             "--memory",
             format!(
                 "the plan takes {} of private memory, {} is allowed; the largest parts are {}: give at least {} bytes, or lower --kv-budget, --batch or --threads",
-                Bytes(plan.private_bytes()), Bytes(limit), plan.largest(3), plan.private_bytes(),
+                Bytes(plan.private_bytes()),
+                Bytes(limit),
+                plan.largest(3),
+                plan.private_bytes(),
             ),
         )),
         _ => Ok(()),
@@ -111,13 +114,21 @@ impl Session {
         let layout = params.layout(&model)?;
         if params.mlock {
             model.file.map().lock().map_err(|e| {
-                Error::usage("--mlock", format!("the system did not lock {} of weights ({e}); raise `ulimit -l` or leave the flag out", Bytes(model.file.file_bytes())))
+                Error::usage(
+                    "--mlock",
+                    format!(
+                        "the system did not lock {} of weights ({e}); raise `ulimit -l` or leave the flag out",
+                        Bytes(model.file.file_bytes())
+                    ),
+                )
             })?;
         }
         let cache = KvCache::new(layout.kv, &params.kv)?;
-        let no_memory = |e: std::io::Error| Error::budget("--memory", format!("the system did not give what the plan asks for: {e}"));
+        let no_memory =
+            |e: std::io::Error| Error::budget("--memory", format!("the system did not give what the plan asks for: {e}"));
         let scratch = Scratch::new(&model.config, &layout.scratch).map_err(no_memory)?;
-        let pool = Pool::new(layout.n_threads).map_err(|e| Error::usage("--threads", format!("cannot start {} threads: {e}", layout.n_threads)))?;
+        let pool = Pool::new(layout.n_threads)
+            .map_err(|e| Error::usage("--threads", format!("cannot start {} threads: {e}", layout.n_threads)))?;
         let machine = Machine { kernels: layout.kernels, pool, scratch };
         Ok(Session { model, machine, cache, n_batch: layout.kv.n_batch, n_logits: layout.scratch.n_logits, n_past: 0 })
     }

@@ -41,7 +41,8 @@ fn end_of(session: &mut Session, tokens: &[u32], one_by_one: bool) -> (Vec<u32>,
         last = bits(session.prefill(tokens, |_| true).expect("prefill").expect("nobody stopped it"));
     }
     let c = &session.model().config;
-    let kept = (0..c.n_layer).flat_map(|l| (0..c.n_head_kv).map(move |h| (l, h))).map(|(l, h)| session.cache().kept(l, h).to_vec());
+    let kept =
+        (0..c.n_layer).flat_map(|l| (0..c.n_head_kv).map(move |h| (l, h))).map(|(l, h)| session.cache().kept(l, h).to_vec());
     let kept = kept.collect();
     (last, kept)
 }
@@ -118,7 +119,8 @@ fn the_kept_set_is_what_a_naive_model_keeps() {
             let mut kept: Vec<usize> = Vec::new();
             for now in 0..60 {
                 if kept.len() == 17 {
-                    let mut old: Vec<usize> = kept.iter().copied().filter(|&p| p >= sinks as usize && p + recent as usize <= now).collect();
+                    let mut old: Vec<usize> =
+                        kept.iter().copied().filter(|&p| p >= sinks as usize && p + recent as usize <= now).collect();
                     old.sort_by(|&a, &b| score[b].total_cmp(&score[a]).then(a.cmp(&b)));
                     kept.retain(|&p| p != old[0]);
                 }
@@ -136,7 +138,7 @@ fn the_kept_set_is_what_a_naive_model_keeps() {
 fn a_full_arena_that_may_not_evict_stops_with_a_message() {
     let mut s = session(20, |s| s.kv.policy = Policy::Off);
     s.prefill(&tokens(20), |_| true).expect("20 tokens fit");
-    let error = s.step(1).err().expect("the 21st does not").to_string();
+    let error = s.step(1).map(|_| ()).expect_err("the 21st does not").to_string();
     assert!(error.contains("--evict off") && error.contains("--kv-budget"), "{error}");
 }
 

@@ -112,20 +112,29 @@ fn ppl(args: PplArgs) -> Result<u8> {
     opened.check()?;
     let n_ctx = opened.model.config.n_ctx;
     if args.ctx > n_ctx {
-        return Err(Error::usage("--ctx", format!("windows of {} tokens, the model was trained for {n_ctx}; give less", args.ctx)));
+        return Err(Error::usage(
+            "--ctx",
+            format!("windows of {} tokens, the model was trained for {n_ctx}; give less", args.ctx),
+        ));
     }
     let tokenizer = opened.tokenizer()?;
     let mut tokens = tokenizer.encode(&text, true, false)?;
     let n_windows = windows(&tokens, args.ctx, stride).count().min(args.windows.unwrap_or(usize::MAX));
     if n_windows == 0 {
-        let what = format!("{} has {} tokens, fewer than one window of {}; give a longer text or a smaller --ctx", args.file, tokens.len(), args.ctx);
+        let what = format!(
+            "{} has {} tokens, fewer than one window of {}; give a longer text or a smaller --ctx",
+            args.file,
+            tokens.len(),
+            args.ctx
+        );
         return Err(Error::usage("--file", what));
     }
     tokens.truncate((n_windows - 1) * stride + args.ctx);
 
     let mut eval = Eval { args: &args, tokens: &tokens, stride, n_windows, full: None };
     let mut rows = Vec::new();
-    let budgets: Vec<Option<Keep>> = if args.keep.is_empty() { vec![None] } else { args.keep.iter().copied().map(Some).collect() };
+    let budgets: Vec<Option<Keep>> =
+        if args.keep.is_empty() { vec![None] } else { args.keep.iter().copied().map(Some).collect() };
     for (i, keep) in budgets.into_iter().enumerate() {
         let logits_out = args.logits_out.as_deref().filter(|_| i == 0);
         rows.push(eval.row(keep, logits_out)?);
@@ -228,20 +237,28 @@ impl Eval<'_> {
         if !std::io::stderr().is_terminal() {
             return ProgressBar::hidden();
         }
-        let bar = ProgressBar::with_draw_target(Some((self.n_windows * self.args.ctx) as u64), ProgressDrawTarget::stderr_with_hz(4));
+        let bar =
+            ProgressBar::with_draw_target(Some((self.n_windows * self.args.ctx) as u64), ProgressDrawTarget::stderr_with_hz(4));
         let style = ProgressStyle::with_template("{msg} [{bar:32}] {pos}/{len} tokens, {eta} left");
-        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "))
-            .with_message(format!("{} slots, {}", session.cache().n_slot(), session.cache().policy().name()))
+        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")).with_message(format!(
+            "{} slots, {}",
+            session.cache().n_slot(),
+            session.cache().policy().name()
+        ))
     }
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut out = String::from("| keep | slots | arena | policy | tokens | nll | ppl | ratio to full |\n|---|---|---|---|---|---|---|---|");
+    let mut out =
+        String::from("| keep | slots | arena | policy | tokens | nll | ppl | ratio to full |\n|---|---|---|---|---|---|---|---|");
     for r in rows {
         let keep = r.keep.map_or("".into(), |k| format!("{}%", k * 100.0));
         let ratio = r.ppl_ratio_to_full.map_or("".into(), |r| format!("{r:.4}"));
         let arena = Bytes(r.arena_bytes as u64);
-        out.push_str(&format!("\n| {keep} | {} | {arena} | {} | {} | {:.4} | {:.3} | {ratio} |", r.n_slot, r.policy, r.n_tokens, r.nll, r.ppl));
+        out.push_str(&format!(
+            "\n| {keep} | {} | {arena} | {} | {} | {:.4} | {:.3} | {ratio} |",
+            r.n_slot, r.policy, r.n_tokens, r.nll, r.ppl
+        ));
     }
     out
 }
@@ -277,7 +294,8 @@ impl NpyFile {
         let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
         bytes.extend(((NPY_HEADER - 10) as u16).to_le_bytes());
         bytes.extend(format!("{header:<width$}\n", width = NPY_HEADER - 11).bytes());
-        let written = self.out.seek(std::io::SeekFrom::Start(0)).and_then(|_| self.out.write_all(&bytes)).and_then(|()| self.out.flush());
+        let written =
+            self.out.seek(std::io::SeekFrom::Start(0)).and_then(|_| self.out.write_all(&bytes)).and_then(|()| self.out.flush());
         written.and_then(|()| std::fs::rename(&self.temporary, &self.path)).map_err(|e| Error::io(&self.path, e))
     }
 }

@@ -60,7 +60,9 @@ fn as_text(file: &GgufFile, tensors: bool, kernels: &[&str]) -> String {
             out.push_str(&format!("  {:<28} {:<6} {:?} at {}, {} bytes\n", t.name, t.ty.name(), t.shape(), t.offset, t.n_bytes));
         }
     }
-    let types = by_type.iter().map(|(ty, (n, elems, bytes))| format!("{n} {ty} ({:.1} M elements, {})", *elems as f64 / 1e6, Bytes(*bytes)));
+    let types = by_type
+        .iter()
+        .map(|(ty, (n, elems, bytes))| format!("{n} {ty} ({:.1} M elements, {})", *elems as f64 / 1e6, Bytes(*bytes)));
     out.push_str(&format!("{} tensors: {}\n", file.tensors().len(), types.collect::<Vec<_>>().join(", ")));
     out + &format!("kernel sets of this machine: {}", kernels.join(", "))
 }

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Answers go to stdout, everything else to stderr.
 
 mod args;
+mod bench;
 mod eval;
 mod info;
 mod models;
@@ -38,6 +39,8 @@ enum Command {
     Tokenize(tokenize::TokenizeArgs),
     /// What a cache budget costs in quality, on your model and text
     Eval(eval::EvalArgs),
+    /// Prefill and decode speed, at several depths of the stream
+    Bench(bench::BenchArgs),
     /// The models that can be named instead of a path
     Models(models::ModelsArgs),
 }
@@ -56,6 +59,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Info(args) => info::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(args),
     };
     match outcome {

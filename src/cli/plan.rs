@@ -63,7 +63,8 @@ pub fn run(args: PlanArgs) -> Result<u8> {
         super::answer(&super::to_json(&Answer { regions, private_bytes, file_bytes, kv, fits }))?;
     } else {
         super::answer(&table(plan))?;
-        let kept = format!("{} tokens of {} bytes kept, of a context of {}", layout.n_slot, layout.kv.bytes_per_slot(), layout.kv.n_ctx);
+        let kept =
+            format!("{} tokens of {} bytes kept, of a context of {}", layout.n_slot, layout.kv.bytes_per_slot(), layout.kv.n_ctx);
         super::answer(&format!("\n{kept}; {} threads, kernels {}", layout.n_threads, layout.kernels.name()))?;
         if let Some(limit) = limit {
             super::answer(&format!("--memory {}: {}", Bytes(limit), if fits { "fits" } else { "does not fit" }))?;

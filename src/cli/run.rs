@@ -24,13 +24,28 @@ pub struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// The prompt
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file", required_unless_present = "file")]
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with = "file",
+        required_unless_present = "file"
+    )]
     prompt: Option<String>,
     /// Read the prompt from a file; - is standard input
     #[arg(short, long, value_name = "FILE")]
     file: Option<String>,
     /// Tokens to generate at most; -1 for as long as the model goes on
-    #[arg(short, long, value_name = "N", env = "LOWKEY_N", hide_env = true, default_value = "512", allow_negative_numbers = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        env = "LOWKEY_N",
+        hide_env = true,
+        default_value = "512",
+        allow_negative_numbers = true
+    )]
     n: i64,
     /// Put the prompt into the model's own chat template, as the user's turn
     #[arg(long, env = "LOWKEY_CHAT", hide_env = true)]
@@ -79,7 +94,7 @@ pub fn read_text(text: Option<&str>, file: Option<&str>) -> Result<String> {
 enum Stop {
     Eos,
     Length,
-    Stop,
+    Text,
     Interrupt,
     /// The arena is full and may not evict.
     Full,
@@ -90,7 +105,7 @@ impl Stop {
         match self {
             Stop::Eos => "eos",
             Stop::Length => "length",
-            Stop::Stop => "stop",
+            Stop::Text => "stop",
             Stop::Interrupt => "interrupt",
             Stop::Full => "full",
         }
@@ -134,8 +149,8 @@ pub fn run(args: RunArgs) -> Result<u8> {
         stop: Stop::Length,
         error: None,
         n_generated: 0,
-        tokens: Vec::with_capacity(if args.json { args.n as usize } else { 0 }),
-        text: String::with_capacity(if args.json { args.n as usize * 8 } else { 0 }),
+        tokens: resident(if args.json { args.n as usize } else { 0 }, u32::MAX),
+        text: String::from_utf8(resident(if args.json { args.n as usize * 8 } else { 0 }, b' ')).expect("spaces are UTF-8"),
         logprobs: Vec::with_capacity(if args.top_logprobs > 0 { args.n as usize } else { 0 }),
         load: started.elapsed(),
         prefill: Duration::ZERO,
@@ -162,6 +177,13 @@ pub fn run(args: RunArgs) -> Result<u8> {
         None if outcome.stop == Stop::Interrupt => Ok(130),
         None => Ok(0),
     }
+}
+
+/// An empty vector with room for `n` elements whose pages have been written, so that filling it later takes no memory.
+fn resident<T: Clone>(n: usize, filler: T) -> Vec<T> {
+    let mut v = vec![filler; n];
+    v.clear();
+    v
 }
 
 /// The lines that only `run` knows of.
@@ -199,7 +221,8 @@ fn chat_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Tokeni
     };
     let system = args.system.as_ref().map(|system| Message::new("system", system));
     let messages: Vec<_> = system.into_iter().chain([Message::new("user", text)]).collect();
-    let name = |id: Option<u32>| id.map_or(String::new(), |id| String::from_utf8_lossy(tokenizer.token_bytes(id, true)).into_owned());
+    let name =
+        |id: Option<u32>| id.map_or(String::new(), |id| String::from_utf8_lossy(tokenizer.token_bytes(id, true)).into_owned());
     template.render(&messages, true, &name(tokenizer.bos()), &name(tokenizer.eos()))
 }
 
@@ -221,8 +244,14 @@ fn warn_past_context(session: &Session, n_prompt: usize, n: i64) {
 
 #[allow(clippy::too_many_arguments)]
 fn generate(
-    args: &RunArgs, session: &mut Session, tokenizer: &Tokenizer, sampler: &mut Sampler, prompt: &[u32], interrupted: &AtomicBool,
-    started: Instant, outcome: &mut Outcome,
+    args: &RunArgs,
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    sampler: &mut Sampler,
+    prompt: &[u32],
+    interrupted: &AtomicBool,
+    started: Instant,
+    outcome: &mut Outcome,
 ) -> Result<Stop> {
     let go_on = || !interrupted.load(Ordering::Relaxed);
     prompt.iter().for_each(|&token| sampler.accept(token));
@@ -265,7 +294,7 @@ fn generate(
             break Stop::Eos;
         }
         if writer.push(tokenizer.token_bytes(token, false), &mut outcome.text)? {
-            break Stop::Stop;
+            break Stop::Text;
         }
         if outcome.n_generated < limit {
             logits = match session.step(token) {
@@ -279,7 +308,7 @@ fn generate(
         }
     };
     outcome.decode = begun.elapsed();
-    if stop != Stop::Stop {
+    if stop != Stop::Text {
         writer.finish(&mut outcome.text)?;
     }
     Ok(stop)
@@ -444,10 +473,22 @@ fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outcome)
     format!(
         "[{}] prompt {} tokens in {:.2} s ({:.1} tok/s), {} tokens in {:.2} s ({:.1} tok/s); cache {}: {} of {} slots live, {} evicted ({}); \
          private memory {} of {} planned; kernels {}, {} threads",
-        outcome.stop.name(), prompt.len(), outcome.prefill.as_secs_f64(), rate(prompt.len(), outcome.prefill),
-        outcome.n_generated, outcome.decode.as_secs_f64(), rate(steps(outcome), outcome.decode),
-        Bytes(cache.arena_bytes() as u64), cache.n_live(), cache.n_slot(), cache.n_evicted(), cache.policy().name(),
-        Bytes(outcome.rss_anon_peak), Bytes(plan.private_bytes()), session.kernels().name(), session.n_threads(),
+        outcome.stop.name(),
+        prompt.len(),
+        outcome.prefill.as_secs_f64(),
+        rate(prompt.len(), outcome.prefill),
+        outcome.n_generated,
+        outcome.decode.as_secs_f64(),
+        rate(steps(outcome), outcome.decode),
+        Bytes(cache.arena_bytes() as u64),
+        cache.n_live(),
+        cache.n_slot(),
+        cache.n_evicted(),
+        cache.policy().name(),
+        Bytes(outcome.rss_anon_peak),
+        Bytes(plan.private_bytes()),
+        session.kernels().name(),
+        session.n_threads(),
     )
 }
 

@@ -32,6 +32,15 @@ impl Opened {
         if self.layout.kernels.name() == "scalar" && self.params.kernels == "auto" {
             log::warn!("this CPU has no vector set that lowkey knows: running the scalar kernels, many times slower");
         }
+        let kernels = self.layout.kernels;
+        let slow =
+            self.model.weights.types().filter(|&ty| kernels.name() != "scalar" && !kernels.is_fast(ty)).collect::<Vec<_>>();
+        if let Some(ty) = slow.first() {
+            let (n, set) = (slow.len(), kernels.name());
+            log::warn!(
+                "{n} matrices ({ty} and the like) have no {set} kernel and run many times slower by the scalar set; Q4_0, Q4_1 and Q8_0 have one everywhere"
+            );
+        }
         check_memory(&self.plan, self.params.memory_bytes)
     }
 
@@ -42,6 +51,12 @@ impl Opened {
     /// Takes the memory.
     pub fn start(self) -> Result<(Session, Plan)> {
         let session = Session::new(self.model, &self.params)?;
+        log::info!(
+            "all memory is taken: {} slots, {} threads, kernels {}",
+            session.cache().n_slot(),
+            session.n_threads(),
+            session.kernels().name()
+        );
         Ok((session, self.plan))
     }
 }
@@ -50,7 +65,9 @@ impl Opened {
 pub fn check_tokens(session: &Session, tokens: &[u32]) -> Result<()> {
     let n_vocab = session.model().config.n_vocab;
     match tokens.iter().find(|&&t| t as usize >= n_vocab) {
-        Some(token) => Err(Error::unsupported(session.model().file.path(), format!("token {token} of a vocabulary of {n_vocab}"))),
+        Some(token) => {
+            Err(Error::unsupported(session.model().file.path(), format!("token {token} of a vocabulary of {n_vocab}")))
+        }
         None => Ok(()),
     }
 }

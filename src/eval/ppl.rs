@@ -37,7 +37,11 @@ pub fn windows(tokens: &[u32], ctx: usize, stride: usize) -> impl Iterator<Item 
 
 /// Scores every window. `rows` sees the logits after each token; `go_on` may stop between batches.
 pub fn score(
-    session: &mut Session, tokens: &[u32], ctx: usize, stride: usize, mut rows: impl FnMut(&[f32]) -> Result<()>,
+    session: &mut Session,
+    tokens: &[u32],
+    ctx: usize,
+    stride: usize,
+    mut rows: impl FnMut(&[f32]) -> Result<()>,
     mut go_on: impl FnMut(usize) -> bool,
 ) -> Result<Option<Scores>> {
     let n_vocab = session.model().config.n_vocab;

@@ -92,7 +92,8 @@ unsafe fn some_rows<const HALF: bool, const N: usize>(w: Matrix, first: usize, x
             vst1q_f32(sums.as_mut_ptr(), lanes[r][0]);
             vst1q_f32(sums[4..].as_mut_ptr(), lanes[r][1]);
             for (l, x) in rest.iter().enumerate() {
-                sums[l] = element(HALF, start[r], whole.len() * 8 + l).mul_add(*x, sums[l]);
+                sums[l] =
+                    element(if HALF { GgmlType::F16 } else { GgmlType::F32 }, start[r], whole.len() * 8 + l).mul_add(*x, sums[l]);
             }
             out.store(t, first + r, add_lanes([vld1q_f32(sums.as_ptr()), vld1q_f32(sums[4..].as_ptr())]));
         }
@@ -139,7 +140,7 @@ fn expand<const HALF: bool>(rows: [&[u8]; 4], tile: &mut [f32]) {
     }
     for at in whole..n_cols {
         for (r, row) in rows.iter().enumerate() {
-            tile[4 * at + r] = element(HALF, row, at);
+            tile[4 * at + r] = element(if HALF { GgmlType::F16 } else { GgmlType::F32 }, row, at);
         }
     }
 }

@@ -25,7 +25,7 @@ unsafe fn matmul(task: &mut MatmulTask) {
             GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Dotprod>(task),
             GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Dotprod>(task),
             GgmlType::F16 | GgmlType::F32 => arm_dense::matmul(task),
-            ty => unreachable!("{ty:?} was refused when the model was loaded"),
+            _ => (super::scalar::TABLE.matmul)(task),
         }
     }
 }

@@ -2,10 +2,10 @@
 //! the crate `gemm`, whose order of summation is its own: equal to the scalar set within f32 rounding, not bit for bit.
 //! ARM has its own, `arm_dense.rs`.
 
-use super::portable::{LoadF16, add_lanes};
 use super::MatmulTask;
 #[cfg(target_arch = "x86_64")]
 use super::TILE_ROWS;
+use super::portable::{LoadF16, add_lanes};
 use crate::gguf::quant::GgmlType;
 
 /// From this many tokens on a batch is worth a matrix product.
@@ -24,8 +24,7 @@ const GEMM_TOKENS: usize = 16;
 pub unsafe fn rows<F: LoadF16>(task: &mut MatmulTask) {
     let acts = task.acts;
     let (whole, rest) = (acts.n_cols / 8, acts.n_cols % 8);
-    let half = task.w.ty == GgmlType::F16;
-    let elem_bytes = if half { 2 } else { 4 };
+    let (ty, elem_bytes) = (task.w.ty, task.w.ty.block_bytes());
     for row in task.rows.clone() {
         let w = task.w.row(row);
         for t in 0..acts.n_tok {
@@ -33,13 +32,13 @@ pub unsafe fn rows<F: LoadF16>(task: &mut MatmulTask) {
             let mut lanes = [0f32; 8];
             for i in 0..whole {
                 // SAFETY: eight elements of this row start here.
-                let w8 = unsafe { load8::<F>(half, w.as_ptr().add(i * 8 * elem_bytes)) };
+                let w8 = unsafe { load8::<F>(ty, w.as_ptr().add(i * 8 * elem_bytes)) };
                 for l in 0..8 {
                     lanes[l] = w8[l].mul_add(x[i * 8 + l], lanes[l]);
                 }
             }
             for l in 0..rest {
-                let w = element(half, w, whole * 8 + l);
+                let w = element(ty, w, whole * 8 + l);
                 lanes[l] = w.mul_add(x[whole * 8 + l], lanes[l]);
             }
             // SAFETY: the caller's element.
@@ -60,8 +59,7 @@ pub unsafe fn batch<F: LoadF16>(task: &mut MatmulTask) {
         // SAFETY: passed on.
         return unsafe { rows::<F>(task) };
     }
-    let half = task.w.ty == GgmlType::F16;
-    let elem_bytes = if half { 2 } else { 4 };
+    let (ty, elem_bytes) = (task.w.ty, task.w.ty.block_bytes());
     // SAFETY: f32 has no invalid bits; `align_to_mut` gives only what is aligned.
     let (_, tile, _) = unsafe { task.tile.align_to_mut::<f32>() };
     assert!(tile.len() >= TILE_ROWS * n_cols, "tile scratch planned without float matrices");
@@ -74,10 +72,10 @@ pub unsafe fn batch<F: LoadF16>(task: &mut MatmulTask) {
             for (i, eight) in expanded.chunks_mut(8).enumerate() {
                 if eight.len() == 8 {
                     // SAFETY: eight elements of this row start here.
-                    eight.copy_from_slice(&unsafe { load8::<F>(half, w.as_ptr().add(i * 8 * elem_bytes)) });
+                    eight.copy_from_slice(&unsafe { load8::<F>(ty, w.as_ptr().add(i * 8 * elem_bytes)) });
                 } else {
                     for (l, out) in eight.iter_mut().enumerate() {
-                        *out = element(half, w, i * 8 + l);
+                        *out = element(ty, w, i * 8 + l);
                     }
                 }
             }
@@ -88,9 +86,25 @@ pub unsafe fn batch<F: LoadF16>(task: &mut MatmulTask) {
             // buffers (checked by `Kernels::matmul` and above); the elements of `out` are the caller's.
             unsafe {
                 gemm::gemm(
-                    tokens, n, n_cols, task.out.at(t, first), 1, task.out.stride as isize, false,
-                    acts.x.as_ptr().add(t * n_cols), 1, n_cols as isize, tile.as_ptr(), n_cols as isize, 1,
-                    0.0, 1.0, false, false, false, gemm::Parallelism::None,
+                    tokens,
+                    n,
+                    n_cols,
+                    task.out.at(t, first),
+                    1,
+                    task.out.stride as isize,
+                    false,
+                    acts.x.as_ptr().add(t * n_cols),
+                    1,
+                    n_cols as isize,
+                    tile.as_ptr(),
+                    n_cols as isize,
+                    1,
+                    0.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    gemm::Parallelism::None,
                 );
             }
         }
@@ -99,22 +113,24 @@ pub unsafe fn batch<F: LoadF16>(task: &mut MatmulTask) {
 }
 
 /// # Safety
-/// Eight elements at `p`; the CPU features that `F` needs.
+/// Eight elements of a float type at `p`; the CPU features that `F` needs.
 #[inline(always)]
-unsafe fn load8<F: LoadF16>(half: bool, p: *const u8) -> [f32; 8] {
-    if half {
-        // SAFETY: 16 bytes by the caller's promise.
-        unsafe { F::load8(p) }
-    } else {
-        // SAFETY: 32 bytes by the caller's promise.
-        unsafe { p.cast::<[f32; 8]>().read_unaligned() }
+unsafe fn load8<F: LoadF16>(ty: GgmlType, p: *const u8) -> [f32; 8] {
+    // SAFETY: 16 or 32 bytes by the caller's promise.
+    unsafe {
+        match ty {
+            GgmlType::F16 => F::load8(p),
+            GgmlType::BF16 => p.cast::<[u16; 8]>().read_unaligned().map(|h| f32::from_bits(u32::from(u16::from_le(h)) << 16)),
+            _ => p.cast::<[f32; 8]>().read_unaligned(),
+        }
     }
 }
 
-pub fn element(half: bool, w: &[u8], i: usize) -> f32 {
-    if half {
-        half::f16::from_le_bytes([w[2 * i], w[2 * i + 1]]).to_f32()
-    } else {
-        f32::from_le_bytes([w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]])
+pub fn element(ty: GgmlType, w: &[u8], i: usize) -> f32 {
+    let half = || [w[2 * i], w[2 * i + 1]];
+    match ty {
+        GgmlType::F16 => half::f16::from_le_bytes(half()).to_f32(),
+        GgmlType::BF16 => half::bf16::from_le_bytes(half()).to_f32(),
+        _ => f32::from_le_bytes([w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]]),
     }
 }

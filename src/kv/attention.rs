@@ -21,7 +21,11 @@ impl AttendScratch {
     }
 
     pub fn carve(arena: &mut Arena, n_slot: usize, n_q: usize, head_dim: usize) -> Self {
-        AttendScratch { table: arena.carve(n_slot), partial: arena.carve(partial_len(n_q, head_dim)), running: arena.carve(2 * n_q) }
+        AttendScratch {
+            table: arena.carve(n_slot),
+            partial: arena.carve(partial_len(n_q, head_dim)),
+            running: arena.carve(2 * n_q),
+        }
     }
 }
 
@@ -44,7 +48,13 @@ fn as_partial(buf: &mut [f32], n_q: usize) -> Partial<'_> {
 /// `out[t] = softmax(q[t] · keys) · values` for a batch that is placed but not yet committed; tasks are (token, KV head).
 /// `q`, `out`: `[n_tok][n_head * head_dim]`, `q` already multiplied by 1/sqrt(head_dim).
 pub fn attend_batch(
-    cache: &KvCache, kernels: Kernels, pool: &mut Pool, scratch: &mut [AttendScratch], layer: usize, q: &[f32], out: &mut [f32],
+    cache: &KvCache,
+    kernels: Kernels,
+    pool: &mut Pool,
+    scratch: &mut [AttendScratch],
+    layer: usize,
+    q: &[f32],
+    out: &mut [f32],
     n_tok: usize,
 ) {
     let (n_head_kv, head_dim) = (cache.shape().n_head_kv, cache.shape().head_dim);
@@ -58,7 +68,10 @@ pub fn attend_batch(
         for first in (0..live).step_by(CHUNK) {
             let n_rows = CHUNK.min(live - first);
             let rows = Rows::Table(&table[first..first + n_rows]);
-            kernels.attend(&Attend { q, head_dim, keys: cache.keys(), values: cache.values(), rows, n_rows }, &mut as_partial(partial, n_q));
+            kernels.attend(
+                &Attend { q, head_dim, keys: cache.keys(), values: cache.values(), rows, n_rows },
+                &mut as_partial(partial, n_q),
+            );
             merge(running, out, partial, n_q);
         }
         normalise(running, out, n_q);
@@ -67,7 +80,13 @@ pub fn attend_batch(
 
 /// The same for one token that is already committed; tasks are (KV head, chunk), so that few heads keep many threads busy.
 pub fn attend_one(
-    cache: &KvCache, kernels: Kernels, pool: &mut Pool, scratch: &mut [AttendScratch], split: &mut [f32], layer: usize, q: &[f32],
+    cache: &KvCache,
+    kernels: Kernels,
+    pool: &mut Pool,
+    scratch: &mut [AttendScratch],
+    split: &mut [f32],
+    layer: usize,
+    q: &[f32],
     out: &mut [f32],
 ) {
     let (n_head_kv, head_dim) = (cache.shape().n_head_kv, cache.shape().head_dim);
@@ -80,7 +99,10 @@ pub fn attend_one(
         let rows = Rows::Dense { first: cache.dense_rows(layer, head) + chunk * CHUNK };
         let n_rows = CHUNK.min(live - chunk * CHUNK);
         let q = &q[head * group_dim..][..group_dim];
-        kernels.attend(&Attend { q, head_dim, keys: cache.keys(), values: cache.values(), rows, n_rows }, &mut as_partial(partial, n_q));
+        kernels.attend(
+            &Attend { q, head_dim, keys: cache.keys(), values: cache.values(), rows, n_rows },
+            &mut as_partial(partial, n_q),
+        );
     });
     let running = &mut scratch[0].running;
     for (head, out) in out.chunks_exact_mut(group_dim).enumerate() {

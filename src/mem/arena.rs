@@ -57,7 +57,12 @@ impl Arena {
     /// The next `n` elements, zeroed.
     pub fn carve<T: Plain>(&mut self, n: usize) -> Buf<T> {
         let bytes = region_bytes::<T>(n);
-        assert!(self.used + bytes <= self.bytes, "arena of {} bytes has no room for {bytes} more after {}", self.bytes, self.used);
+        assert!(
+            self.used + bytes <= self.bytes,
+            "arena of {} bytes has no room for {bytes} more after {}",
+            self.bytes,
+            self.used
+        );
         // SAFETY: `used + bytes <= self.bytes`, so the pointer stays inside the block; it is ALIGN-aligned because the
         // mapping is page-aligned and every region is a multiple of ALIGN.
         let start = unsafe { self.base.add(self.used) }.cast::<T>();

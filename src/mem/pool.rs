@@ -100,7 +100,9 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: the last job was closed and left (`close`), `&mut self` excludes a second caller, so nobody reads the
         // cell. The lifetime is erased, yet `close` below keeps `job` borrowed until the last worker has left.
-        unsafe { *shared.job.get() = (std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const Job>(job), n_tasks) };
+        unsafe {
+            *shared.job.get() = (std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const Job>(job), n_tasks)
+        };
         shared.next_task.0.store(0, Ordering::Relaxed);
         let epoch = shared.state.0.load(Ordering::Relaxed) & !(EPOCH - 1);
         shared.state.0.store(epoch.wrapping_add(EPOCH) | OPEN, Ordering::SeqCst);
@@ -129,7 +131,11 @@ impl Pool {
 
     /// Cuts `out` into pieces of `len` elements and calls `job(state, index, piece)` for each.
     pub fn for_chunks_with<S: Send, T: Send>(
-        &mut self, states: &mut [S], out: &mut [T], len: usize, job: impl Fn(&mut S, usize, &mut [T]) + Sync,
+        &mut self,
+        states: &mut [S],
+        out: &mut [T],
+        len: usize,
+        job: impl Fn(&mut S, usize, &mut [T]) + Sync,
     ) {
         let total = out.len();
         let out = SharedMut::new(out);
@@ -153,7 +159,10 @@ impl Pool {
 
     /// Cuts two buffers into equally many pieces and calls `job(state, index, piece, piece)` for each pair.
     pub fn for_chunks2_with<S: Send, A: Send, B: Send>(
-        &mut self, states: &mut [S], (a, a_len): (&mut [A], usize), (b, b_len): (&mut [B], usize),
+        &mut self,
+        states: &mut [S],
+        (a, a_len): (&mut [A], usize),
+        (b, b_len): (&mut [B], usize),
         job: impl Fn(&mut S, usize, &mut [A], &mut [B]) + Sync,
     ) {
         let n = a.len() / a_len;
@@ -221,7 +230,8 @@ fn work(shared: &Shared, index: usize) {
             return;
         }
         // Join the job that is open now, if one still is.
-        let joined = shared.state.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| (state & OPEN != 0).then_some(state + 1));
+        let joined =
+            shared.state.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| (state & OPEN != 0).then_some(state + 1));
         let Ok(state) = joined else { continue };
         seen = state >> 32;
         // SAFETY: the owner wrote the job before it opened it, and keeps it alive until the last worker has left.

@@ -49,7 +49,7 @@ impl Config {
         let arch = file.str("general.architecture")?.to_owned();
         let refuse = |what: String| Error::unsupported(file.path(), what);
         if arch != "llama" {
-            return Err(refuse(format!("architecture '{arch}' is not supported; this engine runs: llama")));
+            return Err(refuse(format!("architecture '{}' is not supported; this engine runs: llama", printable(&arch))));
         }
         let key = |name: &str| format!("{arch}.{name}");
         let count = |name: &str| -> Result<usize> {
@@ -72,23 +72,40 @@ impl Config {
         let vocab = file.strings("tokenizer.ggml.tokens")?.len();
         let config = Config {
             n_layer: count("block_count")?,
-            n_embd, n_head, n_head_kv, head_dim,
+            n_embd,
+            n_head,
+            n_head_kv,
+            head_dim,
             n_ff: count("feed_forward_length")?,
             n_vocab: vocab,
             n_ctx: count("context_length")?,
             rms_eps: file.f32(&key("attention.layer_norm_rms_epsilon"))?,
-            rope: RopeConfig { order: RopeOrder::Norm, n_rot, freq_base: file.opt_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0) },
+            rope: RopeConfig {
+                order: RopeOrder::Norm,
+                n_rot,
+                freq_base: file.opt_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+            },
             arch,
         };
         let c = &config;
         let wrong = [
+            // Far beyond any model, and small enough that no product of them overflows.
+            (
+                c.n_layer > 1 << 16 || c.max_cols() > 1 << 24,
+                format!("{} layers with rows of up to {} elements", c.n_layer, c.max_cols()),
+            ),
             (n_head_kv == 0 || n_head % n_head_kv != 0, format!("{n_head} heads cannot share {n_head_kv} KV heads")),
             (n_head_kv > MAX_HEAD_KV, format!("{n_head_kv} KV heads, more than {MAX_HEAD_KV}")),
-            (head_dim == 0 || head_dim % 8 != 0 || head_dim > 1024, format!("a head of {head_dim} elements: must be a multiple of 8, 1024 at most")),
+            (
+                head_dim == 0 || head_dim % 8 != 0 || head_dim > 1024,
+                format!("a head of {head_dim} elements: must be a multiple of 8, 1024 at most"),
+            ),
             (value_dim != head_dim, format!("values of {value_dim} elements beside keys of {head_dim}")),
             (n_rot == 0 || n_rot % 2 != 0 || n_rot > head_dim, format!("RoPE over {n_rot} elements of a head of {head_dim}")),
-            (c.n_embd % BLOCK != 0 || c.q_dim() % BLOCK != 0 || c.n_ff % BLOCK != 0,
-                format!("rows of {}, {} and {} elements: each must be a multiple of {BLOCK}", c.n_embd, c.q_dim(), c.n_ff)),
+            (
+                c.n_embd % BLOCK != 0 || c.q_dim() % BLOCK != 0 || c.n_ff % BLOCK != 0,
+                format!("rows of {}, {} and {} elements: each must be a multiple of {BLOCK}", c.n_embd, c.q_dim(), c.n_ff),
+            ),
             (!(c.rms_eps.is_finite() && c.rms_eps >= 0.0), format!("an RMSNorm epsilon of {}", c.rms_eps)),
             (!(c.rope.freq_base.is_finite() && c.rope.freq_base > 0.0), format!("a RoPE base of {}", c.rope.freq_base)),
             (c.n_ctx < 8 || c.n_ctx > 1 << 24, format!("a context of {} tokens", c.n_ctx)),
@@ -100,10 +117,18 @@ impl Config {
     }
 }
 
+/// A name from the file as part of one line: control characters escaped, cut after 80 characters.
+pub(super) fn printable(name: &str) -> String {
+    name.chars().take(80).flat_map(char::escape_debug).collect()
+}
+
 /// Keys that change the computation and are not computed here.
 fn refuse_unknown_features(file: &GgufFile, arch: &str) -> Result<()> {
     let refuse = |key: &str, what: &str| {
-        Err(Error::unsupported(file.path(), format!("{key} asks for {what}, which this engine does not run; use a model without it")))
+        Err(Error::unsupported(
+            file.path(),
+            format!("{key} asks for {what}, which this engine does not run; use a model without it"),
+        ))
     };
     let key = |name: &str| format!("{arch}.{name}");
     for (name, what) in [("expert_count", "a mixture of experts"), ("attention.sliding_window", "a sliding window")] {
@@ -111,12 +136,18 @@ fn refuse_unknown_features(file: &GgufFile, arch: &str) -> Result<()> {
             return refuse(&key(name), what);
         }
     }
-    if let Some(kind) = file.opt_str(&key("rope.scaling.type"))? {
-        if kind != "none" {
-            return refuse(&key("rope.scaling.type"), &format!("RoPE scaling '{kind}'"));
-        }
+    if file.opt_bool(&key("attention.causal"))? == Some(false) {
+        return refuse(&key("attention.causal"), "attention to later tokens");
     }
-    for name in ["rope.scale_linear", "logit_scale", "attention.scale", "residual_scale", "embedding_scale"] {
+    let scaling = file.opt_str(&key("rope.scaling.type"))?;
+    if let Some(kind) = scaling.filter(|kind| *kind != "none") {
+        return refuse(&key("rope.scaling.type"), &format!("RoPE scaling '{}'", printable(kind)));
+    }
+    let scales =
+        ["rope.scale_linear", "rope.scaling.attn_factor", "logit_scale", "attention.scale", "residual_scale", "embedding_scale"];
+    // Without a type a factor means linear scaling; the type `none` switches it off.
+    let factor = if scaling.is_none() { &["rope.scaling.factor"][..] } else { &[] };
+    for name in scales.iter().chain(factor) {
         if file.opt_f32(&key(name))?.is_some_and(|f| f != 0.0 && f != 1.0) {
             return refuse(&key(name), "a scale");
         }

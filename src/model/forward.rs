@@ -46,7 +46,13 @@ pub struct Machine {
 }
 
 /// Takes `tokens` (at most a batch of them) into the cache and returns the wanted rows of logits, `[rows][n_vocab]`.
-pub fn forward<'a>(model: &Model, machine: &'a mut Machine, cache: &mut KvCache, tokens: &[u32], wanted: Logits) -> Result<&'a [f32]> {
+pub fn forward<'a>(
+    model: &Model,
+    machine: &'a mut Machine,
+    cache: &mut KvCache,
+    tokens: &[u32],
+    wanted: Logits,
+) -> Result<&'a [f32]> {
     let Model { file, config: c, weights, rope } = model;
     let Machine { kernels, pool, scratch: s } = machine;
     let (kernels, n_tok) = (*kernels, tokens.len());
@@ -130,7 +136,11 @@ fn make_room(model: &Model, pool: &mut Pool, s: &mut Scratch, cache: &mut KvCach
     assert!(n_tok >= 1 && n_tok <= cache.shape().n_batch, "a batch of {n_tok} tokens");
     cache.admit(n_tok)?;
     if cache.must_renumber(n_tok) {
-        log::debug!("position {} nears the trained context of {}: renumbering what is kept", cache.next_pos(), model.config.n_ctx);
+        log::debug!(
+            "position {} nears the trained context of {}: renumbering what is kept",
+            cache.next_pos(),
+            model.config.n_ctx
+        );
         cache.renumber(pool, &mut s.renumber, |key, angles, steps| {
             let angles = &mut angles[..model.config.rope.n_rot];
             model.rope.angles(steps, angles);

@@ -49,11 +49,7 @@ struct Sizes {
 impl Sizes {
     fn of(c: &Config, s: &ScratchShape) -> Sizes {
         let n_q = c.n_head / c.n_head_kv;
-        Sizes {
-            tile: tile_bytes(c.max_cols(), s.has_float),
-            split: split_len(s.n_slot, c.n_head_kv, n_q, c.head_dim),
-            n_q,
-        }
+        Sizes { tile: tile_bytes(c.max_cols(), s.has_float), split: split_len(s.n_slot, c.n_head_kv, n_q, c.head_dim), n_q }
     }
 }
 

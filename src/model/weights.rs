@@ -8,7 +8,7 @@ use crate::gguf::{GgufFile, TensorInfo};
 use crate::kernels::{Kernels, Matrix};
 use crate::mem::arena::{Arena, Buf, region_bytes};
 
-use super::config::Config;
+use super::config::{Config, printable};
 
 /// A matrix of the file, `[n_rows][n_cols]`.
 #[derive(Clone, Copy)]
@@ -25,20 +25,20 @@ impl Tensor {
     }
 
     pub fn is_float(&self) -> bool {
-        matches!(self.ty, GgmlType::F32 | GgmlType::F16)
+        matches!(self.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
     }
 }
 
 pub struct Layer {
-    pub attn_norm: Buf<f32>,   // [n_embd]
-    pub attn_q: Tensor,        // [q_dim][n_embd]
-    pub attn_k: Tensor,        // [kv_dim][n_embd]
-    pub attn_v: Tensor,        // [kv_dim][n_embd]
-    pub attn_output: Tensor,   // [n_embd][q_dim]
-    pub ffn_norm: Buf<f32>,    // [n_embd]
-    pub ffn_gate: Tensor,      // [n_ff][n_embd]
-    pub ffn_up: Tensor,        // [n_ff][n_embd]
-    pub ffn_down: Tensor,      // [n_embd][n_ff]
+    pub attn_norm: Buf<f32>, // [n_embd]
+    pub attn_q: Tensor,      // [q_dim][n_embd]
+    pub attn_k: Tensor,      // [kv_dim][n_embd]
+    pub attn_v: Tensor,      // [kv_dim][n_embd]
+    pub attn_output: Tensor, // [n_embd][q_dim]
+    pub ffn_norm: Buf<f32>,  // [n_embd]
+    pub ffn_gate: Tensor,    // [n_ff][n_embd]
+    pub ffn_up: Tensor,      // [n_ff][n_embd]
+    pub ffn_down: Tensor,    // [n_embd][n_ff]
 }
 
 pub struct Weights {
@@ -55,6 +55,12 @@ impl Weights {
     /// Bytes of the copied norms.
     pub fn norm_bytes(config: &Config) -> usize {
         (2 * config.n_layer + 1) * region_bytes::<f32>(config.n_embd)
+    }
+
+    /// The type of every matrix that is multiplied.
+    pub fn types(&self) -> impl Iterator<Item = GgmlType> {
+        let of = |l: &Layer| [l.attn_q, l.attn_k, l.attn_v, l.attn_output, l.ffn_gate, l.ffn_up, l.ffn_down].map(|t| t.ty);
+        self.layers.iter().flat_map(of).chain([self.output.ty])
     }
 
     pub fn bind(file: &GgufFile, config: &Config) -> Result<Weights> {
@@ -119,7 +125,10 @@ impl<'a> Binder<'a> {
     fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Tensor> {
         let (index, tensor) = self.find(name, &[n_cols as u64, n_rows as u64])?;
         if !Kernels::supports(tensor.ty) {
-            let what = format!("tensor {name} has type {}, which this engine cannot multiply; use a model in Q4_0, Q4_1, Q8_0, F16 or F32", tensor.ty);
+            let what = format!(
+                "tensor {name} has type {}, which this engine cannot multiply; use a model in another quantisation, such as Q4_K_M or Q8_0",
+                tensor.ty
+            );
             return Err(Error::unsupported(self.file.path(), what));
         }
         Ok(Tensor { ty: tensor.ty, n_rows, n_cols, index })
@@ -132,7 +141,10 @@ impl<'a> Binder<'a> {
             .map_err(|e| Error::unsupported(self.file.path(), format!("tensor {name}: {e}")))?;
         match out.iter().all(|v| v.is_finite()) {
             true => Ok(out),
-            false => Err(Error::unsupported(self.file.path(), format!("tensor {name} holds values that are not finite: the file is damaged; fetch it again"))),
+            false => Err(Error::unsupported(
+                self.file.path(),
+                format!("tensor {name} holds values that are not finite: the file is damaged; fetch it again"),
+            )),
         }
     }
 
@@ -148,7 +160,10 @@ impl<'a> Binder<'a> {
             None => Ok(()),
             Some((tensor, _)) => Err(Error::unsupported(
                 self.file.path(),
-                format!("tensor {} is not one that architecture '{arch}' reads here; leaving it out would run another model", tensor.name),
+                format!(
+                    "tensor {} is not one that architecture '{arch}' reads here; leaving it out would run another model",
+                    printable(&tensor.name)
+                ),
             )),
         }
     }

@@ -81,8 +81,9 @@ impl Sampler {
         Ok(Sampler {
             params,
             n_vocab,
-            candidates: Vec::with_capacity(n_vocab),
-            recent: vec![0; params.repeat_last_n].into_boxed_slice(),
+            // Written once, so that the pages are resident from the start.
+            candidates: vec![Candidate { id: u32::MAX, logit: f32::NAN }; n_vocab],
+            recent: vec![u32::MAX; params.repeat_last_n].into_boxed_slice(),
             recent_len: 0,
             recent_next: 0,
             rng: SplitMix64(params.seed),

@@ -66,12 +66,40 @@ pub fn budget_for(path: &Path, n_slot: usize, params: &SessionParams) -> u64 {
     wide.layout(&model(path)).expect("a layout").kv.arena_bytes(n_slot) as u64
 }
 
-/// A text of the project's own as tokens of the demo model: its prose, cut at `n`.
+/// A text of the project's own (tests/data) as tokens of the demo model.
+pub fn text(name: &str) -> Vec<u32> {
+    let text = std::fs::read_to_string(data(name)).unwrap_or_else(|e| panic!("tests/data/{name}: {e}"));
+    let tokenizer =
+        lowkey::text::Tokenizer::from_gguf(&GgufFile::open(&demo_model()).expect("the demo model")).expect("its tokenizer");
+    tokenizer.encode(&text, true, false).expect("ids")
+}
+
+/// The first `n` tokens of the project's prose.
 pub fn prose(n: usize) -> Vec<u32> {
-    let text = std::fs::read_to_string(data("prose.txt")).expect("tests/data/prose.txt");
-    let tokenizer = lowkey::text::Tokenizer::from_gguf(&GgufFile::open(&demo_model()).expect("the demo model")).expect("its tokenizer");
-    let mut tokens = tokenizer.encode(&text, true, false).expect("ids");
+    let mut tokens = text("prose.txt");
     assert!(tokens.len() >= n, "prose.txt has {} tokens, {n} are wanted", tokens.len());
     tokens.truncate(n);
     tokens
+}
+
+/// Whether this is an emulated CPU (the test runner names it): correctness counts there, long runs do not fit.
+pub fn emulated() -> Option<String> {
+    std::env::var("QEMU_CPU").ok().filter(|cpu| cfg!(target_arch = "aarch64") && !cpu.is_empty())
+}
+
+/// The binary under test, by the emulator where the tests themselves are emulated.
+pub fn lowkey() -> std::process::Command {
+    let binary = env!("CARGO_BIN_EXE_lowkey");
+    let mut command = match emulated() {
+        Some(cpu) => {
+            let mut qemu = std::process::Command::new("qemu-aarch64-static");
+            qemu.args(["-cpu", &cpu, binary]);
+            qemu
+        }
+        None => std::process::Command::new(binary),
+    };
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("LOWKEY_") || name == "RUST_LOG") {
+        command.env_remove(name);
+    }
+    command
 }

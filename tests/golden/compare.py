@@ -74,7 +74,7 @@ class Lowkey:
     def text_logits(self, text_path, n_ctx):
         with tempfile.TemporaryDirectory() as directory:
             out = pathlib.Path(directory) / "logits.npy"
-            command = [self.binary, "eval", "ppl", "-m", self.model, "-f", text_path, "--ctx", n_ctx, "--logits-out", out]
+            command = [self.binary, "eval", "ppl", "-m", self.model, "-f", text_path, "--ctx", n_ctx, "--keep", "100%", "--logits-out", out]
             done = subprocess.run([str(c) for c in command + self.extra], capture_output=True, text=True)
             if done.returncode != 0:
                 sys.exit(f"compare.py: {self.binary} exited {done.returncode}: {done.stderr.strip()[-500:]}")
@@ -115,8 +115,10 @@ def compare_prompts(reference, engines):
     errors = {name: [] for name in engines}
     for prompt in json.loads((common.GOLDEN / "logits.json").read_text())["prompts"]:
         ids = prompt["prompt"]
+        if len(ids) < 2 or max(ids) >= reference.n_vocab:
+            continue  # one window scores nothing below two tokens; a model of another vocabulary has none of these ids
         text = peer.detokenize(ids)
-        if len(ids) < 2 or peer.tokenize(text) != ids or max(ids) >= reference.n_vocab:
+        if peer.tokenize(text) != ids:
             continue
         truth = reference.logits(ids, last_only=True)[0]
         for name, engine in engines.items():

@@ -51,7 +51,7 @@ class Peer:
     def tokenize(self, text, parse_special=True):
         """Token ids of a str or of bytes, no token added."""
         data = text.encode() if isinstance(text, str) else text
-        room = len(data) + 8
+        room = 3 * len(data) + 8  # each byte that is no UTF-8 may become a character of three
         ids = (llama_cpp.llama_token * room)()
         n = llama_cpp.llama_tokenize(self.vocab, data, len(data), ids, room, False, parse_special)
         if n < 0:

@@ -1,0 +1,158 @@
+//! `lowkey bench`: prefill and decode speed, at several depths of the stream.
+//!
+//! A depth is how many tokens the stream has taken in before the clock starts. While the arena has room a deeper stream
+//! means more to attend to; once it is full, nothing changes any more, and the figures show it.
+
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::session::Session;
+
+use super::args::ModelArgs;
+use super::setup::open;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    Json,
+    Md,
+}
+
+#[derive(Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of the prefill test; 0 leaves it out
+    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
+    prompt: usize,
+    /// Tokens of the decode test; 0 leaves it out
+    #[arg(short, long, value_name = "N", default_value_t = 128)]
+    n: usize,
+    /// Depths of the stream at which to measure
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
+    depth: Vec<usize>,
+    /// Runs of each test; the median counts
+    #[arg(short, long, value_name = "N", default_value_t = 5)]
+    runs: usize,
+    /// How to print the rows
+    #[arg(short, long, value_enum, default_value = "md")]
+    output: Output,
+    /// The same as -o json
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Row {
+    test: String,
+    depth: usize,
+    threads: usize,
+    kernels: &'static str,
+    kv_type: &'static str,
+    n_slot: usize,
+    tok_s_median: f64,
+    tok_s_min: f64,
+    tok_s_max: f64,
+    runs: usize,
+}
+
+pub fn run(args: BenchArgs) -> Result<u8> {
+    if args.runs == 0 || (args.prompt == 0 && args.n == 0) {
+        return Err(Error::usage("--runs", "nothing to measure; give at least one run of one test"));
+    }
+    let opened = open(&args.model.model, args.model.session.params(1))?;
+    opened.check()?;
+    let (mut session, _) = opened.start()?;
+    let longest = args.depth.iter().max().copied().unwrap_or(0) + args.prompt.max(args.n);
+    let tokens = random_tokens(longest, session.model().config.n_vocab);
+    let mut rows = Vec::new();
+    for &depth in &args.depth {
+        let mut tests = Vec::new();
+        if args.prompt > 0 {
+            tests.push((format!("pp{}", args.prompt), args.prompt, true));
+        }
+        if args.n > 0 {
+            tests.push((format!("tg{}", args.n), args.n, false));
+        }
+        let mut seconds = vec![Vec::new(); tests.len()];
+        // Tests alternate, so that a noisy spell hits all of them.
+        for _ in 0..args.runs {
+            for ((_, n, batched), seconds) in tests.iter().zip(&mut seconds) {
+                to_depth(&mut session, &tokens, depth)?;
+                seconds.push(time(&mut session, &tokens[..*n], *batched)?);
+            }
+        }
+        rows.extend(tests.into_iter().zip(seconds).map(|((test, n, _), seconds)| row(&session, test, depth, n, seconds)));
+    }
+    match (args.json, args.output) {
+        (true, _) | (_, Output::Json) => super::answer(&super::to_json(&rows))?,
+        _ => super::answer(&table(&rows))?,
+    }
+    Ok(0)
+}
+
+/// Any tokens do: time does not depend on what they say.
+fn random_tokens(n: usize, n_vocab: usize) -> Vec<u32> {
+    let mut rng = fastrand::Rng::with_seed(1);
+    (0..n.max(1)).map(|_| rng.u32(..n_vocab as u32)).collect()
+}
+
+/// A stream that has taken in `depth` tokens. An arena that is full already stays as it is: more tokens change nothing.
+fn to_depth(session: &mut Session, tokens: &[u32], depth: usize) -> Result<()> {
+    let full = session.cache().n_live() == session.cache().n_slot();
+    if full && session.n_past() >= depth as u64 && depth >= session.cache().n_slot() {
+        return Ok(());
+    }
+    session.clear();
+    if depth > 0 {
+        session.prefill(&tokens[..depth], |_| true)?;
+    }
+    Ok(())
+}
+
+fn time(session: &mut Session, tokens: &[u32], batched: bool) -> Result<f64> {
+    let started = Instant::now();
+    if batched {
+        session.prefill(tokens, |_| true)?;
+    } else {
+        for &token in tokens {
+            session.step(token)?;
+        }
+    }
+    Ok(started.elapsed().as_secs_f64())
+}
+
+fn row(session: &Session, test: String, depth: usize, n: usize, mut seconds: Vec<f64>) -> Row {
+    seconds.sort_by(f64::total_cmp);
+    let speed = |seconds: f64| n as f64 / seconds;
+    let middle = seconds.len() / 2;
+    let median = if seconds.len() % 2 == 1 { seconds[middle] } else { (seconds[middle - 1] + seconds[middle]) / 2.0 };
+    Row {
+        test,
+        depth,
+        threads: session.n_threads(),
+        kernels: session.kernels().name(),
+        kv_type: "f16",
+        n_slot: session.cache().n_slot(),
+        tok_s_median: speed(median),
+        tok_s_min: speed(seconds[seconds.len() - 1]),
+        tok_s_max: speed(seconds[0]),
+        runs: seconds.len(),
+    }
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut out = String::from(
+        "| test | depth | threads | kernels | slots | tok/s | min | max | runs |\n|---|---|---|---|---|---|---|---|---|",
+    );
+    for r in rows {
+        let (median, min, max) = (r.tok_s_median, r.tok_s_min, r.tok_s_max);
+        out.push_str(&format!(
+            "\n| {} | {} | {} | {} | {} | {median:.1} | {min:.1} | {max:.1} | {} |",
+            r.test, r.depth, r.threads, r.kernels, r.n_slot, r.runs
+        ));
+    }
+    out
+}

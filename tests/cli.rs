@@ -1,0 +1,365 @@
+//! The binary as a user meets it: answers on stdout, one line for each mistake, exit codes, signals.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{demo_model, emulated, lowkey};
+use serde_json::Value;
+
+fn run(args: &[&str]) -> Output {
+    lowkey().args(args).stdin(Stdio::null()).output().expect("the binary starts")
+}
+
+fn model() -> String {
+    demo_model().to_str().expect("a path in UTF-8").to_owned()
+}
+
+fn json(args: &[&str]) -> Value {
+    let out = run(args);
+    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{args:?}: {stderr}");
+    assert_eq!(stdout.lines().count(), 1, "one object on stdout: {stdout}");
+    serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{args:?}: {e}: {stdout}"))
+}
+
+/// Exit code and the one line on stderr.
+fn mistake(args: &[&str]) -> (i32, String) {
+    let out = run(args);
+    let stderr = String::from_utf8(out.stderr).expect("text");
+    assert!(out.stdout.is_empty(), "{args:?} answers nothing: {}", String::from_utf8_lossy(&out.stdout));
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert!(lines.len() == 1 && lines[0].starts_with("lowkey: "), "{args:?}: one line, not: {stderr}");
+    (out.status.code().expect("a code"), lines[0].to_owned())
+}
+
+#[test]
+fn run_answers_in_json() {
+    let m = model();
+    let n = if emulated().is_some() { "4" } else { "24" };
+    let args = [
+        "run",
+        "-m",
+        &m,
+        "-p",
+        "The capital of France is",
+        "-n",
+        n,
+        "--temp",
+        "0",
+        "--kv-budget",
+        "2MiB",
+        "--json",
+        "--top-logprobs",
+        "3",
+    ];
+    let answer = json(&args);
+    assert_eq!(answer["prompt_tokens"], serde_json::json!([504, 3575, 282, 4649, 314]));
+    let tokens = common::ids(&answer["tokens"]);
+    assert_eq!(tokens.len().to_string(), n);
+    assert!(answer["text"].as_str().expect("text").starts_with(" Paris"), "{}", answer["text"]);
+    assert_eq!(answer["stop"], "length");
+    let logprobs = answer["logprobs"].as_array().expect("logprobs");
+    assert_eq!(logprobs.len(), tokens.len());
+    for (top, token) in logprobs.iter().zip(&tokens) {
+        assert_eq!(top.as_array().expect("three").len(), 3);
+        assert_eq!(top[0][0].as_u64(), Some(u64::from(*token)), "greedy takes the most likely");
+        assert!(top[0][1].as_f64() >= top[1][1].as_f64() && top[0][1].as_f64().expect("a logarithm") <= 0.0);
+    }
+    for name in ["load_ms", "prefill_ms", "prefill_tok_s", "decode_ms", "decode_tok_s", "first_token_ms"] {
+        assert!(answer["timings"][name].as_f64().is_some_and(|v| v > 0.0), "{name}: {}", answer["timings"]);
+    }
+    let kv = &answer["kv"];
+    assert_eq!(
+        (kv["budget_bytes"].as_u64(), &kv["policy"], &kv["k_type"], &kv["v_type"]),
+        (Some(2 << 20), &"l2".into(), &"f16".into(), &"f16".into())
+    );
+    assert!(kv["arena_bytes"].as_u64() <= Some(2 << 20) && kv["n_slot"].as_u64() > Some(50));
+    assert_eq!(kv["live"].as_u64(), Some(5 + tokens.len() as u64 - 1));
+    let memory = &answer["memory"];
+    assert_eq!(memory["weights_bytes"].as_u64(), Some(std::fs::metadata(demo_model()).expect("the model").len()));
+    if emulated().is_none() {
+        let (plan, peak) = (memory["plan_bytes"].as_u64(), memory["rss_anon_peak_bytes"].as_u64());
+        assert!(peak > Some(2 << 20) && peak <= plan, "peak {peak:?} within the plan {plan:?}");
+    }
+    assert!(answer["threads"].as_u64() >= Some(1));
+}
+
+#[test]
+fn every_kernel_set_gives_the_same_greedy_tokens() {
+    let m = model();
+    let n = if emulated().is_some() { "8" } else { "16" };
+    let tokens = |kernels: &str| {
+        let args = [
+            "run",
+            "-m",
+            &m,
+            "-p",
+            "Once upon a time",
+            "-n",
+            n,
+            "--temp",
+            "0",
+            "--kv-budget",
+            "2MiB",
+            "--json",
+            "--kernels",
+            kernels,
+        ];
+        let answer = json(&args);
+        (answer["tokens"].clone(), answer["kernels"].as_str().expect("a name").to_owned())
+    };
+    let (want, _) = tokens("scalar");
+    let (got, set) = tokens("auto");
+    if let Ok(expected) = std::env::var("LOWKEY_EXPECT_KERNELS") {
+        assert_eq!(set, expected, "auto picks the expected set on this CPU");
+    }
+    assert_eq!(got, want, "{set} against scalar");
+    if emulated().is_none() {
+        for kernels in lowkey::kernels::Kernels::available() {
+            assert_eq!(tokens(kernels.name()).0, want, "{} against scalar", kernels.name());
+        }
+    }
+}
+
+#[test]
+fn mistakes_are_one_line_that_names_the_flag_and_the_way_out() {
+    let m = model();
+    let not_gguf = std::env::temp_dir().join(format!("lowkey-not-a-model-{}.gguf", std::process::id()));
+    std::fs::write(&not_gguf, "this is a text").expect("a temporary file");
+    let not_gguf_path = not_gguf.to_str().expect("UTF-8").to_owned();
+    let cases: [(&[&str], i32, &[&str]); 17] = [
+        (&["run", "-m", &m, "-p", "x", "--kv-budget", "10KiB"], 1, &["--kv-budget", "give at least", "--batch"]),
+        (
+            &["run", "-m", &m, "-p", "x", "--kv-budget", "150KiB", "--sinks", "4", "--recent", "16"],
+            1,
+            &["--kv-budget", "give at least"],
+        ),
+        (&["run", "-m", &m, "-p", "x", "--memory", "5MiB"], 1, &["--memory", "give at least", "kv arena"]),
+        (&["run", "-m", &m, "-p", ""], 1, &["--prompt", "0 tokens"]),
+        (&["run", "-m", &m, "-f", "-"], 1, &["--file", "0 tokens"]),
+        (&["run", "-m", &not_gguf_path, "-p", "x"], 1, &[&not_gguf_path, "GGUF"]),
+        (&["run", "-m", "/no/such/file.gguf", "-p", "x"], 1, &["/no/such/file.gguf", "no such file"]),
+        (&["run", "-m", "no-such-name", "-p", "x"], 2, &["--model", "no-such-name", "smollm2-135m-instruct"]),
+        (&["run", "-m", &m, "-p", "x", "--kv-budget", "4MB"], 2, &["--kv-budget", "4MiB"]),
+        (&["run", "-m", &m, "-p", "x", "--kernels", "mmx"], 2, &["--kernels", "mmx", "scalar"]),
+        (&["run", "-m", &m, "-p", "x", "--evict", "lru"], 2, &["--evict", "lru", "window"]),
+        (&["run", "-m", &m, "-p", "x", "--threads", "0"], 2, &["--threads"]),
+        (&["run", "-m", &m, "-p", "x", "--top-p", "7"], 2, &["--top-p"]),
+        (&["run", "-m", &m, "-p", "x", "--json", "-n", "-1"], 2, &["-n", "--json"]),
+        (&["run", "-m", &m], 2, &["--prompt"]),
+        (&["run", "-m", &m, "-p", "x", "--no-such-flag"], 2, &["--no-such-flag"]),
+        (&["eval", "ppl", "-m", &m, "-f", &not_gguf_path], 2, &["--file", "fewer than one window", "--ctx"]),
+    ];
+    for (args, code, parts) in cases {
+        let (got, line) = mistake(args);
+        assert_eq!(got, code, "{args:?}: {line}");
+        for part in parts {
+            assert!(line.contains(part), "{args:?}: '{part}' is missing in: {line}");
+        }
+    }
+    std::fs::remove_file(not_gguf).expect("the temporary file");
+}
+
+#[test]
+fn plan_adds_up_and_refuses() {
+    let m = model();
+    let plan = json(&["plan", "-m", &m, "--kv-budget", "4MiB", "--threads", "2", "--json"]);
+    let sum = |kind: &str| -> u64 {
+        let regions = plan["regions"].as_array().expect("regions");
+        regions.iter().filter(|r| r["kind"] == kind).map(|r| r["bytes"].as_u64().expect("bytes")).sum()
+    };
+    assert_eq!((plan["private_bytes"].as_u64(), plan["file_bytes"].as_u64()), (Some(sum("private")), Some(sum("file"))));
+    let kv = &plan["kv"];
+    // 30 layers, 3 KV heads: key and value of 64 f16 each, f32 score, u32 position.
+    assert_eq!(kv["bytes_per_slot"], 30 * 3 * (2 * 64 * 2 + 8));
+    assert!(kv["arena_bytes"].as_u64() <= Some(4 << 20) && kv["arena_bytes"].as_u64() > Some((4 << 20) - 30_000));
+    assert_eq!(plan["fits"], true);
+    let refused = run(&["plan", "-m", &m, "--memory", "4MiB", "--json"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(serde_json::from_slice::<Value>(&refused.stdout).expect("JSON")["fits"], false);
+}
+
+#[test]
+fn a_full_arena_without_eviction_ends_with_what_was_generated_and_a_line() {
+    let m = model();
+    let args = [
+        "run",
+        "-m",
+        &m,
+        "-p",
+        "Once upon a time",
+        "-n",
+        "100",
+        "--temp",
+        "0",
+        "--kv-budget",
+        "500KiB",
+        "--batch",
+        "8",
+        "--evict",
+        "off",
+    ];
+    let out = run(&[&args[..], &["--json"]].concat());
+    assert_eq!(out.status.code(), Some(1));
+    let answer: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!(answer["stop"], "full");
+    assert_eq!(answer["kv"]["live"], answer["kv"]["n_slot"]);
+    assert!(String::from_utf8_lossy(&out.stderr).lines().last().is_some_and(|l| l.contains("--evict off")));
+}
+
+#[test]
+fn flags_read_the_environment_and_tokenize_and_info_answer() {
+    let m = model();
+    let out = lowkey().env("LOWKEY_MODEL", &m).env("LOWKEY_KV_BUDGET", "3MiB").args(["plan", "--json"]).output().expect("starts");
+    let plan: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!(plan["kv"]["budget_bytes"], 3 << 20);
+    assert_eq!(json(&["tokenize", "-m", &m, "The capital of France is"]), serde_json::json!([504, 3575, 282, 4649, 314]));
+    let info = json(&["info", &m, "--json"]);
+    assert_eq!(
+        (&info["metadata"]["general.architecture"], info["tensors"].as_array().map(Vec::len), &info["runs"]),
+        (&"llama".into(), Some(272), &true.into())
+    );
+    let text = run(&["info", &m]);
+    assert!(text.status.success() && String::from_utf8_lossy(&text.stdout).contains("this engine runs it"));
+}
+
+#[test]
+fn a_stop_text_ends_the_answer_before_it() {
+    if emulated().is_some() {
+        return;
+    }
+    let m = model();
+    let answer =
+        json(&["run", "-m", &m, "-p", "The capital of France is", "-n", "40", "--temp", "0", "--stop", "United", "--json"]);
+    assert_eq!(answer["stop"], "stop");
+    assert!(answer["text"].as_str().is_some_and(|t| t.ends_with("The ") && !t.contains("United")), "{}", answer["text"]);
+}
+
+#[test]
+fn chat_goes_through_the_model_s_template() {
+    let m = model();
+    let n = if emulated().is_some() { "2" } else { "40" };
+    let answer = json(&["run", "-m", &m, "--chat", "-p", "Say hello.", "-n", n, "--temp", "0", "--json"]);
+    let prompt = common::ids(&answer["prompt_tokens"]);
+    assert_eq!(prompt[0], 1, "<|im_start|> comes first");
+    assert!(prompt.len() > 10);
+    if emulated().is_none() {
+        assert_eq!(answer["stop"], "eos", "{}", answer["text"]);
+    }
+}
+
+#[test]
+fn the_seed_decides_the_sample() {
+    if emulated().is_some() {
+        return;
+    }
+    let m = model();
+    let sample = |seed: &str| {
+        json(&["run", "-m", &m, "-p", "My favourite", "-n", "12", "--temp", "1.2", "--seed", seed, "--json"])["tokens"].clone()
+    };
+    assert_eq!(sample("7"), sample("7"));
+    assert_ne!(sample("7"), sample("8"));
+}
+
+/// Starts a run that would go on for long, and waits until text flows.
+fn endless() -> (std::process::Child, Vec<u8>) {
+    let mut child = lowkey()
+        .args(["run", "-m", &model(), "-p", "Once upon a time", "-n", "-1", "--ignore-eos", "--kv-budget", "2MiB"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut first = vec![0; 1];
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut first).expect("text");
+    (child, first)
+}
+
+#[test]
+fn ctrl_c_finishes_the_line_prints_statistics_and_exits_with_130() {
+    let (mut child, _) = endless();
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+    let started = Instant::now();
+    let out = loop {
+        if let Some(status) = child.try_wait().expect("a child") {
+            break status;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "it goes on after Ctrl-C");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let (mut stdout, mut stderr) = (Vec::new(), String::new());
+    child.stdout.take().expect("a pipe").read_to_end(&mut stdout).expect("text");
+    child.stderr.take().expect("a pipe").read_to_string(&mut stderr).expect("text");
+    assert_eq!(out.code(), Some(130), "{stderr}");
+    assert!(stdout.ends_with(b"\n") && stderr.contains("[interrupt]") && stderr.contains("tok/s"), "{stderr}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let (mut child, _) = endless();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("a child").code(), Some(0));
+}
+
+#[test]
+fn standard_input_is_a_prompt() {
+    let m = model();
+    let mut child = lowkey()
+        .args(["run", "-m", &m, "-f", "-", "-n", "1", "--temp", "0", "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary starts");
+    child.stdin.take().expect("a pipe").write_all(b"The capital of France is").expect("written");
+    let out = child.wait_with_output().expect("output");
+    let answer: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!(answer["text"], " Paris");
+}
+
+#[test]
+fn eval_ppl_gives_a_row_for_each_budget() {
+    let m = model();
+    let text = common::data("prose.txt");
+    let (ctx, keep) = if emulated().is_some() { ("24", "100%,50%") } else { ("256", "100%,50%,25%") };
+    let args = [
+        "eval",
+        "ppl",
+        "-m",
+        &m,
+        "-f",
+        text.to_str().expect("UTF-8"),
+        "--ctx",
+        ctx,
+        "--windows",
+        "1",
+        "--keep",
+        keep,
+        "--batch",
+        "8",
+        "-o",
+        "json",
+    ];
+    let rows = json(&args);
+    let rows = rows.as_array().expect("rows");
+    assert_eq!(rows.len(), keep.split(',').count());
+    let ctx: u64 = ctx.parse().expect("a number");
+    let full_bytes = ctx * 30 * 3 * 2 * 64 * 2;
+    for row in rows {
+        let keep = row["keep"].as_f64().expect("a share");
+        assert_eq!(row["n_tokens"].as_u64(), Some(ctx - 1));
+        assert!((row["ppl"].as_f64().expect("ppl").ln() - row["nll"].as_f64().expect("nll")).abs() < 1e-9);
+        if keep == 1.0 {
+            assert_eq!((row["n_slot"].as_u64(), row["ppl_ratio_to_full"].as_f64()), (Some(ctx), Some(1.0)));
+        } else {
+            assert!(
+                row["arena_bytes"].as_f64().expect("bytes") <= full_bytes as f64 * keep,
+                "the budget is a share of the full cache"
+            );
+            let ratio = row["ppl_ratio_to_full"].as_f64().expect("a ratio");
+            assert!(ratio > 0.9 && ratio < 2.0, "{row}");
+        }
+    }
+}

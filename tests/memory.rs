@@ -1,0 +1,70 @@
+//! Resident private memory, as the system counts it, from the moment the arena is carved: flat, and within the plan.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+use std::time::Duration;
+
+fn rss_anon_kib(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|l| l.strip_prefix("RssAnon:"))?.trim().strip_suffix(" kB")?.trim().parse().ok()
+}
+
+/// A prompt of many tokens through a small arena. `LOWKEY_SOAK_TOKENS` makes the stream longer (20000 in docs/performance.md).
+#[test]
+fn resident_private_memory_is_flat_once_the_arena_is_carved() {
+    if common::emulated().is_some() {
+        return println!("an emulated process's memory is the emulator's");
+    }
+    let n_tokens: usize = std::env::var("LOWKEY_SOAK_TOKENS").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
+    let story = std::fs::read_to_string(common::data("prose.txt")).expect("tests/data/prose.txt");
+    // About four bytes a token.
+    let text: String = story.chars().cycle().take(n_tokens * 9 / 2).collect();
+    let path = std::env::temp_dir().join(format!("lowkey-long-prompt-{}.txt", std::process::id()));
+    std::fs::write(&path, &text).expect("a temporary file");
+    let model = common::demo_model();
+    let mut child = common::lowkey()
+        .args(["run", "-m", model.to_str().expect("UTF-8"), "-f", path.to_str().expect("UTF-8")])
+        .args([
+            "-n",
+            "50",
+            "--temp",
+            "0.9",
+            "--seed",
+            "3",
+            "--ignore-eos",
+            "--kv-budget",
+            "2MiB",
+            "--threads",
+            "2",
+            "--log-level",
+            "info",
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    while !line.contains("all memory is taken") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).expect("text") > 0, "it ended before it began");
+    }
+    let pid = child.id();
+    let start = rss_anon_kib(pid).expect("a running process");
+    let (mut peak, mut samples) = (start, 0);
+    while child.try_wait().expect("a child").is_none() {
+        if let Some(now) = rss_anon_kib(pid) {
+            (peak, samples) = (peak.max(now), samples + 1);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let (mut out, mut rest) = (String::new(), String::new());
+    child.stdout.take().expect("a pipe").read_to_string(&mut out).expect("text");
+    stderr.read_to_string(&mut rest).expect("text");
+    std::fs::remove_file(&path).expect("the temporary file");
+    println!("{start} KiB when the arena was carved, {peak} KiB at most in {samples} samples; {}", rest.trim());
+    assert!(samples > 20 && rest.contains("evicted"), "{rest}");
+    assert_eq!(peak, start, "KiB of anonymous memory");
+}
