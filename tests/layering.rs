@@ -25,6 +25,7 @@ const UNSAFE: [&str; 15] = [
     "kernels/arm_blocks.rs",
     "kernels/arm_dense.rs",
     "kernels/arm_float.rs",
+    "kernels/arm_formats.rs",
     "kernels/avx2.rs",
     "kernels/avx512.rs",
     "kernels/dotprod.rs",

@@ -123,16 +123,20 @@ pub struct Scales {
     pub m: [float32x4_t; 2],
 }
 
+/// What the products need to know of a type's elements.
+pub trait Range8 {
+    /// The largest magnitude: says how many products with an activation fit into 16 bits.
+    const LARGEST: i32;
+    const HAS_MIN: bool;
+}
+
 /// How a type is read: first the scales of a block, then its elements. An element counts as `q - OFFSET`.
-pub trait Format {
+pub trait Format: Range8 {
     /// Bytes of a block of one row.
     const BYTES: usize;
-    const HAS_MIN: bool;
     /// Whether elements are nibbles, else bytes.
     const NIBBLES: bool;
     const OFFSET: i8;
-    /// The largest `|q|`: says how many products with an activation fit into 16 bits.
-    const LARGEST: i32;
 
     /// # Safety
     /// Each pointer is at the start of a block.
@@ -157,12 +161,14 @@ unsafe fn scale_only(p: &mut [*const u8; ROWS]) -> Scales {
 
 /// `f16 d; u8 qs[16]`
 pub struct Q4_0;
+impl Range8 for Q4_0 {
+    const LARGEST: i32 = 15;
+    const HAS_MIN: bool = false;
+}
 impl Format for Q4_0 {
     const BYTES: usize = 18;
-    const HAS_MIN: bool = false;
     const NIBBLES: bool = true;
     const OFFSET: i8 = 8;
-    const LARGEST: i32 = 15;
 
     #[inline(always)]
     unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
@@ -179,12 +185,14 @@ impl Format for Q4_0 {
 
 /// `f16 d; f16 m; u8 qs[16]`
 pub struct Q4_1;
+impl Range8 for Q4_1 {
+    const LARGEST: i32 = 15;
+    const HAS_MIN: bool = true;
+}
 impl Format for Q4_1 {
     const BYTES: usize = 20;
-    const HAS_MIN: bool = true;
     const NIBBLES: bool = true;
     const OFFSET: i8 = 0;
-    const LARGEST: i32 = 15;
 
     #[inline(always)]
     unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
@@ -204,12 +212,14 @@ impl Format for Q4_1 {
 
 /// `f16 d; i8 qs[32]`
 pub struct Q8_0;
+impl Range8 for Q8_0 {
+    const LARGEST: i32 = 128;
+    const HAS_MIN: bool = false;
+}
 impl Format for Q8_0 {
     const BYTES: usize = 34;
-    const HAS_MIN: bool = false;
     const NIBBLES: bool = false;
     const OFFSET: i8 = 0;
-    const LARGEST: i32 = 128;
 
     #[inline(always)]
     unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
@@ -225,20 +235,22 @@ impl Format for Q8_0 {
 }
 
 /// Eight expanded rows in the scratch of a thread: for each block of 32 columns `TILE_BLOCK` bytes, and behind all of them,
-/// for types that have minimums, eight f32 minimums a block.
+/// for types that have minimums or sub-scales, eight f32 or u32 a block, and eight more f32 (see arm_formats.rs).
 #[derive(Clone, Copy)]
 pub struct Tile {
     pub blocks: *mut u8,
     pub minimums: *mut f32,
+    pub scales_of_minimums: *mut f32,
 }
 
 impl Tile {
     /// Checks that the scratch is large enough.
     pub fn new(task: &mut MatmulTask) -> Self {
         let n_blocks = task.acts.n_cols / BLOCK;
-        assert!(n_blocks * (TILE_BLOCK + ROWS * size_of::<f32>()) <= task.tile.len());
+        assert!(n_blocks * (TILE_BLOCK + 2 * ROWS * size_of::<f32>()) <= task.tile.len());
         let blocks = task.tile.as_mut_ptr();
-        Tile { blocks, minimums: blocks.wrapping_add(n_blocks * TILE_BLOCK).cast() }
+        let minimums = blocks.wrapping_add(n_blocks * TILE_BLOCK).cast::<f32>();
+        Tile { blocks, minimums, scales_of_minimums: minimums.wrapping_add(n_blocks * ROWS) }
     }
 
     /// Expands eight rows; `put` stores the elements of four rows of a block, 128 bytes, as its set likes them.
@@ -318,11 +330,17 @@ pub trait Set {
     /// 128 writable bytes; the CPU features of the set.
     unsafe fn put(to: *mut u8, four: Four);
 
+    /// Four rows of a block of a tile with `T` tokens: the sums of the first and of the last 16 products, in lanes of rows.
+    ///
+    /// # Safety
+    /// 128 bytes of elements at `w`, a block at each `a`; the CPU features of the set.
+    unsafe fn half_sums<F: Range8, const T: usize>(w: *const u8, a: [*const i8; T]) -> [[int32x4_t; 2]; T];
+
     /// Eight rows of a tile with `TOKENS` tokens: `acc = fma(d_w * d_a, Σ q_w q_a, acc)` over all blocks, in lanes of rows.
     ///
     /// # Safety
     /// The tile and each token have `n_blocks` blocks; the CPU features of the set.
-    unsafe fn product<F: Format>(
+    unsafe fn product<F: Range8>(
         tile: *const u8,
         a: [*const i8; TOKENS],
         d: [*const f32; TOKENS],
@@ -384,7 +402,7 @@ unsafe fn store(x: [float32x4_t; 2], to: *mut f32) {
 /// # Safety
 /// The tile holds all blocks of the rows; token `first` is inside the batch; as `quantised`.
 #[inline(always)]
-unsafe fn tokens<F: Format, S: Set>(tile: Tile, acts: &Acts, first: usize, out: Out, row: usize) {
+pub unsafe fn tokens<F: Range8, S: Set>(tile: Tile, acts: &Acts, first: usize, out: Out, row: usize) {
     let n_blocks = acts.n_cols / BLOCK;
     let at = |t: usize| (first + t).min(acts.n_tok - 1) * n_blocks;
     // SAFETY: pointers to tokens of the batch; the fields of `acts` have an element for each block.

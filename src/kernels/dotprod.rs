@@ -7,9 +7,9 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{self, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk};
+use super::arm_blocks::{self, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk};
 use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
-use super::{MatmulTask, Table, arm_dense};
+use super::{MatmulTask, Table, arm_dense, arm_formats};
 use crate::gguf::quant::GgmlType;
 
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
@@ -24,8 +24,18 @@ unsafe fn matmul(task: &mut MatmulTask) {
             GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Dotprod>(task),
             GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Dotprod>(task),
             GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Dotprod>(task),
-            GgmlType::F16 | GgmlType::F32 => arm_dense::matmul(task),
-            _ => (super::scalar::TABLE.matmul)(task),
+            GgmlType::Q5_0 => arm_formats::quantised::<arm_formats::Q5_0, Dotprod>(task),
+            GgmlType::Q5_1 => arm_formats::quantised::<arm_formats::Q5_1, Dotprod>(task),
+            GgmlType::IQ4_NL => arm_formats::quantised::<arm_formats::Iq4Nl, Dotprod>(task),
+            GgmlType::MXFP4 => arm_formats::quantised::<arm_formats::Mxfp4, Dotprod>(task),
+            GgmlType::IQ4_XS => arm_formats::quantised::<arm_formats::Iq4Xs, Dotprod>(task),
+            GgmlType::Q2_K => arm_formats::quantised::<arm_formats::Q2K, Dotprod>(task),
+            GgmlType::Q3_K => arm_formats::quantised::<arm_formats::Q3K, Dotprod>(task),
+            GgmlType::Q4_K => arm_formats::quantised::<arm_formats::Q4K, Dotprod>(task),
+            GgmlType::Q5_K => arm_formats::quantised::<arm_formats::Q5K, Dotprod>(task),
+            GgmlType::Q6_K => arm_formats::quantised::<arm_formats::Q6K, Dotprod>(task),
+            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => arm_dense::matmul(task),
+            ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }
     }
 }
@@ -384,6 +394,19 @@ unsafe fn tile_block<const LANE: usize>(
     }
 }
 
+/// `acc[i] += Σ_j w[4i + j] * a[4 LANE + j]`
+///
+/// # Safety
+/// The CPU has the dot product extension.
+#[inline(always)]
+unsafe fn sdot_lane<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
+    // SAFETY: registers only; the extension is there by the caller's promise.
+    unsafe {
+        asm!("sdot {acc:v}.4s, {w:v}.16b, {a:v}.4b[{lane}]", acc = inlateout(vreg) acc, w = in(vreg) w, a = in(vreg) a, lane = const LANE, options(pure, nomem, nostack, preserves_flags))
+    };
+    acc
+}
+
 struct Dotprod;
 impl Set for Dotprod {
     /// Cores with this extension mostly run out of order and follow many streams by themselves.
@@ -441,7 +464,31 @@ impl Set for Dotprod {
     }
 
     #[inline(always)]
-    unsafe fn product<F: Format>(
+    unsafe fn half_sums<F: Range8, const T: usize>(w: *const u8, a: [*const i8; T]) -> [[int32x4_t; 2]; T] {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let mut sums = [[vdupq_n_s32(0); 2]; T];
+            for half in 0..2 {
+                let a = a.map(|a| vld1q_s8(a.add(16 * half)));
+                macro_rules! columns {
+                    ($k:literal) => {
+                        let w = vld1q_s8(w.add(64 * half + 16 * $k).cast());
+                        for t in 0..T {
+                            sums[t][half] = sdot_lane::<$k>(sums[t][half], w, a[t]);
+                        }
+                    };
+                }
+                columns!(0);
+                columns!(1);
+                columns!(2);
+                columns!(3);
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn product<F: Range8>(
         mut tile: *const u8,
         mut a: [*const i8; TOKENS],
         mut d: [*const f32; TOKENS],

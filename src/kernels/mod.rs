@@ -12,6 +12,8 @@ mod arm_blocks;
 mod arm_dense;
 #[cfg(target_arch = "aarch64")]
 mod arm_float;
+#[cfg(target_arch = "aarch64")]
+mod arm_formats;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -327,11 +329,9 @@ impl Kernels {
     /// Whether this set has vector kernels for the type. What it has none for is multiplied by the scalar set, which gives
     /// the same bits, many times slower.
     pub fn is_fast(&self, ty: GgmlType) -> bool {
-        use GgmlType::*;
         match self.name {
             SetName::Scalar => false,
-            SetName::Neon | SetName::Dotprod => matches!(ty, F32 | F16 | Q4_0 | Q4_1 | Q8_0),
-            SetName::Avx2 | SetName::Avx512 => Kernels::supports(ty),
+            _ => Kernels::supports(ty),
         }
     }
 
