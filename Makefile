@@ -17,7 +17,7 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help build model demo test test-native test-arm lint lint-arm size bench-peer cross-image cross-build cross-test clean
+.PHONY: help build model demo test test-native test-arm lint lint-arm size bench-peer arm-cost cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -71,6 +71,9 @@ bench-peer: build model .venv/peer ## speed beside llama.cpp's: same file, threa
 	python3 -m venv .venv
 	.venv/bin/pip install -q -r tests/golden/requirements.txt
 	@touch $@
+
+arm-cost: model size ## guest instructions per token as Raspberry Pi 3, 4 and 5 (needs qemu-user, gcc)
+	python3 benches/arm_cost.py $(PEER_MODELS:%=--model %)
 
 cross-image: ## the container image for `cross`, with Docker or podman
 	$(CONTAINER) build -t $(IMAGE) -f cross/Dockerfile cross

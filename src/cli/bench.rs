@@ -25,7 +25,8 @@ pub struct BenchArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Tokens of the prefill test; 0 leaves it out
-    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
+    // Not LOWKEY_PROMPT: that is a text.
+    #[arg(short = 'p', long, value_name = "N", env = "LOWKEY_PROMPT_TOKENS", hide_env = true, default_value_t = 512)]
     prompt: usize,
     /// Tokens of the decode test; 0 leaves it out
     #[arg(short, long, value_name = "N", default_value_t = 128)]
@@ -43,6 +44,9 @@ pub struct BenchArgs {
     #[arg(long)]
     json: bool,
 }
+
+/// Tokens of the longest stream: days of work, and 64 MiB of ids.
+const MAX_TOKENS: usize = 1 << 24;
 
 #[derive(Serialize)]
 struct Row {
@@ -62,10 +66,16 @@ pub fn run(args: BenchArgs) -> Result<u8> {
     if args.runs == 0 || (args.prompt == 0 && args.n == 0) {
         return Err(Error::usage("--runs", "nothing to measure; give at least one run of one test"));
     }
-    let opened = open(&args.model.model, args.model.session.params(1))?;
+    let longest = args.depth.iter().max().copied().unwrap_or(0).saturating_add(args.prompt.max(args.n));
+    for (flag, n) in [("--prompt", args.prompt), ("-n", args.n), ("--runs", args.runs), ("--depth", longest)] {
+        if n > MAX_TOKENS {
+            return Err(Error::usage(flag, format!("{n} is more than a bench can wait for; give at most {MAX_TOKENS} in all")));
+        }
+    }
+    let mut opened = open(&args.model.model, args.model.session.params(1))?;
+    opened.plan.private("tokens", longest.max(1) * size_of::<u32>());
     opened.check()?;
     let (mut session, _) = opened.start()?;
-    let longest = args.depth.iter().max().copied().unwrap_or(0) + args.prompt.max(args.n);
     let tokens = random_tokens(longest, session.model().config.n_vocab);
     let mut rows = Vec::new();
     for &depth in &args.depth {

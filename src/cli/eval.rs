@@ -15,8 +15,9 @@ use crate::session::Session;
 use crate::units::Bytes;
 
 use super::args::ModelArgs;
+use super::interrupt::Interrupt;
 use super::run::read_text;
-use super::setup::{check_tokens, open};
+use super::setup::{Opened, check_tokens, open};
 
 #[derive(Args)]
 pub struct EvalArgs {
@@ -103,13 +104,26 @@ pub fn run(args: EvalArgs) -> Result<u8> {
 const N_LOGITS: usize = 16;
 
 fn ppl(args: PplArgs) -> Result<u8> {
+    let interrupt = Interrupt::catch_with_term()?;
+    if let Some(path) = &args.logits_out {
+        NpyFile::check(path)?;
+    }
+    if args.windows == Some(0) {
+        return Err(Error::usage("--windows", "0 windows give no perplexity; give 1 at least"));
+    }
     let text = read_text(None, Some(&args.file))?;
     let stride = args.stride.unwrap_or(args.ctx);
-    if args.ctx < 2 || stride == 0 {
-        return Err(Error::usage("--ctx", "a window must have 2 tokens at least, and the next start after it"));
+    if args.ctx < 2 {
+        return Err(Error::usage("--ctx", "a window must have 2 tokens at least"));
     }
-    let opened = open(&args.model.model, args.model.session.params(N_LOGITS))?;
-    opened.check()?;
+    if stride == 0 {
+        return Err(Error::usage("--stride", "windows that do not move on never end; give 1 at least"));
+    }
+    let mut opened = open(&args.model.model, args.model.session.params(N_LOGITS))?;
+    plan_text(&mut opened, text.len());
+    if args.keep.is_empty() {
+        opened.check()?;
+    }
     let n_ctx = opened.model.config.n_ctx;
     if args.ctx > n_ctx {
         return Err(Error::usage(
@@ -130,14 +144,20 @@ fn ppl(args: PplArgs) -> Result<u8> {
         return Err(Error::usage("--file", what));
     }
     tokens.truncate((n_windows - 1) * stride + args.ctx);
+    drop(opened);
 
-    let mut eval = Eval { args: &args, tokens: &tokens, stride, n_windows, full: None };
+    let mut eval = Eval { args: &args, tokens: &tokens, stride, n_windows, text_len: text.len(), full: None, interrupt };
+    eval.interrupt.defer();
     let mut rows = Vec::new();
     let budgets: Vec<Option<Keep>> =
         if args.keep.is_empty() { vec![None] } else { args.keep.iter().copied().map(Some).collect() };
     for (i, keep) in budgets.into_iter().enumerate() {
         let logits_out = args.logits_out.as_deref().filter(|_| i == 0);
-        rows.push(eval.row(keep, logits_out)?);
+        let Some(row) = eval.row(keep, logits_out)? else {
+            super::say("lowkey: interrupted, no result");
+            return Ok(130);
+        };
+        rows.push(row);
     }
     match (args.json, args.output) {
         (true, _) | (_, Output::Json) => super::answer(&super::to_json(&rows))?,
@@ -146,91 +166,110 @@ fn ppl(args: PplArgs) -> Result<u8> {
     Ok(0)
 }
 
+/// The lines that only `eval` knows of: the text and its tokens, a score for each in this run and in that of the full cache.
+fn plan_text(opened: &mut Opened, text_len: usize) {
+    opened.plan.private("text", text_len * 5);
+    opened.plan.private("scores", 2 * text_len * size_of::<f64>());
+}
+
 struct Eval<'a> {
     args: &'a PplArgs,
     tokens: &'a [u32],
     stride: usize,
     n_windows: usize,
+    text_len: usize,
     /// Scores of the full f16 cache, once some row has needed them.
     full: Option<Scores>,
+    interrupt: Interrupt,
+}
+
+/// What a session is to have.
+#[derive(Clone, Copy, PartialEq)]
+enum Budget {
+    Bytes(u64),
+    /// A share of the bytes of keys and values of a full f16 cache of a window.
+    Share(f64),
+    /// A whole window.
+    Full,
 }
 
 impl Eval<'_> {
-    /// A session with exactly these bytes; `None` for a cache that holds a whole window.
-    fn session(&self, budget: Option<u64>) -> Result<Session> {
+    fn session(&self, budget: Budget) -> Result<Session> {
         let mut params = self.args.model.session.params(N_LOGITS);
-        let mut opened = open(&self.args.model.model, {
-            params.kv.budget_bytes = u64::MAX;
-            params.clone()
-        })?;
-        let kv = opened.layout.kv;
-        opened.params.kv.budget_bytes = budget.unwrap_or(kv.arena_bytes(self.args.ctx) as u64);
-        if budget.is_none() {
+        params.kv.budget_bytes = u64::MAX;
+        let mut opened = open(&self.args.model.model, params)?;
+        let (kv, ctx) = (opened.layout.kv, self.args.ctx);
+        opened.params.kv.budget_bytes = match budget {
+            Budget::Bytes(bytes) => bytes,
+            Budget::Share(percent) => ((2 * kv.row_bytes() * kv.n_heads() * ctx) as f64 * percent / 100.0) as u64,
+            Budget::Full => kv.arena_bytes(ctx) as u64,
+        };
+        if budget == Budget::Full {
             opened.params.kv.policy = Policy::Off;
         }
-        Session::new(opened.model, &opened.params)
+        opened.replan()?;
+        plan_text(&mut opened, self.text_len);
+        opened.check()?;
+        let session = Session::new(opened.model, &opened.params)?;
+        check_tokens(&session, self.tokens)?;
+        Ok(session)
     }
 
-    /// Bytes of keys and values of a full f16 cache of a window.
-    fn full_bytes(&self, session: &Session) -> f64 {
-        let kv = session.cache().shape();
-        (2 * kv.row_bytes() * kv.n_heads() * self.args.ctx) as f64
-    }
-
-    fn score(&self, session: &mut Session, logits_out: Option<&Path>) -> Result<Scores> {
-        check_tokens(session, self.tokens)?;
+    /// `None` if interrupted.
+    fn score(&self, session: &mut Session, logits_out: Option<&Path>) -> Result<Option<Scores>> {
         let bar = self.progress(session);
         let n_vocab = session.model().config.n_vocab;
         let mut file = logits_out.map(|path| NpyFile::create(path, n_vocab)).transpose()?;
         let rows = |row: &[f32]| file.as_mut().map_or(Ok(()), |file| file.row(row));
         let scores = score(session, self.tokens, self.args.ctx, self.stride, rows, |n| {
             bar.inc(n as u64);
-            true
+            !self.interrupt.raised()
         })?;
         bar.finish_and_clear();
-        if let Some(file) = file {
+        if let (Some(file), Some(_)) = (file, &scores) {
             file.finish()?;
         }
-        Ok(scores.expect("nobody stops it"))
+        Ok(scores)
     }
 
-    fn row(&mut self, keep: Option<Keep>, logits_out: Option<&Path>) -> Result<Row> {
+    /// `None` if interrupted.
+    fn row(&mut self, keep: Option<Keep>, logits_out: Option<&Path>) -> Result<Option<Row>> {
         let whole = keep.is_some_and(|keep| keep.0 == 100.0);
-        let mut session = match keep {
-            None => self.session(Some(self.args.model.session.kv_budget.0))?,
-            Some(_) if whole => self.session(None)?,
-            Some(keep) => {
-                let full = self.full_bytes(&self.session(None)?);
-                self.session(Some((full * keep.0 / 100.0) as u64))?
-            }
-        };
-        let scores = self.score(&mut session, logits_out)?;
-        let n_slot = session.cache().n_slot();
+        let mut session = self.session(match keep {
+            None => Budget::Bytes(self.args.model.session.kv_budget.0),
+            Some(_) if whole => Budget::Full,
+            Some(keep) => Budget::Share(keep.0),
+        })?;
+        let Some(scores) = self.score(&mut session, logits_out)? else { return Ok(None) };
+        let (n_slot, arena_bytes) = (session.cache().n_slot(), session.cache().arena_bytes());
+        let policy = session.cache().policy().name();
+        // One session at a time: the plan is for one.
+        drop(session);
         let evicts = n_slot < self.args.ctx;
         if evicts && self.full.is_none() {
-            self.full = Some(self.score(&mut self.session(None)?, None)?);
+            let Some(full) = self.score(&mut self.session(Budget::Full)?, None)? else { return Ok(None) };
+            self.full = Some(full);
         }
         let ratio = match (&self.full, evicts) {
             (Some(full), true) => Some((scores.mean_after(n_slot) - full.mean_after(n_slot)).exp()),
             _ => Some(1.0),
         };
         let (nll, n_tokens) = (scores.mean(), scores.nll.len());
-        let row = Row {
+        if whole {
+            self.full = Some(scores);
+        }
+        Ok(Some(Row {
             keep: keep.map(|keep| keep.0 / 100.0),
             n_slot,
-            arena_bytes: session.cache().arena_bytes(),
-            policy: if whole { "off" } else { session.cache().policy().name() },
+            arena_bytes,
+            policy,
             k_type: "f16",
             v_type: "f16",
             n_tokens,
             nll,
             ppl: nll.exp(),
             ppl_ratio_to_full: ratio,
-        };
-        if whole {
-            self.full = Some(scores);
-        }
-        Ok(row)
+        }))
     }
 
     fn progress(&self, session: &Session) -> ProgressBar {
@@ -276,17 +315,34 @@ struct NpyFile {
 const NPY_HEADER: usize = 128;
 
 impl NpyFile {
+    /// Refuses, before hours of work, a name that could not be given to the file at their end.
+    fn check(path: &Path) -> Result<()> {
+        let usage = |what: &str| Err(Error::usage("--logits-out", format!("{} {what}; give the name of a file", path.display())));
+        match std::fs::metadata(path) {
+            Ok(meta) if !meta.is_file() => usage("is there and is no regular file"),
+            _ if path.file_name().is_none() => usage("is no name"),
+            _ => Ok(()),
+        }
+    }
+
     fn create(path: &Path, n_cols: usize) -> Result<Self> {
-        let temporary = path.with_extension("npy.part");
-        let file = File::create(&temporary).map_err(|e| Error::io(&temporary, e))?;
-        let mut out = BufWriter::new(file);
-        out.write_all(&[0; NPY_HEADER]).map_err(|e| Error::io(&temporary, e))?;
-        Ok(NpyFile { path: path.to_owned(), temporary, out, n_rows: 0, n_cols })
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.part", std::process::id()));
+        let temporary = path.with_file_name(name);
+        let file = File::create(&temporary).map_err(|e| Self::failed(path, &e))?;
+        // From here on dropping it removes the file.
+        let mut npy = NpyFile { path: path.to_owned(), temporary, out: BufWriter::new(file), n_rows: 0, n_cols };
+        npy.out.write_all(&[0; NPY_HEADER]).map_err(|e| Self::failed(path, &e))?;
+        Ok(npy)
+    }
+
+    fn failed(path: &Path, e: &std::io::Error) -> Error {
+        Error::budget("--logits-out", format!("{}: {e}: give a name in a folder that can be written and has room", path.display()))
     }
 
     fn row(&mut self, row: &[f32]) -> Result<()> {
         self.n_rows += 1;
-        row.iter().try_for_each(|v| self.out.write_all(&v.to_le_bytes())).map_err(|e| Error::io(&self.temporary, e))
+        row.iter().try_for_each(|v| self.out.write_all(&v.to_le_bytes())).map_err(|e| Self::failed(&self.path, &e))
     }
 
     fn finish(mut self) -> Result<()> {
@@ -296,7 +352,7 @@ impl NpyFile {
         bytes.extend(format!("{header:<width$}\n", width = NPY_HEADER - 11).bytes());
         let written =
             self.out.seek(std::io::SeekFrom::Start(0)).and_then(|_| self.out.write_all(&bytes)).and_then(|()| self.out.flush());
-        written.and_then(|()| std::fs::rename(&self.temporary, &self.path)).map_err(|e| Error::io(&self.path, e))
+        written.and_then(|()| std::fs::rename(&self.temporary, &self.path)).map_err(|e| Self::failed(&self.path, &e))
     }
 }
 

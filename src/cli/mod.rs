@@ -4,6 +4,8 @@ mod args;
 mod bench;
 mod eval;
 mod info;
+mod interrupt;
+mod kept;
 mod models;
 mod plan;
 mod run;
@@ -13,7 +15,8 @@ mod tokenize;
 
 use std::ffi::OsString;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::builder::FalseyValueParser;
+use clap::{Arg, ArgAction, Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, Result};
 
@@ -47,7 +50,7 @@ enum Command {
 
 /// Parses, runs, and returns the exit code: 0 done, 1 failure, 2 usage, 130 interrupted.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let parsed = Cli::command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = with_variables(Cli::command()).try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -66,10 +69,52 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(code) => code,
         Err(Error::BrokenPipe) => 0,
         Err(error) => {
-            eprintln!("lowkey: {error}");
+            say(&format!("lowkey: {}", one_line(&error.to_string())));
             error.exit_code()
         }
     }
+}
+
+/// Every flag also reads `LOWKEY_<FLAG>` (a switch is on unless its variable is empty, 0, no, off or false), and every
+/// value may begin with a minus, so that what is wrong with it is said by who knows.
+fn with_variables(command: ClapCommand) -> ClapCommand {
+    let flag = |arg: Arg| {
+        let Some(long) = arg.get_long() else { return arg };
+        let name = format!("LOWKEY_{}", long.to_uppercase().replace('-', "_"));
+        let arg = match arg.get_env() {
+            // Once for each flag, for as long as the process lives.
+            None if !matches!(arg.get_action(), ArgAction::Help | ArgAction::Version) => arg.env(&*name.leak()).hide_env(true),
+            _ => arg,
+        };
+        match arg.get_action() {
+            ArgAction::SetTrue => arg.value_parser(FalseyValueParser::new()),
+            ArgAction::Set | ArgAction::Append => arg.allow_negative_numbers(true),
+            _ => arg,
+        }
+    };
+    command.mut_args(flag).mut_subcommands(with_variables)
+}
+
+/// A message as one line that a terminal can bear, whatever names from files and paths it holds.
+fn one_line(message: &str) -> String {
+    const MOST_CHARS: usize = 1000;
+    let mut line = String::new();
+    for c in message.chars().take(MOST_CHARS) {
+        match c.is_control() {
+            true => line.extend(c.escape_debug()),
+            false => line.push(c),
+        }
+    }
+    if message.chars().nth(MOST_CHARS).is_some() {
+        line.push('…');
+    }
+    line
+}
+
+/// A line on stderr; where nobody can read it, it is lost, and the work goes on.
+fn say(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Help and version as clap prints them; a mistake as one line that names the flag and where the help is.
@@ -79,7 +124,10 @@ fn usage(error: &clap::Error) -> u8 {
         return match error.print() {
             Ok(()) => 0,
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => 0,
-            Err(_) => 1,
+            Err(e) => {
+                say(&format!("lowkey: standard output: {e}"));
+                1
+            }
         };
     }
     if error.kind() == DisplayHelpOnMissingArgumentOrSubcommand {
@@ -94,7 +142,7 @@ fn usage(error: &clap::Error) -> u8 {
         .filter(|line| !line.is_empty())
         .collect();
     let line = parts.join(" ");
-    eprintln!("lowkey: {}; see --help", line.strip_prefix("error: ").unwrap_or(&line));
+    say(&format!("lowkey: {}; see --help", one_line(line.strip_prefix("error: ").unwrap_or(&line))));
     2
 }
 
@@ -103,6 +151,21 @@ fn answer(text: &str) -> Result<()> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()).map_err(stdout_error)
+}
+
+/// A piece of a streamed answer, out at once.
+fn stream(text: &str) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(stdout_error)
+}
+
+/// One JSON answer to stdout, written as it is made: a long one is never in memory as a whole.
+fn answer_json(value: &impl serde::Serialize) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::BufWriter::with_capacity(8192, std::io::stdout().lock());
+    serde_json::to_writer(&mut out, value).map_err(std::io::Error::from).map_err(stdout_error)?;
+    out.write_all(b"\n").and_then(|()| out.flush()).map_err(stdout_error)
 }
 
 fn stdout_error(e: std::io::Error) -> Error {

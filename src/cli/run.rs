@@ -1,8 +1,6 @@
 //! `lowkey run`: completes a prompt, streaming. Ctrl-C finishes the line, prints the statistics and exits with 130.
 
-use std::io::{IsTerminal, Read, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{IsTerminal, Read};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -12,10 +10,12 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::mem::plan::Plan;
 use crate::session::Session;
-use crate::text::{ChatTemplate, Message, Sampler, Tokenizer, Utf8Stream, top_logprobs};
+use crate::text::{ChatTemplate, Message, Sampler, Tokenizer, Utf8Stream};
 use crate::units::Bytes;
 
 use super::args::{ModelArgs, SampleArgs};
+use super::interrupt::Interrupt;
+use super::kept::{Kept, Logprobs, Text};
 use super::setup::{Opened, check_tokens, open};
 use super::status::{rss_anon_bytes, rss_file_bytes};
 
@@ -44,7 +44,7 @@ pub struct RunArgs {
         env = "LOWKEY_N",
         hide_env = true,
         default_value = "512",
-        allow_negative_numbers = true
+        value_parser = clap::value_parser!(i64).range(-1..)
     )]
     n: i64,
     /// Put the prompt into the model's own chat template, as the user's turn
@@ -72,22 +72,31 @@ pub struct RunArgs {
     top_logprobs: usize,
 }
 
+/// Text that is read at most: it is held in memory, and so are its tokens.
+const MAX_TEXT_BYTES: u64 = 64 << 20;
+
 /// The text of `-p`, of a file, or of standard input.
 pub fn read_text(text: Option<&str>, file: Option<&str>) -> Result<String> {
-    let not_text = |path: &str| Error::usage("--file", format!("{path} is not UTF-8 text"));
     match (text, file) {
         (Some(text), _) => Ok(text.to_owned()),
-        (None, Some("-")) => {
-            let mut bytes = Vec::new();
-            std::io::stdin().lock().read_to_end(&mut bytes).map_err(|e| Error::io("standard input", e))?;
-            String::from_utf8(bytes).map_err(|_| not_text("standard input"))
-        }
+        (None, Some("-")) => read_at_most(std::io::stdin().lock(), 0, "standard input"),
         (None, Some(path)) => {
-            let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-            String::from_utf8(bytes).map_err(|_| not_text(path))
+            let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+            let len = file.metadata().map_or(0, |m| m.len());
+            read_at_most(file, len, path)
         }
         (None, None) => Err(Error::usage("--prompt", "give a prompt with -p, or a file with -f")),
     }
+}
+
+fn read_at_most(from: impl Read, expected: u64, name: &str) -> Result<String> {
+    let mut bytes = Vec::with_capacity(expected.min(MAX_TEXT_BYTES) as usize + 1);
+    from.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io(name, e))?;
+    if bytes.len() as u64 > MAX_TEXT_BYTES {
+        let what = format!("{name} is more than {} of text, which is the most that is read; give a part of it", Bytes(MAX_TEXT_BYTES));
+        return Err(Error::usage("--file", what));
+    }
+    String::from_utf8(bytes).map_err(|_| Error::usage("--file", format!("{name} is not UTF-8 text; give a text file")))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -117,9 +126,7 @@ struct Outcome {
     stop: Stop,
     error: Option<Error>,
     n_generated: usize,
-    tokens: Vec<u32>,
-    text: String,
-    logprobs: Vec<Vec<(u32, f64)>>,
+    kept: Kept,
     load: Duration,
     prefill: Duration,
     decode: Duration,
@@ -129,15 +136,17 @@ struct Outcome {
 
 pub fn run(args: RunArgs) -> Result<u8> {
     let started = Instant::now();
-    let interrupted = catch_interrupt()?;
+    let interrupt = Interrupt::catch()?;
     if args.json && args.n < 0 {
         return Err(Error::usage("-n", "--json holds every token until the end: give the number of tokens to generate"));
     }
     let text = read_text(args.prompt.as_deref(), args.file.as_deref())?;
     let sampling = args.sample.params();
     let mut opened = open(&args.model.model, args.model.session.params(1))?;
-    let mut sampler = Sampler::new(sampling, opened.model.config.n_vocab)?;
-    plan_run(&mut opened, &args, &text, sampling.repeat_last_n);
+    let n_vocab = opened.model.config.n_vocab;
+    let mut sampler = Sampler::new(sampling, n_vocab)?;
+    let (n_kept, n_top) = if args.json { (args.n as usize, args.top_logprobs.min(n_vocab)) } else { (0, 0) };
+    plan_run(&mut opened, text.len(), sampling.repeat_last_n, n_kept, n_top)?;
     opened.check()?;
     let tokenizer = opened.tokenizer()?;
     let prompt = encode_prompt(&args, text, &opened, &tokenizer)?;
@@ -149,16 +158,15 @@ pub fn run(args: RunArgs) -> Result<u8> {
         stop: Stop::Length,
         error: None,
         n_generated: 0,
-        tokens: resident(if args.json { args.n as usize } else { 0 }, u32::MAX),
-        text: String::from_utf8(resident(if args.json { args.n as usize * 8 } else { 0 }, b' ')).expect("spaces are UTF-8"),
-        logprobs: Vec::with_capacity(if args.top_logprobs > 0 { args.n as usize } else { 0 }),
+        kept: Kept::new(n_kept, n_top)?,
         load: started.elapsed(),
         prefill: Duration::ZERO,
         decode: Duration::ZERO,
         first_token: Duration::ZERO,
         rss_anon_peak: rss_anon_bytes(),
     };
-    let ended = generate(&args, &mut session, &tokenizer, &mut sampler, &prompt, &interrupted, started, &mut outcome);
+    interrupt.defer();
+    let ended = generate(&args, &mut session, &tokenizer, &mut sampler, &prompt, &interrupt, started, &mut outcome);
     match ended {
         Err(Error::BrokenPipe) => return Err(Error::BrokenPipe),
         Err(Error::Stopped(what)) => (outcome.stop, outcome.error) = (Stop::Full, Some(Error::Stopped(what))),
@@ -167,11 +175,11 @@ pub fn run(args: RunArgs) -> Result<u8> {
     }
     outcome.rss_anon_peak = outcome.rss_anon_peak.max(rss_anon_bytes());
     if args.json {
-        super::answer(&super::to_json(&report(&session, &plan, &prompt, &outcome)))?;
+        super::answer_json(&report(&session, &tokenizer, &plan, &prompt, &outcome))?;
     } else {
         super::answer("")?;
     }
-    eprintln!("{}", statistics(&session, &plan, &prompt, &outcome));
+    super::say(&statistics(&session, &plan, &prompt, &outcome));
     match outcome.error {
         Some(error) => Err(error),
         None if outcome.stop == Stop::Interrupt => Ok(130),
@@ -179,22 +187,18 @@ pub fn run(args: RunArgs) -> Result<u8> {
     }
 }
 
-/// An empty vector with room for `n` elements whose pages have been written, so that filling it later takes no memory.
-fn resident<T: Clone>(n: usize, filler: T) -> Vec<T> {
-    let mut v = vec![filler; n];
-    v.clear();
-    v
-}
-
 /// The lines that only `run` knows of.
-fn plan_run(opened: &mut Opened, args: &RunArgs, text: &str, repeat_last_n: usize) {
+fn plan_run(opened: &mut Opened, text_len: usize, repeat_last_n: usize, n_kept: usize, n_top: usize) -> Result<()> {
     opened.plan.private("sampler", Sampler::bytes(opened.model.config.n_vocab, repeat_last_n));
     // A token is a byte at least, its id four.
-    opened.plan.private("prompt", text.len() * 5);
-    if args.json {
-        let per_token = 4 + 8 + args.top_logprobs * size_of::<(u32, f64)>() + size_of::<Vec<(u32, f64)>>();
-        opened.plan.private("answer", args.n as usize * per_token);
+    opened.plan.private("prompt", text_len * 5);
+    if n_kept > 0 {
+        let bytes = Kept::bytes(n_kept, n_top).ok_or_else(|| {
+            Error::usage("-n", format!("{n_kept} tokens are more than --json can hold until the end; give a smaller number"))
+        })?;
+        opened.plan.private("answer", bytes);
     }
+    Ok(())
 }
 
 fn encode_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
@@ -226,18 +230,9 @@ fn chat_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Tokeni
     template.render(&messages, true, &name(tokenizer.bos()), &name(tokenizer.eos()))
 }
 
-/// The flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
-fn catch_interrupt() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let failed = |e| Error::io("signal SIGINT", e);
-    signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, flag.clone()).map_err(failed)?;
-    signal_hook::flag::register(signal_hook::consts::SIGINT, flag.clone()).map_err(failed)?;
-    Ok(flag)
-}
-
 fn warn_past_context(session: &Session, n_prompt: usize, n: i64) {
     let n_ctx = session.model().config.n_ctx;
-    if n < 0 || n_prompt + n as usize > n_ctx {
+    if n < 0 || n_prompt.saturating_add(n as usize) > n_ctx {
         log::info!("the stream may pass the {n_ctx} positions the model was trained for: what is kept is then renumbered by age");
     }
 }
@@ -249,11 +244,11 @@ fn generate(
     tokenizer: &Tokenizer,
     sampler: &mut Sampler,
     prompt: &[u32],
-    interrupted: &AtomicBool,
+    interrupt: &Interrupt,
     started: Instant,
     outcome: &mut Outcome,
 ) -> Result<Stop> {
-    let go_on = || !interrupted.load(Ordering::Relaxed);
+    let go_on = || !interrupt.raised();
     prompt.iter().for_each(|&token| sampler.accept(token));
     let begun = Instant::now();
     let bar = progress(prompt.len());
@@ -266,7 +261,15 @@ fn generate(
     outcome.rss_anon_peak = outcome.rss_anon_peak.max(rss_anon_bytes());
     let Some(mut logits) = first? else { return Ok(Stop::Interrupt) };
 
-    let mut writer = Writer::new(&args.stop, !args.json);
+    let kept = &mut outcome.kept;
+    let (json, n_text_bytes) = (args.json, &mut kept.n_text_bytes);
+    let mut writer = Writer::new(&args.stop, |text: &str| match json {
+        true => {
+            *n_text_bytes += text.len();
+            Ok(())
+        }
+        false => super::stream(text),
+    });
     let limit = if args.n < 0 { usize::MAX } else { args.n as usize };
     let begun = Instant::now();
     let stop = loop {
@@ -277,30 +280,27 @@ fn generate(
             break Stop::Interrupt;
         }
         let token = sampler.sample(logits)?;
-        if args.top_logprobs > 0 {
-            let mut top = Vec::with_capacity(args.top_logprobs);
-            top_logprobs(logits, args.top_logprobs, &mut top);
-            outcome.logprobs.push(top);
-        }
+        kept.logprobs.push(logits);
         sampler.accept(token);
         outcome.n_generated += 1;
         if outcome.n_generated == 1 {
             outcome.first_token = started.elapsed();
         }
         if args.json {
-            outcome.tokens.push(token);
+            kept.tokens.push(token);
         }
         if tokenizer.is_eog(token) && !args.ignore_eos {
             break Stop::Eos;
         }
-        if writer.push(tokenizer.token_bytes(token, false), &mut outcome.text)? {
+        kept.n_text_tokens = kept.tokens.len();
+        if writer.push(tokenizer.token_bytes(token, false))? {
             break Stop::Text;
         }
         if outcome.n_generated < limit {
             logits = match session.step(token) {
                 Ok(logits) => logits,
                 Err(error) => {
-                    writer.finish(&mut outcome.text)?;
+                    writer.finish()?;
                     outcome.decode = begun.elapsed();
                     return Err(error);
                 }
@@ -309,7 +309,7 @@ fn generate(
     };
     outcome.decode = begun.elapsed();
     if stop != Stop::Text {
-        writer.finish(&mut outcome.text)?;
+        writer.finish()?;
     }
     Ok(stop)
 }
@@ -325,44 +325,38 @@ fn progress(n_tokens: usize) -> ProgressBar {
 }
 
 /// Text on its way out: whole characters only, and held back while it may be the beginning of a stop text.
-struct Writer<'a> {
+struct Writer<'a, F> {
     utf8: Utf8Stream,
     pending: String,
     stops: &'a [String],
-    to_stdout: bool,
+    emit: F,
 }
 
-impl<'a> Writer<'a> {
-    fn new(stops: &'a [String], to_stdout: bool) -> Self {
+impl<'a, F: FnMut(&str) -> Result<()>> Writer<'a, F> {
+    fn new(stops: &'a [String], emit: F) -> Self {
         let longest = stops.iter().map(String::len).max().unwrap_or(0);
-        Writer { utf8: Utf8Stream::new(), pending: String::with_capacity(4096 + 2 * longest), stops, to_stdout }
+        Writer { utf8: Utf8Stream::new(), pending: String::with_capacity(4096 + 2 * longest), stops, emit }
     }
 
     /// Takes the bytes of a token; true once a stop text has appeared.
-    fn push(&mut self, bytes: &[u8], kept: &mut String) -> Result<bool> {
+    fn push(&mut self, bytes: &[u8]) -> Result<bool> {
         self.utf8.push(bytes, &mut self.pending);
         let found = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.pending.find(s.as_str())).min();
         let held = match found {
             Some(at) => self.pending.len() - at,
             None => self.stops.iter().map(|stop| overlap(&self.pending, stop)).max().unwrap_or(0),
         };
-        self.emit(self.pending.len() - held, kept)?;
+        self.emit(self.pending.len() - held)?;
         Ok(found.is_some())
     }
 
-    fn finish(&mut self, kept: &mut String) -> Result<()> {
+    fn finish(&mut self) -> Result<()> {
         self.utf8.finish(&mut self.pending);
-        self.emit(self.pending.len(), kept)
+        self.emit(self.pending.len())
     }
 
-    fn emit(&mut self, len: usize, kept: &mut String) -> Result<()> {
-        let text = &self.pending[..len];
-        if self.to_stdout {
-            let mut out = std::io::stdout().lock();
-            out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(super::stdout_error)?;
-        } else {
-            kept.push_str(text);
-        }
+    fn emit(&mut self, len: usize) -> Result<()> {
+        (self.emit)(&self.pending[..len])?;
         self.pending.drain(..len);
         Ok(())
     }
@@ -377,15 +371,19 @@ fn overlap(text: &str, stop: &str) -> usize {
 struct Report<'a> {
     prompt_tokens: &'a [u32],
     tokens: &'a [u32],
-    text: &'a str,
+    text: Text<'a>,
     stop: &'static str,
     timings: Timings,
     kv: Kv,
     memory: Memory,
     kernels: &'static str,
     threads: usize,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    logprobs: &'a [Vec<(u32, f64)>],
+    #[serde(skip_serializing_if = "nothing_kept")]
+    logprobs: &'a Logprobs,
+}
+
+fn nothing_kept(logprobs: &&Logprobs) -> bool {
+    logprobs.is_empty()
 }
 
 #[derive(Serialize)]
@@ -431,12 +429,18 @@ fn steps(outcome: &Outcome) -> usize {
     outcome.n_generated.saturating_sub(1)
 }
 
-fn report<'a>(session: &Session, plan: &Plan, prompt: &'a [u32], outcome: &'a Outcome) -> Report<'a> {
+fn report<'a>(
+    session: &Session,
+    tokenizer: &'a Tokenizer,
+    plan: &Plan,
+    prompt: &'a [u32],
+    outcome: &'a Outcome,
+) -> Report<'a> {
     let cache = session.cache();
     Report {
         prompt_tokens: prompt,
-        tokens: &outcome.tokens,
-        text: &outcome.text,
+        tokens: &outcome.kept.tokens,
+        text: outcome.kept.text(tokenizer),
         stop: outcome.stop.name(),
         timings: Timings {
             load_ms: ms(outcome.load),
@@ -464,7 +468,7 @@ fn report<'a>(session: &Session, plan: &Plan, prompt: &'a [u32], outcome: &'a Ou
         },
         kernels: session.kernels().name(),
         threads: session.n_threads(),
-        logprobs: &outcome.logprobs,
+        logprobs: &outcome.kept.logprobs,
     }
 }
 
@@ -498,14 +502,16 @@ mod tests {
 
     fn feed(stops: &[&str], pieces: &[&str]) -> (String, bool) {
         let stops: Vec<String> = stops.iter().map(|s| s.to_string()).collect();
-        let (mut writer, mut kept, mut stopped) = (Writer::new(&stops, false), String::new(), false);
-        for piece in pieces {
-            stopped = writer.push(piece.as_bytes(), &mut kept).unwrap();
-            if stopped {
-                return (kept, true);
-            }
+        let mut kept = String::new();
+        let mut writer = Writer::new(&stops, |text: &str| {
+            kept.push_str(text);
+            Ok(())
+        });
+        let stopped = pieces.iter().any(|piece| writer.push(piece.as_bytes()).unwrap());
+        if !stopped {
+            writer.finish().unwrap();
         }
-        writer.finish(&mut kept).unwrap();
+        drop(writer);
         (kept, stopped)
     }
 

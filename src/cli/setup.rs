@@ -20,17 +20,35 @@ pub struct Opened {
 pub fn open(model: &str, params: SessionParams) -> Result<Opened> {
     let model = Model::load(GgufFile::open(&resolve(model)?)?)?;
     let layout = params.layout(&model)?;
-    let mut plan = Plan::default();
-    layout.plan(&model, &mut plan);
-    plan.private("tokenizer", Tokenizer::plan_bytes(&model.file)? as usize);
-    Ok(Opened { model, params, layout, plan })
+    let mut opened = Opened { model, params, layout, plan: Plan::default() };
+    opened.replan()?;
+    Ok(opened)
 }
 
 impl Opened {
+    /// Once more, after `params` have been changed; lines that callers added are gone.
+    pub fn replan(&mut self) -> Result<()> {
+        self.layout = self.params.layout(&self.model)?;
+        self.plan = Plan::default();
+        self.layout.plan(&self.model, &mut self.plan);
+        self.plan.private("tokenizer", Tokenizer::plan_bytes(&self.model.file)? as usize);
+        Ok(())
+    }
+
+
     /// Checks the plan, which is complete by now, against `--memory`.
     pub fn check(&self) -> Result<()> {
         if self.layout.kernels.name() == "scalar" && self.params.kernels == "auto" {
             log::warn!("this CPU has no vector set that lowkey knows: running the scalar kernels, many times slower");
+        }
+        let kernels = self.layout.kernels;
+        let slow =
+            self.model.weights.types().filter(|&ty| kernels.name() != "scalar" && !kernels.is_fast(ty)).collect::<Vec<_>>();
+        if let Some(ty) = slow.first() {
+            let (n, set) = (slow.len(), kernels.name());
+            log::warn!(
+                "{n} matrices ({ty} and the like) have no {set} kernel and run many times slower by the scalar set; Q4_0, Q4_1 and Q8_0 have one everywhere"
+            );
         }
         check_memory(&self.plan, self.params.memory_bytes)
     }

@@ -6,29 +6,22 @@
 
 use std::arch::aarch64::*;
 use std::arch::asm;
+use std::ops::Range;
 
-use super::portable::{Lanes, LoadF16};
 use super::{Acts, BLOCK, MatmulTask, Out, scalar};
 
 /// Rows that are multiplied at once.
 pub const ROWS: usize = 8;
+/// Tokens that are multiplied with a tile at once.
+pub const TOKENS: usize = 4;
+/// Up to this many tokens are multiplied straight from the file's layout, one after the other.
+const DIRECT: usize = 2;
+/// Rows that are then taken at a time, to stay in a cache from one token to the next.
+const CACHED_ROWS: usize = 64;
 /// Bytes of an expanded block of eight rows: elements (four rows, then four rows), then eight f32 scales.
 pub const TILE_BLOCK: usize = ROWS * (BLOCK + size_of::<f32>());
 
-/// Eight f16 by `fcvtl` and `fcvtl2`, which are part of plain NEON.
-pub struct Fcvtl;
-impl LoadF16 for Fcvtl {
-    #[inline(always)]
-    unsafe fn load8(p: *const u8) -> Lanes {
-        // SAFETY: 16 readable bytes by the caller's promise.
-        let h = unsafe { vreinterpretq_u16_u8(vld1q_u8(p)) };
-        let [low, high] = widen_f16(h);
-        // SAFETY: two vectors of four f32 are eight f32.
-        unsafe { std::mem::transmute::<[float32x4_t; 2], Lanes>([low, high]) }
-    }
-}
-
-/// Eight f16 as f32.
+/// Eight f16 as f32, by `fcvtl` and `fcvtl2`, which are part of plain NEON.
 #[inline(always)]
 pub fn widen_f16(h: uint16x8_t) -> [float32x4_t; 2] {
     let (low, high): (float32x4_t, float32x4_t);
@@ -96,52 +89,28 @@ unsafe fn four_bytes(p: &mut [*const u8; ROWS], first: usize) -> Four {
     std::array::from_fn(|r| unsafe { next_32(&mut p[first + r]) })
 }
 
-/// Eight 16-bit values, one from each row; the pointers move behind them.
-///
-/// # Safety
-/// Two bytes at each pointer are readable.
-#[inline(always)]
-unsafe fn gather_u16(p: &mut [*const u8; ROWS]) -> uint16x8_t {
-    let mut x: uint16x8_t;
-    macro_rules! lane {
-        ($i:literal) => {
-            asm!(concat!("ld1 {{{x:v}.h}}[", $i, "], [{p}], #2"), x = inlateout(vreg) x, p = inlateout(reg) p[$i], options(readonly, nostack, preserves_flags))
-        };
-    }
-    // SAFETY: readable by the caller's promise. The first read clears the other lanes.
-    unsafe {
-        asm!("ldr {x:h}, [{p}], #2", x = lateout(vreg) x, p = inlateout(reg) p[0], options(readonly, nostack, preserves_flags));
-        lane!(1);
-        lane!(2);
-        lane!(3);
-        lane!(4);
-        lane!(5);
-        lane!(6);
-        lane!(7);
-    }
-    x
-}
-
-/// Four 32-bit values, from rows `FIRST..FIRST + 4`; the pointers move behind them.
-///
-/// # Safety
-/// Four bytes at each pointer are readable.
-#[inline(always)]
-unsafe fn gather_u32<const FIRST: usize>(p: &mut [*const u8; ROWS]) -> uint16x8_t {
-    let mut x: uint16x8_t;
-    macro_rules! lane {
-        ($i:literal) => {
-            asm!(concat!("ld1 {{{x:v}.s}}[", $i, "], [{p}], #4"), x = inlateout(vreg) x, p = inlateout(reg) p[FIRST + $i], options(readonly, nostack, preserves_flags))
-        };
-    }
-    // SAFETY: readable by the caller's promise. The first read clears the other lanes.
-    unsafe {
-        asm!("ldr {x:s}, [{p}], #4", x = lateout(vreg) x, p = inlateout(reg) p[FIRST], options(readonly, nostack, preserves_flags));
-        lane!(1);
-        lane!(2);
-        lane!(3);
-    }
-    x
+/// A value from each row: the low four rows in the first vector, the high four in the second, in lanes of 16 or 32 bits
+/// (`LANE`, "h" or "s"). The pointers move behind them. The two vectors take turns, because each read waits for the last one
+/// into the same vector.
+macro_rules! gather {
+    ($p:ident, $width:literal, $bytes:literal) => {{
+        let [mut low, mut high]: [uint16x8_t; 2];
+        macro_rules! lane {
+            ($i:literal, $v:ident) => {
+                asm!(concat!("ld1 {{{x:v}.", $width, "}}[", $i, " & 3], [{p}], #", $bytes), x = inlateout(vreg) $v, p = inlateout(reg) $p[$i], options(readonly, nostack, preserves_flags))
+            };
+        }
+        // The first read clears the other lanes.
+        asm!(concat!("ldr {x:", $width, "}, [{p}], #", $bytes), x = lateout(vreg) low, p = inlateout(reg) $p[0], options(readonly, nostack, preserves_flags));
+        asm!(concat!("ldr {x:", $width, "}, [{p}], #", $bytes), x = lateout(vreg) high, p = inlateout(reg) $p[4], options(readonly, nostack, preserves_flags));
+        lane!(1, low);
+        lane!(5, high);
+        lane!(2, low);
+        lane!(6, high);
+        lane!(3, low);
+        lane!(7, high);
+        [low, high]
+    }};
 }
 
 /// A block of four rows: 32 elements each, in order.
@@ -154,14 +123,20 @@ pub struct Scales {
     pub m: [float32x4_t; 2],
 }
 
+/// What the products need to know of a type's elements.
+pub trait Range8 {
+    /// The largest magnitude: says how many products with an activation fit into 16 bits.
+    const LARGEST: i32;
+    const HAS_MIN: bool;
+}
+
 /// How a type is read: first the scales of a block, then its elements. An element counts as `q - OFFSET`.
-pub trait Format {
+pub trait Format: Range8 {
     /// Bytes of a block of one row.
     const BYTES: usize;
-    const HAS_MIN: bool;
+    /// Whether elements are nibbles, else bytes.
+    const NIBBLES: bool;
     const OFFSET: i8;
-    /// The largest `|q|`: says how many products with an activation fit into 16 bits.
-    const LARGEST: i32;
 
     /// # Safety
     /// Each pointer is at the start of a block.
@@ -181,16 +156,19 @@ pub trait Format {
 #[inline(always)]
 unsafe fn scale_only(p: &mut [*const u8; ROWS]) -> Scales {
     // SAFETY: passed on; a vector of zeros that no type without minimums reads.
-    unsafe { Scales { d: widen_f16(gather_u16(p)), m: [vdupq_n_f32(0.0); 2] } }
+    unsafe { Scales { d: gather!(p, "h", 2).map(|h| widen_f16(h)[0]), m: [vdupq_n_f32(0.0); 2] } }
 }
 
 /// `f16 d; u8 qs[16]`
 pub struct Q4_0;
+impl Range8 for Q4_0 {
+    const LARGEST: i32 = 15;
+    const HAS_MIN: bool = false;
+}
 impl Format for Q4_0 {
     const BYTES: usize = 18;
-    const HAS_MIN: bool = false;
+    const NIBBLES: bool = true;
     const OFFSET: i8 = 8;
-    const LARGEST: i32 = 15;
 
     #[inline(always)]
     unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
@@ -207,17 +185,20 @@ impl Format for Q4_0 {
 
 /// `f16 d; f16 m; u8 qs[16]`
 pub struct Q4_1;
+impl Range8 for Q4_1 {
+    const LARGEST: i32 = 15;
+    const HAS_MIN: bool = true;
+}
 impl Format for Q4_1 {
     const BYTES: usize = 20;
-    const HAS_MIN: bool = true;
+    const NIBBLES: bool = true;
     const OFFSET: i8 = 0;
-    const LARGEST: i32 = 15;
 
     #[inline(always)]
     unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
         // SAFETY: four bytes of scale and minimum are here.
         unsafe {
-            let (low, high) = (gather_u32::<0>(p), gather_u32::<4>(p));
+            let [low, high] = gather!(p, "s", 4);
             Scales { d: widen_f16(vuzp1q_u16(low, high)), m: widen_f16(vuzp2q_u16(low, high)) }
         }
     }
@@ -231,11 +212,14 @@ impl Format for Q4_1 {
 
 /// `f16 d; i8 qs[32]`
 pub struct Q8_0;
+impl Range8 for Q8_0 {
+    const LARGEST: i32 = 128;
+    const HAS_MIN: bool = false;
+}
 impl Format for Q8_0 {
     const BYTES: usize = 34;
-    const HAS_MIN: bool = false;
+    const NIBBLES: bool = false;
     const OFFSET: i8 = 0;
-    const LARGEST: i32 = 128;
 
     #[inline(always)]
     unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
@@ -251,20 +235,22 @@ impl Format for Q8_0 {
 }
 
 /// Eight expanded rows in the scratch of a thread: for each block of 32 columns `TILE_BLOCK` bytes, and behind all of them,
-/// for types that have minimums, eight f32 minimums a block.
+/// for types that have minimums or sub-scales, eight f32 or u32 a block, and eight more f32 (see arm_formats.rs).
 #[derive(Clone, Copy)]
 pub struct Tile {
     pub blocks: *mut u8,
     pub minimums: *mut f32,
+    pub scales_of_minimums: *mut f32,
 }
 
 impl Tile {
     /// Checks that the scratch is large enough.
     pub fn new(task: &mut MatmulTask) -> Self {
         let n_blocks = task.acts.n_cols / BLOCK;
-        assert!(n_blocks * (TILE_BLOCK + ROWS * size_of::<f32>()) <= task.tile.len());
+        assert!(n_blocks * (TILE_BLOCK + 2 * ROWS * size_of::<f32>()) <= task.tile.len());
         let blocks = task.tile.as_mut_ptr();
-        Tile { blocks, minimums: blocks.wrapping_add(n_blocks * TILE_BLOCK).cast() }
+        let minimums = blocks.wrapping_add(n_blocks * TILE_BLOCK).cast::<f32>();
+        Tile { blocks, minimums, scales_of_minimums: minimums.wrapping_add(n_blocks * ROWS) }
     }
 
     /// Expands eight rows; `put` stores the elements of four rows of a block, 128 bytes, as its set likes them.
@@ -297,8 +283,34 @@ impl Tile {
     }
 }
 
+/// Where a product from the file's layout has got to.
+pub struct Walk {
+    pub rows: [*const u8; ROWS],
+    pub token: *const i8,
+}
+
+/// What it has added up, in lanes of rows.
+pub struct Sums<R> {
+    pub acc: [float32x4_t; 2],
+    pub acc_m: [float32x4_t; 2],
+    pub running: R,
+}
+
+/// Scales, scaled sums and sums of up to four blocks of a token; constants that should stay in registers.
+pub struct TokenBlocks {
+    pub d: float32x4_t,
+    pub s: float32x4_t,
+    pub sum: int32x4_t,
+    /// The type's `OFFSET` in each lane.
+    pub offset: int32x4_t,
+    /// 15 in each lane.
+    pub low_nibble: uint8x16_t,
+}
+
 /// What a set brings along: integer products. All of it `inline(always)`, to take the features of the caller.
 pub trait Set {
+    /// Whether rows are fetched ahead.
+    const PREFETCH: bool;
     /// What `dot` hands on from block to block of the same rows.
     type Running;
 
@@ -306,11 +318,11 @@ pub trait Set {
     /// The CPU features of the set.
     unsafe fn start() -> Self::Running;
 
-    /// `Σ q * a` over a block of eight rows, in lanes of rows, `OFFSET` left aside.
+    /// One block of eight rows from the file's layout times a block of one token, of which lane `LANE` of `x` tells the rest.
     ///
     /// # Safety
-    /// Each pointer is behind the scales of a block; the CPU features of the set.
-    unsafe fn dot<F: Format>(running: &mut Self::Running, p: &mut [*const u8; ROWS], a: [int8x16_t; 2]) -> [int32x4_t; 2];
+    /// Each pointer is at the start of a block and moves to the next; the CPU features of the set.
+    unsafe fn step<F: Format, const LANE: i32>(at: &mut Walk, sums: &mut Sums<Self::Running>, x: &TokenBlocks);
 
     /// Stores the elements of four rows of a block in the tile.
     ///
@@ -318,22 +330,25 @@ pub trait Set {
     /// 128 writable bytes; the CPU features of the set.
     unsafe fn put(to: *mut u8, four: Four);
 
-    /// Eight rows of a tile with `T` tokens: `acc = fma(d_w * d_a, Σ q_w q_a, acc)` over all blocks, in lanes of rows.
+    /// Four rows of a block of a tile with `T` tokens: the sums of the first and of the last 16 products, in lanes of rows.
+    ///
+    /// # Safety
+    /// 128 bytes of elements at `w`, a block at each `a`; the CPU features of the set.
+    unsafe fn half_sums<F: Range8, const T: usize>(w: *const u8, a: [*const i8; T]) -> [[int32x4_t; 2]; T];
+
+    /// Eight rows of a tile with `TOKENS` tokens: `acc = fma(d_w * d_a, Σ q_w q_a, acc)` over all blocks, in lanes of rows.
     ///
     /// # Safety
     /// The tile and each token have `n_blocks` blocks; the CPU features of the set.
-    unsafe fn product<F: Format, const T: usize>(
+    unsafe fn product<F: Range8>(
         tile: *const u8,
-        a: [*const i8; T],
-        d: [*const f32; T],
+        a: [*const i8; TOKENS],
+        d: [*const f32; TOKENS],
         n_blocks: usize,
-    ) -> [[float32x4_t; 2]; T];
+    ) -> [[float32x4_t; 2]; TOKENS];
 }
 
-/// Up to this many tokens are multiplied straight from the file's layout.
-const DIRECT: usize = 2;
-
-/// A quantised matrix: eight rows at a time, the file's layout for few tokens, the tile for more.
+/// A quantised matrix: eight rows at a time, from the file's layout for few tokens, else from the tile.
 ///
 /// # Safety
 /// The task's elements of `out` belong to the caller; the CPU features of the set.
@@ -345,25 +360,25 @@ pub unsafe fn quantised<F: Format, S: Set>(task: &mut MatmulTask) {
         whole * row_bytes <= task.w.data.len() && row_bytes == n_blocks * F::BYTES && acts.n_tok * acts.n_cols <= acts.q.len()
     );
     let tile = Tile::new(task);
+    if acts.n_tok <= DIRECT {
+        let n_rows = if acts.n_tok == 1 { task.rows.len().max(1) } else { CACHED_ROWS };
+        for first in (task.rows.start..whole).step_by(n_rows) {
+            for t in 0..acts.n_tok {
+                // SAFETY: rows up to `whole` are inside the matrix, the token inside the batch (asserted above); passed on.
+                unsafe { matvec::<F, S>(task, first..whole.min(first + n_rows), t) };
+            }
+        }
+        // SAFETY: passed on.
+        return unsafe { rest(task, whole) };
+    }
     for row in (task.rows.start..whole).step_by(ROWS) {
         let p = std::array::from_fn(|r| task.w.data.as_ptr().wrapping_add((row + r) * row_bytes));
         // SAFETY: rows `row..row + 8` are inside the matrix, their expansion inside the tile, the tokens inside the batch
         // (asserted above); the elements of `out` are the caller's.
         unsafe {
-            if acts.n_tok <= DIRECT {
-                for t in 0..acts.n_tok {
-                    store(matvec::<F, S>(p, &acts, t), task.out.at(t, row));
-                }
-                continue;
-            }
             tile.expand::<F>(p, n_blocks, |to, four| S::put(to, four));
-            let mut t = 0;
-            while t < acts.n_tok {
-                match acts.n_tok - t {
-                    1 | 2 => tokens::<F, S, 2>(tile, &acts, t, task.out, row),
-                    _ => tokens::<F, S, 4>(tile, &acts, t, task.out, row),
-                }
-                t += 4;
+            for t in (0..acts.n_tok).step_by(TOKENS) {
+                tokens::<F, S>(tile, &acts, t, task.out, row);
             }
         }
     }
@@ -382,33 +397,33 @@ unsafe fn store(x: [float32x4_t; 2], to: *mut f32) {
     }
 }
 
-/// Eight rows times tokens `first..first + T`, from the tile. Where the batch has fewer, the last is multiplied again.
+/// Eight rows times tokens `first..first + TOKENS`, from the tile. Where the batch has fewer, the last is multiplied again.
 ///
 /// # Safety
 /// The tile holds all blocks of the rows; token `first` is inside the batch; as `quantised`.
 #[inline(always)]
-unsafe fn tokens<F: Format, S: Set, const T: usize>(tile: Tile, acts: &Acts, first: usize, out: Out, row: usize) {
+pub unsafe fn tokens<F: Range8, S: Set>(tile: Tile, acts: &Acts, first: usize, out: Out, row: usize) {
     let n_blocks = acts.n_cols / BLOCK;
     let at = |t: usize| (first + t).min(acts.n_tok - 1) * n_blocks;
     // SAFETY: pointers to tokens of the batch; the fields of `acts` have an element for each block.
     unsafe {
         let a = std::array::from_fn(|t| acts.q.as_ptr().add(at(t) * BLOCK));
         let d = std::array::from_fn(|t| acts.d.as_ptr().add(at(t)));
-        let mut acc = S::product::<F, T>(tile.blocks, a, d, n_blocks);
+        let mut acc = S::product::<F>(tile.blocks, a, d, n_blocks);
         if F::HAS_MIN {
             let s = std::array::from_fn(|t| acts.s.as_ptr().add(at(t)));
-            let acc_m = minimums::<T>(tile.minimums, s, n_blocks);
-            for t in 0..T {
+            let acc_m = minimums(tile.minimums, s, n_blocks);
+            for t in 0..TOKENS {
                 acc[t] = [vaddq_f32(acc[t][0], acc_m[t][0]), vaddq_f32(acc[t][1], acc_m[t][1])];
             }
         }
-        for t in 0..T.min(acts.n_tok - first) {
+        for t in 0..TOKENS.min(acts.n_tok - first) {
             store(acc[t], out.at(first + t, row));
         }
     }
 }
 
-/// Eight rows times token `t`, from the file's layout:
+/// Some rows times token `t`, from the file's layout, eight rows at a time:
 ///
 ///     for each block b:
 ///         d, m  = f16 scales and minimums of eight rows, gathered
@@ -416,51 +431,86 @@ unsafe fn tokens<F: Format, S: Set, const T: usize>(tile: Tile, acts: &Acts, fir
 ///         acc   = fma(d * d_a, isum, acc);  acc_m = fma(m, s_a, acc_m)
 ///
 /// # Safety
-/// The pointers are at rows of as many blocks as the token has; as `quantised`.
+/// The rows, a multiple of eight, are inside the matrix, the token inside the batch; as `quantised`.
 #[inline(always)]
-unsafe fn matvec<F: Format, S: Set>(mut p: [*const u8; ROWS], acts: &Acts, t: usize) -> [float32x4_t; 2] {
-    let n_blocks = acts.n_cols / BLOCK;
-    // SAFETY: token `t` is inside the batch; block `b`, or blocks `b..b + 4`, are inside rows and token.
+unsafe fn matvec<F: Format, S: Set>(task: &MatmulTask, rows: Range<usize>, t: usize) {
+    let (acts, row_bytes, n_blocks) = (&task.acts, task.w.row_bytes(), task.acts.n_cols / BLOCK);
+    let first = task.w.data.as_ptr().wrapping_add(rows.start * row_bytes);
+    let at = t * n_blocks;
+    let (token, d, s, sum) = (&acts.q[at * BLOCK..], &acts.d[at..], &acts.s[at..], &acts.sum[at..]);
+    let (token, d, s, sum) = (token.as_ptr(), d.as_ptr(), s.as_ptr(), sum.as_ptr());
+    // SAFETY: block `b`, or blocks `b..b + 2` or `b..b + 4`, are inside rows and token; prefetching touches nothing.
     unsafe {
-        let mut a = acts.q.as_ptr().add(t * acts.n_cols);
-        let (d, s, sum) =
-            (acts.d.as_ptr().add(t * n_blocks), acts.s.as_ptr().add(t * n_blocks), acts.sum.as_ptr().add(t * n_blocks));
-        let offset = vdupq_n_s32(i32::from(F::OFFSET));
-        let (mut acc, mut acc_m) = ([vdupq_n_f32(0.0); 2], [vdupq_n_f32(0.0); 2]);
-        let mut running = S::start();
-        macro_rules! step {
-            ($d:expr, $s:expr, $sum:expr, $lane:literal) => {
-                let scales = F::scales(&mut p);
-                let isum = S::dot::<F>(&mut running, &mut p, next_32(&mut a));
-                for g in 0..2 {
-                    let isum = if F::OFFSET != 0 { mls_lane::<$lane>(isum[g], offset, $sum) } else { isum[g] };
-                    acc[g] = vfmaq_f32(acc[g], vmulq_laneq_f32(scales.d[g], $d, $lane), vcvtq_f32_s32(isum));
-                    if F::HAS_MIN {
-                        acc_m[g] = vfmaq_laneq_f32(acc_m[g], scales.m[g], $s, $lane);
-                    }
+        let (offset, low_nibble) = (vdupq_n_s32(i32::from(F::OFFSET)), vdupq_n_u8(15));
+        let mut at = Walk { rows: std::array::from_fn(|r| first.wrapping_add(r * row_bytes)), token };
+        let mut next_rows = first.wrapping_add(ROWS * row_bytes);
+        let mut sums = Sums { acc: [vdupq_n_f32(0.0); 2], acc_m: [vdupq_n_f32(0.0); 2], running: S::start() };
+        for row in rows.step_by(ROWS) {
+            at.token = token;
+            (sums.acc, sums.acc_m) = ([vdupq_n_f32(0.0); 2], [vdupq_n_f32(0.0); 2]);
+            let mut b = 0;
+            while b + 4 <= n_blocks {
+                if S::PREFETCH {
+                    next_rows = prefetch::<F>(next_rows);
                 }
-            };
+                let x = TokenBlocks {
+                    d: vld1q_f32(d.add(b)),
+                    s: vld1q_f32(s.add(b)),
+                    sum: vld1q_s32(sum.add(b)),
+                    offset,
+                    low_nibble,
+                };
+                S::step::<F, 0>(&mut at, &mut sums, &x);
+                S::step::<F, 1>(&mut at, &mut sums, &x);
+                S::step::<F, 2>(&mut at, &mut sums, &x);
+                S::step::<F, 3>(&mut at, &mut sums, &x);
+                b += 4;
+            }
+            if n_blocks & 2 != 0 {
+                let two = |p: *const f32| vcombine_f32(vld1_f32(p.add(b)), vdup_n_f32(0.0));
+                let x = TokenBlocks { d: two(d), s: two(s), sum: vreinterpretq_s32_f32(two(sum.cast())), offset, low_nibble };
+                S::step::<F, 0>(&mut at, &mut sums, &x);
+                S::step::<F, 1>(&mut at, &mut sums, &x);
+                b += 2;
+            }
+            if n_blocks & 1 != 0 {
+                let x = TokenBlocks {
+                    d: vld1q_dup_f32(d.add(b)),
+                    s: vld1q_dup_f32(s.add(b)),
+                    sum: vld1q_dup_s32(sum.add(b)),
+                    offset,
+                    low_nibble,
+                };
+                S::step::<F, 0>(&mut at, &mut sums, &x);
+            }
+            store([vaddq_f32(sums.acc[0], sums.acc_m[0]), vaddq_f32(sums.acc[1], sums.acc_m[1])], task.out.at(t, row));
+            // Each row has come to the start of the one behind it.
+            at.rows = at.rows.map(|p| p.wrapping_add((ROWS - 1) * row_bytes));
         }
-        let mut b = 0;
-        while b + 4 <= n_blocks {
-            let (d4, s4, sum4) = (vld1q_f32(d.add(b)), vld1q_f32(s.add(b)), vld1q_s32(sum.add(b)));
-            step!(d4, s4, sum4, 0);
-            step!(d4, s4, sum4, 1);
-            step!(d4, s4, sum4, 2);
-            step!(d4, s4, sum4, 3);
-            b += 4;
-        }
-        while b < n_blocks {
-            step!(vld1q_dup_f32(d.add(b)), vld1q_dup_f32(s.add(b)), vld1q_dup_s32(sum.add(b)), 0);
-            b += 1;
-        }
-        [vaddq_f32(acc[0], acc_m[0]), vaddq_f32(acc[1], acc_m[1])]
     }
+}
+
+/// Fetches as many bytes as four steps consume, from where the next eight rows lie: read in eight places at once, they are no
+/// stream that an in-order core's own prefetcher would recognise.
+#[inline(always)]
+fn prefetch<F: Format>(p: *const u8) -> *const u8 {
+    const LINE: usize = 64;
+    const { assert!(4 * ROWS * F::BYTES <= 18 * LINE) };
+    macro_rules! lines {
+        ($($i:literal)*) => { $(
+            if $i * LINE < 4 * ROWS * F::BYTES {
+                // SAFETY: a prefetch reads nothing and does not fault.
+                unsafe { asm!("prfm pldl1strm, [{p}, {at}]", p = in(reg) p, at = const $i * LINE, options(nomem, nostack, preserves_flags)) };
+            }
+        )* };
+    }
+    lines!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17);
+    p.wrapping_add(4 * ROWS * F::BYTES)
 }
 
 /// `x - y * z[LANE]`. The compiler would take the intrinsic apart, into more instructions.
 #[inline(always)]
-fn mls_lane<const LANE: usize>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -> int32x4_t {
+pub fn mls_lane<const LANE: i32>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -> int32x4_t {
     // SAFETY: registers only.
     unsafe {
         asm!("mls {x:v}.4s, {y:v}.4s, {z:v}.s[{lane}]", x = inlateout(vreg) x, y = in(vreg) y, z = in(vreg) z, lane = const LANE, options(pure, nomem, nostack, preserves_flags))
@@ -468,22 +518,22 @@ fn mls_lane<const LANE: usize>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -> 
     x
 }
 
-/// `Σ_b m[row][b] * s[token][b]` in order, for eight rows and `T` tokens, in lanes of rows.
+/// `Σ_b m[row][b] * s[token][b]` in order, for eight rows and `TOKENS` tokens, in lanes of rows.
 ///
 /// # Safety
 /// `n_blocks` times eight minimums and as many elements at each `s` are readable.
 #[inline(always)]
-pub unsafe fn minimums<const T: usize>(m: *const f32, s: [*const f32; T], n_blocks: usize) -> [[float32x4_t; 2]; T] {
+pub unsafe fn minimums(m: *const f32, s: [*const f32; TOKENS], n_blocks: usize) -> [[float32x4_t; 2]; TOKENS] {
     // SAFETY: block `b`, or blocks `b..b + 4`, by the caller's promise.
     unsafe {
-        let mut acc = [[vdupq_n_f32(0.0); 2]; T];
+        let mut acc = [[vdupq_n_f32(0.0); 2]; TOKENS];
         let mut b = 0;
         while b + 4 <= n_blocks {
-            let s4: [float32x4_t; T] = std::array::from_fn(|t| vld1q_f32(s[t].add(b)));
+            let s4: [float32x4_t; TOKENS] = std::array::from_fn(|t| vld1q_f32(s[t].add(b)));
             macro_rules! step {
                 ($i:literal) => {
                     let m = [vld1q_f32(m.add((b + $i) * ROWS)), vld1q_f32(m.add((b + $i) * ROWS + 4))];
-                    for t in 0..T {
+                    for t in 0..TOKENS {
                         acc[t] = [vfmaq_laneq_f32(acc[t][0], m[0], s4[t], $i), vfmaq_laneq_f32(acc[t][1], m[1], s4[t], $i)];
                     }
                 };
@@ -496,7 +546,7 @@ pub unsafe fn minimums<const T: usize>(m: *const f32, s: [*const f32; T], n_bloc
         }
         while b < n_blocks {
             let m = [vld1q_f32(m.add(b * ROWS)), vld1q_f32(m.add(b * ROWS + 4))];
-            for t in 0..T {
+            for t in 0..TOKENS {
                 let s = *s[t].add(b);
                 acc[t] = [vfmaq_n_f32(acc[t][0], m[0], s), vfmaq_n_f32(acc[t][1], m[1], s)];
             }

@@ -7,12 +7,11 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, TILE_BLOCK, next_32};
-use super::portable::stamp_portable;
-use super::{BLOCK, MatmulTask, Table, float};
+use super::arm_blocks::{self, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk};
+use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
+use super::{MatmulTask, Table, arm_dense, arm_formats};
 use crate::gguf::quant::GgmlType;
 
-stamp_portable!("neon,dotprod", Fcvtl);
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
 
 /// # Safety
@@ -25,46 +24,380 @@ unsafe fn matmul(task: &mut MatmulTask) {
             GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Dotprod>(task),
             GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Dotprod>(task),
             GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Dotprod>(task),
-            GgmlType::F16 | GgmlType::F32 => float::batch::<Fcvtl>(task),
+            GgmlType::Q5_0 => arm_formats::quantised::<arm_formats::Q5_0, Dotprod>(task),
+            GgmlType::Q5_1 => arm_formats::quantised::<arm_formats::Q5_1, Dotprod>(task),
+            GgmlType::IQ4_NL => arm_formats::quantised::<arm_formats::Iq4Nl, Dotprod>(task),
+            GgmlType::MXFP4 => arm_formats::quantised::<arm_formats::Mxfp4, Dotprod>(task),
+            GgmlType::IQ4_XS => arm_formats::quantised::<arm_formats::Iq4Xs, Dotprod>(task),
+            GgmlType::Q2_K => arm_formats::quantised::<arm_formats::Q2K, Dotprod>(task),
+            GgmlType::Q3_K => arm_formats::quantised::<arm_formats::Q3K, Dotprod>(task),
+            GgmlType::Q4_K => arm_formats::quantised::<arm_formats::Q4K, Dotprod>(task),
+            GgmlType::Q5_K => arm_formats::quantised::<arm_formats::Q5K, Dotprod>(task),
+            GgmlType::Q6_K => arm_formats::quantised::<arm_formats::Q6K, Dotprod>(task),
+            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => arm_dense::matmul(task),
             ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }
     }
 }
 
-/// Adds the products of a block to four partial sums for each of four rows; gives the total of each row.
+/// Text of `step`: two bytes of each of four rows into lanes of `s`, of the other four into `r`. They take turns, because
+/// each read waits for the last one into the same vector.
+macro_rules! gather_scales {
+    () => {
+        "ldr {s:h}, [{p0}], #2
+        ldr {r:h}, [{p4}], #2
+        ld1 {{{s:v}.h}}[1], [{p1}], #2
+        ld1 {{{r:v}.h}}[1], [{p5}], #2
+        ld1 {{{s:v}.h}}[2], [{p2}], #2
+        ld1 {{{r:v}.h}}[2], [{p6}], #2
+        ld1 {{{s:v}.h}}[3], [{p3}], #2
+        ld1 {{{r:v}.h}}[3], [{p7}], #2"
+    };
+}
+
+/// Text of `step`: scale and minimum of each row into `s` and `m`.
+macro_rules! gather_scales_and_minimums {
+    () => {
+        "ldr {l0:s}, [{p0}], #4
+        ldr {l1:s}, [{p4}], #4
+        ld1 {{{l0:v}.s}}[1], [{p1}], #4
+        ld1 {{{l1:v}.s}}[1], [{p5}], #4
+        ld1 {{{l0:v}.s}}[2], [{p2}], #4
+        ld1 {{{l1:v}.s}}[2], [{p6}], #4
+        ld1 {{{l0:v}.s}}[3], [{p3}], #4
+        ld1 {{{l1:v}.s}}[3], [{p7}], #4
+        uzp1 {s:v}.8h, {l0:v}.8h, {l1:v}.8h
+        uzp2 {m:v}.8h, {l0:v}.8h, {l1:v}.8h"
+    };
+}
+
+/// Text of `step`: 16 bytes of nibbles from each of four rows, into `l` and `h`.
+macro_rules! load_nibbles {
+    ($p0:literal, $p1:literal, $p2:literal, $p3:literal) => {
+        concat!(
+            "ldr {h0:q}, [{",
+            $p0,
+            "}], #16
+            ldr {h1:q}, [{",
+            $p1,
+            "}], #16
+            ldr {h2:q}, [{",
+            $p2,
+            "}], #16
+            ldr {h3:q}, [{",
+            $p3,
+            "}], #16
+            and {l0:v}.16b, {h0:v}.16b, {low:v}.16b
+            and {l1:v}.16b, {h1:v}.16b, {low:v}.16b
+            and {l2:v}.16b, {h2:v}.16b, {low:v}.16b
+            and {l3:v}.16b, {h3:v}.16b, {low:v}.16b
+            ushr {h0:v}.16b, {h0:v}.16b, #4
+            ushr {h1:v}.16b, {h1:v}.16b, #4
+            ushr {h2:v}.16b, {h2:v}.16b, #4
+            ushr {h3:v}.16b, {h3:v}.16b, #4"
+        )
+    };
+}
+
+/// Text of `step`: 32 bytes from each of four rows, into `l` and `h`.
+macro_rules! load_bytes {
+    ($p0:literal, $p1:literal, $p2:literal, $p3:literal) => {
+        concat!(
+            "ldp {l0:q}, {h0:q}, [{",
+            $p0,
+            "}], #32
+            ldp {l1:q}, {h1:q}, [{",
+            $p1,
+            "}], #32
+            ldp {l2:q}, {h2:q}, [{",
+            $p2,
+            "}], #32
+            ldp {l3:q}, {h3:q}, [{",
+            $p3,
+            "}], #32"
+        )
+    };
+}
+
+/// Text of `step`: adds the products to four partial sums for each of four rows; the totals of the rows.
+macro_rules! dot4 {
+    ($s0:literal, $s1:literal, $s2:literal, $s3:literal, $total:literal) => {
+        concat!(
+            "sdot {",
+            $s0,
+            ":v}.4s, {l0:v}.16b, {a0:v}.16b
+            sdot {",
+            $s1,
+            ":v}.4s, {l1:v}.16b, {a0:v}.16b
+            sdot {",
+            $s2,
+            ":v}.4s, {l2:v}.16b, {a0:v}.16b
+            sdot {",
+            $s3,
+            ":v}.4s, {l3:v}.16b, {a0:v}.16b
+            sdot {",
+            $s0,
+            ":v}.4s, {h0:v}.16b, {a1:v}.16b
+            sdot {",
+            $s1,
+            ":v}.4s, {h1:v}.16b, {a1:v}.16b
+            sdot {",
+            $s2,
+            ":v}.4s, {h2:v}.16b, {a1:v}.16b
+            sdot {",
+            $s3,
+            ":v}.4s, {h3:v}.16b, {a1:v}.16b
+            addp {l0:v}.4s, {",
+            $s0,
+            ":v}.4s, {",
+            $s1,
+            ":v}.4s
+            addp {l1:v}.4s, {",
+            $s2,
+            ":v}.4s, {",
+            $s3,
+            ":v}.4s
+            addp {",
+            $total,
+            ":v}.4s, {l0:v}.4s, {l1:v}.4s"
+        )
+    };
+}
+
+/// One block of eight rows from the file's layout. Written out because compilers, left to order it, run out of registers.
+macro_rules! step {
+    ($at:ident, $sums:ident, $x:ident, $gather:ident, $load:ident, [$($special:literal),*], $($operands:tt)*) => {
+        let (partial, before) = &mut $sums.running;
+        let [s0, s1, s2, s3, s4, s5, s6, s7] = partial;
+        let [p0, p1, p2, p3, p4, p5, p6, p7] = &mut $at.rows;
+        asm!(
+            $gather!(),
+            "ldp {a0:q}, {a1:q}, [{token}], #32",
+            $load!("p0", "p1", "p2", "p3"),
+            dot4!("s0", "s1", "s2", "s3", "t0"),
+            $load!("p4", "p5", "p6", "p7"),
+            dot4!("s4", "s5", "s6", "s7", "t1"),
+            "sub {h0:v}.4s, {t0:v}.4s, {b0:v}.4s",
+            "sub {h1:v}.4s, {t1:v}.4s, {b1:v}.4s",
+            "fcvtl {l0:v}.4s, {s:v}.4h",
+            $($special,)*
+            "fmul {l0:v}.4s, {l0:v}.4s, {d:v}.s[{lane}]",
+            "fmul {l1:v}.4s, {l1:v}.4s, {d:v}.s[{lane}]",
+            "scvtf {h0:v}.4s, {h0:v}.4s",
+            "scvtf {h1:v}.4s, {h1:v}.4s",
+            "fmla {f0:v}.4s, {h0:v}.4s, {l0:v}.4s",
+            "fmla {f1:v}.4s, {h1:v}.4s, {l1:v}.4s",
+            p0 = inout(reg) *p0, p1 = inout(reg) *p1, p2 = inout(reg) *p2, p3 = inout(reg) *p3,
+            p4 = inout(reg) *p4, p5 = inout(reg) *p5, p6 = inout(reg) *p6, p7 = inout(reg) *p7,
+            token = inout(reg) $at.token, a0 = out(vreg) _, a1 = out(vreg) _, s = out(vreg) _,
+            l0 = out(vreg) _, l1 = out(vreg) _, l2 = out(vreg) _, l3 = out(vreg) _,
+            h0 = out(vreg) _, h1 = out(vreg) _, h2 = out(vreg) _, h3 = out(vreg) _,
+            s0 = inout(vreg) *s0, s1 = inout(vreg) *s1, s2 = inout(vreg) *s2, s3 = inout(vreg) *s3,
+            s4 = inout(vreg) *s4, s5 = inout(vreg) *s5, s6 = inout(vreg) *s6, s7 = inout(vreg) *s7,
+            b0 = in(vreg) before[0], b1 = in(vreg) before[1], t0 = out(vreg) before[0], t1 = out(vreg) before[1],
+            f0 = inout(vreg) $sums.acc[0], f1 = inout(vreg) $sums.acc[1],
+            d = in(vreg) $x.d, lane = const LANE, $($operands)*
+            options(readonly, nostack, preserves_flags),
+        )
+    };
+}
+
+/// Text of `tile_block`: the next eight columns (from `k` on, of 16) of four rows `g`, already loaded, times four tokens.
+macro_rules! sdot_tokens {
+    ($w0:literal, $w1:literal, $g:literal, $half:literal, $k0:literal, $k1:literal) => {
+        concat!(
+            "sdot {i0",
+            $g,
+            ":v}.4s, {",
+            $w0,
+            ":v}.16b, {q0",
+            $half,
+            ":v}.4b[",
+            $k0,
+            "]
+            sdot {i1",
+            $g,
+            ":v}.4s, {",
+            $w0,
+            ":v}.16b, {q1",
+            $half,
+            ":v}.4b[",
+            $k0,
+            "]
+            sdot {i2",
+            $g,
+            ":v}.4s, {",
+            $w0,
+            ":v}.16b, {q2",
+            $half,
+            ":v}.4b[",
+            $k0,
+            "]
+            sdot {i3",
+            $g,
+            ":v}.4s, {",
+            $w0,
+            ":v}.16b, {q3",
+            $half,
+            ":v}.4b[",
+            $k0,
+            "]
+            sdot {i0",
+            $g,
+            ":v}.4s, {",
+            $w1,
+            ":v}.16b, {q0",
+            $half,
+            ":v}.4b[",
+            $k1,
+            "]
+            sdot {i1",
+            $g,
+            ":v}.4s, {",
+            $w1,
+            ":v}.16b, {q1",
+            $half,
+            ":v}.4b[",
+            $k1,
+            "]
+            sdot {i2",
+            $g,
+            ":v}.4s, {",
+            $w1,
+            ":v}.16b, {q2",
+            $half,
+            ":v}.4b[",
+            $k1,
+            "]
+            sdot {i3",
+            $g,
+            ":v}.4s, {",
+            $w1,
+            ":v}.16b, {q3",
+            $half,
+            ":v}.4b[",
+            $k1,
+            "]"
+        )
+    };
+}
+
+/// Text of `tile_block`: `acc = fma(d_w * d_a, isum, acc)` of a token.
+macro_rules! scale_token {
+    ($t:literal) => {
+        concat!(
+            "fmul {q",
+            $t,
+            "0:v}.4s, {w0:v}.4s, {d",
+            $t,
+            ":v}.s[{lane}]
+            fmul {q",
+            $t,
+            "1:v}.4s, {w1:v}.4s, {d",
+            $t,
+            ":v}.s[{lane}]
+            scvtf {i",
+            $t,
+            "0:v}.4s, {i",
+            $t,
+            "0:v}.4s
+            scvtf {i",
+            $t,
+            "1:v}.4s, {i",
+            $t,
+            "1:v}.4s
+            fmla {f",
+            $t,
+            "0:v}.4s, {i",
+            $t,
+            "0:v}.4s, {q",
+            $t,
+            "0:v}.4s
+            fmla {f",
+            $t,
+            "1:v}.4s, {i",
+            $t,
+            "1:v}.4s, {q",
+            $t,
+            "1:v}.4s"
+        )
+    };
+}
+
+/// Block `LANE` of a tile times a block of four tokens, whose scales are in lane `LANE` of `d`:
+///
+///     for each 16 columns, four rows g, four columns k, token t:
+///         isum[t][g] = sdot(isum[t][g], w[g][k], a[t] lane k)
+///
+/// It fills all 32 registers. Weights are loaded two vectors ahead of their use.
 ///
 /// # Safety
-/// The CPU has the dot product extension.
+/// Block `LANE` is in the tile, a block of a token at each `a`, which move to the next; the CPU has the dot product extension.
 #[inline(always)]
-unsafe fn dot4(acc: &mut [int32x4_t], w: Four, a: [int8x16_t; 2]) -> int32x4_t {
-    let total: int8x16_t;
-    // SAFETY: registers only; the extension is there by the caller's promise.
+unsafe fn tile_block<const LANE: usize>(
+    tile: *const u8,
+    a: &mut [*const i8; TOKENS],
+    d: &[float32x4_t; TOKENS],
+    acc: &mut [[float32x4_t; 2]; TOKENS],
+) {
+    // Loads reach from -1024 to 1008 bytes: `tile` is set between the second and the third block.
+    let middle = tile.wrapping_add(2 * TILE_BLOCK);
+    let [a0, a1, a2, a3] = a;
+    // SAFETY: by the caller's promise.
     unsafe {
         asm!(
-            "sdot {s0:v}.4s, {l0:v}.16b, {a0:v}.16b",
-            "sdot {s1:v}.4s, {l1:v}.16b, {a0:v}.16b",
-            "sdot {s2:v}.4s, {l2:v}.16b, {a0:v}.16b",
-            "sdot {s3:v}.4s, {l3:v}.16b, {a0:v}.16b",
-            "sdot {s0:v}.4s, {h0:v}.16b, {a1:v}.16b",
-            "sdot {s1:v}.4s, {h1:v}.16b, {a1:v}.16b",
-            "sdot {s2:v}.4s, {h2:v}.16b, {a1:v}.16b",
-            "sdot {s3:v}.4s, {h3:v}.16b, {a1:v}.16b",
-            "addp {l0:v}.4s, {s0:v}.4s, {s1:v}.4s",
-            "addp {l1:v}.4s, {s2:v}.4s, {s3:v}.4s",
-            "addp {l0:v}.4s, {l0:v}.4s, {l1:v}.4s",
-            s0 = inout(vreg) acc[0], s1 = inout(vreg) acc[1], s2 = inout(vreg) acc[2], s3 = inout(vreg) acc[3],
-            l0 = inout(vreg) w[0][0] => total, l1 = inout(vreg) w[1][0] => _, l2 = in(vreg) w[2][0], l3 = in(vreg) w[3][0],
-            h0 = in(vreg) w[0][1], h1 = in(vreg) w[1][1], h2 = in(vreg) w[2][1], h3 = in(vreg) w[3][1],
-            a0 = in(vreg) a[0], a1 = in(vreg) a[1], options(nomem, nostack, preserves_flags),
+            "ldp {w0:q}, {w1:q}, [{tile}, {at}]",
+            "ldp {q00:q}, {q01:q}, [{a0}], #32",
+            "ldp {q10:q}, {q11:q}, [{a1}], #32",
+            "ldp {q20:q}, {q21:q}, [{a2}], #32",
+            "ldp {q30:q}, {q31:q}, [{a3}], #32",
+            "movi {i00:v}.4s, #0",
+            "movi {i10:v}.4s, #0",
+            "movi {i20:v}.4s, #0",
+            "movi {i30:v}.4s, #0",
+            "movi {i01:v}.4s, #0",
+            "movi {i11:v}.4s, #0",
+            "movi {i21:v}.4s, #0",
+            "movi {i31:v}.4s, #0",
+            "ldp {w2:q}, {w3:q}, [{tile}, {at} + 32]",
+            sdot_tokens!("w0", "w1", 0, 0, 0, 1),
+            "ldp {w0:q}, {w1:q}, [{tile}, {at} + 128]",
+            sdot_tokens!("w2", "w3", 0, 0, 2, 3),
+            "ldp {w2:q}, {w3:q}, [{tile}, {at} + 160]",
+            sdot_tokens!("w0", "w1", 1, 0, 0, 1),
+            "ldp {w0:q}, {w1:q}, [{tile}, {at} + 64]",
+            sdot_tokens!("w2", "w3", 1, 0, 2, 3),
+            "ldp {w2:q}, {w3:q}, [{tile}, {at} + 96]",
+            sdot_tokens!("w0", "w1", 0, 1, 0, 1),
+            "ldp {w0:q}, {w1:q}, [{tile}, {at} + 192]",
+            sdot_tokens!("w2", "w3", 0, 1, 2, 3),
+            "ldp {w2:q}, {w3:q}, [{tile}, {at} + 224]",
+            sdot_tokens!("w0", "w1", 1, 1, 0, 1),
+            "ldp {w0:q}, {w1:q}, [{tile}, {at} + 256]",
+            sdot_tokens!("w2", "w3", 1, 1, 2, 3),
+            scale_token!(0),
+            scale_token!(1),
+            scale_token!(2),
+            scale_token!(3),
+            tile = in(reg) middle, at = const LANE as isize * TILE_BLOCK as isize - 2 * TILE_BLOCK as isize, lane = const LANE,
+            a0 = inout(reg) *a0, a1 = inout(reg) *a1, a2 = inout(reg) *a2, a3 = inout(reg) *a3,
+            w0 = out(vreg) _, w1 = out(vreg) _, w2 = out(vreg) _, w3 = out(vreg) _,
+            q00 = out(vreg) _, q10 = out(vreg) _, q20 = out(vreg) _, q30 = out(vreg) _,
+            q01 = out(vreg) _, q11 = out(vreg) _, q21 = out(vreg) _, q31 = out(vreg) _,
+            i00 = out(vreg) _, i10 = out(vreg) _, i20 = out(vreg) _, i30 = out(vreg) _,
+            i01 = out(vreg) _, i11 = out(vreg) _, i21 = out(vreg) _, i31 = out(vreg) _,
+            d0 = in(vreg) d[0], d1 = in(vreg) d[1], d2 = in(vreg) d[2], d3 = in(vreg) d[3],
+            f00 = inout(vreg) acc[0][0], f01 = inout(vreg) acc[0][1], f10 = inout(vreg) acc[1][0], f11 = inout(vreg) acc[1][1],
+            f20 = inout(vreg) acc[2][0], f21 = inout(vreg) acc[2][1], f30 = inout(vreg) acc[3][0], f31 = inout(vreg) acc[3][1],
+            options(readonly, nostack, preserves_flags),
         );
-        vreinterpretq_s32_s8(total)
     }
 }
 
 /// `acc[i] += Σ_j w[4i + j] * a[4 LANE + j]`
 ///
 /// # Safety
-/// As `sdot`.
+/// The CPU has the dot product extension.
 #[inline(always)]
 unsafe fn sdot_lane<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
     // SAFETY: registers only; the extension is there by the caller's promise.
@@ -76,6 +409,8 @@ unsafe fn sdot_lane<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, a: int8
 
 struct Dotprod;
 impl Set for Dotprod {
+    /// Cores with this extension mostly run out of order and follow many streams by themselves.
+    const PREFETCH: bool = false;
     /// Four partial sums of each row over all blocks so far, and their sums up to the last block. They are never set to
     /// zero: the sum of a block is a difference of two totals, which is right even when these overflow.
     type Running = ([int32x4_t; ROWS], [int32x4_t; 2]);
@@ -87,16 +422,32 @@ impl Set for Dotprod {
     }
 
     #[inline(always)]
-    unsafe fn dot<F: Format>((acc, before): &mut Self::Running, p: &mut [*const u8; ROWS], a: [int8x16_t; 2]) -> [int32x4_t; 2] {
-        // SAFETY: a block's elements are at each pointer; the extension is there by the caller's promise.
+    unsafe fn step<F: Format, const LANE: i32>(at: &mut Walk, sums: &mut Sums<Self::Running>, x: &TokenBlocks) {
+        // SAFETY: a block at each pointer; the extension is there by the caller's promise.
         unsafe {
-            let low = F::elements(p, 0);
-            let low = dot4(&mut acc[..4], low, a);
-            let high = F::elements(p, 4);
-            let total = [low, dot4(&mut acc[4..], high, a)];
-            let isum = [vsubq_s32(total[0], before[0]), vsubq_s32(total[1], before[1])];
-            *before = total;
-            isum
+            match (F::NIBBLES, F::HAS_MIN) {
+                (true, false) => {
+                    step!(at, sums, x, gather_scales, load_nibbles, [
+                        "fcvtl {l1:v}.4s, {r:v}.4h",
+                        "mls {h0:v}.4s, {offset:v}.4s, {sum:v}.s[{lane}]",
+                        "mls {h1:v}.4s, {offset:v}.4s, {sum:v}.s[{lane}]"
+                    ], r = out(vreg) _, low = in(vreg) x.low_nibble, offset = in(vreg) x.offset, sum = in(vreg) x.sum,);
+                }
+                (true, true) => {
+                    step!(at, sums, x, gather_scales_and_minimums, load_nibbles, [
+                        "fcvtl2 {l1:v}.4s, {s:v}.8h",
+                        "fcvtl {l2:v}.4s, {m:v}.4h",
+                        "fcvtl2 {l3:v}.4s, {m:v}.8h",
+                        "fmla {m0:v}.4s, {l2:v}.4s, {sa:v}.s[{lane}]",
+                        "fmla {m1:v}.4s, {l3:v}.4s, {sa:v}.s[{lane}]"
+                    ], low = in(vreg) x.low_nibble, sa = in(vreg) x.s, m = out(vreg) _,
+                    m0 = inout(vreg) sums.acc_m[0], m1 = inout(vreg) sums.acc_m[1],);
+                }
+                (false, _) => {
+                    const { assert!(F::NIBBLES || !F::HAS_MIN && F::OFFSET == 0) };
+                    step!(at, sums, x, gather_scales, load_bytes, ["fcvtl {l1:v}.4s, {r:v}.4h"], r = out(vreg) _,);
+                }
+            }
         }
     }
 
@@ -112,48 +463,54 @@ impl Set for Dotprod {
         }
     }
 
-    ///     for each block, each four columns k, token t, four rows g:
-    ///         isum[t][g] = sdot(isum[t][g], w[g][k], a[t] lane k)
     #[inline(always)]
-    unsafe fn product<F: Format, const T: usize>(
+    unsafe fn half_sums<F: Range8, const T: usize>(w: *const u8, a: [*const i8; T]) -> [[int32x4_t; 2]; T] {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let mut sums = [[vdupq_n_s32(0); 2]; T];
+            for half in 0..2 {
+                let a = a.map(|a| vld1q_s8(a.add(16 * half)));
+                macro_rules! columns {
+                    ($k:literal) => {
+                        let w = vld1q_s8(w.add(64 * half + 16 * $k).cast());
+                        for t in 0..T {
+                            sums[t][half] = sdot_lane::<$k>(sums[t][half], w, a[t]);
+                        }
+                    };
+                }
+                columns!(0);
+                columns!(1);
+                columns!(2);
+                columns!(3);
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn product<F: Range8>(
         mut tile: *const u8,
-        mut a: [*const i8; T],
-        d: [*const f32; T],
+        mut a: [*const i8; TOKENS],
+        mut d: [*const f32; TOKENS],
         n_blocks: usize,
-    ) -> [[float32x4_t; 2]; T] {
+    ) -> [[float32x4_t; 2]; TOKENS] {
         // SAFETY: `n_blocks` blocks at each pointer; the extension is there by the caller's promise.
         unsafe {
-            let mut acc = [[vdupq_n_f32(0.0); 2]; T];
-            for b in 0..n_blocks {
-                let mut isum = [[vdupq_n_s32(0); 2]; T];
-                let mut q = [[vdupq_n_s8(0); 2]; T];
-                for t in 0..T {
-                    q[t] = next_32(&mut a[t]);
-                }
-                for half in 0..2 {
-                    for g in 0..2 {
-                        macro_rules! columns {
-                            ($k:literal) => {
-                                let w = vld1q_s8(tile.add(g * 4 * BLOCK + half * 64 + $k * 16).cast());
-                                for t in 0..T {
-                                    isum[t][g] = sdot_lane::<$k>(isum[t][g], w, q[t][half]);
-                                }
-                            };
-                        }
-                        columns!(0);
-                        columns!(1);
-                        columns!(2);
-                        columns!(3);
-                    }
-                }
-                let d_w = [vld1q_f32(tile.add(ROWS * BLOCK).cast()), vld1q_f32(tile.add(ROWS * BLOCK + 16).cast())];
-                for t in 0..T {
-                    let d_a = *d[t].add(b);
-                    for g in 0..2 {
-                        acc[t][g] = vfmaq_f32(acc[t][g], vmulq_n_f32(d_w[g], d_a), vcvtq_f32_s32(isum[t][g]));
-                    }
-                }
+            let mut acc = [[vdupq_n_f32(0.0); 2]; TOKENS];
+            for _ in 0..n_blocks / 4 {
+                let d4 = d.map(|d| vld1q_f32(d));
+                tile_block::<0>(tile, &mut a, &d4, &mut acc);
+                tile_block::<1>(tile, &mut a, &d4, &mut acc);
+                tile_block::<2>(tile, &mut a, &d4, &mut acc);
+                tile_block::<3>(tile, &mut a, &d4, &mut acc);
+                tile = tile.add(4 * TILE_BLOCK);
+                d = d.map(|d| d.add(4));
+            }
+            for _ in 0..n_blocks % 4 {
+                let d1 = d.map(|d| vld1q_dup_f32(d));
+                tile_block::<0>(tile, &mut a, &d1, &mut acc);
                 tile = tile.add(TILE_BLOCK);
+                d = d.map(|d| d.add(1));
             }
             acc
         }

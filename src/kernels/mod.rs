@@ -8,6 +8,12 @@
 
 #[cfg(target_arch = "aarch64")]
 mod arm_blocks;
+#[cfg(target_arch = "aarch64")]
+mod arm_dense;
+#[cfg(target_arch = "aarch64")]
+mod arm_float;
+#[cfg(target_arch = "aarch64")]
+mod arm_formats;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -17,13 +23,14 @@ mod dotprod;
 mod float;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-#[macro_use]
 pub mod portable;
 pub mod scalar;
 #[cfg(test)]
 mod suite;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_formats;
 
 use std::ops::Range;
 
@@ -96,6 +103,16 @@ pub struct Acts<'a> {
     pub d: &'a [f32],
     pub s: &'a [f32],
     pub sum: &'a [i32],
+    /// The sums of the first and of the last 16 `q`, i16 each, in the low and high half: one value to broadcast.
+    pub sum16: &'a [i32],
+}
+
+impl Acts<'_> {
+    /// Both halves of `sum16`.
+    #[inline(always)]
+    pub fn half_sums(&self, at: usize) -> [i32; 2] {
+        [i32::from(self.sum16[at] as i16), self.sum16[at] >> 16]
+    }
 }
 
 /// Room for the activations of a batch.
@@ -104,17 +121,24 @@ pub struct ActBuf {
     d: Buf<f32>,
     s: Buf<f32>,
     sum: Buf<i32>,
+    sum16: Buf<i32>,
 }
 
 impl ActBuf {
     pub fn bytes(n_tok: usize, max_cols: usize) -> usize {
         let blocks = n_tok * max_cols / BLOCK;
-        region_bytes::<i8>(n_tok * max_cols) + 2 * region_bytes::<f32>(blocks) + region_bytes::<i32>(blocks)
+        region_bytes::<i8>(n_tok * max_cols) + 2 * region_bytes::<f32>(blocks) + 2 * region_bytes::<i32>(blocks)
     }
 
     pub fn carve(arena: &mut Arena, n_tok: usize, max_cols: usize) -> Self {
         let blocks = n_tok * max_cols / BLOCK;
-        ActBuf { q: arena.carve(n_tok * max_cols), d: arena.carve(blocks), s: arena.carve(blocks), sum: arena.carve(blocks) }
+        ActBuf {
+            q: arena.carve(n_tok * max_cols),
+            d: arena.carve(blocks),
+            s: arena.carve(blocks),
+            sum: arena.carve(blocks),
+            sum16: arena.carve(blocks),
+        }
     }
 }
 
@@ -295,25 +319,41 @@ impl Kernels {
 
     /// Whether matrices of this type can be multiplied.
     pub fn supports(ty: GgmlType) -> bool {
-        matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q8_0)
+        use GgmlType::*;
+        matches!(
+            ty,
+            F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_NL | IQ4_XS | MXFP4
+        )
+    }
+
+    /// Whether this set has vector kernels for the type. What it has none for is multiplied by the scalar set, which gives
+    /// the same bits, many times slower.
+    pub fn is_fast(&self, ty: GgmlType) -> bool {
+        match self.name {
+            SetName::Scalar => false,
+            _ => Kernels::supports(ty),
+        }
     }
 
     /// Quantises `x` = `[n_tok][n_cols]` into `buf`, one token a task.
     pub fn quantize<'a>(&self, pool: &mut Pool, x: &'a [f32], n_cols: usize, buf: &'a mut ActBuf) -> Acts<'a> {
         assert!(n_cols % BLOCK == 0 && x.len() % n_cols == 0);
         let (n_tok, blocks) = (x.len() / n_cols, n_cols / BLOCK);
-        let (q, d, s, sum) = (
+        let (q, d, s, sum, sum16) = (
             SharedMut::new(&mut buf.q[..x.len()]),
             SharedMut::new(&mut buf.d[..n_tok * blocks]),
             SharedMut::new(&mut buf.s[..n_tok * blocks]),
             SharedMut::new(&mut buf.sum[..n_tok * blocks]),
+            SharedMut::new(&mut buf.sum16[..n_tok * blocks]),
         );
         let one = |t: usize| {
             let at = t * blocks;
             // SAFETY: each token's ranges are its own; the set's features were detected.
             unsafe {
                 let (d, s, sum) = (d.range(at, blocks), s.range(at, blocks), sum.range(at, blocks));
-                (self.table.quantize)(&x[t * n_cols..][..n_cols], q.range(t * n_cols, n_cols), d, s, sum);
+                let q = q.range(t * n_cols, n_cols);
+                (self.table.quantize)(&x[t * n_cols..][..n_cols], &mut *q, d, s, &mut *sum);
+                sum_halves(q, sum, sum16.range(at, blocks));
             }
         };
         pool.run(n_tok, &|_, t| one(t));
@@ -325,6 +365,7 @@ impl Kernels {
             d: &buf.d[..n_tok * blocks],
             s: &buf.s[..n_tok * blocks],
             sum: &buf.sum[..n_tok * blocks],
+            sum16: &buf.sum16[..n_tok * blocks],
         }
     }
 
@@ -348,6 +389,7 @@ impl Kernels {
         }
         let n_products = products.len();
         let (products, outs) = (SharedRef(&*products), SharedRef(&outs));
+        let matmul = |ty| if self.is_fast(ty) { self.table.matmul } else { scalar::TABLE.matmul };
         let n_tasks = first_task[n_products];
         pool.run_with(tiles, n_tasks, |tile: &mut Buf<u8>, task| {
             let i =
@@ -357,7 +399,7 @@ impl Kernels {
             let rows = start..(start + rows_per_task).min(w.n_rows);
             // SAFETY: the features were detected; the rows of a task are its own, so are their elements of `out`,
             // whose length was checked above.
-            unsafe { (self.table.matmul)(&mut MatmulTask { w, rows, acts, out: outs.get()[i], tile }) };
+            unsafe { matmul(w.ty)(&mut MatmulTask { w, rows, acts, out: outs.get()[i], tile }) };
         });
     }
 
@@ -400,6 +442,14 @@ impl Kernels {
         }
         // SAFETY: the set's features were detected; rows are inside the buffers by the assertions above.
         unsafe { (self.table.attend)(a, out) };
+    }
+}
+
+/// `sum16` of each block of 32 `q`, whose whole sum is known.
+fn sum_halves(q: &[i8], sum: &[i32], sum16: &mut [i32]) {
+    for ((q, sum), sum16) in q.as_chunks::<BLOCK>().0.iter().zip(sum).zip(sum16) {
+        let first: i32 = q[..BLOCK / 2].iter().map(|&q| i32::from(q)).sum();
+        *sum16 = first & 0xffff | (sum - first) << 16;
     }
 }
 

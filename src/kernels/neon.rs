@@ -6,12 +6,13 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{self, Fcvtl, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, TILE_BLOCK};
-use super::portable::stamp_portable;
-use super::{BLOCK, MatmulTask, Table, float};
+use super::arm_blocks::{
+    self, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32,
+};
+use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
+use super::{BLOCK, MatmulTask, Table, arm_dense, arm_formats};
 use crate::gguf::quant::GgmlType;
 
-stamp_portable!("neon", Fcvtl);
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
 
 /// # Safety
@@ -24,14 +25,24 @@ unsafe fn matmul(task: &mut MatmulTask) {
             GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Neon>(task),
             GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Neon>(task),
             GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Neon>(task),
-            GgmlType::F16 | GgmlType::F32 => float::batch::<Fcvtl>(task),
+            GgmlType::Q5_0 => arm_formats::quantised::<arm_formats::Q5_0, Neon>(task),
+            GgmlType::Q5_1 => arm_formats::quantised::<arm_formats::Q5_1, Neon>(task),
+            GgmlType::IQ4_NL => arm_formats::quantised::<arm_formats::Iq4Nl, Neon>(task),
+            GgmlType::MXFP4 => arm_formats::quantised::<arm_formats::Mxfp4, Neon>(task),
+            GgmlType::IQ4_XS => arm_formats::quantised::<arm_formats::Iq4Xs, Neon>(task),
+            GgmlType::Q2_K => arm_formats::quantised::<arm_formats::Q2K, Neon>(task),
+            GgmlType::Q3_K => arm_formats::quantised::<arm_formats::Q3K, Neon>(task),
+            GgmlType::Q4_K => arm_formats::quantised::<arm_formats::Q4K, Neon>(task),
+            GgmlType::Q5_K => arm_formats::quantised::<arm_formats::Q5K, Neon>(task),
+            GgmlType::Q6_K => arm_formats::quantised::<arm_formats::Q6K, Neon>(task),
+            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => arm_dense::matmul(task),
             ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }
     }
 }
 
 /// Whether `n` products of a type's elements and activations fit into 16 bits.
-const fn fits<F: Format>(n: i32) -> bool {
+const fn fits<F: Range8>(n: i32) -> bool {
     n * F::LARGEST * 127 <= i16::MAX as i32
 }
 
@@ -46,7 +57,7 @@ const fn fits<F: Format>(n: i32) -> bool {
 /// # Safety
 /// None but those of NEON, which every 64-bit ARM has.
 #[inline(always)]
-unsafe fn dot4<F: Format>(w: Four, a: [int8x16_t; 2]) -> int32x4_t {
+unsafe fn dot4<F: Range8>(w: Four, a: [int8x16_t; 2]) -> int32x4_t {
     let first: int32x4_t;
     // SAFETY: registers only.
     unsafe {
@@ -125,7 +136,7 @@ unsafe fn dot4<F: Format>(w: Four, a: [int8x16_t; 2]) -> int32x4_t {
 /// # Safety
 /// A block at both `a`.
 #[inline(always)]
-unsafe fn dot4x2<F: Format>(w: Four, a: &mut [*const i8; 2]) -> [int32x4_t; 2] {
+unsafe fn dot4x2<F: Range8>(w: Four, a: &mut [*const i8; 2]) -> [int32x4_t; 2] {
     let [first, second]: [int32x4_t; 2];
     // SAFETY: readable by the caller's promise.
     unsafe {
@@ -256,19 +267,26 @@ unsafe fn dot4x2<F: Format>(w: Four, a: &mut [*const i8; 2]) -> [int32x4_t; 2] {
 
 struct Neon;
 impl Set for Neon {
+    const PREFETCH: bool = true;
     type Running = ();
 
     #[inline(always)]
     unsafe fn start() {}
 
     #[inline(always)]
-    unsafe fn dot<F: Format>(_: &mut (), p: &mut [*const u8; ROWS], a: [int8x16_t; 2]) -> [int32x4_t; 2] {
-        // SAFETY: a block's elements are at each pointer.
+    unsafe fn step<F: Format, const LANE: i32>(at: &mut Walk, sums: &mut Sums<()>, x: &TokenBlocks) {
+        // SAFETY: a block at each pointer.
         unsafe {
-            let low = F::elements(p, 0);
-            let low = dot4::<F>(low, a);
-            let high = F::elements(p, 4);
-            [low, dot4::<F>(high, a)]
+            let scales = F::scales(&mut at.rows);
+            let a = next_32(&mut at.token);
+            for g in 0..2 {
+                let isum = dot4::<F>(F::elements(&mut at.rows, 4 * g), a);
+                let isum = if F::OFFSET != 0 { mls_lane::<LANE>(isum, x.offset, x.sum) } else { isum };
+                sums.acc[g] = vfmaq_f32(sums.acc[g], vmulq_laneq_f32::<LANE>(scales.d[g], x.d), vcvtq_f32_s32(isum));
+                if F::HAS_MIN {
+                    sums.acc_m[g] = vfmaq_laneq_f32::<LANE>(sums.acc_m[g], scales.m[g], x.s);
+                }
+            }
         }
     }
 
@@ -284,37 +302,58 @@ impl Set for Neon {
         }
     }
 
+    #[inline(always)]
+    unsafe fn half_sums<F: Range8, const T: usize>(w: *const u8, a: [*const i8; T]) -> [[int32x4_t; 2]; T] {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let mut sums = [[vdupq_n_s32(0); 2]; T];
+            for half in 0..2 {
+                let w: [int8x16_t; 4] = std::array::from_fn(|r| vld1q_s8(w.add(r * BLOCK + 16 * half).cast()));
+                for t in 0..T {
+                    let a = vld1q_s8(a[t].add(16 * half));
+                    let [x, y, z, u] = w.map(|w| vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(a)), w, a));
+                    sums[t][half] = if fits::<F>(8) {
+                        vpaddlq_s16(vpaddq_s16(vpaddq_s16(x, y), vpaddq_s16(z, u)))
+                    } else {
+                        let [x, y, z, u] = [x, y, z, u].map(|x| vpaddlq_s16(x));
+                        vpaddq_s32(vpaddq_s32(x, y), vpaddq_s32(z, u))
+                    };
+                }
+            }
+            sums
+        }
+    }
+
     ///     for four rows, for each block: the block of all four rows in registers, two tokens past it at a time
     #[inline(always)]
-    unsafe fn product<F: Format, const T: usize>(
+    unsafe fn product<F: Range8>(
         tile: *const u8,
-        a: [*const i8; T],
-        d: [*const f32; T],
+        a: [*const i8; TOKENS],
+        d: [*const f32; TOKENS],
         n_blocks: usize,
-    ) -> [[float32x4_t; 2]; T] {
-        const { assert!(T % 2 == 0) };
+    ) -> [[float32x4_t; 2]; TOKENS] {
         // SAFETY: `n_blocks` blocks at each pointer.
         unsafe {
-            let mut out = [[vdupq_n_f32(0.0); 2]; T];
+            let mut out = [[vdupq_n_f32(0.0); 2]; TOKENS];
             for g in 0..2 {
                 let (mut tile, mut a) = (tile, a);
-                let mut acc = [vdupq_n_f32(0.0); T];
+                let mut acc = [vdupq_n_f32(0.0); TOKENS];
                 for b in 0..n_blocks {
                     let w = std::array::from_fn(|r| {
                         let at = tile.add((g * 4 + r) * BLOCK).cast();
                         [vld1q_s8(at), vld1q_s8(at.add(16))]
                     });
                     let d_w = vld1q_f32(tile.add(ROWS * BLOCK + g * 16).cast());
-                    let mut isum = [vdupq_n_s32(0); T];
+                    let mut isum = [vdupq_n_s32(0); TOKENS];
                     for (a, isum) in a.as_chunks_mut::<2>().0.iter_mut().zip(isum.as_chunks_mut::<2>().0) {
                         *isum = dot4x2::<F>(w, a);
                     }
-                    for t in 0..T {
+                    for t in 0..TOKENS {
                         acc[t] = vfmaq_f32(acc[t], vmulq_n_f32(d_w, *d[t].add(b)), vcvtq_f32_s32(isum[t]));
                     }
                     tile = tile.add(TILE_BLOCK);
                 }
-                for t in 0..T {
+                for t in 0..TOKENS {
                     out[t][g] = acc[t];
                 }
             }

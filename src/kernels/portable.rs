@@ -5,7 +5,7 @@
 //! - lanes are added as `((l0+l4)+(l1+l5)) + ((l2+l6)+(l3+l7))`, which is what NEON's and AVX's pairwise adds do;
 //! - everything else is elementwise.
 //!
-//! All is `inline(always)` so that it takes the features of the set that stamps it (`stamp_portable!`).
+//! All is `inline(always)`, so that a set that uses it compiles it with its own CPU features.
 
 use super::{Attend, BLOCK, CHUNK, MAX_QUERIES, Partial};
 
@@ -233,42 +233,6 @@ pub fn merge_partial(running: (&mut f32, &mut f32, &mut [f32]), chunk: (f32, f32
     }
     (*max, *sum) = (higher, *sum * old + chunk_sum * new);
 }
-
-/// Compiles the portable functions with the CPU features of a set: gives the fields of its `Table` but `matmul`.
-/// The x86 sets have their own, `stamp_x86!`.
-#[cfg(target_arch = "aarch64")]
-macro_rules! stamp_portable {
-    ($features:literal, $f16:ty) => {
-        use crate::kernels::portable;
-        #[target_feature(enable = $features)]
-        unsafe fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) {
-            portable::quantize(x, q, d, s, sum)
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-            portable::rms_norm(x, weight, eps, out)
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn add(x: &mut [f32], y: &[f32]) {
-            portable::add(x, y)
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn silu_mul(gate: &mut [f32], up: &[f32]) {
-            portable::silu_mul(gate, up)
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn l2_norm(x: &[f32]) -> f32 {
-            portable::l2_norm(x)
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn attend(a: &crate::kernels::Attend, out: &mut crate::kernels::Partial) {
-            // SAFETY: passed on to the caller.
-            unsafe { portable::attend::<$f16>(a, out) }
-        }
-    };
-}
-#[cfg(target_arch = "aarch64")]
-pub(crate) use stamp_portable;
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,23 @@
 use super::*;
 use crate::gguf::quant::GgmlType;
 
-pub const QUANTISED: [GgmlType; 3] = [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q8_0];
+pub const QUANTISED: [GgmlType; 13] = {
+    use GgmlType::*;
+    [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4, IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K]
+};
+pub const FLOATS: [GgmlType; 3] = [GgmlType::F32, GgmlType::F16, GgmlType::BF16];
+
+/// Where the f16 scales of a block stand.
+fn scales_at(ty: GgmlType) -> &'static [usize] {
+    match ty {
+        GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4_K | GgmlType::Q5_K => &[0, 2],
+        GgmlType::Q2_K => &[80, 82],
+        GgmlType::Q3_K => &[108],
+        GgmlType::Q6_K => &[208],
+        GgmlType::MXFP4 => &[],
+        _ => &[0],
+    }
+}
 
 /// Random bytes with finite f16 scales of either sign, and the extreme integers now and then.
 pub fn random_matrix(ty: GgmlType, n_rows: usize, n_cols: usize, seed: u64) -> Vec<u8> {
@@ -16,17 +32,25 @@ pub fn random_matrix(ty: GgmlType, n_rows: usize, n_cols: usize, seed: u64) -> V
         match ty {
             GgmlType::F32 => bytes.extend((rng.f32() - 0.5).to_le_bytes()),
             GgmlType::F16 => bytes.extend(f16(&mut rng)),
+            GgmlType::BF16 => bytes.extend(half::bf16::from_f32(rng.f32() - 0.5).to_le_bytes()),
             _ => {
                 let extreme = rng.u8(..8);
                 bytes.extend((0..ty.block_bytes()).map(|_| match extreme {
                     0 => 0x80,
                     1 => 0xff,
                     2 => 0x7f,
+                    3 => 0,
                     _ => rng.u8(..),
                 }));
-                let scales = if ty == GgmlType::Q4_1 { 2 } else { 1 };
-                for i in 0..scales {
-                    bytes[start + 2 * i..start + 2 * i + 2].copy_from_slice(&f16(&mut rng));
+                for at in scales_at(ty) {
+                    bytes[start + at..][..2].copy_from_slice(&f16(&mut rng));
+                }
+                match ty {
+                    // An exponent near 1 in size.
+                    GgmlType::MXFP4 => bytes[start] = rng.u8(115..130),
+                    // The largest sum there is: elements of -32, scales of -128.
+                    GgmlType::Q6_K if extreme == 3 => bytes[start + 192..start + 208].fill(0x80),
+                    _ => {}
                 }
             }
         }
@@ -89,10 +113,11 @@ fn quantised_products_equal_the_scalar_set_bit_for_bit() {
     let scalar = Kernels::choose("scalar").unwrap();
     for kernels in Kernels::available() {
         for ty in QUANTISED {
-            for n_cols in [32, 64, 96, 576, 1536] {
+            let sizes: &[usize] = if ty.block_elems() == 256 { &[256, 512, 1536] } else { &[32, 64, 96, 576, 1536] };
+            for &n_cols in sizes {
                 for n_rows in [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48] {
                     for n_tok in [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17] {
-                        if n_cols > 96 && n_rows > 17 && n_tok > 4 {
+                        if n_cols > 256 && (n_rows > 17 || n_tok > 4) {
                             continue;
                         }
                         let w = random_matrix(ty, n_rows, n_cols, (n_rows * 1000 + n_cols) as u64);
@@ -113,8 +138,8 @@ fn quantised_products_equal_the_scalar_set_bit_for_bit() {
 #[test]
 fn scalar_products_are_products() {
     let scalar = Kernels::choose("scalar").unwrap();
-    for ty in [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q8_0, GgmlType::F16, GgmlType::F32] {
-        let (n_rows, n_cols, n_tok) = (5, 96, 3);
+    for ty in QUANTISED.into_iter().chain(FLOATS) {
+        let (n_rows, n_cols, n_tok) = (5, if ty.block_elems() == 256 { 512 } else { 96 }, 3);
         let w = random_matrix(ty, n_rows, n_cols, 7);
         let x = random_x(n_tok * n_cols, 8);
         let mut dense = vec![0f32; n_rows * n_cols];
@@ -125,7 +150,7 @@ fn scalar_products_are_products() {
         for t in 0..n_tok {
             for r in 0..n_rows {
                 let a = |c: usize| match ty {
-                    GgmlType::F16 | GgmlType::F32 => f64::from(x[t * n_cols + c]),
+                    ty if FLOATS.contains(&ty) => f64::from(x[t * n_cols + c]),
                     _ => f64::from(acts.d[t * n_cols / 32 + c / 32]) * f64::from(acts.q[t * n_cols + c]),
                 };
                 let terms: Vec<f64> = (0..n_cols).map(|c| f64::from(dense[r * n_cols + c]) * a(c)).collect();
@@ -143,7 +168,7 @@ fn scalar_products_are_products() {
 fn float_products_equal_the_scalar_set() {
     let scalar = Kernels::choose("scalar").unwrap();
     for kernels in Kernels::available() {
-        for ty in [GgmlType::F16, GgmlType::F32] {
+        for ty in FLOATS {
             for (n_rows, n_cols) in [(1, 32), (16, 64), (17, 96), (33, 576)] {
                 for n_tok in [1, 2, float::GEMM_FROM - 1, float::GEMM_FROM, 17] {
                     let w = random_matrix(ty, n_rows, n_cols, n_rows as u64);
@@ -187,7 +212,7 @@ fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
             let run = |k: Kernels| {
                 let mut bench = Bench::new(3, n_cols);
                 let a = k.quantize(&mut bench.pool, &x, n_cols, &mut bench.acts);
-                (a.q.to_vec(), bits(a.d), bits(a.s), a.sum.to_vec())
+                (a.q.to_vec(), bits(a.d), bits(a.s), a.sum.to_vec(), a.sum16.to_vec())
             };
             assert_eq!(run(kernels), run(scalar), "{} n_cols = {n_cols}", kernels.name());
         }

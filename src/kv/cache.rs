@@ -52,10 +52,11 @@ impl KvShape {
             + region_bytes::<u32>(self.n_head_kv * self.n_batch)
     }
 
-    /// The most slots that fit into `budget_bytes`.
+    /// The most slots that fit into `budget_bytes`: no more than the trained context, and no more than rows can be numbered.
     pub fn slots_within(&self, budget_bytes: u64) -> usize {
         let fits = |n: usize| self.arena_bytes(n) as u64 <= budget_bytes;
-        let (mut low, mut high) = (0, self.n_ctx);
+        let numbered = (u32::MAX as usize - self.n_head_kv * self.n_batch) / self.n_heads();
+        let (mut low, mut high) = (0, self.n_ctx.min(numbered));
         if fits(high) {
             return high;
         }
@@ -90,7 +91,7 @@ impl Recent {
     pub fn of(self, n_slot: usize) -> u32 {
         match self {
             Recent::Tokens(n) => n,
-            Recent::Percent(p) => (n_slot as f32 * p / 100.0) as u32,
+            Recent::Percent(p) => (n_slot as f64 * f64::from(p) / 100.0) as u32,
         }
     }
 }
@@ -134,7 +135,7 @@ impl KvParams {
                 "{} sinks and the recent tokens do not fit into a context of {}; lower --sinks or --recent",
                 self.sinks, shape.n_ctx
             );
-            return Err(Error::usage("--sinks", what));
+            return Err(Error::usage(if self.sinks as usize >= shape.n_ctx { "--sinks" } else { "--recent" }, what));
         };
         Err(Error::budget(
             "--kv-budget",
@@ -403,13 +404,19 @@ impl KvCache {
         self.next_pos = n_live as Pos;
     }
 
-    /// Evicts one entry from every head without a newcomer: the last slot's entry moves into the hole.
+    /// Evicts one entry from every head without a newcomer: the last slot's entry moves into the hole. Where sinks and
+    /// recent tokens are all there is, the oldest recent token goes; where all are sinks, the last of them.
     fn drop_one(&mut self) {
         let (last, row_bytes) = (self.n_live - 1, self.shape.row_bytes());
         for head in 0..self.shape.n_heads() {
             let first = head * self.n_slot;
             let (scores, positions) = (&mut self.scores[first..][..self.n_live], &mut self.positions[first..][..self.n_live]);
-            let slot = victim(scores, positions, self.next_pos, self.protect).unwrap_or(last);
+            let slot = victim(scores, positions, self.next_pos, self.protect).unwrap_or_else(|| {
+                let slots = 0..=last;
+                let recent = slots.clone().filter(|&slot| positions[slot] >= self.protect.sinks);
+                let oldest = recent.min_by_key(|&slot| positions[slot]);
+                oldest.or(slots.max_by_key(|&slot| positions[slot])).unwrap_or(last)
+            });
             (scores[slot], positions[slot]) = (scores[last], positions[last]);
             let (from, to) = ((first + last) * row_bytes, (first + slot) * row_bytes);
             self.keys.copy_within(from..from + row_bytes, to);
@@ -448,5 +455,87 @@ fn store_f16(x: &[f32], row: &mut [u8]) {
 fn load_f16(row: &[u8], out: &mut [f32]) {
     for (bytes, out) in row.as_chunks::<2>().0.iter().zip(out) {
         *out = half::f16::from_le_bytes(*bytes).to_f32();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One layer, one head, as many slots as positions unless told otherwise. A token's number is its key's norm, so that it can be known again.
+    fn cache(n_ctx: usize, sinks: u32, recent: Recent) -> (KvCache, Pool, Vec<RenumberScratch>) {
+        cache_of(n_ctx, n_ctx, sinks, recent)
+    }
+
+    fn cache_of(n_slot: usize, n_ctx: usize, sinks: u32, recent: Recent) -> (KvCache, Pool, Vec<RenumberScratch>) {
+        let shape = KvShape { n_layer: 1, n_head_kv: 1, head_dim: 8, n_batch: 1, n_ctx };
+        let params = KvParams { budget_bytes: shape.arena_bytes(n_slot) as u64, policy: Policy::L2, sinks, recent };
+        let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, 8)).unwrap();
+        let scratch = vec![RenumberScratch::carve(&mut arena, n_ctx, 8)];
+        (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap(), scratch)
+    }
+
+    fn feed(cache: &mut KvCache, pool: &mut Pool, scratch: &mut [RenumberScratch], token: usize) {
+        cache.admit(1).unwrap();
+        if cache.must_renumber(1) {
+            cache.renumber(pool, scratch, |_, _, _| ());
+        }
+        let row = [token as f32; 8];
+        cache.place(pool, 0, &row, &row, |key| key[0]);
+        cache.commit(0, 1);
+        cache.advance(1);
+    }
+
+    /// The tokens kept, oldest first.
+    fn tokens(cache: &KvCache) -> Vec<usize> {
+        let mut kept: Vec<_> = cache.kept(0, 0).iter().zip(cache.scores(0, 0)).map(|(&p, &s)| (p, s as usize)).collect();
+        kept.sort_unstable();
+        kept.into_iter().map(|(_, token)| token).collect()
+    }
+
+    #[test]
+    fn thinning_a_context_that_is_all_protected_drops_the_oldest_recent_or_the_last_sinks() {
+        let (mut all_recent, mut pool, mut scratch) = cache(16, 2, Recent::Tokens(14));
+        (0..17).for_each(|t| feed(&mut all_recent, &mut pool, &mut scratch, t));
+        assert_eq!(tokens(&all_recent), [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
+        let (mut no_sinks, ..) = cache(16, 0, Recent::Percent(100.0));
+        (0..17).for_each(|t| feed(&mut no_sinks, &mut pool, &mut scratch, t));
+        assert_eq!(tokens(&no_sinks), (2..17).collect::<Vec<_>>());
+        let (mut all_sinks, ..) = cache(16, 15, Recent::Tokens(1));
+        (0..17).for_each(|t| feed(&mut all_sinks, &mut pool, &mut scratch, t));
+        assert_eq!(tokens(&all_sinks), (0..14).chain([16]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn one_slot_is_enough_for_one_token_at_a_time() {
+        let (mut one, mut pool, mut scratch) = cache_of(1, 8, 0, Recent::Tokens(1));
+        // The rounding of regions may give a slot or two more.
+        let n_slot = one.n_slot();
+        for t in 0..40 {
+            feed(&mut one, &mut pool, &mut scratch, t);
+            assert!(tokens(&one).contains(&t) && tokens(&one).len() == n_slot.min(t + 1));
+        }
+        assert_eq!(one.n_evicted(), 40 - n_slot as u64);
+    }
+
+    #[test]
+    fn no_shape_overflows_and_rows_can_be_numbered() {
+        for (n_layer, n_head_kv, head_dim, n_ctx) in [(1, 1, 8, 8), (128, 128, 1024, 1 << 24), (65_536, 8, 1024, 1 << 24)] {
+            let shape = KvShape { n_layer, n_head_kv, head_dim, n_batch: n_ctx / 8, n_ctx };
+            for budget in [0, 1, 1 << 20, 1 << 40, u64::MAX] {
+                let n = shape.slots_within(budget);
+                let rows = shape.n_heads() * n + n_head_kv * shape.n_batch;
+                assert!(n <= n_ctx && rows <= u32::MAX as usize);
+                assert!(n == 0 || shape.arena_bytes(n) as u64 <= budget);
+            }
+        }
+    }
+
+    #[test]
+    fn shares_of_the_slots_never_exceed_them() {
+        for n in (1..200_000).chain((1 << 24) - 1000..=1 << 24) {
+            assert_eq!(Recent::Percent(100.0).of(n), n as u32);
+            assert!(Recent::Percent(50.0).of(n) as usize == n / 2);
+        }
     }
 }

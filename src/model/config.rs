@@ -49,7 +49,7 @@ impl Config {
         let arch = file.str("general.architecture")?.to_owned();
         let refuse = |what: String| Error::unsupported(file.path(), what);
         if arch != "llama" {
-            return Err(refuse(format!("architecture '{arch}' is not supported; this engine runs: llama")));
+            return Err(refuse(format!("architecture '{}' is not supported; this engine runs: llama", printable(&arch))));
         }
         let key = |name: &str| format!("{arch}.{name}");
         let count = |name: &str| -> Result<usize> {
@@ -89,6 +89,11 @@ impl Config {
         };
         let c = &config;
         let wrong = [
+            // Far beyond any model, and small enough that no product of them overflows.
+            (
+                c.n_layer > 1 << 16 || c.max_cols() > 1 << 24,
+                format!("{} layers with rows of up to {} elements", c.n_layer, c.max_cols()),
+            ),
             (n_head_kv == 0 || n_head % n_head_kv != 0, format!("{n_head} heads cannot share {n_head_kv} KV heads")),
             (n_head_kv > MAX_HEAD_KV, format!("{n_head_kv} KV heads, more than {MAX_HEAD_KV}")),
             (
@@ -112,6 +117,11 @@ impl Config {
     }
 }
 
+/// A name from the file as part of one line: control characters escaped, cut after 80 characters.
+pub(super) fn printable(name: &str) -> String {
+    name.chars().take(80).flat_map(char::escape_debug).collect()
+}
+
 /// Keys that change the computation and are not computed here.
 fn refuse_unknown_features(file: &GgufFile, arch: &str) -> Result<()> {
     let refuse = |key: &str, what: &str| {
@@ -126,10 +136,18 @@ fn refuse_unknown_features(file: &GgufFile, arch: &str) -> Result<()> {
             return refuse(&key(name), what);
         }
     }
-    if let Some(kind) = file.opt_str(&key("rope.scaling.type"))?.filter(|kind| *kind != "none") {
-        return refuse(&key("rope.scaling.type"), &format!("RoPE scaling '{kind}'"));
+    if file.opt_bool(&key("attention.causal"))? == Some(false) {
+        return refuse(&key("attention.causal"), "attention to later tokens");
     }
-    for name in ["rope.scale_linear", "logit_scale", "attention.scale", "residual_scale", "embedding_scale"] {
+    let scaling = file.opt_str(&key("rope.scaling.type"))?;
+    if let Some(kind) = scaling.filter(|kind| *kind != "none") {
+        return refuse(&key("rope.scaling.type"), &format!("RoPE scaling '{}'", printable(kind)));
+    }
+    let scales =
+        ["rope.scale_linear", "rope.scaling.attn_factor", "logit_scale", "attention.scale", "residual_scale", "embedding_scale"];
+    // Without a type a factor means linear scaling; the type `none` switches it off.
+    let factor = if scaling.is_none() { &["rope.scaling.factor"][..] } else { &[] };
+    for name in scales.iter().chain(factor) {
         if file.opt_f32(&key(name))?.is_some_and(|f| f != 0.0 && f != 1.0) {
             return refuse(&key(name), "a scale");
         }

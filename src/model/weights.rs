@@ -8,7 +8,7 @@ use crate::gguf::{GgufFile, TensorInfo};
 use crate::kernels::{Kernels, Matrix};
 use crate::mem::arena::{Arena, Buf, region_bytes};
 
-use super::config::Config;
+use super::config::{Config, printable};
 
 /// A matrix of the file, `[n_rows][n_cols]`.
 #[derive(Clone, Copy)]
@@ -25,7 +25,7 @@ impl Tensor {
     }
 
     pub fn is_float(&self) -> bool {
-        matches!(self.ty, GgmlType::F32 | GgmlType::F16)
+        matches!(self.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
     }
 }
 
@@ -55,6 +55,12 @@ impl Weights {
     /// Bytes of the copied norms.
     pub fn norm_bytes(config: &Config) -> usize {
         (2 * config.n_layer + 1) * region_bytes::<f32>(config.n_embd)
+    }
+
+    /// The type of every matrix that is multiplied.
+    pub fn types(&self) -> impl Iterator<Item = GgmlType> {
+        let of = |l: &Layer| [l.attn_q, l.attn_k, l.attn_v, l.attn_output, l.ffn_gate, l.ffn_up, l.ffn_down].map(|t| t.ty);
+        self.layers.iter().flat_map(of).chain([self.output.ty])
     }
 
     pub fn bind(file: &GgufFile, config: &Config) -> Result<Weights> {
@@ -120,7 +126,7 @@ impl<'a> Binder<'a> {
         let (index, tensor) = self.find(name, &[n_cols as u64, n_rows as u64])?;
         if !Kernels::supports(tensor.ty) {
             let what = format!(
-                "tensor {name} has type {}, which this engine cannot multiply; use a model in Q4_0, Q4_1, Q8_0, F16 or F32",
+                "tensor {name} has type {}, which this engine cannot multiply; use a model in another quantisation, such as Q4_K_M or Q8_0",
                 tensor.ty
             );
             return Err(Error::unsupported(self.file.path(), what));
@@ -156,7 +162,7 @@ impl<'a> Binder<'a> {
                 self.file.path(),
                 format!(
                     "tensor {} is not one that architecture '{arch}' reads here; leaving it out would run another model",
-                    tensor.name
+                    printable(&tensor.name)
                 ),
             )),
         }

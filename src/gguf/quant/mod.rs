@@ -5,10 +5,10 @@
 //! here with [`Unsupported`]; lengths that do not match are the caller's mistake and panic.
 
 mod float;
-mod iq4;
-mod kquants;
+pub(crate) mod iq4;
+pub(crate) mod kquants;
 mod legacy;
-mod mxfp4;
+pub(crate) mod mxfp4;
 
 use std::fmt;
 

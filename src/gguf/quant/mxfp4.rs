@@ -16,7 +16,7 @@ pub(super) fn mxfp4(block: &[u8], out: &mut [f32]) {
 }
 
 /// 2^(e-128), half the scale that the exponent stands for, to go with the doubled values.
-fn half_power_of_two(e: u8) -> f32 {
+pub fn half_power_of_two(e: u8) -> f32 {
     // An f32 stores exponents from 1 up; 2^-127 and 2^-128 are subnormal, a single mantissa bit.
     let bits = if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 };
     f32::from_bits(bits)

@@ -1,0 +1,80 @@
+//! Runs one kernel again and again, for counting its instructions under an emulator or timing it.
+//!
+//! `kernel_count SET matmul TYPE N_ROWS N_COLS N_TOK TIMES`, `kernel_count SET {quantize|rms_norm|silu_mul} N TIMES` or
+//! `kernel_count SET attend HEAD_DIM N_QUERIES N_ROWS TIMES`. The difference of two runs, divided by the difference of
+//! TIMES, is the cost of one. Prints a hash of the result, which is the same for every set.
+
+use lowkey::gguf::quant::GgmlType;
+use lowkey::kernels::{ActBuf, Attend, Kernels, Matrix, Partial, Product, Rows, tile_bytes};
+use lowkey::mem::arena::{Arena, region_bytes};
+use lowkey::mem::pool::Pool;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [set, kernel, rest @ ..] = &args[..] else { panic!("SET KERNEL …") };
+    let kernels = Kernels::choose(set).expect("a set of this CPU");
+    let numbers: Vec<usize> = rest.iter().filter_map(|n| n.parse().ok()).collect();
+    let result = match (&kernel[..], &numbers[..]) {
+        ("matmul", &[n_rows, n_cols, n_tok, times]) => matmul(kernels, &rest[0], n_rows, n_cols, n_tok, times),
+        ("attend", &[head_dim, n_q, n_rows, times]) => attend(kernels, head_dim, n_q, n_rows, times),
+        (_, &[n, times]) => elementwise(kernels, kernel, n, times),
+        _ => panic!("SET KERNEL …"),
+    };
+    let hash = result.iter().fold(0u64, |h, v| (h ^ u64::from(v.to_bits())).wrapping_mul(0x100_0000_01b3));
+    println!("{hash:016x}");
+}
+
+fn random(n: usize) -> Vec<f32> {
+    let mut rng = fastrand::Rng::with_seed(1);
+    (0..n).map(|_| rng.f32() - 0.5).collect()
+}
+
+fn matmul(kernels: Kernels, ty: &str, n_rows: usize, n_cols: usize, n_tok: usize, times: usize) -> Vec<f32> {
+    let ty = *GgmlType::ALL.iter().find(|t| t.name() == ty).expect("a type of ggml");
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut data: Vec<u8> = (0..n_rows * n_cols / ty.block_elems() * ty.block_bytes()).map(|_| rng.u8(..)).collect();
+    for block in data.chunks_exact_mut(ty.block_bytes()) {
+        // Scales and minimums are f16 at the start of a block: keep them finite and small.
+        for at in [1, 3] {
+            block[at.min(block.len() - 1)] &= 0x2b;
+        }
+    }
+    let x = random(n_tok * n_cols);
+    let tile = tile_bytes(n_cols, true);
+    let mut arena = Arena::new(region_bytes::<u8>(tile) + ActBuf::bytes(n_tok, n_cols)).expect("memory");
+    let (mut tiles, mut acts) = ([arena.carve::<u8>(tile)], ActBuf::carve(&mut arena, n_tok, n_cols));
+    let mut pool = Pool::new(1).expect("a pool");
+    let mut out = vec![0f32; n_tok * n_rows];
+    let w = Matrix { ty, n_rows, n_cols, data: &data };
+    let acts = kernels.quantize(&mut pool, &x, n_cols, &mut acts);
+    for _ in 0..times {
+        kernels.matmul(&mut pool, &mut tiles, acts, &mut [Product { w, out: &mut out }]);
+    }
+    out
+}
+
+fn elementwise(kernels: Kernels, kernel: &str, n: usize, times: usize) -> Vec<f32> {
+    let (x, mut out) = (random(n), vec![0f32; n]);
+    let mut arena = Arena::new(ActBuf::bytes(1, n)).expect("memory");
+    let (mut acts, mut pool) = (ActBuf::carve(&mut arena, 1, n), Pool::new(1).expect("a pool"));
+    for _ in 0..times {
+        match kernel {
+            "quantize" => out[0] = kernels.quantize(&mut pool, &x, n, &mut acts).d[0],
+            "rms_norm" => kernels.rms_norm(&x, &x, 1e-5, &mut out),
+            "silu_mul" => kernels.silu_mul(&mut out, &x),
+            _ => panic!("'{kernel}' is no kernel"),
+        }
+    }
+    out
+}
+
+fn attend(kernels: Kernels, head_dim: usize, n_q: usize, n_rows: usize, times: usize) -> Vec<f32> {
+    let cache: Vec<u8> = random(n_rows * head_dim).iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
+    let q = random(n_q * head_dim);
+    let (mut max, mut sum, mut acc) = (vec![0f32; n_q], vec![0f32; n_q], vec![0f32; n_q * head_dim]);
+    for _ in 0..times {
+        let a = Attend { q: &q, head_dim, keys: &cache, values: &cache, rows: Rows::Dense { first: 0 }, n_rows };
+        kernels.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc });
+    }
+    acc
+}

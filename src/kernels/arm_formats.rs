@@ -1,0 +1,405 @@
+//! The block formats that ARM multiplies only from a tile: Q5, IQ4, MXFP4 and the K-quants. A `Type` says how 32 columns of
+//! a row are read; `quantised` expands eight rows of it and multiplies them with one token or with four.
+//!
+//! What the numbers mean and in which order they are added up is fixed in scalar.rs, layouts of bytes in gguf/quant.
+
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+use super::arm_blocks::{ROWS, Range8, Set, TILE_BLOCK, TOKENS, Tile, rest, tokens};
+use super::{Acts, BLOCK, MatmulTask};
+use crate::gguf::quant::iq4::LEVELS;
+use crate::gguf::quant::kquants::scale_and_min;
+use crate::gguf::quant::mxfp4::{DOUBLED, half_power_of_two};
+
+/// What scales 32 columns, beside `d`.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Scales {
+    /// Nothing.
+    One,
+    /// A minimum: its f32.
+    OneMin,
+    /// Integer scales of the first and of the last 16: i16 each.
+    Two,
+    /// The same, and integer minimums: scale, minimum, scale, minimum, a byte each.
+    TwoMin,
+}
+
+/// Up to 256 columns of a row.
+pub struct RowScales {
+    pub d: [f32; 8],
+    /// See `Scales`.
+    pub x: [u32; 8],
+    /// What multiplies the integer minimums.
+    pub m: f32,
+}
+
+/// How a type is read.
+pub trait Type: Range8 {
+    /// Bytes of a block of the file, and how many times 32 columns it has.
+    const BYTES: usize;
+    const BLOCKS: usize;
+    const SCALES: Scales;
+
+    /// # Safety
+    /// A block of the file is readable at `p`.
+    unsafe fn scales(p: *const u8) -> RowScales;
+
+    /// Columns `32 sub..32 sub + 32`.
+    ///
+    /// # Safety
+    /// As `scales`.
+    unsafe fn elements(p: *const u8, sub: usize) -> [int8x16_t; 2];
+}
+
+/// # Safety
+/// The task's elements of `out` belong to the caller; the CPU features of the set.
+#[inline(always)]
+pub unsafe fn quantised<F: Type, S: Set>(task: &mut MatmulTask) {
+    let (acts, row_bytes, n_blocks) = (task.acts, task.w.row_bytes(), task.acts.n_cols / BLOCK);
+    let whole = task.rows.end - task.rows.len() % ROWS;
+    assert!(whole * row_bytes <= task.w.data.len() && row_bytes == n_blocks / F::BLOCKS * F::BYTES);
+    assert!(acts.n_tok * acts.n_cols <= acts.q.len());
+    let tile = Tile::new(task);
+    for row in (task.rows.start..whole).step_by(ROWS) {
+        let rows = task.w.data.as_ptr().wrapping_add(row * row_bytes);
+        // SAFETY: eight rows from `row` on are inside the matrix, their expansion inside the tile, the tokens inside the batch
+        // (asserted above); the elements of `out` are the caller's.
+        unsafe {
+            expand::<F, S>(rows, row_bytes, tile, n_blocks);
+            for t in (0..acts.n_tok).step_by(TOKENS) {
+                if acts.n_tok == 1 {
+                    for g in 0..2 {
+                        let [sum] = product::<F, S, 1>(tile, &acts, [0], g);
+                        vst1q_f32(task.out.at(0, row + 4 * g), sum);
+                    }
+                } else if matches!(F::SCALES, Scales::One | Scales::OneMin) {
+                    tokens::<F, S>(tile, &acts, t, task.out, row);
+                } else {
+                    // Where the batch has fewer tokens, the last is multiplied again.
+                    let four: [usize; TOKENS] = std::array::from_fn(|i| (t + i).min(acts.n_tok - 1));
+                    for g in 0..2 {
+                        for (t, sum) in (t..acts.n_tok).zip(product::<F, S, TOKENS>(tile, &acts, four, g)) {
+                            vst1q_f32(task.out.at(t, row + 4 * g), sum);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    // SAFETY: passed on.
+    unsafe { rest(task, whole) }
+}
+
+/// # Safety
+/// Eight rows of `n_blocks` times 32 columns, `row_bytes` apart, are readable; the tile has room for them; as `quantised`.
+#[inline(always)]
+unsafe fn expand<F: Type, S: Set>(rows: *const u8, row_bytes: usize, tile: Tile, n_blocks: usize) {
+    for block in 0..n_blocks / F::BLOCKS {
+        for g in 0..2 {
+            // SAFETY: a block of each of four rows, and the room for what is in it.
+            unsafe {
+                let p: [*const u8; 4] = std::array::from_fn(|r| rows.add((4 * g + r) * row_bytes + block * F::BYTES));
+                let scales = p.map(|p| F::scales(p));
+                for sub in 0..F::BLOCKS {
+                    let b = block * F::BLOCKS + sub;
+                    let to = tile.blocks.add(b * TILE_BLOCK);
+                    S::put(to.add(g * 4 * BLOCK), p.map(|p| F::elements(p, sub)));
+                    for (r, s) in scales.iter().enumerate() {
+                        let row = 4 * g + r;
+                        to.add(ROWS * BLOCK).cast::<f32>().add(row).write(s.d[sub]);
+                        if F::SCALES != Scales::One {
+                            tile.minimums.add(b * ROWS + row).cast::<u32>().write(s.x[sub]);
+                        }
+                        if F::SCALES == Scales::TwoMin {
+                            tile.scales_of_minimums.add(b * ROWS + row).write(s.m);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rows `4 g..4 g + 4` of the tile times some tokens, in lanes of rows:
+///
+///     for each block b, token t:
+///         isum  = sc0 Σ first 16 products + sc1 Σ last 16            without the scales for types that have none
+///         acc   = fma(d * d_a, isum, acc)
+///         acc_m = fma(m, s_a, acc_m)   or   fma(m * d_a, m0 Σ first 16 a + m1 Σ last 16 a, acc_m)
+///
+/// # Safety
+/// The tile holds the rows; the tokens are inside the batch; as `quantised`.
+#[inline(always)]
+unsafe fn product<F: Type, S: Set, const T: usize>(tile: Tile, acts: &Acts, tokens: [usize; T], g: usize) -> [float32x4_t; T] {
+    let n_blocks = acts.n_cols / BLOCK;
+    // SAFETY: block `b` of the tile and of each token.
+    unsafe {
+        let (mut acc, mut acc_m) = ([vdupq_n_f32(0.0); T], [vdupq_n_f32(0.0); T]);
+        for b in 0..n_blocks {
+            let at = tokens.map(|t| t * n_blocks + b);
+            let w = tile.blocks.add(b * TILE_BLOCK);
+            let isum = S::half_sums::<F, T>(w.add(g * 4 * BLOCK), at.map(|at| acts.q.as_ptr().add(at * BLOCK)));
+            let d_w = vld1q_f32(w.add(ROWS * BLOCK + 16 * g).cast());
+            let x = if F::SCALES == Scales::One { vdupq_n_s32(0) } else { vld1q_s32(tile.minimums.add(b * ROWS + 4 * g).cast()) };
+            for t in 0..T {
+                let [first, last] = isum[t];
+                let d_a = *acts.d.as_ptr().add(at[t]);
+                let isum = match F::SCALES {
+                    Scales::One | Scales::OneMin => vaddq_s32(first, last),
+                    Scales::Two => {
+                        let sc0 = vshrq_n_s32(vshlq_n_s32(x, 16), 16);
+                        vmlaq_s32(vmulq_s32(first, sc0), last, vshrq_n_s32(x, 16))
+                    }
+                    Scales::TwoMin => vmlaq_s32(vmulq_s32(first, byte::<0>(x)), last, byte::<16>(x)),
+                };
+                acc[t] = vfmaq_f32(acc[t], vmulq_n_f32(d_w, d_a), vcvtq_f32_s32(isum));
+                match F::SCALES {
+                    Scales::OneMin => acc_m[t] = vfmaq_n_f32(acc_m[t], vreinterpretq_f32_s32(x), *acts.s.as_ptr().add(at[t])),
+                    Scales::TwoMin => {
+                        let [a0, a1] = acts.half_sums(at[t]);
+                        let sum = vmlaq_n_s32(vmulq_n_s32(byte::<8>(x), a0), byte::<24>(x), a1);
+                        let m = vld1q_f32(tile.scales_of_minimums.add(b * ROWS + 4 * g));
+                        acc_m[t] = vfmaq_f32(acc_m[t], vmulq_n_f32(m, d_a), vcvtq_f32_s32(sum));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        std::array::from_fn(|t| vaddq_f32(acc[t], acc_m[t]))
+    }
+}
+
+/// The byte that starts at bit `FROM` of each lane.
+#[inline(always)]
+fn byte<const FROM: i32>(x: int32x4_t) -> int32x4_t {
+    // SAFETY: registers only; NEON is part of every 64-bit ARM.
+    unsafe { vandq_s32(vshlq_s32(x, vdupq_n_s32(-FROM)), vdupq_n_s32(255)) }
+}
+
+/// The f16 at `p`.
+///
+/// # Safety
+/// Two bytes at `p` are readable.
+#[inline(always)]
+unsafe fn f16(p: *const u8) -> f32 {
+    let x: f32;
+    // SAFETY: readable by the caller's promise.
+    unsafe {
+        asm!("ldr {x:h}, [{p}]", "fcvt {x:s}, {x:h}", x = lateout(vreg) x, p = in(reg) p, options(pure, readonly, nostack, preserves_flags))
+    };
+    x
+}
+
+/// Two vectors at `p`.
+///
+/// # Safety
+/// 32 bytes at `p` are readable.
+#[inline(always)]
+unsafe fn bytes_32(p: *const u8) -> [uint8x16_t; 2] {
+    // SAFETY: readable by the caller's promise.
+    unsafe { [vld1q_u8(p), vld1q_u8(p.add(16))] }
+}
+
+/// Nibbles: byte `i` holds element `i` low and element `i + 16` high.
+///
+/// # Safety
+/// 16 bytes at `p` are readable.
+#[inline(always)]
+unsafe fn nibbles(p: *const u8) -> [uint8x16_t; 2] {
+    // SAFETY: readable by the caller's promise.
+    unsafe {
+        let x = vld1q_u8(p);
+        [vandq_u8(x, vdupq_n_u8(15)), vshrq_n_u8(x, 4)]
+    }
+}
+
+/// `q - offset`
+#[inline(always)]
+fn minus(q: [uint8x16_t; 2], offset: i8) -> [int8x16_t; 2] {
+    // SAFETY: registers only.
+    q.map(|q| unsafe { vsubq_s8(vreinterpretq_s8_u8(q), vdupq_n_s8(offset)) })
+}
+
+/// Elements below 16, looked up.
+#[inline(always)]
+fn levels(table: &[i8; 16], q: [uint8x16_t; 2]) -> [int8x16_t; 2] {
+    // SAFETY: 16 bytes of the table; registers.
+    q.map(|q| unsafe { vqtbl1q_s8(vld1q_s8(table.as_ptr()), q) })
+}
+
+/// `nibbles` with a fifth bit each from the 32 bits before them.
+///
+/// # Safety
+/// 20 bytes at `p` are readable.
+#[inline(always)]
+unsafe fn fives(p: *const u8) -> [uint8x16_t; 2] {
+    const BYTE: [[u8; 16]; 2] =
+        [[0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3]];
+    const BIT: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
+    // SAFETY: readable by the caller's promise; 16 bytes of each table.
+    unsafe {
+        let bits = vreinterpretq_u8_u32(vdupq_n_u32(p.cast::<u32>().read_unaligned()));
+        let low = nibbles(p.add(4));
+        let with = |low, byte: &[u8; 16]| {
+            let set = vtstq_u8(vqtbl1q_u8(bits, vld1q_u8(byte.as_ptr())), vld1q_u8(BIT.as_ptr()));
+            vorrq_u8(low, vandq_u8(set, vdupq_n_u8(16)))
+        };
+        [with(low[0], &BYTE[0]), with(low[1], &BYTE[1])]
+    }
+}
+
+/// Bits `shift..` of bytes, of which `mask` stay, moved up by `to`.
+#[inline(always)]
+fn bits(x: [uint8x16_t; 2], shift: usize, mask: u8, to: i8) -> [uint8x16_t; 2] {
+    // SAFETY: registers only.
+    x.map(|x| unsafe { vshlq_u8(vandq_u8(vshlq_u8(x, vdupq_n_s8(-(shift as i8))), vdupq_n_u8(mask)), vdupq_n_s8(to)) })
+}
+
+#[inline(always)]
+fn or(x: [uint8x16_t; 2], y: [uint8x16_t; 2]) -> [uint8x16_t; 2] {
+    // SAFETY: registers only.
+    unsafe { [vorrq_u8(x[0], y[0]), vorrq_u8(x[1], y[1])] }
+}
+
+/// 32 of four bits: in the low halves of 32 bytes, then in their high halves.
+///
+/// # Safety
+/// 128 bytes at `p` are readable.
+#[inline(always)]
+unsafe fn fours(p: *const u8, sub: usize) -> [uint8x16_t; 2] {
+    // SAFETY: readable by the caller's promise.
+    bits(unsafe { bytes_32(p.add(sub / 2 * 32)) }, 4 * (sub % 2), 15, 0)
+}
+
+/// 32 of two bits, moved up by `to`: by bit pairs of 32 bytes.
+///
+/// # Safety
+/// 64 bytes at `p` are readable.
+#[inline(always)]
+unsafe fn twos(p: *const u8, sub: usize, to: i8) -> [uint8x16_t; 2] {
+    // SAFETY: readable by the caller's promise.
+    bits(unsafe { bytes_32(p.add(sub / 4 * 32)) }, 2 * (sub % 4), 3, to)
+}
+
+/// A type with blocks of 32.
+#[inline(always)]
+fn one(d: f32, m: f32) -> RowScales {
+    RowScales { d: [d; 8], x: [m.to_bits(); 8], m: 0.0 }
+}
+
+/// Declares a type; `$p` is a pointer to a block of the file and `$sub` numbers 32 columns of it.
+macro_rules! a_type {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, $blocks:literal, $scales:ident, $largest:literal, |$p:ident| $row_scales:expr, |$q:ident, $sub:ident| $elements:expr) => {
+        $(#[$doc])*
+        pub struct $name;
+        impl Range8 for $name {
+            const LARGEST: i32 = $largest;
+            const HAS_MIN: bool = matches!(Scales::$scales, Scales::OneMin | Scales::TwoMin);
+        }
+        impl Type for $name {
+            const BYTES: usize = $bytes;
+            const BLOCKS: usize = $blocks;
+            const SCALES: Scales = Scales::$scales;
+
+            #[inline(always)]
+            unsafe fn scales($p: *const u8) -> RowScales {
+                // SAFETY: inside the block.
+                unsafe { $row_scales }
+            }
+
+            #[inline(always)]
+            unsafe fn elements($q: *const u8, $sub: usize) -> [int8x16_t; 2] {
+                // SAFETY: inside the block.
+                unsafe { $elements }
+            }
+        }
+    };
+}
+
+a_type!(
+    /// `f16 d; u8 fifth[4]; u8 qs[16]`
+    Q5_0, 22, 1, One, 16, |p| one(f16(p), 0.0), |p, _sub| minus(fives(p.add(2)), 16)
+);
+a_type!(
+    /// `f16 d; f16 m; u8 fifth[4]; u8 qs[16]`
+    Q5_1, 24, 1, OneMin, 31, |p| one(f16(p), f16(p.add(2))), |p, _sub| minus(fives(p.add(4)), 0)
+);
+a_type!(
+    /// `f16 d; u8 qs[16]`, indices of levels
+    Iq4Nl, 18, 1, One, 127, |p| one(f16(p), 0.0), |p, _sub| levels(&LEVELS, nibbles(p.add(2)))
+);
+a_type!(
+    /// `u8 exponent; u8 qs[16]`, indices of doubled levels
+    Mxfp4, 17, 1, One, 12, |p| one(half_power_of_two(*p), 0.0), |p, _sub| levels(&DOUBLED, nibbles(p.add(1)))
+);
+a_type!(
+    /// `f16 d; u16 high; u8 low[4]; u8 qs[128]`
+    Iq4Xs, 136, 8, One, 127,
+    |p| {
+        let d = f16(p);
+        let high = p.add(2).cast::<u16>().read_unaligned();
+        let scale = |sub: usize| *p.add(4 + sub / 2) >> (4 * (sub % 2)) & 15 | ((high >> (2 * sub) & 3) << 4) as u8;
+        RowScales { d: std::array::from_fn(|sub| d * (f32::from(scale(sub)) - 32.0)), x: [0; 8], m: 0.0 }
+    },
+    |p, sub| levels(&LEVELS, nibbles(p.add(8 + 16 * sub)))
+);
+a_type!(
+    /// `u8 scales[16]; u8 qs[64]; f16 d; f16 dmin`: scale in the low half of a byte, minimum in the high
+    Q2K, 84, 8, TwoMin, 3,
+    |p| {
+        let spread = |byte: u8| u32::from(byte & 15) | u32::from(byte >> 4) << 8;
+        let x = std::array::from_fn(|sub| spread(*p.add(2 * sub)) | spread(*p.add(2 * sub + 1)) << 16);
+        RowScales { d: [f16(p.add(80)); 8], x, m: -f16(p.add(82)) }
+    },
+    |p, sub| minus(twos(p.add(16), sub, 0), 0)
+);
+a_type!(
+    /// `u8 third[32]; u8 qs[64]; u8 scales[12]; f16 d`
+    Q3K, 110, 8, Two, 4,
+    |p| {
+        let scale = |g: usize| {
+            let (low, high) = (*p.add(96 + g % 8) >> (4 * (g / 8)) & 15, *p.add(104 + g % 4) >> (2 * (g / 4)) & 3);
+            i32::from(low | high << 4) - 32
+        };
+        let x = std::array::from_fn(|sub| (scale(2 * sub) & 0xffff | scale(2 * sub + 1) << 16) as u32);
+        RowScales { d: [f16(p.add(108)); 8], x, m: 0.0 }
+    },
+    |p, sub| minus(or(twos(p.add(32), sub, 0), bits(bytes_32(p), sub, 1, 2)), 4)
+);
+a_type!(
+    /// `f16 d; f16 dmin; u8 scales[12]; u8 qs[128]`
+    Q4K, 144, 8, OneMin, 15, |p| k_scales(p), |p, sub| minus(fours(p.add(16), sub), 0)
+);
+a_type!(
+    /// `f16 d; f16 dmin; u8 scales[12]; u8 fifth[32]; u8 qs[128]`
+    Q5K, 176, 8, OneMin, 31, |p| k_scales(p), |p, sub| minus(or(fours(p.add(48), sub), bits(bytes_32(p.add(16)), sub, 1, 4)), 0)
+);
+a_type!(
+    /// `u8 low[128]; u8 high[64]; i8 scales[16]; f16 d`; 64 bytes of `low` hold two runs of 64
+    Q6K, 210, 8, Two, 32,
+    |p| {
+        let scale = |g: usize| i32::from(*p.add(192 + g) as i8);
+        let x = std::array::from_fn(|sub| (scale(2 * sub) & 0xffff | scale(2 * sub + 1) << 16) as u32);
+        RowScales { d: [f16(p.add(208)); 8], x, m: 0.0 }
+    },
+    |p, sub| {
+        let low = bits(bytes_32(p.add(sub / 4 * 64 + sub % 2 * 32)), 4 * (sub / 2 % 2), 15, 0);
+        minus(or(low, twos(p.add(128), sub, 4)), 32)
+    }
+);
+
+/// Scales and minimums of Q4_K and Q5_K.
+///
+/// # Safety
+/// 16 bytes at `p` are readable.
+#[inline(always)]
+unsafe fn k_scales(p: *const u8) -> RowScales {
+    // SAFETY: readable by the caller's promise.
+    unsafe {
+        let (d, dmin) = (f16(p), f16(p.add(2)));
+        let scales = std::slice::from_raw_parts(p.add(4), 12);
+        let both: [(u8, u8); 8] = std::array::from_fn(|sub| scale_and_min(scales, sub));
+        RowScales { d: both.map(|(sc, _)| d * f32::from(sc)), x: both.map(|(_, m)| (-(dmin * f32::from(m))).to_bits()), m: 0.0 }
+    }
+}

@@ -1,0 +1,411 @@
+//! Real model files with one thing changed: each is refused with one line or runs to some logits. None may panic, plan
+//! more than so small a file can ask for, or take more from the heap than a small multiple of the file.
+//!
+//! The files are tests/data/tiny-*.gguf, taken apart into keys and tensors, changed, and written again; then bytes of the
+//! whole file are flipped at random with a fixed seed. What a weight becomes does not matter: logits may be anything.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::gguf_writer::{self as w, GgufWriter, array, string};
+use lowkey::gguf::{GgmlType, GgufFile};
+use lowkey::kv::cache::Recent;
+use lowkey::mem::plan::Plan;
+use lowkey::model::forward::Model;
+use lowkey::session::{Session, SessionParams};
+use lowkey::text::{ChatTemplate, Sampler, SamplerParams, Tokenizer, top_logprobs};
+
+/// Counts what is on the heap, and gives nothing beyond a cap: a test binary that asks for more ends with a message.
+struct Capped;
+
+/// The heap of this process at most: files of 150 KB, their tokenizers and indices, several tests at once.
+const HEAP_CAP: usize = 256 << 20;
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: passes everything on to the system's allocator, or refuses.
+unsafe impl GlobalAlloc for Capped {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size() > HEAP_CAP {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: passed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Capped = Capped;
+
+/// A path of this test's own, removed at its end.
+struct TempPath(PathBuf);
+
+impl TempPath {
+    fn new(name: &str) -> Self {
+        TempPath(std::env::temp_dir().join(format!("lowkey-hostile-{}-{name}.gguf", std::process::id())))
+    }
+}
+
+impl Drop for TempPath {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// What becomes of a file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    Refused,
+    /// Loaded, and ran to logits.
+    Ran,
+}
+
+/// The plan of a model that fits into the file it came from, with a small arena: what the shapes allow, from above.
+const PLAN_CAP: u64 = 64 << 20;
+
+fn params(n_threads: usize) -> SessionParams {
+    let mut params = common::params(256 << 10);
+    (params.n_batch, params.n_threads, params.kv.recent) = (8, Some(n_threads), Recent::Tokens(4));
+    params
+}
+
+/// One line that a terminal can bear.
+fn one_line(label: &str, error: &lowkey::Error) {
+    let line = error.to_string();
+    assert!(!line.contains(['\n', '\r', '\u{1b}', '\0']) && line.len() < 1000, "{label}: not one short line: {line:?}");
+}
+
+/// Opens, loads, plans, starts and runs what `path` holds, tokenizer and template included.
+fn run(label: &str, path: &TempPath, n_threads: usize) -> Fate {
+    let file = match GgufFile::open(&path.0) {
+        Ok(file) => file,
+        Err(error) => {
+            one_line(label, &error);
+            return Fate::Refused;
+        }
+    };
+    let text = "Hello world, 123 <|im_start|> and  more\n\n\u{e9}\u{1f600}";
+    if let (Ok(tokenizer), Ok(_)) = (Tokenizer::from_gguf(&file), Tokenizer::plan_bytes(&file)) {
+        for ids in [tokenizer.encode(text, true, true), tokenizer.encode(text, false, false)].into_iter().flatten() {
+            assert!(ids.iter().all(|&id| (id as usize) < tokenizer.n_vocab()), "{label}: an id beyond the vocabulary");
+            tokenizer.decode(&ids);
+        }
+    }
+    let _ = ChatTemplate::from_gguf(&file);
+    let params = params(n_threads);
+    let start = Model::load(file).and_then(|model| {
+        let layout = params.layout(&model)?;
+        let mut plan = Plan::default();
+        layout.plan(&model, &mut plan);
+        let bytes = plan.private_bytes();
+        assert!(bytes < PLAN_CAP, "{label}: a plan of {bytes} bytes for a file of {}", model.file.file_bytes());
+        Session::new(model, &params)
+    });
+    let mut session = match start {
+        Ok(session) => session,
+        Err(error) => {
+            one_line(label, &error);
+            return Fate::Refused;
+        }
+    };
+    let n_vocab = session.model().config.n_vocab;
+    let mut sampler = Sampler::new(SamplerParams { repeat_penalty: 1.1, ..Default::default() }, n_vocab).expect("a sampler");
+    let tokens: Vec<u32> = (0..11).map(|t| (t * 29 + 1) % n_vocab as u32).collect();
+    let mut top = Vec::new();
+    let mut take = |logits: &[f32]| {
+        assert_eq!(logits.len(), n_vocab, "{label}");
+        top_logprobs(logits, 3, &mut top);
+        match sampler.sample(logits) {
+            Ok(token) => {
+                assert!((token as usize) < n_vocab, "{label}: token {token}");
+                sampler.accept(token);
+            }
+            Err(error) => one_line(label, &error),
+        }
+    };
+    take(session.prefill(&tokens, |_| true).expect("a policy that evicts never stops").expect("nobody stopped it"));
+    for &token in &tokens[..3] {
+        take(session.step(token).expect("as above"));
+    }
+    Fate::Ran
+}
+
+/// Runs a case; a panic fails the test with the case's name.
+fn case(label: &str, path: &TempPath, bytes: &[u8], n_threads: usize) -> Fate {
+    std::fs::write(&path.0, bytes).expect("a temporary file");
+    catch_unwind(AssertUnwindSafe(|| run(label, path, n_threads))).unwrap_or_else(|_| panic!("{label}: panicked, see above"))
+}
+
+/// Takes a file apart. Own files, known to be sound.
+fn take_apart(name: &str) -> GgufWriter {
+    let bytes = std::fs::read(common::data(name)).expect(name);
+    let index = lowkey::gguf::parse(&bytes).expect(name);
+    let mut at = 24;
+    let mut file = GgufWriter::new();
+    let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight")) as usize;
+    let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four"));
+    let width = |ty: u32| [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8][ty as usize];
+    for (key, _) in index.metadata(&bytes) {
+        at += 8 + key.len();
+        let ty = u32_at(at);
+        at += 4;
+        let start = at;
+        match ty {
+            w::STRING => at += 8 + u64_at(at),
+            w::ARRAY => {
+                let (elem, n) = (u32_at(at), u64_at(at + 4));
+                at += 12;
+                for _ in 0..n {
+                    at += if elem == w::STRING { 8 + u64_at(at) } else { width(elem) };
+                }
+            }
+            scalar => at += width(scalar),
+        }
+        file.raw(key, ty, bytes[start..at].to_vec());
+    }
+    for t in index.tensors() {
+        file.tensor(&t.name, t.shape(), t.ty.id(), bytes[t.offset as usize..][..t.n_bytes as usize].to_vec());
+    }
+    file
+}
+
+/// Values to put in place of any other.
+fn values() -> Vec<(String, u32, Vec<u8>)> {
+    let mut out = Vec::new();
+    for v in [0u32, 1, 2, 3, 7, 8, 32, 64, 96, 128, 255, 1 << 16, 1 << 24, (1 << 24) + 1, 0x7fff_ffff, u32::MAX - 31, u32::MAX] {
+        out.push((format!("u32 {v}"), w::U32, v.to_le_bytes().to_vec()));
+    }
+    for v in [-1i32, i32::MIN] {
+        out.push((format!("i32 {v}"), w::I32, v.to_le_bytes().to_vec()));
+    }
+    for v in [1u64 << 32, u64::MAX, u64::MAX - 63] {
+        out.push((format!("u64 {v}"), w::U64, v.to_le_bytes().to_vec()));
+    }
+    for v in [0f32, -0.0, 1.0, -1.0, 1e-45, 1e-38, 0.5, 1e30, f32::MAX, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        out.push((format!("f32 {v}"), w::F32, v.to_le_bytes().to_vec()));
+    }
+    for v in ["", "llama", "none", "yarn", "a\nb\u{1b}[31m", &"x".repeat(5000), "{% for i in range(9) %}", "default", "llama-bpe"]
+    {
+        out.push((format!("string {:.20}", v.escape_debug().to_string()), w::STRING, string(v.as_bytes())));
+    }
+    out.push(("bool".into(), w::BOOL, vec![1]));
+    out.push(("no i32s".into(), w::ARRAY, array(w::I32, 0, &[])));
+    out.push(("no strings".into(), w::ARRAY, array(w::STRING, 0, &[])));
+    out.push(("one string".into(), w::ARRAY, array(w::STRING, 1, &string(b"a"))));
+    out.push(("an empty string".into(), w::ARRAY, array(w::STRING, 1, &string(b""))));
+    out.push(("300 of i32 -1".into(), w::ARRAY, array(w::I32, 300, &[0xff; 1200])));
+    out.push(("300 of NaN".into(), w::ARRAY, array(w::F32, 300, &f32::NAN.to_le_bytes().repeat(300))));
+    out.push(("300 empty strings".into(), w::ARRAY, array(w::STRING, 300, &[0; 2400])));
+    out.push(("300 equal strings".into(), w::ARRAY, array(w::STRING, 300, &string(b"Aa").repeat(300))));
+    out
+}
+
+/// Keys that no tiny file has and that change what is computed.
+const MORE_KEYS: [&str; 14] = [
+    "llama.expert_count",
+    "llama.rope.scaling.type",
+    "llama.rope.scaling.factor",
+    "llama.rope.scaling.attn_factor",
+    "llama.rope.scale_linear",
+    "llama.attention.sliding_window",
+    "llama.attention.causal",
+    "llama.logit_scale",
+    "llama.final_logit_softcapping",
+    "general.alignment",
+    "split.count",
+    "tokenizer.chat_template",
+    "tokenizer.ggml.eot_token_id",
+    "tokenizer.ggml.add_eos_token",
+];
+
+#[test]
+fn the_files_as_they_are_run() {
+    let path = TempPath::new("plain");
+    for name in ["tiny-gqa.gguf", "tiny-gqa-f32.gguf", "tiny-mqa.gguf", "tiny-mha.gguf", "tiny-freqs.gguf"] {
+        for n_threads in [1, 2] {
+            assert_eq!(case(name, &path, &take_apart(name).build(), n_threads), Fate::Ran, "{name}");
+        }
+    }
+}
+
+#[test]
+fn one_metadata_value_changed() {
+    let path = TempPath::new("metadata");
+    let (mut n_ran, mut n) = (0, 0);
+    let original = take_apart("tiny-freqs.gguf");
+    let n_keys = original.keys.len();
+    for i in 0..n_keys + MORE_KEYS.len() {
+        let mut file = original.clone();
+        if i >= n_keys {
+            file.u32(MORE_KEYS[i - n_keys], 0);
+        }
+        let i = i.min(n_keys);
+        let key = file.keys[i].0.clone();
+        for (what, ty, bytes) in values() {
+            (file.keys[i].1, file.keys[i].2) = (ty, bytes);
+            n_ran += usize::from(case(&format!("{key} = {what}"), &path, &file.build(), 1) == Fate::Ran);
+            n += 1;
+        }
+        file.keys.remove(i);
+        case(&format!("{key} is gone"), &path, &file.build(), 1);
+    }
+    println!("{n_ran} of {n} ran");
+    assert!(n_ran > 100 && n_ran < n, "both fates occur: {n_ran} of {n} ran");
+}
+
+/// Two at a time, for products that overflow where each factor alone is only large.
+#[test]
+fn two_huge_numbers() {
+    let path = TempPath::new("two");
+    let original = take_apart("tiny-gqa.gguf");
+    let numbers: Vec<usize> = (0..original.keys.len()).filter(|&i| original.keys[i].1 == w::U32).collect();
+    for (n, &i) in numbers.iter().enumerate() {
+        for &j in &numbers[n + 1..] {
+            for (a, b) in [(u32::MAX, u32::MAX - 31), (u32::MAX - 31, u32::MAX - 31), (1 << 31, 1 << 31), (1, 1 << 24)] {
+                let mut file = original.clone();
+                (file.keys[i].2, file.keys[j].2) = (a.to_le_bytes().to_vec(), b.to_le_bytes().to_vec());
+                let label = format!("{} = {a}, {} = {b}", file.keys[i].0, file.keys[j].0);
+                case(&label, &path, &file.build(), 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_tensor_renamed_dropped_reshaped_and_retyped() {
+    let path = TempPath::new("tensors");
+    let original = take_apart("tiny-freqs.gguf");
+    for i in 0..original.tensors.len() {
+        let name = original.tensors[i].name.clone();
+        let try_with = |what: &str, change: &dyn Fn(&mut GgufWriter)| {
+            let mut file = original.clone();
+            change(&mut file);
+            case(&format!("{name}: {what}"), &path, &file.build(), 1)
+        };
+        assert_eq!(try_with("renamed", &|f| f.tensors[i].name = "blk.0.attn_q.bias".into()), Fate::Refused, "{name}");
+        let dropped = try_with("dropped", &|f| drop(f.tensors.remove(i)));
+        // Without it the embeddings are the output, and the frequencies are the plain ones: other models, well-formed.
+        let optional = ["output.weight", "rope_freqs.weight"].contains(&name.as_str());
+        assert_eq!(dropped, if optional { Fate::Ran } else { Fate::Refused }, "{name} dropped");
+        assert_eq!(try_with("a line break in its name", &|f| f.tensors[i].name = "a\nb".into()), Fate::Refused);
+        for d in 0..original.tensors[i].dims.len() {
+            for dim in [0, 1, 2, 31, 32, 96, 1 << 20, 1 << 32, u64::MAX, u64::MAX / 2 + 1] {
+                let fate = try_with(&format!("dimension {d} is {dim}"), &|f| f.tensors[i].dims[d] = dim);
+                let same = original.tensors[i].dims[d] == dim;
+                assert!(same || fate == Fate::Refused, "{name}: dimension {d} is {dim}, and it ran");
+            }
+        }
+        try_with("its dimensions reversed", &|f| f.tensors[i].dims.reverse());
+        assert_eq!(try_with("flat", &|f| f.tensors[i].dims = vec![f.tensors[i].dims.iter().product(), 1, 1, 2]), Fate::Refused);
+        for &ty in GgmlType::ALL {
+            try_with(ty.name(), &|f| {
+                let t = &mut f.tensors[i];
+                let n = t.dims.iter().product::<u64>() as usize;
+                t.type_id = ty.id();
+                t.data = (0..n.div_ceil(ty.block_elems()) * ty.block_bytes()).map(|b| (b * 37) as u8).collect();
+            });
+        }
+        for fill in [0u8, 0x7f, 0x80, 0xff] {
+            try_with(&format!("filled with {fill:#x}"), &|f| f.tensors[i].data.fill(fill));
+        }
+    }
+}
+
+#[test]
+fn tensors_and_vocabularies_that_do_not_belong() {
+    let path = TempPath::new("extra");
+    let original = take_apart("tiny-gqa.gguf");
+    let refused = |what: &str, change: &dyn Fn(&mut GgufWriter)| {
+        let mut file = original.clone();
+        change(&mut file);
+        assert_eq!(case(what, &path, &file.build(), 1), Fate::Refused, "{what}");
+    };
+    for name in ["blk.0.attn_q.bias", "blk.2.attn_norm.weight", "blk.0.attn_q_norm.weight", "x", "blk.-1.attn_q.weight"] {
+        refused(name, &|f| {
+            f.tensor_f32(name, &[4], &[1.0; 4]);
+        });
+    }
+    let tokens = |n: usize| -> Vec<u8> {
+        let elems: Vec<u8> = (0..n).flat_map(|i| string(format!("t{i}").as_bytes())).collect();
+        array(w::STRING, n as u64, &elems)
+    };
+    let at = original.keys.iter().position(|k| k.0 == "tokenizer.ggml.tokens").expect("a vocabulary");
+    for n in [0, 1, 299, 301, 100_000] {
+        refused(&format!("{n} tokens"), &|f| f.keys[at].2 = tokens(n));
+    }
+}
+
+/// A context as short as is allowed: batches of one token, renumbering at almost every step.
+#[test]
+fn a_context_of_eight_tokens_streams() {
+    let path = TempPath::new("short");
+    let mut file = take_apart("tiny-gqa.gguf");
+    let at = file.keys.iter().position(|k| k.0 == "llama.context_length").expect("a context");
+    for n_ctx in [8u32, 9, 15, 16, 17] {
+        file.keys[at].2 = n_ctx.to_le_bytes().to_vec();
+        std::fs::write(&path.0, file.build()).expect("a temporary file");
+        for (sinks, recent) in
+            [(4, Recent::Tokens(2)), (0, Recent::Percent(100.0)), (7, Recent::Tokens(1)), (0, Recent::Tokens(0))]
+        {
+            let mut params = params(2);
+            (params.kv.sinks, params.kv.recent) = (sinks, recent);
+            let mut session = common::session(&path.0, &params);
+            assert_eq!(session.cache().n_slot(), n_ctx as usize);
+            for t in 0..4 * n_ctx {
+                let logits = session.step(t % 250).expect("a step");
+                assert!(logits.iter().all(|l| l.is_finite()), "context {n_ctx}, step {t}");
+                let mut kept = session.cache().kept(0, 0).to_vec();
+                kept.sort_unstable();
+                assert!(kept.windows(2).all(|p| p[0] < p[1]), "distinct positions: {kept:?}");
+                assert!(kept.contains(&(session.cache().next_pos() - 1)), "the newcomer is kept: {kept:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_flipped_anywhere() {
+    let n_cases = if common::emulated().is_some() { 100 } else { 500 };
+    let threads: Vec<_> = ["tiny-gqa.gguf", "tiny-freqs.gguf", "tiny-mqa.gguf", "tiny-gqa-f32.gguf"]
+        .into_iter()
+        .enumerate()
+        .map(|(seed, name)| {
+            std::thread::spawn(move || {
+                let path = TempPath::new(name);
+                let original = std::fs::read(common::data(name)).expect(name);
+                let index = lowkey::gguf::parse(&original).expect(name);
+                let head = index.tensors().iter().map(|t| t.offset as usize).min().expect("tensors");
+                let mut rng = fastrand::Rng::with_seed(seed as u64);
+                let (mut bytes, mut n_ran) = (original.clone(), 0);
+                for i in 0..n_cases {
+                    bytes.copy_from_slice(&original);
+                    // Half of the cases hit what describes the tensors, the others mostly the weights; one byte or many.
+                    let range = if rng.bool() { head } else { bytes.len() };
+                    for _ in 0..1 << rng.u32(0..8) {
+                        let at = rng.usize(..range);
+                        match rng.u8(..4) {
+                            0 => bytes[at] ^= 1 << rng.u8(..8),
+                            1 => bytes[at] = 0xff,
+                            2 => bytes[at] = 0,
+                            _ => bytes[at] = rng.u8(..),
+                        }
+                    }
+                    let cut = if rng.u8(..16) == 0 { rng.usize(1..bytes.len()) } else { bytes.len() };
+                    let fate = case(&format!("{name}, case {i}"), &path, &bytes[..cut], 1 + i % 2);
+                    n_ran += usize::from(fate == Fate::Ran);
+                }
+                println!("{name}: {n_ran} of {n_cases} ran");
+                assert!(n_ran > n_cases / 20 && n_ran < n_cases, "{name}: both fates occur: {n_ran} of {n_cases} ran");
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|t| t.join().expect("see above"));
+}

@@ -1,0 +1,303 @@
+//! The house keeps its order: which room of `src/` may name which, where `unsafe` may stand, how long a file may be.
+//!
+//! The source is read as text, so that code for other processors is checked too. Comments and strings are blanked out
+//! first; what is left is searched for paths from the crate's root. docs/architecture.md explains the order.
+//! Refuses cleverness: a path that climbs with `super::super::` is a violation, since nobody should have to count.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// The rooms, lowest first. A room names itself and those before it, and nothing else.
+const ROOMS: [&str; 12] = ["error", "units", "mem", "gguf", "kernels", "kv", "model", "text", "session", "eval", "cli", "main"];
+
+/// Pairs that the order alone would allow: text stands beside kernels, cache and model and knows none of them.
+const STRANGERS: [(&str, &str); 3] = [("text", "kernels"), ("text", "kv"), ("text", "model")];
+
+/// What `lib.rs` re-exports at the root, and the room it comes from.
+const RE_EXPORTS: [(&str, &str); 2] = [("Error", "error"), ("Result", "error")];
+
+/// The files that lift the crate's `deny(unsafe_code)`, for themselves and the modules below them.
+const ALLOW_UNSAFE: [&str; 3] = ["kernels/mod.rs", "mem/map.rs", "mem/mod.rs"];
+
+/// Every file with the word `unsafe` in its code.
+const UNSAFE: [&str; 15] = [
+    "kernels/arm_blocks.rs",
+    "kernels/arm_dense.rs",
+    "kernels/arm_float.rs",
+    "kernels/arm_formats.rs",
+    "kernels/avx2.rs",
+    "kernels/avx512.rs",
+    "kernels/dotprod.rs",
+    "kernels/float.rs",
+    "kernels/mod.rs",
+    "kernels/neon.rs",
+    "kernels/portable.rs",
+    "kernels/scalar.rs",
+    "kernels/x86.rs",
+    "mem/arena.rs",
+    "mem/map.rs",
+    "mem/pool.rs",
+];
+
+/// About 600 is the aim, tests included; this is where a file must be cut.
+const MAX_LINES: usize = 700;
+
+struct Source {
+    /// Below `src/`, with `/` between its parts.
+    name: String,
+    text: String,
+    /// `text` without comments and strings, every line still in its place.
+    code: String,
+}
+
+impl Source {
+    /// `kernels` of `kernels/mod.rs`, `session` of `session.rs`.
+    fn room(&self) -> &str {
+        self.name.split('/').next().unwrap_or(&self.name).trim_end_matches(".rs")
+    }
+
+    fn line_of(&self, at: usize) -> usize {
+        self.code[..at].matches('\n').count() + 1
+    }
+
+    /// Where `word` stands as a word of its own.
+    fn words<'a>(&'a self, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+        let part_of_word = |c: char| c.is_alphanumeric() || c == '_';
+        self.code.match_indices(word).map(|(at, _)| at).filter(move |&at| {
+            !self.code[..at].ends_with(part_of_word) && !self.code[at + word.len()..].starts_with(part_of_word)
+        })
+    }
+}
+
+fn sources() -> Vec<Source> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
+            let path = entry.expect("an entry of a folder").path();
+            match path.is_dir() {
+                true => walk(&path, found),
+                false => found.push(path),
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    walk(&root, &mut paths);
+    paths.sort();
+    let sources: Vec<Source> = paths
+        .iter()
+        .map(|path| {
+            let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            let name = path.strip_prefix(&root).expect("below src").to_str().expect("a name in UTF-8").replace('\\', "/");
+            let code = without_comments_and_strings(&text);
+            Source { name, text, code }
+        })
+        .collect();
+    assert!(sources.len() > 40 && sources.iter().all(|s| s.name.ends_with(".rs")), "src/ holds Rust files and nothing else");
+    sources
+}
+
+/// Blanks out what is not code; newlines stay, so that lines keep their numbers.
+fn without_comments_and_strings(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let name_before = code.ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let raw = rest.strip_prefix("br").or(rest.strip_prefix('r')).filter(|_| !name_before);
+        let hashes = raw.map_or(0, |raw| raw.len() - raw.trim_start_matches('#').len());
+        let skipped = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            end_of_comment(rest)
+        } else if let Some(raw) = raw.filter(|raw| raw[hashes..].starts_with('"')) {
+            let body = rest.len() - raw.len() + hashes + 1;
+            let end = format!("\"{}", "#".repeat(hashes));
+            rest[body..].find(&end).map_or(rest.len(), |at| body + at + end.len())
+        } else if first == '"' {
+            end_of_quoted(rest, '"')
+        } else if first == '\'' && (rest[1..].starts_with('\\') || rest[1..].chars().nth(1) == Some('\'')) {
+            end_of_quoted(rest, '\'') // a character; a lifetime has no second quote
+        } else {
+            0
+        };
+        if skipped == 0 {
+            code.push(first);
+            rest = &rest[first.len_utf8()..];
+            continue;
+        }
+        code.push(' ');
+        code.extend(rest[..skipped].chars().filter(|&c| c == '\n'));
+        rest = &rest[skipped..];
+    }
+    code
+}
+
+/// Bytes of the block comment that `text` begins with; they nest.
+fn end_of_comment(text: &str) -> usize {
+    let (mut depth, mut at) = (0, 0);
+    while at < text.len() {
+        match &text.as_bytes()[at..] {
+            [b'/', b'*', ..] => (depth, at) = (depth + 1, at + 2),
+            [b'*', b'/', ..] => (depth, at) = (depth - 1, at + 2),
+            _ => at += 1,
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    at
+}
+
+/// Bytes of the literal that `text` begins with, both quotes included.
+fn end_of_quoted(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return at + 1,
+            _ => (),
+        }
+    }
+    text.len()
+}
+
+/// The first names of a path's tail: `kv` of `kv::Pos`; `mem` and `Error` of `{mem::map::Map, Error}`.
+fn first_names(tail: &str) -> Vec<&str> {
+    fn word(text: &str) -> &str {
+        &text[..text.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(text.len())]
+    }
+    let tail = tail.trim_start();
+    let Some(group) = tail.strip_prefix('{') else { return vec![word(tail)] };
+    let (mut depth, mut names, mut fresh) = (0, Vec::new(), true);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => fresh = true,
+            c if fresh && !c.is_whitespace() => {
+                names.push(word(&group[at..]));
+                fresh = false;
+            }
+            _ => (),
+        }
+    }
+    names
+}
+
+fn rank(room: &str) -> Option<usize> {
+    ROOMS.iter().position(|&r| r == room)
+}
+
+/// What is wrong with a file of `room` that names `name` at the root of the crate.
+fn objection(room: &str, name: &str) -> Option<String> {
+    let named = RE_EXPORTS.iter().find(|(item, _)| *item == name).map_or(name, |(_, room)| room);
+    match (rank(room), rank(named)) {
+        (_, None) => Some(format!("`{name}` is neither a room nor a re-export: give it its place in ROOMS or RE_EXPORTS")),
+        (Some(own), Some(other)) if other > own => Some(format!("{room} names {named}, which stands above it")),
+        _ if STRANGERS.contains(&(room, named)) => Some(format!("{room} names {named}, of which it must not know")),
+        _ => None,
+    }
+}
+
+/// Every path from the crate's root in a file: where it stands and the name that follows.
+fn root_names(source: &Source) -> Vec<(usize, &str)> {
+    let mut found = Vec::new();
+    // `lowkey::` is the root as the binary sees it; in a room's first file `super::` is the root too.
+    let is_top = !source.name.contains('/') || source.name.ends_with("/mod.rs");
+    for root in ["crate", "lowkey", "super"] {
+        for at in source.words(root) {
+            let Some(tail) = source.code[at + root.len()..].trim_start().strip_prefix("::") else { continue };
+            let names = first_names(tail);
+            match root {
+                // Inside `mod tests` it is the file itself, whose items are no rooms.
+                "super" => found.extend(names.into_iter().filter(|n| is_top && rank(n).is_some()).map(|n| (at, n))),
+                _ => found.extend(names.into_iter().map(|n| (at, n))),
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_room_names_only_rooms_below_it() {
+    let mut violations = String::new();
+    let mut checked = 0;
+    let mut seen = BTreeSet::new();
+    for source in sources() {
+        let mut object =
+            |at: usize, what: &str| writeln!(violations, "src/{}:{}: {what}", source.name, source.line_of(at)).unwrap();
+        if source.room() == "lib" {
+            for at in source.words("mod") {
+                let name = first_names(&source.code[at + "mod".len()..])[0];
+                if rank(name).is_none() {
+                    object(at, &format!("`{name}` has no place in ROOMS"));
+                }
+            }
+            continue;
+        }
+        seen.insert(source.room().to_owned());
+        for (at, name) in root_names(&source) {
+            checked += 1;
+            if let Some(what) = objection(source.room(), name) {
+                object(at, &what);
+            }
+        }
+        for at in source.words("super") {
+            let tail: String = source.code[at..].chars().filter(|c| !c.is_whitespace()).take("super::super::".len()).collect();
+            if tail == "super::super::" {
+                object(at, "climbs with `super::super::`: write the path from `crate::`");
+            }
+        }
+    }
+    assert!(violations.is_empty(), "\n{violations}");
+    assert_eq!(seen, ROOMS.map(str::to_owned).into(), "every room of the order exists, and no other");
+    assert!(checked > 100, "only {checked} paths were found: the search no longer sees them");
+}
+
+#[test]
+fn unsafe_stands_only_in_the_files_of_the_list() {
+    let sources = sources();
+    let files =
+        |has: &dyn Fn(&Source) -> bool| -> Vec<String> { sources.iter().filter(|s| has(s)).map(|s| s.name.clone()).collect() };
+    let lib = sources.iter().find(|s| s.name == "lib.rs").expect("src/lib.rs");
+    assert!(lib.code.contains("#![deny(unsafe_code)]"), "the crate denies what the list allows");
+    assert_eq!(files(&|s| s.words("unsafe_code").count() > 0 && s.name != "lib.rs"), ALLOW_UNSAFE, "files that lift the denial");
+    assert_eq!(files(&|s| s.words("unsafe").count() > 0), UNSAFE, "files with unsafe code");
+}
+
+#[test]
+fn files_say_what_they_own_and_are_not_long() {
+    let mut violations = String::new();
+    for source in sources() {
+        let lines = source.text.lines().count();
+        if lines > MAX_LINES {
+            writeln!(violations, "src/{}: {lines} lines, more than {MAX_LINES}: cut it by what it owns", source.name).unwrap();
+        }
+        let opening = source.text.lines().take_while(|line| line.starts_with("//!")).count();
+        if !(1..=16).contains(&opening) {
+            writeln!(violations, "src/{}: opens with {opening} lines of `//!`: say what it owns and refuses", source.name)
+                .unwrap();
+        }
+    }
+    assert!(violations.is_empty(), "\n{violations}");
+}
+
+/// The reader of the source itself: were it blind, the tests above would pass for nothing.
+#[test]
+fn code_is_told_from_comments_and_strings() {
+    let text = concat!(
+        "use crate::mem; // crate::kv\n/* crate::cli /* unsafe */ crate::cli */ let a = \"crate::eval \\\" unsafe\";\n",
+        "let b = r#\"crate::text \" \"#; let c = '\"'; let d = '\\''; fn e<'a>(x: &'a str) {} r\"\"; unsafe {}\n",
+        "use crate::{\n    gguf::{GgufFile, TensorInfo},\n    Error,\n};\npub(crate) fn f() { crate :: units::g() }\n",
+    );
+    let source = Source { name: "kv/x.rs".into(), text: text.into(), code: without_comments_and_strings(text) };
+    let names: Vec<(usize, &str)> = root_names(&source).into_iter().map(|(at, name)| (source.line_of(at), name)).collect();
+    assert_eq!(names, [(1, "mem"), (4, "gguf"), (4, "Error"), (8, "units")]);
+    assert_eq!(source.words("unsafe").map(|at| source.line_of(at)).collect::<Vec<_>>(), [3]);
+    assert_eq!(source.room(), "kv");
+    assert!(objection("kv", "model").is_some() && objection("text", "kv").is_some() && objection("mem", "nowhere").is_some());
+    assert!(objection("model", "kv").is_none() && objection("mem", "Error").is_none() && objection("kv", "kv").is_none());
+    assert!(objection("error", "units").is_some() && objection("units", "Result").is_none());
+}
