@@ -67,17 +67,16 @@ pub unsafe fn quantised<F: Type, S: Set>(task: &mut MatmulTask) {
             expand::<F, S>(rows, row_bytes, tile, n_blocks);
             for t in (0..acts.n_tok).step_by(TOKENS) {
                 if acts.n_tok == 1 {
-                    for g in 0..2 {
-                        let [sum] = product::<F, S, 1>(tile, &acts, [0], g);
-                        vst1q_f32(task.out.at(0, row + 4 * g), sum);
-                    }
+                    let [[low, high]] = product::<F, S, 2, 1>(tile, &acts, [0], 0);
+                    vst1q_f32(task.out.at(0, row), low);
+                    vst1q_f32(task.out.at(0, row + 4), high);
                 } else if matches!(F::SCALES, Scales::One | Scales::OneMin) {
                     tokens::<F, S>(tile, &acts, t, task.out, row);
                 } else {
                     // Where the batch has fewer tokens, the last is multiplied again.
                     let four: [usize; TOKENS] = std::array::from_fn(|i| (t + i).min(acts.n_tok - 1));
                     for g in 0..2 {
-                        for (t, sum) in (t..acts.n_tok).zip(product::<F, S, TOKENS>(tile, &acts, four, g)) {
+                        for (t, [sum]) in (t..acts.n_tok).zip(product::<F, S, 1, TOKENS>(tile, &acts, four, g)) {
                             vst1q_f32(task.out.at(t, row + 4 * g), sum);
                         }
                     }
@@ -122,7 +121,7 @@ unsafe fn expand<F: Type, S: Set>(rows: *const u8, row_bytes: usize, tile: Tile,
     }
 }
 
-/// Rows `4 g..4 g + 4` of the tile times some tokens, in lanes of rows:
+/// `G` times four rows of the tile, from row `4 first` on, times some tokens, in lanes of rows:
 ///
 ///     for each block b, token t:
 ///         isum  = sc0 Σ first 16 products + sc1 Σ last 16            without the scales for types that have none
@@ -132,42 +131,58 @@ unsafe fn expand<F: Type, S: Set>(rows: *const u8, row_bytes: usize, tile: Tile,
 /// # Safety
 /// The tile holds the rows; the tokens are inside the batch; as `quantised`.
 #[inline(always)]
-unsafe fn product<F: Type, S: Set, const T: usize>(tile: Tile, acts: &Acts, tokens: [usize; T], g: usize) -> [float32x4_t; T] {
+unsafe fn product<F: Type, S: Set, const G: usize, const T: usize>(
+    tile: Tile,
+    acts: &Acts,
+    tokens: [usize; T],
+    first: usize,
+) -> [[float32x4_t; G]; T] {
     let n_blocks = acts.n_cols / BLOCK;
     // SAFETY: block `b` of the tile and of each token.
     unsafe {
-        let (mut acc, mut acc_m) = ([vdupq_n_f32(0.0); T], [vdupq_n_f32(0.0); T]);
+        let (mut acc, mut acc_m) = ([[vdupq_n_f32(0.0); G]; T], [[vdupq_n_f32(0.0); G]; T]);
         for b in 0..n_blocks {
             let at = tokens.map(|t| t * n_blocks + b);
             let w = tile.blocks.add(b * TILE_BLOCK);
-            let isum = S::half_sums::<F, T>(w.add(g * 4 * BLOCK), at.map(|at| acts.q.as_ptr().add(at * BLOCK)));
-            let d_w = vld1q_f32(w.add(ROWS * BLOCK + 16 * g).cast());
-            let x = if F::SCALES == Scales::One { vdupq_n_s32(0) } else { vld1q_s32(tile.minimums.add(b * ROWS + 4 * g).cast()) };
-            for t in 0..T {
-                let [first, last] = isum[t];
-                let d_a = *acts.d.as_ptr().add(at[t]);
-                let isum = match F::SCALES {
-                    Scales::One | Scales::OneMin => vaddq_s32(first, last),
-                    Scales::Two => {
-                        let sc0 = vshrq_n_s32(vshlq_n_s32(x, 16), 16);
-                        vmlaq_s32(vmulq_s32(first, sc0), last, vshrq_n_s32(x, 16))
+            for i in 0..G {
+                let g = first + i;
+                let isum = S::half_sums::<F, T>(w.add(g * 4 * BLOCK), at.map(|at| acts.q.as_ptr().add(at * BLOCK)));
+                let d_w = vld1q_f32(w.add(ROWS * BLOCK + 16 * g).cast());
+                let extra = tile.minimums.add(b * ROWS + 4 * g).cast();
+                let x = if F::SCALES == Scales::One { vdupq_n_s32(0) } else { vld1q_s32(extra) };
+                for t in 0..T {
+                    let d_a = *acts.d.as_ptr().add(at[t]);
+                    let isum = scaled::<F>(isum[t], x);
+                    acc[t][i] = vfmaq_f32(acc[t][i], vmulq_n_f32(d_w, d_a), vcvtq_f32_s32(isum));
+                    match F::SCALES {
+                        Scales::OneMin => {
+                            acc_m[t][i] = vfmaq_n_f32(acc_m[t][i], vreinterpretq_f32_s32(x), *acts.s.as_ptr().add(at[t]))
+                        }
+                        Scales::TwoMin => {
+                            let [a0, a1] = acts.half_sums(at[t]);
+                            let sum = vmlaq_n_s32(vmulq_n_s32(byte::<8>(x), a0), byte::<24>(x), a1);
+                            let m = vld1q_f32(tile.scales_of_minimums.add(b * ROWS + 4 * g));
+                            acc_m[t][i] = vfmaq_f32(acc_m[t][i], vmulq_n_f32(m, d_a), vcvtq_f32_s32(sum));
+                        }
+                        Scales::One | Scales::Two => {}
                     }
-                    Scales::TwoMin => vmlaq_s32(vmulq_s32(first, byte::<0>(x)), last, byte::<16>(x)),
-                };
-                acc[t] = vfmaq_f32(acc[t], vmulq_n_f32(d_w, d_a), vcvtq_f32_s32(isum));
-                match F::SCALES {
-                    Scales::OneMin => acc_m[t] = vfmaq_n_f32(acc_m[t], vreinterpretq_f32_s32(x), *acts.s.as_ptr().add(at[t])),
-                    Scales::TwoMin => {
-                        let [a0, a1] = acts.half_sums(at[t]);
-                        let sum = vmlaq_n_s32(vmulq_n_s32(byte::<8>(x), a0), byte::<24>(x), a1);
-                        let m = vld1q_f32(tile.scales_of_minimums.add(b * ROWS + 4 * g));
-                        acc_m[t] = vfmaq_f32(acc_m[t], vmulq_n_f32(m, d_a), vcvtq_f32_s32(sum));
-                    }
-                    _ => {}
                 }
             }
         }
-        std::array::from_fn(|t| vaddq_f32(acc[t], acc_m[t]))
+        std::array::from_fn(|t| std::array::from_fn(|i| vaddq_f32(acc[t][i], acc_m[t][i])))
+    }
+}
+
+/// The sums of two halves, with their integer scales where the type has some.
+#[inline(always)]
+fn scaled<F: Type>([first, last]: [int32x4_t; 2], x: int32x4_t) -> int32x4_t {
+    // SAFETY: registers only.
+    unsafe {
+        match F::SCALES {
+            Scales::One | Scales::OneMin => vaddq_s32(first, last),
+            Scales::Two => vmlaq_s32(vmulq_s32(first, vshrq_n_s32::<16>(vshlq_n_s32::<16>(x))), last, vshrq_n_s32::<16>(x)),
+            Scales::TwoMin => vmlaq_s32(vmulq_s32(first, byte::<0>(x)), last, byte::<16>(x)),
+        }
     }
 }
 
