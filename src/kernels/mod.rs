@@ -3,7 +3,8 @@
 //! A `Kernels` value is the proof that this CPU has the features of its set: only detection builds one, so calling
 //! through it is safe. `portable.rs` and `scalar.rs` are the specification; every other set gives the same bits,
 //! because integer block sums are exact and every f32 sum has one order that all sets keep (see `portable.rs`).
-//! The one exception is a float weight matrix against a batch, which goes to the crate `gemm` (`float.rs`).
+//! The one exception is a float weight matrix against a batch, which goes to the crate `gemm` (`float.rs`) or on
+//! ARM to `arm_dense.rs`.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]
