@@ -500,7 +500,7 @@ fn prefetch<F: Format>(p: *const u8) -> *const u8 {
         ($($i:literal)*) => { $(
             if $i * LINE < 4 * ROWS * F::BYTES {
                 // SAFETY: a prefetch reads nothing and does not fault.
-                unsafe { asm!("prfm pldl1strm, [{p}, {at}]", p = in(reg) p, at = const $i * LINE, options(nomem, nostack, preserves_flags)) };
+                unsafe { asm!("prfm pldl1strm, [{p}, {at}]", p = in(reg) p, at = const $i * LINE, options(readonly, nostack, preserves_flags)) };
             }
         )* };
     }
