@@ -3,6 +3,7 @@
 //! Eight pointers walk down eight rows. Each read moves its pointer on ("post-index" addressing), so that a block of a
 //! row costs one load for its scales and one for its elements and no address arithmetic; compilers do not find this form
 //! for reads of one lane, hence the `asm!`. Nothing here needs more than NEON, which every 64-bit ARM has.
+#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -53,7 +54,7 @@ pub unsafe fn next_32<T>(p: &mut *const T) -> [int8x16_t; 2] {
 /// # Safety
 /// 16 bytes at pointers `first..first + 4` are readable.
 #[inline(always)]
-unsafe fn four_nibbles(p: &mut [*const u8; ROWS], first: usize) -> Four {
+pub unsafe fn four_nibbles(p: &mut [*const u8; ROWS], first: usize) -> Four {
     let [l0, h0, l1, h1, l2, h2, l3, h3]: [int8x16_t; 8];
     // SAFETY: readable by the caller's promise.
     unsafe {
@@ -130,12 +131,21 @@ pub trait Range8 {
     const HAS_MIN: bool;
 }
 
+/// How elements lie in a block behind the scales.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Layout {
+    /// 16 bytes: byte `i` holds element `i` low and element `i + 16` high.
+    Nibbles,
+    Bytes,
+    /// Some way that `elements` knows.
+    Other,
+}
+
 /// How a type is read: first the scales of a block, then its elements. An element counts as `q - OFFSET`.
 pub trait Format: Range8 {
     /// Bytes of a block of one row.
     const BYTES: usize;
-    /// Whether elements are nibbles, else bytes.
-    const NIBBLES: bool;
+    const LAYOUT: Layout;
     const OFFSET: i8;
 
     /// # Safety
@@ -154,9 +164,22 @@ pub trait Format: Range8 {
 /// # Safety
 /// Two bytes at each pointer are readable.
 #[inline(always)]
-unsafe fn scale_only(p: &mut [*const u8; ROWS]) -> Scales {
+pub unsafe fn scale_only(p: &mut [*const u8; ROWS]) -> Scales {
     // SAFETY: passed on; a vector of zeros that no type without minimums reads.
     unsafe { Scales { d: gather!(p, "h", 2).map(|h| widen_f16(h)[0]), m: [vdupq_n_f32(0.0); 2] } }
+}
+
+/// An f16 scale and an f16 minimum for each row.
+///
+/// # Safety
+/// Four bytes at each pointer are readable.
+#[inline(always)]
+pub unsafe fn scale_and_minimum(p: &mut [*const u8; ROWS]) -> Scales {
+    // SAFETY: passed on.
+    unsafe {
+        let [low, high] = gather!(p, "s", 4);
+        Scales { d: widen_f16(vuzp1q_u16(low, high)), m: widen_f16(vuzp2q_u16(low, high)) }
+    }
 }
 
 /// `f16 d; u8 qs[16]`
@@ -167,7 +190,7 @@ impl Range8 for Q4_0 {
 }
 impl Format for Q4_0 {
     const BYTES: usize = 18;
-    const NIBBLES: bool = true;
+    const LAYOUT: Layout = Layout::Nibbles;
     const OFFSET: i8 = 8;
 
     #[inline(always)]
@@ -191,16 +214,13 @@ impl Range8 for Q4_1 {
 }
 impl Format for Q4_1 {
     const BYTES: usize = 20;
-    const NIBBLES: bool = true;
+    const LAYOUT: Layout = Layout::Nibbles;
     const OFFSET: i8 = 0;
 
     #[inline(always)]
     unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
         // SAFETY: four bytes of scale and minimum are here.
-        unsafe {
-            let [low, high] = gather!(p, "s", 4);
-            Scales { d: widen_f16(vuzp1q_u16(low, high)), m: widen_f16(vuzp2q_u16(low, high)) }
-        }
+        unsafe { scale_and_minimum(p) }
     }
 
     #[inline(always)]
@@ -218,7 +238,7 @@ impl Range8 for Q8_0 {
 }
 impl Format for Q8_0 {
     const BYTES: usize = 34;
-    const NIBBLES: bool = false;
+    const LAYOUT: Layout = Layout::Bytes;
     const OFFSET: i8 = 0;
 
     #[inline(always)]

@@ -213,7 +213,7 @@ unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: 
 /// As `attend`.
 #[inline(always)]
 unsafe fn scores<const N: usize>(a: &Attend, q: &[f32], weights: &mut [[f32; 4]; CHUNK]) -> float32x4_t {
-    const { assert!(CHUNK % 2 == 0 && N <= 4) };
+    const { assert!(CHUNK.is_multiple_of(2) && N <= 4) };
     let hd = a.head_dim;
     // SAFETY: rows inside `keys` by the caller's promise; `q` is `N` times `head_dim`, a multiple of eight.
     unsafe {
@@ -236,7 +236,7 @@ unsafe fn scores<const N: usize>(a: &Attend, q: &[f32], weights: &mut [[f32; 4];
                 eight(2 * i);
                 eight(2 * i + 1);
             }
-            if hd % 16 != 0 {
+            if !hd.is_multiple_of(16) {
                 eight(hd / 8 - 1);
             }
             for (dot, w) in dot.into_iter().zip(&mut weights[j..j + 2]) {
@@ -283,9 +283,9 @@ unsafe fn values<const N: usize, const V: usize>(a: &Attend, weights: &[[f32; 4]
             query!(2);
             query!(3);
         }
-        for n in 0..N {
-            for i in 0..V {
-                vst1q_f32(acc.as_mut_ptr().add(n * hd + at + 4 * i), total[n][i]);
+        for (n, total) in total.into_iter().enumerate() {
+            for (i, total) in total.into_iter().enumerate() {
+                vst1q_f32(acc.as_mut_ptr().add(n * hd + at + 4 * i), total);
             }
         }
     }

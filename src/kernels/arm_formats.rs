@@ -1,11 +1,17 @@
-//! The block formats that ARM multiplies only from a tile: Q5, IQ4, MXFP4 and the K-quants. A `Type` says how 32 columns of
-//! a row are read; `quantised` expands eight rows of it and multiplies them with one token or with four.
+//! More block formats. IQ4_XS, MXFP4 and the K-quants are multiplied only from a tile: a `Type` says how 32 columns of a row
+//! are read; `quantised` expands eight rows of it and multiplies them with one token or with four. Q5 and IQ4_NL have a
+//! `Format` of arm_blocks.rs.
 //!
 //! What the numbers mean and in which order they are added up is fixed in scalar.rs, layouts of bytes in gguf/quant.
+#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
+use std::arch::asm;
 
-use super::arm_blocks::{ROWS, Range8, Set, TILE_BLOCK, TOKENS, Tile, rest, tokens, widen_f16};
+use super::arm_blocks::{
+    Format, Four, Layout, ROWS, Range8, Scales as BlockScales, Set, TILE_BLOCK, TOKENS, Tile, four_nibbles, rest,
+    scale_and_minimum, scale_only, tokens, widen_f16,
+};
 use super::{Acts, BLOCK, MatmulTask};
 use crate::gguf::quant::iq4::LEVELS;
 use crate::gguf::quant::mxfp4::{DOUBLED, half_power_of_two};
@@ -276,32 +282,17 @@ fn minus(q: [uint8x16_t; 2], offset: i8) -> [int8x16_t; 2] {
     q.map(|q| unsafe { vsubq_s8(vreinterpretq_s8_u8(q), vdupq_n_s8(offset)) })
 }
 
+#[inline(always)]
+fn as_u8(x: int8x16_t) -> uint8x16_t {
+    // SAFETY: registers only.
+    unsafe { vreinterpretq_u8_s8(x) }
+}
+
 /// Elements below 16, looked up.
 #[inline(always)]
 fn levels(table: &[i8; 16], q: [uint8x16_t; 2]) -> [int8x16_t; 2] {
     // SAFETY: 16 bytes of the table; registers.
     q.map(|q| unsafe { vqtbl1q_s8(vld1q_s8(table.as_ptr()), q) })
-}
-
-/// `nibbles` with a fifth bit each from the 32 bits before them.
-///
-/// # Safety
-/// 20 bytes at `p` are readable.
-#[inline(always)]
-unsafe fn fives(p: *const u8) -> [uint8x16_t; 2] {
-    const BYTE: [[u8; 16]; 2] =
-        [[0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3]];
-    const BIT: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
-    // SAFETY: readable by the caller's promise; 16 bytes of each table.
-    unsafe {
-        let bits = vreinterpretq_u8_u32(vdupq_n_u32(p.cast::<u32>().read_unaligned()));
-        let low = nibbles(p.add(4));
-        let with = |low, byte: &[u8; 16]| {
-            let set = vtstq_u8(vqtbl1q_u8(bits, vld1q_u8(byte.as_ptr())), vld1q_u8(BIT.as_ptr()));
-            vorrq_u8(low, vandq_u8(set, vdupq_n_u8(16)))
-        };
-        [with(low[0], &BYTE[0]), with(low[1], &BYTE[1])]
-    }
 }
 
 /// Bits `shift..` of bytes, of which `mask` stay, moved up by `to`.
@@ -397,18 +388,6 @@ macro_rules! a_type {
 }
 
 a_type!(
-    /// `f16 d; u8 fifth[4]; u8 qs[16]`
-    Q5_0, 22, 1, One, 16, |p| one(f16(p, 0), vdupq_n_f32(0.0)), |p, _sub| minus(fives(p.add(2)), 16)
-);
-a_type!(
-    /// `f16 d; f16 m; u8 fifth[4]; u8 qs[16]`
-    Q5_1, 24, 1, OneMin, 31, |p| one(f16(p, 0), f16(p, 2)), |p, _sub| minus(fives(p.add(4)), 0)
-);
-a_type!(
-    /// `f16 d; u8 qs[16]`, indices of levels
-    Iq4Nl, 18, 1, One, 127, |p| one(f16(p, 0), vdupq_n_f32(0.0)), |p, _sub| levels(&LEVELS, nibbles(p.add(2)))
-);
-a_type!(
     /// `u8 exponent; u8 qs[16]`, indices of doubled levels
     Mxfp4, 17, 1, One, 12, |p| one(vld1q_f32(p.map(|p| half_power_of_two(*p)).as_ptr()), vdupq_n_f32(0.0)), |p, _sub| levels(&DOUBLED, nibbles(p.add(1)))
 );
@@ -499,5 +478,150 @@ unsafe fn k_scales(p: [*const u8; 4]) -> FourScales {
             x: times(transposed(minimums), vnegq_f32(f16(p, 2))).map(|m| vreinterpretq_s32_f32(m)),
             m: vdupq_n_f32(0.0),
         }
+    }
+}
+
+/// Nibbles with a fifth bit each from the 32 bits before them, from each of four rows, which move behind them; less 16.
+///
+/// # Safety
+/// 20 bytes at pointers `first..first + 4` are readable.
+#[inline(always)]
+unsafe fn four_fives(p: &mut [*const u8; ROWS], first: usize) -> Four {
+    const BYTE: [[u8; 16]; 2] =
+        [[0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3]];
+    const BIT: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
+    /// Text for one row: the bits that are not set make bytes of ones, into whose lower halves the nibbles go.
+    macro_rules! row {
+        ($r:literal) => {
+            concat!(
+                "ldr {h",
+                $r,
+                ":s}, [{p",
+                $r,
+                "}], #4
+                ldr {q:q}, [{p",
+                $r,
+                "}], #16
+                mvn {h",
+                $r,
+                ":v}.8b, {h",
+                $r,
+                ":v}.8b
+                tbl {l",
+                $r,
+                ":v}.16b, {{{h",
+                $r,
+                ":v}.16b}}, {low_bytes:v}.16b
+                tbl {h",
+                $r,
+                ":v}.16b, {{{h",
+                $r,
+                ":v}.16b}}, {high_bytes:v}.16b
+                cmtst {l",
+                $r,
+                ":v}.16b, {l",
+                $r,
+                ":v}.16b, {bit:v}.16b
+                cmtst {h",
+                $r,
+                ":v}.16b, {h",
+                $r,
+                ":v}.16b, {bit:v}.16b
+                bit {l",
+                $r,
+                ":v}.16b, {q:v}.16b, {nibble:v}.16b
+                sri {h",
+                $r,
+                ":v}.16b, {q:v}.16b, #4"
+            )
+        };
+    }
+    let [l0, h0, l1, h1, l2, h2, l3, h3]: [int8x16_t; 8];
+    // SAFETY: readable by the caller's promise; 16 bytes of each table.
+    unsafe {
+        asm!(
+            row!(0),
+            row!(1),
+            row!(2),
+            row!(3),
+            p0 = inout(reg) p[first], p1 = inout(reg) p[first + 1], p2 = inout(reg) p[first + 2], p3 = inout(reg) p[first + 3],
+            l0 = out(vreg) l0, l1 = out(vreg) l1, l2 = out(vreg) l2, l3 = out(vreg) l3,
+            h0 = out(vreg) h0, h1 = out(vreg) h1, h2 = out(vreg) h2, h3 = out(vreg) h3, q = out(vreg) _,
+            low_bytes = in(vreg) vld1q_u8(BYTE[0].as_ptr()), high_bytes = in(vreg) vld1q_u8(BYTE[1].as_ptr()),
+            bit = in(vreg) vld1q_u8(BIT.as_ptr()), nibble = in(vreg) vdupq_n_u8(15), options(readonly, nostack, preserves_flags),
+        );
+    }
+    [[l0, h0], [l1, h1], [l2, h2], [l3, h3]]
+}
+
+/// `f16 d; u8 fifth[4]; u8 qs[16]`
+pub struct Q5_0;
+impl Range8 for Q5_0 {
+    const LARGEST: i32 = 16;
+    const HAS_MIN: bool = false;
+}
+impl Format for Q5_0 {
+    const BYTES: usize = 22;
+    const LAYOUT: Layout = Layout::Other;
+    const OFFSET: i8 = 0;
+
+    #[inline(always)]
+    unsafe fn scales(p: &mut [*const u8; ROWS]) -> BlockScales {
+        // SAFETY: passed on.
+        unsafe { scale_only(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn elements(p: &mut [*const u8; ROWS], first: usize) -> Four {
+        // SAFETY: 20 bytes of elements are here.
+        unsafe { four_fives(p, first) }
+    }
+}
+
+/// `f16 d; f16 m; u8 fifth[4]; u8 qs[16]`: elements come less 16, which `OFFSET` makes good.
+pub struct Q5_1;
+impl Range8 for Q5_1 {
+    const LARGEST: i32 = 31;
+    const HAS_MIN: bool = true;
+}
+impl Format for Q5_1 {
+    const BYTES: usize = 24;
+    const LAYOUT: Layout = Layout::Other;
+    const OFFSET: i8 = -16;
+
+    #[inline(always)]
+    unsafe fn scales(p: &mut [*const u8; ROWS]) -> BlockScales {
+        // SAFETY: passed on.
+        unsafe { scale_and_minimum(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn elements(p: &mut [*const u8; ROWS], first: usize) -> Four {
+        // SAFETY: 20 bytes of elements are here.
+        unsafe { four_fives(p, first) }
+    }
+}
+
+/// `f16 d; u8 qs[16]`, indices of levels
+pub struct Iq4Nl;
+impl Range8 for Iq4Nl {
+    const LARGEST: i32 = 127;
+    const HAS_MIN: bool = false;
+}
+impl Format for Iq4Nl {
+    const BYTES: usize = 18;
+    const LAYOUT: Layout = Layout::Other;
+    const OFFSET: i8 = 0;
+
+    #[inline(always)]
+    unsafe fn scales(p: &mut [*const u8; ROWS]) -> BlockScales {
+        // SAFETY: passed on.
+        unsafe { scale_only(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn elements(p: &mut [*const u8; ROWS], first: usize) -> Four {
+        // SAFETY: 16 bytes of elements are here.
+        unsafe { four_nibbles(p, first) }.map(|row| levels(&LEVELS, row.map(as_u8)))
     }
 }

@@ -3,11 +3,15 @@
 //! `sdot` multiplies 16 pairs of int8 and adds four of them into each of four 32-bit lanes. On rows as they lie in the file
 //! the four lanes belong to one row and are added up afterwards, eight rows together; the tile is interleaved so that they
 //! are four rows. The intrinsic is not stable yet, hence the `asm!`.
+#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{self, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk};
+use super::arm_blocks::{
+    self, Format, Four, Layout, Q4_0, Q4_1, Q8_0, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane,
+    next_32,
+};
 use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
 use super::{MatmulTask, Table, arm_dense, arm_formats};
 use crate::gguf::quant::GgmlType;
@@ -24,9 +28,9 @@ unsafe fn matmul(task: &mut MatmulTask) {
             GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Dotprod>(task),
             GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Dotprod>(task),
             GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Dotprod>(task),
-            GgmlType::Q5_0 => arm_formats::quantised::<arm_formats::Q5_0, Dotprod>(task),
-            GgmlType::Q5_1 => arm_formats::quantised::<arm_formats::Q5_1, Dotprod>(task),
-            GgmlType::IQ4_NL => arm_formats::quantised::<arm_formats::Iq4Nl, Dotprod>(task),
+            GgmlType::Q5_0 => arm_blocks::quantised::<arm_formats::Q5_0, Dotprod>(task),
+            GgmlType::Q5_1 => arm_blocks::quantised::<arm_formats::Q5_1, Dotprod>(task),
+            GgmlType::IQ4_NL => arm_blocks::quantised::<arm_formats::Iq4Nl, Dotprod>(task),
             GgmlType::MXFP4 => arm_formats::quantised::<arm_formats::Mxfp4, Dotprod>(task),
             GgmlType::IQ4_XS => arm_formats::quantised::<arm_formats::Iq4Xs, Dotprod>(task),
             GgmlType::Q2_K => arm_formats::quantised::<arm_formats::Q2K, Dotprod>(task),
@@ -394,6 +398,27 @@ unsafe fn tile_block<const LANE: usize>(
     }
 }
 
+/// Adds the products of a block to four partial sums for each of four rows; gives the total of each row.
+///
+/// # Safety
+/// The CPU has the dot product extension; `acc` has four.
+#[inline(always)]
+unsafe fn dot4(acc: &mut [int32x4_t], w: Four, a: [int8x16_t; 2]) -> int32x4_t {
+    let [s0, s1, s2, s3] = acc else { unreachable!("four rows") };
+    let total: int8x16_t;
+    // SAFETY: registers only; the extension is there by the caller's promise.
+    unsafe {
+        asm!(
+            dot4!("s0", "s1", "s2", "s3", "l0"),
+            s0 = inout(vreg) *s0, s1 = inout(vreg) *s1, s2 = inout(vreg) *s2, s3 = inout(vreg) *s3,
+            l0 = inout(vreg) w[0][0] => total, l1 = inout(vreg) w[1][0] => _, l2 = in(vreg) w[2][0], l3 = in(vreg) w[3][0],
+            h0 = in(vreg) w[0][1], h1 = in(vreg) w[1][1], h2 = in(vreg) w[2][1], h3 = in(vreg) w[3][1],
+            a0 = in(vreg) a[0], a1 = in(vreg) a[1], options(nomem, nostack, preserves_flags),
+        );
+        vreinterpretq_s32_s8(total)
+    }
+}
+
 /// `acc[i] += Σ_j w[4i + j] * a[4 LANE + j]`
 ///
 /// # Safety
@@ -425,15 +450,15 @@ impl Set for Dotprod {
     unsafe fn step<F: Format, const LANE: i32>(at: &mut Walk, sums: &mut Sums<Self::Running>, x: &TokenBlocks) {
         // SAFETY: a block at each pointer; the extension is there by the caller's promise.
         unsafe {
-            match (F::NIBBLES, F::HAS_MIN) {
-                (true, false) => {
+            match (F::LAYOUT, F::HAS_MIN) {
+                (Layout::Nibbles, false) => {
                     step!(at, sums, x, gather_scales, load_nibbles, [
                         "fcvtl {l1:v}.4s, {r:v}.4h",
                         "mls {h0:v}.4s, {offset:v}.4s, {sum:v}.s[{lane}]",
                         "mls {h1:v}.4s, {offset:v}.4s, {sum:v}.s[{lane}]"
                     ], r = out(vreg) _, low = in(vreg) x.low_nibble, offset = in(vreg) x.offset, sum = in(vreg) x.sum,);
                 }
-                (true, true) => {
+                (Layout::Nibbles, true) => {
                     step!(at, sums, x, gather_scales_and_minimums, load_nibbles, [
                         "fcvtl2 {l1:v}.4s, {s:v}.8h",
                         "fcvtl {l2:v}.4s, {m:v}.4h",
@@ -443,9 +468,24 @@ impl Set for Dotprod {
                     ], low = in(vreg) x.low_nibble, sa = in(vreg) x.s, m = out(vreg) _,
                     m0 = inout(vreg) sums.acc_m[0], m1 = inout(vreg) sums.acc_m[1],);
                 }
-                (false, _) => {
-                    const { assert!(F::NIBBLES || !F::HAS_MIN && F::OFFSET == 0) };
+                (Layout::Bytes, _) => {
+                    const { assert!(!matches!(F::LAYOUT, Layout::Bytes) || !F::HAS_MIN && F::OFFSET == 0) };
                     step!(at, sums, x, gather_scales, load_bytes, ["fcvtl {l1:v}.4s, {r:v}.4h"], r = out(vreg) _,);
+                }
+                (Layout::Other, _) => {
+                    let scales = F::scales(&mut at.rows);
+                    let a = next_32(&mut at.token);
+                    let (partial, before) = &mut sums.running;
+                    for g in 0..2 {
+                        let total = dot4(&mut partial[4 * g..4 * g + 4], F::elements(&mut at.rows, 4 * g), a);
+                        let isum = vsubq_s32(total, before[g]);
+                        before[g] = total;
+                        let isum = if F::OFFSET != 0 { mls_lane::<LANE>(isum, x.offset, x.sum) } else { isum };
+                        sums.acc[g] = vfmaq_f32(sums.acc[g], vmulq_laneq_f32::<LANE>(scales.d[g], x.d), vcvtq_f32_s32(isum));
+                        if F::HAS_MIN {
+                            sums.acc_m[g] = vfmaq_laneq_f32::<LANE>(sums.acc_m[g], scales.m[g], x.s);
+                        }
+                    }
                 }
             }
         }

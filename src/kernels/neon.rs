@@ -2,6 +2,7 @@
 //!
 //! `smull`, `smlal` and `smlal2` multiply eight pairs of int8 into 16-bit lanes. How many products a lane can take before it
 //! must be widened depends on the type: nibbles a whole block, bytes two. Lanes of a row are added up four rows together.
+#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -25,9 +26,9 @@ unsafe fn matmul(task: &mut MatmulTask) {
             GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Neon>(task),
             GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Neon>(task),
             GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Neon>(task),
-            GgmlType::Q5_0 => arm_formats::quantised::<arm_formats::Q5_0, Neon>(task),
-            GgmlType::Q5_1 => arm_formats::quantised::<arm_formats::Q5_1, Neon>(task),
-            GgmlType::IQ4_NL => arm_formats::quantised::<arm_formats::Iq4Nl, Neon>(task),
+            GgmlType::Q5_0 => arm_blocks::quantised::<arm_formats::Q5_0, Neon>(task),
+            GgmlType::Q5_1 => arm_blocks::quantised::<arm_formats::Q5_1, Neon>(task),
+            GgmlType::IQ4_NL => arm_blocks::quantised::<arm_formats::Iq4Nl, Neon>(task),
             GgmlType::MXFP4 => arm_formats::quantised::<arm_formats::Mxfp4, Neon>(task),
             GgmlType::IQ4_XS => arm_formats::quantised::<arm_formats::Iq4Xs, Neon>(task),
             GgmlType::Q2_K => arm_formats::quantised::<arm_formats::Q2K, Neon>(task),
