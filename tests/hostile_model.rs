@@ -192,7 +192,8 @@ fn values() -> Vec<(String, u32, Vec<u8>)> {
     for v in [0f32, -0.0, 1.0, -1.0, 1e-45, 1e-38, 0.5, 1e30, f32::MAX, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         out.push((format!("f32 {v}"), w::F32, v.to_le_bytes().to_vec()));
     }
-    for v in ["", "llama", "none", "yarn", "a\nb\u{1b}[31m", &"x".repeat(5000), "{% for i in range(9) %}", "default", "llama-bpe"] {
+    for v in ["", "llama", "none", "yarn", "a\nb\u{1b}[31m", &"x".repeat(5000), "{% for i in range(9) %}", "default", "llama-bpe"]
+    {
         out.push((format!("string {:.20}", v.escape_debug().to_string()), w::STRING, string(v.as_bytes())));
     }
     out.push(("bool".into(), w::BOOL, vec![1]));
@@ -351,7 +352,9 @@ fn a_context_of_eight_tokens_streams() {
     for n_ctx in [8u32, 9, 15, 16, 17] {
         file.keys[at].2 = n_ctx.to_le_bytes().to_vec();
         std::fs::write(&path.0, file.build()).expect("a temporary file");
-        for (sinks, recent) in [(4, Recent::Tokens(2)), (0, Recent::Percent(100.0)), (7, Recent::Tokens(1)), (0, Recent::Tokens(0))] {
+        for (sinks, recent) in
+            [(4, Recent::Tokens(2)), (0, Recent::Percent(100.0)), (7, Recent::Tokens(1)), (0, Recent::Tokens(0))]
+        {
             let mut params = params(2);
             (params.kv.sinks, params.kv.recent) = (sinks, recent);
             let mut session = common::session(&path.0, &params);

@@ -17,7 +17,7 @@ use crate::units::Bytes;
 use super::args::ModelArgs;
 use super::interrupt::Interrupt;
 use super::run::read_text;
-use super::setup::{Opened, check_tokens, open};
+use super::setup::{Opened, check_tokens, open, text_bytes};
 
 #[derive(Args)]
 pub struct EvalArgs {
@@ -120,7 +120,7 @@ fn ppl(args: PplArgs) -> Result<u8> {
         return Err(Error::usage("--stride", "windows that do not move on never end; give 1 at least"));
     }
     let mut opened = open(&args.model.model, args.model.session.params(N_LOGITS))?;
-    plan_text(&mut opened, text.len());
+    plan_text(&mut opened, &text);
     if args.keep.is_empty() {
         opened.check()?;
     }
@@ -146,7 +146,7 @@ fn ppl(args: PplArgs) -> Result<u8> {
     tokens.truncate((n_windows - 1) * stride + args.ctx);
     drop(opened);
 
-    let mut eval = Eval { args: &args, tokens: &tokens, stride, n_windows, text_len: text.len(), full: None, interrupt };
+    let mut eval = Eval { args: &args, tokens: &tokens, stride, n_windows, text: &text, full: None, interrupt };
     eval.interrupt.defer();
     let mut rows = Vec::new();
     let budgets: Vec<Option<Keep>> =
@@ -167,9 +167,9 @@ fn ppl(args: PplArgs) -> Result<u8> {
 }
 
 /// The lines that only `eval` knows of: the text and its tokens, a score for each in this run and in that of the full cache.
-fn plan_text(opened: &mut Opened, text_len: usize) {
-    opened.plan.private("text", text_len * 5);
-    opened.plan.private("scores", 2 * text_len * size_of::<f64>());
+fn plan_text(opened: &mut Opened, text: &str) {
+    opened.plan.private("text", text_bytes(text));
+    opened.plan.private("scores", 2 * text.len() * size_of::<f64>());
 }
 
 struct Eval<'a> {
@@ -177,7 +177,7 @@ struct Eval<'a> {
     tokens: &'a [u32],
     stride: usize,
     n_windows: usize,
-    text_len: usize,
+    text: &'a str,
     /// Scores of the full f16 cache, once some row has needed them.
     full: Option<Scores>,
     interrupt: Interrupt,
@@ -208,7 +208,7 @@ impl Eval<'_> {
             opened.params.kv.policy = Policy::Off;
         }
         opened.replan()?;
-        plan_text(&mut opened, self.text_len);
+        plan_text(&mut opened, self.text);
         opened.check()?;
         let session = Session::new(opened.model, &opened.params)?;
         check_tokens(&session, self.tokens)?;
@@ -337,7 +337,10 @@ impl NpyFile {
     }
 
     fn failed(path: &Path, e: &std::io::Error) -> Error {
-        Error::budget("--logits-out", format!("{}: {e}: give a name in a folder that can be written and has room", path.display()))
+        Error::budget(
+            "--logits-out",
+            format!("{}: {e}: give a name in a folder that can be written and has room", path.display()),
+        )
     }
 
     fn row(&mut self, row: &[f32]) -> Result<()> {

@@ -54,7 +54,10 @@ fn resident<T: Clone>(n: usize, filler: T) -> Result<Vec<T>> {
     let mut v = Vec::new();
     v.try_reserve_exact(n).map_err(|e| {
         let bytes = n * size_of::<T>();
-        Error::budget("-n", format!("the system did not give {bytes} bytes for the answer ({e}): generate fewer tokens with --json"))
+        Error::budget(
+            "-n",
+            format!("the system did not give {bytes} bytes for the answer ({e}): generate fewer tokens with --json"),
+        )
     })?;
     v.resize(n, filler);
     v.clear();

@@ -16,7 +16,7 @@ use crate::units::Bytes;
 use super::args::{ModelArgs, SampleArgs};
 use super::interrupt::Interrupt;
 use super::kept::{Kept, Logprobs, Text};
-use super::setup::{Opened, check_tokens, open};
+use super::setup::{Opened, check_tokens, open, text_bytes};
 use super::status::{rss_anon_bytes, rss_file_bytes};
 
 #[derive(Args)]
@@ -93,7 +93,8 @@ fn read_at_most(from: impl Read, expected: u64, name: &str) -> Result<String> {
     let mut bytes = Vec::with_capacity(expected.min(MAX_TEXT_BYTES) as usize + 1);
     from.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io(name, e))?;
     if bytes.len() as u64 > MAX_TEXT_BYTES {
-        let what = format!("{name} is more than {} of text, which is the most that is read; give a part of it", Bytes(MAX_TEXT_BYTES));
+        let what =
+            format!("{name} is more than {} of text, which is the most that is read; give a part of it", Bytes(MAX_TEXT_BYTES));
         return Err(Error::usage("--file", what));
     }
     String::from_utf8(bytes).map_err(|_| Error::usage("--file", format!("{name} is not UTF-8 text; give a text file")))
@@ -146,7 +147,8 @@ pub fn run(args: RunArgs) -> Result<u8> {
     let n_vocab = opened.model.config.n_vocab;
     let mut sampler = Sampler::new(sampling, n_vocab)?;
     let (n_kept, n_top) = if args.json { (args.n as usize, args.top_logprobs.min(n_vocab)) } else { (0, 0) };
-    plan_run(&mut opened, text.len(), sampling.repeat_last_n, n_kept, n_top)?;
+    let system_bytes = args.system.as_deref().map_or(0, text_bytes);
+    plan_run(&mut opened, text_bytes(&text) + system_bytes, sampling.repeat_last_n, n_kept, n_top)?;
     opened.check()?;
     let tokenizer = opened.tokenizer()?;
     let prompt = encode_prompt(&args, text, &opened, &tokenizer)?;
@@ -188,10 +190,9 @@ pub fn run(args: RunArgs) -> Result<u8> {
 }
 
 /// The lines that only `run` knows of.
-fn plan_run(opened: &mut Opened, text_len: usize, repeat_last_n: usize, n_kept: usize, n_top: usize) -> Result<()> {
+fn plan_run(opened: &mut Opened, text_bytes: usize, repeat_last_n: usize, n_kept: usize, n_top: usize) -> Result<()> {
     opened.plan.private("sampler", Sampler::bytes(opened.model.config.n_vocab, repeat_last_n));
-    // A token is a byte at least, its id four.
-    opened.plan.private("prompt", text_len * 5);
+    opened.plan.private("prompt", text_bytes);
     if n_kept > 0 {
         let bytes = Kept::bytes(n_kept, n_top).ok_or_else(|| {
             Error::usage("-n", format!("{n_kept} tokens are more than --json can hold until the end; give a smaller number"))
@@ -429,13 +430,7 @@ fn steps(outcome: &Outcome) -> usize {
     outcome.n_generated.saturating_sub(1)
 }
 
-fn report<'a>(
-    session: &Session,
-    tokenizer: &'a Tokenizer,
-    plan: &Plan,
-    prompt: &'a [u32],
-    outcome: &'a Outcome,
-) -> Report<'a> {
+fn report<'a>(session: &Session, tokenizer: &'a Tokenizer, plan: &Plan, prompt: &'a [u32], outcome: &'a Outcome) -> Report<'a> {
     let cache = session.cache();
     Report {
         prompt_tokens: prompt,
