@@ -9,7 +9,7 @@ ARM       := aarch64-unknown-linux-gnu
 ARM_CARGO := cross/arm-cargo
 ARM_BIN   := target-arm/$(ARM)/release/lowkey
 STRIP     ?= $(if $(filter aarch64,$(shell uname -m)),strip,aarch64-linux-gnu-strip)
-# The tests under qemu: one build, every processor; documentation tests run natively only.
+# The tests under qemu: one build, every processor.
 ARM_TESTS := --locked --profile arm-test --lib --bins --tests
 # A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run.
 CPUS      := cortex-a53=neon cortex-a72=neon cortex-a76=dotprod max=dotprod

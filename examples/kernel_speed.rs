@@ -2,7 +2,8 @@
 //! what that implies for the tokens per second of the whole model (attention and the small operations left out).
 //!
 //! Every matrix is timed on its own, sets and types take turns, and the median counts: other processes share the cores.
-//! `cargo run --release --example kernel_speed [ROUNDS]`
+//! Superblocks of 256 columns do not fill 576: their matrices have 512, and the time is scaled up.
+//! `cargo run --release --example kernel_speed [ROUNDS [TYPE,TYPE…]]`
 
 use std::time::Instant;
 
@@ -17,7 +18,11 @@ const N_KV: usize = 192;
 const N_FF: usize = 1536;
 const N_VOCAB: usize = 49152;
 const BATCH: usize = 64;
-const TYPES: [GgmlType; 3] = [GgmlType::Q4_1, GgmlType::Q4_0, GgmlType::Q8_0];
+/// Q8_0 last: the output matrix of every estimate.
+const TYPES: [GgmlType; 13] = {
+    use GgmlType::*;
+    [Q4_1, Q4_0, Q5_0, Q5_1, IQ4_NL, MXFP4, IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0]
+};
 
 /// Name, rows, columns, and how many such matrices a token meets. All lie one after the other, so that decoding reads
 /// them from memory, not from a cache. The output matrix is cut into pieces of 1536 rows.
@@ -29,12 +34,27 @@ const MATRICES: [(&str, usize, usize, usize); 5] = [
     ("output", N_VOCAB / 32, N_EMBD, 32),
 ];
 
+/// Where the f16 scales of a block stand.
+fn scales_at(ty: GgmlType) -> &'static [usize] {
+    match ty {
+        GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4_K | GgmlType::Q5_K => &[0, 2],
+        GgmlType::Q2_K => &[80, 82],
+        GgmlType::Q3_K => &[108],
+        GgmlType::Q6_K => &[208],
+        GgmlType::MXFP4 => &[],
+        _ => &[0],
+    }
+}
+
 /// Blocks of random elements with small scales.
 fn random_matrix(ty: GgmlType, elems: usize, rng: &mut fastrand::Rng) -> Vec<u8> {
-    let mut bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(elems / BLOCK * ty.block_bytes()).collect();
+    let mut bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(elems / ty.block_elems() * ty.block_bytes()).collect();
     for block in bytes.chunks_exact_mut(ty.block_bytes()) {
-        for scale in block[..if ty == GgmlType::Q4_1 { 4 } else { 2 }].chunks_exact_mut(2) {
-            scale.copy_from_slice(&half::f16::from_f32(rng.f32() * 0.01).to_le_bytes());
+        for &at in scales_at(ty) {
+            block[at..at + 2].copy_from_slice(&half::f16::from_f32(rng.f32() * 0.01).to_le_bytes());
+        }
+        if ty == GgmlType::MXFP4 {
+            block[0] = rng.u8(110..120);
         }
     }
     bytes
@@ -76,46 +96,56 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
+/// Types of the command line, and Q8_0.
+fn wanted_types() -> Vec<GgmlType> {
+    let wanted = std::env::args().nth(2);
+    let named = |ty: &GgmlType| wanted.as_ref().is_none_or(|w| w.split(',').any(|name| name.eq_ignore_ascii_case(ty.name())));
+    TYPES.into_iter().filter(|ty| named(ty) || *ty == GgmlType::Q8_0).collect()
+}
+
 fn main() {
     let rounds: usize = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(5);
+    let types = wanted_types();
     let mut rng = fastrand::Rng::with_seed(1);
-    let data: Vec<Vec<u8>> = TYPES.iter().map(|&ty| random_matrix(ty, 2 * N_LAYER * N_FF * N_EMBD, &mut rng)).collect();
+    let data: Vec<Vec<u8>> = types.iter().map(|&ty| random_matrix(ty, 2 * N_LAYER * N_FF * N_EMBD, &mut rng)).collect();
     let sets: Vec<Kernels> = Kernels::available().filter(|k| k.name() != "scalar").collect();
     let mut run = Run::new();
-    println!("{:<8} {:<5} {:<9} {:>7} {:>12} {:>12}", "set", "type", "matrix", "tokens", "GMAC/s", "ns/block");
+    println!("{:<8} {:<6} {:<9} {:>7} {:>12} {:>12}", "set", "type", "matrix", "tokens", "GMAC/s", "ns/block");
     // [set][type][batch or not]: seconds for all layers, and for the output matrix.
-    let mut totals = vec![[[[0.0; 2]; 2]; TYPES.len()]; sets.len()];
+    let mut totals = vec![vec![[[0.0; 2]; 2]; types.len()]; sets.len()];
     for (name, n_rows, n_cols, count) in MATRICES {
         for (batched, n_tok) in [1, BATCH].into_iter().enumerate() {
-            let mut times = vec![vec![Vec::new(); TYPES.len()]; sets.len()];
+            let mut times = vec![vec![Vec::new(); types.len()]; sets.len()];
             for _ in 0..rounds {
                 for (set, kernels) in sets.iter().enumerate() {
-                    for (i, ty) in TYPES.into_iter().enumerate() {
-                        let bytes = count * n_rows * n_cols / BLOCK * ty.block_bytes();
+                    for (i, &ty) in types.iter().enumerate() {
+                        let n_cols = n_cols / ty.block_elems() * ty.block_elems();
+                        let bytes = count * n_rows * n_cols / ty.block_elems() * ty.block_bytes();
                         run.time(*kernels, ty, &data[i][..bytes], (n_rows, n_cols), n_tok, &mut times[set][i]);
                     }
                 }
             }
             for (set, kernels) in sets.iter().enumerate() {
-                for (i, ty) in TYPES.into_iter().enumerate() {
-                    let seconds = median(&mut times[set][i]);
+                for (i, &ty) in types.iter().enumerate() {
+                    let whole = n_cols as f64 / (n_cols / ty.block_elems() * ty.block_elems()) as f64;
+                    let seconds = median(&mut times[set][i]) * whole;
                     totals[set][i][batched][usize::from(name == "output")] += seconds * count as f64;
                     let macs = (n_rows * n_cols * n_tok) as f64;
                     let (rate, each) = (macs / seconds / 1e9, seconds * 1e9 / (macs / BLOCK as f64));
-                    println!("{:<8} {:<5} {name:<9} {n_tok:>7} {rate:>12.2} {each:>12.3}", kernels.name(), ty.name());
+                    println!("{:<8} {:<6} {name:<9} {n_tok:>7} {rate:>12.2} {each:>12.3}", kernels.name(), ty.name());
                 }
             }
         }
     }
     println!(
-        "\n{:<8} {:<5} {:>18} {:>18}   (output matrix in Q8_0; a prefill skips it)",
+        "\n{:<8} {:<6} {:>18} {:>18}   (output matrix in Q8_0; a prefill skips it)",
         "set", "type", "decode tok/s", "prefill tok/s"
     );
     for (set, kernels) in sets.iter().enumerate() {
-        for (i, ty) in TYPES.into_iter().enumerate() {
-            let decode = 1.0 / (totals[set][i][0][0] + totals[set][TYPES.len() - 1][0][1]);
+        for (i, ty) in types.iter().enumerate() {
+            let decode = 1.0 / (totals[set][i][0][0] + totals[set][types.len() - 1][0][1]);
             let prefill = BATCH as f64 / totals[set][i][1][0];
-            println!("{:<8} {:<5} {decode:>18.1} {prefill:>18.1}", kernels.name(), ty.name());
+            println!("{:<8} {:<6} {decode:>18.1} {prefill:>18.1}", kernels.name(), ty.name());
         }
     }
 }

@@ -40,6 +40,15 @@ impl Opened {
         if self.layout.kernels.name() == "scalar" && self.params.kernels == "auto" {
             log::warn!("this CPU has no vector set that lowkey knows: running the scalar kernels, many times slower");
         }
+        let kernels = self.layout.kernels;
+        let slow =
+            self.model.weights.types().filter(|&ty| kernels.name() != "scalar" && !kernels.is_fast(ty)).collect::<Vec<_>>();
+        if let Some(ty) = slow.first() {
+            let (n, set) = (slow.len(), kernels.name());
+            log::warn!(
+                "{n} matrices ({ty} and the like) have no {set} kernel and run many times slower by the scalar set; Q4_0, Q4_1 and Q8_0 have one everywhere"
+            );
+        }
         check_memory(&self.plan, self.params.memory_bytes)
     }
 

@@ -3,6 +3,7 @@
 //! Eight pointers walk down eight rows. Each read moves its pointer on ("post-index" addressing), so that a block of a
 //! row costs one load for its scales and one for its elements and no address arithmetic; compilers do not find this form
 //! for reads of one lane, hence the `asm!`. Nothing here needs more than NEON, which every 64-bit ARM has.
+#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -53,7 +54,7 @@ pub unsafe fn next_32<T>(p: &mut *const T) -> [int8x16_t; 2] {
 /// # Safety
 /// 16 bytes at pointers `first..first + 4` are readable.
 #[inline(always)]
-unsafe fn four_nibbles(p: &mut [*const u8; ROWS], first: usize) -> Four {
+pub unsafe fn four_nibbles(p: &mut [*const u8; ROWS], first: usize) -> Four {
     let [l0, h0, l1, h1, l2, h2, l3, h3]: [int8x16_t; 8];
     // SAFETY: readable by the caller's promise.
     unsafe {
@@ -123,16 +124,29 @@ pub struct Scales {
     pub m: [float32x4_t; 2],
 }
 
+/// What the products need to know of a type's elements.
+pub trait Range8 {
+    /// The largest magnitude: says how many products with an activation fit into 16 bits.
+    const LARGEST: i32;
+    const HAS_MIN: bool;
+}
+
+/// How elements lie in a block behind the scales.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Layout {
+    /// 16 bytes: byte `i` holds element `i` low and element `i + 16` high.
+    Nibbles,
+    Bytes,
+    /// Some way that `elements` knows.
+    Other,
+}
+
 /// How a type is read: first the scales of a block, then its elements. An element counts as `q - OFFSET`.
-pub trait Format {
+pub trait Format: Range8 {
     /// Bytes of a block of one row.
     const BYTES: usize;
-    const HAS_MIN: bool;
-    /// Whether elements are nibbles, else bytes.
-    const NIBBLES: bool;
+    const LAYOUT: Layout;
     const OFFSET: i8;
-    /// The largest `|q|`: says how many products with an activation fit into 16 bits.
-    const LARGEST: i32;
 
     /// # Safety
     /// Each pointer is at the start of a block.
@@ -150,19 +164,34 @@ pub trait Format {
 /// # Safety
 /// Two bytes at each pointer are readable.
 #[inline(always)]
-unsafe fn scale_only(p: &mut [*const u8; ROWS]) -> Scales {
+pub unsafe fn scale_only(p: &mut [*const u8; ROWS]) -> Scales {
     // SAFETY: passed on; a vector of zeros that no type without minimums reads.
     unsafe { Scales { d: gather!(p, "h", 2).map(|h| widen_f16(h)[0]), m: [vdupq_n_f32(0.0); 2] } }
 }
 
+/// An f16 scale and an f16 minimum for each row.
+///
+/// # Safety
+/// Four bytes at each pointer are readable.
+#[inline(always)]
+pub unsafe fn scale_and_minimum(p: &mut [*const u8; ROWS]) -> Scales {
+    // SAFETY: passed on.
+    unsafe {
+        let [low, high] = gather!(p, "s", 4);
+        Scales { d: widen_f16(vuzp1q_u16(low, high)), m: widen_f16(vuzp2q_u16(low, high)) }
+    }
+}
+
 /// `f16 d; u8 qs[16]`
 pub struct Q4_0;
+impl Range8 for Q4_0 {
+    const LARGEST: i32 = 15;
+    const HAS_MIN: bool = false;
+}
 impl Format for Q4_0 {
     const BYTES: usize = 18;
-    const HAS_MIN: bool = false;
-    const NIBBLES: bool = true;
+    const LAYOUT: Layout = Layout::Nibbles;
     const OFFSET: i8 = 8;
-    const LARGEST: i32 = 15;
 
     #[inline(always)]
     unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
@@ -179,20 +208,19 @@ impl Format for Q4_0 {
 
 /// `f16 d; f16 m; u8 qs[16]`
 pub struct Q4_1;
+impl Range8 for Q4_1 {
+    const LARGEST: i32 = 15;
+    const HAS_MIN: bool = true;
+}
 impl Format for Q4_1 {
     const BYTES: usize = 20;
-    const HAS_MIN: bool = true;
-    const NIBBLES: bool = true;
+    const LAYOUT: Layout = Layout::Nibbles;
     const OFFSET: i8 = 0;
-    const LARGEST: i32 = 15;
 
     #[inline(always)]
     unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
         // SAFETY: four bytes of scale and minimum are here.
-        unsafe {
-            let [low, high] = gather!(p, "s", 4);
-            Scales { d: widen_f16(vuzp1q_u16(low, high)), m: widen_f16(vuzp2q_u16(low, high)) }
-        }
+        unsafe { scale_and_minimum(p) }
     }
 
     #[inline(always)]
@@ -204,12 +232,14 @@ impl Format for Q4_1 {
 
 /// `f16 d; i8 qs[32]`
 pub struct Q8_0;
+impl Range8 for Q8_0 {
+    const LARGEST: i32 = 128;
+    const HAS_MIN: bool = false;
+}
 impl Format for Q8_0 {
     const BYTES: usize = 34;
-    const HAS_MIN: bool = false;
-    const NIBBLES: bool = false;
+    const LAYOUT: Layout = Layout::Bytes;
     const OFFSET: i8 = 0;
-    const LARGEST: i32 = 128;
 
     #[inline(always)]
     unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
@@ -225,20 +255,22 @@ impl Format for Q8_0 {
 }
 
 /// Eight expanded rows in the scratch of a thread: for each block of 32 columns `TILE_BLOCK` bytes, and behind all of them,
-/// for types that have minimums, eight f32 minimums a block.
+/// for types that have minimums or sub-scales, eight f32 or u32 a block, and eight more f32 (see arm_formats.rs).
 #[derive(Clone, Copy)]
 pub struct Tile {
     pub blocks: *mut u8,
     pub minimums: *mut f32,
+    pub scales_of_minimums: *mut f32,
 }
 
 impl Tile {
     /// Checks that the scratch is large enough.
     pub fn new(task: &mut MatmulTask) -> Self {
         let n_blocks = task.acts.n_cols / BLOCK;
-        assert!(n_blocks * (TILE_BLOCK + ROWS * size_of::<f32>()) <= task.tile.len());
+        assert!(n_blocks * (TILE_BLOCK + 2 * ROWS * size_of::<f32>()) <= task.tile.len());
         let blocks = task.tile.as_mut_ptr();
-        Tile { blocks, minimums: blocks.wrapping_add(n_blocks * TILE_BLOCK).cast() }
+        let minimums = blocks.wrapping_add(n_blocks * TILE_BLOCK).cast::<f32>();
+        Tile { blocks, minimums, scales_of_minimums: minimums.wrapping_add(n_blocks * ROWS) }
     }
 
     /// Expands eight rows; `put` stores the elements of four rows of a block, 128 bytes, as its set likes them.
@@ -318,11 +350,17 @@ pub trait Set {
     /// 128 writable bytes; the CPU features of the set.
     unsafe fn put(to: *mut u8, four: Four);
 
+    /// Four rows of a block of a tile with `T` tokens: the sums of the first and of the last 16 products, in lanes of rows.
+    ///
+    /// # Safety
+    /// 128 bytes of elements at `w`, a block at each `a`; the CPU features of the set.
+    unsafe fn half_sums<F: Range8, const T: usize>(w: *const u8, a: [*const i8; T]) -> [[int32x4_t; 2]; T];
+
     /// Eight rows of a tile with `TOKENS` tokens: `acc = fma(d_w * d_a, Σ q_w q_a, acc)` over all blocks, in lanes of rows.
     ///
     /// # Safety
     /// The tile and each token have `n_blocks` blocks; the CPU features of the set.
-    unsafe fn product<F: Format>(
+    unsafe fn product<F: Range8>(
         tile: *const u8,
         a: [*const i8; TOKENS],
         d: [*const f32; TOKENS],
@@ -384,7 +422,7 @@ unsafe fn store(x: [float32x4_t; 2], to: *mut f32) {
 /// # Safety
 /// The tile holds all blocks of the rows; token `first` is inside the batch; as `quantised`.
 #[inline(always)]
-unsafe fn tokens<F: Format, S: Set>(tile: Tile, acts: &Acts, first: usize, out: Out, row: usize) {
+pub unsafe fn tokens<F: Range8, S: Set>(tile: Tile, acts: &Acts, first: usize, out: Out, row: usize) {
     let n_blocks = acts.n_cols / BLOCK;
     let at = |t: usize| (first + t).min(acts.n_tok - 1) * n_blocks;
     // SAFETY: pointers to tokens of the batch; the fields of `acts` have an element for each block.
@@ -482,7 +520,7 @@ fn prefetch<F: Format>(p: *const u8) -> *const u8 {
         ($($i:literal)*) => { $(
             if $i * LINE < 4 * ROWS * F::BYTES {
                 // SAFETY: a prefetch reads nothing and does not fault.
-                unsafe { asm!("prfm pldl1strm, [{p}, {at}]", p = in(reg) p, at = const $i * LINE, options(nomem, nostack, preserves_flags)) };
+                unsafe { asm!("prfm pldl1strm, [{p}, {at}]", p = in(reg) p, at = const $i * LINE, options(readonly, nostack, preserves_flags)) };
             }
         )* };
     }

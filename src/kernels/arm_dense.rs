@@ -1,6 +1,7 @@
 //! Float weight matrices on ARM. A few tokens go row by row in the order of `portable.rs`, four rows at a time. For a batch
 //! rows are expanded into a tile and multiplied with four tokens at once; such a sum runs from the first column to the last,
 //! equal to the scalar set within f32 rounding, not bit for bit. (The crate `gemm` would have to allocate for this.)
+#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
 
@@ -23,26 +24,58 @@ pub unsafe fn matmul(task: &mut MatmulTask) {
     );
     // SAFETY: passed on.
     unsafe {
-        match (task.w.ty == GgmlType::F16, task.acts.n_tok < GEMM_FROM) {
-            (true, true) => rows::<true>(task),
-            (true, false) => batch::<true>(task),
-            (false, true) => rows::<false>(task),
-            (false, false) => batch::<false>(task),
+        match (task.w.ty, task.acts.n_tok < GEMM_FROM) {
+            (GgmlType::F16, true) => rows::<F16>(task),
+            (GgmlType::F16, false) => batch::<F16>(task),
+            (GgmlType::BF16, true) => rows::<BF16>(task),
+            (GgmlType::BF16, false) => batch::<BF16>(task),
+            (_, true) => rows::<F32>(task),
+            (_, false) => batch::<F32>(task),
         }
     }
 }
 
-/// Eight elements from column `at` on.
-///
-/// # Safety
-/// They are in the row that starts at `row`.
-#[inline(always)]
-unsafe fn load8<const HALF: bool>(row: *const u8, at: usize) -> [float32x4_t; 2] {
-    // SAFETY: by the caller's promise.
-    unsafe {
-        if HALF {
-            widen_f16(vreinterpretq_u16_u8(vld1q_u8(row.add(2 * at))))
-        } else {
+/// How a float type is read.
+trait Float {
+    const TYPE: GgmlType;
+
+    /// Eight elements from column `at` on.
+    ///
+    /// # Safety
+    /// They are in the row that starts at `row`.
+    unsafe fn load8(row: *const u8, at: usize) -> [float32x4_t; 2];
+}
+
+struct F16;
+impl Float for F16 {
+    const TYPE: GgmlType = GgmlType::F16;
+    #[inline(always)]
+    unsafe fn load8(row: *const u8, at: usize) -> [float32x4_t; 2] {
+        // SAFETY: 16 bytes by the caller's promise.
+        widen_f16(unsafe { vreinterpretq_u16_u8(vld1q_u8(row.add(2 * at))) })
+    }
+}
+
+struct BF16;
+impl Float for BF16 {
+    const TYPE: GgmlType = GgmlType::BF16;
+    #[inline(always)]
+    unsafe fn load8(row: *const u8, at: usize) -> [float32x4_t; 2] {
+        // SAFETY: 16 bytes by the caller's promise.
+        unsafe {
+            let h = vreinterpretq_u16_u8(vld1q_u8(row.add(2 * at)));
+            [vshll_n_u16::<16>(vget_low_u16(h)), vshll_high_n_u16::<16>(h)].map(|x| vreinterpretq_f32_u32(x))
+        }
+    }
+}
+
+struct F32;
+impl Float for F32 {
+    const TYPE: GgmlType = GgmlType::F32;
+    #[inline(always)]
+    unsafe fn load8(row: *const u8, at: usize) -> [float32x4_t; 2] {
+        // SAFETY: 32 bytes by the caller's promise.
+        unsafe {
             let p = row.add(4 * at);
             [vreinterpretq_f32_u8(vld1q_u8(p)), vreinterpretq_f32_u8(vld1q_u8(p.add(16)))]
         }
@@ -51,7 +84,7 @@ unsafe fn load8<const HALF: bool>(row: *const u8, at: usize) -> [float32x4_t; 2]
 
 /// # Safety
 /// As `matmul`.
-unsafe fn rows<const HALF: bool>(task: &MatmulTask) {
+unsafe fn rows<F: Float>(task: &MatmulTask) {
     for t in 0..task.acts.n_tok {
         let x = &task.acts.x[t * task.acts.n_cols..][..task.acts.n_cols];
         let mut row = task.rows.start;
@@ -59,10 +92,10 @@ unsafe fn rows<const HALF: bool>(task: &MatmulTask) {
             // SAFETY: rows of the task and their elements of `out`.
             unsafe {
                 if row + 4 <= task.rows.end {
-                    some_rows::<HALF, 4>(task.w, row, x, task.out, t);
+                    some_rows::<F, 4>(task.w, row, x, task.out, t);
                     row += 4;
                 } else {
-                    some_rows::<HALF, 1>(task.w, row, x, task.out, t);
+                    some_rows::<F, 1>(task.w, row, x, task.out, t);
                     row += 1;
                 }
             }
@@ -74,7 +107,7 @@ unsafe fn rows<const HALF: bool>(task: &MatmulTask) {
 ///
 /// # Safety
 /// The rows are in the matrix, their elements of `out` are the caller's, `x` is as long as a row.
-unsafe fn some_rows<const HALF: bool, const N: usize>(w: Matrix, first: usize, x: &[f32], out: Out, t: usize) {
+unsafe fn some_rows<F: Float, const N: usize>(w: Matrix, first: usize, x: &[f32], out: Out, t: usize) {
     let start: [&[u8]; N] = std::array::from_fn(|r| w.row(first + r));
     // SAFETY: eight columns are inside each row and `x`; registers and the stack.
     unsafe {
@@ -83,7 +116,7 @@ unsafe fn some_rows<const HALF: bool, const N: usize>(w: Matrix, first: usize, x
         for (i, x) in whole.iter().enumerate() {
             let x = [vld1q_f32(x.as_ptr()), vld1q_f32(x[4..].as_ptr())];
             for r in 0..N {
-                let w = load8::<HALF>(start[r].as_ptr(), 8 * i);
+                let w = F::load8(start[r].as_ptr(), 8 * i);
                 lanes[r] = [vfmaq_f32(lanes[r][0], w[0], x[0]), vfmaq_f32(lanes[r][1], w[1], x[1])];
             }
         }
@@ -92,8 +125,7 @@ unsafe fn some_rows<const HALF: bool, const N: usize>(w: Matrix, first: usize, x
             vst1q_f32(sums.as_mut_ptr(), lanes[r][0]);
             vst1q_f32(sums[4..].as_mut_ptr(), lanes[r][1]);
             for (l, x) in rest.iter().enumerate() {
-                sums[l] =
-                    element(if HALF { GgmlType::F16 } else { GgmlType::F32 }, start[r], whole.len() * 8 + l).mul_add(*x, sums[l]);
+                sums[l] = element(F::TYPE, start[r], whole.len() * 8 + l).mul_add(*x, sums[l]);
             }
             out.store(t, first + r, add_lanes([vld1q_f32(sums.as_ptr()), vld1q_f32(sums[4..].as_ptr())]));
         }
@@ -102,7 +134,7 @@ unsafe fn some_rows<const HALF: bool, const N: usize>(w: Matrix, first: usize, x
 
 /// # Safety
 /// As `matmul`.
-unsafe fn batch<const HALF: bool>(task: &mut MatmulTask) {
+unsafe fn batch<F: Float>(task: &mut MatmulTask) {
     let (acts, n_cols) = (task.acts, task.acts.n_cols);
     // SAFETY: f32 has no invalid bits; `align_to_mut` gives only what is aligned.
     let (_, tile, _) = unsafe { task.tile.align_to_mut::<f32>() };
@@ -112,7 +144,7 @@ unsafe fn batch<const HALF: bool>(task: &mut MatmulTask) {
         for (half, tile) in tile.chunks_exact_mut(4 * n_cols).enumerate() {
             // Where the matrix ends, its last row stands in for the missing ones.
             let rows = std::array::from_fn(|r| task.w.row((first + 4 * half + r).min(task.rows.end - 1)));
-            expand::<HALF>(rows, tile);
+            expand::<F>(rows, tile);
         }
         for t in (0..acts.n_tok).step_by(TOKENS) {
             let sums = product(tile, &acts, t);
@@ -127,20 +159,20 @@ unsafe fn batch<const HALF: bool>(task: &mut MatmulTask) {
 }
 
 /// Four rows as f32, a column after the other.
-fn expand<const HALF: bool>(rows: [&[u8]; 4], tile: &mut [f32]) {
+fn expand<F: Float>(rows: [&[u8]; 4], tile: &mut [f32]) {
     let n_cols = tile.len() / 4;
     let whole = n_cols / 8 * 8;
     for at in (0..whole).step_by(8) {
         // SAFETY: eight columns of each row; 32 floats of the tile.
         unsafe {
-            let [a, b, c, d] = rows.map(|row| load8::<HALF>(row.as_ptr(), at));
+            let [a, b, c, d] = rows.map(|row| F::load8(row.as_ptr(), at));
             vst4q_f32(tile[4 * at..].as_mut_ptr(), float32x4x4_t(a[0], b[0], c[0], d[0]));
             vst4q_f32(tile[4 * at + 16..].as_mut_ptr(), float32x4x4_t(a[1], b[1], c[1], d[1]));
         }
     }
     for at in whole..n_cols {
         for (r, row) in rows.iter().enumerate() {
-            tile[4 * at + r] = element(if HALF { GgmlType::F16 } else { GgmlType::F32 }, row, at);
+            tile[4 * at + r] = element(F::TYPE, row, at);
         }
     }
 }

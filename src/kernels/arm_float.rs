@@ -78,30 +78,24 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 /// 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// `portable::exp` of four.
+/// `portable::exp` of two times four.
 #[inline(always)]
-fn exp(x: float32x4_t) -> float32x4_t {
+fn exp(x: [float32x4_t; 2]) -> [float32x4_t; 2] {
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
     // SAFETY: registers only.
     unsafe {
-        let x = vminq_f32(vmaxq_f32(x, splat(-87.0)), splat(88.0));
-        let shifted = vfmaq_f32(splat(ROUND), x, splat(std::f32::consts::LOG2_E));
-        let n = vsubq_f32(shifted, splat(ROUND));
-        let r = vfmsq_f32(vfmsq_f32(x, n, splat(LN2_HI)), n, splat(LN2_LO));
-        let mut p = splat(1.0 / 5040.0);
+        let x = x.map(|x| vminq_f32(vmaxq_f32(x, splat(-87.0)), splat(88.0)));
+        let shifted = x.map(|x| vfmaq_f32(splat(ROUND), x, splat(std::f32::consts::LOG2_E)));
+        let n = shifted.map(|s| vsubq_f32(s, splat(ROUND)));
+        let r = [0, 1].map(|i| vfmsq_f32(vfmsq_f32(x[i], n[i], splat(LN2_HI)), n[i], splat(LN2_LO)));
+        let mut p = [splat(1.0 / 5040.0); 2];
         for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-            p = vfmaq_f32(splat(c), r, p);
+            p = [vfmaq_f32(splat(c), r[0], p[0]), vfmaq_f32(splat(c), r[1], p[1])];
         }
-        let power = vaddq_s32(vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23), vdupq_n_s32(127 << 23));
-        vmulq_f32(p, vreinterpretq_f32_s32(power))
+        let power = shifted.map(|s| vaddq_s32(vshlq_n_s32(vreinterpretq_s32_f32(s), 23), vdupq_n_s32(127 << 23)));
+        [vmulq_f32(p[0], vreinterpretq_f32_s32(power[0])), vmulq_f32(p[1], vreinterpretq_f32_s32(power[1]))]
     }
-}
-
-#[inline(always)]
-fn silu_mul_4(gate: float32x4_t, up: float32x4_t) -> float32x4_t {
-    // SAFETY: registers only.
-    unsafe { vmulq_f32(vdivq_f32(gate, vaddq_f32(splat(1.0), exp(vnegq_f32(gate)))), up) }
 }
 
 pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
@@ -110,8 +104,10 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
         // SAFETY: arrays of eight elements.
         unsafe {
             let (g, u) = (load::<2>(gate.as_ptr()), load::<2>(up.as_ptr()));
-            vst1q_f32(gate.as_mut_ptr(), silu_mul_4(g[0], u[0]));
-            vst1q_f32(gate[4..].as_mut_ptr(), silu_mul_4(g[1], u[1]));
+            let e = exp(g.map(|g| vnegq_f32(g)));
+            let silu = |i: usize| vmulq_f32(vdivq_f32(g[i], vaddq_f32(splat(1.0), e[i])), u[i]);
+            vst1q_f32(gate.as_mut_ptr(), silu(0));
+            vst1q_f32(gate[4..].as_mut_ptr(), silu(1));
         }
     }
     portable::silu_mul(gate, up);
@@ -177,12 +173,20 @@ unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: 
     let highest = unsafe { scores::<N>(a, q, &mut weights) };
     // SAFETY: vectors of four floats on the stack; rows inside `values` by the caller's promise.
     unsafe {
+        let padded = a.n_rows.next_multiple_of(8);
+        // Two at a time, because one is a chain in which each operation waits for the last.
+        for [x, y] in weights[..padded].as_chunks_mut::<2>().0 {
+            let [e, f] = exp([vsubq_f32(vld1q_f32(x.as_ptr()), highest), vsubq_f32(vld1q_f32(y.as_ptr()), highest)]);
+            vst1q_f32(x.as_mut_ptr(), e);
+            vst1q_f32(y.as_mut_ptr(), f);
+        }
+        weights[a.n_rows..padded].fill([0.0; 4]);
         // Lane `j % 8` of a query's sum is vector `j % 8` here.
         let mut lanes = [splat(0.0); 8];
-        for (j, w) in weights[..a.n_rows].iter_mut().enumerate() {
-            let e = exp(vsubq_f32(vld1q_f32(w.as_ptr()), highest));
-            vst1q_f32(w.as_mut_ptr(), e);
-            lanes[j % 8] = vaddq_f32(lanes[j % 8], e);
+        for eight in weights[..padded].as_chunks::<8>().0 {
+            for (lane, w) in lanes.iter_mut().zip(eight) {
+                *lane = vaddq_f32(*lane, vld1q_f32(w.as_ptr()));
+            }
         }
         let [l0, l1, l2, l3, l4, l5, l6, l7] = lanes;
         let low = vaddq_f32(vaddq_f32(l0, l4), vaddq_f32(l1, l5));
@@ -209,7 +213,7 @@ unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: 
 /// As `attend`.
 #[inline(always)]
 unsafe fn scores<const N: usize>(a: &Attend, q: &[f32], weights: &mut [[f32; 4]; CHUNK]) -> float32x4_t {
-    const { assert!(CHUNK % 2 == 0 && N <= 4) };
+    const { assert!(CHUNK.is_multiple_of(2) && N <= 4) };
     let hd = a.head_dim;
     // SAFETY: rows inside `keys` by the caller's promise; `q` is `N` times `head_dim`, a multiple of eight.
     unsafe {
@@ -219,7 +223,7 @@ unsafe fn scores<const N: usize>(a: &Attend, q: &[f32], weights: &mut [[f32; 4];
             // An odd last row is taken twice: it changes no maximum, and nobody reads the second score.
             let keys = [key(j), key((j + 1).min(a.n_rows - 1))];
             let mut dot = [[[splat(0.0); 2]; 4]; 2];
-            for i in 0..hd / 8 {
+            let mut eight = |i: usize| {
                 let k = keys.map(|key| widen_f16(vld1q_u16(key.add(i * 16).cast())));
                 for n in 0..N {
                     let q = load::<2>(q.as_ptr().add(n * hd + i * 8));
@@ -227,6 +231,13 @@ unsafe fn scores<const N: usize>(a: &Attend, q: &[f32], weights: &mut [[f32; 4];
                         dot[n] = [vfmaq_f32(dot[n][0], q[0], k[0]), vfmaq_f32(dot[n][1], q[1], k[1])];
                     }
                 }
+            };
+            for i in 0..hd / 16 {
+                eight(2 * i);
+                eight(2 * i + 1);
+            }
+            if !hd.is_multiple_of(16) {
+                eight(hd / 8 - 1);
             }
             for (dot, w) in dot.into_iter().zip(&mut weights[j..j + 2]) {
                 // `portable::add_lanes`, four queries together.
@@ -272,9 +283,9 @@ unsafe fn values<const N: usize, const V: usize>(a: &Attend, weights: &[[f32; 4]
             query!(2);
             query!(3);
         }
-        for n in 0..N {
-            for i in 0..V {
-                vst1q_f32(acc.as_mut_ptr().add(n * hd + at + 4 * i), total[n][i]);
+        for (n, total) in total.into_iter().enumerate() {
+            for (i, total) in total.into_iter().enumerate() {
+                vst1q_f32(acc.as_mut_ptr().add(n * hd + at + 4 * i), total);
             }
         }
     }

@@ -2,14 +2,17 @@
 //!
 //! A block of eight rows is eight vectors: lane `r` of vector `g` holds columns `4g..4g+4` of row `r`, so that four
 //! activations, broadcast, meet all rows at once and no sum ever runs across lanes. A few tokens are multiplied while the
-//! block is still in registers; for more, the rows are expanded once into the tile. A type adds only its `Format`.
-//! Rows left over at the end of a matrix (at most seven) go to the scalar set, which gives the same bits.
+//! block is still in registers; for more, the rows are expanded once into the tile. A type adds only its `Format`, in
+//! x86_formats.rs. Matrices of fewer than eight rows go to the scalar set, which gives the same bits.
 #![allow(clippy::needless_range_loop)] // Indices name lanes, tokens and groups of columns.
 
 use std::arch::x86_64::*;
-use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use super::x86::{F16c, Ymm, stamp_x86};
+use super::x86_formats::{
+    self, Format, Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Scales, Vector,
+};
 use super::{Acts, BLOCK, MatmulTask, Out, Table, float, scalar};
 use crate::gguf::quant::GgmlType;
 
@@ -20,8 +23,6 @@ pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_m
 const ROWS: usize = 8;
 /// Vectors of a block: each has four columns of every row.
 const GROUPS: usize = BLOCK / 4;
-/// Bytes of an expanded block: elements, scales, minimums.
-const TILE_BLOCK: usize = ROWS * (BLOCK + 2 * size_of::<f32>());
 /// Up to this many tokens are multiplied straight from the file's layout.
 const DIRECT: usize = 2;
 /// Groups of `ROWS` rows between what is multiplied and what is fetched.
@@ -36,34 +37,141 @@ unsafe fn matmul(task: &mut MatmulTask) {
         match task.w.ty {
             GgmlType::Q4_0 => quantised::<Q4_0>(task),
             GgmlType::Q4_1 => quantised::<Q4_1>(task),
+            GgmlType::Q5_0 => quantised::<Q5_0>(task),
+            GgmlType::Q5_1 => quantised::<Q5_1>(task),
             GgmlType::Q8_0 => quantised::<Q8_0>(task),
-            GgmlType::F16 | GgmlType::F32 => float::batch::<F16c>(task),
+            GgmlType::IQ4_NL => quantised::<Iq4Nl>(task),
+            GgmlType::MXFP4 => quantised::<Mxfp4>(task),
+            GgmlType::IQ4_XS => quantised::<Iq4Xs>(task),
+            GgmlType::Q2_K => quantised::<Q2K>(task),
+            GgmlType::Q3_K => quantised::<Q3K>(task),
+            GgmlType::Q4_K => quantised::<Q4K>(task),
+            GgmlType::Q5_K => quantised::<Q5K>(task),
+            GgmlType::Q6_K => quantised::<Q6K>(task),
+            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => float::batch::<F16c>(task),
             ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }
     }
 }
 
-/// A block of eight rows in registers; `q` as described above.
-struct Block {
-    q: [__m256i; GROUPS],
-    d: __m256,
-    m: __m256,
-}
+type Block = x86_formats::Block<__m256i>;
 
-/// How a type is read. An element counts as `q - OFFSET`.
-trait Format {
-    /// Bytes of a block of one row.
-    const BYTES: usize;
-    const HAS_MIN: bool;
-    const OFFSET: i32;
-    /// Whether `q` is signed. If so, it is split into magnitude and sign.
-    const SIGNED: bool;
-    /// How many products of four columns fit into 16 bits: `n * 2 * largest q * 127 < 32768`.
-    const SUMMED: usize;
+/// Of each lane of 128 bits, its first byte four times.
+// SAFETY: sixteen bytes are `__m128i`.
+const FIRST_BYTES: __m128i = unsafe { std::mem::transmute([0u8, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]) };
 
-    /// # Safety
-    /// Blocks of eight rows, `stride` bytes apart from `p`, are readable; the CPU features of the set.
-    unsafe fn load(p: *const u8, stride: usize) -> Block;
+/// Eight rows.
+impl Vector for __m256i {
+    const SIGN: u8 = 0;
+
+    #[inline(always)]
+    unsafe fn load_16_bytes(p: *const u8, stride: usize) -> [__m256i; 4] {
+        // SAFETY: readable by the caller's promise.
+        unsafe {
+            // A transposition of 4 x 4 in each half.
+            let [r0, r1] = [load_pair(p, stride), load_pair(p.add(stride), stride)];
+            let [r2, r3] = [load_pair(p.add(2 * stride), stride), load_pair(p.add(3 * stride), stride)];
+            let (low01, high01) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpackhi_epi32(r0, r1));
+            let (low23, high23) = (_mm256_unpacklo_epi32(r2, r3), _mm256_unpackhi_epi32(r2, r3));
+            [
+                _mm256_unpacklo_epi64(low01, low23),
+                _mm256_unpackhi_epi64(low01, low23),
+                _mm256_unpacklo_epi64(high01, high23),
+                _mm256_unpackhi_epi64(high01, high23),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: u32) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm256_set1_epi32(x as i32) }
+    }
+
+    #[inline(always)]
+    unsafe fn and(self, y: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm256_and_si256(self, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn or(self, y: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm256_or_si256(self, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn xor(self, y: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm256_xor_si256(self, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, y: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm256_add_epi32(self, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn shl(self, n: u32) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm256_sll_epi32(self, _mm_cvtsi32_si128(n as i32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn shr(self, n: u32) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm256_srl_epi32(self, _mm_cvtsi32_si128(n as i32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn shr_i16(self, n: u32) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm256_sra_epi16(self, _mm_cvtsi32_si128(n as i32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn lookup(self, table: &[u8; 16]) -> Self {
+        // SAFETY: 16 bytes of the table.
+        unsafe { _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), self) }
+    }
+
+    #[inline(always)]
+    unsafe fn fifth_bits(self, g: usize) -> Self {
+        // SAFETY: registers only.
+        unsafe {
+            // The byte that holds the four bits, four times; then each of its copies keeps one.
+            let copied = _mm256_shuffle_epi8(
+                self,
+                _mm256_add_epi8(_mm256_broadcastsi128_si256(FIRST_BYTES), _mm256_set1_epi8(g as i8 / 2)),
+            );
+            let one = _mm256_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
+            let set = _mm256_cmpeq_epi8(_mm256_and_si256(copied, one), one);
+            _mm256_and_si256(set, _mm256_set1_epi8(16))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(self) -> Self {
+        // SAFETY: registers only.
+        unsafe {
+            let x = _mm256_and_si256(self, _mm256_set1_epi32(0xffff));
+            let x = _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+            _mm256_castps_si256(_mm256_cvtph_ps(x))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn to_floats(self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm256_castps_si256(_mm256_cvtepi32_ps(self)) }
+    }
+
+    #[inline(always)]
+    unsafe fn times(self, y: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(self), _mm256_castsi256_ps(y))) }
+    }
 }
 
 /// 16 bytes of a row, and of the fourth after it.
@@ -79,211 +187,77 @@ unsafe fn load_pair(p: *const u8, stride: usize) -> __m256i {
     }
 }
 
-/// 16 bytes of eight rows; lane `r` of vector `k` holds bytes `4k..4k+4` of row `r`.
-///
-/// # Safety
-/// 16 bytes at `p + r * stride` are readable for `r < 8`; AVX2.
-#[inline(always)]
-unsafe fn load_16_bytes(p: *const u8, stride: usize) -> [__m256i; 4] {
-    // SAFETY: readable by the caller's promise.
-    unsafe {
-        // A transposition of 4 x 4 in each half.
-        let [r0, r1] = [load_pair(p, stride), load_pair(p.add(stride), stride)];
-        let [r2, r3] = [load_pair(p.add(2 * stride), stride), load_pair(p.add(3 * stride), stride)];
-        let (low01, high01) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpackhi_epi32(r0, r1));
-        let (low23, high23) = (_mm256_unpacklo_epi32(r2, r3), _mm256_unpackhi_epi32(r2, r3));
-        [
-            _mm256_unpacklo_epi64(low01, low23),
-            _mm256_unpackhi_epi64(low01, low23),
-            _mm256_unpacklo_epi64(high01, high23),
-            _mm256_unpackhi_epi64(high01, high23),
-        ]
-    }
-}
-
-/// Nibbles of `load_16_bytes`: byte `i` of a row holds element `i` low and element `i + 16` high.
-///
-/// # Safety
-/// As `load_16_bytes`.
-#[inline(always)]
-unsafe fn load_nibbles(p: *const u8, stride: usize) -> [__m256i; GROUPS] {
-    // SAFETY: passed on.
-    unsafe {
-        let [a, b, c, d] = load_16_bytes(p, stride);
-        let mask = _mm256_set1_epi8(15);
-        let mut q = [a, b, c, d, a, b, c, d];
-        for g in 0..4 {
-            q[g + 4] = _mm256_and_si256(_mm256_srli_epi16(q[g], 4), mask);
-            q[g] = _mm256_and_si256(q[g], mask);
-        }
-        q
-    }
-}
-
-/// The f16 in the lower halves of eight lanes.
-///
-/// # Safety
-/// AVX2, F16C.
-#[inline(always)]
-unsafe fn halves(x: __m256i) -> __m256 {
-    // SAFETY: registers only.
-    unsafe {
-        let x = _mm256_and_si256(x, _mm256_set1_epi32(0xffff));
-        _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)))
-    }
-}
-
-/// `f16 d; u8 qs[16]`
-struct Q4_0;
-impl Format for Q4_0 {
-    const BYTES: usize = 18;
-    const HAS_MIN: bool = false;
-    const OFFSET: i32 = 8;
-    const SIGNED: bool = false;
-    const SUMMED: usize = 8;
-
-    #[inline(always)]
-    unsafe fn load(p: *const u8, stride: usize) -> Block {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16 and 2..18.
-        unsafe {
-            let [head, ..] = load_16_bytes(p, stride);
-            Block { q: load_nibbles(p.add(2), stride), d: halves(head), m: _mm256_setzero_ps() }
-        }
-    }
-}
-
-/// `f16 d; f16 m; u8 qs[16]`
-struct Q4_1;
-impl Format for Q4_1 {
-    const BYTES: usize = 20;
-    const HAS_MIN: bool = true;
-    const OFFSET: i32 = 0;
-    const SIGNED: bool = false;
-    const SUMMED: usize = 8;
-
-    #[inline(always)]
-    unsafe fn load(p: *const u8, stride: usize) -> Block {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16 and 4..20.
-        unsafe {
-            let [head, ..] = load_16_bytes(p, stride);
-            Block { q: load_nibbles(p.add(4), stride), d: halves(head), m: halves(_mm256_srli_epi32(head, 16)) }
-        }
-    }
-}
-
-/// `f16 d; i8 qs[32]`. A magnitude of 128 is one too many for i8, not for the unsigned operand: 2 * 128 * 127 < 32768.
-struct Q8_0;
-impl Format for Q8_0 {
-    const BYTES: usize = 34;
-    const HAS_MIN: bool = false;
-    const OFFSET: i32 = 0;
-    const SIGNED: bool = true;
-    const SUMMED: usize = 1;
-
-    #[inline(always)]
-    unsafe fn load(p: *const u8, stride: usize) -> Block {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16, 2..18 and 18..34.
-        unsafe {
-            let [head, ..] = load_16_bytes(p, stride);
-            let [a, b, c, d] = load_16_bytes(p.add(2), stride);
-            let [e, f, g, h] = load_16_bytes(p.add(18), stride);
-            Block { q: [a, b, c, d, e, f, g, h], d: halves(head), m: _mm256_setzero_ps() }
-        }
-    }
-}
-
 /// Asks for the bytes that are met `AHEAD` groups of rows later. Hardware sees eight slow streams and fetches too late: this
 /// makes decoding from memory two to four times as fast.
+///
+/// For each 32 columns that are multiplied, block `b` of them, as many bytes: a core has few loads under way at once, and a
+/// burst of prefetches, such as for a superblock, would wait for them.
 #[inline(always)]
 fn prefetch<F: Format>(rows: *const u8, stride: usize, b: usize) {
-    let ahead = rows.wrapping_add(ROWS * (AHEAD * stride + b * F::BYTES));
-    for line in (0..ROWS * F::BYTES).step_by(64) {
+    let bytes = const { ROWS * F::BYTES / F::BLOCKS };
+    let ahead = rows.wrapping_add(ROWS * AHEAD * stride + b * bytes);
+    for line in (0..bytes).step_by(64) {
         // SAFETY: a prefetch reads nothing, even where no memory is.
         unsafe { _mm_prefetch(ahead.wrapping_add(line).cast(), _MM_HINT_T0) };
     }
 }
 
-/// Where the blocks of eight rows come from, one after the other.
+/// Where the blocks of eight rows come from, one block of the file after the other.
 trait Source: Copy {
-    type At;
+    /// The 32-column blocks of block `b` of the file, in `room` or elsewhere.
+    ///
     /// # Safety
-    /// Block `b` is readable; the CPU features of the set.
-    unsafe fn block(self, b: usize) -> Self::At;
-    /// # Safety
-    /// As `block`.
-    unsafe fn q(at: &Self::At, group: usize) -> __m256i;
-    /// # Safety
-    /// As `block`.
-    unsafe fn scales(at: &Self::At) -> (__m256, __m256);
+    /// Block `b` is readable, `room` holds eight blocks; the CPU features of the set.
+    unsafe fn blocks<F: Format>(self, b: usize, room: *mut Block) -> *const Block;
+
+    /// Called for each block of 32 columns.
+    fn look_ahead<F: Format>(self, b: usize);
 }
 
-/// The file's layout: a block is put together in registers.
-struct Native<F>(*const u8, usize, PhantomData<F>);
-impl<F> Copy for Native<F> {}
-impl<F> Clone for Native<F> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<F: Format> Source for Native<F> {
-    type At = Block;
-    #[inline(always)]
-    unsafe fn block(self, b: usize) -> Block {
-        prefetch::<F>(self.0, self.1, b);
-        // SAFETY: passed on.
-        unsafe { F::load(self.0.add(b * F::BYTES), self.1) }
-    }
-    #[inline(always)]
-    unsafe fn q(at: &Block, group: usize) -> __m256i {
-        at.q[group]
-    }
-    #[inline(always)]
-    unsafe fn scales(at: &Block) -> (__m256, __m256) {
-        (at.d, at.m)
-    }
-}
-
-/// Expanded rows: blocks of `q[8]`, `d`, `m`, read when they are needed, because registers are few.
+/// The file's layout: blocks are put together in registers, or in the room where they are many.
 #[derive(Clone, Copy)]
-struct Tile(*mut u8);
+struct Native(*const u8, usize);
+impl Source for Native {
+    #[inline(always)]
+    unsafe fn blocks<F: Format>(self, b: usize, room: *mut Block) -> *const Block {
+        // SAFETY: passed on.
+        unsafe { F::load(self.0.add(b * F::BYTES), self.1, room) };
+        room
+    }
+
+    #[inline(always)]
+    fn look_ahead<F: Format>(self, b: usize) {
+        prefetch::<F>(self.0, self.1, b);
+    }
+}
+
+/// Expanded rows, read when they are needed, because registers are few.
+#[derive(Clone, Copy)]
+struct Tile(*mut Block);
 impl Tile {
     /// # Safety
-    /// `n_blocks` blocks of eight rows at `p` are readable, as much of the tile is writable; the features of the set.
+    /// `n` blocks of eight rows of the file at `p` are readable, `n * F::BLOCKS` blocks of the tile writable; the features of the set.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline(never)]
-    unsafe fn expand<F: Format>(self, p: *const u8, stride: usize, n_blocks: usize) {
-        for b in 0..n_blocks {
-            // SAFETY: block `b` of both.
-            unsafe {
-                prefetch::<F>(p, stride, b);
-                let block = F::load(p.add(b * F::BYTES), stride);
-                let to = self.0.add(b * TILE_BLOCK).cast::<__m256i>();
-                for g in 0..GROUPS {
-                    _mm256_storeu_si256(to.add(g), block.q[g]);
-                }
-                _mm256_storeu_ps(to.add(GROUPS).cast(), block.d);
-                _mm256_storeu_ps(to.add(GROUPS + 1).cast(), block.m);
+    unsafe fn expand<F: Format>(self, p: *const u8, stride: usize, n: usize) {
+        for b in 0..n {
+            for sub in 0..F::BLOCKS {
+                prefetch::<F>(p, stride, b * F::BLOCKS + sub);
             }
+            // SAFETY: block `b` of both.
+            unsafe { F::load(p.add(b * F::BYTES), stride, self.0.add(b * F::BLOCKS)) };
         }
     }
 }
 impl Source for Tile {
-    type At = *const __m256i;
     #[inline(always)]
-    unsafe fn block(self, b: usize) -> *const __m256i {
-        // SAFETY: block `b` is inside the tile.
-        unsafe { self.0.add(b * TILE_BLOCK).cast() }
+    unsafe fn blocks<F: Format>(self, b: usize, _: *mut Block) -> *const Block {
+        // SAFETY: inside the tile.
+        unsafe { self.0.add(b * F::BLOCKS) }
     }
+
     #[inline(always)]
-    unsafe fn q(at: &*const __m256i, group: usize) -> __m256i {
-        // SAFETY: inside the block.
-        unsafe { _mm256_loadu_si256(at.add(group)) }
-    }
-    #[inline(always)]
-    unsafe fn scales(at: &*const __m256i) -> (__m256, __m256) {
-        // SAFETY: inside the block, behind `q`.
-        unsafe { (_mm256_loadu_ps(at.add(GROUPS).cast()), _mm256_loadu_ps(at.add(GROUPS + 1).cast())) }
-    }
+    fn look_ahead<F: Format>(self, _: usize) {}
 }
 
 /// # Safety
@@ -291,40 +265,51 @@ impl Source for Tile {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn quantised<F: Format>(task: &mut MatmulTask) {
     let (acts, stride, n_blocks) = (task.acts, task.w.row_bytes(), task.acts.n_cols / BLOCK);
-    let whole = task.rows.end - task.rows.len() % ROWS;
-    assert!(whole * stride <= task.w.data.len() && n_blocks * TILE_BLOCK <= task.tile.len());
-    let tile = Tile(task.tile.as_mut_ptr());
-    for row in (task.rows.start..whole).step_by(ROWS) {
-        // SAFETY: rows `row..row + 8` are inside the matrix, their expansion inside the tile (asserted above);
-        // tokens `t..t + T` are inside the batch; the elements of `out` are the caller's.
+    let end = task.rows.end;
+    assert!(end <= task.w.n_rows && end * stride <= task.w.data.len() && n_blocks * size_of::<Block>() <= task.tile.len());
+    assert!(n_blocks.is_multiple_of(F::BLOCKS) && n_blocks / F::BLOCKS * F::BYTES == stride);
+    let tile = Tile(task.tile.as_mut_ptr().cast());
+    assert!(tile.0.is_aligned());
+    if end < ROWS {
+        // SAFETY: the scalar set needs no feature; the elements of `out` are the caller's.
+        return unsafe { scalar::matmul(task) };
+    }
+    for row in task.rows.clone().step_by(ROWS) {
+        // At the ragged end of a matrix the last rows are read together with some before them, which are not stored.
+        let to = Rows { first: row.min(end - ROWS), skip: row - row.min(end - ROWS), out: task.out };
+        // SAFETY: `ROWS` rows from `to.first` on are inside the matrix, their expansion inside the tile (asserted above);
+        // tokens `t..t + T` are inside the batch; the elements of `out` but those skipped are the caller's.
         unsafe {
-            let rows = task.w.data.as_ptr().add(row * stride);
-            let native = Native::<F>(rows, stride, PhantomData);
+            let rows = task.w.data.as_ptr().add(to.first * stride);
+            let native = Native(rows, stride);
             match acts.n_tok {
-                1 => product::<F, _, 1>(native, &acts, 0, task.out, row),
-                DIRECT => product::<F, _, DIRECT>(native, &acts, 0, task.out, row),
+                1 => product::<F, _, 1>(native, &acts, 0, to),
+                DIRECT => product::<F, _, DIRECT>(native, &acts, 0, to),
                 n_tok => {
-                    tile.expand::<F>(rows, stride, n_blocks);
+                    tile.expand::<F>(rows, stride, n_blocks / F::BLOCKS);
                     let mut t = 0;
                     while t + 4 <= n_tok {
-                        product::<F, _, 4>(tile, &acts, t, task.out, row);
+                        product::<F, _, 4>(tile, &acts, t, to);
                         t += 4;
                     }
                     match n_tok - t {
-                        1 => product::<F, _, 1>(tile, &acts, t, task.out, row),
-                        2 => product::<F, _, 2>(tile, &acts, t, task.out, row),
-                        3 => product::<F, _, 3>(tile, &acts, t, task.out, row),
+                        1 => product::<F, _, 1>(tile, &acts, t, to),
+                        2 => product::<F, _, 2>(tile, &acts, t, to),
+                        3 => product::<F, _, 3>(tile, &acts, t, to),
                         _ => {}
                     }
                 }
             }
         }
     }
-    if whole < task.rows.end {
-        let mut rest = MatmulTask { w: task.w, rows: whole..task.rows.end, acts, out: task.out, tile: &mut *task.tile };
-        // SAFETY: the scalar set needs no feature; the elements of `out` are the caller's.
-        unsafe { (scalar::TABLE.matmul)(&mut rest) };
-    }
+}
+
+/// Where the products of `ROWS` rows go: all but the first `skip` are stored.
+#[derive(Clone, Copy)]
+struct Rows {
+    first: usize,
+    skip: usize,
+    out: Out,
 }
 
 /// Eight rows times `T` tokens:
@@ -332,16 +317,18 @@ unsafe fn quantised<F: Format>(task: &mut MatmulTask) {
 ///     for each block b, group g of 4 columns, token t:
 ///         pairs[t]  += q[b][g] (u8) * broadcast(a[t][b][4g..4g+4])      16 bits, two columns each
 ///         after SUMMED groups: isum[t] += pairs[t].even + pairs[t].odd  32 bits, a lane for each row
-///     acc[t] = fma(d * d_a, isum - OFFSET * Σa, acc[t]);  acc_m[t] = fma(m, s_a, acc_m[t])
+///     isum[t] -= OFFSET * Σa
+///     acc[t] = fma(d * d_a, isum, acc[t]);  acc_m[t] = fma(m, s_a, acc_m[t])
 ///
-/// Signed elements as |q| * (a with the sign of q).
+/// Signed elements as |q| * (a with the sign of q). With a scale for each half of a block the pairs are multiplied by it when
+/// they are added up, and Σa = sc0 Σa0 + sc1 Σa1.
 ///
 /// # Safety
 /// `source` has a block for each 32 columns; tokens `first..first + T` are inside `acts`; the features of the set; the
-/// elements of `out` belong to the caller.
+/// elements of `to` belong to the caller.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)] // On its own the loop has all sixteen registers.
-unsafe fn product<F: Format, S: Source, const T: usize>(source: S, acts: &Acts, first: usize, out: Out, row: usize) {
+unsafe fn product<F: Format, S: Source, const T: usize>(source: S, acts: &Acts, first: usize, to: Rows) {
     let n_blocks = acts.n_cols / BLOCK;
     assert!((first + T) * acts.n_cols <= acts.q.len());
     // SAFETY: pointers to token `first`; token `first + t` is `t * n_blocks` blocks behind. The other fields have one
@@ -349,42 +336,87 @@ unsafe fn product<F: Format, S: Source, const T: usize>(source: S, acts: &Acts, 
     unsafe {
         let (q, d) = (acts.q.as_ptr().add(first * acts.n_cols), acts.d.as_ptr().add(first * n_blocks));
         let (s, sum) = (acts.s.as_ptr().add(first * n_blocks), acts.sum.as_ptr().add(first * n_blocks));
-        let ones = _mm256_set1_epi16(1);
+        let sum16 = acts.sum16.as_ptr().add(first * n_blocks);
         let mut acc = [_mm256_setzero_ps(); T];
         let mut acc_m = [_mm256_setzero_ps(); T];
-        for b in 0..n_blocks {
-            let block = source.block(b);
-            let mut isum = [_mm256_setzero_si256(); T];
-            for first_g in (0..GROUPS).step_by(F::SUMMED) {
-                let mut pairs = [_mm256_setzero_si256(); T];
-                for g in first_g..first_g + F::SUMMED {
-                    let w = S::q(&block, g);
-                    let magnitude = if F::SIGNED { _mm256_abs_epi8(w) } else { w };
+        let mut room = MaybeUninit::<[Block; 8]>::uninit();
+        for file_block in 0..n_blocks / F::BLOCKS {
+            let blocks = source.blocks::<F>(file_block, room.as_mut_ptr().cast());
+            for sub in 0..F::BLOCKS {
+                let (block, b) = (&*blocks.add(sub), file_block * F::BLOCKS + sub);
+                source.look_ahead::<F>(b);
+                let scales = match F::SCALES {
+                    Scales::TwoMin => _mm256_and_si256(block.m, _mm256_set1_epi16(0xff)),
+                    _ => block.m,
+                };
+                let mut isum = [_mm256_setzero_si256(); T];
+                for first_g in (0..GROUPS).step_by(F::SUMMED) {
+                    let mut pairs = [_mm256_setzero_si256(); T];
+                    for g in first_g..first_g + F::SUMMED {
+                        let w = block.q[g];
+                        let magnitude = if F::SIGNED { _mm256_abs_epi8(w) } else { w };
+                        for t in 0..T {
+                            let four = q.add((t * n_blocks + b) * BLOCK + 4 * g).cast::<i32>().read_unaligned();
+                            let a = _mm256_set1_epi32(four);
+                            let a = if F::SIGNED { _mm256_sign_epi8(a, w) } else { a };
+                            pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(magnitude, a));
+                        }
+                    }
+                    let factors = match (F::SCALES.halves(), first_g < GROUPS / 2) {
+                        (false, _) => _mm256_set1_epi16(1),
+                        (true, true) => _mm256_blend_epi16(scales, _mm256_slli_epi32(scales, 16), 0xaa),
+                        (true, false) => _mm256_blend_epi16(_mm256_srli_epi32(scales, 16), scales, 0xaa),
+                    };
                     for t in 0..T {
-                        let four = q.add((t * n_blocks + b) * BLOCK + 4 * g).cast::<i32>().read_unaligned();
-                        let a = _mm256_set1_epi32(four);
-                        let a = if F::SIGNED { _mm256_sign_epi8(a, w) } else { a };
-                        pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(magnitude, a));
+                        isum[t] = _mm256_add_epi32(isum[t], _mm256_madd_epi16(pairs[t], factors));
                     }
                 }
+                let (w_d, w_m) = scales_of::<F>(block);
+                let sub_offset = _mm256_mullo_epi16(scales, _mm256_set1_epi16(F::OFFSET as i16));
                 for t in 0..T {
-                    isum[t] = _mm256_add_epi32(isum[t], _mm256_madd_epi16(pairs[t], ones));
-                }
-            }
-            let (w_d, w_m) = S::scales(&block);
-            for t in 0..T {
-                let at = t * n_blocks + b;
-                if F::OFFSET != 0 {
-                    isum[t] = _mm256_sub_epi32(isum[t], _mm256_set1_epi32(*sum.add(at) * F::OFFSET));
-                }
-                acc[t] = _mm256_fmadd_ps(_mm256_mul_ps(w_d, _mm256_set1_ps(*d.add(at))), _mm256_cvtepi32_ps(isum[t]), acc[t]);
-                if F::HAS_MIN {
-                    acc_m[t] = _mm256_fmadd_ps(w_m, _mm256_set1_ps(*s.add(at)), acc_m[t]);
+                    let at = t * n_blocks + b;
+                    let (d, halves) = (_mm256_set1_ps(*d.add(at)), _mm256_set1_epi32(*sum16.add(at)));
+                    if F::OFFSET != 0 {
+                        let offset = match F::SCALES.halves() {
+                            true => _mm256_madd_epi16(sub_offset, halves),
+                            false => _mm256_set1_epi32(*sum.add(at) * F::OFFSET),
+                        };
+                        isum[t] = _mm256_sub_epi32(isum[t], offset);
+                    }
+                    acc[t] = _mm256_fmadd_ps(_mm256_mul_ps(w_d, d), _mm256_cvtepi32_ps(isum[t]), acc[t]);
+                    if F::SCALES == Scales::OneMin {
+                        acc_m[t] = _mm256_fmadd_ps(w_m, _mm256_set1_ps(*s.add(at)), acc_m[t]);
+                    }
+                    if F::SCALES == Scales::TwoMin {
+                        let minimum = _mm256_cvtepi32_ps(_mm256_madd_epi16(_mm256_srli_epi16(block.m, 8), halves));
+                        acc_m[t] = _mm256_fmadd_ps(_mm256_mul_ps(w_m, d), minimum, acc_m[t]);
+                    }
                 }
             }
         }
         for t in 0..T {
-            _mm256_storeu_ps(out.at(first + t, row), _mm256_add_ps(acc[t], acc_m[t]));
+            let (at, sum) = (to.out.at(first + t, to.first), _mm256_add_ps(acc[t], acc_m[t]));
+            if to.skip == 0 {
+                _mm256_storeu_ps(at, sum);
+            } else {
+                let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+                _mm256_maskstore_ps(at, _mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(to.skip as i32 - 1)), sum);
+            }
+        }
+    }
+}
+
+/// Scale of a block, and of its minimum if it has one, as f32.
+///
+/// # Safety
+/// AVX2, F16C.
+#[inline(always)]
+unsafe fn scales_of<F: Format>(block: &Block) -> (__m256, __m256) {
+    // SAFETY: registers only.
+    unsafe {
+        match F::SCALES {
+            Scales::TwoMin => (_mm256_castsi256_ps(block.d.halves()), _mm256_castsi256_ps(block.d.shr(16).halves())),
+            _ => (_mm256_castsi256_ps(block.d), _mm256_castsi256_ps(block.m)),
         }
     }
 }

@@ -2,15 +2,18 @@
 //!
 //! Built like `avx2.rs`, with vectors twice as long: lane `r` of vector `g` of a block holds columns `4g..4g+4` of row `r`.
 //! `vpdpbusd` multiplies unsigned by signed bytes and adds four products to a lane of 32 bits, so all elements are made
-//! unsigned here and the offset is taken off with the sum of the activations. A type adds only its `Format`.
-//! Rows left over at the end of a matrix (at most fifteen) go to the scalar set, which gives the same bits.
+//! unsigned here and the offset is taken off with the sum of the activations. A type adds only its `Format`, in x86_formats.rs.
+//! Matrices of fewer than sixteen rows go to the scalar set, which gives the same bits.
 #![allow(clippy::needless_range_loop)] // Indices name lanes, tokens and groups of columns.
 
 use std::arch::x86_64::*;
-use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use super::portable::Lanes;
 use super::x86::{self, F16c, Width, stamp_x86};
+use super::x86_formats::{
+    self, Format, Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Scales, Vector,
+};
 use super::{Acts, Attend, BLOCK, CHUNK, MatmulTask, Out, TILE_ROWS, Table, float, scalar};
 use crate::gguf::quant::GgmlType;
 
@@ -21,8 +24,6 @@ pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_m
 const ROWS: usize = TILE_ROWS;
 /// Vectors of a block: each has four columns of every row.
 const GROUPS: usize = BLOCK / 4;
-/// Bytes of an expanded block: elements, scales, minimums.
-const TILE_BLOCK: usize = ROWS * (BLOCK + 2 * size_of::<f32>());
 /// Up to this many tokens are multiplied straight from the file's layout.
 const DIRECT: usize = 4;
 /// Groups of `ROWS` rows between what is multiplied and what is fetched.
@@ -37,30 +38,134 @@ unsafe fn matmul(task: &mut MatmulTask) {
         match task.w.ty {
             GgmlType::Q4_0 => quantised::<Q4_0>(task),
             GgmlType::Q4_1 => quantised::<Q4_1>(task),
+            GgmlType::Q5_0 => quantised::<Q5_0>(task),
+            GgmlType::Q5_1 => quantised::<Q5_1>(task),
             GgmlType::Q8_0 => quantised::<Q8_0>(task),
-            GgmlType::F16 | GgmlType::F32 => float::batch::<F16c>(task),
+            GgmlType::IQ4_NL => quantised::<Iq4Nl>(task),
+            GgmlType::MXFP4 => quantised::<Mxfp4>(task),
+            GgmlType::IQ4_XS => quantised::<Iq4Xs>(task),
+            GgmlType::Q2_K => quantised::<Q2K>(task),
+            GgmlType::Q3_K => quantised::<Q3K>(task),
+            GgmlType::Q4_K => quantised::<Q4K>(task),
+            GgmlType::Q5_K => quantised::<Q5K>(task),
+            GgmlType::Q6_K => quantised::<Q6K>(task),
+            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => float::batch::<F16c>(task),
             ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }
     }
 }
 
-/// A block of sixteen rows in registers; `q` as described above.
-struct Block {
-    q: [__m512i; GROUPS],
-    d: __m512,
-    m: __m512,
-}
+type Block = x86_formats::Block<__m512i>;
 
-/// How a type is read. An element counts as `q - OFFSET`, `q` unsigned.
-trait Format {
-    /// Bytes of a block of one row.
-    const BYTES: usize;
-    const HAS_MIN: bool;
-    const OFFSET: i16;
+/// Of each lane of 128 bits, its first byte four times.
+// SAFETY: sixteen bytes are `__m128i`.
+const FIRST_BYTES: __m128i = unsafe { std::mem::transmute([0u8, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]) };
 
-    /// # Safety
-    /// Blocks of sixteen rows, `stride` bytes apart from `p`, are readable; the CPU features of the set.
-    unsafe fn load(p: *const u8, stride: usize) -> Block;
+/// Sixteen rows.
+impl Vector for __m512i {
+    const SIGN: u8 = 0x80;
+
+    #[inline(always)]
+    unsafe fn load_16_bytes(p: *const u8, stride: usize) -> [__m512i; 4] {
+        // SAFETY: readable by the caller's promise.
+        unsafe {
+            // A transposition of 4 x 4 in each quarter.
+            let [r0, r1] = [load_four(p, stride), load_four(p.add(stride), stride)];
+            let [r2, r3] = [load_four(p.add(2 * stride), stride), load_four(p.add(3 * stride), stride)];
+            let (low01, high01) = (_mm512_unpacklo_epi32(r0, r1), _mm512_unpackhi_epi32(r0, r1));
+            let (low23, high23) = (_mm512_unpacklo_epi32(r2, r3), _mm512_unpackhi_epi32(r2, r3));
+            [
+                _mm512_unpacklo_epi64(low01, low23),
+                _mm512_unpackhi_epi64(low01, low23),
+                _mm512_unpacklo_epi64(high01, high23),
+                _mm512_unpackhi_epi64(high01, high23),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: u32) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_set1_epi32(x as i32) }
+    }
+
+    #[inline(always)]
+    unsafe fn and(self, y: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_and_si512(self, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn or(self, y: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_or_si512(self, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn xor(self, y: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_xor_si512(self, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, y: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_add_epi32(self, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn shl(self, n: u32) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_sll_epi32(self, _mm_cvtsi32_si128(n as i32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn shr(self, n: u32) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_srl_epi32(self, _mm_cvtsi32_si128(n as i32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn shr_i16(self, n: u32) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_sra_epi16(self, _mm_cvtsi32_si128(n as i32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn lookup(self, table: &[u8; 16]) -> Self {
+        // SAFETY: 16 bytes of the table.
+        unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), self) }
+    }
+
+    #[inline(always)]
+    unsafe fn fifth_bits(self, g: usize) -> Self {
+        // SAFETY: registers only.
+        unsafe {
+            // The byte that holds the four bits, four times; then each of its copies keeps one.
+            let copied =
+                _mm512_shuffle_epi8(self, _mm512_add_epi8(_mm512_broadcast_i32x4(FIRST_BYTES), _mm512_set1_epi8(g as i8 / 2)));
+            let one = _mm512_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
+            _mm512_maskz_set1_epi8(_mm512_test_epi8_mask(copied, one), 16)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_castps_si512(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(self))) }
+    }
+
+    #[inline(always)]
+    unsafe fn to_floats(self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_castps_si512(_mm512_cvtepi32_ps(self)) }
+    }
+
+    #[inline(always)]
+    unsafe fn times(self, y: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(self), _mm512_castsi512_ps(y))) }
+    }
 }
 
 /// 16 bytes of a row, and of the fourth, eighth and twelfth after it.
@@ -78,206 +183,77 @@ unsafe fn load_four(p: *const u8, stride: usize) -> __m512i {
     }
 }
 
-/// 16 bytes of sixteen rows; lane `r` of vector `k` holds bytes `4k..4k+4` of row `r`.
-///
-/// # Safety
-/// 16 bytes at `p + r * stride` are readable for `r < 16`; AVX-512F.
-#[inline(always)]
-unsafe fn load_16_bytes(p: *const u8, stride: usize) -> [__m512i; 4] {
-    // SAFETY: readable by the caller's promise.
-    unsafe {
-        // A transposition of 4 x 4 in each quarter.
-        let [r0, r1] = [load_four(p, stride), load_four(p.add(stride), stride)];
-        let [r2, r3] = [load_four(p.add(2 * stride), stride), load_four(p.add(3 * stride), stride)];
-        let (low01, high01) = (_mm512_unpacklo_epi32(r0, r1), _mm512_unpackhi_epi32(r0, r1));
-        let (low23, high23) = (_mm512_unpacklo_epi32(r2, r3), _mm512_unpackhi_epi32(r2, r3));
-        [
-            _mm512_unpacklo_epi64(low01, low23),
-            _mm512_unpackhi_epi64(low01, low23),
-            _mm512_unpacklo_epi64(high01, high23),
-            _mm512_unpackhi_epi64(high01, high23),
-        ]
-    }
-}
-
-/// Nibbles of `load_16_bytes`: byte `i` of a row holds element `i` low and element `i + 16` high.
-///
-/// # Safety
-/// As `load_16_bytes`.
-#[inline(always)]
-unsafe fn load_nibbles(p: *const u8, stride: usize) -> [__m512i; GROUPS] {
-    // SAFETY: passed on.
-    unsafe {
-        let [a, b, c, d] = load_16_bytes(p, stride);
-        let mask = _mm512_set1_epi8(15);
-        let mut q = [a, b, c, d, a, b, c, d];
-        for g in 0..4 {
-            q[g + 4] = _mm512_and_si512(_mm512_srli_epi16(q[g], 4), mask);
-            q[g] = _mm512_and_si512(q[g], mask);
-        }
-        q
-    }
-}
-
-/// The f16 in the lower halves of sixteen lanes.
-///
-/// # Safety
-/// AVX-512F.
-#[inline(always)]
-unsafe fn halves(x: __m512i) -> __m512 {
-    // SAFETY: registers only.
-    unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x)) }
-}
-
-/// `f16 d; u8 qs[16]`
-struct Q4_0;
-impl Format for Q4_0 {
-    const BYTES: usize = 18;
-    const HAS_MIN: bool = false;
-    const OFFSET: i16 = 8;
-
-    #[inline(always)]
-    unsafe fn load(p: *const u8, stride: usize) -> Block {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16 and 2..18.
-        unsafe {
-            let [head, ..] = load_16_bytes(p, stride);
-            Block { q: load_nibbles(p.add(2), stride), d: halves(head), m: _mm512_setzero_ps() }
-        }
-    }
-}
-
-/// `f16 d; f16 m; u8 qs[16]`
-struct Q4_1;
-impl Format for Q4_1 {
-    const BYTES: usize = 20;
-    const HAS_MIN: bool = true;
-    const OFFSET: i16 = 0;
-
-    #[inline(always)]
-    unsafe fn load(p: *const u8, stride: usize) -> Block {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16 and 4..20.
-        unsafe {
-            let [head, ..] = load_16_bytes(p, stride);
-            Block { q: load_nibbles(p.add(4), stride), d: halves(head), m: halves(_mm512_srli_epi32(head, 16)) }
-        }
-    }
-}
-
-/// `f16 d; i8 qs[32]`, offset by 128.
-struct Q8_0;
-impl Format for Q8_0 {
-    const BYTES: usize = 34;
-    const HAS_MIN: bool = false;
-    const OFFSET: i16 = 128;
-
-    #[inline(always)]
-    unsafe fn load(p: *const u8, stride: usize) -> Block {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16, 2..18 and 18..34.
-        unsafe {
-            let [head, ..] = load_16_bytes(p, stride);
-            let [a, b, c, d] = load_16_bytes(p.add(2), stride);
-            let [e, f, g, h] = load_16_bytes(p.add(18), stride);
-            let mut q = [a, b, c, d, e, f, g, h];
-            for q in &mut q {
-                *q = _mm512_xor_si512(*q, _mm512_set1_epi8(-128));
-            }
-            Block { q, d: halves(head), m: _mm512_setzero_ps() }
-        }
-    }
-}
-
 /// Asks for the bytes that are met `AHEAD` groups of rows later. Hardware sees sixteen slow streams and fetches too late: this
 /// makes decoding from memory two to four times as fast.
+///
+/// For each 32 columns that are multiplied, block `b` of them, as many bytes: a core has few loads under way at once, and a
+/// burst of prefetches, such as for a superblock, would wait for them.
 #[inline(always)]
 fn prefetch<F: Format>(rows: *const u8, stride: usize, b: usize) {
-    let ahead = rows.wrapping_add(ROWS * (AHEAD * stride + b * F::BYTES));
-    for line in (0..ROWS * F::BYTES).step_by(64) {
+    let bytes = const { ROWS * F::BYTES / F::BLOCKS };
+    let ahead = rows.wrapping_add(ROWS * AHEAD * stride + b * bytes);
+    for line in (0..bytes).step_by(64) {
         // SAFETY: a prefetch reads nothing, even where no memory is.
         unsafe { _mm_prefetch(ahead.wrapping_add(line).cast(), _MM_HINT_T0) };
     }
 }
 
-/// Where the blocks of sixteen rows come from, one after the other.
+/// Where the blocks of sixteen rows come from, one block of the file after the other.
 trait Source: Copy {
-    type At;
+    /// The 32-column blocks of block `b` of the file, in `room` or elsewhere.
+    ///
     /// # Safety
-    /// Block `b` is readable; the CPU features of the set.
-    unsafe fn block(self, b: usize) -> Self::At;
-    /// # Safety
-    /// As `block`.
-    unsafe fn q(at: &Self::At, group: usize) -> __m512i;
-    /// # Safety
-    /// As `block`.
-    unsafe fn scales(at: &Self::At) -> (__m512, __m512);
+    /// Block `b` is readable, `room` holds eight blocks; the CPU features of the set.
+    unsafe fn blocks<F: Format>(self, b: usize, room: *mut Block) -> *const Block;
+
+    /// Called for each block of 32 columns.
+    fn look_ahead<F: Format>(self, b: usize);
 }
 
-/// The file's layout: a block is put together in registers.
-struct Native<F>(*const u8, usize, PhantomData<F>);
-impl<F> Copy for Native<F> {}
-impl<F> Clone for Native<F> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<F: Format> Source for Native<F> {
-    type At = Block;
-    #[inline(always)]
-    unsafe fn block(self, b: usize) -> Block {
-        prefetch::<F>(self.0, self.1, b);
-        // SAFETY: passed on.
-        unsafe { F::load(self.0.add(b * F::BYTES), self.1) }
-    }
-    #[inline(always)]
-    unsafe fn q(at: &Block, group: usize) -> __m512i {
-        at.q[group]
-    }
-    #[inline(always)]
-    unsafe fn scales(at: &Block) -> (__m512, __m512) {
-        (at.d, at.m)
-    }
-}
-
-/// Expanded rows: blocks of `q[8]`, `d`, `m`.
+/// The file's layout: blocks are put together in registers, or in the room where they are many.
 #[derive(Clone, Copy)]
-struct Tile(*mut u8);
+struct Native(*const u8, usize);
+impl Source for Native {
+    #[inline(always)]
+    unsafe fn blocks<F: Format>(self, b: usize, room: *mut Block) -> *const Block {
+        // SAFETY: passed on.
+        unsafe { F::load(self.0.add(b * F::BYTES), self.1, room) };
+        room
+    }
+
+    #[inline(always)]
+    fn look_ahead<F: Format>(self, b: usize) {
+        prefetch::<F>(self.0, self.1, b);
+    }
+}
+
+/// Expanded rows.
+#[derive(Clone, Copy)]
+struct Tile(*mut Block);
 impl Tile {
     /// # Safety
-    /// `n_blocks` blocks of sixteen rows at `p` are readable, as much of the tile is writable; the features of the set.
+    /// `n` blocks of sixteen rows of the file at `p` are readable, `n * F::BLOCKS` blocks of the tile writable; the features of the set.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
     #[inline(never)]
-    unsafe fn expand<F: Format>(self, p: *const u8, stride: usize, n_blocks: usize) {
-        for b in 0..n_blocks {
-            // SAFETY: block `b` of both.
-            unsafe {
-                prefetch::<F>(p, stride, b);
-                let block = F::load(p.add(b * F::BYTES), stride);
-                let to = self.0.add(b * TILE_BLOCK).cast::<__m512i>();
-                for g in 0..GROUPS {
-                    _mm512_storeu_si512(to.add(g), block.q[g]);
-                }
-                _mm512_storeu_ps(to.add(GROUPS).cast(), block.d);
-                _mm512_storeu_ps(to.add(GROUPS + 1).cast(), block.m);
+    unsafe fn expand<F: Format>(self, p: *const u8, stride: usize, n: usize) {
+        for b in 0..n {
+            for sub in 0..F::BLOCKS {
+                prefetch::<F>(p, stride, b * F::BLOCKS + sub);
             }
+            // SAFETY: block `b` of both.
+            unsafe { F::load(p.add(b * F::BYTES), stride, self.0.add(b * F::BLOCKS)) };
         }
     }
 }
 impl Source for Tile {
-    type At = *const __m512i;
     #[inline(always)]
-    unsafe fn block(self, b: usize) -> *const __m512i {
-        // SAFETY: block `b` is inside the tile.
-        unsafe { self.0.add(b * TILE_BLOCK).cast() }
+    unsafe fn blocks<F: Format>(self, b: usize, _: *mut Block) -> *const Block {
+        // SAFETY: inside the tile.
+        unsafe { self.0.add(b * F::BLOCKS) }
     }
+
     #[inline(always)]
-    unsafe fn q(at: &*const __m512i, group: usize) -> __m512i {
-        // SAFETY: inside the block.
-        unsafe { _mm512_loadu_si512(at.add(group)) }
-    }
-    #[inline(always)]
-    unsafe fn scales(at: &*const __m512i) -> (__m512, __m512) {
-        // SAFETY: inside the block, behind `q`.
-        unsafe { (_mm512_loadu_ps(at.add(GROUPS).cast()), _mm512_loadu_ps(at.add(GROUPS + 1).cast())) }
-    }
+    fn look_ahead<F: Format>(self, _: usize) {}
 }
 
 /// # Safety
@@ -285,46 +261,57 @@ impl Source for Tile {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn quantised<F: Format>(task: &mut MatmulTask) {
     let (acts, stride, n_blocks) = (task.acts, task.w.row_bytes(), task.acts.n_cols / BLOCK);
-    let whole = task.rows.end - task.rows.len() % ROWS;
-    assert!(whole * stride <= task.w.data.len() && n_blocks * TILE_BLOCK <= task.tile.len());
-    let tile = Tile(task.tile.as_mut_ptr());
-    for row in (task.rows.start..whole).step_by(ROWS) {
-        // SAFETY: rows `row..row + 16` are inside the matrix, their expansion inside the tile (asserted above);
-        // tokens `t..t + T` are inside the batch; the elements of `out` are the caller's.
+    let end = task.rows.end;
+    assert!(end <= task.w.n_rows && end * stride <= task.w.data.len() && n_blocks * size_of::<Block>() <= task.tile.len());
+    assert!(n_blocks.is_multiple_of(F::BLOCKS) && n_blocks / F::BLOCKS * F::BYTES == stride);
+    let tile = Tile(task.tile.as_mut_ptr().cast());
+    assert!(tile.0.is_aligned());
+    if end < ROWS {
+        // SAFETY: the scalar set needs no feature; the elements of `out` are the caller's.
+        return unsafe { scalar::matmul(task) };
+    }
+    for row in task.rows.clone().step_by(ROWS) {
+        // At the ragged end of a matrix the last rows are read together with some before them, which are not stored.
+        let to = Rows { first: row.min(end - ROWS), skip: row - row.min(end - ROWS), out: task.out };
+        // SAFETY: `ROWS` rows from `to.first` on are inside the matrix, their expansion inside the tile (asserted above);
+        // tokens `t..t + T` are inside the batch; the elements of `out` but those skipped are the caller's.
         unsafe {
-            let rows = task.w.data.as_ptr().add(row * stride);
-            let native = Native::<F>(rows, stride, PhantomData);
+            let rows = task.w.data.as_ptr().add(to.first * stride);
+            let native = Native(rows, stride);
             match acts.n_tok {
-                1 => product::<F, _, 1>(native, &acts, 0, task.out, row),
-                2 => product::<F, _, 2>(native, &acts, 0, task.out, row),
-                3 => product::<F, _, 3>(native, &acts, 0, task.out, row),
-                DIRECT => product::<F, _, DIRECT>(native, &acts, 0, task.out, row),
+                1 => product::<F, _, 1>(native, &acts, 0, to),
+                2 => product::<F, _, 2>(native, &acts, 0, to),
+                3 => product::<F, _, 3>(native, &acts, 0, to),
+                DIRECT => product::<F, _, DIRECT>(native, &acts, 0, to),
                 n_tok => {
-                    tile.expand::<F>(rows, stride, n_blocks);
+                    tile.expand::<F>(rows, stride, n_blocks / F::BLOCKS);
                     let mut t = 0;
                     while t + 8 <= n_tok {
-                        product::<F, _, 8>(tile, &acts, t, task.out, row);
+                        product::<F, _, 8>(tile, &acts, t, to);
                         t += 8;
                     }
                     if t + 4 <= n_tok {
-                        product::<F, _, 4>(tile, &acts, t, task.out, row);
+                        product::<F, _, 4>(tile, &acts, t, to);
                         t += 4;
                     }
                     match n_tok - t {
-                        1 => product::<F, _, 1>(tile, &acts, t, task.out, row),
-                        2 => product::<F, _, 2>(tile, &acts, t, task.out, row),
-                        3 => product::<F, _, 3>(tile, &acts, t, task.out, row),
+                        1 => product::<F, _, 1>(tile, &acts, t, to),
+                        2 => product::<F, _, 2>(tile, &acts, t, to),
+                        3 => product::<F, _, 3>(tile, &acts, t, to),
                         _ => {}
                     }
                 }
             }
         }
     }
-    if whole < task.rows.end {
-        let mut rest = MatmulTask { w: task.w, rows: whole..task.rows.end, acts, out: task.out, tile: &mut *task.tile };
-        // SAFETY: the scalar set needs no feature; the elements of `out` are the caller's.
-        unsafe { (scalar::TABLE.matmul)(&mut rest) };
-    }
+}
+
+/// Where the products of `ROWS` rows go: all but the first `skip` are stored.
+#[derive(Clone, Copy)]
+struct Rows {
+    first: usize,
+    skip: usize,
+    out: Out,
 }
 
 /// Sixteen rows times `T` tokens:
@@ -334,47 +321,94 @@ unsafe fn quantised<F: Format>(task: &mut MatmulTask) {
 ///     isum[t] -= OFFSET * Σa
 ///     acc[t] = fma(d * d_a, isum, acc[t]);  acc_m[t] = fma(m, s_a, acc_m[t])
 ///
+/// With a scale for each half of a block: isum = sc0 * (isum of g < 4) + sc1 * (isum of g >= 4) - OFFSET * (sc0 Σa0 + sc1 Σa1).
+///
 /// # Safety
 /// `source` has a block for each 32 columns; tokens `first..first + T` are inside `acts`; the features of the set; the
-/// elements of `out` belong to the caller.
+/// elements of `to` belong to the caller.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)] // On its own the loop has all registers.
-unsafe fn product<F: Format, S: Source, const T: usize>(source: S, acts: &Acts, first: usize, out: Out, row: usize) {
+unsafe fn product<F: Format, S: Source, const T: usize>(source: S, acts: &Acts, first: usize, to: Rows) {
+    // All elements are unsigned here: signed ones have been flipped.
+    let zero_point = const { if F::SIGNED { 128 } else { F::OFFSET } };
     let n_blocks = acts.n_cols / BLOCK;
     assert!((first + T) * acts.n_cols <= acts.q.len());
     // SAFETY: pointers to token `first`; token `first + t` is `t * n_blocks` blocks behind. The other fields have one
     // element for each block of `q`.
     unsafe {
         let (q, d) = (acts.q.as_ptr().add(first * acts.n_cols), acts.d.as_ptr().add(first * n_blocks));
-        let (s, sum) = (acts.s.as_ptr().add(first * n_blocks), acts.sum.as_ptr().add(first * n_blocks));
-        // The sum of a block fits into 16 bits (32 * 127): `vpdpwssd` takes it from the low half and ignores the high one.
-        let offset = _mm512_set1_epi32(i32::from(-F::OFFSET) & 0xffff);
+        let (s, sum16) = (acts.s.as_ptr().add(first * n_blocks), acts.sum16.as_ptr().add(first * n_blocks));
+        // `vpdpwssd` with both halves of `sum16`.
+        let zero_points = _mm512_set1_epi16(-zero_point as i16);
         let mut acc = [_mm512_setzero_ps(); T];
         let mut acc_m = [_mm512_setzero_ps(); T];
-        for b in 0..n_blocks {
-            let block = source.block(b);
-            let mut isum = [_mm512_setzero_si512(); T];
-            for g in 0..GROUPS {
-                let w = S::q(&block, g);
+        let mut first_half = [_mm512_setzero_si512(); T];
+        let mut room = MaybeUninit::<[Block; 8]>::uninit();
+        for file_block in 0..n_blocks / F::BLOCKS {
+            let blocks = source.blocks::<F>(file_block, room.as_mut_ptr().cast());
+            for sub in 0..F::BLOCKS {
+                let (block, b) = (&*blocks.add(sub), file_block * F::BLOCKS + sub);
+                source.look_ahead::<F>(b);
+                let scales = match F::SCALES {
+                    Scales::TwoMin => _mm512_and_si512(block.m, _mm512_set1_epi16(0xff)),
+                    _ => block.m,
+                };
+                let mut isum = [_mm512_setzero_si512(); T];
+                for g in 0..GROUPS {
+                    if F::SCALES.halves() && g == GROUPS / 2 {
+                        // What a lane holds so far is the first half.
+                        let sc0 = _mm512_srai_epi32(_mm512_slli_epi32(scales, 16), 16);
+                        for t in 0..T {
+                            first_half[t] = _mm512_mullo_epi32(isum[t], sc0);
+                            isum[t] = _mm512_setzero_si512();
+                        }
+                    }
+                    let w = block.q[g];
+                    for t in 0..T {
+                        let four = q.add((t * n_blocks + b) * BLOCK + 4 * g).cast::<i32>().read_unaligned();
+                        isum[t] = _mm512_dpbusd_epi32(isum[t], w, _mm512_set1_epi32(four));
+                    }
+                }
+                let (sc1, sub_zero) = (_mm512_srai_epi32(scales, 16), _mm512_mullo_epi16(scales, zero_points));
+                let (w_d, w_m) = scales_of::<F>(block);
                 for t in 0..T {
-                    let four = q.add((t * n_blocks + b) * BLOCK + 4 * g).cast::<i32>().read_unaligned();
-                    isum[t] = _mm512_dpbusd_epi32(isum[t], w, _mm512_set1_epi32(four));
-                }
-            }
-            let (w_d, w_m) = S::scales(&block);
-            for t in 0..T {
-                let at = t * n_blocks + b;
-                if F::OFFSET != 0 {
-                    isum[t] = _mm512_dpwssd_epi32(isum[t], offset, _mm512_set1_epi32(*sum.add(at)));
-                }
-                acc[t] = _mm512_fmadd_ps(_mm512_mul_ps(w_d, _mm512_set1_ps(*d.add(at))), _mm512_cvtepi32_ps(isum[t]), acc[t]);
-                if F::HAS_MIN {
-                    acc_m[t] = _mm512_fmadd_ps(w_m, _mm512_set1_ps(*s.add(at)), acc_m[t]);
+                    let at = t * n_blocks + b;
+                    let (d, sums) = (_mm512_set1_ps(*d.add(at)), _mm512_set1_epi32(*sum16.add(at)));
+                    if F::SCALES.halves() {
+                        isum[t] = _mm512_add_epi32(_mm512_mullo_epi32(isum[t], sc1), first_half[t]);
+                    }
+                    if zero_point != 0 {
+                        isum[t] = _mm512_dpwssd_epi32(isum[t], if F::SCALES.halves() { sub_zero } else { zero_points }, sums);
+                    }
+                    acc[t] = _mm512_fmadd_ps(_mm512_mul_ps(w_d, d), _mm512_cvtepi32_ps(isum[t]), acc[t]);
+                    if F::SCALES == Scales::OneMin {
+                        acc_m[t] = _mm512_fmadd_ps(w_m, _mm512_set1_ps(*s.add(at)), acc_m[t]);
+                    }
+                    if F::SCALES == Scales::TwoMin {
+                        let minimum = _mm512_cvtepi32_ps(_mm512_madd_epi16(_mm512_srli_epi16(block.m, 8), sums));
+                        acc_m[t] = _mm512_fmadd_ps(_mm512_mul_ps(w_m, d), minimum, acc_m[t]);
+                    }
                 }
             }
         }
         for t in 0..T {
-            _mm512_storeu_ps(out.at(first + t, row), _mm512_add_ps(acc[t], acc_m[t]));
+            let mask = u16::MAX << to.skip;
+            _mm512_mask_storeu_ps(to.out.at(first + t, to.first), mask, _mm512_add_ps(acc[t], acc_m[t]));
+        }
+    }
+}
+
+/// Scale of a block, and of its minimum if it has one, as f32.
+///
+/// # Safety
+/// AVX-512F.
+#[inline(always)]
+unsafe fn scales_of<F: Format>(block: &Block) -> (__m512, __m512) {
+    // SAFETY: registers only.
+    unsafe {
+        match F::SCALES {
+            Scales::TwoMin => (_mm512_castsi512_ps(block.d.halves()), _mm512_castsi512_ps(block.d.shr(16).halves())),
+            _ => (_mm512_castsi512_ps(block.d), _mm512_castsi512_ps(block.m)),
         }
     }
 }

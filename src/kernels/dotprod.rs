@@ -3,13 +3,17 @@
 //! `sdot` multiplies 16 pairs of int8 and adds four of them into each of four 32-bit lanes. On rows as they lie in the file
 //! the four lanes belong to one row and are added up afterwards, eight rows together; the tile is interleaved so that they
 //! are four rows. The intrinsic is not stable yet, hence the `asm!`.
+#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{self, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk};
+use super::arm_blocks::{
+    self, Format, Four, Layout, Q4_0, Q4_1, Q8_0, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane,
+    next_32,
+};
 use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
-use super::{MatmulTask, Table, arm_dense};
+use super::{MatmulTask, Table, arm_dense, arm_formats};
 use crate::gguf::quant::GgmlType;
 
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
@@ -24,8 +28,18 @@ unsafe fn matmul(task: &mut MatmulTask) {
             GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Dotprod>(task),
             GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Dotprod>(task),
             GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Dotprod>(task),
-            GgmlType::F16 | GgmlType::F32 => arm_dense::matmul(task),
-            _ => (super::scalar::TABLE.matmul)(task),
+            GgmlType::Q5_0 => arm_blocks::quantised::<arm_formats::Q5_0, Dotprod>(task),
+            GgmlType::Q5_1 => arm_blocks::quantised::<arm_formats::Q5_1, Dotprod>(task),
+            GgmlType::IQ4_NL => arm_blocks::quantised::<arm_formats::Iq4Nl, Dotprod>(task),
+            GgmlType::MXFP4 => arm_formats::quantised::<arm_formats::Mxfp4, Dotprod>(task),
+            GgmlType::IQ4_XS => arm_formats::quantised::<arm_formats::Iq4Xs, Dotprod>(task),
+            GgmlType::Q2_K => arm_formats::quantised::<arm_formats::Q2K, Dotprod>(task),
+            GgmlType::Q3_K => arm_formats::quantised::<arm_formats::Q3K, Dotprod>(task),
+            GgmlType::Q4_K => arm_formats::quantised::<arm_formats::Q4K, Dotprod>(task),
+            GgmlType::Q5_K => arm_formats::quantised::<arm_formats::Q5K, Dotprod>(task),
+            GgmlType::Q6_K => arm_formats::quantised::<arm_formats::Q6K, Dotprod>(task),
+            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => arm_dense::matmul(task),
+            ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }
     }
 }
@@ -384,6 +398,40 @@ unsafe fn tile_block<const LANE: usize>(
     }
 }
 
+/// Adds the products of a block to four partial sums for each of four rows; gives the total of each row.
+///
+/// # Safety
+/// The CPU has the dot product extension; `acc` has four.
+#[inline(always)]
+unsafe fn dot4(acc: &mut [int32x4_t], w: Four, a: [int8x16_t; 2]) -> int32x4_t {
+    let [s0, s1, s2, s3] = acc else { unreachable!("four rows") };
+    let total: int8x16_t;
+    // SAFETY: registers only; the extension is there by the caller's promise.
+    unsafe {
+        asm!(
+            dot4!("s0", "s1", "s2", "s3", "l0"),
+            s0 = inout(vreg) *s0, s1 = inout(vreg) *s1, s2 = inout(vreg) *s2, s3 = inout(vreg) *s3,
+            l0 = inout(vreg) w[0][0] => total, l1 = inout(vreg) w[1][0] => _, l2 = in(vreg) w[2][0], l3 = in(vreg) w[3][0],
+            h0 = in(vreg) w[0][1], h1 = in(vreg) w[1][1], h2 = in(vreg) w[2][1], h3 = in(vreg) w[3][1],
+            a0 = in(vreg) a[0], a1 = in(vreg) a[1], options(nomem, nostack, preserves_flags),
+        );
+        vreinterpretq_s32_s8(total)
+    }
+}
+
+/// `acc[i] += Σ_j w[4i + j] * a[4 LANE + j]`
+///
+/// # Safety
+/// The CPU has the dot product extension.
+#[inline(always)]
+unsafe fn sdot_lane<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
+    // SAFETY: registers only; the extension is there by the caller's promise.
+    unsafe {
+        asm!("sdot {acc:v}.4s, {w:v}.16b, {a:v}.4b[{lane}]", acc = inlateout(vreg) acc, w = in(vreg) w, a = in(vreg) a, lane = const LANE, options(pure, nomem, nostack, preserves_flags))
+    };
+    acc
+}
+
 struct Dotprod;
 impl Set for Dotprod {
     /// Cores with this extension mostly run out of order and follow many streams by themselves.
@@ -402,15 +450,15 @@ impl Set for Dotprod {
     unsafe fn step<F: Format, const LANE: i32>(at: &mut Walk, sums: &mut Sums<Self::Running>, x: &TokenBlocks) {
         // SAFETY: a block at each pointer; the extension is there by the caller's promise.
         unsafe {
-            match (F::NIBBLES, F::HAS_MIN) {
-                (true, false) => {
+            match (F::LAYOUT, F::HAS_MIN) {
+                (Layout::Nibbles, false) => {
                     step!(at, sums, x, gather_scales, load_nibbles, [
                         "fcvtl {l1:v}.4s, {r:v}.4h",
                         "mls {h0:v}.4s, {offset:v}.4s, {sum:v}.s[{lane}]",
                         "mls {h1:v}.4s, {offset:v}.4s, {sum:v}.s[{lane}]"
                     ], r = out(vreg) _, low = in(vreg) x.low_nibble, offset = in(vreg) x.offset, sum = in(vreg) x.sum,);
                 }
-                (true, true) => {
+                (Layout::Nibbles, true) => {
                     step!(at, sums, x, gather_scales_and_minimums, load_nibbles, [
                         "fcvtl2 {l1:v}.4s, {s:v}.8h",
                         "fcvtl {l2:v}.4s, {m:v}.4h",
@@ -420,9 +468,24 @@ impl Set for Dotprod {
                     ], low = in(vreg) x.low_nibble, sa = in(vreg) x.s, m = out(vreg) _,
                     m0 = inout(vreg) sums.acc_m[0], m1 = inout(vreg) sums.acc_m[1],);
                 }
-                (false, _) => {
-                    const { assert!(F::NIBBLES || !F::HAS_MIN && F::OFFSET == 0) };
+                (Layout::Bytes, _) => {
+                    const { assert!(!matches!(F::LAYOUT, Layout::Bytes) || !F::HAS_MIN && F::OFFSET == 0) };
                     step!(at, sums, x, gather_scales, load_bytes, ["fcvtl {l1:v}.4s, {r:v}.4h"], r = out(vreg) _,);
+                }
+                (Layout::Other, _) => {
+                    let scales = F::scales(&mut at.rows);
+                    let a = next_32(&mut at.token);
+                    let (partial, before) = &mut sums.running;
+                    for g in 0..2 {
+                        let total = dot4(&mut partial[4 * g..4 * g + 4], F::elements(&mut at.rows, 4 * g), a);
+                        let isum = vsubq_s32(total, before[g]);
+                        before[g] = total;
+                        let isum = if F::OFFSET != 0 { mls_lane::<LANE>(isum, x.offset, x.sum) } else { isum };
+                        sums.acc[g] = vfmaq_f32(sums.acc[g], vmulq_laneq_f32::<LANE>(scales.d[g], x.d), vcvtq_f32_s32(isum));
+                        if F::HAS_MIN {
+                            sums.acc_m[g] = vfmaq_laneq_f32::<LANE>(sums.acc_m[g], scales.m[g], x.s);
+                        }
+                    }
                 }
             }
         }
@@ -441,7 +504,31 @@ impl Set for Dotprod {
     }
 
     #[inline(always)]
-    unsafe fn product<F: Format>(
+    unsafe fn half_sums<F: Range8, const T: usize>(w: *const u8, a: [*const i8; T]) -> [[int32x4_t; 2]; T] {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let mut sums = [[vdupq_n_s32(0); 2]; T];
+            for half in 0..2 {
+                let a = a.map(|a| vld1q_s8(a.add(16 * half)));
+                macro_rules! columns {
+                    ($k:literal) => {
+                        let w = vld1q_s8(w.add(64 * half + 16 * $k).cast());
+                        for t in 0..T {
+                            sums[t][half] = sdot_lane::<$k>(sums[t][half], w, a[t]);
+                        }
+                    };
+                }
+                columns!(0);
+                columns!(1);
+                columns!(2);
+                columns!(3);
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn product<F: Range8>(
         mut tile: *const u8,
         mut a: [*const i8; TOKENS],
         mut d: [*const f32; TOKENS],

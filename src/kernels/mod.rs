@@ -3,7 +3,8 @@
 //! A `Kernels` value is the proof that this CPU has the features of its set: only detection builds one, so calling
 //! through it is safe. `portable.rs` and `scalar.rs` are the specification; every other set gives the same bits,
 //! because integer block sums are exact and every f32 sum has one order that all sets keep (see `portable.rs`).
-//! The one exception is a float weight matrix against a batch, which goes to the crate `gemm` (`float.rs`).
+//! The one exception is a float weight matrix against a batch, which goes to the crate `gemm` (`float.rs`) or on
+//! ARM to `arm_dense.rs`.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]
@@ -12,6 +13,8 @@ mod arm_blocks;
 mod arm_dense;
 #[cfg(target_arch = "aarch64")]
 mod arm_float;
+#[cfg(target_arch = "aarch64")]
+mod arm_formats;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -27,6 +30,8 @@ pub mod scalar;
 mod suite;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_formats;
 
 use std::ops::Range;
 
@@ -325,10 +330,9 @@ impl Kernels {
     /// Whether this set has vector kernels for the type. What it has none for is multiplied by the scalar set, which gives
     /// the same bits, many times slower.
     pub fn is_fast(&self, ty: GgmlType) -> bool {
-        use GgmlType::*;
         match self.name {
             SetName::Scalar => false,
-            SetName::Neon | SetName::Dotprod | SetName::Avx2 | SetName::Avx512 => matches!(ty, F32 | F16 | Q4_0 | Q4_1 | Q8_0),
+            _ => Kernels::supports(ty),
         }
     }
 

@@ -2,15 +2,16 @@
 //!
 //! `smull`, `smlal` and `smlal2` multiply eight pairs of int8 into 16-bit lanes. How many products a lane can take before it
 //! must be widened depends on the type: nibbles a whole block, bytes two. Lanes of a row are added up four rows together.
+#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::arm_blocks::{
-    self, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32,
+    self, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32,
 };
 use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
-use super::{BLOCK, MatmulTask, Table, arm_dense};
+use super::{BLOCK, MatmulTask, Table, arm_dense, arm_formats};
 use crate::gguf::quant::GgmlType;
 
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
@@ -25,14 +26,24 @@ unsafe fn matmul(task: &mut MatmulTask) {
             GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Neon>(task),
             GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Neon>(task),
             GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Neon>(task),
-            GgmlType::F16 | GgmlType::F32 => arm_dense::matmul(task),
-            _ => (super::scalar::TABLE.matmul)(task),
+            GgmlType::Q5_0 => arm_blocks::quantised::<arm_formats::Q5_0, Neon>(task),
+            GgmlType::Q5_1 => arm_blocks::quantised::<arm_formats::Q5_1, Neon>(task),
+            GgmlType::IQ4_NL => arm_blocks::quantised::<arm_formats::Iq4Nl, Neon>(task),
+            GgmlType::MXFP4 => arm_formats::quantised::<arm_formats::Mxfp4, Neon>(task),
+            GgmlType::IQ4_XS => arm_formats::quantised::<arm_formats::Iq4Xs, Neon>(task),
+            GgmlType::Q2_K => arm_formats::quantised::<arm_formats::Q2K, Neon>(task),
+            GgmlType::Q3_K => arm_formats::quantised::<arm_formats::Q3K, Neon>(task),
+            GgmlType::Q4_K => arm_formats::quantised::<arm_formats::Q4K, Neon>(task),
+            GgmlType::Q5_K => arm_formats::quantised::<arm_formats::Q5K, Neon>(task),
+            GgmlType::Q6_K => arm_formats::quantised::<arm_formats::Q6K, Neon>(task),
+            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => arm_dense::matmul(task),
+            ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }
     }
 }
 
 /// Whether `n` products of a type's elements and activations fit into 16 bits.
-const fn fits<F: Format>(n: i32) -> bool {
+const fn fits<F: Range8>(n: i32) -> bool {
     n * F::LARGEST * 127 <= i16::MAX as i32
 }
 
@@ -47,7 +58,7 @@ const fn fits<F: Format>(n: i32) -> bool {
 /// # Safety
 /// None but those of NEON, which every 64-bit ARM has.
 #[inline(always)]
-unsafe fn dot4<F: Format>(w: Four, a: [int8x16_t; 2]) -> int32x4_t {
+unsafe fn dot4<F: Range8>(w: Four, a: [int8x16_t; 2]) -> int32x4_t {
     let first: int32x4_t;
     // SAFETY: registers only.
     unsafe {
@@ -126,7 +137,7 @@ unsafe fn dot4<F: Format>(w: Four, a: [int8x16_t; 2]) -> int32x4_t {
 /// # Safety
 /// A block at both `a`.
 #[inline(always)]
-unsafe fn dot4x2<F: Format>(w: Four, a: &mut [*const i8; 2]) -> [int32x4_t; 2] {
+unsafe fn dot4x2<F: Range8>(w: Four, a: &mut [*const i8; 2]) -> [int32x4_t; 2] {
     let [first, second]: [int32x4_t; 2];
     // SAFETY: readable by the caller's promise.
     unsafe {
@@ -292,9 +303,31 @@ impl Set for Neon {
         }
     }
 
+    #[inline(always)]
+    unsafe fn half_sums<F: Range8, const T: usize>(w: *const u8, a: [*const i8; T]) -> [[int32x4_t; 2]; T] {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let mut sums = [[vdupq_n_s32(0); 2]; T];
+            for half in 0..2 {
+                let w: [int8x16_t; 4] = std::array::from_fn(|r| vld1q_s8(w.add(r * BLOCK + 16 * half).cast()));
+                for t in 0..T {
+                    let a = vld1q_s8(a[t].add(16 * half));
+                    let [x, y, z, u] = w.map(|w| vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(a)), w, a));
+                    sums[t][half] = if fits::<F>(8) {
+                        vpaddlq_s16(vpaddq_s16(vpaddq_s16(x, y), vpaddq_s16(z, u)))
+                    } else {
+                        let [x, y, z, u] = [x, y, z, u].map(|x| vpaddlq_s16(x));
+                        vpaddq_s32(vpaddq_s32(x, y), vpaddq_s32(z, u))
+                    };
+                }
+            }
+            sums
+        }
+    }
+
     ///     for four rows, for each block: the block of all four rows in registers, two tokens past it at a time
     #[inline(always)]
-    unsafe fn product<F: Format>(
+    unsafe fn product<F: Range8>(
         tile: *const u8,
         a: [*const i8; TOKENS],
         d: [*const f32; TOKENS],

@@ -57,6 +57,12 @@ impl Weights {
         (2 * config.n_layer + 1) * region_bytes::<f32>(config.n_embd)
     }
 
+    /// The type of every matrix that is multiplied.
+    pub fn types(&self) -> impl Iterator<Item = GgmlType> {
+        let of = |l: &Layer| [l.attn_q, l.attn_k, l.attn_v, l.attn_output, l.ffn_gate, l.ffn_up, l.ffn_down].map(|t| t.ty);
+        self.layers.iter().flat_map(of).chain([self.output.ty])
+    }
+
     pub fn bind(file: &GgufFile, config: &Config) -> Result<Weights> {
         let mut binder = Binder::new(file, Self::norm_bytes(config))?;
         let (embd, q, kv, ff, vocab) = (config.n_embd, config.q_dim(), config.kv_dim(), config.n_ff, config.n_vocab);
