@@ -440,7 +440,7 @@ fn report<'a>(session: &Session, tokenizer: &'a Tokenizer, plan: &Plan, prompt: 
         timings: Timings {
             load_ms: ms(outcome.load),
             prefill_ms: ms(outcome.prefill),
-            prefill_tok_s: rate(prompt.len(), outcome.prefill),
+            prefill_tok_s: rate(n_read(session, prompt), outcome.prefill),
             decode_ms: ms(outcome.decode),
             decode_tok_s: rate(steps(outcome), outcome.decode),
             first_token_ms: ms(outcome.first_token),
@@ -467,15 +467,20 @@ fn report<'a>(session: &Session, tokenizer: &'a Tokenizer, plan: &Plan, prompt: 
     }
 }
 
+/// Tokens of the prompt that were taken in: not all where it was interrupted.
+fn n_read(session: &Session, prompt: &[u32]) -> usize {
+    prompt.len().min(session.n_past() as usize)
+}
+
 fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outcome) -> String {
     let cache = session.cache();
     format!(
         "[{}] prompt {} tokens in {:.2} s ({:.1} tok/s), {} tokens in {:.2} s ({:.1} tok/s); cache {}: {} of {} slots live, {} evicted ({}); \
          private memory {} of {} planned; kernels {}, {} threads",
         outcome.stop.name(),
-        prompt.len(),
+        n_read(session, prompt),
         outcome.prefill.as_secs_f64(),
-        rate(prompt.len(), outcome.prefill),
+        rate(n_read(session, prompt), outcome.prefill),
         outcome.n_generated,
         outcome.decode.as_secs_f64(),
         rate(steps(outcome), outcome.decode),
