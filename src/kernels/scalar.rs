@@ -2,8 +2,10 @@
 //!
 //! A row times a token, for a quantised type: for each 32 columns in order one step of
 //!
-//!     acc  = fma(d_w * d_a, isum, acc)       isum exact, in integers, below 2^24 so that it is exact as f32 too
-//!     accm = fma(m_w, s_a, accm)             only for types with a minimum; s_a = d_a Σ q_a
+//! ```text
+//! acc  = fma(d_w * d_a, isum, acc)       isum exact, in integers, below 2^24 so that it is exact as f32 too
+//! accm = fma(m_w, s_a, accm)             only for types with a minimum; s_a = d_a Σ q_a
+//! ```
 //!
 //! and the result is `acc + accm`. This order is the contract of all sets. What a step is made of, by type:
 //! - a scale for each 32 (Q4_0 to Q8_0, IQ4_NL, MXFP4; Q4_K, Q5_K, IQ4_XS, whose d_w = d * scale and m_w = -(dmin * min)

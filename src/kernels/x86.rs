@@ -30,7 +30,9 @@ unsafe fn load8(p: *const u8) -> __m256 {
 
 /// As `portable::quantize`: for each block of 32
 ///
-///     d = max|x| / 127;  q = round(x / d);  sum = Σ q
+/// ```text
+/// d = max|x| / 127;  q = round(x / d);  sum = Σ q
+/// ```
 ///
 /// # Safety
 /// AVX2, FMA.
@@ -134,9 +136,11 @@ pub unsafe fn attend<W: Width>(a: &Attend, out: &mut Partial) {
 
 /// `N` queries, for which a vector of eight holds `K` entries times `P` (`N` or one more) queries, K * P = 8:
 ///
-///     score[j][n] = q[n] · key[j]                 many keys at once, so that their chains of fma hide each other's latency
-///     max[n] = max over j;  weight[j][n] = exp(score[j][n] - max[n]);  sum[n] = Σ over j
-///     acc[n] = Σ over j of weight[j][n] * value[j]      many elements at once, likewise
+/// ```text
+/// score[j][n] = q[n] · key[j]                 many keys at once, so that their chains of fma hide each other's latency
+/// max[n] = max over j;  weight[j][n] = exp(score[j][n] - max[n]);  sum[n] = Σ over j
+/// acc[n] = Σ over j of weight[j][n] * value[j]      many elements at once, likewise
+/// ```
 ///
 /// # Safety
 /// `at` holds the starts of `n_rows` rows of keys and values, `q` and `out` have `N` heads; the CPU features of the width.
