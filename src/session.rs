@@ -1,5 +1,5 @@
 //! A model, its arena and a stream of tokens: what the command line, the server and a user of the library see.
-//! Everything is taken from the system in `Session::new`, by a plan that `Session::plan` shows beforehand; `prefill` and
+//! Everything is taken from the system in `Session::new`, by a plan that `Layout::plan` shows beforehand; `prefill` and
 //! `step` allocate nothing (tests/no_alloc.rs arms an allocator to check it).
 
 use crate::error::{Error, Result};
@@ -14,7 +14,7 @@ use crate::model::weights::Weights;
 use crate::units::Bytes;
 
 /// Memory of a process that has done nothing yet: its writable data, the heap's first pages, the main thread's stack,
-/// the argument parser. Measured on x86-64 and aarch64 (docs/architecture.md, "Memory"), rounded up.
+/// the argument parser. Half a MiB was seen on x86-64 (docs/architecture.md, "Memory"); the rest is for what was not.
 const PROCESS_BYTES: usize = 2 << 20;
 
 /// Tokens of a prefill batch where the user names none: enough to share the expansion of a weight tile among many.

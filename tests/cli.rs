@@ -1,16 +1,14 @@
 //! The binary as a user meets it: answers on stdout, one line for each mistake, exit codes, signals.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{demo_model, emulated, lowkey};
+use lowkey_test_kit::{demo_model, emulated, lowkey};
 use serde_json::Value;
 
 fn run(args: &[&str]) -> Output {
-    lowkey().args(args).stdin(Stdio::null()).output().expect("the binary starts")
+    lowkey!().args(args).stdin(Stdio::null()).output().expect("the binary starts")
 }
 
 fn model() -> String {
@@ -57,7 +55,7 @@ fn run_answers_in_json() {
     ];
     let answer = json(&args);
     assert_eq!(answer["prompt_tokens"], serde_json::json!([504, 3575, 282, 4649, 314]));
-    let tokens = common::ids(&answer["tokens"]);
+    let tokens = lowkey_test_kit::ids(&answer["tokens"]);
     assert_eq!(tokens.len().to_string(), n);
     assert!(answer["text"].as_str().expect("text").starts_with(" Paris"), "{}", answer["text"]);
     assert_eq!(answer["stop"], "length");
@@ -213,7 +211,8 @@ fn a_full_arena_without_eviction_ends_with_what_was_generated_and_a_line() {
 #[test]
 fn flags_read_the_environment_and_tokenize_and_info_answer() {
     let m = model();
-    let out = lowkey().env("LOWKEY_MODEL", &m).env("LOWKEY_KV_BUDGET", "3MiB").args(["plan", "--json"]).output().expect("starts");
+    let out =
+        lowkey!().env("LOWKEY_MODEL", &m).env("LOWKEY_KV_BUDGET", "3MiB").args(["plan", "--json"]).output().expect("starts");
     let plan: Value = serde_json::from_slice(&out.stdout).expect("JSON");
     assert_eq!(plan["kv"]["budget_bytes"], 3 << 20);
     assert_eq!(json(&["tokenize", "-m", &m, "The capital of France is"]), serde_json::json!([504, 3575, 282, 4649, 314]));
@@ -243,7 +242,7 @@ fn chat_goes_through_the_model_s_template() {
     let m = model();
     let n = if emulated().is_some() { "2" } else { "40" };
     let answer = json(&["run", "-m", &m, "--chat", "-p", "Say hello.", "-n", n, "--temp", "0", "--json"]);
-    let prompt = common::ids(&answer["prompt_tokens"]);
+    let prompt = lowkey_test_kit::ids(&answer["prompt_tokens"]);
     assert_eq!(prompt[0], 1, "<|im_start|> comes first");
     assert!(prompt.len() > 10);
     if emulated().is_none() {
@@ -266,7 +265,7 @@ fn the_seed_decides_the_sample() {
 
 /// Starts a run that would go on for long, and waits until text flows.
 fn endless() -> (std::process::Child, Vec<u8>) {
-    let mut child = lowkey()
+    let mut child = lowkey!()
         .args(["run", "-m", &model(), "-p", "Once upon a time", "-n", "-1", "--ignore-eos", "--kv-budget", "2MiB"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -306,7 +305,7 @@ fn a_reader_that_goes_away_is_no_failure() {
 #[test]
 fn standard_input_is_a_prompt() {
     let m = model();
-    let mut child = lowkey()
+    let mut child = lowkey!()
         .args(["run", "-m", &m, "-f", "-", "-n", "1", "--temp", "0", "--json"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -322,7 +321,7 @@ fn standard_input_is_a_prompt() {
 #[test]
 fn eval_ppl_gives_a_row_for_each_budget() {
     let m = model();
-    let text = common::data("prose.txt");
+    let text = lowkey_test_kit::data("prose.txt");
     let (ctx, keep) = if emulated().is_some() { ("24", "100%,50%") } else { ("256", "100%,50%,25%") };
     let args = [
         "eval",

@@ -1,22 +1,20 @@
 //! The binary in rude hands: absurd numbers, wrong files, outputs that fail, Ctrl-C at every stage. Each mistake is one line
 //! with its flag and the way out, nothing panics, no partial file stays.
 
-mod common;
-
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{data, lowkey};
+use lowkey_test_kit::{data, lowkey};
 
 fn tiny() -> String {
     data("tiny-gqa.gguf").to_str().expect("UTF-8").to_owned()
 }
 
 fn run(args: &[&str]) -> Output {
-    lowkey().args(args).stdin(Stdio::null()).output().expect("the binary starts")
+    lowkey!().args(args).stdin(Stdio::null()).output().expect("the binary starts")
 }
 
 /// Expects this exit code and one line on stderr with all of `words`.
@@ -163,14 +161,14 @@ fn outputs_that_fail_fail_in_one_line_or_silently() {
         &["models"],
         &["--help"],
     ] {
-        let out = lowkey().args(args).stdin(Stdio::null()).stdout(full().expect("opened before")).output().expect("it starts");
+        let out = lowkey!().args(args).stdin(Stdio::null()).stdout(full().expect("opened before")).output().expect("it starts");
         let stderr = String::from_utf8_lossy(&out.stderr);
         assert_eq!(out.status.code(), Some(1), "{args:?}: {stderr}");
         assert!(stderr.lines().count() == 1 && stderr.contains("standard output"), "{args:?}: {stderr}");
     }
     // Statistics and messages that nobody can read are lost; the answer and the exit code are not.
     for (args, code) in [(&["run", "-m", &m, "-p", "x", "-n", "3", "--log-level", "debug"][..], 0), (&["run", "-x"], 2)] {
-        let out = lowkey().args(args).stdin(Stdio::null()).stderr(full().expect("opened before")).output().expect("it starts");
+        let out = lowkey!().args(args).stdin(Stdio::null()).stderr(full().expect("opened before")).output().expect("it starts");
         assert_eq!((out.status.code(), out.stdout.is_empty()), (Some(code), code == 2), "{args:?}");
     }
 }
@@ -179,7 +177,7 @@ fn outputs_that_fail_fail_in_one_line_or_silently() {
 fn every_flag_reads_its_variable() {
     let m = tiny();
     let with = |vars: &[(&str, &str)], args: &[&str]| {
-        lowkey().args(args).envs(vars.iter().copied()).stdin(Stdio::null()).output().expect("it starts")
+        lowkey!().args(args).envs(vars.iter().copied()).stdin(Stdio::null()).output().expect("it starts")
     };
     let out = with(
         &[("LOWKEY_MODEL", &m), ("LOWKEY_PROMPT", "x"), ("LOWKEY_N", "2"), ("LOWKEY_JSON", "1"), ("LOWKEY_TOP_LOGPROBS", "2")],
@@ -239,12 +237,12 @@ fn interrupted(mut child: Child, name: &str, ready: impl Fn() -> bool, code: i32
 }
 
 fn spawn(args: &[&str], stdin: Stdio) -> Child {
-    lowkey().args(args).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts")
+    lowkey!().args(args).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts")
 }
 
 #[test]
 fn ctrl_c_while_the_prompt_is_read_ends_at_once() {
-    if common::emulated().is_some() {
+    if lowkey_test_kit::emulated().is_some() {
         return println!("signals under emulation are the emulator's");
     }
     let mut child = spawn(&["run", "-m", &tiny(), "-f", "-"], Stdio::piped());
@@ -259,7 +257,7 @@ fn ctrl_c_while_the_prompt_is_read_ends_at_once() {
 
 #[test]
 fn an_interrupted_eval_leaves_no_partial_file() {
-    if common::emulated().is_some() {
+    if lowkey_test_kit::emulated().is_some() {
         return println!("signals under emulation are the emulator's");
     }
     let folder = TempFolder::new("eval");
@@ -291,7 +289,7 @@ fn logits_are_written_whole_or_not_at_all() {
     refused("/dev/null", 2);
     assert!(folder.names().is_empty() && !Path::new("/dev/null").is_file());
     let out = folder.file("logits.npy");
-    let done = lowkey().args(args(&out)).output().expect("it starts");
+    let done = lowkey!().args(args(&out)).output().expect("it starts");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     assert_eq!(folder.names(), ["logits.npy"]);
     let mut bytes = Vec::new();

@@ -3,18 +3,16 @@
 //!
 //! Why tolerances at all: activations are quantised to int8 here (as in llama.cpp) and not in the reference.
 
-mod common;
-
-use common::{demo_model, emulated, floats, golden, ids, params, session};
 use lowkey::eval::ppl;
 use lowkey::kv::cache::Recent;
 use lowkey::kv::policy::Policy;
 use lowkey::session::SessionParams;
+use lowkey_test_kit::{demo_model, emulated, floats, golden, ids, params, session};
 
 fn full(n_slot: usize) -> SessionParams {
     let mut p = params(0);
     (p.kv.policy, p.n_logits) = (Policy::Off, 16);
-    p.kv.budget_bytes = common::budget_for(&demo_model(), n_slot, &p);
+    p.kv.budget_bytes = lowkey_test_kit::budget_for(&demo_model(), n_slot, &p);
     p
 }
 
@@ -56,7 +54,7 @@ fn perplexity_is_within_half_a_percent_of_f32() {
     let (mut ours, mut f32s) = (Vec::new(), Vec::new());
     for row in golden["rows"].as_array().expect("rows").iter().filter(|row| row["ctx"] == 512) {
         let text = row["text"].as_str().expect("a name");
-        let tokens = common::text(&format!("{text}.txt"));
+        let tokens = lowkey_test_kit::text(&format!("{text}.txt"));
         let want = floats(&row["reference"]["window_nll"]);
         let n_windows = want.len().min(2);
         let scores = ppl::score(&mut session, &tokens[..n_windows * 512], 512, 512, |_| Ok(()), |_| true)
@@ -116,13 +114,13 @@ fn eviction_keeps_what_the_reference_keeps() {
     let golden = golden("evict.json");
     let number = |name: &str| golden[name].as_u64().expect("a number") as usize;
     let (n_tokens, n_slot) = (number("n_tokens"), number("n_slot"));
-    let tokens = &common::prose(n_tokens)[..];
+    let tokens = &lowkey_test_kit::prose(n_tokens)[..];
     for row in golden["rows"].as_array().expect("rows").iter().filter(|row| row["policy"] != "off") {
         let policy: Policy = row["policy"].as_str().expect("a name").parse().expect("a policy");
         let mut p = params(0);
         p.kv.policy = policy;
         (p.kv.sinks, p.kv.recent, p.n_logits) = (number("sinks") as u32, Recent::Tokens(number("recent") as u32), 16);
-        p.kv.budget_bytes = common::budget_for(&demo_model(), n_slot, &p);
+        p.kv.budget_bytes = lowkey_test_kit::budget_for(&demo_model(), n_slot, &p);
         let mut session = session(&demo_model(), &p);
         let scores =
             ppl::score(&mut session, tokens, n_tokens, n_tokens, |_| Ok(()), |_| true).expect("scores").expect("not stopped");
@@ -151,11 +149,11 @@ fn tiny_models_of_every_layout_agree() {
     let golden = golden("tiny.json");
     let tokens = ids(&golden["ids"]);
     for (name, model) in golden["models"].as_object().expect("models") {
-        let path = common::data(model["file"].as_str().and_then(|f| f.rsplit('/').next()).expect("a file"));
+        let path = lowkey_test_kit::data(model["file"].as_str().and_then(|f| f.rsplit('/').next()).expect("a file"));
         for kernels in lowkey::kernels::Kernels::available() {
             let mut p = params(0);
             (p.kernels, p.kv.policy, p.n_batch, p.n_logits) = (kernels.name().into(), Policy::Off, 20, 20);
-            p.kv.budget_bytes = common::budget_for(&path, 64, &p);
+            p.kv.budget_bytes = lowkey_test_kit::budget_for(&path, 64, &p);
             let mut session = session(&path, &p);
             let n_vocab = session.model().config.n_vocab;
             let mut rows: Vec<f32> = Vec::new();
@@ -184,7 +182,7 @@ fn tiny_f32_streams_keep_exactly_what_the_reference_keeps() {
     let golden = golden("tiny.json");
     let tokens = ids(&golden["ids"]);
     for name in ["mha", "gqa-f32"] {
-        let path = common::data(&format!("tiny-{name}.gguf"));
+        let path = lowkey_test_kit::data(&format!("tiny-{name}.gguf"));
         for stream in golden["models"][name]["streams"].as_array().expect("streams") {
             let number = |key: &str| stream[key].as_u64().expect("a number") as usize;
             let policy: Policy = stream["policy"].as_str().expect("a name").parse().expect("a policy");
@@ -193,7 +191,7 @@ fn tiny_f32_streams_keep_exactly_what_the_reference_keeps() {
                 let mut p = params(0);
                 (p.kv.policy, p.n_batch) = (policy, n_batch);
                 (p.kv.sinks, p.kv.recent) = (number("sinks") as u32, Recent::Tokens(number("recent") as u32));
-                p.kv.budget_bytes = common::budget_for(&path, number("n_slot"), &p);
+                p.kv.budget_bytes = lowkey_test_kit::budget_for(&path, number("n_slot"), &p);
                 let mut session = session(&path, &p);
                 let logits = session.prefill(&tokens, |_| true).expect("prefill").expect("not stopped").to_vec();
                 for (layer, heads) in stream["kept"].as_array().expect("layers").iter().enumerate() {

@@ -3,15 +3,13 @@
 //!
 //! Files are built in memory by the writer beside this test; only the few cases about the file system touch the disk.
 
-mod common;
-
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use common::gguf_writer::{self as w, GgufWriter, array, string};
 use lowkey::gguf::{GgmlType, GgufError, GgufFile, Value, parse};
+use lowkey_test_kit::gguf_writer::{self as w, GgufWriter, array, string};
 
 /// One of each kind of value, four tensors, everything right.
 fn small() -> GgufWriter {
@@ -383,10 +381,7 @@ fn what_cannot_be_mapped_is_named() {
 /// The real model, where there is one: its header, and one value from each kind of key.
 #[test]
 fn the_demo_model_opens() {
-    let path = std::env::var_os("LOWKEY_TEST_MODEL")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-instruct-q4_1.gguf"), PathBuf::from);
-    assert!(path.is_file(), "the demo model is not at {}: run `make model`", path.display());
-    let file = GgufFile::open(&path).expect("the demo model");
+    let file = GgufFile::open(&lowkey_test_kit::demo_model()).expect("the demo model");
     assert_eq!((file.version(), file.tensors().len(), file.str("general.architecture").unwrap()), (3, 272, "llama"));
     let n_vocab = file.strings("tokenizer.ggml.tokens").unwrap().len();
     let embd = file.tensor_shaped("token_embd.weight", &[576, n_vocab as u64]).expect("token_embd.weight");

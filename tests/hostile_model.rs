@@ -4,20 +4,18 @@
 //! The files are tests/data/tiny-*.gguf, taken apart into keys and tensors, changed, and written again; then bytes of the
 //! whole file are flipped at random with a fixed seed. What a weight becomes does not matter: logits may be anything.
 
-mod common;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::gguf_writer::{self as w, GgufWriter, array, string};
 use lowkey::gguf::{GgmlType, GgufFile};
 use lowkey::kv::cache::Recent;
 use lowkey::mem::plan::Plan;
 use lowkey::model::forward::Model;
 use lowkey::session::{Session, SessionParams};
 use lowkey::text::{ChatTemplate, Sampler, SamplerParams, Tokenizer, top_logprobs};
+use lowkey_test_kit::gguf_writer::{self as w, GgufWriter, array, string};
 
 /// Counts what is on the heap, and gives nothing beyond a cap: a test binary that asks for more ends with a message.
 struct Capped;
@@ -72,7 +70,7 @@ enum Fate {
 const PLAN_CAP: u64 = 64 << 20;
 
 fn params(n_threads: usize) -> SessionParams {
-    let mut params = common::params(256 << 10);
+    let mut params = lowkey_test_kit::params(256 << 10);
     (params.n_batch, params.n_threads, params.kv.recent) = (8, Some(n_threads), Recent::Tokens(4));
     params
 }
@@ -146,7 +144,7 @@ fn case(label: &str, path: &TempPath, bytes: &[u8], n_threads: usize) -> Fate {
 
 /// Takes a file apart. Own files, known to be sound.
 fn take_apart(name: &str) -> GgufWriter {
-    let bytes = std::fs::read(common::data(name)).expect(name);
+    let bytes = std::fs::read(lowkey_test_kit::data(name)).expect(name);
     let index = lowkey::gguf::parse(&bytes).expect(name);
     let mut at = 24;
     let mut file = GgufWriter::new();
@@ -357,7 +355,7 @@ fn a_context_of_eight_tokens_streams() {
         {
             let mut params = params(2);
             (params.kv.sinks, params.kv.recent) = (sinks, recent);
-            let mut session = common::session(&path.0, &params);
+            let mut session = lowkey_test_kit::session(&path.0, &params);
             assert_eq!(session.cache().n_slot(), n_ctx as usize);
             for t in 0..4 * n_ctx {
                 let logits = session.step(t % 250).expect("a step");
@@ -373,14 +371,14 @@ fn a_context_of_eight_tokens_streams() {
 
 #[test]
 fn bytes_flipped_anywhere() {
-    let n_cases = if common::emulated().is_some() { 100 } else { 500 };
+    let n_cases = if lowkey_test_kit::emulated().is_some() { 100 } else { 500 };
     let threads: Vec<_> = ["tiny-gqa.gguf", "tiny-freqs.gguf", "tiny-mqa.gguf", "tiny-gqa-f32.gguf"]
         .into_iter()
         .enumerate()
         .map(|(seed, name)| {
             std::thread::spawn(move || {
                 let path = TempPath::new(name);
-                let original = std::fs::read(common::data(name)).expect(name);
+                let original = std::fs::read(lowkey_test_kit::data(name)).expect(name);
                 let index = lowkey::gguf::parse(&original).expect(name);
                 let head = index.tensors().iter().map(|t| t.offset as usize).min().expect("tensors");
                 let mut rng = fastrand::Rng::with_seed(seed as u64);

@@ -290,7 +290,7 @@ fn files_say_what_they_own_and_are_not_long() {
 fn code_is_told_from_comments_and_strings() {
     let text = concat!(
         "use crate::mem; // crate::kv\n/* crate::cli /* unsafe */ crate::cli */ let a = \"crate::eval \\\" unsafe\";\n",
-        "let b = r#\"crate::text \" \"#; let c = '\"'; let d = '\\''; fn e<'a>(x: &'a str) {} r\"\"; unsafe {}\n",
+        "let b = r#\"crate::text \" \"#; let c = '\"'; let d = '\\''; fn e<'a>(x: &'a str) {} r\"\"; unsafe fn f() {}\n",
         "use crate::{\n    gguf::{GgufFile, TensorInfo},\n    Error,\n};\npub(crate) fn f() { crate :: units::g() }\n",
     );
     let source = Source { name: "kv/x.rs".into(), text: text.into(), code: without_comments_and_strings(text) };

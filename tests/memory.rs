@@ -1,7 +1,5 @@
 //! Resident private memory, as the system counts it, from the moment the arena is carved: flat, and within the plan.
 
-mod common;
-
 use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 use std::time::Duration;
@@ -14,17 +12,17 @@ fn rss_anon_kib(pid: u32) -> Option<u64> {
 /// A prompt of many tokens through a small arena. `LOWKEY_SOAK_TOKENS` makes the stream longer (20000 in docs/performance.md).
 #[test]
 fn resident_private_memory_is_flat_once_the_arena_is_carved() {
-    if common::emulated().is_some() {
+    if lowkey_test_kit::emulated().is_some() {
         return println!("an emulated process's memory is the emulator's");
     }
     let n_tokens: usize = std::env::var("LOWKEY_SOAK_TOKENS").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
-    let story = std::fs::read_to_string(common::data("prose.txt")).expect("tests/data/prose.txt");
+    let story = std::fs::read_to_string(lowkey_test_kit::data("prose.txt")).expect("tests/data/prose.txt");
     // About four bytes a token.
     let text: String = story.chars().cycle().take(n_tokens * 9 / 2).collect();
     let path = std::env::temp_dir().join(format!("lowkey-long-prompt-{}.txt", std::process::id()));
     std::fs::write(&path, &text).expect("a temporary file");
-    let model = common::demo_model();
-    let mut child = common::lowkey()
+    let model = lowkey_test_kit::demo_model();
+    let mut child = lowkey_test_kit::lowkey!()
         .args(["run", "-m", model.to_str().expect("UTF-8"), "-f", path.to_str().expect("UTF-8")])
         .args([
             "-n",

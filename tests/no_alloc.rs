@@ -1,8 +1,6 @@
 //! After a session has started nothing is allocated: an allocator that counts is armed around prefill and steps, through
 //! the filling of the arena, eviction and renumbering.
 
-mod common;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -37,18 +35,23 @@ fn allocations_in(job: impl FnOnce()) -> usize {
     COUNT.load(Ordering::Relaxed)
 }
 
-/// One test, because the counter sees every thread of the process.
-#[test]
+/// A program of its own (`harness = false`): the counter sees every thread of the process, and a test runner that reports
+/// on a slow test allocates for it.
+fn main() {
+    prefill_and_steps_allocate_nothing();
+    println!("test prefill_and_steps_allocate_nothing ... ok\n\n1 passed, 0 failed");
+}
+
 fn prefill_and_steps_allocate_nothing() {
     assert!(allocations_in(|| drop(std::hint::black_box(vec![1u8; 100]))) > 0, "the counter counts");
 
     // The real model: 2 MiB hold some 80 tokens, so 200 evict in prefill and in decode (emulated: 1 MiB and 70).
-    let path = common::demo_model();
-    let (n_prompt, n_steps, budget) = if common::emulated().is_some() { (70, 3, 1 << 20) } else { (200, 20, 2 << 20) };
-    let prompt = common::prose(n_prompt);
-    let mut params = common::params(budget);
+    let path = lowkey_test_kit::demo_model();
+    let (n_prompt, n_steps, budget) = if lowkey_test_kit::emulated().is_some() { (70, 3, 1 << 20) } else { (200, 20, 2 << 20) };
+    let prompt = lowkey_test_kit::prose(n_prompt);
+    let mut params = lowkey_test_kit::params(budget);
     params.n_batch = 16;
-    let mut session = common::session(&path, &params);
+    let mut session = lowkey_test_kit::session(&path, &params);
     let n = allocations_in(|| {
         session.prefill(&prompt, |_| true).expect("prefill");
         for &token in &prompt[..n_steps] {
@@ -60,10 +63,10 @@ fn prefill_and_steps_allocate_nothing() {
 
     // Small models: float weights go through another matrix product, a short context is renumbered again and again.
     for name in ["tiny-gqa-f32.gguf", "tiny-mqa.gguf"] {
-        let path = common::data(name);
-        let mut params = common::params(0);
-        params.kv.budget_bytes = common::budget_for(&path, 40, &params);
-        let mut session = common::session(&path, &params);
+        let path = lowkey_test_kit::data(name);
+        let mut params = lowkey_test_kit::params(0);
+        params.kv.budget_bytes = lowkey_test_kit::budget_for(&path, 40, &params);
+        let mut session = lowkey_test_kit::session(&path, &params);
         let n_ctx = session.model().config.n_ctx;
         let n = allocations_in(|| {
             for i in 0..(2 * n_ctx / 30) as u32 {

@@ -2,8 +2,6 @@
 //! every policy, budget, batch size and number of threads; the arena never moves; sinks and recent tokens survive;
 //! any length runs.
 
-mod common;
-
 use lowkey::kernels::Kernels;
 use lowkey::kv::cache::Recent;
 use lowkey::kv::policy::Policy;
@@ -12,11 +10,11 @@ use lowkey::session::{Session, SessionParams};
 const MODEL: &str = "tiny-gqa.gguf";
 
 fn session(n_slot: usize, change: impl FnOnce(&mut SessionParams)) -> Session {
-    let mut params = common::params(0);
+    let mut params = lowkey_test_kit::params(0);
     params.n_batch = 16;
     change(&mut params);
-    params.kv.budget_bytes = common::budget_for(&common::data(MODEL), n_slot, &params);
-    let session = common::session(&common::data(MODEL), &params);
+    params.kv.budget_bytes = lowkey_test_kit::budget_for(&lowkey_test_kit::data(MODEL), n_slot, &params);
+    let session = lowkey_test_kit::session(&lowkey_test_kit::data(MODEL), &params);
     assert_eq!(session.cache().n_slot(), n_slot);
     session
 }

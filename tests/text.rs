@@ -1,20 +1,15 @@
 //! Text to ids and back, and chat templates: on the demo model against ids that llama.cpp gives, and on small vocabularies written
 //! here where each rule can be seen alone.
 
-mod common;
-
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use common::gguf_writer::GgufWriter;
 use lowkey::gguf::GgufFile;
 use lowkey::text::{ChatTemplate, Message, Tokenizer, Utf8Stream};
+use lowkey_test_kit::gguf_writer::GgufWriter;
 
 fn demo_file() -> GgufFile {
-    let path = std::env::var_os("LOWKEY_TEST_MODEL")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-instruct-q4_1.gguf"), PathBuf::from);
-    assert!(path.is_file(), "the demo model is not at {}: run `make model`", path.display());
-    GgufFile::open(&path).expect("the demo model")
+    GgufFile::open(&lowkey_test_kit::demo_model()).expect("the demo model")
 }
 
 /// `of` over the file on the disk; the error as its one line.

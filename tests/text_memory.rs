@@ -2,7 +2,6 @@
 //! that nothing is allocated for a token once they stand. One test, since the count is of the whole process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use lowkey::gguf::GgufFile;
@@ -47,10 +46,7 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn memory_is_as_planned_and_tokens_cost_none() {
-    let path = std::env::var_os("LOWKEY_TEST_MODEL")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-instruct-q4_1.gguf"), PathBuf::from);
-    assert!(path.is_file(), "the demo model is not at {}: run `make model`", path.display());
-    let file = GgufFile::open(&path).expect("the demo model");
+    let file = GgufFile::open(&lowkey_test_kit::demo_model()).expect("the demo model");
 
     let plan = Tokenizer::plan_bytes(&file).unwrap() as usize;
     let before = LIVE.load(Relaxed);

@@ -1,7 +1,9 @@
 //! Flags that several commands share. Every flag also reads `LOWKEY_<FLAG>`.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
 
+use crate::error::Result;
 use crate::kv::cache::{KvParams, Recent};
 use crate::kv::policy::Policy;
 use crate::session::{DEFAULT_BATCH, SessionParams};
@@ -11,7 +13,7 @@ use crate::units::Bytes;
 #[derive(Args, Clone)]
 pub struct ModelArgs {
     /// A GGUF file, or a name that `lowkey models` lists
-    #[arg(short, long, value_name = "MODEL", env = "LOWKEY_MODEL", hide_env = true)]
+    #[arg(short, long, value_name = "MODEL")]
     pub model: String,
     #[command(flatten)]
     pub session: SessionArgs,
@@ -20,41 +22,41 @@ pub struct ModelArgs {
 #[derive(Args, Clone)]
 pub struct SessionArgs {
     /// Threads [default: what CPU affinity and the cgroup's quota allow]
-    #[arg(short, long, value_name = "N", env = "LOWKEY_THREADS", hide_env = true)]
+    #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
     /// Kernel set: auto, or one that `lowkey info` lists for this machine
-    #[arg(long, value_name = "SET", env = "LOWKEY_KERNELS", hide_env = true, default_value = "auto")]
+    #[arg(long, value_name = "SET", default_value = "auto")]
     pub kernels: String,
     /// The KV arena, every byte of it: keys, values, scores, positions, and the rows of one prefill batch
-    #[arg(long, value_name = "SIZE", env = "LOWKEY_KV_BUDGET", hide_env = true, default_value = "16MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "16MiB")]
     pub kv_budget: Bytes,
     /// How keys are stored: f16
-    #[arg(long, value_name = "TYPE", env = "LOWKEY_K_TYPE", hide_env = true)]
+    #[arg(long, value_name = "TYPE")]
     pub k_type: Option<KvType>,
     /// How values are stored: f16
-    #[arg(long, value_name = "TYPE", env = "LOWKEY_V_TYPE", hide_env = true)]
+    #[arg(long, value_name = "TYPE")]
     pub v_type: Option<KvType>,
     /// --k-type and --v-type at once
-    #[arg(long, value_name = "TYPE", env = "LOWKEY_KV_TYPE", hide_env = true)]
+    #[arg(long, value_name = "TYPE")]
     pub kv_type: Option<KvType>,
     /// Who goes when the arena is full: l2 (the highest key norm; sinks and recent tokens are protected), l2-paper (the
     /// same with nothing protected), window (the oldest; sinks are protected), off (nobody: the stream stops)
-    #[arg(long, value_name = "POLICY", env = "LOWKEY_EVICT", hide_env = true, default_value = "l2")]
+    #[arg(long, value_name = "POLICY", default_value = "l2")]
     pub evict: Policy,
     /// First tokens of the stream that are never evicted
-    #[arg(long, value_name = "N", env = "LOWKEY_SINKS", hide_env = true, default_value = "4")]
+    #[arg(long, value_name = "N", default_value = "4")]
     pub sinks: u32,
     /// Latest tokens that are not evicted: a number, or a share of the slots
-    #[arg(long, value_name = "N|N%", env = "LOWKEY_RECENT", hide_env = true, default_value = "50%")]
+    #[arg(long, value_name = "N|N%", default_value = "50%")]
     pub recent: Recent,
     /// Tokens of a prefill batch
-    #[arg(short, long, value_name = "N", env = "LOWKEY_BATCH", hide_env = true, default_value_t = DEFAULT_BATCH)]
+    #[arg(short, long, value_name = "N", default_value_t = DEFAULT_BATCH)]
     pub batch: usize,
     /// All private memory of the process: refuse to start if the plan does not fit
-    #[arg(long, value_name = "SIZE", env = "LOWKEY_MEMORY", hide_env = true)]
+    #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
     /// Lock the weights in memory
-    #[arg(long, env = "LOWKEY_MLOCK", hide_env = true)]
+    #[arg(long)]
     pub mlock: bool,
 }
 
@@ -67,7 +69,7 @@ pub enum KvType {
 impl std::str::FromStr for KvType {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text {
             "f16" => Ok(KvType::F16),
             _ => Err(format!("'{text}' is not a type this version can store keys and values in; it has: f16")),
@@ -92,25 +94,25 @@ impl SessionArgs {
 #[derive(Args, Clone)]
 pub struct SampleArgs {
     /// Seed of the sampler [default: from the clock]
-    #[arg(long, value_name = "N", env = "LOWKEY_SEED", hide_env = true)]
+    #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Temperature; 0 always takes the most likely token
-    #[arg(long, value_name = "T", env = "LOWKEY_TEMP", hide_env = true, default_value = "0.8", allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", default_value = "0.8", allow_negative_numbers = true)]
     pub temp: f32,
     /// Sample among the K most likely tokens; 0 for all
-    #[arg(long, value_name = "K", env = "LOWKEY_TOP_K", hide_env = true, default_value = "40")]
+    #[arg(long, value_name = "K", default_value = "40")]
     pub top_k: usize,
     /// Sample among the fewest tokens whose probabilities add up to P
-    #[arg(long, value_name = "P", env = "LOWKEY_TOP_P", hide_env = true, default_value = "0.95")]
+    #[arg(long, value_name = "P", default_value = "0.95")]
     pub top_p: f32,
     /// Leave out tokens less likely than P times the most likely one
-    #[arg(long, value_name = "P", env = "LOWKEY_MIN_P", hide_env = true, default_value = "0.05")]
+    #[arg(long, value_name = "P", default_value = "0.05")]
     pub min_p: f32,
     /// Divide the logits of recent tokens by this (multiply if negative); 1 for none
-    #[arg(long, value_name = "R", env = "LOWKEY_REPEAT_PENALTY", hide_env = true, default_value = "1.0")]
+    #[arg(long, value_name = "R", default_value = "1.0")]
     pub repeat_penalty: f32,
     /// How many recent tokens --repeat-penalty looks at
-    #[arg(long, value_name = "N", env = "LOWKEY_REPEAT_LAST_N", hide_env = true, default_value = "64")]
+    #[arg(long, value_name = "N", default_value = "64")]
     pub repeat_last_n: usize,
 }
 
@@ -125,6 +127,33 @@ impl SampleArgs {
             repeat_penalty: self.repeat_penalty,
             repeat_last_n: self.repeat_last_n,
             seed: self.seed.unwrap_or_else(clock),
+        }
+    }
+}
+
+/// How rows of measurements are printed.
+#[derive(Args)]
+pub struct OutputArgs {
+    /// How to print the rows
+    #[arg(short, long, value_enum, default_value = "md")]
+    output: Output,
+    /// The same as -o json
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Output {
+    Json,
+    Md,
+}
+
+impl OutputArgs {
+    /// One JSON array, or what `table` makes of the rows.
+    pub fn answer<R: Serialize>(&self, rows: &[R], table: impl Fn(&[R]) -> String) -> Result<()> {
+        match self.json || self.output == Output::Json {
+            true => super::answer_json(&rows),
+            false => super::answer(&table(rows)),
         }
     }
 }

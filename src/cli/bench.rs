@@ -5,20 +5,14 @@
 
 use std::time::Instant;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::session::Session;
 
-use super::args::ModelArgs;
+use super::args::{ModelArgs, OutputArgs};
 use super::setup::open;
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Output {
-    Json,
-    Md,
-}
 
 #[derive(Args)]
 pub struct BenchArgs {
@@ -37,12 +31,8 @@ pub struct BenchArgs {
     /// Runs of each test; the median counts
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     runs: usize,
-    /// How to print the rows
-    #[arg(short, long, value_enum, default_value = "md")]
-    output: Output,
-    /// The same as -o json
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Tokens of the longest stream: days of work, and 64 MiB of ids.
@@ -75,6 +65,7 @@ pub fn run(args: BenchArgs) -> Result<u8> {
     let mut opened = open(&args.model.model, args.model.session.params(1))?;
     opened.plan.private("tokens", longest.max(1) * size_of::<u32>());
     opened.check()?;
+    opened.warn();
     let (mut session, _) = opened.start()?;
     let tokens = random_tokens(longest, session.model().config.n_vocab);
     let mut rows = Vec::new();
@@ -96,10 +87,7 @@ pub fn run(args: BenchArgs) -> Result<u8> {
         }
         rows.extend(tests.into_iter().zip(seconds).map(|((test, n, _), seconds)| row(&session, test, depth, n, seconds)));
     }
-    match (args.json, args.output) {
-        (true, _) | (_, Output::Json) => super::answer(&super::to_json(&rows))?,
-        _ => super::answer(&table(&rows))?,
-    }
+    args.output.answer(&rows, table)?;
     Ok(0)
 }
 

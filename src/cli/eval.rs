@@ -1,11 +1,10 @@
 //! `lowkey eval`: what a cache budget costs in quality, on the user's model and text.
 
 use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Seek, Write};
+use std::io::{BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand, ValueEnum};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -14,10 +13,11 @@ use crate::kv::policy::Policy;
 use crate::session::Session;
 use crate::units::Bytes;
 
-use super::args::ModelArgs;
+use super::args::{ModelArgs, OutputArgs};
 use super::interrupt::Interrupt;
-use super::run::read_text;
-use super::setup::{Opened, check_tokens, open, text_bytes};
+use super::progress;
+use super::setup::{Opened, check_tokens, open};
+use super::text::{read_text, text_bytes};
 
 #[derive(Args)]
 pub struct EvalArgs {
@@ -29,12 +29,6 @@ pub struct EvalArgs {
 enum What {
     /// Perplexity in windows, for several cache budgets
     Ppl(PplArgs),
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Output {
-    Json,
-    Md,
 }
 
 /// A share of a full f16 cache of `--ctx` tokens.
@@ -58,7 +52,7 @@ struct PplArgs {
     #[arg(short, long, value_name = "FILE")]
     file: String,
     /// Tokens of a window
-    #[arg(long, value_name = "N", env = "LOWKEY_CTX", hide_env = true, default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512)]
     ctx: usize,
     /// Tokens from one window's start to the next's [default: --ctx]
     #[arg(long, value_name = "N")]
@@ -72,12 +66,8 @@ struct PplArgs {
     /// Write the logits after every token of the first budget's run: f32 [windows * ctx, n_vocab], NumPy's format
     #[arg(long, value_name = "FILE.npy")]
     logits_out: Option<PathBuf>,
-    /// How to print the rows
-    #[arg(short, long, value_enum, default_value = "md")]
-    output: Output,
-    /// The same as -o json
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Serialize)]
@@ -120,6 +110,7 @@ fn ppl(args: PplArgs) -> Result<u8> {
         return Err(Error::usage("--stride", "windows that do not move on never end; give 1 at least"));
     }
     let mut opened = open(&args.model.model, args.model.session.params(N_LOGITS))?;
+    opened.warn();
     plan_text(&mut opened, &text);
     if args.keep.is_empty() {
         opened.check()?;
@@ -159,10 +150,7 @@ fn ppl(args: PplArgs) -> Result<u8> {
         };
         rows.push(row);
     }
-    match (args.json, args.output) {
-        (true, _) | (_, Output::Json) => super::answer(&super::to_json(&rows))?,
-        _ => super::answer(&table(&rows))?,
-    }
+    args.output.answer(&rows, table)?;
     Ok(0)
 }
 
@@ -217,7 +205,8 @@ impl Eval<'_> {
 
     /// `None` if interrupted.
     fn score(&self, session: &mut Session, logits_out: Option<&Path>) -> Result<Option<Scores>> {
-        let bar = self.progress(session);
+        let what = format!("{} slots, {}", session.cache().n_slot(), session.cache().policy().name());
+        let bar = progress::tokens(what, self.n_windows * self.args.ctx);
         let n_vocab = session.model().config.n_vocab;
         let mut file = logits_out.map(|path| NpyFile::create(path, n_vocab)).transpose()?;
         let rows = |row: &[f32]| file.as_mut().map_or(Ok(()), |file| file.row(row));
@@ -270,20 +259,6 @@ impl Eval<'_> {
             ppl: nll.exp(),
             ppl_ratio_to_full: ratio,
         }))
-    }
-
-    fn progress(&self, session: &Session) -> ProgressBar {
-        if !std::io::stderr().is_terminal() {
-            return ProgressBar::hidden();
-        }
-        let bar =
-            ProgressBar::with_draw_target(Some((self.n_windows * self.args.ctx) as u64), ProgressDrawTarget::stderr_with_hz(4));
-        let style = ProgressStyle::with_template("{msg} [{bar:32}] {pos}/{len} tokens, {eta} left");
-        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")).with_message(format!(
-            "{} slots, {}",
-            session.cache().n_slot(),
-            session.cache().policy().name()
-        ))
     }
 }
 

@@ -22,7 +22,7 @@ pub struct InfoArgs {
     #[arg(long)]
     tensors: bool,
     /// One JSON object on stdout, with all metadata and tensors
-    #[arg(long, env = "LOWKEY_JSON", hide_env = true)]
+    #[arg(long)]
     json: bool,
 }
 
@@ -38,7 +38,7 @@ pub fn run(args: InfoArgs) -> Result<u8> {
     let verdict = Model::load(file).err().map(|e| e.to_string());
     if let Some(json) = &mut json {
         (json["runs"], json["why_not"]) = (json!(verdict.is_none()), json!(verdict));
-        super::answer(&json.to_string())?;
+        super::answer_json(&*json)?;
     } else if let Some(text) = text {
         super::answer(&text)?;
         super::answer(&verdict.map_or("this engine runs it".to_owned(), |why| format!("this engine does not run it: {why}")))?;

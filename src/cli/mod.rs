@@ -8,10 +8,13 @@ mod interrupt;
 mod kept;
 mod models;
 mod plan;
+mod progress;
 mod run;
 mod setup;
 mod status;
+mod text;
 mod tokenize;
+mod writer;
 
 use std::ffi::OsString;
 
@@ -173,8 +176,4 @@ fn stdout_error(e: std::io::Error) -> Error {
         std::io::ErrorKind::BrokenPipe => Error::BrokenPipe,
         _ => Error::io("standard output", e),
     }
-}
-
-fn to_json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).expect("plain data becomes JSON")
 }

@@ -69,7 +69,7 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
 pub fn run(args: ModelsArgs) -> Result<u8> {
     let entries = manifest();
     if args.json {
-        super::answer(&super::to_json(&entries))?;
+        super::answer_json(&entries)?;
         return Ok(0);
     }
     let lines: Vec<_> = entries

@@ -16,7 +16,7 @@ pub struct PlanArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// One JSON object on stdout
-    #[arg(long, env = "LOWKEY_JSON", hide_env = true)]
+    #[arg(long)]
     json: bool,
 }
 
@@ -60,7 +60,7 @@ pub fn run(args: PlanArgs) -> Result<u8> {
             budget_bytes: session.kv_budget.0,
         };
         let (private_bytes, file_bytes) = (plan.private_bytes(), plan.file_bytes());
-        super::answer(&super::to_json(&Answer { regions, private_bytes, file_bytes, kv, fits }))?;
+        super::answer_json(&Answer { regions, private_bytes, file_bytes, kv, fits })?;
     } else {
         super::answer(&table(plan))?;
         let kept =

@@ -1,23 +1,24 @@
 //! `lowkey run`: completes a prompt, streaming. Ctrl-C finishes the line, prints the statistics and exits with 130.
 
-use std::io::{IsTerminal, Read};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::mem::plan::Plan;
 use crate::session::Session;
-use crate::text::{ChatTemplate, Message, Sampler, Tokenizer, Utf8Stream};
+use crate::text::{ChatTemplate, Message, Sampler, Tokenizer};
 use crate::units::Bytes;
 
 use super::args::{ModelArgs, SampleArgs};
 use super::interrupt::Interrupt;
 use super::kept::{Kept, Logprobs, Text};
-use super::setup::{Opened, check_tokens, open, text_bytes};
+use super::progress;
+use super::setup::{Opened, check_tokens, open};
 use super::status::{rss_anon_bytes, rss_file_bytes};
+use super::text::{read_text, text_bytes};
+use super::writer::Writer;
 
 #[derive(Args)]
 pub struct RunArgs {
@@ -41,14 +42,12 @@ pub struct RunArgs {
         short,
         long,
         value_name = "N",
-        env = "LOWKEY_N",
-        hide_env = true,
         default_value = "512",
         value_parser = clap::value_parser!(i64).range(-1..)
     )]
     n: i64,
     /// Put the prompt into the model's own chat template, as the user's turn
-    #[arg(long, env = "LOWKEY_CHAT", hide_env = true)]
+    #[arg(long)]
     chat: bool,
     /// With --chat: the system's turn before it
     #[arg(long, value_name = "TEXT", requires = "chat")]
@@ -60,44 +59,16 @@ pub struct RunArgs {
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// Go on after the model's end-of-generation token
-    #[arg(long, env = "LOWKEY_IGNORE_EOS", hide_env = true)]
+    #[arg(long)]
     ignore_eos: bool,
     #[command(flatten)]
     sample: SampleArgs,
     /// One JSON object on stdout instead of the text
-    #[arg(long, env = "LOWKEY_JSON", hide_env = true)]
+    #[arg(long)]
     json: bool,
     /// With --json: the K most likely tokens of each generated position, with their log-probabilities
     #[arg(long, value_name = "K", requires = "json", default_value = "0")]
     top_logprobs: usize,
-}
-
-/// Text that is read at most: it is held in memory, and so are its tokens.
-const MAX_TEXT_BYTES: u64 = 64 << 20;
-
-/// The text of `-p`, of a file, or of standard input.
-pub fn read_text(text: Option<&str>, file: Option<&str>) -> Result<String> {
-    match (text, file) {
-        (Some(text), _) => Ok(text.to_owned()),
-        (None, Some("-")) => read_at_most(std::io::stdin().lock(), 0, "standard input"),
-        (None, Some(path)) => {
-            let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-            let len = file.metadata().map_or(0, |m| m.len());
-            read_at_most(file, len, path)
-        }
-        (None, None) => Err(Error::usage("--prompt", "give a prompt with -p, or a file with -f")),
-    }
-}
-
-fn read_at_most(from: impl Read, expected: u64, name: &str) -> Result<String> {
-    let mut bytes = Vec::with_capacity(expected.min(MAX_TEXT_BYTES) as usize + 1);
-    from.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io(name, e))?;
-    if bytes.len() as u64 > MAX_TEXT_BYTES {
-        let what =
-            format!("{name} is more than {} of text, which is the most that is read; give a part of it", Bytes(MAX_TEXT_BYTES));
-        return Err(Error::usage("--file", what));
-    }
-    String::from_utf8(bytes).map_err(|_| Error::usage("--file", format!("{name} is not UTF-8 text; give a text file")))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -150,6 +121,7 @@ pub fn run(args: RunArgs) -> Result<u8> {
     let system_bytes = args.system.as_deref().map_or(0, text_bytes);
     plan_run(&mut opened, text_bytes(&text) + system_bytes, sampling.repeat_last_n, n_kept, n_top)?;
     opened.check()?;
+    opened.warn();
     let tokenizer = opened.tokenizer()?;
     let prompt = encode_prompt(&args, text, &opened, &tokenizer)?;
     let (mut session, plan) = opened.start()?;
@@ -233,12 +205,14 @@ fn chat_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Tokeni
 
 fn warn_past_context(session: &Session, n_prompt: usize, n: i64) {
     let n_ctx = session.model().config.n_ctx;
-    if n < 0 || n_prompt.saturating_add(n as usize) > n_ctx {
-        log::info!("the stream may pass the {n_ctx} positions the model was trained for: what is kept is then renumbered by age");
+    let text = format!("the model was trained for {n_ctx} positions: near them what is kept is renumbered by age");
+    match usize::try_from(n) {
+        Ok(n) if n_prompt.saturating_add(n) > n_ctx => log::warn!("{text}, which this stream may reach"),
+        Ok(_) => {}
+        Err(_) => log::info!("{text}, should the stream reach them"),
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 fn generate(
     args: &RunArgs,
     session: &mut Session,
@@ -252,7 +226,7 @@ fn generate(
     let go_on = || !interrupt.raised();
     prompt.iter().for_each(|&token| sampler.accept(token));
     let begun = Instant::now();
-    let bar = progress(prompt.len());
+    let bar = progress::tokens("reading the prompt".into(), prompt.len());
     let first = session.prefill(prompt, |done| {
         bar.set_position(done as u64);
         go_on()
@@ -313,59 +287,6 @@ fn generate(
         writer.finish()?;
     }
     Ok(stop)
-}
-
-/// A bar for the prompt, where there is a terminal to draw it on.
-fn progress(n_tokens: usize) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::with_draw_target(Some(n_tokens as u64), ProgressDrawTarget::stderr_with_hz(8));
-    let style = ProgressStyle::with_template("reading the prompt [{bar:32}] {pos}/{len} tokens, {per_sec}, {eta} left");
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "))
-}
-
-/// Text on its way out: whole characters only, and held back while it may be the beginning of a stop text.
-struct Writer<'a, F> {
-    utf8: Utf8Stream,
-    pending: String,
-    stops: &'a [String],
-    emit: F,
-}
-
-impl<'a, F: FnMut(&str) -> Result<()>> Writer<'a, F> {
-    fn new(stops: &'a [String], emit: F) -> Self {
-        let longest = stops.iter().map(String::len).max().unwrap_or(0);
-        Writer { utf8: Utf8Stream::new(), pending: String::with_capacity(4096 + 2 * longest), stops, emit }
-    }
-
-    /// Takes the bytes of a token; true once a stop text has appeared.
-    fn push(&mut self, bytes: &[u8]) -> Result<bool> {
-        self.utf8.push(bytes, &mut self.pending);
-        let found = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.pending.find(s.as_str())).min();
-        let held = match found {
-            Some(at) => self.pending.len() - at,
-            None => self.stops.iter().map(|stop| overlap(&self.pending, stop)).max().unwrap_or(0),
-        };
-        self.emit(self.pending.len() - held)?;
-        Ok(found.is_some())
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        self.utf8.finish(&mut self.pending);
-        self.emit(self.pending.len())
-    }
-
-    fn emit(&mut self, len: usize) -> Result<()> {
-        (self.emit)(&self.pending[..len])?;
-        self.pending.drain(..len);
-        Ok(())
-    }
-}
-
-/// Length of the longest end of `text` that is a beginning of `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
-    (1..stop.len().min(text.len() + 1)).rev().find(|&n| stop.is_char_boundary(n) && text.ends_with(&stop[..n])).unwrap_or(0)
 }
 
 #[derive(Serialize)]
@@ -494,33 +415,4 @@ fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outcome)
         session.kernels().name(),
         session.n_threads(),
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn feed(stops: &[&str], pieces: &[&str]) -> (String, bool) {
-        let stops: Vec<String> = stops.iter().map(|s| s.to_string()).collect();
-        let mut kept = String::new();
-        let mut writer = Writer::new(&stops, |text: &str| {
-            kept.push_str(text);
-            Ok(())
-        });
-        let stopped = pieces.iter().any(|piece| writer.push(piece.as_bytes()).unwrap());
-        if !stopped {
-            writer.finish().unwrap();
-        }
-        drop(writer);
-        (kept, stopped)
-    }
-
-    #[test]
-    fn stop_texts_are_found_across_tokens_and_not_printed() {
-        assert_eq!(feed(&["END"], &["one E", "N", "D two"]), ("one ".into(), true));
-        assert_eq!(feed(&["END"], &["one E", "N", "x"]), ("one ENx".into(), false));
-        assert_eq!(feed(&["\n\n", "é!"], &["a\n", "b caf\u{e9}", "!"]), ("a\nb caf".into(), true));
-        assert_eq!(feed(&[], &["plain"]), ("plain".into(), false));
-        assert_eq!(feed(&[""], &["plain"]), ("plain".into(), false));
-    }
 }

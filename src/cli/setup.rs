@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::mem::plan::Plan;
+use crate::mem::pool::default_threads;
 use crate::model::forward::Model;
 use crate::session::{Layout, Session, SessionParams, check_memory};
 use crate::text::Tokenizer;
@@ -37,19 +38,25 @@ impl Opened {
 
     /// Checks the plan, which is complete by now, against `--memory`.
     pub fn check(&self) -> Result<()> {
-        if self.layout.kernels.name() == "scalar" && self.params.kernels == "auto" {
+        check_memory(&self.plan, self.params.memory_bytes)
+    }
+
+    /// Says which slow paths will be taken, once for a command.
+    pub fn warn(&self) {
+        let (kernels, n_threads, cores) = (self.layout.kernels, self.layout.n_threads, default_threads());
+        if kernels.name() == "scalar" && self.params.kernels == "auto" {
             log::warn!("this CPU has no vector set that lowkey knows: running the scalar kernels, many times slower");
         }
-        let kernels = self.layout.kernels;
-        let slow =
-            self.model.weights.types().filter(|&ty| kernels.name() != "scalar" && !kernels.is_fast(ty)).collect::<Vec<_>>();
-        if let Some(ty) = slow.first() {
-            let (n, set) = (slow.len(), kernels.name());
+        let slow = || self.model.weights.types().filter(|&ty| kernels.name() != "scalar" && !kernels.is_fast(ty));
+        if let Some(ty) = slow().next() {
+            let (n, set) = (slow().count(), kernels.name());
             log::warn!(
-                "{n} matrices ({ty} and the like) have no {set} kernel and run many times slower by the scalar set; Q4_0, Q4_1 and Q8_0 have one everywhere"
+                "{n} matrices ({ty} and the like) have no {set} kernel: the scalar set multiplies them, many times slower"
             );
         }
-        check_memory(&self.plan, self.params.memory_bytes)
+        if n_threads > cores {
+            log::warn!("--threads {n_threads} on {cores} cores: threads that wait for a core slow each other down; give {cores}");
+        }
     }
 
     pub fn tokenizer(&self) -> Result<Tokenizer> {
@@ -69,27 +76,6 @@ impl Opened {
     }
 }
 
-/// Merging a word takes a list and a queue of its parts, and a small string for each: measured at 105 bytes for each byte of
-/// the word at most.
-const WORD_BYTES: usize = 128;
-
-/// Bytes for turning a text into tokens, from above: the text, its ids (a token is a byte at least, its id four), and the
-/// merging of its longest word. Words are bounded by white space here, whatever the model's own rule is.
-pub fn text_bytes(text: &str) -> usize {
-    let (mut longest, mut word, mut in_space) = (0, 0, false);
-    for c in text.chars() {
-        let space = c.is_whitespace();
-        // White space that follows may belong to a word, as one space before it may.
-        if in_space && !space {
-            word = 1;
-        }
-        in_space = space;
-        word += c.len_utf8();
-        longest = longest.max(word);
-    }
-    text.len() * 5 + longest * WORD_BYTES
-}
-
 /// Every token of a prompt must be one of the model's: the vocabulary is the file's, yet files lie.
 pub fn check_tokens(session: &Session, tokens: &[u32]) -> Result<()> {
     let n_vocab = session.model().config.n_vocab;
@@ -98,17 +84,5 @@ pub fn check_tokens(session: &Session, tokens: &[u32]) -> Result<()> {
             Err(Error::unsupported(session.model().file.path(), format!("token {token} of a vocabulary of {n_vocab}")))
         }
         None => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{WORD_BYTES, text_bytes};
-
-    #[test]
-    fn text_is_planned_by_its_longest_word() {
-        for (text, longest) in [("", 0), ("abc", 3), ("a bcd e", 1 + 3 + 1), ("\u{e9}\u{e9}", 4), ("a    b", 5), ("    ", 4)] {
-            assert_eq!(text_bytes(text), text.len() * 5 + longest * WORD_BYTES, "{text:?}");
-        }
     }
 }

@@ -7,12 +7,12 @@ use crate::gguf::GgufFile;
 use crate::text::Tokenizer;
 
 use super::models::resolve;
-use super::run::read_text;
+use super::text::read_text;
 
 #[derive(Args)]
 pub struct TokenizeArgs {
     /// A GGUF file, or a name that `lowkey models` lists
-    #[arg(short, long, value_name = "MODEL", env = "LOWKEY_MODEL", hide_env = true)]
+    #[arg(short, long, value_name = "MODEL")]
     model: String,
     #[arg(value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file", required_unless_present = "file")]
     text: Option<String>,
@@ -35,6 +35,6 @@ pub fn run(args: TokenizeArgs) -> Result<u8> {
     let tokenizer = Tokenizer::from_gguf(&file)?;
     let text = read_text(args.text.as_deref(), args.file.as_deref())?;
     let ids = tokenizer.encode(&text, !args.no_parse_special, !args.no_bos)?;
-    super::answer(&super::to_json(&ids))?;
+    super::answer_json(&ids)?;
     Ok(0)
 }

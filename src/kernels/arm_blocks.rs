@@ -3,7 +3,6 @@
 //! Eight pointers walk down eight rows. Each read moves its pointer on ("post-index" addressing), so that a block of a
 //! row costs one load for its scales and one for its elements and no address arithmetic; compilers do not find this form
 //! for reads of one lane, hence the `asm!`. Nothing here needs more than NEON, which every 64-bit ARM has.
-#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
 use std::arch::asm;

@@ -1,7 +1,6 @@
 //! Float weight matrices on ARM. A few tokens go row by row in the order of `portable.rs`, four rows at a time. For a batch
 //! rows are expanded into a tile and multiplied with four tokens at once; such a sum runs from the first column to the last,
 //! equal to the scalar set within f32 rounding, not bit for bit. (The crate `gemm` would have to allocate for this.)
-#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
 

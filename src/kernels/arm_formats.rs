@@ -3,7 +3,6 @@
 //! `Format` of arm_blocks.rs.
 //!
 //! What the numbers mean and in which order they are added up is fixed in scalar.rs, layouts of bytes in gguf/quant.
-#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
 use std::arch::asm;

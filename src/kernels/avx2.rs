@@ -4,7 +4,6 @@
 //! activations, broadcast, meet all rows at once and no sum ever runs across lanes. A few tokens are multiplied while the
 //! block is still in registers; for more, the rows are expanded once into the tile. A type adds only its `Format`, in
 //! x86_formats.rs. Matrices of fewer than eight rows go to the scalar set, which gives the same bits.
-#![allow(clippy::needless_range_loop)] // Indices name lanes, tokens and groups of columns.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;

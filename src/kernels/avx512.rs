@@ -4,7 +4,6 @@
 //! `vpdpbusd` multiplies unsigned by signed bytes and adds four products to a lane of 32 bits, so all elements are made
 //! unsigned here and the offset is taken off with the sum of the activations. A type adds only its `Format`, in x86_formats.rs.
 //! Matrices of fewer than sixteen rows go to the scalar set, which gives the same bits.
-#![allow(clippy::needless_range_loop)] // Indices name lanes, tokens and groups of columns.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;

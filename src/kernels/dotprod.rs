@@ -3,7 +3,6 @@
 //! `sdot` multiplies 16 pairs of int8 and adds four of them into each of four 32-bit lanes. On rows as they lie in the file
 //! the four lanes belong to one row and are added up afterwards, eight rows together; the tile is interleaved so that they
 //! are four rows. The intrinsic is not stable yet, hence the `asm!`.
-#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
 use std::arch::asm;

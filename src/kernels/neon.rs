@@ -2,7 +2,6 @@
 //!
 //! `smull`, `smlal` and `smlal2` multiply eight pairs of int8 into 16-bit lanes. How many products a lane can take before it
 //! must be widened depends on the type: nibbles a whole block, bytes two. Lanes of a row are added up four rows together.
-#![allow(clippy::needless_range_loop)] // Indices name rows, tokens and halves of blocks.
 
 use std::arch::aarch64::*;
 use std::arch::asm;

@@ -3,7 +3,6 @@
 //! keeps the order fixed there, so the bits are the same; only more of them are under way at once.
 //!
 //! All is `inline(always)`, to take the features of the set, which must have AVX2, FMA and F16C.
-#![allow(clippy::needless_range_loop)] // Indices name lanes, tokens and groups of columns.
 
 use std::arch::x86_64::*;
 

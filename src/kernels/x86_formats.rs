@@ -6,7 +6,6 @@
 //! those of gguf/quant; what the numbers mean is fixed in scalar.rs. Refuses types whose scales span less than 16 columns.
 //!
 //! All is `inline(always)`, to take the features of the set.
-#![allow(clippy::needless_range_loop)] // Indices name sub-blocks and groups of columns.
 
 use crate::gguf::quant::iq4::LEVELS;
 use crate::gguf::quant::mxfp4::DOUBLED;

@@ -96,7 +96,7 @@ pub fn attend_one(
     let n_chunks = live.div_ceil(CHUNK);
     pool.for_chunks(&mut split[..n_head_kv * n_chunks * len], len, |task, partial| {
         let (head, chunk) = (task / n_chunks, task % n_chunks);
-        let rows = Rows::Dense { first: cache.dense_rows(layer, head) + chunk * CHUNK };
+        let rows = Rows::Dense { first: cache.first_row(layer, head) + chunk * CHUNK };
         let n_rows = CHUNK.min(live - chunk * CHUNK);
         let q = &q[head * group_dim..][..group_dim];
         kernels.attend(

@@ -243,12 +243,12 @@ impl KvCache {
 
     /// Positions that a head holds, by slot.
     pub fn kept(&self, layer: usize, head: usize) -> &[Pos] {
-        &self.positions[(layer * self.shape.n_head_kv + head) * self.n_slot..][..self.n_live]
+        &self.positions[self.first_row(layer, head)..][..self.n_live]
     }
 
     /// Scores of what a head holds, by slot.
     pub fn scores(&self, layer: usize, head: usize) -> &[f32] {
-        &self.scores[(layer * self.shape.n_head_kv + head) * self.n_slot..][..self.n_live]
+        &self.scores[self.first_row(layer, head)..][..self.n_live]
     }
 
     /// Forgets everything; the memory stays.
@@ -273,7 +273,8 @@ impl KvCache {
         (self.n_live + t + 1).min(self.n_slot)
     }
 
-    fn first_row(&self, layer: usize, head: usize) -> usize {
+    /// First of a head's rows; behind it its other slots. Valid for attention once the batch is committed.
+    pub fn first_row(&self, layer: usize, head: usize) -> usize {
         (layer * self.shape.n_head_kv + head) * self.n_slot
     }
 
@@ -329,11 +330,6 @@ impl KvCache {
             table[slot as usize] = batch + i as u32;
         }
         live
-    }
-
-    /// First of a head's rows; valid for attention once the batch is committed.
-    pub fn dense_rows(&self, layer: usize, head: usize) -> usize {
-        self.first_row(layer, head)
     }
 
     /// Moves the batch's rows of this layer into the slots they took. Where a slot was taken twice the later stays.

@@ -1,5 +1,4 @@
-//! Memory and threads: what the rest of the crate stands on. With `gguf::quant`'s byte casts and the SIMD kernels,
-//! the only rooms that may be `unsafe`.
+//! Memory and threads: what the rest of the crate stands on. With the kernels the only room that may be `unsafe`.
 #![allow(unsafe_code)]
 
 pub mod arena;

@@ -1,7 +1,6 @@
 //! What the integration tests share: a writer of small GGUF files, right or wrong on purpose, and the demo model.
 //!
 //! No assertions about the engine here; each test says itself what it expects.
-#![allow(dead_code)] // each test binary uses its part
 
 pub mod gguf_writer;
 
@@ -13,19 +12,25 @@ use lowkey::kv::policy::Policy;
 use lowkey::model::forward::Model;
 use lowkey::session::{Session, SessionParams};
 
+/// The folder of the repository.
+fn root() -> &'static Path {
+    let kit = Path::new(env!("CARGO_MANIFEST_DIR"));
+    kit.ancestors().nth(2).expect("the kit lies in tests/kit")
+}
+
 pub fn demo_model() -> PathBuf {
     let path = std::env::var_os("LOWKEY_TEST_MODEL")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-instruct-q4_1.gguf"), PathBuf::from);
+        .map_or_else(|| root().join("models/smollm2-135m-instruct-q4_1.gguf"), PathBuf::from);
     assert!(path.is_file(), "the demo model is not at {}: run `make model`", path.display());
     path
 }
 
 pub fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+    root().join("tests/data").join(name)
 }
 
 pub fn golden(name: &str) -> serde_json::Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let path = root().join("tests/golden").join(name);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
@@ -87,9 +92,8 @@ pub fn emulated() -> Option<String> {
     std::env::var("QEMU_CPU").ok().filter(|cpu| cfg!(target_arch = "aarch64") && !cpu.is_empty())
 }
 
-/// The binary under test, by the emulator where the tests themselves are emulated.
-pub fn lowkey() -> std::process::Command {
-    let binary = env!("CARGO_BIN_EXE_lowkey");
+/// See `lowkey!`: the binary under test, by the emulator where the tests themselves are emulated.
+pub fn binary(binary: &str) -> std::process::Command {
     let mut command = match emulated() {
         Some(cpu) => {
             let mut qemu = std::process::Command::new("qemu-aarch64-static");
@@ -102,4 +106,12 @@ pub fn lowkey() -> std::process::Command {
         command.env_remove(name);
     }
     command
+}
+
+/// A command that runs the binary under test, whose path cargo tells only to integration tests themselves.
+#[macro_export]
+macro_rules! lowkey {
+    () => {
+        $crate::binary(env!("CARGO_BIN_EXE_lowkey"))
+    };
 }

@@ -2,7 +2,6 @@
 //!
 //! Owns the layout of the format and nothing about what keys mean. It refuses nothing: a wrong count, type or offset is
 //! written as it is given, since the tests of hostile files live on it.
-#![allow(dead_code)] // each test binary compiles its own copy and uses a part of it
 
 pub const U8: u32 = 0;
 pub const U32: u32 = 4;

@@ -1,0 +1,76 @@
+//! Generated text on its way out, token by token: whole characters, and nothing of a text that ends the generation.
+
+use crate::error::Result;
+use crate::text::Utf8Stream;
+
+/// Text on its way out: whole characters only, and held back while it may be the beginning of a stop text.
+pub struct Writer<'a, F> {
+    utf8: Utf8Stream,
+    pending: String,
+    stops: &'a [String],
+    emit: F,
+}
+
+impl<'a, F: FnMut(&str) -> Result<()>> Writer<'a, F> {
+    pub fn new(stops: &'a [String], emit: F) -> Self {
+        let longest = stops.iter().map(String::len).max().unwrap_or(0);
+        Writer { utf8: Utf8Stream::new(), pending: String::with_capacity(4096 + 2 * longest), stops, emit }
+    }
+
+    /// Takes the bytes of a token; true once a stop text has appeared.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<bool> {
+        self.utf8.push(bytes, &mut self.pending);
+        let found = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.pending.find(s.as_str())).min();
+        let held = match found {
+            Some(at) => self.pending.len() - at,
+            None => self.stops.iter().map(|stop| overlap(&self.pending, stop)).max().unwrap_or(0),
+        };
+        self.emit(self.pending.len() - held)?;
+        Ok(found.is_some())
+    }
+
+    pub fn finish(&mut self) -> Result<()> {
+        self.utf8.finish(&mut self.pending);
+        self.emit(self.pending.len())
+    }
+
+    fn emit(&mut self, len: usize) -> Result<()> {
+        (self.emit)(&self.pending[..len])?;
+        self.pending.drain(..len);
+        Ok(())
+    }
+}
+
+/// Length of the longest end of `text` that is a beginning of `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    (1..stop.len().min(text.len() + 1)).rev().find(|&n| stop.is_char_boundary(n) && text.ends_with(&stop[..n])).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feed(stops: &[&str], pieces: &[&str]) -> (String, bool) {
+        let stops: Vec<String> = stops.iter().map(|s| s.to_string()).collect();
+        let mut kept = String::new();
+        let mut writer = Writer::new(&stops, |text: &str| {
+            kept.push_str(text);
+            Ok(())
+        });
+        let stopped = pieces.iter().any(|piece| writer.push(piece.as_bytes()).unwrap());
+        if !stopped {
+            writer.finish().unwrap();
+        }
+        drop(writer);
+        (kept, stopped)
+    }
+
+    #[test]
+    fn stop_texts_are_found_across_tokens_and_not_printed() {
+        assert_eq!(feed(&["END"], &["one E", "N", "D two"]), ("one ".into(), true));
+        assert_eq!(feed(&["END"], &["one E", "N", "x"]), ("one ENx".into(), false));
+        assert_eq!(feed(&["\n\n", "é!"], &["a\n", "b caf\u{e9}", "!"]), ("a\nb caf".into(), true));
+        assert_eq!(feed(&[], &["plain"]), ("plain".into(), false));
+        assert_eq!(feed(&[""], &["plain"]), ("plain".into(), false));
+    }
+}
