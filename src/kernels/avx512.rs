@@ -3,62 +3,90 @@
 //! Built like `avx2.rs`, with vectors twice as long: lane `r` of vector `g` of a block holds columns `4g..4g+4` of row `r`.
 //! `vpdpbusd` multiplies unsigned by signed bytes and adds four products to a lane of 32 bits, so all elements are made
 //! unsigned here and the offset is taken off with the sum of the activations. A type adds only its `Format`, in x86_formats.rs.
-//! Matrices of fewer than sixteen rows go to the scalar set, which gives the same bits.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::portable::Lanes;
 use super::x86::{self, F16c, Width, stamp_x86};
-use super::x86_formats::{
-    self, Format, Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Scales, Vector,
-};
-use super::{Acts, Attend, BLOCK, CHUNK, MatmulTask, Out, TILE_ROWS, Table, float, scalar};
-use crate::gguf::quant::GgmlType;
+use super::x86_formats::{self, FIRST_BYTES, Format, Scales, Vector};
+use super::x86_rows::{self, Native, Rows, Set, Source, Tile};
+use super::{Acts, Attend, BLOCK, CHUNK, MatmulTask, TILE_ROWS, Table};
 
 stamp_x86!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", Zmm);
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
 
-/// Rows that are multiplied at once.
-const ROWS: usize = TILE_ROWS;
 /// Vectors of a block: each has four columns of every row.
 const GROUPS: usize = BLOCK / 4;
-/// Up to this many tokens are multiplied straight from the file's layout.
-const DIRECT: usize = 4;
-/// Groups of `ROWS` rows between what is multiplied and what is fetched.
-const AHEAD: usize = 2;
 
 /// # Safety
 /// The CPU features of the set; the task's elements of `out` belong to the caller.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn matmul(task: &mut MatmulTask) {
     // SAFETY: passed on.
-    unsafe {
-        match task.w.ty {
-            GgmlType::Q4_0 => quantised::<Q4_0>(task),
-            GgmlType::Q4_1 => quantised::<Q4_1>(task),
-            GgmlType::Q5_0 => quantised::<Q5_0>(task),
-            GgmlType::Q5_1 => quantised::<Q5_1>(task),
-            GgmlType::Q8_0 => quantised::<Q8_0>(task),
-            GgmlType::IQ4_NL => quantised::<Iq4Nl>(task),
-            GgmlType::MXFP4 => quantised::<Mxfp4>(task),
-            GgmlType::IQ4_XS => quantised::<Iq4Xs>(task),
-            GgmlType::Q2_K => quantised::<Q2K>(task),
-            GgmlType::Q3_K => quantised::<Q3K>(task),
-            GgmlType::Q4_K => quantised::<Q4K>(task),
-            GgmlType::Q5_K => quantised::<Q5K>(task),
-            GgmlType::Q6_K => quantised::<Q6K>(task),
-            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => float::batch::<F16c>(task),
-            ty => unreachable!("{ty:?} was refused when the model was loaded"),
+    unsafe { x86_rows::matmul::<Avx512>(task) }
+}
+
+#[derive(Clone, Copy)]
+struct Avx512;
+impl Set for Avx512 {
+    type V = __m512i;
+    type F16 = F16c;
+    const ROWS: usize = TILE_ROWS;
+    const DIRECT: usize = 4;
+
+    #[inline(always)]
+    unsafe fn expand<F: Format>(tile: Tile<Self>, p: *const u8, stride: usize, n: usize) {
+        // SAFETY: passed on.
+        unsafe { expand::<F>(tile, p, stride, n) }
+    }
+
+    #[inline(always)]
+    unsafe fn few<F: Format>(from: Native<Self>, acts: &Acts, to: Rows) {
+        // SAFETY: passed on.
+        unsafe {
+            match acts.n_tok {
+                1 => product::<F, _, 1>(from, acts, 0, to),
+                2 => product::<F, _, 2>(from, acts, 0, to),
+                3 => product::<F, _, 3>(from, acts, 0, to),
+                _ => product::<F, _, 4>(from, acts, 0, to),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn many<F: Format>(from: Tile<Self>, acts: &Acts, to: Rows) {
+        let (n_tok, mut t) = (acts.n_tok, 0);
+        // SAFETY: tokens `t..t + T` are inside the batch; the rest passed on.
+        unsafe {
+            while t + 8 <= n_tok {
+                product::<F, _, 8>(from, acts, t, to);
+                t += 8;
+            }
+            if t + 4 <= n_tok {
+                product::<F, _, 4>(from, acts, t, to);
+                t += 4;
+            }
+            match n_tok - t {
+                1 => product::<F, _, 1>(from, acts, t, to),
+                2 => product::<F, _, 2>(from, acts, t, to),
+                3 => product::<F, _, 3>(from, acts, t, to),
+                _ => {}
+            }
         }
     }
 }
 
-type Block = x86_formats::Block<__m512i>;
+/// # Safety
+/// As `Tile::expand`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn expand<F: Format>(tile: Tile<Avx512>, p: *const u8, stride: usize, n: usize) {
+    // SAFETY: passed on.
+    unsafe { tile.expand::<F>(p, stride, n) }
+}
 
-/// Of each lane of 128 bits, its first byte four times.
-// SAFETY: sixteen bytes are `__m128i`.
-const FIRST_BYTES: __m128i = unsafe { std::mem::transmute([0u8, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]) };
+type Block = x86_formats::Block<__m512i>;
 
 /// Sixteen rows.
 impl Vector for __m512i {
@@ -182,137 +210,6 @@ unsafe fn load_four(p: *const u8, stride: usize) -> __m512i {
     }
 }
 
-/// Asks for the bytes that are met `AHEAD` groups of rows later. Hardware sees sixteen slow streams and fetches too late: this
-/// makes decoding from memory two to four times as fast.
-///
-/// For each 32 columns that are multiplied, block `b` of them, as many bytes: a core has few loads under way at once, and a
-/// burst of prefetches, such as for a superblock, would wait for them.
-#[inline(always)]
-fn prefetch<F: Format>(rows: *const u8, stride: usize, b: usize) {
-    let bytes = const { ROWS * F::BYTES / F::BLOCKS };
-    let ahead = rows.wrapping_add(ROWS * AHEAD * stride + b * bytes);
-    for line in (0..bytes).step_by(64) {
-        // SAFETY: a prefetch reads nothing, even where no memory is.
-        unsafe { _mm_prefetch(ahead.wrapping_add(line).cast(), _MM_HINT_T0) };
-    }
-}
-
-/// Where the blocks of sixteen rows come from, one block of the file after the other.
-trait Source: Copy {
-    /// The 32-column blocks of block `b` of the file, in `room` or elsewhere.
-    ///
-    /// # Safety
-    /// Block `b` is readable, `room` holds eight blocks; the CPU features of the set.
-    unsafe fn blocks<F: Format>(self, b: usize, room: *mut Block) -> *const Block;
-
-    /// Called for each block of 32 columns.
-    fn look_ahead<F: Format>(self, b: usize);
-}
-
-/// The file's layout: blocks are put together in registers, or in the room where they are many.
-#[derive(Clone, Copy)]
-struct Native(*const u8, usize);
-impl Source for Native {
-    #[inline(always)]
-    unsafe fn blocks<F: Format>(self, b: usize, room: *mut Block) -> *const Block {
-        // SAFETY: passed on.
-        unsafe { F::load(self.0.add(b * F::BYTES), self.1, room) };
-        room
-    }
-
-    #[inline(always)]
-    fn look_ahead<F: Format>(self, b: usize) {
-        prefetch::<F>(self.0, self.1, b);
-    }
-}
-
-/// Expanded rows.
-#[derive(Clone, Copy)]
-struct Tile(*mut Block);
-impl Tile {
-    /// # Safety
-    /// `n` blocks of sixteen rows of the file at `p` are readable, `n * F::BLOCKS` blocks of the tile writable; the features of the set.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-    #[inline(never)]
-    unsafe fn expand<F: Format>(self, p: *const u8, stride: usize, n: usize) {
-        for b in 0..n {
-            for sub in 0..F::BLOCKS {
-                prefetch::<F>(p, stride, b * F::BLOCKS + sub);
-            }
-            // SAFETY: block `b` of both.
-            unsafe { F::load(p.add(b * F::BYTES), stride, self.0.add(b * F::BLOCKS)) };
-        }
-    }
-}
-impl Source for Tile {
-    #[inline(always)]
-    unsafe fn blocks<F: Format>(self, b: usize, _: *mut Block) -> *const Block {
-        // SAFETY: inside the tile.
-        unsafe { self.0.add(b * F::BLOCKS) }
-    }
-
-    #[inline(always)]
-    fn look_ahead<F: Format>(self, _: usize) {}
-}
-
-/// # Safety
-/// As `matmul`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn quantised<F: Format>(task: &mut MatmulTask) {
-    let (acts, stride, n_blocks) = (task.acts, task.w.row_bytes(), task.acts.n_cols / BLOCK);
-    let end = task.rows.end;
-    assert!(end <= task.w.n_rows && end * stride <= task.w.data.len() && n_blocks * size_of::<Block>() <= task.tile.len());
-    assert!(n_blocks.is_multiple_of(F::BLOCKS) && n_blocks / F::BLOCKS * F::BYTES == stride);
-    let tile = Tile(task.tile.as_mut_ptr().cast());
-    assert!(tile.0.is_aligned());
-    if end < ROWS {
-        // SAFETY: the scalar set needs no feature; the elements of `out` are the caller's.
-        return unsafe { scalar::matmul(task) };
-    }
-    for row in task.rows.clone().step_by(ROWS) {
-        // At the ragged end of a matrix the last rows are read together with some before them, which are not stored.
-        let to = Rows { first: row.min(end - ROWS), skip: row - row.min(end - ROWS), out: task.out };
-        // SAFETY: `ROWS` rows from `to.first` on are inside the matrix, their expansion inside the tile (asserted above);
-        // tokens `t..t + T` are inside the batch; the elements of `out` but those skipped are the caller's.
-        unsafe {
-            let rows = task.w.data.as_ptr().add(to.first * stride);
-            let native = Native(rows, stride);
-            match acts.n_tok {
-                1 => product::<F, _, 1>(native, &acts, 0, to),
-                2 => product::<F, _, 2>(native, &acts, 0, to),
-                3 => product::<F, _, 3>(native, &acts, 0, to),
-                DIRECT => product::<F, _, DIRECT>(native, &acts, 0, to),
-                n_tok => {
-                    tile.expand::<F>(rows, stride, n_blocks / F::BLOCKS);
-                    let mut t = 0;
-                    while t + 8 <= n_tok {
-                        product::<F, _, 8>(tile, &acts, t, to);
-                        t += 8;
-                    }
-                    if t + 4 <= n_tok {
-                        product::<F, _, 4>(tile, &acts, t, to);
-                        t += 4;
-                    }
-                    match n_tok - t {
-                        1 => product::<F, _, 1>(tile, &acts, t, to),
-                        2 => product::<F, _, 2>(tile, &acts, t, to),
-                        3 => product::<F, _, 3>(tile, &acts, t, to),
-                        _ => {}
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Where the products of `ROWS` rows go: all but the first `skip` are stored.
-#[derive(Clone, Copy)]
-struct Rows {
-    first: usize,
-    skip: usize,
-    out: Out,
-}
-
 /// Sixteen rows times `T` tokens:
 ///
 ///     for each block b, group g of 4 columns, token t:
@@ -327,7 +224,7 @@ struct Rows {
 /// elements of `to` belong to the caller.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)] // On its own the loop has all registers.
-unsafe fn product<F: Format, S: Source, const T: usize>(source: S, acts: &Acts, first: usize, to: Rows) {
+unsafe fn product<F: Format, S: Source<__m512i>, const T: usize>(source: S, acts: &Acts, first: usize, to: Rows) {
     // All elements are unsigned here: signed ones have been flipped.
     let zero_point = const { if F::SIGNED { 128 } else { F::OFFSET } };
     let n_blocks = acts.n_cols / BLOCK;
@@ -369,7 +266,8 @@ unsafe fn product<F: Format, S: Source, const T: usize>(source: S, acts: &Acts, 
                     }
                 }
                 let (sc1, sub_zero) = (_mm512_srai_epi32(scales, 16), _mm512_mullo_epi16(scales, zero_points));
-                let (w_d, w_m) = scales_of::<F>(block);
+                let (w_d, w_m) = block.scales::<F>();
+                let (w_d, w_m) = (_mm512_castsi512_ps(w_d), _mm512_castsi512_ps(w_m));
                 for t in 0..T {
                     let at = t * n_blocks + b;
                     let (d, sums) = (_mm512_set1_ps(*d.add(at)), _mm512_set1_epi32(*sum16.add(at)));
@@ -393,21 +291,6 @@ unsafe fn product<F: Format, S: Source, const T: usize>(source: S, acts: &Acts, 
         for t in 0..T {
             let mask = u16::MAX << to.skip;
             _mm512_mask_storeu_ps(to.out.at(first + t, to.first), mask, _mm512_add_ps(acc[t], acc_m[t]));
-        }
-    }
-}
-
-/// Scale of a block, and of its minimum if it has one, as f32.
-///
-/// # Safety
-/// AVX-512F.
-#[inline(always)]
-unsafe fn scales_of<F: Format>(block: &Block) -> (__m512, __m512) {
-    // SAFETY: registers only.
-    unsafe {
-        match F::SCALES {
-            Scales::TwoMin => (_mm512_castsi512_ps(block.d.halves()), _mm512_castsi512_ps(block.d.shr(16).halves())),
-            _ => (_mm512_castsi512_ps(block.d), _mm512_castsi512_ps(block.m)),
         }
     }
 }

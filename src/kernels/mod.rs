@@ -32,6 +32,8 @@ mod suite;
 mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_formats;
+#[cfg(target_arch = "x86_64")]
+mod x86_rows;
 
 use std::ops::Range;
 

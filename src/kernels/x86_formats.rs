@@ -7,6 +7,8 @@
 //!
 //! All is `inline(always)`, to take the features of the set.
 
+use std::arch::x86_64::__m128i;
+
 use crate::gguf::quant::iq4::LEVELS;
 use crate::gguf::quant::mxfp4::DOUBLED;
 
@@ -54,6 +56,25 @@ pub struct Block<V> {
     /// Minimum or sub-scales, see `Scales`.
     pub m: V,
 }
+
+impl<V: Vector> Block<V> {
+    /// Scale, and scale of the minimum if the format has one, as f32.
+    ///
+    /// # Safety
+    /// The CPU features of `V`.
+    #[inline(always)]
+    pub unsafe fn scales<F: Format>(&self) -> (V, V) {
+        match F::SCALES {
+            // SAFETY: registers only.
+            Scales::TwoMin => unsafe { (self.d.halves(), self.d.shr(16).halves()) },
+            _ => (self.d, self.m),
+        }
+    }
+}
+
+/// For `Vector::fifth_bits`: of each lane of 128 bits, its first byte four times.
+// SAFETY: sixteen bytes are `__m128i`.
+pub const FIRST_BYTES: __m128i = unsafe { std::mem::transmute([0u8, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]) };
 
 /// What stands in `d` and `m` of a block.
 #[derive(Clone, Copy, PartialEq)]
