@@ -11,7 +11,8 @@ use super::arm_blocks::{
     Format, Four, Layout, ROWS, Range8, Scales as BlockScales, Set, TILE_BLOCK, TOKENS, Tile, four_nibbles, rest,
     scale_and_minimum, scale_only, tokens, widen_f16,
 };
-use super::{Acts, BLOCK, MatmulTask};
+use super::{Acts, BLOCK, MatmulTask, arm_blocks, arm_dense};
+use crate::gguf::quant::GgmlType;
 use crate::gguf::quant::iq4::LEVELS;
 use crate::gguf::quant::mxfp4::{DOUBLED, half_power_of_two};
 
@@ -55,10 +56,38 @@ pub trait Type: Range8 {
     unsafe fn elements(p: *const u8, sub: usize) -> [int8x16_t; 2];
 }
 
+/// The product of a task by the type of its weights.
+///
 /// # Safety
 /// The task's elements of `out` belong to the caller; the CPU features of the set.
 #[inline(always)]
-pub unsafe fn quantised<F: Type, S: Set>(task: &mut MatmulTask) {
+pub unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
+    // SAFETY: passed on.
+    unsafe {
+        match task.w.ty {
+            GgmlType::Q4_0 => arm_blocks::quantised::<arm_blocks::Q4_0, S>(task),
+            GgmlType::Q4_1 => arm_blocks::quantised::<arm_blocks::Q4_1, S>(task),
+            GgmlType::Q8_0 => arm_blocks::quantised::<arm_blocks::Q8_0, S>(task),
+            GgmlType::Q5_0 => arm_blocks::quantised::<Q5_0, S>(task),
+            GgmlType::Q5_1 => arm_blocks::quantised::<Q5_1, S>(task),
+            GgmlType::IQ4_NL => arm_blocks::quantised::<Iq4Nl, S>(task),
+            GgmlType::MXFP4 => quantised::<Mxfp4, S>(task),
+            GgmlType::IQ4_XS => quantised::<Iq4Xs, S>(task),
+            GgmlType::Q2_K => quantised::<Q2K, S>(task),
+            GgmlType::Q3_K => quantised::<Q3K, S>(task),
+            GgmlType::Q4_K => quantised::<Q4K, S>(task),
+            GgmlType::Q5_K => quantised::<Q5K, S>(task),
+            GgmlType::Q6_K => quantised::<Q6K, S>(task),
+            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => arm_dense::matmul(task),
+            ty => unreachable!("{ty:?} was refused when the model was loaded"),
+        }
+    }
+}
+
+/// # Safety
+/// As `matmul`.
+#[inline(always)]
+unsafe fn quantised<F: Type, S: Set>(task: &mut MatmulTask) {
     let (acts, row_bytes, n_blocks) = (task.acts, task.w.row_bytes(), task.acts.n_cols / BLOCK);
     let whole = task.rows.end - task.rows.len() % ROWS;
     assert!(whole * row_bytes <= task.w.data.len() && row_bytes == n_blocks / F::BLOCKS * F::BYTES);

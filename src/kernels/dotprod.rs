@@ -8,12 +8,10 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::arm_blocks::{
-    self, Format, Four, Layout, Q4_0, Q4_1, Q8_0, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane,
-    next_32,
+    Format, Four, Layout, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32,
 };
 use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
-use super::{MatmulTask, Table, arm_dense, arm_formats};
-use crate::gguf::quant::GgmlType;
+use super::{MatmulTask, Table, arm_formats};
 
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
 
@@ -22,25 +20,7 @@ pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_m
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn matmul(task: &mut MatmulTask) {
     // SAFETY: passed on.
-    unsafe {
-        match task.w.ty {
-            GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Dotprod>(task),
-            GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Dotprod>(task),
-            GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Dotprod>(task),
-            GgmlType::Q5_0 => arm_blocks::quantised::<arm_formats::Q5_0, Dotprod>(task),
-            GgmlType::Q5_1 => arm_blocks::quantised::<arm_formats::Q5_1, Dotprod>(task),
-            GgmlType::IQ4_NL => arm_blocks::quantised::<arm_formats::Iq4Nl, Dotprod>(task),
-            GgmlType::MXFP4 => arm_formats::quantised::<arm_formats::Mxfp4, Dotprod>(task),
-            GgmlType::IQ4_XS => arm_formats::quantised::<arm_formats::Iq4Xs, Dotprod>(task),
-            GgmlType::Q2_K => arm_formats::quantised::<arm_formats::Q2K, Dotprod>(task),
-            GgmlType::Q3_K => arm_formats::quantised::<arm_formats::Q3K, Dotprod>(task),
-            GgmlType::Q4_K => arm_formats::quantised::<arm_formats::Q4K, Dotprod>(task),
-            GgmlType::Q5_K => arm_formats::quantised::<arm_formats::Q5K, Dotprod>(task),
-            GgmlType::Q6_K => arm_formats::quantised::<arm_formats::Q6K, Dotprod>(task),
-            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => arm_dense::matmul(task),
-            ty => unreachable!("{ty:?} was refused when the model was loaded"),
-        }
-    }
+    unsafe { arm_formats::matmul::<Dotprod>(task) }
 }
 
 /// Text of `step`: two bytes of each of four rows into lanes of `s`, of the other four into `r`. They take turns, because

@@ -6,12 +6,9 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{
-    self, Format, Four, Q4_0, Q4_1, Q8_0, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32,
-};
+use super::arm_blocks::{Format, Four, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32};
 use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
-use super::{BLOCK, MatmulTask, Table, arm_dense, arm_formats};
-use crate::gguf::quant::GgmlType;
+use super::{BLOCK, MatmulTask, Table, arm_formats};
 
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
 
@@ -20,30 +17,43 @@ pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_m
 #[target_feature(enable = "neon")]
 unsafe fn matmul(task: &mut MatmulTask) {
     // SAFETY: passed on.
-    unsafe {
-        match task.w.ty {
-            GgmlType::Q4_0 => arm_blocks::quantised::<Q4_0, Neon>(task),
-            GgmlType::Q4_1 => arm_blocks::quantised::<Q4_1, Neon>(task),
-            GgmlType::Q8_0 => arm_blocks::quantised::<Q8_0, Neon>(task),
-            GgmlType::Q5_0 => arm_blocks::quantised::<arm_formats::Q5_0, Neon>(task),
-            GgmlType::Q5_1 => arm_blocks::quantised::<arm_formats::Q5_1, Neon>(task),
-            GgmlType::IQ4_NL => arm_blocks::quantised::<arm_formats::Iq4Nl, Neon>(task),
-            GgmlType::MXFP4 => arm_formats::quantised::<arm_formats::Mxfp4, Neon>(task),
-            GgmlType::IQ4_XS => arm_formats::quantised::<arm_formats::Iq4Xs, Neon>(task),
-            GgmlType::Q2_K => arm_formats::quantised::<arm_formats::Q2K, Neon>(task),
-            GgmlType::Q3_K => arm_formats::quantised::<arm_formats::Q3K, Neon>(task),
-            GgmlType::Q4_K => arm_formats::quantised::<arm_formats::Q4K, Neon>(task),
-            GgmlType::Q5_K => arm_formats::quantised::<arm_formats::Q5K, Neon>(task),
-            GgmlType::Q6_K => arm_formats::quantised::<arm_formats::Q6K, Neon>(task),
-            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => arm_dense::matmul(task),
-            ty => unreachable!("{ty:?} was refused when the model was loaded"),
-        }
-    }
+    unsafe { arm_formats::matmul::<Neon>(task) }
 }
 
 /// Whether `n` products of a type's elements and activations fit into 16 bits.
 const fn fits<F: Range8>(n: i32) -> bool {
     n * F::LARGEST * 127 <= i16::MAX as i32
+}
+
+/// Text of a dot product: one instruction for each of four rows, products of their elements `w` with activations `a`.
+macro_rules! products {
+    ($op:literal, $t:literal, $w:literal, $lanes:literal, $a:literal) => {
+        products!($op, $t, $w, $lanes, $a, 0, 1, 2, 3)
+    };
+    ($op:literal, $t:literal, $w:literal, $lanes:literal, $a:literal, $($r:literal),*) => {
+        concat!($($op, " {", $t, $r, ":v}.8h, {", $w, $r, ":v}.", $lanes, ", {", $a, ":v}.", $lanes, "\n"),*)
+    };
+}
+
+/// Text of a dot product: 16-bit sums of each of four rows, widened into 32-bit ones or added to them.
+macro_rules! widen {
+    ($op:literal, $t:literal, $u:literal) => {
+        widen!($op, $t, $u, 0, 1, 2, 3)
+    };
+    ($op:literal, $t:literal, $u:literal, $($r:literal),*) => {
+        concat!($($op, " {", $t, $r, ":v}.4s, {", $u, $r, ":v}.8h\n"),*)
+    };
+}
+
+/// Text of a dot product: neighbouring lanes of four rows added up twice; what is left of row `r` are lane `r` and, where
+/// lanes are of 16 bits, lane `r + 4`.
+macro_rules! add_up {
+    ($t:literal, $lanes:literal) => {
+        concat!(add_up!($t, $lanes, 0, 1), add_up!($t, $lanes, 2, 3), add_up!($t, $lanes, 0, 2),)
+    };
+    ($t:literal, $lanes:literal, $x:literal, $y:literal) => {
+        concat!("addp {", $t, $x, ":v}.", $lanes, ", {", $t, $x, ":v}.", $lanes, ", {", $t, $y, ":v}.", $lanes, "\n")
+    };
 }
 
 /// `Σ w a` over a block of four rows, in lanes of rows:
@@ -63,25 +73,11 @@ unsafe fn dot4<F: Range8>(w: Four, a: [int8x16_t; 2]) -> int32x4_t {
     unsafe {
         if fits::<F>(16) {
             asm!(
-                "smull {t0:v}.8h, {l0:v}.8b, {a0:v}.8b",
-                "smull {t1:v}.8h, {l1:v}.8b, {a0:v}.8b",
-                "smull {t2:v}.8h, {l2:v}.8b, {a0:v}.8b",
-                "smull {t3:v}.8h, {l3:v}.8b, {a0:v}.8b",
-                "smlal2 {t0:v}.8h, {l0:v}.16b, {a0:v}.16b",
-                "smlal2 {t1:v}.8h, {l1:v}.16b, {a0:v}.16b",
-                "smlal2 {t2:v}.8h, {l2:v}.16b, {a0:v}.16b",
-                "smlal2 {t3:v}.8h, {l3:v}.16b, {a0:v}.16b",
-                "smlal {t0:v}.8h, {h0:v}.8b, {a1:v}.8b",
-                "smlal {t1:v}.8h, {h1:v}.8b, {a1:v}.8b",
-                "smlal {t2:v}.8h, {h2:v}.8b, {a1:v}.8b",
-                "smlal {t3:v}.8h, {h3:v}.8b, {a1:v}.8b",
-                "smlal2 {t0:v}.8h, {h0:v}.16b, {a1:v}.16b",
-                "smlal2 {t1:v}.8h, {h1:v}.16b, {a1:v}.16b",
-                "smlal2 {t2:v}.8h, {h2:v}.16b, {a1:v}.16b",
-                "smlal2 {t3:v}.8h, {h3:v}.16b, {a1:v}.16b",
-                "addp {t0:v}.8h, {t0:v}.8h, {t1:v}.8h",
-                "addp {t2:v}.8h, {t2:v}.8h, {t3:v}.8h",
-                "addp {t0:v}.8h, {t0:v}.8h, {t2:v}.8h",
+                products!("smull", "t", "l", "8b", "a0"),
+                products!("smlal2", "t", "l", "16b", "a0"),
+                products!("smlal", "t", "h", "8b", "a1"),
+                products!("smlal2", "t", "h", "16b", "a1"),
+                add_up!("t", "8h"),
                 "saddlp {t0:v}.4s, {t0:v}.8h",
                 l0 = in(vreg) w[0][0], l1 = in(vreg) w[1][0], l2 = in(vreg) w[2][0], l3 = in(vreg) w[3][0],
                 h0 = in(vreg) w[0][1], h1 = in(vreg) w[1][1], h2 = in(vreg) w[2][1], h3 = in(vreg) w[3][1],
@@ -92,33 +88,13 @@ unsafe fn dot4<F: Range8>(w: Four, a: [int8x16_t; 2]) -> int32x4_t {
         } else {
             const { assert!(fits::<F>(2)) };
             asm!(
-                "smull {t0:v}.8h, {l0:v}.8b, {a0:v}.8b",
-                "smull {t1:v}.8h, {l1:v}.8b, {a0:v}.8b",
-                "smull {t2:v}.8h, {l2:v}.8b, {a0:v}.8b",
-                "smull {t3:v}.8h, {l3:v}.8b, {a0:v}.8b",
-                "smlal2 {t0:v}.8h, {l0:v}.16b, {a0:v}.16b",
-                "smlal2 {t1:v}.8h, {l1:v}.16b, {a0:v}.16b",
-                "smlal2 {t2:v}.8h, {l2:v}.16b, {a0:v}.16b",
-                "smlal2 {t3:v}.8h, {l3:v}.16b, {a0:v}.16b",
-                "saddlp {t0:v}.4s, {t0:v}.8h",
-                "saddlp {t1:v}.4s, {t1:v}.8h",
-                "saddlp {t2:v}.4s, {t2:v}.8h",
-                "saddlp {t3:v}.4s, {t3:v}.8h",
-                "smull {u0:v}.8h, {h0:v}.8b, {a1:v}.8b",
-                "smull {u1:v}.8h, {h1:v}.8b, {a1:v}.8b",
-                "smull {u2:v}.8h, {h2:v}.8b, {a1:v}.8b",
-                "smull {u3:v}.8h, {h3:v}.8b, {a1:v}.8b",
-                "smlal2 {u0:v}.8h, {h0:v}.16b, {a1:v}.16b",
-                "smlal2 {u1:v}.8h, {h1:v}.16b, {a1:v}.16b",
-                "smlal2 {u2:v}.8h, {h2:v}.16b, {a1:v}.16b",
-                "smlal2 {u3:v}.8h, {h3:v}.16b, {a1:v}.16b",
-                "sadalp {t0:v}.4s, {u0:v}.8h",
-                "sadalp {t1:v}.4s, {u1:v}.8h",
-                "sadalp {t2:v}.4s, {u2:v}.8h",
-                "sadalp {t3:v}.4s, {u3:v}.8h",
-                "addp {t0:v}.4s, {t0:v}.4s, {t1:v}.4s",
-                "addp {t2:v}.4s, {t2:v}.4s, {t3:v}.4s",
-                "addp {t0:v}.4s, {t0:v}.4s, {t2:v}.4s",
+                products!("smull", "t", "l", "8b", "a0"),
+                products!("smlal2", "t", "l", "16b", "a0"),
+                widen!("saddlp", "t", "t"),
+                products!("smull", "u", "h", "8b", "a1"),
+                products!("smlal2", "u", "h", "16b", "a1"),
+                widen!("sadalp", "t", "u"),
+                add_up!("t", "4s"),
                 l0 = in(vreg) w[0][0], l1 = in(vreg) w[1][0], l2 = in(vreg) w[2][0], l3 = in(vreg) w[3][0],
                 h0 = in(vreg) w[0][1], h1 = in(vreg) w[1][1], h2 = in(vreg) w[2][1], h3 = in(vreg) w[3][1],
                 a0 = in(vreg) a[0], a1 = in(vreg) a[1],
@@ -131,7 +107,7 @@ unsafe fn dot4<F: Range8>(w: Four, a: [int8x16_t; 2]) -> int32x4_t {
     first
 }
 
-/// `dot4` with two tokens, which move on by a block.
+/// `dot4` with two tokens, which move on by a block: what one waits for at its end the other fills.
 ///
 /// # Safety
 /// A block at both `a`.
@@ -143,120 +119,60 @@ unsafe fn dot4x2<F: Range8>(w: Four, a: &mut [*const i8; 2]) -> [int32x4_t; 2] {
         if fits::<F>(16) {
             asm!(
                 "ldp {a0:q}, {a1:q}, [{p0}], #32",
-                "ldp {a2:q}, {a3:q}, [{p1}], #32",
-                "smull {t0:v}.8h, {l0:v}.8b, {a0:v}.8b",
-                "smull {t1:v}.8h, {l1:v}.8b, {a0:v}.8b",
-                "smull {t2:v}.8h, {l2:v}.8b, {a0:v}.8b",
-                "smull {t3:v}.8h, {l3:v}.8b, {a0:v}.8b",
-                "smull {t4:v}.8h, {l0:v}.8b, {a2:v}.8b",
-                "smull {t5:v}.8h, {l1:v}.8b, {a2:v}.8b",
-                "smull {t6:v}.8h, {l2:v}.8b, {a2:v}.8b",
-                "smull {t7:v}.8h, {l3:v}.8b, {a2:v}.8b",
-                "smlal2 {t0:v}.8h, {l0:v}.16b, {a0:v}.16b",
-                "smlal2 {t1:v}.8h, {l1:v}.16b, {a0:v}.16b",
-                "smlal2 {t2:v}.8h, {l2:v}.16b, {a0:v}.16b",
-                "smlal2 {t3:v}.8h, {l3:v}.16b, {a0:v}.16b",
-                "smlal2 {t4:v}.8h, {l0:v}.16b, {a2:v}.16b",
-                "smlal2 {t5:v}.8h, {l1:v}.16b, {a2:v}.16b",
-                "smlal2 {t6:v}.8h, {l2:v}.16b, {a2:v}.16b",
-                "smlal2 {t7:v}.8h, {l3:v}.16b, {a2:v}.16b",
-                "smlal {t0:v}.8h, {h0:v}.8b, {a1:v}.8b",
-                "smlal {t1:v}.8h, {h1:v}.8b, {a1:v}.8b",
-                "smlal {t2:v}.8h, {h2:v}.8b, {a1:v}.8b",
-                "smlal {t3:v}.8h, {h3:v}.8b, {a1:v}.8b",
-                "smlal {t4:v}.8h, {h0:v}.8b, {a3:v}.8b",
-                "smlal {t5:v}.8h, {h1:v}.8b, {a3:v}.8b",
-                "smlal {t6:v}.8h, {h2:v}.8b, {a3:v}.8b",
-                "smlal {t7:v}.8h, {h3:v}.8b, {a3:v}.8b",
-                "smlal2 {t0:v}.8h, {h0:v}.16b, {a1:v}.16b",
-                "smlal2 {t1:v}.8h, {h1:v}.16b, {a1:v}.16b",
-                "smlal2 {t2:v}.8h, {h2:v}.16b, {a1:v}.16b",
-                "smlal2 {t3:v}.8h, {h3:v}.16b, {a1:v}.16b",
-                "smlal2 {t4:v}.8h, {h0:v}.16b, {a3:v}.16b",
-                "smlal2 {t5:v}.8h, {h1:v}.16b, {a3:v}.16b",
-                "smlal2 {t6:v}.8h, {h2:v}.16b, {a3:v}.16b",
-                "smlal2 {t7:v}.8h, {h3:v}.16b, {a3:v}.16b",
-                "addp {t0:v}.8h, {t0:v}.8h, {t1:v}.8h",
-                "addp {t2:v}.8h, {t2:v}.8h, {t3:v}.8h",
-                "addp {t4:v}.8h, {t4:v}.8h, {t5:v}.8h",
-                "addp {t6:v}.8h, {t6:v}.8h, {t7:v}.8h",
-                "addp {t0:v}.8h, {t0:v}.8h, {t2:v}.8h",
-                "addp {t4:v}.8h, {t4:v}.8h, {t6:v}.8h",
+                "ldp {b0:q}, {b1:q}, [{p1}], #32",
+                products!("smull", "t", "l", "8b", "a0"),
+                products!("smull", "v", "l", "8b", "b0"),
+                products!("smlal2", "t", "l", "16b", "a0"),
+                products!("smlal2", "v", "l", "16b", "b0"),
+                products!("smlal", "t", "h", "8b", "a1"),
+                products!("smlal", "v", "h", "8b", "b1"),
+                products!("smlal2", "t", "h", "16b", "a1"),
+                products!("smlal2", "v", "h", "16b", "b1"),
+                add_up!("t", "8h", 0, 1),
+                add_up!("t", "8h", 2, 3),
+                add_up!("v", "8h", 0, 1),
+                add_up!("v", "8h", 2, 3),
+                add_up!("t", "8h", 0, 2),
+                add_up!("v", "8h", 0, 2),
                 "saddlp {t0:v}.4s, {t0:v}.8h",
-                "saddlp {t4:v}.4s, {t4:v}.8h",
+                "saddlp {v0:v}.4s, {v0:v}.8h",
                 l0 = in(vreg) w[0][0], l1 = in(vreg) w[1][0], l2 = in(vreg) w[2][0], l3 = in(vreg) w[3][0],
                 h0 = in(vreg) w[0][1], h1 = in(vreg) w[1][1], h2 = in(vreg) w[2][1], h3 = in(vreg) w[3][1],
                 p0 = inout(reg) a[0], p1 = inout(reg) a[1],
-                a0 = out(vreg) _, a1 = out(vreg) _, a2 = out(vreg) _, a3 = out(vreg) _,
+                a0 = out(vreg) _, a1 = out(vreg) _, b0 = out(vreg) _, b1 = out(vreg) _,
                 t0 = out(vreg) first, t1 = out(vreg) _, t2 = out(vreg) _, t3 = out(vreg) _,
-                t4 = out(vreg) second, t5 = out(vreg) _, t6 = out(vreg) _, t7 = out(vreg) _,
+                v0 = out(vreg) second, v1 = out(vreg) _, v2 = out(vreg) _, v3 = out(vreg) _,
                 options(readonly, nostack, preserves_flags),
             );
         } else {
             const { assert!(fits::<F>(2)) };
             asm!(
                 "ldp {a0:q}, {a1:q}, [{p0}], #32",
-                "ldp {a2:q}, {a3:q}, [{p1}], #32",
-                "smull {t0:v}.8h, {l0:v}.8b, {a0:v}.8b",
-                "smull {t1:v}.8h, {l1:v}.8b, {a0:v}.8b",
-                "smull {t2:v}.8h, {l2:v}.8b, {a0:v}.8b",
-                "smull {t3:v}.8h, {l3:v}.8b, {a0:v}.8b",
-                "smull {t4:v}.8h, {l0:v}.8b, {a2:v}.8b",
-                "smull {t5:v}.8h, {l1:v}.8b, {a2:v}.8b",
-                "smull {t6:v}.8h, {l2:v}.8b, {a2:v}.8b",
-                "smull {t7:v}.8h, {l3:v}.8b, {a2:v}.8b",
-                "smlal2 {t0:v}.8h, {l0:v}.16b, {a0:v}.16b",
-                "smlal2 {t1:v}.8h, {l1:v}.16b, {a0:v}.16b",
-                "smlal2 {t2:v}.8h, {l2:v}.16b, {a0:v}.16b",
-                "smlal2 {t3:v}.8h, {l3:v}.16b, {a0:v}.16b",
-                "smlal2 {t4:v}.8h, {l0:v}.16b, {a2:v}.16b",
-                "smlal2 {t5:v}.8h, {l1:v}.16b, {a2:v}.16b",
-                "smlal2 {t6:v}.8h, {l2:v}.16b, {a2:v}.16b",
-                "smlal2 {t7:v}.8h, {l3:v}.16b, {a2:v}.16b",
-                "saddlp {t0:v}.4s, {t0:v}.8h",
-                "saddlp {t1:v}.4s, {t1:v}.8h",
-                "saddlp {t2:v}.4s, {t2:v}.8h",
-                "saddlp {t3:v}.4s, {t3:v}.8h",
-                "saddlp {t4:v}.4s, {t4:v}.8h",
-                "saddlp {t5:v}.4s, {t5:v}.8h",
-                "saddlp {t6:v}.4s, {t6:v}.8h",
-                "saddlp {t7:v}.4s, {t7:v}.8h",
-                "smull {u0:v}.8h, {h0:v}.8b, {a1:v}.8b",
-                "smull {u1:v}.8h, {h1:v}.8b, {a1:v}.8b",
-                "smull {u2:v}.8h, {h2:v}.8b, {a1:v}.8b",
-                "smull {u3:v}.8h, {h3:v}.8b, {a1:v}.8b",
-                "smlal2 {u0:v}.8h, {h0:v}.16b, {a1:v}.16b",
-                "smlal2 {u1:v}.8h, {h1:v}.16b, {a1:v}.16b",
-                "smlal2 {u2:v}.8h, {h2:v}.16b, {a1:v}.16b",
-                "smlal2 {u3:v}.8h, {h3:v}.16b, {a1:v}.16b",
-                "sadalp {t0:v}.4s, {u0:v}.8h",
-                "sadalp {t1:v}.4s, {u1:v}.8h",
-                "sadalp {t2:v}.4s, {u2:v}.8h",
-                "sadalp {t3:v}.4s, {u3:v}.8h",
-                "smull {u0:v}.8h, {h0:v}.8b, {a3:v}.8b",
-                "smull {u1:v}.8h, {h1:v}.8b, {a3:v}.8b",
-                "smull {u2:v}.8h, {h2:v}.8b, {a3:v}.8b",
-                "smull {u3:v}.8h, {h3:v}.8b, {a3:v}.8b",
-                "smlal2 {u0:v}.8h, {h0:v}.16b, {a3:v}.16b",
-                "smlal2 {u1:v}.8h, {h1:v}.16b, {a3:v}.16b",
-                "smlal2 {u2:v}.8h, {h2:v}.16b, {a3:v}.16b",
-                "smlal2 {u3:v}.8h, {h3:v}.16b, {a3:v}.16b",
-                "sadalp {t4:v}.4s, {u0:v}.8h",
-                "sadalp {t5:v}.4s, {u1:v}.8h",
-                "sadalp {t6:v}.4s, {u2:v}.8h",
-                "sadalp {t7:v}.4s, {u3:v}.8h",
-                "addp {t0:v}.4s, {t0:v}.4s, {t1:v}.4s",
-                "addp {t2:v}.4s, {t2:v}.4s, {t3:v}.4s",
-                "addp {t4:v}.4s, {t4:v}.4s, {t5:v}.4s",
-                "addp {t6:v}.4s, {t6:v}.4s, {t7:v}.4s",
-                "addp {t0:v}.4s, {t0:v}.4s, {t2:v}.4s",
-                "addp {t4:v}.4s, {t4:v}.4s, {t6:v}.4s",
+                "ldp {b0:q}, {b1:q}, [{p1}], #32",
+                products!("smull", "t", "l", "8b", "a0"),
+                products!("smull", "v", "l", "8b", "b0"),
+                products!("smlal2", "t", "l", "16b", "a0"),
+                products!("smlal2", "v", "l", "16b", "b0"),
+                widen!("saddlp", "t", "t"),
+                widen!("saddlp", "v", "v"),
+                products!("smull", "u", "h", "8b", "a1"),
+                products!("smlal2", "u", "h", "16b", "a1"),
+                widen!("sadalp", "t", "u"),
+                products!("smull", "u", "h", "8b", "b1"),
+                products!("smlal2", "u", "h", "16b", "b1"),
+                widen!("sadalp", "v", "u"),
+                add_up!("t", "4s", 0, 1),
+                add_up!("t", "4s", 2, 3),
+                add_up!("v", "4s", 0, 1),
+                add_up!("v", "4s", 2, 3),
+                add_up!("t", "4s", 0, 2),
+                add_up!("v", "4s", 0, 2),
                 l0 = in(vreg) w[0][0], l1 = in(vreg) w[1][0], l2 = in(vreg) w[2][0], l3 = in(vreg) w[3][0],
                 h0 = in(vreg) w[0][1], h1 = in(vreg) w[1][1], h2 = in(vreg) w[2][1], h3 = in(vreg) w[3][1],
                 p0 = inout(reg) a[0], p1 = inout(reg) a[1],
-                a0 = out(vreg) _, a1 = out(vreg) _, a2 = out(vreg) _, a3 = out(vreg) _,
+                a0 = out(vreg) _, a1 = out(vreg) _, b0 = out(vreg) _, b1 = out(vreg) _,
                 t0 = out(vreg) first, t1 = out(vreg) _, t2 = out(vreg) _, t3 = out(vreg) _,
-                t4 = out(vreg) second, t5 = out(vreg) _, t6 = out(vreg) _, t7 = out(vreg) _,
+                v0 = out(vreg) second, v1 = out(vreg) _, v2 = out(vreg) _, v3 = out(vreg) _,
                 u0 = out(vreg) _, u1 = out(vreg) _, u2 = out(vreg) _, u3 = out(vreg) _,
                 options(readonly, nostack, preserves_flags),
             );
