@@ -47,8 +47,8 @@ test-arm: model ## all tests for ARM (static), as Raspberry Pi 3, 4, 5 and newer
 	done
 
 lint: ## formatting and clippy; a warning is an error
-	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets --locked -- -D warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 # The ARM kernels are compiled for ARM only, so that `lint` never sees them.
 lint-arm: ## clippy on the code for ARM
