@@ -1,11 +1,12 @@
 //! Runs one kernel again and again, for counting its instructions under an emulator or timing it.
 //!
 //! `kernel_count SET matmul TYPE N_ROWS N_COLS N_TOK TIMES`, `kernel_count SET {quantize|rms_norm|silu_mul} N TIMES` or
-//! `kernel_count SET attend HEAD_DIM N_QUERIES N_ROWS TIMES`. The difference of two runs, divided by the difference of
+//! `kernel_count SET attend KV_TYPE HEAD_DIM N_QUERIES N_ROWS TIMES`. The difference of two runs, divided by the difference of
 //! TIMES, is the cost of one. Prints a hash of the result, which is the same for every set.
 
 use lowkey::gguf::quant::GgmlType;
 use lowkey::kernels::{ActBuf, Attend, Kernels, Matrix, Partial, Product, Rows, tile_bytes};
+use lowkey::kv::types::KvType;
 use lowkey::mem::arena::{Arena, region_bytes};
 use lowkey::mem::pool::Pool;
 
@@ -16,7 +17,7 @@ fn main() {
     let numbers: Vec<usize> = rest.iter().filter_map(|n| n.parse().ok()).collect();
     let result = match (&kernel[..], &numbers[..]) {
         ("matmul", &[n_rows, n_cols, n_tok, times]) => matmul(kernels, &rest[0], n_rows, n_cols, n_tok, times),
-        ("attend", &[head_dim, n_q, n_rows, times]) => attend(kernels, head_dim, n_q, n_rows, times),
+        ("attend", &[head_dim, n_q, n_rows, times]) => attend(kernels, &rest[0], head_dim, n_q, n_rows, times),
         (_, &[n, times]) => elementwise(kernels, kernel, n, times),
         _ => panic!("SET KERNEL …"),
     };
@@ -68,12 +69,17 @@ fn elementwise(kernels: Kernels, kernel: &str, n: usize, times: usize) -> Vec<f3
     out
 }
 
-fn attend(kernels: Kernels, head_dim: usize, n_q: usize, n_rows: usize, times: usize) -> Vec<f32> {
-    let cache: Vec<u8> = random(n_rows * head_dim).iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
+fn attend(kernels: Kernels, ty: &str, head_dim: usize, n_q: usize, n_rows: usize, times: usize) -> Vec<f32> {
+    let ty = ty.parse::<KvType>().expect("a type of keys and values").row();
+    let mut cache = vec![0; n_rows * ty.row_bytes(head_dim)];
+    for (x, row) in random(n_rows * head_dim).chunks_exact(head_dim).zip(cache.chunks_exact_mut(ty.row_bytes(head_dim))) {
+        ty.store(x, row);
+    }
     let q = random(n_q * head_dim);
     let (mut max, mut sum, mut acc) = (vec![0f32; n_q], vec![0f32; n_q], vec![0f32; n_q * head_dim]);
     for _ in 0..times {
-        let a = Attend { q: &q, head_dim, keys: &cache, values: &cache, rows: Rows::Dense { first: 0 }, n_rows };
+        let rows = Rows::Dense { first: 0 };
+        let a = Attend { q: &q, head_dim, keys: &cache, values: &cache, k_type: ty, v_type: ty, rows, n_rows };
         kernels.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc });
     }
     acc

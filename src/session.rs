@@ -61,7 +61,15 @@ impl SessionParams {
         }
         // After renumbering an eighth of the context is free: a batch must fit into it.
         let n_batch = self.n_batch.min(c.n_ctx / 8);
-        let kv = KvShape { n_layer: c.n_layer, n_head_kv: c.n_head_kv, head_dim: c.head_dim, n_batch, n_ctx: c.n_ctx };
+        let kv = KvShape {
+            n_layer: c.n_layer,
+            n_head_kv: c.n_head_kv,
+            head_dim: c.head_dim,
+            n_batch,
+            n_ctx: c.n_ctx,
+            k_type: self.kv.k_type,
+            v_type: self.kv.v_type,
+        };
         let (n_slot, protect) = self.kv.fit(&kv)?;
         let n_logits = self.n_logits.clamp(1, n_batch);
         let scratch = ScratchShape { n_batch, n_slot, n_threads, n_logits, has_float: model.weights.has_float };

@@ -6,9 +6,12 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::kv::cache::{KvParams, Recent};
 use crate::kv::policy::Policy;
+use crate::kv::types::KvType;
 use crate::session::{DEFAULT_BATCH, SessionParams};
 use crate::text::SamplerParams;
 use crate::units::Bytes;
+
+const DEFAULT_KV_TYPE: KvType = KvType::F16;
 
 #[derive(Args, Clone)]
 pub struct ModelArgs {
@@ -30,10 +33,10 @@ pub struct SessionArgs {
     /// The KV arena, every byte of it: keys, values, scores, positions, and the rows of one prefill batch
     #[arg(long, value_name = "SIZE", default_value = "16MiB")]
     pub kv_budget: Bytes,
-    /// How keys are stored: f16
+    /// How keys are stored: f16, q8_0, q4_0, or turned by a Hadamard matrix first: q6_h, q5_h, q4_h [default: f16]
     #[arg(long, value_name = "TYPE")]
     pub k_type: Option<KvType>,
-    /// How values are stored: f16
+    /// How values are stored: the same types [default: f16]
     #[arg(long, value_name = "TYPE")]
     pub v_type: Option<KvType>,
     /// --k-type and --v-type at once
@@ -60,27 +63,23 @@ pub struct SessionArgs {
     pub mlock: bool,
 }
 
-/// How keys or values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvType {
-    F16,
-}
-
-impl std::str::FromStr for KvType {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "f16" => Ok(KvType::F16),
-            _ => Err(format!("'{text}' is not a type this version can store keys and values in; it has: f16")),
-        }
-    }
-}
-
 impl SessionArgs {
+    /// Types of keys and of values.
+    pub fn kv_types(&self) -> (KvType, KvType) {
+        let or_default = |own: Option<KvType>| own.or(self.kv_type).unwrap_or(DEFAULT_KV_TYPE);
+        (or_default(self.k_type), or_default(self.v_type))
+    }
+
     pub fn params(&self, n_logits: usize) -> SessionParams {
         SessionParams {
-            kv: KvParams { budget_bytes: self.kv_budget.0, policy: self.evict, sinks: self.sinks, recent: self.recent },
+            kv: KvParams {
+                budget_bytes: self.kv_budget.0,
+                k_type: self.kv_types().0,
+                v_type: self.kv_types().1,
+                policy: self.evict,
+                sinks: self.sinks,
+                recent: self.recent,
+            },
             n_batch: self.batch,
             n_threads: self.threads,
             kernels: self.kernels.clone(),

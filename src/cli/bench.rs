@@ -44,7 +44,7 @@ struct Row {
     depth: usize,
     threads: usize,
     kernels: &'static str,
-    kv_type: &'static str,
+    kv_type: String,
     n_slot: usize,
     tok_s_median: f64,
     tok_s_min: f64,
@@ -132,7 +132,7 @@ fn row(session: &Session, test: String, depth: usize, n: usize, mut seconds: Vec
         depth,
         threads: session.n_threads(),
         kernels: session.kernels().name(),
-        kv_type: "f16",
+        kv_type: kv_types(session),
         n_slot: session.cache().n_slot(),
         tok_s_median: speed(median),
         tok_s_min: speed(seconds[seconds.len() - 1]),
@@ -153,4 +153,10 @@ fn table(rows: &[Row]) -> String {
         ));
     }
     out
+}
+
+/// `f16`, or `q6_h/q4_h` where keys and values differ.
+fn kv_types(session: &Session) -> String {
+    let (k, v) = (session.cache().shape().k_type.name(), session.cache().shape().v_type.name());
+    if k == v { k.to_owned() } else { format!("{k}/{v}") }
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::eval::ppl::{Scores, score, windows};
 use crate::kv::policy::Policy;
+use crate::kv::types::KvType;
 use crate::session::Session;
 use crate::units::Bytes;
 
@@ -186,15 +187,17 @@ impl Eval<'_> {
         let mut params = self.args.model.session.params(N_LOGITS);
         params.kv.budget_bytes = u64::MAX;
         let mut opened = open(&self.args.model.model, params)?;
+        if budget == Budget::Full {
+            let kv = &mut opened.params.kv;
+            (kv.policy, kv.k_type, kv.v_type) = (Policy::Off, KvType::F16, KvType::F16);
+            opened.replan()?;
+        }
         let (kv, ctx) = (opened.layout.kv, self.args.ctx);
         opened.params.kv.budget_bytes = match budget {
             Budget::Bytes(bytes) => bytes,
-            Budget::Share(percent) => ((2 * kv.row_bytes() * kv.n_heads() * ctx) as f64 * percent / 100.0) as u64,
+            Budget::Share(percent) => (kv.full_f16_bytes(ctx) as f64 * percent / 100.0) as u64,
             Budget::Full => kv.arena_bytes(ctx) as u64,
         };
-        if budget == Budget::Full {
-            opened.params.kv.policy = Policy::Off;
-        }
         opened.replan()?;
         plan_text(&mut opened, self.text);
         opened.check()?;
@@ -223,7 +226,9 @@ impl Eval<'_> {
 
     /// `None` if interrupted.
     fn row(&mut self, keep: Option<Keep>, logits_out: Option<&Path>) -> Result<Option<Row>> {
-        let whole = keep.is_some_and(|keep| keep.0 == 100.0);
+        let types = self.args.model.session.kv_types();
+        let exact = types == (KvType::F16, KvType::F16);
+        let whole = exact && keep.is_some_and(|keep| keep.0 == 100.0);
         let mut session = self.session(match keep {
             None => Budget::Bytes(self.args.model.session.kv_budget.0),
             Some(_) if whole => Budget::Full,
@@ -235,12 +240,14 @@ impl Eval<'_> {
         // One session at a time: the plan is for one.
         drop(session);
         let evicts = n_slot < self.args.ctx;
-        if evicts && self.full.is_none() {
+        if (evicts || !exact) && self.full.is_none() {
             let Some(full) = self.score(&mut self.session(Budget::Full)?, None)? else { return Ok(None) };
             self.full = Some(full);
         }
-        let ratio = match (&self.full, evicts) {
-            (Some(full), true) => Some((scores.mean_after(n_slot) - full.mean_after(n_slot)).exp()),
+        // Where the arena never fills, rounding alone is what costs: all tokens count.
+        let from = if evicts { n_slot } else { 0 };
+        let ratio = match (&self.full, evicts || !exact) {
+            (Some(full), true) => Some((scores.mean_after(from) - full.mean_after(from)).exp()),
             _ => Some(1.0),
         };
         let (nll, n_tokens) = (scores.mean(), scores.nll.len());
@@ -252,8 +259,8 @@ impl Eval<'_> {
             n_slot,
             arena_bytes,
             policy,
-            k_type: "f16",
-            v_type: "f16",
+            k_type: types.0.name(),
+            v_type: types.1.name(),
             n_tokens,
             nll,
             ppl: nll.exp(),

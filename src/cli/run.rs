@@ -373,8 +373,8 @@ fn report<'a>(session: &Session, tokenizer: &'a Tokenizer, plan: &Plan, prompt: 
             live: cache.n_live(),
             evicted: cache.n_evicted(),
             policy: cache.policy().name(),
-            k_type: "f16",
-            v_type: "f16",
+            k_type: cache.shape().k_type.name(),
+            v_type: cache.shape().v_type.name(),
         },
         memory: Memory {
             plan_bytes: plan.private_bytes(),

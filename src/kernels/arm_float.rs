@@ -7,6 +7,7 @@
 use std::arch::aarch64::*;
 
 use super::arm_blocks::widen_f16;
+use super::kv_rows::{ROW_BLOCK, RowType};
 use super::portable;
 use super::{Attend, BLOCK, CHUNK, MAX_QUERIES, Partial};
 
@@ -140,6 +141,34 @@ pub fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut
     }
 }
 
+/// Calls `$call` with the `Row` of a type.
+macro_rules! with_row {
+    ($ty:expr, $row:ident => $call:expr) => {
+        match $ty {
+            RowType::F16 => {
+                type $row = F16;
+                $call
+            }
+            RowType::Q8 => {
+                type $row = Q8;
+                $call
+            }
+            RowType::Q6 => {
+                type $row = Packed<2>;
+                $call
+            }
+            RowType::Q5 => {
+                type $row = Packed<1>;
+                $call
+            }
+            RowType::Q4 => {
+                type $row = Packed<0>;
+                $call
+            }
+        }
+    };
+}
+
 /// See `Attend` and `portable::attend`.
 ///
 /// # Safety
@@ -170,7 +199,7 @@ pub unsafe fn attend(a: &Attend, out: &mut Partial) {
 unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: &mut [f32], acc: &mut [f32]) {
     let mut weights = [[0f32; 4]; CHUNK];
     // SAFETY: passed on.
-    let highest = unsafe { scores::<N>(a, q, &mut weights) };
+    let highest = unsafe { with_row!(a.k_type, R => scores::<R, N>(a, q, &mut weights)) };
     // SAFETY: vectors of four floats on the stack; rows inside `values` by the caller's promise.
     unsafe {
         let padded = a.n_rows.next_multiple_of(8);
@@ -196,13 +225,111 @@ unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: 
         vst1q_f32(total_4.as_mut_ptr(), total);
         max.copy_from_slice(&highest_4[..N]);
         sum.copy_from_slice(&total_4[..N]);
-        let mut at = 0;
+        with_row!(a.v_type, R => mix::<R, N>(a, &weights, acc));
+    }
+}
+
+/// The weighted values, sixteen elements at a time.
+///
+/// # Safety
+/// As `attend`.
+#[inline(always)]
+unsafe fn mix<R: Row, const N: usize>(a: &Attend, weights: &[[f32; 4]; CHUNK], acc: &mut [f32]) {
+    let mut at = 0;
+    // SAFETY: elements of the head; the rest passed on.
+    unsafe {
         while at + 16 <= a.head_dim {
-            values::<N, 4>(a, &weights, at, acc);
+            match at % ROW_BLOCK {
+                0 => values::<R, N, 4, 0>(a, weights, at, acc),
+                _ => values::<R, N, 4, 2>(a, weights, at, acc),
+            }
             at += 16;
         }
         if at < a.head_dim {
-            values::<N, 2>(a, &weights, at, acc);
+            match at % ROW_BLOCK {
+                0 => values::<R, N, 2, 0>(a, weights, at, acc),
+                _ => values::<R, N, 2, 2>(a, weights, at, acc),
+            }
+        }
+    }
+}
+
+/// How the rows of one `RowType` are read; see kv_rows.rs for their bytes.
+trait Row {
+    const TYPE: RowType;
+
+    /// The scale of the block at `p`, in every lane.
+    ///
+    /// # Safety
+    /// The block is readable.
+    #[inline(always)]
+    unsafe fn scale(p: *const u8) -> float32x4_t {
+        // SAFETY: its first two bytes.
+        unsafe { widen_f16(vdupq_n_u16(p.cast::<u16>().read_unaligned()))[0] }
+    }
+
+    /// Elements `8 * part` and on of the block at `p`, whose scale is `d`.
+    ///
+    /// # Safety
+    /// The block is readable as far as these elements reach.
+    unsafe fn load8(p: *const u8, part: usize, d: float32x4_t) -> [float32x4_t; 2];
+}
+
+struct F16;
+impl Row for F16 {
+    const TYPE: RowType = RowType::F16;
+
+    #[inline(always)]
+    unsafe fn scale(_: *const u8) -> float32x4_t {
+        splat(1.0)
+    }
+
+    #[inline(always)]
+    unsafe fn load8(p: *const u8, part: usize, _: float32x4_t) -> [float32x4_t; 2] {
+        // SAFETY: readable by the caller's promise.
+        unsafe { widen_f16(vld1q_u16(p.add(16 * part).cast())) }
+    }
+}
+
+/// `d * q` of eight.
+#[inline(always)]
+fn scaled(q: int8x8_t, d: float32x4_t) -> [float32x4_t; 2] {
+    // SAFETY: registers only.
+    unsafe {
+        let q = vmovl_s8(q);
+        let (low, high) = (vmovl_s16(vget_low_s16(q)), vmovl_high_s16(q));
+        [vmulq_f32(vcvtq_f32_s32(low), d), vmulq_f32(vcvtq_f32_s32(high), d)]
+    }
+}
+
+struct Q8;
+impl Row for Q8 {
+    const TYPE: RowType = RowType::Q8;
+
+    #[inline(always)]
+    unsafe fn load8(p: *const u8, part: usize, d: float32x4_t) -> [float32x4_t; 2] {
+        // SAFETY: eight bytes of the block's 32 behind its scale.
+        unsafe { scaled(vld1_s8(p.add(2 + 8 * part).cast()), d) }
+    }
+}
+
+/// Four bits and `PLANES` more.
+struct Packed<const PLANES: usize>;
+impl<const PLANES: usize> Row for Packed<PLANES> {
+    const TYPE: RowType = [RowType::Q4, RowType::Q5, RowType::Q6][PLANES];
+
+    #[inline(always)]
+    unsafe fn load8(p: *const u8, part: usize, d: float32x4_t) -> [float32x4_t; 2] {
+        // SAFETY: behind the scale 16 bytes of low bits, then four bytes for each plane.
+        unsafe {
+            let bytes = vld1_u8(p.add(2 + part % 2 * 8));
+            let mut u = if part < 2 { vand_u8(bytes, vdup_n_u8(15)) } else { vshr_n_u8(bytes, 4) };
+            for plane in 0..PLANES {
+                let own = vcreate_u8(0x8040_2010_0804_0201);
+                let set = vtst_u8(vld1_dup_u8(p.add(18 + 4 * plane + part)), own);
+                u = vorr_u8(u, vand_u8(set, vdup_n_u8(16 << plane)));
+            }
+            scaled(vreinterpret_s8_u8(vsub_u8(u, vdup_n_u8(8 << PLANES))), d)
         }
     }
 }
@@ -212,32 +339,38 @@ unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: 
 /// # Safety
 /// As `attend`.
 #[inline(always)]
-unsafe fn scores<const N: usize>(a: &Attend, q: &[f32], weights: &mut [[f32; 4]; CHUNK]) -> float32x4_t {
+unsafe fn scores<R: Row, const N: usize>(a: &Attend, q: &[f32], weights: &mut [[f32; 4]; CHUNK]) -> float32x4_t {
     const { assert!(CHUNK.is_multiple_of(2) && N <= 4) };
     let hd = a.head_dim;
     // SAFETY: rows inside `keys` by the caller's promise; `q` is `N` times `head_dim`, a multiple of eight.
     unsafe {
-        let key = |j: usize| a.keys.as_ptr().add(a.rows.get(j) * hd * 2);
+        let key = |j: usize| a.keys.as_ptr().add(a.rows.get(j) * R::TYPE.row_bytes(hd));
         let mut highest = splat(f32::NEG_INFINITY);
         for j in (0..a.n_rows).step_by(2) {
             // An odd last row is taken twice: it changes no maximum, and nobody reads the second score.
             let keys = [key(j), key((j + 1).min(a.n_rows - 1))];
             let mut dot = [[[splat(0.0); 2]; 4]; 2];
-            let mut eight = |i: usize| {
-                let k = keys.map(|key| widen_f16(vld1q_u16(key.add(i * 16).cast())));
+            let mut eight = |b: usize, part: usize, d: [float32x4_t; 2]| {
+                let k = [0, 1].map(|i| R::load8(keys[i].add(b * R::TYPE.block_bytes()), part, d[i]));
                 for n in 0..N {
-                    let q = load::<2>(q.as_ptr().add(n * hd + i * 8));
+                    let q = load::<2>(q.as_ptr().add(n * hd + b * ROW_BLOCK + part * 8));
                     for (dot, k) in dot.iter_mut().zip(&k) {
                         dot[n] = [vfmaq_f32(dot[n][0], q[0], k[0]), vfmaq_f32(dot[n][1], q[1], k[1])];
                     }
                 }
             };
-            for i in 0..hd / 16 {
-                eight(2 * i);
-                eight(2 * i + 1);
+            let scales = |b: usize| keys.map(|key| R::scale(key.add(b * R::TYPE.block_bytes())));
+            for b in 0..hd / ROW_BLOCK {
+                let d = scales(b);
+                for part in 0..4 {
+                    eight(b, part, d);
+                }
             }
-            if !hd.is_multiple_of(16) {
-                eight(hd / 8 - 1);
+            if !hd.is_multiple_of(ROW_BLOCK) {
+                let d = scales(hd / ROW_BLOCK);
+                for part in 0..hd % ROW_BLOCK / 8 {
+                    eight(hd / ROW_BLOCK, part, d);
+                }
             }
             for (dot, w) in dot.into_iter().zip(&mut weights[j..j + 2]) {
                 // `portable::add_lanes`, four queries together.
@@ -251,22 +384,27 @@ unsafe fn scores<const N: usize>(a: &Attend, q: &[f32], weights: &mut [[f32; 4];
     }
 }
 
-/// `V` vectors of the weighted values, from element `at` on.
+/// `V` vectors of the weighted values, from element `at` on, which is where part `PART` of a block begins.
 ///
 /// # Safety
 /// As `attend`; elements `at..at + 4 V` are in the head.
 #[inline(always)]
-unsafe fn values<const N: usize, const V: usize>(a: &Attend, weights: &[[f32; 4]; CHUNK], at: usize, acc: &mut [f32]) {
-    let hd = a.head_dim;
+unsafe fn values<R: Row, const N: usize, const V: usize, const PART: usize>(
+    a: &Attend,
+    weights: &[[f32; 4]; CHUNK],
+    at: usize,
+    acc: &mut [f32],
+) {
+    let (hd, row_bytes) = (a.head_dim, R::TYPE.row_bytes(a.head_dim));
     assert!(acc.len() == N * hd && at + 4 * V <= hd);
     // SAFETY: rows inside `values` by the caller's promise; `acc` by the assertion.
     unsafe {
         let mut total = [[splat(0.0); V]; N];
         for (j, w) in weights[..a.n_rows].iter().enumerate() {
-            let value = a.values.as_ptr().add((a.rows.get(j) * hd + at) * 2);
-            let mut v = [splat(0.0); V];
+            let block = a.values.as_ptr().add(a.rows.get(j) * row_bytes + at / ROW_BLOCK * R::TYPE.block_bytes());
+            let (mut v, d) = ([splat(0.0); V], R::scale(block));
             for i in 0..V / 2 {
-                [v[2 * i], v[2 * i + 1]] = widen_f16(vld1q_u16(value.add(16 * i).cast()));
+                [v[2 * i], v[2 * i + 1]] = R::load8(block, PART + i, d);
             }
             let w = vld1q_f32(w.as_ptr());
             macro_rules! query {

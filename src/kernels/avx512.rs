@@ -7,8 +7,9 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
+use super::kv_rows::ROW_BLOCK;
 use super::portable::Lanes;
-use super::x86::{self, F16c, Width, stamp_x86};
+use super::x86::{self, F16c, Row, Width, stamp_x86};
 use super::x86_formats::{self, FIRST_BYTES, Format, Scales, Vector};
 use super::x86_rows::{self, Native, Rows, Set, Source, Tile};
 use super::{Acts, Attend, BLOCK, CHUNK, MatmulTask, TILE_ROWS, Table};
@@ -299,29 +300,35 @@ unsafe fn product<F: Format, S: Source<__m512i>, const T: usize>(source: S, acts
 struct Zmm;
 impl Width for Zmm {
     #[inline(always)]
-    unsafe fn scores<const N: usize, const P: usize, const K: usize>(
+    unsafe fn scores<R: Row, const N: usize, const P: usize, const K: usize>(
         keys: [[*const u8; K]; 2],
         q: *const f32,
         head_dim: usize,
     ) -> [Lanes; 2] {
-        // SAFETY: vector `i` of a row, `i < head_dim / 8`.
+        // SAFETY: part `p` of block `b` of a row, inside `head_dim`.
         unsafe {
             // The lower half of `dots[k]` belongs to keys[0][k], the upper to keys[1][k].
             let mut dots = [[_mm512_setzero_ps(); P]; K];
-            for i in 0..head_dim / 8 {
+            let mut eight = |b: usize, p: usize| {
                 let mut key = [_mm512_setzero_ps(); K];
                 for k in 0..K {
-                    let low = _mm256_castsi128_si256(_mm_loadu_si128(keys[0][k].add(i * 16).cast()));
-                    let both = _mm256_inserti128_si256(low, _mm_loadu_si128(keys[1][k].add(i * 16).cast()), 1);
-                    key[k] = _mm512_cvtph_ps(both);
+                    key[k] = R::load8_of_two([keys[0][k], keys[1][k]].map(|key| key.add(b * R::TYPE.block_bytes())), p);
                 }
                 for n in 0..N {
-                    let q = _mm256_loadu_pd(q.add(n * head_dim + i * 8).cast());
+                    let q = _mm256_loadu_pd(q.add(n * head_dim + (4 * b + p) * 8).cast());
                     let q = _mm512_castpd_ps(_mm512_broadcast_f64x4(q));
                     for k in 0..K {
                         dots[k][n] = _mm512_fmadd_ps(q, key[k], dots[k][n]);
                     }
                 }
+            };
+            for b in 0..head_dim / ROW_BLOCK {
+                for p in 0..4 {
+                    eight(b, p);
+                }
+            }
+            for p in 0..head_dim % ROW_BLOCK / 8 {
+                eight(head_dim / ROW_BLOCK, p);
             }
             let dots: &[__m512; 8] = dots.as_flattened().try_into().expect("K * P = 8");
             let (mut low, mut high) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
@@ -334,7 +341,7 @@ impl Width for Zmm {
     }
 
     #[inline(always)]
-    unsafe fn mix<const N: usize, const P: usize, const K: usize>(
+    unsafe fn mix<R: Row, const N: usize, const P: usize, const K: usize>(
         a: &Attend,
         at: &[usize; CHUNK],
         weights: *const f32,
@@ -344,15 +351,15 @@ impl Width for Zmm {
         // SAFETY: vectors `i..` of the rows; the rest passed on.
         unsafe {
             while i + 4 <= n16 {
-                mix::<N, P, 4>(a, at, weights, i, acc);
+                mix::<R, N, P, 4>(a, at, weights, i, acc);
                 i += 4;
             }
             while i < n16 {
-                mix::<N, P, 1>(a, at, weights, i, acc);
+                mix::<R, N, P, 1>(a, at, weights, i, acc);
                 i += 1;
             }
             if !a.head_dim.is_multiple_of(16) {
-                x86::mix::<N, P, 1>(a, at, weights, 2 * n16, acc);
+                x86::mix::<R, N, P, 1>(a, at, weights, 2 * n16, acc);
             }
         }
     }
@@ -363,21 +370,24 @@ impl Width for Zmm {
 /// # Safety
 /// As `Width::mix`; AVX-512F.
 #[inline(always)]
-unsafe fn mix<const N: usize, const P: usize, const D: usize>(
+unsafe fn mix<R: Row, const N: usize, const P: usize, const D: usize>(
     a: &Attend,
     at: &[usize; CHUNK],
     weights: *const f32,
     i: usize,
     acc: &mut [f32],
 ) {
+    let row_bytes = R::TYPE.row_bytes(a.head_dim);
     // SAFETY: vectors of rows and weights that exist, by the caller's promise.
     unsafe {
         let mut total = [[_mm512_setzero_ps(); D]; N];
         for (j, at) in at.iter().enumerate().take(a.n_rows) {
-            let row = a.values.as_ptr().add(at + i * 32);
+            let row = a.values.as_ptr().add(at * row_bytes + i / 2 * R::TYPE.block_bytes());
             let mut value = [_mm512_setzero_ps(); D];
             for c in 0..D {
-                value[c] = _mm512_cvtph_ps(_mm256_loadu_si256(row.add(c * 32).cast()));
+                // With more than one vector `i` is even: four are two whole blocks.
+                let half = if D > 1 { c } else { i % 2 };
+                value[c] = R::load16(row.add(half / 2 * R::TYPE.block_bytes()), half % 2);
             }
             for n in 0..N {
                 let weight = _mm512_set1_ps(*weights.add(j * P + n));

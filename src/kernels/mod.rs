@@ -22,6 +22,7 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 mod float;
+pub mod kv_rows;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub mod portable;
@@ -41,6 +42,8 @@ use crate::error::{Error, Result};
 use crate::gguf::quant::GgmlType;
 use crate::mem::arena::{Arena, Buf, region_bytes};
 use crate::mem::pool::{Pool, SharedMut};
+
+use kv_rows::RowType;
 
 /// Elements that share one scale, in weights and in activations.
 pub const BLOCK: usize = 32;
@@ -221,9 +224,11 @@ pub struct Attend<'a> {
     /// `[n_q][head_dim]`, already multiplied by 1/sqrt(head_dim).
     pub q: &'a [f32],
     pub head_dim: usize,
-    /// f16 rows of `head_dim` elements.
+    /// Rows of `head_dim` elements, row after row.
     pub keys: &'a [u8],
     pub values: &'a [u8],
+    pub k_type: RowType,
+    pub v_type: RowType,
     pub rows: Rows<'a>,
     pub n_rows: usize,
 }
@@ -438,7 +443,7 @@ impl Kernels {
         let n_q = a.q.len() / a.head_dim;
         assert!(a.head_dim % 8 == 0 && a.n_rows <= CHUNK && a.n_rows > 0);
         assert!(out.max.len() == n_q && out.sum.len() == n_q && out.acc.len() == a.q.len());
-        let n_stored = a.keys.len().min(a.values.len()) / (a.head_dim * 2);
+        let n_stored = (a.keys.len() / a.k_type.row_bytes(a.head_dim)).min(a.values.len() / a.v_type.row_bytes(a.head_dim));
         match a.rows {
             Rows::Dense { first } => assert!(first + a.n_rows <= n_stored),
             Rows::Table(table) => assert!(table[..a.n_rows].iter().all(|&r| (r as usize) < n_stored)),

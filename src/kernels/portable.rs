@@ -20,17 +20,20 @@ pub trait LoadF16 {
 
 /// f16 to f32 in integer arithmetic. Exact for every finite value: the exponent is moved over and rescaled by 2^112,
 /// which also normalises subnormals. (Infinity and NaN do not occur: rows are rounded from finite f32 and clamped.)
+#[inline(always)]
+pub fn f16_bits(h: u16) -> f32 {
+    let rescale = f32::from_bits((112 + 127) << 23);
+    let magnitude = f32::from_bits(((h & 0x7fff) as u32) << 13) * rescale;
+    f32::from_bits(magnitude.to_bits() | ((h & 0x8000) as u32) << 16)
+}
+
 pub struct Bits;
 impl LoadF16 for Bits {
     #[inline(always)]
     unsafe fn load8(p: *const u8) -> Lanes {
         // SAFETY: 16 readable bytes by the caller's promise; u16 has no alignment demands in `read_unaligned`.
         let h = unsafe { p.cast::<[u16; 8]>().read_unaligned() };
-        let rescale = f32::from_bits((112 + 127) << 23);
-        h.map(|h| {
-            let magnitude = f32::from_bits(((h & 0x7fff) as u32) << 13) * rescale;
-            f32::from_bits(magnitude.to_bits() | ((h & 0x8000) as u32) << 16)
-        })
+        h.map(f16_bits)
     }
 }
 
@@ -130,45 +133,31 @@ pub fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut
 }
 
 /// See `Attend`: scores, their maximum, weights, weighted values, for up to four queries in one pass over the rows.
-///
-/// # Safety
-/// Rows `0..n_rows` lie inside `keys` and `values`; the CPU features that `F` needs.
-#[inline(always)]
-pub unsafe fn attend<F: LoadF16>(a: &Attend, out: &mut Partial) {
+pub fn attend(a: &Attend, out: &mut Partial) {
     let (n_q, hd) = (a.q.len() / a.head_dim, a.head_dim);
-    let mut first = 0;
-    while first < n_q {
+    for first in (0..n_q).step_by(MAX_QUERIES) {
         let n = (n_q - first).min(MAX_QUERIES);
         let q = &a.q[first * hd..(first + n) * hd];
         let (max, sum, acc) =
             (&mut out.max[first..first + n], &mut out.sum[first..first + n], &mut out.acc[first * hd..(first + n) * hd]);
-        // SAFETY: passed on.
-        unsafe {
-            match n {
-                1 => attend_n::<F, 1>(a, q, max, sum, acc),
-                2 => attend_n::<F, 2>(a, q, max, sum, acc),
-                3 => attend_n::<F, 3>(a, q, max, sum, acc),
-                _ => attend_n::<F, 4>(a, q, max, sum, acc),
-            }
+        match n {
+            1 => attend_n::<1>(a, q, max, sum, acc),
+            2 => attend_n::<2>(a, q, max, sum, acc),
+            3 => attend_n::<3>(a, q, max, sum, acc),
+            _ => attend_n::<4>(a, q, max, sum, acc),
         }
-        first += n;
     }
 }
 
-/// # Safety
-/// As `attend`.
-#[inline(always)]
-unsafe fn attend_n<F: LoadF16, const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: &mut [f32], acc: &mut [f32]) {
+fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: &mut [f32], acc: &mut [f32]) {
     let hd = a.head_dim;
-    let row_bytes = hd * 2;
+    let (k_bytes, v_bytes) = (a.k_type.row_bytes(hd), a.v_type.row_bytes(hd));
     let mut weights = [[f32::NEG_INFINITY; CHUNK]; N];
     for j in 0..a.n_rows {
-        // SAFETY: row inside `keys` by the caller's promise.
-        let key = unsafe { a.keys.as_ptr().add(a.rows.get(j) * row_bytes) };
+        let key = &a.keys[a.rows.get(j) * k_bytes..][..k_bytes];
         let mut dot = [[0f32; 8]; N];
         for i in 0..hd / 8 {
-            // SAFETY: 8 f16 of this row.
-            let k = unsafe { F::load8(key.add(i * 16)) };
+            let k = a.k_type.load8(&key[i / 4 * a.k_type.block_bytes()..], i % 4);
             for n in 0..N {
                 let q: &[f32; 8] = q[n * hd + i * 8..][..8].try_into().expect("eight");
                 for l in 0..8 {
@@ -202,8 +191,8 @@ unsafe fn attend_n<F: LoadF16, const N: usize>(a: &Attend, q: &[f32], max: &mut 
     for i in 0..hd / 8 {
         let mut total = [[0f32; 8]; N];
         for j in 0..a.n_rows {
-            // SAFETY: row inside `values` by the caller's promise; eight f16 of it.
-            let v = unsafe { F::load8(a.values.as_ptr().add(a.rows.get(j) * row_bytes + i * 16)) };
+            let value = &a.values[a.rows.get(j) * v_bytes..][..v_bytes];
+            let v = a.v_type.load8(&value[i / 4 * a.v_type.block_bytes()..], i % 4);
             for n in 0..N {
                 for l in 0..8 {
                     total[n][l] = weights[n][j].mul_add(v[l], total[n][l]);

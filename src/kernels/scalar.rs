@@ -27,7 +27,7 @@ pub(crate) static TABLE: Table = Table {
     add: portable::add,
     silu_mul: portable::silu_mul,
     l2_norm: portable::l2_norm,
-    attend: portable::attend::<Bits>,
+    attend: portable::attend,
 };
 
 /// 32 weights of a row: elements as integers, their scales, their minimum.

@@ -1,6 +1,7 @@
 //! One suite for every set: each that this CPU can run against the scalar one, bit for bit, at the sizes where tiles
 //! begin and end, with outputs pre-filled with NaN so that a result nobody wrote cannot pass.
 
+use super::kv_rows::RowType;
 use super::*;
 use crate::gguf::quant::GgmlType;
 
@@ -227,34 +228,38 @@ fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
 #[test]
 fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
     let scalar = Kernels::choose("scalar").unwrap();
-    for kernels in Kernels::available() {
+    let types = RowType::ALL.into_iter().flat_map(|k| RowType::ALL.map(|v| (k, v)));
+    for (k_type, v_type) in types {
         for head_dim in [8, 64, 80, 128] {
-            for n_q in [1, 2, 3, 4, 5, 8] {
-                for n_rows in [1, 2, 7, 8, 9, 127, 128] {
-                    let f16s = |seed| -> Vec<u8> {
-                        random_x((CHUNK + 2) * head_dim, seed)
-                            .iter()
-                            .flat_map(|&v| half::f16::from_f32(v).to_le_bytes())
-                            .collect()
-                    };
-                    let (keys, values, q) = (f16s(4), f16s(5), random_x(n_q * head_dim, 6));
-                    let run = |k: Kernels, rows: Rows| {
-                        let (mut max, mut sum, mut acc) =
-                            (vec![f32::NAN; n_q], vec![f32::NAN; n_q], vec![f32::NAN; n_q * head_dim]);
-                        let a = Attend { q: &q, head_dim, keys: &keys, values: &values, rows, n_rows };
-                        k.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc });
-                        (bits(&max), bits(&sum), bits(&acc))
-                    };
-                    let table: Vec<u32> = (2..2 + n_rows as u32).collect();
-                    let want = run(scalar, Rows::Dense { first: 2 });
-                    assert!(want.2.iter().all(|&b| f32::from_bits(b).is_finite()));
-                    assert_eq!(
-                        run(kernels, Rows::Dense { first: 2 }),
-                        want,
-                        "{} head {head_dim} n_q {n_q} rows {n_rows}",
-                        kernels.name()
-                    );
-                    assert_eq!(run(kernels, Rows::Table(&table)), want, "{} by table", kernels.name());
+            let rows_of = |ty: RowType, seed| -> Vec<u8> {
+                let mut rows = vec![0; (CHUNK + 2) * ty.row_bytes(head_dim)];
+                let x = random_x((CHUNK + 2) * head_dim, seed);
+                for (x, row) in x.chunks_exact(head_dim).zip(rows.chunks_exact_mut(ty.row_bytes(head_dim))) {
+                    ty.store(x, row);
+                }
+                rows
+            };
+            let (keys, values) = (rows_of(k_type, 4), rows_of(v_type, 5));
+            // All shapes where keys and values are alike; where they are not, the loops are the same ones.
+            let (n_qs, n_rows): (&[usize], &[usize]) = match k_type == v_type {
+                true => (&[1, 2, 3, 4, 5, 8], &[1, 2, 7, 8, 9, 127, 128]),
+                false => (&[3], &[9]),
+            };
+            for (&n_q, &n_rows) in n_qs.iter().flat_map(|q| n_rows.iter().map(move |r| (q, r))) {
+                let q = random_x(n_q * head_dim, 6);
+                let run = |k: Kernels, rows: Rows| {
+                    let (mut max, mut sum, mut acc) = (vec![f32::NAN; n_q], vec![f32::NAN; n_q], vec![f32::NAN; n_q * head_dim]);
+                    let a = Attend { q: &q, head_dim, keys: &keys, values: &values, k_type, v_type, rows, n_rows };
+                    k.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc });
+                    (bits(&max), bits(&sum), bits(&acc))
+                };
+                let table: Vec<u32> = (2..2 + n_rows as u32).collect();
+                let want = run(scalar, Rows::Dense { first: 2 });
+                assert!(want.2.iter().all(|&b| f32::from_bits(b).is_finite()));
+                for kernels in Kernels::available() {
+                    let what = format!("{} {k_type:?} {v_type:?} head {head_dim} n_q {n_q} rows {n_rows}", kernels.name());
+                    assert_eq!(run(kernels, Rows::Dense { first: 2 }), want, "{what}");
+                    assert_eq!(run(kernels, Rows::Table(&table)), want, "{what}, by table");
                 }
             }
         }

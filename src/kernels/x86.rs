@@ -6,6 +6,7 @@
 
 use std::arch::x86_64::*;
 
+use super::kv_rows::{ROW_BLOCK, RowType};
 use super::portable::{Lanes, LoadF16, exp};
 use super::{Attend, BLOCK, CHUNK, MAX_QUERIES, Partial};
 
@@ -77,13 +78,210 @@ pub unsafe fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], su
     }
 }
 
+/// How a set reads the rows of one `RowType`; see kv_rows.rs for their bytes.
+pub trait Row {
+    const TYPE: RowType;
+
+    /// Elements `8 * part` and on of the block at `p`.
+    ///
+    /// # Safety
+    /// The block is readable as far as these elements reach; AVX2, FMA, F16C.
+    unsafe fn load8(p: *const u8, part: usize) -> __m256;
+
+    /// Elements `16 * half` and on.
+    ///
+    /// # Safety
+    /// As `load8`; AVX-512F.
+    unsafe fn load16(p: *const u8, half: usize) -> __m512;
+
+    /// `load8` of two blocks, side by side.
+    ///
+    /// # Safety
+    /// As `load8` for both; AVX-512F.
+    #[inline(always)]
+    unsafe fn load8_of_two(p: [*const u8; 2], part: usize) -> __m512 {
+        // SAFETY: passed on.
+        unsafe { side_by_side(Self::load8(p[0], part), Self::load8(p[1], part)) }
+    }
+}
+
+/// # Safety
+/// AVX-512F.
+#[inline(always)]
+unsafe fn side_by_side(low: __m256, high: __m256) -> __m512 {
+    // SAFETY: registers only.
+    unsafe { _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(low)), _mm256_castps_pd(high), 1)) }
+}
+
+pub struct F16;
+impl Row for F16 {
+    const TYPE: RowType = RowType::F16;
+
+    #[inline(always)]
+    unsafe fn load8(p: *const u8, part: usize) -> __m256 {
+        // SAFETY: passed on.
+        unsafe { load8(p.add(16 * part)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load16(p: *const u8, half: usize) -> __m512 {
+        // SAFETY: passed on.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.add(32 * half).cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load8_of_two(p: [*const u8; 2], part: usize) -> __m512 {
+        // SAFETY: passed on.
+        unsafe {
+            let [low, high] = p.map(|p| _mm_loadu_si128(p.add(16 * part).cast()));
+            _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1))
+        }
+    }
+}
+
+/// The scale of a block, in every lane.
+///
+/// # Safety
+/// Two readable bytes at `p`; F16C.
+#[inline(always)]
+unsafe fn row_scale(p: *const u8) -> __m256 {
+    // SAFETY: readable by the caller's promise.
+    unsafe { _mm256_cvtph_ps(_mm_set1_epi16(p.cast::<i16>().read_unaligned())) }
+}
+
+/// # Safety
+/// As `row_scale`; AVX-512F.
+#[inline(always)]
+unsafe fn row_scale_16(p: *const u8) -> __m512 {
+    // SAFETY: readable by the caller's promise.
+    unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(p.cast::<i16>().read_unaligned())) }
+}
+
+pub struct Q8;
+impl Row for Q8 {
+    const TYPE: RowType = RowType::Q8;
+
+    #[inline(always)]
+    unsafe fn load8(p: *const u8, part: usize) -> __m256 {
+        // SAFETY: eight bytes of the block's 32 behind its scale.
+        unsafe {
+            let q = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(2 + 8 * part).cast()));
+            _mm256_mul_ps(_mm256_cvtepi32_ps(q), row_scale(p))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load16(p: *const u8, half: usize) -> __m512 {
+        // SAFETY: sixteen bytes of the block's 32 behind its scale.
+        unsafe {
+            let q = _mm512_cvtepi8_epi32(_mm_loadu_si128(p.add(2 + 16 * half).cast()));
+            _mm512_mul_ps(_mm512_cvtepi32_ps(q), row_scale_16(p))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load8_of_two(p: [*const u8; 2], part: usize) -> __m512 {
+        // SAFETY: eight bytes of each block's 32 behind its scale.
+        unsafe {
+            let [low, high] = p.map(|p| _mm_loadl_epi64(p.add(2 + 8 * part).cast()));
+            let q = _mm512_cvtepi8_epi32(_mm_unpacklo_epi64(low, high));
+            _mm512_mul_ps(_mm512_cvtepi32_ps(q), side_by_side(row_scale(p[0]), row_scale(p[1])))
+        }
+    }
+}
+
+/// Four bits and `PLANES` more.
+pub struct Packed<const PLANES: usize>;
+impl<const PLANES: usize> Row for Packed<PLANES> {
+    const TYPE: RowType = [RowType::Q4, RowType::Q5, RowType::Q6][PLANES];
+
+    #[inline(always)]
+    unsafe fn load8(p: *const u8, part: usize) -> __m256 {
+        // SAFETY: behind the scale 16 bytes of low bits, then four bytes for each plane.
+        unsafe {
+            let bytes = _mm_loadl_epi64(p.add(2 + part % 2 * 8).cast());
+            let bytes = if part < 2 { bytes } else { _mm_srli_epi16(bytes, 4) };
+            let mut u = _mm256_cvtepu8_epi32(_mm_and_si128(bytes, _mm_set1_epi8(15)));
+            for plane in 0..PLANES {
+                let bits = _mm256_set1_epi32(i32::from(*p.add(18 + 4 * plane + part)));
+                let own = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+                let set = _mm256_cmpeq_epi32(_mm256_and_si256(bits, own), own);
+                u = _mm256_or_si256(u, _mm256_and_si256(set, _mm256_set1_epi32(16 << plane)));
+            }
+            let q = _mm256_sub_epi32(u, _mm256_set1_epi32(8 << PLANES));
+            _mm256_mul_ps(_mm256_cvtepi32_ps(q), row_scale(p))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load16(p: *const u8, half: usize) -> __m512 {
+        // SAFETY: as `load8`, with two bytes of each plane.
+        unsafe {
+            let bytes = _mm_loadu_si128(p.add(2).cast());
+            let bytes = if half == 0 { bytes } else { _mm_srli_epi16(bytes, 4) };
+            let mut u = _mm512_cvtepu8_epi32(_mm_and_si128(bytes, _mm_set1_epi8(15)));
+            for plane in 0..PLANES {
+                let mask = p.add(18 + 4 * plane + 2 * half).cast::<u16>().read_unaligned();
+                u = _mm512_mask_or_epi32(u, mask, u, _mm512_set1_epi32(16 << plane));
+            }
+            let q = _mm512_sub_epi32(u, _mm512_set1_epi32(8 << PLANES));
+            _mm512_mul_ps(_mm512_cvtepi32_ps(q), row_scale_16(p))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load8_of_two(p: [*const u8; 2], part: usize) -> __m512 {
+        // SAFETY: as `load8` for both.
+        unsafe {
+            let [low, high] = p.map(|p| _mm_loadl_epi64(p.add(2 + part % 2 * 8).cast()));
+            let bytes = _mm_unpacklo_epi64(low, high);
+            let bytes = if part < 2 { bytes } else { _mm_srli_epi16(bytes, 4) };
+            let mut u = _mm512_cvtepu8_epi32(_mm_and_si128(bytes, _mm_set1_epi8(15)));
+            for plane in 0..PLANES {
+                let [low, high] = p.map(|p| u16::from(*p.add(18 + 4 * plane + part)));
+                u = _mm512_mask_or_epi32(u, low | high << 8, u, _mm512_set1_epi32(16 << plane));
+            }
+            let q = _mm512_sub_epi32(u, _mm512_set1_epi32(8 << PLANES));
+            _mm512_mul_ps(_mm512_cvtepi32_ps(q), side_by_side(row_scale(p[0]), row_scale(p[1])))
+        }
+    }
+}
+
+/// Calls `$call::<R>` with the `Row` of a type.
+macro_rules! with_row {
+    ($ty:expr, $row:ident => $call:expr) => {
+        match $ty {
+            RowType::F16 => {
+                type $row = F16;
+                $call
+            }
+            RowType::Q8 => {
+                type $row = Q8;
+                $call
+            }
+            RowType::Q6 => {
+                type $row = Packed<2>;
+                $call
+            }
+            RowType::Q5 => {
+                type $row = Packed<1>;
+                $call
+            }
+            RowType::Q4 => {
+                type $row = Packed<0>;
+                $call
+            }
+        }
+    };
+}
+
 /// The two loops of `attend` that multiply, by length of vectors.
 pub trait Width {
     /// Scores of `2 * K` keys with `N` queries; of key `k` with query `n` at `k * P + n`.
     ///
     /// # Safety
-    /// `head_dim` f16 at each key, `N * head_dim` f32 at `q`; the CPU features of the width.
-    unsafe fn scores<const N: usize, const P: usize, const K: usize>(
+    /// A row of `head_dim` elements at each key, `N * head_dim` f32 at `q`; the CPU features of the width.
+    unsafe fn scores<R: Row, const N: usize, const P: usize, const K: usize>(
         keys: [[*const u8; K]; 2],
         q: *const f32,
         head_dim: usize,
@@ -92,8 +290,8 @@ pub trait Width {
     /// `acc[n]` = sum over rows `j` of `weights[j][n] * value[j]`.
     ///
     /// # Safety
-    /// `at` holds the starts of `n_rows` rows of values, `weights` is `[n_rows][P]`; the CPU features of the width.
-    unsafe fn mix<const N: usize, const P: usize, const K: usize>(
+    /// `at` holds the numbers of `n_rows` rows of values, `weights` is `[n_rows][P]`; the CPU features of the width.
+    unsafe fn mix<R: Row, const N: usize, const P: usize, const K: usize>(
         a: &Attend,
         at: &[usize; CHUNK],
         weights: *const f32,
@@ -108,11 +306,8 @@ pub trait Width {
 #[inline(always)]
 pub unsafe fn attend<W: Width>(a: &Attend, out: &mut Partial) {
     let (n_q, hd) = (a.q.len() / a.head_dim, a.head_dim);
-    // Where each row starts; behind the last the last again, so that loops may round up.
-    let mut at = [0usize; CHUNK];
-    for (j, at) in at.iter_mut().enumerate() {
-        *at = a.rows.get(j.min(a.n_rows - 1)) * hd * 2;
-    }
+    // The number of each row; behind the last the last again, so that loops may round up.
+    let at: [usize; CHUNK] = std::array::from_fn(|j| a.rows.get(j.min(a.n_rows - 1)));
     let mut first = 0;
     while first < n_q {
         let n = (n_q - first).min(MAX_QUERIES);
@@ -142,7 +337,7 @@ pub unsafe fn attend<W: Width>(a: &Attend, out: &mut Partial) {
 /// ```
 ///
 /// # Safety
-/// `at` holds the starts of `n_rows` rows of keys and values, `q` and `out` have `N` heads; the CPU features of the width.
+/// `at` holds the numbers of `n_rows` rows of keys and values, `q` and `out` have `N` heads; the CPU features of the width.
 #[inline(always)]
 unsafe fn attend_n<W: Width, const N: usize, const P: usize, const K: usize>(
     a: &Attend,
@@ -154,18 +349,8 @@ unsafe fn attend_n<W: Width, const N: usize, const P: usize, const K: usize>(
     // [j][P], as vectors of eight.
     let mut weights = [[0f32; 8]; CHUNK * MAX_QUERIES / 8];
     let weights = &mut weights[..a.n_rows.div_ceil(2 * K) * 2];
-    let mut highest = [f32::NEG_INFINITY; 8];
-    for (v, two) in weights.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-        let key = |k: usize| a.keys.as_ptr().wrapping_add(at[v * 2 * K + k]);
-        let keys = [std::array::from_fn(key), std::array::from_fn(|k| key(K + k))];
-        // SAFETY: rows of the caller's.
-        *two = unsafe { W::scores::<N, P, K>(keys, q.as_ptr(), a.head_dim) };
-        for score in two {
-            for l in 0..8 {
-                highest[l] = if score[l] > highest[l] { score[l] } else { highest[l] };
-            }
-        }
-    }
+    // SAFETY: rows of the caller's; `N` queries of `head_dim`.
+    let highest = unsafe { with_row!(a.k_type, R => all_scores::<W, R, N, P, K>(a, at, q, weights)) };
     for n in 0..N {
         out.max[n] = (0..K).fold(f32::NEG_INFINITY, |max, k| if highest[k * P + n] > max { highest[k * P + n] } else { max });
     }
@@ -189,38 +374,65 @@ unsafe fn attend_n<W: Width, const N: usize, const P: usize, const K: usize>(
         out.sum[n] = super::portable::add_lanes(std::array::from_fn(|l| lanes[l * P + n]));
     }
     // SAFETY: a weight for each row.
-    unsafe { W::mix::<N, P, K>(a, at, weights.as_ptr().cast(), out.acc) };
+    unsafe { with_row!(a.v_type, R => W::mix::<R, N, P, K>(a, at, weights.as_ptr().cast(), out.acc)) };
+}
+
+/// The scores of all keys, and the highest in each lane.
+///
+/// # Safety
+/// As `attend_n`.
+#[inline(always)]
+unsafe fn all_scores<W: Width, R: Row, const N: usize, const P: usize, const K: usize>(
+    a: &Attend,
+    at: &[usize; CHUNK],
+    q: &[f32],
+    weights: &mut [Lanes],
+) -> Lanes {
+    let row_bytes = R::TYPE.row_bytes(a.head_dim);
+    let mut highest = [f32::NEG_INFINITY; 8];
+    for (v, two) in weights.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        let key = |k: usize| a.keys.as_ptr().wrapping_add(at[v * 2 * K + k] * row_bytes);
+        let keys = [std::array::from_fn(key), std::array::from_fn(|k| key(K + k))];
+        // SAFETY: rows of the caller's.
+        *two = unsafe { W::scores::<R, N, P, K>(keys, q.as_ptr(), a.head_dim) };
+        for score in two {
+            for l in 0..8 {
+                highest[l] = if score[l] > highest[l] { score[l] } else { highest[l] };
+            }
+        }
+    }
+    highest
 }
 
 /// Vectors of eight.
 pub struct Ymm;
 impl Width for Ymm {
     #[inline(always)]
-    unsafe fn scores<const N: usize, const P: usize, const K: usize>(
+    unsafe fn scores<R: Row, const N: usize, const P: usize, const K: usize>(
         keys: [[*const u8; K]; 2],
         q: *const f32,
         head_dim: usize,
     ) -> [Lanes; 2] {
         // SAFETY: passed on.
-        unsafe { [scores::<N, P, K>(keys[0], q, head_dim), scores::<N, P, K>(keys[1], q, head_dim)] }
+        unsafe { [scores::<R, N, P, K>(keys[0], q, head_dim), scores::<R, N, P, K>(keys[1], q, head_dim)] }
     }
 
     #[inline(always)]
-    unsafe fn mix<const N: usize, const P: usize, const K: usize>(
+    unsafe fn mix<R: Row, const N: usize, const P: usize, const K: usize>(
         a: &Attend,
         at: &[usize; CHUNK],
         weights: *const f32,
         acc: &mut [f32],
     ) {
         let (n8, mut i) = (a.head_dim / 8, 0);
-        // SAFETY: vectors `i..` of the rows; the rest passed on.
+        // SAFETY: vectors `i..` of the rows; `i` is a multiple of `K` in the first loop. The rest passed on.
         unsafe {
             while i + K <= n8 {
-                mix::<N, P, K>(a, at, weights, i, acc);
+                mix::<R, N, P, K>(a, at, weights, i, acc);
                 i += K;
             }
             while i < n8 {
-                mix::<N, P, 1>(a, at, weights, i, acc);
+                mix::<R, N, P, 1>(a, at, weights, i, acc);
                 i += 1;
             }
         }
@@ -230,23 +442,35 @@ impl Width for Ymm {
 /// Scores of `K` keys with `N` queries, at `k * P + n`.
 ///
 /// # Safety
-/// `head_dim` f16 at each key, `N * head_dim` f32 at `q`; AVX2, FMA, F16C.
+/// A row of `head_dim` elements at each key, `N * head_dim` f32 at `q`; AVX2, FMA, F16C.
 #[inline(always)]
-unsafe fn scores<const N: usize, const P: usize, const K: usize>(keys: [*const u8; K], q: *const f32, head_dim: usize) -> Lanes {
-    // SAFETY: vector `i` of a row, `i < head_dim / 8`.
+unsafe fn scores<R: Row, const N: usize, const P: usize, const K: usize>(
+    keys: [*const u8; K],
+    q: *const f32,
+    head_dim: usize,
+) -> Lanes {
+    // SAFETY: part `p` of block `b` of a row, inside `head_dim`.
     unsafe {
         let mut dots = [[_mm256_setzero_ps(); P]; K];
-        for i in 0..head_dim / 8 {
+        let mut eight = |b: usize, p: usize| {
             let mut key = [_mm256_setzero_ps(); K];
             for k in 0..K {
-                key[k] = load8(keys[k].add(i * 16));
+                key[k] = R::load8(keys[k].add(b * R::TYPE.block_bytes()), p);
             }
             for n in 0..N {
-                let q = _mm256_loadu_ps(q.add(n * head_dim + i * 8));
+                let q = _mm256_loadu_ps(q.add(n * head_dim + (4 * b + p) * 8));
                 for k in 0..K {
                     dots[k][n] = _mm256_fmadd_ps(q, key[k], dots[k][n]);
                 }
             }
+        };
+        for b in 0..head_dim / ROW_BLOCK {
+            for p in 0..4 {
+                eight(b, p);
+            }
+        }
+        for p in 0..head_dim % ROW_BLOCK / 8 {
+            eight(head_dim / ROW_BLOCK, p);
         }
         let dots: &[__m256; 8] = dots.as_flattened().try_into().expect("K * P = 8");
         std::mem::transmute::<__m256, Lanes>(add_lanes_of(dots))
@@ -279,21 +503,23 @@ pub unsafe fn add_lanes_of(x: &[__m256; 8]) -> __m256 {
 /// # Safety
 /// As `Width::mix`; AVX2, FMA, F16C.
 #[inline(always)]
-pub unsafe fn mix<const N: usize, const P: usize, const D: usize>(
+pub unsafe fn mix<R: Row, const N: usize, const P: usize, const D: usize>(
     a: &Attend,
     at: &[usize; CHUNK],
     weights: *const f32,
     i: usize,
     acc: &mut [f32],
 ) {
+    let row_bytes = R::TYPE.row_bytes(a.head_dim);
     // SAFETY: vectors of rows and weights that exist, by the caller's promise.
     unsafe {
         let mut total = [[_mm256_setzero_ps(); D]; N];
         for (j, at) in at.iter().enumerate().take(a.n_rows) {
-            let row = a.values.as_ptr().add(at + i * 16);
+            let row = a.values.as_ptr().add(at * row_bytes + i / 4 * R::TYPE.block_bytes());
             let mut value = [_mm256_setzero_ps(); D];
             for c in 0..D {
-                value[c] = load8(row.add(c * 16));
+                let part = i % 4 + c;
+                value[c] = R::load8(row.add(part / 4 * R::TYPE.block_bytes()), part % 4);
             }
             for n in 0..N {
                 let weight = _mm256_set1_ps(*weights.add(j * P + n));

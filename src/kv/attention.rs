@@ -53,11 +53,14 @@ pub fn attend_batch(
     pool: &mut Pool,
     scratch: &mut [AttendScratch],
     layer: usize,
-    q: &[f32],
+    q: &mut [f32],
     out: &mut [f32],
     n_tok: usize,
 ) {
     let (n_head_kv, head_dim) = (cache.shape().n_head_kv, cache.shape().head_dim);
+    let (k_type, v_type) = (cache.shape().k_type.row(), cache.shape().v_type.row());
+    cache.shape().k_type.turn(q, head_dim);
+    let q = &*q;
     let group_dim = q.len() / n_tok / n_head_kv;
     let n_q = group_dim / head_dim;
     pool.for_chunks_with(scratch, out, group_dim, |scratch, task, out| {
@@ -69,12 +72,13 @@ pub fn attend_batch(
             let n_rows = CHUNK.min(live - first);
             let rows = Rows::Table(&table[first..first + n_rows]);
             kernels.attend(
-                &Attend { q, head_dim, keys: cache.keys(), values: cache.values(), rows, n_rows },
+                &Attend { q, head_dim, keys: cache.keys(), values: cache.values(), k_type, v_type, rows, n_rows },
                 &mut as_partial(partial, n_q),
             );
             merge(running, out, partial, n_q);
         }
         normalise(running, out, n_q);
+        cache.shape().v_type.turn_back(out, head_dim);
     });
 }
 
@@ -86,10 +90,13 @@ pub fn attend_one(
     scratch: &mut [AttendScratch],
     split: &mut [f32],
     layer: usize,
-    q: &[f32],
+    q: &mut [f32],
     out: &mut [f32],
 ) {
     let (n_head_kv, head_dim) = (cache.shape().n_head_kv, cache.shape().head_dim);
+    let (k_type, v_type) = (cache.shape().k_type.row(), cache.shape().v_type.row());
+    cache.shape().k_type.turn(q, head_dim);
+    let q = &*q;
     let group_dim = q.len() / n_head_kv;
     let n_q = group_dim / head_dim;
     let (live, len) = (cache.live_at(0), partial_len(n_q, head_dim));
@@ -100,7 +107,7 @@ pub fn attend_one(
         let n_rows = CHUNK.min(live - chunk * CHUNK);
         let q = &q[head * group_dim..][..group_dim];
         kernels.attend(
-            &Attend { q, head_dim, keys: cache.keys(), values: cache.values(), rows, n_rows },
+            &Attend { q, head_dim, keys: cache.keys(), values: cache.values(), k_type, v_type, rows, n_rows },
             &mut as_partial(partial, n_q),
         );
     });
@@ -111,6 +118,7 @@ pub fn attend_one(
             merge(running, out, partial, n_q);
         }
         normalise(running, out, n_q);
+        cache.shape().v_type.turn_back(out, head_dim);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The arena of keys and values: one allocation, carved at start, the same from the first token to the last.
 //!
-//! For each layer and KV head there are `n_slot` slots; a slot holds a key and a value (f16, the key already turned by
-//! RoPE), the score its policy gave it and its position. Slots fill in ring order; when all are taken the newcomer
+//! For each layer and KV head there are `n_slot` slots; a slot holds a key and a value (rounded to their types, the
+//! key after RoPE), the score its policy gave it and its position. Slots fill in ring order; when all are taken the newcomer
 //! overwrites the policy's victim in place. Heads choose for themselves: after a while they hold different tokens, but
 //! always equally many.
 //!
@@ -11,6 +11,7 @@
 
 use super::Pos;
 use super::policy::{Policy, Protection, victim};
+use super::types::KvType;
 use crate::error::{Error, Result};
 use crate::mem::arena::{Arena, Buf, region_bytes};
 use crate::mem::pool::Pool;
@@ -26,6 +27,8 @@ pub struct KvShape {
     pub n_batch: usize,
     /// The trained context: more slots than this would never be used.
     pub n_ctx: usize,
+    pub k_type: KvType,
+    pub v_type: KvType,
 }
 
 impl KvShape {
@@ -33,20 +36,31 @@ impl KvShape {
         self.n_layer * self.n_head_kv
     }
 
-    /// Bytes of one stored key, or value: f16.
-    pub fn row_bytes(&self) -> usize {
-        self.head_dim * 2
+    /// Bytes of one stored key.
+    pub fn k_bytes(&self) -> usize {
+        self.k_type.row().row_bytes(self.head_dim)
+    }
+
+    /// Bytes of one stored value.
+    pub fn v_bytes(&self) -> usize {
+        self.v_type.row().row_bytes(self.head_dim)
+    }
+
+    /// Keys and values of `n` tokens in f16, without anything beside them: what shares of a full cache refer to.
+    pub fn full_f16_bytes(&self, n: usize) -> usize {
+        2 * KvType::F16.row().row_bytes(self.head_dim) * self.n_heads() * n
     }
 
     /// Key, value, score and position of one token in every head.
     pub fn bytes_per_slot(&self) -> usize {
-        self.n_heads() * (2 * self.row_bytes() + size_of::<f32>() + size_of::<Pos>())
+        self.n_heads() * (self.k_bytes() + self.v_bytes() + size_of::<f32>() + size_of::<Pos>())
     }
 
     /// All bytes of an arena of `n_slot` slots, the rows of one batch included.
     pub fn arena_bytes(&self, n_slot: usize) -> usize {
         let rows = self.n_heads() * n_slot + self.n_head_kv * self.n_batch;
-        2 * region_bytes::<u8>(rows * self.row_bytes())
+        region_bytes::<u8>(rows * self.k_bytes())
+            + region_bytes::<u8>(rows * self.v_bytes())
             + region_bytes::<f32>(self.n_heads() * n_slot)
             + region_bytes::<Pos>(self.n_heads() * n_slot)
             + region_bytes::<u32>(self.n_head_kv * self.n_batch)
@@ -70,6 +84,8 @@ impl KvShape {
 
 /// KV heads of a layer at most: what `place` keeps on the stack.
 pub const MAX_HEAD_KV: usize = 128;
+/// Elements of a head at most: what `store` keeps on the stack.
+pub const MAX_HEAD_DIM: usize = 1024;
 
 /// What one head owns of the buffers that `place` writes.
 struct HeadShare<'a> {
@@ -115,6 +131,8 @@ impl std::str::FromStr for Recent {
 #[derive(Clone, Copy, Debug)]
 pub struct KvParams {
     pub budget_bytes: u64,
+    pub k_type: KvType,
+    pub v_type: KvType,
     pub policy: Policy,
     pub sinks: u32,
     pub recent: Recent,
@@ -196,8 +214,8 @@ impl KvCache {
             n_evicted: 0,
             budget_bytes: params.budget_bytes,
             arena_bytes,
-            keys: arena.carve(rows * shape.row_bytes()),
-            values: arena.carve(rows * shape.row_bytes()),
+            keys: arena.carve(rows * shape.k_bytes()),
+            values: arena.carve(rows * shape.v_bytes()),
             scores: arena.carve(heads * n_slot),
             positions: arena.carve(heads * n_slot),
             taken: arena.carve(batch),
@@ -285,15 +303,15 @@ impl KvCache {
     /// Takes in the keys and values (`[n_tok][n_head_kv * head_dim]`, f32, keys turned) of one layer: rounds them into
     /// the batch's rows, and decides for every token which slot it takes, evicting where a head is full.
     pub fn place(&mut self, pool: &mut Pool, layer: usize, k: &[f32], v: &[f32], norm: impl Fn(&[f32]) -> f32 + Sync) {
-        let KvShape { n_head_kv, head_dim, n_batch, .. } = self.shape;
+        let KvShape { n_head_kv, head_dim, n_batch, k_type, v_type, .. } = self.shape;
         let (n_slot, n_live, next_pos, policy, protect) = (self.n_slot, self.n_live, self.next_pos, self.policy, self.protect);
-        let (n_tok, row_bytes) = (k.len() / (n_head_kv * head_dim), self.shape.row_bytes());
-        let (heads, batch) = (layer * n_head_kv * n_slot, self.shape.n_heads() * n_slot * row_bytes);
+        let (n_tok, k_bytes, v_bytes) = (k.len() / (n_head_kv * head_dim), self.shape.k_bytes(), self.shape.v_bytes());
+        let (heads, batch) = (layer * n_head_kv * n_slot, self.shape.n_heads() * n_slot);
         let mut scores = self.scores[heads..][..n_head_kv * n_slot].chunks_exact_mut(n_slot);
         let mut positions = self.positions[heads..][..n_head_kv * n_slot].chunks_exact_mut(n_slot);
         let mut taken = self.taken.chunks_exact_mut(n_batch);
-        let mut keys = self.keys[batch..].chunks_exact_mut(n_batch * row_bytes);
-        let mut values = self.values[batch..].chunks_exact_mut(n_batch * row_bytes);
+        let mut keys = self.keys[batch * k_bytes..].chunks_exact_mut(n_batch * k_bytes);
+        let mut values = self.values[batch * v_bytes..].chunks_exact_mut(n_batch * v_bytes);
         let mut shares: [Option<HeadShare>; MAX_HEAD_KV] = [const { None }; MAX_HEAD_KV];
         for share in &mut shares[..n_head_kv] {
             *share = (|| {
@@ -306,8 +324,8 @@ impl KvCache {
             for t in 0..n_tok {
                 let at = (t * n_head_kv + h) * head_dim;
                 let (key, value) = (&k[at..at + head_dim], &v[at..at + head_dim]);
-                store_f16(key, &mut keys[t * row_bytes..][..row_bytes]);
-                store_f16(value, &mut values[t * row_bytes..][..row_bytes]);
+                store(k_type, key, &mut keys[t * k_bytes..][..k_bytes]);
+                store(v_type, value, &mut values[t * v_bytes..][..v_bytes]);
                 let now = next_pos + t as Pos;
                 let slot = if n_live + t < n_slot {
                     n_live + t
@@ -334,16 +352,18 @@ impl KvCache {
 
     /// Moves the batch's rows of this layer into the slots they took. Where a slot was taken twice the later stays.
     pub fn commit(&mut self, layer: usize, n_tok: usize) {
-        let row_bytes = self.shape.row_bytes();
         for head in 0..self.shape.n_head_kv {
             let (first, batch) = (self.first_row(layer, head), self.batch_row(head));
             for t in 0..n_tok {
-                let from = (batch + t) * row_bytes;
-                let to = (first + self.taken[head * self.shape.n_batch + t] as usize) * row_bytes;
-                self.keys.copy_within(from..from + row_bytes, to);
-                self.values.copy_within(from..from + row_bytes, to);
+                self.copy_row(batch + t, first + self.taken[head * self.shape.n_batch + t] as usize);
             }
         }
+    }
+
+    fn copy_row(&mut self, from: usize, to: usize) {
+        let (k, v) = (self.shape.k_bytes(), self.shape.v_bytes());
+        self.keys.copy_within(from * k..(from + 1) * k, to * k);
+        self.values.copy_within(from * v..(from + 1) * v, to * v);
     }
 
     /// After all layers: the tokens are in.
@@ -375,7 +395,8 @@ impl KvCache {
         while self.n_live > most {
             self.drop_one();
         }
-        let (n_slot, n_live, row_bytes) = (self.n_slot, self.n_live, self.shape.row_bytes());
+        let KvShape { head_dim, k_type, .. } = self.shape;
+        let (n_slot, n_live, row_bytes) = (self.n_slot, self.n_live, self.shape.k_bytes());
         let head_bytes = n_slot * row_bytes;
         let keys = &mut self.keys[..self.shape.n_heads() * head_bytes];
         pool.for_chunks2_with(scratch, (keys, head_bytes), (&mut self.positions, n_slot), |scratch, _, keys, positions| {
@@ -390,9 +411,11 @@ impl KvCache {
                 let row = &mut keys[slot as usize * row_bytes..][..row_bytes];
                 let pos = &mut positions[slot as usize];
                 if *pos != rank as Pos {
-                    load_f16(row, key);
+                    k_type.row().load(row, key);
+                    k_type.turn_back(key, head_dim);
                     turn(key, angles, rank as i64 - i64::from(*pos));
-                    store_f16(key, row);
+                    k_type.turn(key, head_dim);
+                    k_type.row().store(key, row);
                     *pos = rank as Pos;
                 }
             }
@@ -403,7 +426,7 @@ impl KvCache {
     /// Evicts one entry from every head without a newcomer: the last slot's entry moves into the hole. Where sinks and
     /// recent tokens are all there is, the oldest recent token goes; where all are sinks, the last of them.
     fn drop_one(&mut self) {
-        let (last, row_bytes) = (self.n_live - 1, self.shape.row_bytes());
+        let last = self.n_live - 1;
         for head in 0..self.shape.n_heads() {
             let first = head * self.n_slot;
             let (scores, positions) = (&mut self.scores[first..][..self.n_live], &mut self.positions[first..][..self.n_live]);
@@ -414,9 +437,7 @@ impl KvCache {
                 oldest.or(slots.max_by_key(|&slot| positions[slot])).unwrap_or(last)
             });
             (scores[slot], positions[slot]) = (scores[last], positions[last]);
-            let (from, to) = ((first + last) * row_bytes, (first + slot) * row_bytes);
-            self.keys.copy_within(from..from + row_bytes, to);
-            self.values.copy_within(from..from + row_bytes, to);
+            self.copy_row(first + last, first + slot);
         }
         self.n_live -= 1;
         self.n_evicted += 1;
@@ -441,17 +462,13 @@ impl RenumberScratch {
     }
 }
 
-fn store_f16(x: &[f32], row: &mut [u8]) {
-    for (x, out) in x.iter().zip(row.as_chunks_mut::<2>().0) {
-        // Values beyond f16 (none in sane models) become its largest, not infinity: one entry must not poison the rest.
-        *out = half::f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes();
-    }
-}
-
-fn load_f16(row: &[u8], out: &mut [f32]) {
-    for (bytes, out) in row.as_chunks::<2>().0.iter().zip(out) {
-        *out = half::f16::from_le_bytes(*bytes).to_f32();
-    }
+/// Rounds a vector into a row, in the basis of its type.
+fn store(ty: KvType, x: &[f32], row: &mut [u8]) {
+    let mut room = [0f32; MAX_HEAD_DIM];
+    let turned = &mut room[..x.len()];
+    turned.copy_from_slice(x);
+    ty.turn(turned, x.len());
+    ty.row().store(turned, row);
 }
 
 #[cfg(test)]
@@ -464,8 +481,16 @@ mod tests {
     }
 
     fn cache_of(n_slot: usize, n_ctx: usize, sinks: u32, recent: Recent) -> (KvCache, Pool, Vec<RenumberScratch>) {
-        let shape = KvShape { n_layer: 1, n_head_kv: 1, head_dim: 8, n_batch: 1, n_ctx };
-        let params = KvParams { budget_bytes: shape.arena_bytes(n_slot) as u64, policy: Policy::L2, sinks, recent };
+        let shape =
+            KvShape { n_layer: 1, n_head_kv: 1, head_dim: 8, n_batch: 1, n_ctx, k_type: KvType::F16, v_type: KvType::F16 };
+        let params = KvParams {
+            budget_bytes: shape.arena_bytes(n_slot) as u64,
+            k_type: KvType::F16,
+            v_type: KvType::F16,
+            policy: Policy::L2,
+            sinks,
+            recent,
+        };
         let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, 8)).unwrap();
         let scratch = vec![RenumberScratch::carve(&mut arena, n_ctx, 8)];
         (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap(), scratch)
@@ -517,7 +542,8 @@ mod tests {
     #[test]
     fn no_shape_overflows_and_rows_can_be_numbered() {
         for (n_layer, n_head_kv, head_dim, n_ctx) in [(1, 1, 8, 8), (128, 128, 1024, 1 << 24), (65_536, 8, 1024, 1 << 24)] {
-            let shape = KvShape { n_layer, n_head_kv, head_dim, n_batch: n_ctx / 8, n_ctx };
+            let shape =
+                KvShape { n_layer, n_head_kv, head_dim, n_batch: n_ctx / 8, n_ctx, k_type: KvType::F16, v_type: KvType::Q4H };
             for budget in [0, 1, 1 << 20, 1 << 40, u64::MAX] {
                 let n = shape.slots_within(budget);
                 let rows = shape.n_heads() * n + n_head_kv * shape.n_batch;

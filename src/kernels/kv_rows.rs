@@ -1,0 +1,176 @@
+//! How a key or a value lies in its row of the cache. A row is blocks of 32 elements, the last one padded with zeros:
+//!
+//! ```text
+//! F16          32 x f16 (a last block is as long as it needs to be)
+//! Q8           d f16 | 32 x i8                                     x = d * q
+//! Q4, Q5, Q6   d f16 | 16 bytes: low four bits of element i in the low half of byte i, of i + 16 in its high half
+//!                    | 4 bytes for each further bit: bit e % 8 of byte e / 8 belongs to element e
+//!                                                                  x = d * (u - 2^(bits - 1))
+//! ```
+//!
+//! `d * q` has at most 19 significant bits, so that every set gets the same f32 from a row, exactly.
+
+use half::f16;
+
+use super::portable::f16_bits;
+
+/// Elements of a block.
+pub const ROW_BLOCK: usize = 32;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowType {
+    F16,
+    Q8,
+    Q6,
+    Q5,
+    Q4,
+}
+
+impl RowType {
+    pub const ALL: [RowType; 5] = [RowType::F16, RowType::Q8, RowType::Q6, RowType::Q5, RowType::Q4];
+
+    /// Bits of an element, without its share of the scale.
+    pub const fn bits(self) -> usize {
+        match self {
+            RowType::F16 => 16,
+            RowType::Q8 => 8,
+            RowType::Q6 => 6,
+            RowType::Q5 => 5,
+            RowType::Q4 => 4,
+        }
+    }
+
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            RowType::F16 => 2 * ROW_BLOCK,
+            _ => 2 + ROW_BLOCK / 8 * self.bits(),
+        }
+    }
+
+    /// Bytes of a row of `head_dim` elements.
+    pub const fn row_bytes(self, head_dim: usize) -> usize {
+        match self {
+            RowType::F16 => 2 * head_dim,
+            _ => head_dim.div_ceil(ROW_BLOCK) * self.block_bytes(),
+        }
+    }
+
+    /// Rounds `x` into a row. Values beyond f16 (none in sane models) become its largest, not infinity: one entry must
+    /// not poison the rest.
+    pub fn store(self, x: &[f32], row: &mut [u8]) {
+        if self == RowType::F16 {
+            for (x, out) in x.iter().zip(row.as_chunks_mut::<2>().0) {
+                *out = f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes();
+            }
+            return;
+        }
+        for (x, block) in x.chunks(ROW_BLOCK).zip(row.chunks_exact_mut(self.block_bytes())) {
+            self.store_block(x, block);
+        }
+    }
+
+    /// As GGUF's Q8_0 and Q4_0: of 8 bits 254 steps around nought are used; of fewer all, the element of the largest
+    /// magnitude becoming the lowest, -2^(bits - 1), whatever its sign.
+    fn store_block(self, x: &[f32], block: &mut [u8]) {
+        let far = x.iter().fold(0f32, |far, &x| if x.abs() > far.abs() { x } else { far });
+        let lowest = -((1i32 << (self.bits() - 1)) as f32);
+        let d = if self == RowType::Q8 { far.abs() / 127.0 } else { far / lowest };
+        let d = f16::from_f32(d.clamp(-65504.0, 65504.0));
+        block.fill(0);
+        let (scale, data) = block.split_at_mut(2);
+        scale.copy_from_slice(&d.to_le_bytes());
+        let inverse = if d == f16::ZERO { 0.0 } else { 1.0 / d.to_f32() };
+        let highest = -lowest - 1.0;
+        for e in 0..ROW_BLOCK {
+            let q = (x.get(e).unwrap_or(&0.0) * inverse).round_ties_even().clamp(lowest, highest) as i32;
+            if self == RowType::Q8 {
+                data[e] = q as i8 as u8;
+                continue;
+            }
+            let u = (q + (1 << (self.bits() - 1))) as u8;
+            data[e % 16] |= (u & 15) << (e / 16 * 4);
+            for plane in 0..self.bits() - 4 {
+                data[16 + 4 * plane + e / 8] |= (u >> (4 + plane) & 1) << (e % 8);
+            }
+        }
+    }
+
+    /// The elements of a row, `out.len()` of them.
+    pub fn load(self, row: &[u8], out: &mut [f32]) {
+        for (eight, out) in out.chunks_mut(8).enumerate() {
+            let block = &row[eight / 4 * self.block_bytes()..];
+            out.copy_from_slice(&self.load8(block, eight % 4)[..out.len()]);
+        }
+    }
+
+    /// Elements `8 * part` and on of the block that starts at `block`.
+    #[inline(always)]
+    pub fn load8(self, block: &[u8], part: usize) -> [f32; 8] {
+        if self == RowType::F16 {
+            let row = &block[16 * part..];
+            return std::array::from_fn(|i| f16_bits(u16::from_le_bytes([row[2 * i], row[2 * i + 1]])));
+        }
+        let (scale, data) = block.split_at(2);
+        let d = f16_bits(u16::from_le_bytes([scale[0], scale[1]]));
+        std::array::from_fn(|i| {
+            let e = 8 * part + i;
+            let q = match self {
+                RowType::Q8 => i32::from(data[e] as i8),
+                _ => {
+                    let mut u = i32::from(data[e % 16] >> (e / 16 * 4) & 15);
+                    for plane in 0..self.bits() - 4 {
+                        u |= i32::from(data[16 + 4 * plane + e / 8] >> (e % 8) & 1) << (4 + plane);
+                    }
+                    u - (1 << (self.bits() - 1))
+                }
+            };
+            d * q as f32
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_rows_by_hand() {
+        // A head of 64: two blocks of 2 + 32, 24, 20, 16 bytes; a head of 80 takes three.
+        let sizes = |head_dim| RowType::ALL.map(|ty| ty.row_bytes(head_dim));
+        assert_eq!((sizes(64), sizes(80)), ([128, 68, 52, 44, 36], [160, 102, 78, 66, 54]));
+    }
+
+    #[test]
+    fn what_is_stored_comes_back_within_half_a_step() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        for ty in RowType::ALL {
+            for n in [8, 32, 40, 64, 80, 128] {
+                let x: Vec<f32> = (0..n).map(|_| (rng.f32() - 0.5) * 10.0).collect();
+                let (mut row, mut back) = (vec![0xaa; ty.row_bytes(n)], vec![f32::NAN; n]);
+                ty.store(&x, &mut row);
+                ty.load(&row, &mut back);
+                for (x, back) in x.chunks(ROW_BLOCK).zip(back.chunks(ROW_BLOCK)) {
+                    let largest = x.iter().fold(0f32, |a, x| a.max(x.abs()));
+                    // Half a step, a whole one at the far end (there is no +2^(bits-1)), and the rounding of d.
+                    let step = if ty == RowType::F16 { largest / 1024.0 } else { largest / (1 << (ty.bits() - 1)) as f32 };
+                    for (x, back) in x.iter().zip(back) {
+                        let bound = if x.abs() > largest - step { 1.05 * step } else { 0.55 * step };
+                        assert!((x - back).abs() <= bound, "{ty:?} of {n}: {x} became {back}, step {step}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn extremes_stay_finite() {
+        for ty in RowType::ALL {
+            for x in [[0.0; 32], [f32::MAX; 32], [f32::MIN; 32], [1e-30; 32], [f32::INFINITY; 32]] {
+                let (mut row, mut back) = (vec![0; ty.row_bytes(32)], [f32::NAN; 32]);
+                ty.store(&x, &mut row);
+                ty.load(&row, &mut back);
+                assert!(back.iter().all(|b| b.is_finite()), "{ty:?} {}", x[0]);
+            }
+        }
+    }
+}

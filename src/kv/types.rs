@@ -1,0 +1,148 @@
+//! How keys and values are stored (`--k-type`, `--v-type`). The types with an `h` turn each vector by a Hadamard matrix
+//! before it is rounded: outliers are spread over all elements, so few bits cost less (QuaRot, arXiv 2404.00456). Queries
+//! are turned likewise, which leaves every product with a key as it was, and what attention gives is turned back.
+//! Scores of policies come from the key before all this.
+
+use std::str::FromStr;
+
+use crate::kernels::kv_rows::RowType;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    F16,
+    Q8_0,
+    Q4_0,
+    Q6H,
+    Q5H,
+    Q4H,
+}
+
+impl KvType {
+    pub const ALL: [KvType; 6] = [KvType::F16, KvType::Q8_0, KvType::Q4_0, KvType::Q6H, KvType::Q5H, KvType::Q4H];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            KvType::F16 => "f16",
+            KvType::Q8_0 => "q8_0",
+            KvType::Q4_0 => "q4_0",
+            KvType::Q6H => "q6_h",
+            KvType::Q5H => "q5_h",
+            KvType::Q4H => "q4_h",
+        }
+    }
+
+    pub fn row(self) -> RowType {
+        match self {
+            KvType::F16 => RowType::F16,
+            KvType::Q8_0 => RowType::Q8,
+            KvType::Q6H => RowType::Q6,
+            KvType::Q5H => RowType::Q5,
+            KvType::Q4H | KvType::Q4_0 => RowType::Q4,
+        }
+    }
+
+    fn is_turned(self) -> bool {
+        matches!(self, KvType::Q6H | KvType::Q5H | KvType::Q4H)
+    }
+
+    /// Turns vectors of `head_dim` elements, lying one after the other, into the basis in which they are stored.
+    pub fn turn(self, x: &mut [f32], head_dim: usize) {
+        if self.is_turned() {
+            let order = order_of(head_dim);
+            for x in x.chunks_exact_mut(order) {
+                flip(x);
+                hadamard(x);
+            }
+        }
+    }
+
+    /// The inverse of `turn`.
+    pub fn turn_back(self, x: &mut [f32], head_dim: usize) {
+        if self.is_turned() {
+            let order = order_of(head_dim);
+            for x in x.chunks_exact_mut(order) {
+                hadamard(x);
+                flip(x);
+            }
+        }
+    }
+}
+
+impl FromStr for KvType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        KvType::ALL.into_iter().find(|ty| ty.name() == text).ok_or_else(|| {
+            let names: Vec<_> = KvType::ALL.iter().map(|ty| ty.name()).collect();
+            format!("'{text}' is not a type that keys and values can be stored in; there are {}", names.join(", "))
+        })
+    }
+}
+
+/// Order of the Hadamard matrix: the largest power of two that divides the head, so that a head of 80 is turned in five
+/// parts of 16.
+fn order_of(head_dim: usize) -> usize {
+    1 << head_dim.trailing_zeros()
+}
+
+/// Signs without a pattern, so that a vector of equal elements is not gathered into one: bits of a Weyl sequence.
+fn flip(x: &mut [f32]) {
+    for (i, x) in x.iter_mut().enumerate() {
+        let bit = (i as u32 + 1).wrapping_mul(0x9e37_79b9) & 0x8000_0000;
+        *x = f32::from_bits(x.to_bits() ^ bit);
+    }
+}
+
+/// The orthonormal Hadamard matrix of the order of `x`, its own inverse. Additions and one multiplication an element, in
+/// one order on every CPU.
+fn hadamard(x: &mut [f32]) {
+    let mut half = 1;
+    while half < x.len() {
+        for pair in x.chunks_exact_mut(2 * half) {
+            let (a, b) = pair.split_at_mut(half);
+            for (a, b) in a.iter_mut().zip(b) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
+    }
+    let scale = 1.0 / (x.len() as f32).sqrt();
+    x.iter_mut().for_each(|x| *x *= scale);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hadamard_by_hand() {
+        let mut x = [1.0, 2.0, 3.0, 4.0];
+        hadamard(&mut x);
+        assert_eq!(x, [5.0, -1.0, -2.0, 0.0]);
+    }
+
+    #[test]
+    fn turning_keeps_products_and_turns_back() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        for head_dim in [8, 64, 80, 96, 128] {
+            let mut vector = || -> Vec<f32> { (0..2 * head_dim).map(|_| rng.f32() - 0.5).collect() };
+            let (a, b) = (vector(), vector());
+            let (mut ta, mut tb) = (a.clone(), b.clone());
+            KvType::Q4H.turn(&mut ta, head_dim);
+            KvType::Q4H.turn(&mut tb, head_dim);
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+            assert!((dot(&a, &b) - dot(&ta, &tb)).abs() < 1e-4);
+            assert!(a.iter().zip(&ta).any(|(a, t)| (a - t).abs() > 0.01));
+            KvType::Q4H.turn_back(&mut ta, head_dim);
+            assert!(a.iter().zip(&ta).all(|(a, t)| (a - t).abs() < 1e-5));
+        }
+    }
+
+    #[test]
+    fn an_outlier_is_spread() {
+        let mut x = [0f32; 64];
+        x[5] = 8.0;
+        KvType::Q4H.turn(&mut x, 64);
+        assert!(x.iter().all(|x| x.abs() == 1.0));
+    }
+}
