@@ -382,24 +382,25 @@ impl KvCache {
     /// Past the trained context RoPE's angles mean nothing to the model. So before it is reached, every entry gets its
     /// rank by age in its head as its new position, and its key is turned by the difference, in place: as if the stream
     /// had consisted of just what is kept. Order by age is unchanged, sinks are still the first positions, recent
-    /// entries the last, so protection is unchanged too. `turn(key, angles, steps)` re-rotates one f32 key.
+    /// entries the last, so protection is unchanged too. `turn(layer, key, angles, steps)` re-rotates one f32
+    /// key.
     ///
     /// If the entries alone would (nearly) fill the context, the policy first evicts an eighth of it.
     pub fn renumber(
         &mut self,
         pool: &mut Pool,
         scratch: &mut [RenumberScratch],
-        turn: impl Fn(&mut [f32], &mut [f32], i64) + Sync,
+        turn: impl Fn(usize, &mut [f32], &mut [f32], i64) + Sync,
     ) {
         let most = self.shape.n_ctx - self.shape.n_ctx / 8;
         while self.n_live > most {
             self.drop_one();
         }
-        let KvShape { head_dim, k_type, .. } = self.shape;
+        let KvShape { head_dim, n_head_kv, k_type, .. } = self.shape;
         let (n_slot, n_live, row_bytes) = (self.n_slot, self.n_live, self.shape.k_bytes());
         let head_bytes = n_slot * row_bytes;
         let keys = &mut self.keys[..self.shape.n_heads() * head_bytes];
-        pool.for_chunks2_with(scratch, (keys, head_bytes), (&mut self.positions, n_slot), |scratch, _, keys, positions| {
+        pool.for_chunks2_with(scratch, (keys, head_bytes), (&mut self.positions, n_slot), |scratch, head, keys, positions| {
             let positions = &mut positions[..n_live];
             let RenumberScratch { order, key, angles } = scratch;
             let order = &mut order[..n_live];
@@ -413,7 +414,7 @@ impl KvCache {
                 if *pos != rank as Pos {
                     k_type.row().load(row, key);
                     k_type.turn_back(key, head_dim);
-                    turn(key, angles, rank as i64 - i64::from(*pos));
+                    turn(head / n_head_kv, key, angles, rank as i64 - i64::from(*pos));
                     k_type.turn(key, head_dim);
                     k_type.row().store(key, row);
                     *pos = rank as Pos;
@@ -499,7 +500,7 @@ mod tests {
     fn feed(cache: &mut KvCache, pool: &mut Pool, scratch: &mut [RenumberScratch], token: usize) {
         cache.admit(1).unwrap();
         if cache.must_renumber(1) {
-            cache.renumber(pool, scratch, |_, _, _| ());
+            cache.renumber(pool, scratch, |_, _, _, _| ());
         }
         let row = [token as f32; 8];
         cache.place(pool, 0, &row, &row, |key| key[0]);

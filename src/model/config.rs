@@ -6,10 +6,14 @@ use crate::gguf::GgufFile;
 use crate::kernels::{BLOCK, RopeOrder};
 use crate::kv::cache::MAX_HEAD_KV;
 
+use super::arch::Arch;
+
+/// The longest head: one fits on a stack.
+pub(super) const MAX_HEAD_DIM: usize = 1024;
+
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `general.architecture`: also the prefix of the other keys.
-    pub arch: String,
+    pub arch: &'static Arch,
     pub n_layer: usize,
     pub n_embd: usize,
     pub n_head: usize,
@@ -17,7 +21,7 @@ pub struct Config {
     pub head_dim: usize,
     pub n_ff: usize,
     pub n_vocab: usize,
-    /// Positions the model was trained for.
+    /// Positions the model was trained for; within them every token sees all before it.
     pub n_ctx: usize,
     pub rms_eps: f32,
     pub rope: RopeConfig,
@@ -29,6 +33,26 @@ pub struct RopeConfig {
     /// Elements of a head that are turned; the rest passes.
     pub n_rot: usize,
     pub freq_base: f32,
+    pub scaling: RopeScaling,
+    /// What turned queries and keys are multiplied with, besides what the scaling says.
+    pub attn_factor: f32,
+}
+
+/// How positions beyond those of the first training were fitted in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    None,
+    /// All frequencies divided by the factor (Chen et al. 2023, arXiv 2306.15595).
+    Linear {
+        factor: f32,
+    },
+    /// Low frequencies divided, high ones kept, a ramp between (Peng et al. 2023, arXiv 2309.00071).
+    Yarn {
+        factor: f32,
+        n_ctx_orig: u32,
+        beta_fast: f32,
+        beta_slow: f32,
+    },
 }
 
 impl Config {
@@ -46,19 +70,19 @@ impl Config {
     }
 
     pub fn from_gguf(file: &GgufFile) -> Result<Config> {
-        let arch = file.str("general.architecture")?.to_owned();
         let refuse = |what: String| Error::unsupported(file.path(), what);
-        if arch != "llama" {
-            return Err(refuse(format!("architecture '{}' is not supported; this engine runs: llama", printable(&arch))));
-        }
-        let key = |name: &str| format!("{arch}.{name}");
+        let name = file.str("general.architecture")?;
+        let arch = Arch::by_name(name).ok_or_else(|| {
+            refuse(format!("architecture '{}' is not supported; this engine runs: {}", printable(name), Arch::known()))
+        })?;
+        let key = |name: &str| format!("{}.{name}", arch.name);
         let count = |name: &str| -> Result<usize> {
             match file.u32(&key(name))? {
                 0 => Err(refuse(format!("{} is 0", key(name)))),
                 n => Ok(n as usize),
             }
         };
-        refuse_unknown_features(file, &arch)?;
+        refuse_unknown_features(file, arch)?;
         let n_embd = count("embedding_length")?;
         let n_head = count("attention.head_count")?;
         let n_head_kv = file.opt_u32(&key("attention.head_count_kv"))?.map_or(n_head, |n| n as usize);
@@ -78,12 +102,14 @@ impl Config {
             head_dim,
             n_ff: count("feed_forward_length")?,
             n_vocab: vocab,
-            n_ctx: count("context_length")?,
+            n_ctx: context(file, arch, count("context_length")?)?,
             rms_eps: file.f32(&key("attention.layer_norm_rms_epsilon"))?,
             rope: RopeConfig {
-                order: RopeOrder::Norm,
+                order: arch.rope_order,
                 n_rot,
                 freq_base: file.opt_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+                scaling: rope_scaling(file, arch, count("context_length")? as u32)?,
+                attn_factor: file.opt_f32(&key("rope.scaling.attn_factor"))?.unwrap_or(1.0),
             },
             arch,
         };
@@ -97,8 +123,8 @@ impl Config {
             (n_head_kv == 0 || n_head % n_head_kv != 0, format!("{n_head} heads cannot share {n_head_kv} KV heads")),
             (n_head_kv > MAX_HEAD_KV, format!("{n_head_kv} KV heads, more than {MAX_HEAD_KV}")),
             (
-                head_dim == 0 || head_dim % 8 != 0 || head_dim > 1024,
-                format!("a head of {head_dim} elements: must be a multiple of 8, 1024 at most"),
+                head_dim == 0 || head_dim % 8 != 0 || head_dim > MAX_HEAD_DIM,
+                format!("a head of {head_dim} elements: must be a multiple of 8, {MAX_HEAD_DIM} at most"),
             ),
             (value_dim != head_dim, format!("values of {value_dim} elements beside keys of {head_dim}")),
             (n_rot == 0 || n_rot % 2 != 0 || n_rot > head_dim, format!("RoPE over {n_rot} elements of a head of {head_dim}")),
@@ -108,6 +134,8 @@ impl Config {
             ),
             (!(c.rms_eps.is_finite() && c.rms_eps >= 0.0), format!("an RMSNorm epsilon of {}", c.rms_eps)),
             (!(c.rope.freq_base.is_finite() && c.rope.freq_base > 0.0), format!("a RoPE base of {}", c.rope.freq_base)),
+            (!(1e-3..=1e3).contains(&c.rope.attn_factor), format!("turned keys times {}", c.rope.attn_factor)),
+            (!c.rope.scaling.is_sound(), format!("a RoPE scaling of {:?}", c.rope.scaling)),
             (c.n_ctx < 8 || c.n_ctx > 1 << 24, format!("a context of {} tokens", c.n_ctx)),
         ];
         match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
@@ -122,39 +150,96 @@ pub(super) fn printable(name: &str) -> String {
     name.chars().take(80).flat_map(char::escape_debug).collect()
 }
 
-/// Keys that change the computation and are not computed here.
-fn refuse_unknown_features(file: &GgufFile, arch: &str) -> Result<()> {
-    let refuse = |key: &str, what: &str| {
-        Err(Error::unsupported(
-            file.path(),
-            format!("{key} asks for {what}, which this engine does not run; use a model without it"),
-        ))
-    };
-    let key = |name: &str| format!("{arch}.{name}");
-    for (name, what) in [("expert_count", "a mixture of experts"), ("attention.sliding_window", "a sliding window")] {
-        if file.opt_u32(&key(name))?.is_some_and(|n| n > 0) {
-            return refuse(&key(name), what);
+impl RopeScaling {
+    fn is_sound(&self) -> bool {
+        let sound = |v: f32| (1e-6..=1e6).contains(&v);
+        match *self {
+            RopeScaling::None => true,
+            RopeScaling::Linear { factor } => sound(factor),
+            RopeScaling::Yarn { factor, n_ctx_orig, beta_fast, beta_slow } => {
+                n_ctx_orig > 0 && [factor, beta_fast, beta_slow].into_iter().all(sound)
+            }
         }
     }
-    if file.opt_bool(&key("attention.causal"))? == Some(false) {
-        return refuse(&key("attention.causal"), "attention to later tokens");
+}
+
+/// The trained context, shortened to what this engine computes exactly: within a sliding window all tokens see each other,
+/// and within the original context the short RoPE factors hold. Beyond it a stream goes on as beyond any trained context.
+fn context(file: &GgufFile, arch: &Arch, trained: usize) -> Result<usize> {
+    let limit =
+        |name: &str| Ok::<_, Error>(file.opt_u32(&format!("{}.{name}", arch.name))?.filter(|&n| n > 0).map(|n| n as usize));
+    let window = limit("attention.sliding_window")?;
+    let short = match file.tensor(SHORT_FACTORS) {
+        Some(_) => limit("rope.scaling.original_context_length")?,
+        None => None,
+    };
+    let n_ctx = [window, short].into_iter().flatten().fold(trained, usize::min);
+    if n_ctx < trained {
+        log::info!("of a context of {trained} tokens {n_ctx} are used: the rest has a sliding window or other RoPE factors");
     }
-    let scaling = file.opt_str(&key("rope.scaling.type"))?;
-    if let Some(kind) = scaling.filter(|kind| *kind != "none") {
-        return refuse(&key("rope.scaling.type"), &format!("RoPE scaling '{}'", printable(kind)));
-    }
-    let scales =
-        ["rope.scale_linear", "rope.scaling.attn_factor", "logit_scale", "attention.scale", "residual_scale", "embedding_scale"];
+    Ok(n_ctx)
+}
+
+/// What RoPE's frequencies are divided by within the original context, and beyond it.
+pub(super) const SHORT_FACTORS: &str = "rope_factors_short.weight";
+pub(super) const LONG_FACTORS: &str = "rope_factors_long.weight";
+
+fn rope_scaling(file: &GgufFile, arch: &Arch, n_ctx: u32) -> Result<RopeScaling> {
+    let key = |name: &str| format!("{}.{name}", arch.name);
+    let float = |name: &str| file.opt_f32(&key(name));
+    // The second is the older name. A factor of 0 stands for none.
+    let factor = match float("rope.scaling.factor")? {
+        Some(factor) => Some(factor),
+        None => float("rope.scale_linear")?,
+    };
+    let factor = factor.filter(|&f| f != 0.0).unwrap_or(1.0);
     // Without a type a factor means linear scaling; the type `none` switches it off.
-    let factor = if scaling.is_none() { &["rope.scaling.factor"][..] } else { &[] };
-    for name in scales.iter().chain(factor) {
+    match file.opt_str(&key("rope.scaling.type"))?.unwrap_or("linear") {
+        "none" => Ok(RopeScaling::None),
+        "linear" if factor == 1.0 => Ok(RopeScaling::None),
+        "linear" => Ok(RopeScaling::Linear { factor }),
+        "yarn" => Ok(RopeScaling::Yarn {
+            factor,
+            n_ctx_orig: file.opt_u32(&key("rope.scaling.original_context_length"))?.unwrap_or(n_ctx),
+            beta_fast: float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+            beta_slow: float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+        }),
+        kind => Err(Error::unsupported(
+            file.path(),
+            format!(
+                "{} asks for RoPE scaling '{}', which this engine does not run; use a model without it",
+                key("rope.scaling.type"),
+                printable(kind)
+            ),
+        )),
+    }
+}
+
+/// Keys that change the computation and are not computed here.
+fn refuse_unknown_features(file: &GgufFile, arch: &Arch) -> Result<()> {
+    let key = |name: &str| format!("{}.{name}", arch.name);
+    let refuse = |name: &str, what: &str| {
+        Err(Error::unsupported(
+            file.path(),
+            format!("{} asks for {what}, which this engine does not run; use a model without it", key(name)),
+        ))
+    };
+    if file.opt_u32(&key("expert_count"))?.is_some_and(|n| n > 0) {
+        return refuse("expert_count", "a mixture of experts");
+    }
+    if file.opt_bool(&key("attention.causal"))? == Some(false) {
+        return refuse("attention.causal", "attention to later tokens");
+    }
+    let scales = ["logit_scale", "attention.scale", "residual_scale", "embedding_scale"];
+    let yarn = ["rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_log_multiplier"];
+    for name in scales.iter().chain(&yarn) {
         if file.opt_f32(&key(name))?.is_some_and(|f| f != 0.0 && f != 1.0) {
-            return refuse(&key(name), "a scale");
+            return refuse(name, "a scale");
         }
     }
     for name in ["attention.clamp_kqv", "final_logit_softcapping", "attn_logit_softcapping"] {
         if file.opt_f32(&key(name))?.is_some_and(|f| f != 0.0) {
-            return refuse(&key(name), "a clamp");
+            return refuse(name, "a clamp");
         }
     }
     Ok(())

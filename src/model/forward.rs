@@ -8,7 +8,7 @@ use crate::kv::attention::{attend_batch, attend_one};
 use crate::kv::cache::KvCache;
 use crate::mem::pool::Pool;
 
-use super::config::Config;
+use super::config::{Config, MAX_HEAD_DIM};
 use super::rope::Rope;
 use super::scratch::Scratch;
 use super::weights::Weights;
@@ -75,8 +75,19 @@ pub fn forward<'a>(
             Product { w: layer.attn_v.in_file(file), out: &mut *v },
         ];
         kernels.matmul(pool, &mut s.tiles, acts, products);
-        s.angles.turn(rope, q, c.q_dim(), c.head_dim);
-        s.angles.turn(rope, k, c.kv_dim(), c.head_dim);
+        if let Some([q_bias, k_bias, v_bias]) = &layer.qkv_bias {
+            add_bias(kernels, q, q_bias);
+            add_bias(kernels, k, k_bias);
+            add_bias(kernels, v, v_bias);
+        }
+        if let Some([q_norm, k_norm]) = &layer.qk_norm {
+            norm_heads(kernels, pool, q, c.q_dim(), q_norm, c.rms_eps);
+            norm_heads(kernels, pool, k, c.kv_dim(), k_norm, c.rms_eps);
+        }
+        if c.arch.turns(i) {
+            s.angles.turn(rope, q, c.q_dim(), c.head_dim);
+            s.angles.turn(rope, k, c.kv_dim(), c.head_dim);
+        }
         q.iter_mut().for_each(|q| *q *= q_scale);
 
         cache.place(pool, i, k, v, |key| kernels.l2_norm(key));
@@ -141,7 +152,10 @@ fn make_room(model: &Model, pool: &mut Pool, s: &mut Scratch, cache: &mut KvCach
             cache.next_pos(),
             model.config.n_ctx
         );
-        cache.renumber(pool, &mut s.renumber, |key, angles, steps| {
+        cache.renumber(pool, &mut s.renumber, |layer, key, angles, steps| {
+            if !model.config.arch.turns(layer) {
+                return;
+            }
             let angles = &mut angles[..model.config.rope.n_rot];
             model.rope.angles(steps, angles);
             model.rope.turn(key, angles);
@@ -163,4 +177,20 @@ fn embed(model: &Model, tokens: &[u32], x: &mut [f32]) -> Result<()> {
 fn rms_norm(kernels: Kernels, pool: &mut Pool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let n = weight.len();
     pool.for_chunks(out, n, |t, out| kernels.rms_norm(&x[t * n..][..n], weight, eps, out));
+}
+
+fn add_bias(kernels: Kernels, x: &mut [f32], bias: &[f32]) {
+    x.chunks_exact_mut(bias.len()).for_each(|x| kernels.add(x, bias));
+}
+
+/// Norms each head of each row of `x` = `[n_tok][row]`, in place.
+fn norm_heads(kernels: Kernels, pool: &mut Pool, x: &mut [f32], row: usize, weight: &[f32], eps: f32) {
+    pool.for_chunks(x, row, |_, x| {
+        for head in x.chunks_exact_mut(weight.len()) {
+            let mut raw = [0f32; MAX_HEAD_DIM];
+            let raw = &mut raw[..head.len()];
+            raw.copy_from_slice(head);
+            kernels.rms_norm(raw, weight, eps, head);
+        }
+    });
 }

@@ -1,6 +1,7 @@
-//! The transformer: what a file must hold to be one (`config`, `weights`), the room it computes in (`scratch`), and the
+//! The transformer: what a file must hold to be one (`arch`, `config`, `weights`), the room it computes in (`scratch`), and the
 //! pass itself (`forward`).
 
+pub mod arch;
 pub mod config;
 pub mod forward;
 pub mod rope;

@@ -6,23 +6,45 @@ use crate::kernels::RopeOrder;
 use crate::kv::Pos;
 use crate::mem::arena::{Arena, Buf, region_bytes};
 
-use super::config::RopeConfig;
+use super::config::{RopeConfig, RopeScaling};
 
 pub struct Rope {
     order: RopeOrder,
     n_rot: usize,
     /// Angle per position of each pair, in f64 because positions are large and angles are taken modulo a turn.
     freqs: Vec<f64>,
+    /// What queries and keys are multiplied with as they are turned to their positions, and no later.
+    magnitude: f32,
 }
 
 impl Rope {
     /// `factors`: what each frequency is divided by (`rope_freqs.weight`).
     pub fn new(config: &RopeConfig, factors: Option<&[f32]>) -> Self {
-        let freqs = (0..config.n_rot / 2).map(|i| {
-            let freq = libm::pow(f64::from(config.freq_base), -2.0 * i as f64 / config.n_rot as f64);
-            freq / factors.map_or(1.0, |f| f64::from(f[i]))
+        let &RopeConfig { order, n_rot, freq_base, scaling, attn_factor } = config;
+        let base = f64::from(freq_base);
+        let freqs = (0..n_rot / 2).map(|i| {
+            let freq = libm::pow(base, -2.0 * i as f64 / n_rot as f64) / factors.map_or(1.0, |f| f64::from(f[i]));
+            match scaling {
+                RopeScaling::None => freq,
+                RopeScaling::Linear { factor } => freq / f64::from(factor),
+                RopeScaling::Yarn { factor, n_ctx_orig, beta_fast, beta_slow } => {
+                    // The pair that makes `turns` turns over the original context.
+                    let pair = |turns: f32| {
+                        let per_turn = f64::from(n_ctx_orig) / (f64::from(turns) * std::f64::consts::TAU);
+                        n_rot as f64 * libm::log(per_turn) / (2.0 * libm::log(base))
+                    };
+                    let first = pair(beta_fast).floor().max(0.0);
+                    let last = pair(beta_slow).ceil().min(n_rot as f64 - 1.0);
+                    let slowed = ((i as f64 - first) / (last - first).max(0.001)).clamp(0.0, 1.0);
+                    freq * (1.0 - slowed) + freq / f64::from(factor) * slowed
+                }
+            }
         });
-        Rope { order: config.order, n_rot: config.n_rot, freqs: freqs.collect() }
+        let magnitude = match scaling {
+            RopeScaling::Yarn { factor, .. } if factor > 1.0 => 1.0 + 0.1 * libm::log(f64::from(factor)),
+            _ => 1.0,
+        };
+        Rope { order, n_rot, freqs: freqs.collect(), magnitude: magnitude as f32 * attn_factor }
     }
 
     /// Cosine and sine of each pair, interleaved, `n_rot` floats, for an angle of `steps` positions (negative turns back).
@@ -54,7 +76,7 @@ impl Rope {
     }
 }
 
-/// Cosines and sines of the positions of a batch.
+/// Cosines and sines of the positions of a batch, times the magnitude.
 pub struct Angles(Buf<f32>);
 
 impl Angles {
@@ -69,6 +91,7 @@ impl Angles {
     pub fn set(&mut self, rope: &Rope, first: Pos, n_tok: usize) {
         for (t, angles) in self.0.chunks_exact_mut(rope.n_rot).take(n_tok).enumerate() {
             rope.angles(i64::from(first) + t as i64, angles);
+            angles.iter_mut().for_each(|a| *a *= rope.magnitude);
         }
     }
 
@@ -87,7 +110,8 @@ mod tests {
     use super::*;
 
     fn rope(order: RopeOrder, n_rot: usize, factors: Option<&[f32]>) -> Rope {
-        Rope::new(&RopeConfig { order, n_rot, freq_base: 10_000.0 }, factors)
+        let (scaling, attn_factor) = (RopeScaling::None, 1.0);
+        Rope::new(&RopeConfig { order, n_rot, freq_base: 10_000.0, scaling, attn_factor }, factors)
     }
 
     #[test]

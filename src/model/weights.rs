@@ -1,6 +1,6 @@
 //! The tensors of a model, found by name, shape and type checked; a tensor that nobody would read is refused, since a
-//! model with a bias that is left out is another model. Matrices stay in the mapped file; the norms, a few kilobytes,
-//! are copied because they are read as f32.
+//! model with a bias that is left out is another model. Matrices stay in the mapped file; norms and biases, a few
+//! kilobytes, are copied because they are read as f32.
 
 use crate::error::{Error, Result};
 use crate::gguf::quant::{GgmlType, dequantize_row};
@@ -8,20 +8,25 @@ use crate::gguf::{GgufFile, TensorInfo};
 use crate::kernels::{Kernels, Matrix};
 use crate::mem::arena::{Arena, Buf, region_bytes};
 
-use super::config::{Config, printable};
+use super::config::{Config, LONG_FACTORS, SHORT_FACTORS, printable};
 
-/// A matrix of the file, `[n_rows][n_cols]`.
+/// A matrix of the file, or some rows of one, `[n_rows][n_cols]`.
 #[derive(Clone, Copy)]
 pub struct Tensor {
     ty: GgmlType,
     n_rows: usize,
     n_cols: usize,
     index: usize,
+    /// Where its rows begin in the tensor.
+    first_row: usize,
 }
 
 impl Tensor {
     pub fn in_file<'a>(&self, file: &'a GgufFile) -> Matrix<'a> {
-        Matrix { ty: self.ty, n_rows: self.n_rows, n_cols: self.n_cols, data: file.data(&file.tensors()[self.index]) }
+        let Tensor { ty, n_rows, n_cols, index, first_row } = *self;
+        let row_bytes = n_cols / ty.block_elems() * ty.block_bytes();
+        let data = &file.data(&file.tensors()[index])[first_row * row_bytes..][..n_rows * row_bytes];
+        Matrix { ty, n_rows, n_cols, data }
     }
 
     pub fn is_float(&self) -> bool {
@@ -30,15 +35,23 @@ impl Tensor {
 }
 
 pub struct Layer {
-    pub attn_norm: Buf<f32>, // [n_embd]
-    pub attn_q: Tensor,      // [q_dim][n_embd]
-    pub attn_k: Tensor,      // [kv_dim][n_embd]
-    pub attn_v: Tensor,      // [kv_dim][n_embd]
-    pub attn_output: Tensor, // [n_embd][q_dim]
-    pub ffn_norm: Buf<f32>,  // [n_embd]
-    pub ffn_gate: Tensor,    // [n_ff][n_embd]
-    pub ffn_up: Tensor,      // [n_ff][n_embd]
-    pub ffn_down: Tensor,    // [n_embd][n_ff]
+    pub attn_norm: Buf<f32>,             // [n_embd]
+    pub attn_q: Tensor,                  // [q_dim][n_embd]
+    pub attn_k: Tensor,                  // [kv_dim][n_embd]
+    pub attn_v: Tensor,                  // [kv_dim][n_embd]
+    pub qkv_bias: Option<[Buf<f32>; 3]>, // [q_dim] [kv_dim] [kv_dim]
+    pub qk_norm: Option<[Buf<f32>; 2]>,  // [head_dim] each
+    pub attn_output: Tensor,             // [n_embd][q_dim]
+    pub ffn_norm: Buf<f32>,              // [n_embd]
+    pub ffn_gate: Tensor,                // [n_ff][n_embd]
+    pub ffn_up: Tensor,                  // [n_ff][n_embd]
+    pub ffn_down: Tensor,                // [n_embd][n_ff]
+}
+
+impl Layer {
+    fn matrices(&self) -> [Tensor; 7] {
+        [self.attn_q, self.attn_k, self.attn_v, self.attn_output, self.ffn_gate, self.ffn_up, self.ffn_down]
+    }
 }
 
 pub struct Weights {
@@ -46,56 +59,50 @@ pub struct Weights {
     pub layers: Vec<Layer>,
     pub output_norm: Buf<f32>, // [n_embd]
     pub output: Tensor,        // [n_vocab][n_embd]: `output.weight`, or `token_embd.weight` where they are tied
-    /// `rope_freqs.weight`: what each frequency is divided by (Llama 3's long-context factors). [n_rot / 2]
+    /// What each frequency is divided by: `rope_freqs.weight` (Llama 3's long-context factors), or the factors that hold
+    /// within the original context. [n_rot / 2]
     pub rope_freqs: Option<Vec<f32>>,
     pub has_float: bool,
 }
 
 impl Weights {
-    /// Bytes of the copied norms.
-    pub fn norm_bytes(config: &Config) -> usize {
-        (2 * config.n_layer + 1) * region_bytes::<f32>(config.n_embd)
+    /// Bytes of the copied norms and biases.
+    pub fn norm_bytes(c: &Config) -> usize {
+        let region = region_bytes::<f32>;
+        let bias = if c.arch.qkv_bias { region(c.q_dim()) + 2 * region(c.kv_dim()) } else { 0 };
+        let head = if c.arch.qk_norm { 2 * region(c.head_dim) } else { 0 };
+        c.n_layer * (2 * region(c.n_embd) + bias + head) + region(c.n_embd)
     }
 
     /// The type of every matrix that is multiplied.
     pub fn types(&self) -> impl Iterator<Item = GgmlType> {
-        let of = |l: &Layer| [l.attn_q, l.attn_k, l.attn_v, l.attn_output, l.ffn_gate, l.ffn_up, l.ffn_down].map(|t| t.ty);
-        self.layers.iter().flat_map(of).chain([self.output.ty])
+        self.layers.iter().flat_map(Layer::matrices).chain([self.output]).map(|t| t.ty)
     }
 
     pub fn bind(file: &GgufFile, config: &Config) -> Result<Weights> {
         let mut binder = Binder::new(file, Self::norm_bytes(config))?;
-        let (embd, q, kv, ff, vocab) = (config.n_embd, config.q_dim(), config.kv_dim(), config.n_ff, config.n_vocab);
+        let (embd, vocab) = (config.n_embd, config.n_vocab);
         let token_embd = binder.matrix("token_embd.weight", vocab, embd)?;
         let mut layers = Vec::new();
         for i in 0..config.n_layer {
-            let name = |tensor: &str| format!("blk.{i}.{tensor}.weight");
-            layers.push(Layer {
-                attn_norm: binder.norm(&name("attn_norm"), embd)?,
-                attn_q: binder.matrix(&name("attn_q"), q, embd)?,
-                attn_k: binder.matrix(&name("attn_k"), kv, embd)?,
-                attn_v: binder.matrix(&name("attn_v"), kv, embd)?,
-                attn_output: binder.matrix(&name("attn_output"), embd, q)?,
-                ffn_norm: binder.norm(&name("ffn_norm"), embd)?,
-                ffn_gate: binder.matrix(&name("ffn_gate"), ff, embd)?,
-                ffn_up: binder.matrix(&name("ffn_up"), ff, embd)?,
-                ffn_down: binder.matrix(&name("ffn_down"), embd, ff)?,
-            });
+            layers.push(binder.layer(config, i)?);
         }
-        let output_norm = binder.norm("output_norm.weight", embd)?;
+        let output_norm = binder.vector("output_norm.weight", embd)?;
         let output = match file.tensor("output.weight") {
             Some(_) => binder.matrix("output.weight", vocab, embd)?,
             None => token_embd,
         };
-        let rope_freqs = match file.tensor("rope_freqs.weight") {
-            Some(_) => Some(binder.floats("rope_freqs.weight", config.rope.n_rot / 2)?),
-            None => None,
-        };
-        binder.finish(&config.arch)?;
-        let has_float = layers.iter().any(|l| {
-            [l.attn_q, l.attn_k, l.attn_v, l.attn_output, l.ffn_gate, l.ffn_up, l.ffn_down].iter().any(Tensor::is_float)
-        }) || output.is_float();
-        Ok(Weights { token_embd, layers, output_norm, output, rope_freqs, has_float })
+        let mut factors = None;
+        for name in ["rope_freqs.weight", SHORT_FACTORS, LONG_FACTORS] {
+            if file.tensor(name).is_some() {
+                let values = binder.floats(name, config.rope.n_rot / 2)?;
+                // The long ones hold beyond the context that is used here.
+                factors = factors.or(Some(values).filter(|_| name != LONG_FACTORS));
+            }
+        }
+        binder.finish(config.arch.name)?;
+        let has_float = layers.iter().flat_map(Layer::matrices).chain([output]).any(|t| t.is_float());
+        Ok(Weights { token_embd, layers, output_norm, output, rope_freqs: factors, has_float })
     }
 }
 
@@ -122,8 +129,46 @@ impl<'a> Binder<'a> {
         Ok((index, tensor))
     }
 
+    fn layer(&mut self, c: &Config, i: usize) -> Result<Layer> {
+        let (embd, q, kv, ff) = (c.n_embd, c.q_dim(), c.kv_dim(), c.n_ff);
+        let name = |tensor: &str| format!("blk.{i}.{tensor}.weight");
+        let bias = |tensor: &str| format!("blk.{i}.{tensor}.bias");
+        let attn_norm = self.vector(&name("attn_norm"), embd)?;
+        let [attn_q, attn_k, attn_v] = match c.arch.fused {
+            true => self.split(&name("attn_qkv"), [q, kv, kv], embd)?,
+            false => [
+                self.matrix(&name("attn_q"), q, embd)?,
+                self.matrix(&name("attn_k"), kv, embd)?,
+                self.matrix(&name("attn_v"), kv, embd)?,
+            ],
+        };
+        let qkv_bias = match c.arch.qkv_bias {
+            true => {
+                Some([self.vector(&bias("attn_q"), q)?, self.vector(&bias("attn_k"), kv)?, self.vector(&bias("attn_v"), kv)?])
+            }
+            false => None,
+        };
+        let qk_norm = match c.arch.qk_norm {
+            true => Some([self.vector(&name("attn_q_norm"), c.head_dim)?, self.vector(&name("attn_k_norm"), c.head_dim)?]),
+            false => None,
+        };
+        let attn_output = self.matrix(&name("attn_output"), embd, q)?;
+        let ffn_norm = self.vector(&name("ffn_norm"), embd)?;
+        let [ffn_gate, ffn_up] = match c.arch.fused {
+            true => self.split(&name("ffn_up"), [ff, ff], embd)?,
+            false => [self.matrix(&name("ffn_gate"), ff, embd)?, self.matrix(&name("ffn_up"), ff, embd)?],
+        };
+        let ffn_down = self.matrix(&name("ffn_down"), embd, ff)?;
+        Ok(Layer { attn_norm, attn_q, attn_k, attn_v, qkv_bias, qk_norm, attn_output, ffn_norm, ffn_gate, ffn_up, ffn_down })
+    }
+
     fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Tensor> {
-        let (index, tensor) = self.find(name, &[n_cols as u64, n_rows as u64])?;
+        self.split(name, [n_rows], n_cols).map(|[matrix]| matrix)
+    }
+
+    /// A tensor that holds the rows of several matrices, one after the other.
+    fn split<const N: usize>(&mut self, name: &str, n_rows: [usize; N], n_cols: usize) -> Result<[Tensor; N]> {
+        let (index, tensor) = self.find(name, &[n_cols as u64, n_rows.iter().sum::<usize>() as u64])?;
         if !Kernels::supports(tensor.ty) {
             let what = format!(
                 "tensor {name} has type {}, which this engine cannot multiply; use a model in another quantisation, such as Q4_K_M or Q8_0",
@@ -131,7 +176,11 @@ impl<'a> Binder<'a> {
             );
             return Err(Error::unsupported(self.file.path(), what));
         }
-        Ok(Tensor { ty: tensor.ty, n_rows, n_cols, index })
+        let mut first_row = 0;
+        Ok(n_rows.map(|n_rows| {
+            first_row += n_rows;
+            Tensor { ty: tensor.ty, n_rows, n_cols, index, first_row: first_row - n_rows }
+        }))
     }
 
     fn floats(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
@@ -148,7 +197,8 @@ impl<'a> Binder<'a> {
         }
     }
 
-    fn norm(&mut self, name: &str, n: usize) -> Result<Buf<f32>> {
+    /// A norm or a bias, copied.
+    fn vector(&mut self, name: &str, n: usize) -> Result<Buf<f32>> {
         let values = self.floats(name, n)?;
         let mut buf = self.norms.carve(n);
         buf.copy_from_slice(&values);

@@ -2,6 +2,7 @@
 //!
 //! No assertions about the engine here; each test says itself what it expects.
 
+pub mod families;
 pub mod gguf_writer;
 
 use std::path::{Path, PathBuf};

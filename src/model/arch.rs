@@ -1,0 +1,57 @@
+//! The families of models: one line of a table each, saying in what a family differs from Llama. What is not a field here
+//! is the same for all: RMSNorm before attention and before SwiGLU, RoPE, grouped queries, no bias on other matrices.
+//! A family that is not in the table is refused by name.
+
+use crate::kernels::RopeOrder::{self, Neox, Norm};
+
+#[derive(Debug, PartialEq)]
+pub struct Arch {
+    /// `general.architecture`: also the prefix of the other keys.
+    pub name: &'static str,
+    pub rope_order: RopeOrder,
+    /// Every n-th layer leaves queries and keys unturned and so knows no positions; 0: no layer does.
+    pub unturned_every: usize,
+    /// Queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Each head of queries and keys is normed by itself before it is turned.
+    pub qk_norm: bool,
+    /// `attn_qkv` holds the rows of Q, K and V, `ffn_up` those of gate and up.
+    pub fused: bool,
+}
+
+const LLAMA: Arch = Arch { name: "llama", rope_order: Norm, unturned_every: 0, qkv_bias: false, qk_norm: false, fused: false };
+
+const ARCHS: [Arch; 5] = [
+    LLAMA,
+    Arch { name: "qwen2", rope_order: Neox, qkv_bias: true, ..LLAMA },
+    Arch { name: "qwen3", rope_order: Neox, qk_norm: true, ..LLAMA },
+    Arch { name: "smollm3", unturned_every: 4, ..LLAMA },
+    Arch { name: "phi3", rope_order: Neox, fused: true, ..LLAMA },
+];
+
+impl Arch {
+    pub fn by_name(name: &str) -> Option<&'static Arch> {
+        ARCHS.iter().find(|arch| arch.name == name)
+    }
+
+    pub fn known() -> String {
+        ARCHS.each_ref().map(|arch| arch.name).join(", ")
+    }
+
+    /// Whether queries and keys of the layer are turned by their positions.
+    pub fn turns(&self, layer: usize) -> bool {
+        self.unturned_every == 0 || !(layer + 1).is_multiple_of(self.unturned_every)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fourth_layer_of_smollm3_is_unturned() {
+        let unturned = |name| (0..9).filter(|&i| !Arch::by_name(name).expect("listed").turns(i)).collect::<Vec<_>>();
+        assert_eq!((unturned("smollm3"), unturned("llama")), (vec![3, 7], vec![]));
+        assert_eq!(Arch::by_name("Llama"), None);
+    }
+}

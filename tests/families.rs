@@ -1,0 +1,116 @@
+//! Every family of models and head layout against llama.cpp (tests/golden/families.json, by families.py), on small random
+//! models that both sides write by one rule. Each kernel set of this CPU, in batches that take each way through a matrix.
+
+use lowkey::kernels::Kernels;
+use lowkey::kv::policy::Policy;
+use lowkey_test_kit::families::family_model;
+use lowkey_test_kit::gguf_writer::GgufWriter;
+use lowkey_test_kit::{budget_for, floats, golden, ids, params, session};
+use serde_json::Value;
+
+/// A file of this test's own, removed at its end.
+struct Temp(std::path::PathBuf);
+
+impl Temp {
+    fn new(name: &str, file: &GgufWriter) -> Temp {
+        let path = std::env::temp_dir().join(format!("lowkey-families-{}-{name}.gguf", std::process::id()));
+        std::fs::write(&path, file.build()).expect("a temporary file");
+        Temp(path)
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn files() -> Vec<(String, Value, GgufWriter)> {
+    let golden = golden("families.json");
+    let models = golden["models"].as_object().expect("models");
+    models.iter().map(|(name, row)| (name.clone(), row.clone(), family_model(name, row))).collect()
+}
+
+fn worst(got: &[f32], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    got.iter().zip(want).map(|(&g, w)| (f64::from(g) - w).abs()).fold(0.0, f64::max)
+}
+
+/// Logits reach 5 to 9 in these models. F32: what f16 keys and values lose. F16: llama.cpp rounds activations to f16 too.
+/// Q8_0: both round activations to int8 blocks alike, but a rounding that falls the other way is a whole step.
+fn tolerance(name: &str, row: &Value) -> f64 {
+    match row["tensors"][0][2].as_str() {
+        Some("F32") => 0.01,
+        Some("F16") => 0.02,
+        Some("Q8_0") => 0.15,
+        other => panic!("{name}: no tolerance for {other:?}"),
+    }
+}
+
+#[test]
+fn every_family_computes_what_llama_cpp_computes() {
+    let golden = golden("families.json");
+    let (tokens, positions) = (ids(&golden["ids"]), ids(&golden["positions"]));
+    for (name, row, file) in files() {
+        let path = Temp::new(&name, &file);
+        let mut furthest = 0f64;
+        for kernels in Kernels::available() {
+            for n_batch in [1, 5, 24] {
+                let mut p = params(0);
+                (p.kernels, p.kv.policy, p.n_batch, p.n_logits) = (kernels.name().into(), Policy::Off, n_batch, n_batch);
+                p.kv.budget_bytes = budget_for(&path.0, 32, &p);
+                let mut session = session(&path.0, &p);
+                let mut rows: Vec<f32> = Vec::new();
+                for batch in tokens.chunks(n_batch) {
+                    rows.extend_from_slice(session.prefill_all(batch).expect("logits"));
+                }
+                let n_vocab = session.model().config.n_vocab;
+                for (&position, want) in positions.iter().zip(row["logits"].as_array().expect("rows")) {
+                    let off = worst(&rows[position as usize * n_vocab..][..n_vocab], &floats(want));
+                    furthest = furthest.max(off);
+                    let allowed = tolerance(&name, &row);
+                    assert!(
+                        off < allowed,
+                        "{name}, {}, batches of {n_batch}, position {position}: off by {off:.4}, allowed {allowed}",
+                        kernels.name()
+                    );
+                }
+            }
+        }
+        println!("{name}: off by {furthest:.4} at most");
+    }
+}
+
+/// With no sinks and the oldest going first, what is kept is always the latest tokens in a row: renumbering moves all by one
+/// distance, and RoPE sees distances only. So a short context gives the logits of a long one, but for f16 keys rounded once
+/// more. A key turned in a layer that knows no positions, or scaled twice, would show.
+#[test]
+fn renumbering_changes_no_distance_in_any_family() {
+    let tokens = ids(&golden("families.json")["ids"]);
+    for (name, _, file) in files() {
+        // A window would shorten the long context; factors are for one context.
+        if ["phi3-window", "phi3-factors"].contains(&name.as_str()) {
+            continue;
+        }
+        let logits = |n_ctx: u32| {
+            let mut file = file.clone();
+            let at = file.keys.iter().position(|key| key.0.ends_with(".context_length")).expect("a context");
+            file.keys[at].2 = n_ctx.to_le_bytes().to_vec();
+            let path = Temp::new(&format!("{name}-{n_ctx}"), &file);
+            let mut p = params(0);
+            (p.kv.policy, p.kv.sinks, p.n_batch) = (Policy::Window, 0, 3);
+            p.kv.budget_bytes = budget_for(&path.0, 12, &p);
+            let mut session = session(&path.0, &p);
+            let mut rows = Vec::new();
+            for batch in tokens.iter().cycle().take(60).copied().collect::<Vec<_>>().chunks(3) {
+                rows.extend_from_slice(session.prefill(batch, |_| true).expect("logits").expect("not stopped"));
+            }
+            rows
+        };
+        let (short, long) = (logits(24), logits(256));
+        let long: Vec<f64> = long.into_iter().map(f64::from).collect();
+        let (off, allowed) = (worst(&short, &long), if name.ends_with("-q8") { 0.3 } else { 0.03 });
+        println!("{name}: off by {off:.4}");
+        assert!(off < allowed, "{name}: off by {off}, allowed {allowed}");
+    }
+}

@@ -1,0 +1,206 @@
+"""Describes small random models of every family and head layout, and what llama.cpp computes with them: families.json.
+
+Owns: the shapes, and one rule for all numbers, so that the Rust tests can write the same files without Python: each is
+an int8 of a fixed stream times a power of two. F32, F16 and Q8_0 then hold the same weights exactly.
+Refuses: to be a model of anything, or to ship weights. llama.cpp runs with keys and values in f32 here, so that what is
+left between the engines is the f16 of our arena, and the int8 or f16 of activations where weights are Q8_0 or F16.
+"""
+
+import ctypes
+import math
+import pathlib
+import tempfile
+
+import gguf
+import llama_cpp
+import numpy as np
+
+import common
+import peer
+
+IDS = [int(i) for i in np.random.default_rng(7).integers(1, 37, 24)]
+POSITIONS = (0, 11, 23)
+MASK = (1 << 64) - 1
+TYPES = {"F32": 0, "F16": 1, "Q8_0": 8}
+
+
+def spec(arch, heads, head_dim, kind="F32", n_embd=None, n_ff=96, n_layer=2, n_vocab=37, n_rot=None, output=True, **keys):
+    n_head, n_head_kv = heads
+    # Only of these two does llama.cpp take heads that together are wider or narrower than the embedding.
+    n_embd = n_embd or (64 if arch in ("llama", "qwen3") else n_head * head_dim)
+    return dict(
+        arch=arch, n_head=n_head, n_head_kv=n_head_kv, head_dim=head_dim, kind=kind, n_embd=n_embd, n_ff=n_ff,
+        n_layer=n_layer, n_vocab=n_vocab, n_rot=n_rot or head_dim, output=output, keys=keys,
+    )  # fmt: skip
+
+
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
+MODELS = {
+    "llama-linear": spec("llama", (2, 1), 64, **{"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
+    "llama-factor-only": spec("llama", (1, 1), 64, **{"rope.scaling.factor": 2.0}),
+    "llama-yarn": spec("llama", (4, 2), 64, **YARN),
+    "llama-yarn-128": spec("llama", (1, 1), 128, **YARN | {"rope.freq_base": 500000.0, "rope.scaling.attn_factor": 0.9}),
+    "qwen2-mha": spec("qwen2", (2, 2), 64, n_vocab=41, output=False),
+    "qwen2-gqa": spec("qwen2", (4, 2), 80, **{"rope.freq_base": 1000000.0}),
+    "qwen2-mqa": spec("qwen2", (3, 1), 128, "F16"),
+    "qwen2-q8": spec("qwen2", (4, 2), 64, "Q8_0", n_vocab=53),
+    "qwen2-yarn": spec("qwen2", (2, 1), 64, **YARN),
+    "qwen3-mha": spec("qwen3", (2, 2), 96, output=False),
+    "qwen3-gqa": spec("qwen3", (4, 2), 128, **{"rope.freq_base": 1000000.0}),
+    "qwen3-mqa": spec("qwen3", (4, 1), 64, "F16", n_vocab=45),
+    "qwen3-q8": spec("qwen3", (2, 1), 80, "Q8_0", n_embd=96),
+    "smollm3-gqa": spec("smollm3", (4, 2), 64, n_layer=5, output=False, **{"rope.freq_base": 5000000.0}),
+    "smollm3-mqa": spec("smollm3", (2, 1), 80, n_layer=4, n_vocab=39),
+    "smollm3-q8": spec("smollm3", (2, 2), 32, "Q8_0", n_layer=4),
+    "phi3-mha": spec("phi3", (2, 2), 96),
+    "phi3-gqa-partial": spec("phi3", (4, 2), 128, n_rot=96, output=False, n_vocab=43),
+    "phi3-factors": spec(
+        "phi3", (2, 1), 64, "F16", **{"rope.scaling.original_context_length": 256, "rope.scaling.attn_factor": 1.19}
+    ),
+    "phi3-q8": spec("phi3", (2, 1), 64, "Q8_0"),
+    # A window that is as long as the context changes nothing.
+    "phi3-window": spec("phi3", (2, 1), 64, **{"attention.sliding_window": 256}),
+}  # fmt: skip
+
+
+def metadata(s):
+    """(key, kind, value) in the order of the file."""
+    numbers = [
+        ("context_length", "u32", 256),
+        ("embedding_length", "u32", s["n_embd"]),
+        ("block_count", "u32", s["n_layer"]),
+        ("feed_forward_length", "u32", s["n_ff"]),
+        ("attention.head_count", "u32", s["n_head"]),
+        ("attention.head_count_kv", "u32", s["n_head_kv"]),
+        ("attention.key_length", "u32", s["head_dim"]),
+        ("attention.value_length", "u32", s["head_dim"]),
+        ("rope.dimension_count", "u32", s["n_rot"]),
+        ("attention.layer_norm_rms_epsilon", "f32", 1e-5),
+    ]
+    kinds = {str: "str", int: "u32", float: "f32"}
+    numbers += [(key, kinds[type(value)], value) for key, value in s["keys"].items()]
+    return [(f"{s['arch']}.{key}", kind, value) for key, kind, value in numbers]
+
+
+def tensors(s):
+    """(name, shape with the row length last, type, gain, offset): an element is int8 * gain + offset."""
+    embd, ff, q, kv = s["n_embd"], s["n_ff"], s["n_head"] * s["head_dim"], s["n_head_kv"] * s["head_dim"]
+    kind = s["kind"]
+
+    def matrix(name, n_out, n_in, gain=1.5):
+        return f"{name}.weight", (n_out, n_in), kind, 2.0 ** round(math.log2(gain / math.sqrt(n_in) / 74)), 0.0
+
+    def vector(name, n, gain=2.0**-8, offset=1.0):
+        return name, (n,), "F32", gain, offset
+
+    yield matrix("token_embd", s["n_vocab"], embd, 2.0 * (math.sqrt(embd) if s["output"] else 1.0))
+    for i in range(s["n_layer"]):
+        b = f"blk.{i}."
+        yield vector(b + "attn_norm.weight", embd)
+        if s["arch"] == "phi3":
+            yield matrix(b + "attn_qkv", q + 2 * kv, embd)
+        else:
+            yield from (matrix(b + "attn_q", q, embd), matrix(b + "attn_k", kv, embd), matrix(b + "attn_v", kv, embd))
+        if s["arch"] == "qwen2":
+            yield from (vector(b + f"attn_{x}.bias", n, 2.0**-6, 0.0) for x, n in (("q", q), ("k", kv), ("v", kv)))
+        if s["arch"] == "qwen3":
+            yield from (vector(b + f"attn_{x}_norm.weight", s["head_dim"]) for x in "qk")
+        yield matrix(b + "attn_output", embd, q)
+        yield vector(b + "ffn_norm.weight", embd)
+        if s["arch"] == "phi3":
+            yield matrix(b + "ffn_up", 2 * ff, embd)
+        else:
+            yield from (matrix(b + "ffn_gate", ff, embd), matrix(b + "ffn_up", ff, embd))
+        yield matrix(b + "ffn_down", embd, ff)
+    yield vector("output_norm.weight", embd)
+    if s["output"]:
+        yield matrix("output", s["n_vocab"], embd, 2.0)
+    if "rope.scaling.attn_factor" in s["keys"] and s["arch"] == "phi3":
+        yield vector("rope_factors_long.weight", s["n_rot"] // 2, 2.0**-8, 8.0)
+        yield vector("rope_factors_short.weight", s["n_rot"] // 2)
+
+
+def fnv1a(data, state=0xCBF29CE484222325):
+    for byte in data:
+        state = (state ^ byte) * 0x100000001B3 & MASK
+    return state
+
+
+def int8s(seed, n):
+    """Knuth's 64-bit linear congruential generator, its top byte."""
+    out = bytearray(n)
+    for i in range(n):
+        seed = (seed * 6364136223846793005 + 1442695040888963407) & MASK
+        out[i] = seed >> 56
+    return np.frombuffer(out, np.int8)
+
+
+def encoded(name, tensor):
+    """The bytes of a tensor as the file has them."""
+    label, shape, kind, gain, offset = tensor
+    q = int8s(fnv1a(f"{name}/{label}".encode()), math.prod(shape))
+    if kind == "Q8_0":
+        scale = np.full((q.size // 32, 1), gain, "<f2").view(np.uint8)
+        return np.concatenate([scale, q.view(np.uint8).reshape(-1, 32)], 1).reshape(*shape[:-1], shape[-1] // 32 * 34)
+    values = (q.astype(np.float32) * np.float32(gain) + np.float32(offset)).reshape(shape)
+    return values.astype("<f2") if kind == "F16" else values
+
+
+def write_model(path, name, s):
+    """Writes the file; gives FNV-1a over the bytes of its tensors in order."""
+    writer, digest = gguf.GGUFWriter(path, s["arch"]), fnv1a(b"")
+    for key, kind, value in metadata(s):
+        {"u32": writer.add_uint32, "f32": writer.add_float32, "str": writer.add_string}[kind](key, value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([f"t{i}" for i in range(s["n_vocab"])])
+    writer.add_token_types([gguf.TokenType.NORMAL] * s["n_vocab"])
+    writer.add_token_merges(["t 0"])
+    for tensor in tensors(s):
+        data = encoded(name, tensor)
+        digest = fnv1a(data.tobytes(), digest)
+        writer.add_tensor(tensor[0], data, raw_dtype=gguf.GGMLQuantizationType(TYPES[tensor[2]]))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return f"{digest:016x}"
+
+
+class ExactPeer(peer.Peer):
+    """llama.cpp with keys and values in f32."""
+
+    def __init__(self, path):
+        super().__init__(path, n_ctx=256)
+        llama_cpp.llama_free(self.context)
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx, settings.n_batch, settings.n_threads, settings.n_threads_batch = 256, peer.N_BATCH, 1, 1
+        settings.type_k = settings.type_v = ctypes.c_int(llama_cpp.GGML_TYPE_F32).value
+        settings.flash_attn_type = 0
+        self.context = llama_cpp.llama_init_from_model(self.model, settings)
+
+
+def main():
+    rows = {}
+    for name, s in MODELS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "model.gguf"
+            digest = write_model(path, name, s)
+            engine = ExactPeer(path)
+            logits = engine.logits(IDS)
+            engine.close()
+        rows[name] = {
+            "arch": s["arch"],
+            "n_vocab": s["n_vocab"],
+            "keys": [list(row) for row in metadata(s)],
+            "tensors": [[label, list(shape), kind, gain, offset] for label, shape, kind, gain, offset in tensors(s)],
+            "tensors_fnv1a": digest,
+            "logits": [[round(float(v), 4) for v in logits[p]] for p in POSITIONS],
+        }
+        print(name, digest, "logits up to", round(float(np.abs(logits).max()), 2), flush=True)
+    source = common.provenance("python tests/golden/families.py")
+    common.dump(common.GOLDEN / "families.json", {"provenance": source, "ids": IDS, "positions": list(POSITIONS), "models": rows})
+
+
+if __name__ == "__main__":
+    main()

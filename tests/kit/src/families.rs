@@ -1,0 +1,79 @@
+//! The small random models that tests/golden/families.json describes, written as GGUF files: the same bytes of tensors as
+//! tests/golden/families.py gives to llama.cpp, whose hash is compared.
+//!
+//! Every number is an int8 of a fixed stream times a power of two, so that F32, F16 and Q8_0 hold it exactly.
+
+use serde_json::Value;
+
+use crate::gguf_writer::GgufWriter;
+
+/// The file of one row of the golden's `models`.
+pub fn family_model(name: &str, row: &Value) -> GgufWriter {
+    let text = |v: &Value| v.as_str().expect("a string").to_owned();
+    let float = |v: &Value| v.as_f64().expect("a number") as f32;
+    let mut file = GgufWriter::new();
+    file.str("general.architecture", &text(&row["arch"]));
+    for key in row["keys"].as_array().expect("keys") {
+        match key[1].as_str().expect("a kind") {
+            "u32" => file.u32(&text(&key[0]), key[2].as_u64().expect("a number") as u32),
+            "f32" => file.f32(&text(&key[0]), float(&key[2])),
+            _ => file.str(&text(&key[0]), &text(&key[2])),
+        };
+    }
+    let n_vocab = row["n_vocab"].as_u64().expect("a number");
+    let tokens: Vec<String> = (0..n_vocab).map(|i| format!("t{i}")).collect();
+    let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+    file.str("tokenizer.ggml.model", "gpt2").str("tokenizer.ggml.pre", "gpt-2").strs("tokenizer.ggml.tokens", &tokens);
+    file.strs("tokenizer.ggml.merges", &[]);
+    let mut hash = FNV_START;
+    for tensor in row["tensors"].as_array().expect("tensors") {
+        let label = text(&tensor[0]);
+        let dims: Vec<u64> = tensor[1].as_array().expect("a shape").iter().rev().map(|d| d.as_u64().expect("a number")).collect();
+        let (kind, gain, offset) = (text(&tensor[2]), float(&tensor[3]), float(&tensor[4]));
+        let n = dims.iter().product::<u64>() as usize;
+        let (type_id, data) = encoded(&kind, int8s(fnv1a(format!("{name}/{label}").as_bytes(), FNV_START), n), gain, offset);
+        hash = fnv1a(&data, hash);
+        file.tensor(&label, &dims, type_id, data);
+    }
+    assert_eq!(format!("{hash:016x}"), text(&row["tensors_fnv1a"]), "{name}: other tensors than the golden was made with");
+    file
+}
+
+/// ggml's type and the bytes of `int8 * gain + offset`.
+fn encoded(kind: &str, q: impl Iterator<Item = i8>, gain: f32, offset: f32) -> (u32, Vec<u8>) {
+    match kind {
+        "Q8_0" => {
+            let q: Vec<u8> = q.map(|q| q as u8).collect();
+            (8, q.chunks(32).flat_map(|block| [&half_bits(gain).to_le_bytes()[..], block].concat()).collect())
+        }
+        "F16" => (1, q.flat_map(|q| half_bits(f32::from(q) * gain + offset).to_le_bytes()).collect()),
+        _ => (0, q.flat_map(|q| (f32::from(q) * gain + offset).to_le_bytes()).collect()),
+    }
+}
+
+/// A number that f16 holds exactly, at full precision or below it, as its bits.
+fn half_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let (sign, exponent) = ((bits >> 16) as u16 & 0x8000, (bits >> 23 & 0xff) as i32 - 127);
+    let mantissa = bits & 0x7f_ffff | 0x80_0000;
+    let half = match exponent {
+        -127 => 0,
+        -14..=15 => ((exponent + 15) as u32) << 10 | (mantissa & 0x7f_ffff) >> 13,
+        _ => mantissa >> (-1 - exponent).clamp(0, 31),
+    };
+    sign | half as u16
+}
+
+const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn fnv1a(bytes: &[u8], start: u64) -> u64 {
+    bytes.iter().fold(start, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Knuth's 64-bit linear congruential generator, its top byte.
+fn int8s(mut seed: u64, n: usize) -> impl Iterator<Item = i8> {
+    (0..n).map(move |_| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 56) as i8
+    })
+}
