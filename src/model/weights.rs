@@ -9,6 +9,7 @@ use crate::kernels::{Kernels, Matrix};
 use crate::mem::arena::{Arena, Buf, region_bytes};
 
 use super::config::{Config, printable};
+use super::pack::Pack;
 
 /// A matrix of the file, `[n_rows][n_cols]`.
 #[derive(Clone, Copy)]
@@ -20,13 +21,35 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    pub fn in_file<'a>(&self, file: &'a GgufFile) -> Matrix<'a> {
-        Matrix { ty: self.ty, n_rows: self.n_rows, n_cols: self.n_cols, data: file.data(&file.tensors()[self.index]) }
+    /// Where it is to be multiplied from: the pack if it is there, else the model.
+    pub fn in_file<'a>(&self, files: &Files<'a>) -> Matrix<'a> {
+        match files.pack.and_then(|pack| pack.data(self.index)) {
+            Some(data) => Matrix { data, packed: true, ..self.in_model(files.model) },
+            None => self.in_model(files.model),
+        }
+    }
+
+    /// As it lies in the model: row after row.
+    pub fn in_model<'a>(&self, file: &'a GgufFile) -> Matrix<'a> {
+        let data = file.data(&file.tensors()[self.index]);
+        Matrix { ty: self.ty, n_rows: self.n_rows, n_cols: self.n_cols, data, packed: false }
+    }
+
+    /// In the model's directory.
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     pub fn is_float(&self) -> bool {
         matches!(self.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
     }
+}
+
+/// The files that weights are read from.
+#[derive(Clone, Copy)]
+pub struct Files<'a> {
+    pub model: &'a GgufFile,
+    pub pack: Option<&'a Pack>,
 }
 
 pub struct Layer {
@@ -57,10 +80,15 @@ impl Weights {
         (2 * config.n_layer + 1) * region_bytes::<f32>(config.n_embd)
     }
 
-    /// The type of every matrix that is multiplied.
+    /// Every matrix that is multiplied.
+    pub fn matrices(&self) -> impl Iterator<Item = Tensor> {
+        let of = |l: &Layer| [l.attn_q, l.attn_k, l.attn_v, l.attn_output, l.ffn_gate, l.ffn_up, l.ffn_down];
+        self.layers.iter().flat_map(of).chain([self.output])
+    }
+
+    /// Their types.
     pub fn types(&self) -> impl Iterator<Item = GgmlType> {
-        let of = |l: &Layer| [l.attn_q, l.attn_k, l.attn_v, l.attn_output, l.ffn_gate, l.ffn_up, l.ffn_down].map(|t| t.ty);
-        self.layers.iter().flat_map(of).chain([self.output.ty])
+        self.matrices().map(|t| t.ty)
     }
 
     pub fn bind(file: &GgufFile, config: &Config) -> Result<Weights> {
