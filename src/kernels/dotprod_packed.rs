@@ -39,10 +39,13 @@ trait Packed: Format {
     ///     acc  = fma(d * d_a, isum, acc);  acc_m = fma(m, s_a, acc_m)
     ///
     /// # Safety
-    /// Blocks `0..=LANE` are readable: those of the rows `2 * 8 * BYTES` before `middle`, those of the token at `token`;
+    /// Blocks `0..=LANE` are readable: those of the rows from `BASE` bytes before `base` on, those of the token at `token`;
     /// the CPU has the dot product extension.
-    unsafe fn step<const LANE: usize>(middle: *const u8, token: *const i8, x: &TokenBlocks, sums: &mut Sums);
+    unsafe fn step<const LANE: usize>(base: *const u8, token: *const i8, x: &TokenBlocks, sums: &mut Sums);
 }
+
+/// Loads of one vector reach from -256 bytes on, loads of two up to 1008: from here both reach all of four blocks.
+const BASE: usize = 64;
 
 /// Of a block of eight rows.
 const fn block_bytes<F: Format>() -> usize {
@@ -115,26 +118,26 @@ unsafe fn matvec<F: Packed>(task: &MatmulTask, rows: Range<usize>, t: usize) {
             let mut b = 0;
             while b + 4 <= n_blocks {
                 let x = blocks(vld1q_f32(d.add(b)), vld1q_f32(s.add(b)), vld1q_s32(sum.add(b)));
-                let (middle, token) = (at.wrapping_add(2 * block_bytes::<F>()), q.add(b * BLOCK));
-                F::step::<0>(middle, token, &x, &mut sums);
-                F::step::<1>(middle, token, &x, &mut sums);
-                F::step::<2>(middle, token, &x, &mut sums);
-                F::step::<3>(middle, token, &x, &mut sums);
+                let (base, token) = (at.wrapping_add(BASE), q.add(b * BLOCK));
+                F::step::<0>(base, token, &x, &mut sums);
+                F::step::<1>(base, token, &x, &mut sums);
+                F::step::<2>(base, token, &x, &mut sums);
+                F::step::<3>(base, token, &x, &mut sums);
                 at = at.wrapping_add(4 * block_bytes::<F>());
                 b += 4;
             }
             if n_blocks & 2 != 0 {
                 let two = |p: *const f32| vcombine_f32(vld1_f32(p.add(b)), vdup_n_f32(0.0));
                 let x = blocks(two(d), two(s), vreinterpretq_s32_f32(two(sum.cast())));
-                let (middle, token) = (at.wrapping_add(2 * block_bytes::<F>()), q.add(b * BLOCK));
-                F::step::<0>(middle, token, &x, &mut sums);
-                F::step::<1>(middle, token, &x, &mut sums);
+                let (base, token) = (at.wrapping_add(BASE), q.add(b * BLOCK));
+                F::step::<0>(base, token, &x, &mut sums);
+                F::step::<1>(base, token, &x, &mut sums);
                 at = at.wrapping_add(2 * block_bytes::<F>());
                 b += 2;
             }
             if n_blocks & 1 != 0 {
                 let x = blocks(vld1q_dup_f32(d.add(b)), vld1q_dup_f32(s.add(b)), vld1q_dup_s32(sum.add(b)));
-                F::step::<0>(at.wrapping_add(2 * block_bytes::<F>()), q.add(b * BLOCK), &x, &mut sums);
+                F::step::<0>(at.wrapping_add(BASE), q.add(b * BLOCK), &x, &mut sums);
                 at = at.wrapping_add(block_bytes::<F>());
             }
             store([vaddq_f32(sums.acc[0], sums.acc_m[0]), vaddq_f32(sums.acc[1], sums.acc_m[1])], task.out.at(t, row));
@@ -261,13 +264,13 @@ macro_rules! scale {
 /// One block of eight rows. The text is written out so that each load is one instruction with its offset in it, and `sdot`
 /// takes its lane. Sums of rows 0 to 4 and 4 to 8 take turns, since each `sdot` waits for the last one into its sum.
 macro_rules! step {
-    ($F:ty, $middle:ident, $token:ident, $x:ident, $sums:ident, [$($text:expr),*], $($operands:tt)*) => {
+    ($F:ty, $base:ident, $token:ident, $x:ident, $sums:ident, [$($text:expr),*], $($operands:tt)*) => {
         asm!(
             "ldp {a0:q}, {a1:q}, [{token}, {column}]",
             $($text,)*
             scale!(),
-            middle = in(reg) $middle, token = in(reg) $token, lane = const LANE, column = const LANE * BLOCK,
-            at = const (LANE as isize - 2) * block_bytes::<$F>() as isize,
+            base = in(reg) $base, token = in(reg) $token, lane = const LANE, column = const LANE * BLOCK,
+            at = const (LANE * block_bytes::<$F>()) as isize - BASE as isize,
             a0 = out(vreg) _, a1 = out(vreg) _, s = out(vreg) _, i0 = out(vreg) _, i1 = out(vreg) _,
             w0 = out(vreg) _, w1 = out(vreg) _, w2 = out(vreg) _, w3 = out(vreg) _,
             w4 = out(vreg) _, w5 = out(vreg) _, w6 = out(vreg) _, w7 = out(vreg) _,
@@ -280,15 +283,15 @@ macro_rules! step {
 
 impl Packed for Q4_0 {
     #[inline(always)]
-    unsafe fn step<const LANE: usize>(middle: *const u8, token: *const i8, x: &TokenBlocks, sums: &mut Sums) {
+    unsafe fn step<const LANE: usize>(base: *const u8, token: *const i8, x: &TokenBlocks, sums: &mut Sums) {
         // SAFETY: by the caller's promise.
         unsafe {
-            step!(Q4_0, middle, token, x, sums, [
-                "ldp {s:q}, {w0:q}, [{middle}, {at}]",
-                "ldp {w1:q}, {w2:q}, [{middle}, {at} + 32]",
-                "ldp {w3:q}, {w4:q}, [{middle}, {at} + 64]",
-                "ldp {w5:q}, {w6:q}, [{middle}, {at} + 96]",
-                "ldr {w7:q}, [{middle}, {at} + 128]",
+            step!(Q4_0, base, token, x, sums, [
+                "ldp {s:q}, {w0:q}, [{base}, {at}]",
+                "ldp {w1:q}, {w2:q}, [{base}, {at} + 32]",
+                "ldp {w3:q}, {w4:q}, [{base}, {at} + 64]",
+                "ldp {w5:q}, {w6:q}, [{base}, {at} + 96]",
+                "ldr {w7:q}, [{base}, {at} + 128]",
                 "dup {i0:v}.4s, {start:v}.s[{lane}]",
                 "dup {i1:v}.4s, {start:v}.s[{lane}]",
                 sdot_nibbles!()
@@ -300,15 +303,15 @@ impl Packed for Q4_0 {
 
 impl Packed for Q4_1 {
     #[inline(always)]
-    unsafe fn step<const LANE: usize>(middle: *const u8, token: *const i8, x: &TokenBlocks, sums: &mut Sums) {
+    unsafe fn step<const LANE: usize>(base: *const u8, token: *const i8, x: &TokenBlocks, sums: &mut Sums) {
         // SAFETY: by the caller's promise.
         unsafe {
-            step!(Q4_1, middle, token, x, sums, [
-                "ldp {s:q}, {m:q}, [{middle}, {at}]",
-                "ldp {w0:q}, {w1:q}, [{middle}, {at} + 32]",
-                "ldp {w2:q}, {w3:q}, [{middle}, {at} + 64]",
-                "ldp {w4:q}, {w5:q}, [{middle}, {at} + 96]",
-                "ldp {w6:q}, {w7:q}, [{middle}, {at} + 128]",
+            step!(Q4_1, base, token, x, sums, [
+                "ldp {s:q}, {m:q}, [{base}, {at}]",
+                "ldp {w0:q}, {w1:q}, [{base}, {at} + 32]",
+                "ldp {w2:q}, {w3:q}, [{base}, {at} + 64]",
+                "ldp {w4:q}, {w5:q}, [{base}, {at} + 96]",
+                "ldp {w6:q}, {w7:q}, [{base}, {at} + 128]",
                 "movi {i0:v}.4s, #0",
                 "movi {i1:v}.4s, #0",
                 sdot_nibbles!(),
@@ -325,28 +328,28 @@ impl Packed for Q4_1 {
 
 impl Packed for Q8_0 {
     #[inline(always)]
-    unsafe fn step<const LANE: usize>(middle: *const u8, token: *const i8, x: &TokenBlocks, sums: &mut Sums) {
+    unsafe fn step<const LANE: usize>(base: *const u8, token: *const i8, x: &TokenBlocks, sums: &mut Sums) {
         // SAFETY: by the caller's promise.
         unsafe {
             step!(
                 Q8_0,
-                middle,
+                base,
                 token,
                 x,
                 sums,
                 [
-                    "ldr {s:q}, [{middle}, {at}]",
-                    "ldp {w0:q}, {w1:q}, [{middle}, {at} + 16]",
-                    "ldp {w4:q}, {w5:q}, [{middle}, {at} + 144]",
-                    "ldp {w2:q}, {w3:q}, [{middle}, {at} + 48]",
-                    "ldp {w6:q}, {w7:q}, [{middle}, {at} + 176]",
+                    "ldr {s:q}, [{base}, {at}]",
+                    "ldp {w0:q}, {w1:q}, [{base}, {at} + 16]",
+                    "ldp {w4:q}, {w5:q}, [{base}, {at} + 144]",
+                    "ldp {w2:q}, {w3:q}, [{base}, {at} + 48]",
+                    "ldp {w6:q}, {w7:q}, [{base}, {at} + 176]",
                     "movi {i0:v}.4s, #0",
                     "movi {i1:v}.4s, #0",
                     sdot_four!("w0", "w1", "w2", "w3", "w4", "w5", "w6", "w7", "a0"),
-                    "ldp {w0:q}, {w1:q}, [{middle}, {at} + 80]",
-                    "ldp {w4:q}, {w5:q}, [{middle}, {at} + 208]",
-                    "ldp {w2:q}, {w3:q}, [{middle}, {at} + 112]",
-                    "ldp {w6:q}, {w7:q}, [{middle}, {at} + 240]",
+                    "ldp {w0:q}, {w1:q}, [{base}, {at} + 80]",
+                    "ldp {w4:q}, {w5:q}, [{base}, {at} + 208]",
+                    "ldp {w2:q}, {w3:q}, [{base}, {at} + 112]",
+                    "ldp {w6:q}, {w7:q}, [{base}, {at} + 240]",
                     sdot_four!("w0", "w1", "w2", "w3", "w4", "w5", "w6", "w7", "a1")
                 ],
             );
