@@ -197,6 +197,22 @@ fn a_folder_or_another_file_in_its_place_is_left_aside() {
 }
 
 #[test]
+fn an_interrupted_pack_leaves_nothing() {
+    let folder = Folder::new("interrupt");
+    fs::remove_file(folder.model()).expect("the small model goes");
+    std::os::unix::fs::symlink(lowkey_test_kit::demo_model().canonicalize().expect("a path"), folder.model()).expect("a link");
+    let mut child = lowkey!().args(["pack", "m.gguf"]).current_dir(&folder.0).spawn().expect("the binary starts");
+    while folder.names().len() < 2 {
+        assert_eq!(child.try_wait().expect("its state"), None, "it ended before it wrote");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(kill.success());
+    assert_eq!(child.wait().expect("an end").code(), Some(130));
+    assert_eq!(folder.names(), ["m.gguf"]);
+}
+
+#[test]
 fn the_command_writes_keeps_verifies_and_accepts_a_copy() {
     let folder = Folder::new("cli");
     let outcome = |args: &[&str]| {

@@ -98,8 +98,8 @@ fn write(path: &Path, contents: &Contents, model: &Model, interrupt: &Interrupt)
             "no matrix of it has a packed layout; packing is for Q4_0, Q4_1 and Q8_0: run it as it is",
         ));
     }
-    let unfinished = Unfinished::create(path)?;
-    let failed = |e| Error::io(path, e);
+    let failed = |e| no_room(path, contents, e);
+    let unfinished = Unfinished::create(path).map_err(failed)?;
     let mut out = BufWriter::with_capacity(1 << 20, &unfinished.file);
     let whole = contents.write(&model.file, &mut out, &mut || !interrupt.raised()).and_then(|whole| {
         out.flush()?;
@@ -113,6 +113,11 @@ fn write(path: &Path, contents: &Contents, model: &Model, interrupt: &Interrupt)
     Ok(Some("written"))
 }
 
+fn no_room(path: &Path, contents: &Contents, e: std::io::Error) -> Error {
+    let what = format!("{e}: the model's folder must be writable and have room for {}", Bytes(contents.file_bytes));
+    Error::io(path, std::io::Error::new(e.kind(), what))
+}
+
 /// A file under a name of its own, which goes with this value unless it is finished.
 struct Unfinished<'a> {
     path: &'a Path,
@@ -121,11 +126,11 @@ struct Unfinished<'a> {
 }
 
 impl<'a> Unfinished<'a> {
-    fn create(path: &'a Path) -> Result<Self> {
+    fn create(path: &'a Path) -> std::io::Result<Self> {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}.part", std::process::id()));
         let temporary = path.with_file_name(name);
-        let file = File::create(&temporary).map_err(|e| Error::io(path, e))?;
+        let file = File::create(&temporary)?;
         Ok(Unfinished { path, temporary, file })
     }
 
