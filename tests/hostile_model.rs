@@ -1,8 +1,8 @@
 //! Real model files with one thing changed: each is refused with one line or runs to some logits. None may panic, plan
 //! more than so small a file can ask for, or take more from the heap than a small multiple of the file.
 //!
-//! The files are tests/data/tiny-*.gguf, taken apart into keys and tensors, changed, and written again; then bytes of the
-//! whole file are flipped at random with a fixed seed. What a weight becomes does not matter: logits may be anything.
+//! The files are tests/data/tiny-*.gguf, taken apart into keys and tensors, and one of each other family
+//! (tests/golden/families.json), changed, and written again; then bytes of the whole file are flipped at random with a fixed seed. What a weight becomes does not matter: logits may be anything.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -175,6 +175,15 @@ fn take_apart(name: &str) -> GgufWriter {
     file
 }
 
+/// A sound file of each family, Llama's first; under emulation that one alone.
+fn one_of_each_family() -> Vec<(&'static str, GgufWriter)> {
+    let golden = lowkey_test_kit::golden("families.json");
+    let others = ["qwen2-q8", "qwen3-q8", "smollm3-q8", "phi3-factors", "llama-yarn"];
+    let others = others.map(|name| (name, lowkey_test_kit::families::family_model(name, &golden["models"][name])));
+    let all = [("tiny-freqs", take_apart("tiny-freqs.gguf"))].into_iter().chain(others);
+    all.take(if lowkey_test_kit::emulated().is_some() { 1 } else { usize::MAX }).collect()
+}
+
 /// Values to put in place of any other.
 fn values() -> Vec<(String, u32, Vec<u8>)> {
     let mut out = Vec::new();
@@ -207,16 +216,17 @@ fn values() -> Vec<(String, u32, Vec<u8>)> {
 }
 
 /// Keys that no tiny file has and that change what is computed.
-const MORE_KEYS: [&str; 14] = [
-    "llama.expert_count",
-    "llama.rope.scaling.type",
-    "llama.rope.scaling.factor",
-    "llama.rope.scaling.attn_factor",
-    "llama.rope.scale_linear",
-    "llama.attention.sliding_window",
-    "llama.attention.causal",
-    "llama.logit_scale",
-    "llama.final_logit_softcapping",
+const MORE_KEYS: [&str; 15] = [
+    "ARCH.expert_count",
+    "ARCH.rope.scaling.type",
+    "ARCH.rope.scaling.factor",
+    "ARCH.rope.scaling.attn_factor",
+    "ARCH.rope.scaling.yarn_ext_factor",
+    "ARCH.rope.scale_linear",
+    "ARCH.attention.sliding_window",
+    "ARCH.attention.causal",
+    "ARCH.logit_scale",
+    "ARCH.final_logit_softcapping",
     "general.alignment",
     "split.count",
     "tokenizer.chat_template",
@@ -237,26 +247,28 @@ fn the_files_as_they_are_run() {
 #[test]
 fn one_metadata_value_changed() {
     let path = TempPath::new("metadata");
-    let (mut n_ran, mut n) = (0, 0);
-    let original = take_apart("tiny-freqs.gguf");
-    let n_keys = original.keys.len();
-    for i in 0..n_keys + MORE_KEYS.len() {
-        let mut file = original.clone();
-        if i >= n_keys {
-            file.u32(MORE_KEYS[i - n_keys], 0);
+    for (name, original) in one_of_each_family() {
+        let (mut n_ran, mut n) = (0, 0);
+        let n_keys = original.keys.len();
+        let arch = name.split('-').next().filter(|arch| *arch != "tiny").unwrap_or("llama");
+        for i in 0..n_keys + MORE_KEYS.len() {
+            let mut file = original.clone();
+            if i >= n_keys {
+                file.u32(&MORE_KEYS[i - n_keys].replace("ARCH", arch), 0);
+            }
+            let i = i.min(n_keys);
+            let key = file.keys[i].0.clone();
+            for (what, ty, bytes) in values() {
+                (file.keys[i].1, file.keys[i].2) = (ty, bytes);
+                n_ran += usize::from(case(&format!("{name}: {key} = {what}"), &path, &file.build(), 1) == Fate::Ran);
+                n += 1;
+            }
+            file.keys.remove(i);
+            case(&format!("{name}: {key} is gone"), &path, &file.build(), 1);
         }
-        let i = i.min(n_keys);
-        let key = file.keys[i].0.clone();
-        for (what, ty, bytes) in values() {
-            (file.keys[i].1, file.keys[i].2) = (ty, bytes);
-            n_ran += usize::from(case(&format!("{key} = {what}"), &path, &file.build(), 1) == Fate::Ran);
-            n += 1;
-        }
-        file.keys.remove(i);
-        case(&format!("{key} is gone"), &path, &file.build(), 1);
+        println!("{name}: {n_ran} of {n} ran");
+        assert!(n_ran > 100 && n_ran < n, "{name}: both fates occur: {n_ran} of {n} ran");
     }
-    println!("{n_ran} of {n} ran");
-    assert!(n_ran > 100 && n_ran < n, "both fates occur: {n_ran} of {n} ran");
 }
 
 /// Two at a time, for products that overflow where each factor alone is only large.
@@ -280,25 +292,37 @@ fn two_huge_numbers() {
 #[test]
 fn every_tensor_renamed_dropped_reshaped_and_retyped() {
     let path = TempPath::new("tensors");
-    let original = take_apart("tiny-freqs.gguf");
+    for (model, original) in one_of_each_family() {
+        disturb_tensors(model, &original, &path);
+    }
+}
+
+fn disturb_tensors(model: &str, original: &GgufWriter, path: &TempPath) {
     for i in 0..original.tensors.len() {
         let name = original.tensors[i].name.clone();
+        if name.starts_with("blk.1.") {
+            continue; // as in layer 0
+        }
         let try_with = |what: &str, change: &dyn Fn(&mut GgufWriter)| {
             let mut file = original.clone();
             change(&mut file);
-            case(&format!("{name}: {what}"), &path, &file.build(), 1)
+            case(&format!("{model}, {name}: {what}"), path, &file.build(), 1)
         };
-        assert_eq!(try_with("renamed", &|f| f.tensors[i].name = "blk.0.attn_q.bias".into()), Fate::Refused, "{name}");
+        assert_eq!(
+            try_with("renamed", &|f| f.tensors[i].name = "blk.0.attn_output.bias".into()),
+            Fate::Refused,
+            "{model}, {name}"
+        );
         let dropped = try_with("dropped", &|f| drop(f.tensors.remove(i)));
         // Without it the embeddings are the output, and the frequencies are the plain ones: other models, well-formed.
         let optional = ["output.weight", "rope_freqs.weight"].contains(&name.as_str());
-        assert_eq!(dropped, if optional { Fate::Ran } else { Fate::Refused }, "{name} dropped");
+        assert_eq!(dropped, if optional { Fate::Ran } else { Fate::Refused }, "{model}, {name} dropped");
         assert_eq!(try_with("a line break in its name", &|f| f.tensors[i].name = "a\nb".into()), Fate::Refused);
         for d in 0..original.tensors[i].dims.len() {
             for dim in [0, 1, 2, 31, 32, 96, 1 << 20, 1 << 32, u64::MAX, u64::MAX / 2 + 1] {
                 let fate = try_with(&format!("dimension {d} is {dim}"), &|f| f.tensors[i].dims[d] = dim);
                 let same = original.tensors[i].dims[d] == dim;
-                assert!(same || fate == Fate::Refused, "{name}: dimension {d} is {dim}, and it ran");
+                assert!(same || fate == Fate::Refused, "{model}, {name}: dimension {d} is {dim}, and it ran");
             }
         }
         try_with("its dimensions reversed", &|f| f.tensors[i].dims.reverse());

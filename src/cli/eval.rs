@@ -112,7 +112,7 @@ fn ppl(args: PplArgs) -> Result<u8> {
     }
     let mut opened = open(&args.model.model, args.model.session.params(N_LOGITS))?;
     opened.warn();
-    plan_text(&mut opened, &text);
+    plan_text(&mut opened, &text)?;
     if args.keep.is_empty() {
         opened.check()?;
     }
@@ -156,9 +156,10 @@ fn ppl(args: PplArgs) -> Result<u8> {
 }
 
 /// The lines that only `eval` knows of: the text and its tokens, a score for each in this run and in that of the full cache.
-fn plan_text(opened: &mut Opened, text: &str) {
-    opened.plan.private("text", text_bytes(text));
+fn plan_text(opened: &mut Opened, text: &str) -> Result<()> {
+    opened.plan.private("text", text_bytes(&opened.model.file, text)?);
     opened.plan.private("scores", 2 * text.len() * size_of::<f64>());
+    Ok(())
 }
 
 struct Eval<'a> {
@@ -199,7 +200,7 @@ impl Eval<'_> {
             Budget::Full => kv.arena_bytes(ctx) as u64,
         };
         opened.replan()?;
-        plan_text(&mut opened, self.text);
+        plan_text(&mut opened, self.text)?;
         opened.check()?;
         let session = Session::new(opened.model, &opened.params)?;
         check_tokens(&session, self.tokens)?;

@@ -118,8 +118,9 @@ pub fn run(args: RunArgs) -> Result<u8> {
     let n_vocab = opened.model.config.n_vocab;
     let mut sampler = Sampler::new(sampling, n_vocab)?;
     let (n_kept, n_top) = if args.json { (args.n as usize, args.top_logprobs.min(n_vocab)) } else { (0, 0) };
-    let system_bytes = args.system.as_deref().map_or(0, text_bytes);
-    plan_run(&mut opened, text_bytes(&text) + system_bytes, sampling.repeat_last_n, n_kept, n_top)?;
+    let system_bytes = text_bytes(&opened.model.file, args.system.as_deref().unwrap_or_default())?;
+    let prompt_bytes = text_bytes(&opened.model.file, &text)?;
+    plan_run(&mut opened, prompt_bytes + system_bytes, sampling.repeat_last_n, n_kept, n_top)?;
     opened.check()?;
     opened.warn();
     let tokenizer = opened.tokenizer()?;

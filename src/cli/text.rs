@@ -4,6 +4,8 @@
 use std::io::Read;
 
 use crate::error::{Error, Result};
+use crate::gguf::GgufFile;
+use crate::text::Tokenizer;
 use crate::units::Bytes;
 
 /// Text that is read at most: it is held in memory, and so are its tokens.
@@ -34,35 +36,12 @@ fn read_at_most(from: impl Read, expected: u64, name: &str) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| Error::usage("--file", format!("{name} is not UTF-8 text; give a text file")))
 }
 
-/// Merging a word takes a list and a queue of its parts, and a small string for each: measured at 105 bytes for each byte of
-/// the word at most.
+/// Merging a word takes a list and a queue of its parts, and for BPE a small string for each: measured at 105 bytes for each
+/// byte of the word at most.
 const WORD_BYTES: usize = 128;
 
 /// Bytes for turning a text into tokens, from above: the text, its ids (a token is a byte at least, its id four), and the
-/// merging of its longest word. Words are bounded by white space here, whatever the model's own rule is.
-pub fn text_bytes(text: &str) -> usize {
-    let (mut longest, mut word, mut in_space) = (0, 0, false);
-    for c in text.chars() {
-        let space = c.is_whitespace();
-        // White space that follows may belong to a word, as one space before it may.
-        if in_space && !space {
-            word = 1;
-        }
-        in_space = space;
-        word += c.len_utf8();
-        longest = longest.max(word);
-    }
-    text.len() * 5 + longest * WORD_BYTES
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{WORD_BYTES, text_bytes};
-
-    #[test]
-    fn text_is_planned_by_its_longest_word() {
-        for (text, longest) in [("", 0), ("abc", 3), ("a bcd e", 1 + 3 + 1), ("\u{e9}\u{e9}", 4), ("a    b", 5), ("    ", 4)] {
-            assert_eq!(text_bytes(text), text.len() * 5 + longest * WORD_BYTES, "{text:?}");
-        }
-    }
+/// merging of its longest word.
+pub fn text_bytes(file: &GgufFile, text: &str) -> Result<usize> {
+    Ok(text.len() * 5 + Tokenizer::longest_word(file, text)? * WORD_BYTES)
 }

@@ -170,7 +170,7 @@ fn context(file: &GgufFile, arch: &Arch, trained: usize) -> Result<usize> {
         |name: &str| Ok::<_, Error>(file.opt_u32(&format!("{}.{name}", arch.name))?.filter(|&n| n > 0).map(|n| n as usize));
     let window = limit("attention.sliding_window")?;
     let short = match file.tensor(SHORT_FACTORS) {
-        Some(_) => limit("rope.scaling.original_context_length")?,
+        Some(_) => Some(file.u32(&format!("{}.rope.scaling.original_context_length", arch.name))? as usize),
         None => None,
     };
     let n_ctx = [window, short].into_iter().flatten().fold(trained, usize::min);

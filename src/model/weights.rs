@@ -125,17 +125,19 @@ impl Weights {
             Some(_) => binder.matrix("output.weight", vocab, embd)?,
             None => token_embd,
         };
-        let mut factors = None;
-        for name in ["rope_freqs.weight", SHORT_FACTORS, LONG_FACTORS] {
-            if file.tensor(name).is_some() {
-                let values = binder.floats(name, config.rope.n_rot / 2)?;
-                // The long ones hold beyond the context that is used here.
-                factors = factors.or(Some(values).filter(|_| name != LONG_FACTORS));
-            }
-        }
+        let has = |name| file.tensor(name).is_some();
+        let rope_freqs = if has("rope_freqs.weight") {
+            Some(binder.floats("rope_freqs.weight", config.rope.n_rot / 2)?)
+        } else if has(SHORT_FACTORS) || has(LONG_FACTORS) {
+            // The long ones hold beyond the context that is used here (`Config::from_gguf`).
+            binder.floats(LONG_FACTORS, config.rope.n_rot / 2)?;
+            Some(binder.floats(SHORT_FACTORS, config.rope.n_rot / 2)?)
+        } else {
+            None
+        };
         binder.finish(config.arch.name)?;
         let has_float = layers.iter().flat_map(Layer::matrices).chain([output]).any(|t| t.is_float());
-        Ok(Weights { token_embd, layers, output_norm, output, rope_freqs: factors, has_float })
+        Ok(Weights { token_embd, layers, output_norm, output, rope_freqs, has_float })
     }
 }
 

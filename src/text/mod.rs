@@ -5,6 +5,7 @@
 
 pub mod pretokenizer;
 pub mod sampler;
+pub mod spm;
 pub mod template;
 pub mod tokenizer;
 pub mod utf8_stream;

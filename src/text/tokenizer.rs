@@ -1,8 +1,9 @@
 //! Text to token ids and back, from the vocabulary and merges that the model file itself carries (`tokenizer.ggml.*`).
 //!
-//! Byte-level BPE, the model that GGUF calls `gpt2`; other models and unknown pre-tokenizers are refused by name. Ids are those of
-//! llama.cpp: special tokens are cut out of the text first, longest first, then words by the pre-tokenizer, then merges by the
-//! `tokenizers` crate, without its cache: memory does not grow as text flows. The bytes of all tokens lie in one table.
+//! Byte-level BPE, the model that GGUF calls `gpt2`, and SentencePiece, `llama` (`spm.rs`); other models and unknown
+//! pre-tokenizers are refused by name. Ids are those of llama.cpp: special tokens are cut out of the text first, longest
+//! first, then, for BPE, words by the pre-tokenizer, then merges by the `tokenizers` crate, without its cache: memory does
+//! not grow as text flows. The bytes of all tokens lie in one table.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +11,7 @@ use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 
 use super::pretokenizer::PreTokenizer;
+use super::spm::Spm;
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, StringArray};
 
@@ -22,6 +24,8 @@ enum TokenKind {
     Control,
     /// Text of its own that is always matched whole.
     UserDefined,
+    /// One byte, written as `<0x0A>`: in SentencePiece's vocabularies.
+    Byte,
     /// Stands for nothing.
     Unused,
 }
@@ -33,6 +37,7 @@ impl TokenKind {
             2 | 3 => TokenKind::Control,
             4 => TokenKind::UserDefined,
             5 => TokenKind::Unused,
+            6 => TokenKind::Byte,
             _ => TokenKind::Normal,
         }
     }
@@ -74,11 +79,23 @@ struct Special {
     id: u32,
     text: Box<str>,
     user_defined: bool,
+    /// Swallows the white space behind it.
+    strips: bool,
+}
+
+/// How text between special tokens becomes ids.
+enum Merging {
+    Bpe {
+        bpe: BPE,
+        pre: PreTokenizer,
+        /// Bytes that have a token; the others drop out of the text, as in llama.cpp.
+        known_bytes: [bool; 256],
+    },
+    Spm(Spm),
 }
 
 pub struct Tokenizer {
-    bpe: BPE,
-    pre: PreTokenizer,
+    merging: Merging,
     /// Bytes of token `id`: `bytes[offsets[id]..offsets[id + 1]]`. Control tokens have their text.
     bytes: Box<[u8]>,
     offsets: Box<[u32]>,
@@ -89,8 +106,6 @@ pub struct Tokenizer {
     /// Sorted ids.
     controls: Box<[u32]>,
     ends: Box<[u32]>,
-    /// Bytes that have a token; the others drop out of the text, as in llama.cpp.
-    known_bytes: [bool; 256],
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
@@ -104,7 +119,8 @@ const MERGES: &str = "tokenizer.ggml.merges";
 
 impl Tokenizer {
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
-        let pre = pretokenizer(file)?;
+        let is_spm = is_spm(file)?;
+        let pre = if is_spm { None } else { Some(pretokenizer(file)?) };
         let tokens = file.strings(TOKENS)?;
         let n_vocab = tokens.len();
         let mut kinds = token_kinds(file, n_vocab)?;
@@ -115,8 +131,10 @@ impl Tokenizer {
             log::debug!("token {id} {text} ends a generation");
         }
         let token_id = |key: &str| special_id(file, key, n_vocab);
-        let bos = token_id("tokenizer.ggml.bos_token_id")?;
-        let eos = token_id("tokenizer.ggml.eos_token_id")?;
+        // SentencePiece's own ids, where the file does not say.
+        let usual = |id: u32| Some(id).filter(|_| is_spm && n_vocab > 2);
+        let bos = token_id("tokenizer.ggml.bos_token_id")?.or(usual(1));
+        let eos = token_id("tokenizer.ggml.eos_token_id")?.or(usual(2));
         ends.extend(eos);
         for key in ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"] {
             ends.extend(token_id(&format!("tokenizer.ggml.{key}_token_id"))?);
@@ -124,19 +142,25 @@ impl Tokenizer {
         ends.sort_unstable();
         ends.dedup();
 
-        let (bytes, offsets) = byte_table(file, &tokens, &kinds)?;
-        let specials = specials(&tokens, &kinds);
+        let (bytes, offsets) = byte_table(file, &tokens, &kinds, is_spm)?;
+        let specials = specials(file, &tokens, &kinds)?;
         let mut special_starts = [false; 256];
         specials.iter().for_each(|special| special_starts[special.text.as_bytes()[0] as usize] = true);
         let controls = (0..n_vocab as u32).filter(|id| kinds[*id as usize] == TokenKind::Control).collect();
         drop(kinds);
 
-        let vocab = vocabulary(file, &tokens)?;
-        let mut utf8 = [0; 4];
-        let known_bytes = BYTE_CHARS.map(|c| vocab.contains_key(&*c.encode_utf8(&mut utf8)));
-        let bpe = build_bpe(file, vocab, pre.ignore_merges())?;
+        let adds_bos = pre.as_ref().map_or(is_spm, PreTokenizer::add_bos);
+        let merging = match pre {
+            None => Merging::Spm(Spm::from_gguf(file, &tokens)?),
+            Some(pre) => {
+                let vocab = vocabulary(file, &tokens)?;
+                let mut utf8 = [0; 4];
+                let known_bytes = BYTE_CHARS.map(|c| vocab.contains_key(&*c.encode_utf8(&mut utf8)));
+                Merging::Bpe { bpe: build_bpe(file, vocab, pre.ignore_merges())?, pre, known_bytes }
+            }
+        };
         let add = |key, default| Ok::<_, Error>(file.opt_bool(key)?.unwrap_or(default));
-        let add_bos = add("tokenizer.ggml.add_bos_token", pre.add_bos() && bos.is_some())?;
+        let add_bos = add("tokenizer.ggml.add_bos_token", adds_bos && bos.is_some())?;
         let add_eos = add("tokenizer.ggml.add_eos_token", false)?;
         for (name, adds, id) in [("bos", add_bos, bos), ("eos", add_eos, eos)] {
             if adds && id.is_none() {
@@ -147,27 +171,17 @@ impl Tokenizer {
             }
         }
         let (specials, ends) = (specials.into_boxed_slice(), ends.into_boxed_slice());
-        Ok(Tokenizer {
-            bpe,
-            pre,
-            bytes,
-            offsets,
-            specials,
-            special_starts,
-            controls,
-            ends,
-            known_bytes,
-            bos,
-            eos,
-            add_bos,
-            add_eos,
-        })
+        Ok(Tokenizer { merging, bytes, offsets, specials, special_starts, controls, ends, bos, eos, add_bos, add_eos })
     }
 
     /// Bytes of private memory at the highest point of `from_gguf`, from above: what the tables hold, each small block rounded as
     /// C libraries round it.
     pub fn plan_bytes(file: &GgufFile) -> Result<u64> {
         let tokens = file.strings(TOKENS)?;
+        if is_spm(file)? {
+            let own: u64 = tokens.iter().map(|text| text.len() as u64).sum();
+            return Ok(own + tokens.len() as u64 * 5 + Spm::plan_bytes(&tokens) + FIXED_BYTES);
+        }
         let merges = file.strings(MERGES)?;
         let token_chunks: u64 = tokens.iter().map(|text| heap_chunk(text.len())).sum();
         let token_bytes: u64 = tokens.iter().map(|text| text.len() as u64).sum();
@@ -180,6 +194,26 @@ impl Tokenizer {
         let merge_list = n_merges * 48 + merge_chunks;
         let own = token_bytes + n_vocab * 5 + FIXED_BYTES;
         Ok(2 * string_table + merge_table + merge_list + own)
+    }
+
+    /// The most bytes of the text that a tokenizer of this file merges at once, from above. Pre-tokenizers end words at
+    /// white space at the latest.
+    pub fn longest_word(file: &GgufFile, text: &str) -> Result<usize> {
+        if is_spm(file)? {
+            return Ok(Spm::longest_word(&file.strings(TOKENS)?, text));
+        }
+        let (mut longest, mut word, mut in_space) = (0, 0, false);
+        for c in text.chars() {
+            let space = c.is_whitespace();
+            // White space that follows may belong to a word, as one space before it may.
+            if in_space && !space {
+                word = 1;
+            }
+            in_space = space;
+            word += c.len_utf8();
+            longest = longest.max(word);
+        }
+        Ok(longest)
     }
 
     pub fn n_vocab(&self) -> usize {
@@ -233,17 +267,22 @@ impl Tokenizer {
         if let Some(bos) = self.bos.filter(|_| add_special && self.add_bos) {
             ids.push(bos);
         }
-        let mut done = 0;
+        // Where the text behind the last special token begins, and whether there is no other text before it.
+        let (mut done, mut opens) = (0, true);
         for (start, place) in self.find_specials(text, parse_special) {
             let special = &self.specials[place];
-            self.encode_plain(&text[done..start], &mut ids)?;
+            self.encode_plain(text.get(done..start).unwrap_or(""), opens, &mut ids)?;
             done = start + special.text.len();
+            if special.strips {
+                done += text[done..].len() - text[done..].trim_start_matches(|c| " \t\n\r\x0b\x0c".contains(c)).len();
+            }
+            opens = true;
             let doubled = start == 0 && ids == [special.id] && self.bos == Some(special.id);
             if !doubled {
                 ids.push(special.id);
             }
         }
-        self.encode_plain(&text[done..], &mut ids)?;
+        self.encode_plain(&text[done..], opens, &mut ids)?;
         if let Some(eos) = self.eos.filter(|eos| add_special && self.add_eos && ids.last() != Some(eos)) {
             ids.push(eos);
         }
@@ -275,39 +314,54 @@ impl Tokenizer {
         taken
     }
 
-    /// Text without special tokens: words, then merges.
-    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+    /// Text without special tokens; `opens`: it is the first, or follows a special token.
+    fn encode_plain(&self, text: &str, opens: bool, ids: &mut Vec<u32>) -> Result<()> {
+        let (bpe, pre, known_bytes) = match &self.merging {
+            Merging::Spm(spm) => {
+                spm.encode(text, opens, ids);
+                return Ok(());
+            }
+            Merging::Bpe { bpe, pre, known_bytes } => (bpe, pre, known_bytes),
+        };
         let mut word = String::new();
-        self.pre.split(text, &mut |piece| {
+        pre.split(text, &mut |piece| {
             word.clear();
             for byte in piece.bytes() {
-                if self.known_bytes[byte as usize] {
+                if known_bytes[byte as usize] {
                     word.push(BYTE_CHARS[byte as usize]);
                 } else {
                     // No token has this byte: it drops out, and no merge reaches across its place.
-                    self.merge_word(&word, ids)?;
+                    merge_word(bpe, &word, ids)?;
                     word.clear();
                 }
             }
-            self.merge_word(&word, ids)
+            merge_word(bpe, &word, ids)
         })
     }
+}
 
-    fn merge_word(&self, word: &str, ids: &mut Vec<u32>) -> Result<()> {
-        let tokens = self.bpe.tokenize(word).map_err(|error| Error::Stopped(format!("cannot tokenize '{word}': {error}")))?;
-        ids.extend(tokens.iter().map(|token| token.id));
-        Ok(())
+fn merge_word(bpe: &BPE, word: &str, ids: &mut Vec<u32>) -> Result<()> {
+    let tokens = bpe.tokenize(word).map_err(|error| Error::Stopped(format!("cannot tokenize '{word}': {error}")))?;
+    ids.extend(tokens.iter().map(|token| token.id));
+    Ok(())
+}
+
+/// Whether the file's tokenizer is SentencePiece's.
+fn is_spm(file: &GgufFile) -> Result<bool> {
+    match file.str(MODEL)? {
+        "llama" => Ok(true),
+        "gpt2" => Ok(false),
+        model => {
+            let what = format!(
+                "{MODEL} is '{}': only 'gpt2' (byte-level BPE) and 'llama' (SentencePiece) are supported; choose a model such as SmolLM2, Qwen or Llama",
+                model.escape_debug()
+            );
+            Err(Error::unsupported(file.path(), what))
+        }
     }
 }
 
 fn pretokenizer(file: &GgufFile) -> Result<PreTokenizer> {
-    let model = file.str(MODEL)?;
-    if model != "gpt2" {
-        let what = format!(
-            "{MODEL} is '{model}': only 'gpt2' (byte-level BPE) is supported; choose a model such as SmolLM2, Qwen or Llama 3"
-        );
-        return Err(Error::unsupported(file.path(), what));
-    }
     let Some(name) = file.opt_str(PRE)? else {
         let what =
             format!("{PRE} is missing, so the ids of a text are not known: convert the model again with a current converter");
@@ -345,7 +399,7 @@ fn special_id(file: &GgufFile, key: &str, n_vocab: usize) -> Result<Option<u32>>
 /// The bytes of all tokens end to end, and where each begins and the last ends.
 type ByteTable = (Box<[u8]>, Box<[u32]>);
 
-fn byte_table(file: &GgufFile, tokens: &StringArray<'_>, kinds: &[TokenKind]) -> Result<ByteTable> {
+fn byte_table(file: &GgufFile, tokens: &StringArray<'_>, kinds: &[TokenKind], is_spm: bool) -> Result<ByteTable> {
     let total: usize = tokens.iter().map(str::len).sum();
     if u32::try_from(total).is_err() {
         return Err(Error::unsupported(
@@ -360,23 +414,32 @@ fn byte_table(file: &GgufFile, tokens: &StringArray<'_>, kinds: &[TokenKind]) ->
         match kind {
             TokenKind::Control | TokenKind::UserDefined => bytes.extend_from_slice(text.as_bytes()),
             TokenKind::Unused => (),
-            TokenKind::Normal => text.chars().for_each(|c| push_byte_of(c, &mut bytes)),
+            TokenKind::Byte if is_spm && Spm::byte_of(text).is_some() => bytes.extend(Spm::byte_of(text)),
+            TokenKind::Normal | TokenKind::Byte if is_spm => Spm::push_shown(text, &mut bytes),
+            TokenKind::Normal | TokenKind::Byte => text.chars().for_each(|c| push_byte_of(c, &mut bytes)),
         }
         offsets.push(bytes.len() as u32);
     }
     Ok((bytes.into_boxed_slice(), offsets.into_boxed_slice()))
 }
 
-fn specials(tokens: &StringArray<'_>, kinds: &[TokenKind]) -> Vec<Special> {
+fn specials(file: &GgufFile, tokens: &StringArray<'_>, kinds: &[TokenKind]) -> Result<Vec<Special>> {
+    // The files of Phi-3 do not say that its tokens swallow white space; llama.cpp knows them by their name, and so do we.
+    let name = file.opt_str("general.name")?.unwrap_or_default().to_lowercase();
+    let is_phi3 = name.contains("phi-3") || name.contains("phi3");
+    let strips = |text: &str| is_phi3 && !["<unk>", "<s>", "<|endoftext|>"].contains(&text);
     let mut specials: Vec<Special> = tokens
         .iter()
         .zip(kinds)
         .enumerate()
         .filter(|(_, (text, kind))| !text.is_empty() && matches!(kind, TokenKind::Control | TokenKind::UserDefined))
-        .map(|(id, (text, kind))| Special { id: id as u32, text: text.into(), user_defined: *kind == TokenKind::UserDefined })
+        .map(|(id, (text, kind))| {
+            let user_defined = *kind == TokenKind::UserDefined;
+            Special { id: id as u32, text: text.into(), user_defined, strips: strips(text) }
+        })
         .collect();
     specials.sort_by_key(|special| std::cmp::Reverse(special.text.len()));
-    specials
+    Ok(specials)
 }
 
 /// Text to id. Empty texts have no entry: nothing may become them.
