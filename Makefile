@@ -73,7 +73,7 @@ bench-peer: build model .venv/peer ## speed beside llama.cpp's: same file, threa
 	@touch $@
 
 arm-cost: model size ## guest instructions per token as Raspberry Pi 3, 4 and 5 (needs qemu-user, gcc)
-	python3 benches/arm_cost.py $(PEER_MODELS:%=--model %)
+	python3 benches/arm_cost.py $(PEER_MODELS:%=--model %) $(ARM_COST_ARGS)
 
 cross-image: ## the container image for `cross`, with Docker or podman
 	$(CONTAINER) build -t $(IMAGE) -f cross/Dockerfile cross

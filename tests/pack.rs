@@ -167,7 +167,18 @@ fn a_directory_that_lies_is_refused() {
             assert!(lie(entry + 4, &ty.to_le_bytes()).is_some(), "type {ty} of entry {i}");
         }
         let offset = u64::from_le_bytes(sound[entry + 8..entry + 16].try_into().expect("eight"));
-        for offset in [0, 64, offset + 1, offset + 16, sound.len() as u64 / 64 * 64, u64::MAX, u64::MAX - 63, 1 << 63] {
+        for offset in [
+            0,
+            64,
+            offset - 1,
+            offset - 16,
+            offset + 1,
+            offset + 16,
+            sound.len() as u64 / 64 * 64,
+            u64::MAX,
+            u64::MAX - 63,
+            1 << 63,
+        ] {
             assert!(lie(entry + 8, &offset.to_le_bytes()).is_some(), "offset {offset} of entry {i}");
         }
         for bytes in [0, 1, u64::MAX, u64::MAX / 2] {
