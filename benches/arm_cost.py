@@ -2,6 +2,7 @@
 
 Owns: `make arm-cost`. Runs the static ARM binary in qemu-user with the counting plugin beside this file, twice with
 different token counts; the difference, divided, is the cost of a token without start-up. One thread, depth about 0.
+With --packed each model is also counted with its pack, which `lowkey pack` writes to a folder that is removed afterwards.
 Refuses: to speak of time. Counts rank kernels of one kind on one processor; a cycle model decides between kinds.
 Needs: Debian's qemu-user (its static build loads no plugins), gcc, and the binary that `make size` builds.
 """
@@ -41,6 +42,14 @@ def count(args, library, cpu, model, prompt, n, folder):
     return int(out.read_text())
 
 
+def packed(args, model, folder):
+    """The model with its pack, by links in a folder of their own."""
+    link = pathlib.Path(folder) / pathlib.Path(model).name
+    link.symlink_to(pathlib.Path(model).resolve())
+    subprocess.run([args.qemu, "-cpu", "max", args.lowkey, "pack", str(link)], check=True, stdout=subprocess.DEVNULL)
+    return link
+
+
 def quant(model):
     return next((q for q in ("q4_0", "q4_1", "q8_0", "q4_k_m") if q in pathlib.Path(model).name), "?")
 
@@ -51,6 +60,7 @@ def main():
     parser.add_argument("--qemu", default="qemu-aarch64")
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--cpus", default=",".join(CPUS))
+    parser.add_argument("--packed", action="store_true", help="count each model with its pack, too")
     parser.add_argument("--model", action="append", required=True)
     args = parser.parse_args()
     for need in (args.lowkey, *args.model):
@@ -59,14 +69,14 @@ def main():
     print("| model | processor | decode, M/token | of llama.cpp's | prefill, M/token | of llama.cpp's |\n|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         library = plugin(folder)
-        for model in args.model:
+        for model in [m for model in args.model for m in ([model, packed(args, model, folder)] if args.packed else [model])]:
             for cpu in args.cpus.split(","):
                 at = lambda prompt, n: count(args, library, cpu, model, prompt, n, folder)
                 decode = (at(0, 12) - at(0, 4)) / 8 / 1e6
                 prefill = (at(192, 0) - at(64, 0)) / 128 / 1e6
                 peer = PEER.get((cpu, quant(model)))
                 ratios = [f"{decode / peer[0]:.2f}", f"{prefill / peer[1]:.2f}"] if peer else ["", ""]
-                name = pathlib.Path(model).name
+                name = pathlib.Path(model).name + (" packed" if pathlib.Path(model).parent == pathlib.Path(folder) else "")
                 print(f"| {name} | {cpu} | {decode:.1f} | {ratios[0]} | {prefill:.1f} | {ratios[1]} |", flush=True)
 
 

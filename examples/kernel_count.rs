@@ -1,11 +1,11 @@
 //! Runs one kernel again and again, for counting its instructions under an emulator or timing it.
 //!
-//! `kernel_count SET matmul TYPE N_ROWS N_COLS N_TOK TIMES`, `kernel_count SET {quantize|rms_norm|silu_mul} N TIMES` or
+//! `kernel_count SET {matmul|packed} TYPE N_ROWS N_COLS N_TOK TIMES`, `kernel_count SET {quantize|rms_norm|silu_mul} N TIMES` or
 //! `kernel_count SET attend KV_TYPE HEAD_DIM N_QUERIES N_ROWS TIMES`. The difference of two runs, divided by the difference of
 //! TIMES, is the cost of one. Prints a hash of the result, which is the same for every set.
 
 use lowkey::gguf::quant::GgmlType;
-use lowkey::kernels::{ActBuf, Attend, Kernels, Matrix, Partial, Product, Rows, tile_bytes};
+use lowkey::kernels::{ActBuf, Attend, Kernels, Matrix, Partial, Product, Rows, packed, tile_bytes};
 use lowkey::kv::types::KvType;
 use lowkey::mem::arena::{Arena, region_bytes};
 use lowkey::mem::pool::Pool;
@@ -16,7 +16,9 @@ fn main() {
     let kernels = Kernels::choose(set).expect("a set of this CPU");
     let numbers: Vec<usize> = rest.iter().filter_map(|n| n.parse().ok()).collect();
     let result = match (&kernel[..], &numbers[..]) {
-        ("matmul", &[n_rows, n_cols, n_tok, times]) => matmul(kernels, &rest[0], n_rows, n_cols, n_tok, times),
+        ("matmul" | "packed", &[n_rows, n_cols, n_tok, times]) => {
+            matmul(kernels, kernel == "packed", &rest[0], n_rows, n_cols, n_tok, times)
+        }
         ("attend", &[head_dim, n_q, n_rows, times]) => attend(kernels, &rest[0], head_dim, n_q, n_rows, times),
         (_, &[n, times]) => elementwise(kernels, kernel, n, times),
         _ => panic!("SET KERNEL …"),
@@ -30,7 +32,7 @@ fn random(n: usize) -> Vec<f32> {
     (0..n).map(|_| rng.f32() - 0.5).collect()
 }
 
-fn matmul(kernels: Kernels, ty: &str, n_rows: usize, n_cols: usize, n_tok: usize, times: usize) -> Vec<f32> {
+fn matmul(kernels: Kernels, is_packed: bool, ty: &str, n_rows: usize, n_cols: usize, n_tok: usize, times: usize) -> Vec<f32> {
     let ty = *GgmlType::ALL.iter().find(|t| t.name() == ty).expect("a type of ggml");
     let mut rng = fastrand::Rng::with_seed(1);
     let mut data: Vec<u8> = (0..n_rows * n_cols / ty.block_elems() * ty.block_bytes()).map(|_| rng.u8(..)).collect();
@@ -40,13 +42,18 @@ fn matmul(kernels: Kernels, ty: &str, n_rows: usize, n_cols: usize, n_tok: usize
             block[at.min(block.len() - 1)] &= 0x2b;
         }
     }
+    if is_packed {
+        let native = data.clone();
+        let eight = native.len() / n_rows * packed::ROWS;
+        native.chunks(eight).zip(data.chunks_mut(eight)).for_each(|(rows, packed)| packed::pack_rows(ty, rows, packed));
+    }
     let x = random(n_tok * n_cols);
     let tile = tile_bytes(n_cols, true);
     let mut arena = Arena::new(region_bytes::<u8>(tile) + ActBuf::bytes(n_tok, n_cols)).expect("memory");
     let (mut tiles, mut acts) = ([arena.carve::<u8>(tile)], ActBuf::carve(&mut arena, n_tok, n_cols));
     let mut pool = Pool::new(1).expect("a pool");
     let mut out = vec![0f32; n_tok * n_rows];
-    let w = Matrix { ty, n_rows, n_cols, data: &data };
+    let w = Matrix { ty, n_rows, n_cols, data: &data, packed: is_packed };
     let acts = kernels.quantize(&mut pool, &x, n_cols, &mut acts);
     for _ in 0..times {
         kernels.matmul(&mut pool, &mut tiles, acts, &mut [Product { w, out: &mut out }]);

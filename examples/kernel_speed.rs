@@ -81,7 +81,7 @@ impl Run {
     fn time(&mut self, kernels: Kernels, ty: GgmlType, data: &[u8], shape: (usize, usize), n_tok: usize, times: &mut Vec<f64>) {
         let (n_rows, n_cols) = shape;
         let acts = kernels.quantize(&mut self.pool, &self.x[..n_tok * n_cols], n_cols, &mut self.acts);
-        let w = |data| Matrix { ty, n_rows, n_cols, data };
+        let w = |data| Matrix { ty, n_rows, n_cols, data, packed: false };
         for data in data.chunks_exact(n_rows * w(data).row_bytes()) {
             let start = Instant::now();
             let out = &mut self.out[..n_tok * n_rows];

@@ -81,6 +81,9 @@ impl Layout {
     /// The regions of the session itself; callers add their own (tokenizer, sampler, prompt) before they check a limit.
     pub fn plan(&self, model: &Model, plan: &mut Plan) {
         plan.file("weights", model.file.file_bytes());
+        if let Some(pack) = model.files(self.kernels).pack {
+            plan.file("packed weights", pack.file_bytes());
+        }
         plan.private("process", PROCESS_BYTES);
         plan.private("tensor index", model.file.tensors().len() * 256 + model.file.metadata().count() * 128);
         plan.private("norms", Weights::norm_bytes(&model.config));
@@ -121,7 +124,8 @@ impl Session {
     pub fn new(model: Model, params: &SessionParams) -> Result<Session> {
         let layout = params.layout(&model)?;
         if params.mlock {
-            model.file.map().lock().map_err(|e| {
+            let pack = model.files(layout.kernels).pack.map(|pack| pack.map());
+            [Some(model.file.map()), pack].into_iter().flatten().try_for_each(|map| map.lock()).map_err(|e| {
                 Error::usage(
                     "--mlock",
                     format!(

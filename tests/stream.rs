@@ -5,6 +5,7 @@
 use lowkey::kernels::Kernels;
 use lowkey::kv::cache::Recent;
 use lowkey::kv::policy::Policy;
+use lowkey::kv::types::KvType;
 use lowkey::session::{Session, SessionParams};
 
 const MODEL: &str = "tiny-gqa.gguf";
@@ -67,12 +68,52 @@ fn a_batch_is_the_same_as_token_by_token_bit_for_bit() {
 }
 
 #[test]
+fn so_it_is_whatever_keys_and_values_are_stored_in() {
+    let tokens = tokens(60);
+    for (k, v) in TYPES {
+        let with = |s: &mut SessionParams| (s.kv.k_type, s.kv.v_type) = (k, v);
+        let want = end_of(&mut session(24, with), &tokens, true);
+        assert!(end_of(&mut session(24, with), &tokens, false) == want, "{} {}", k.name(), v.name());
+    }
+}
+
+/// Each type once as keys, once as values.
+const TYPES: [(KvType, KvType); 6] = [
+    (KvType::F16, KvType::Q8_0),
+    (KvType::Q8_0, KvType::F16),
+    (KvType::Q4_0, KvType::Q6H),
+    (KvType::Q6H, KvType::Q4H),
+    (KvType::Q5H, KvType::Q4_0),
+    (KvType::Q4H, KvType::Q5H),
+];
+
+#[test]
 fn kernel_sets_agree_through_a_whole_stream() {
     let tokens = tokens(80);
-    let run = |name: &str| end_of(&mut session(30, |s| s.kernels = name.into()), &tokens, false);
-    let want = run("scalar");
-    for kernels in Kernels::available() {
-        assert!(run(kernels.name()) == want, "{} differs from scalar", kernels.name());
+    for (k, v) in TYPES.into_iter().chain([(KvType::F16, KvType::F16)]) {
+        let run = |name: &str| {
+            let with = |s: &mut SessionParams| (s.kernels, s.kv.k_type, s.kv.v_type) = (name.into(), k, v);
+            end_of(&mut session(30, with), &tokens, false)
+        };
+        let want = run("scalar");
+        for kernels in Kernels::available() {
+            let what = format!("{} differs from scalar with {} {}", kernels.name(), k.name(), v.name());
+            assert!(run(kernels.name()) == want, "{what}");
+        }
+    }
+}
+
+/// The kept tokens do not depend on how keys are stored in the first layer, for scores come from the key before that.
+#[test]
+fn scores_are_those_of_the_unrounded_key() {
+    let tokens = tokens(60);
+    let kept = |k: KvType| {
+        let mut s = session(24, |s| (s.kv.k_type, s.kv.v_type) = (k, k));
+        s.prefill(&tokens, |_| true).expect("prefill");
+        (0..s.model().config.n_head_kv).map(|h| s.cache().kept(0, h).to_vec()).collect::<Vec<_>>()
+    };
+    for k in KvType::ALL {
+        assert_eq!(kept(k), kept(KvType::F16), "{}", k.name());
     }
 }
 

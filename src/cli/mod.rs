@@ -7,6 +7,7 @@ mod info;
 mod interrupt;
 mod kept;
 mod models;
+mod pack;
 mod plan;
 mod progress;
 mod run;
@@ -47,6 +48,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Prefill and decode speed, at several depths of the stream
     Bench(bench::BenchArgs),
+    /// Write the model's weights once more, laid out for the dot products of newer ARM CPUs, to a file beside it
+    Pack(pack::PackArgs),
     /// The models that can be named instead of a path
     Models(models::ModelsArgs),
 }
@@ -66,6 +69,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Pack(args) => pack::run(args),
         Command::Models(args) => models::run(args),
     };
     match outcome {

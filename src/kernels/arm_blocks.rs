@@ -15,9 +15,9 @@ pub const ROWS: usize = 8;
 /// Tokens that are multiplied with a tile at once.
 pub const TOKENS: usize = 4;
 /// Up to this many tokens are multiplied straight from the file's layout, one after the other.
-const DIRECT: usize = 2;
+pub const DIRECT: usize = 2;
 /// Rows that are then taken at a time, to stay in a cache from one token to the next.
-const CACHED_ROWS: usize = 64;
+pub const CACHED_ROWS: usize = 64;
 /// Bytes of an expanded block of eight rows: elements (four rows, then four rows), then eight f32 scales.
 pub const TILE_BLOCK: usize = ROWS * (BLOCK + size_of::<f32>());
 
@@ -408,7 +408,7 @@ pub unsafe fn quantised<F: Format, S: Set>(task: &mut MatmulTask) {
 /// # Safety
 /// Eight f32 at `to` are writable.
 #[inline(always)]
-unsafe fn store(x: [float32x4_t; 2], to: *mut f32) {
+pub unsafe fn store(x: [float32x4_t; 2], to: *mut f32) {
     // SAFETY: by the caller's promise.
     unsafe {
         vst1q_f32(to, x[0]);

@@ -11,7 +11,7 @@ use super::arm_blocks::{
     Format, Four, Layout, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32,
 };
 use super::arm_float::{add, attend, l2_norm, quantize, rms_norm, silu_mul};
-use super::{MatmulTask, Table, arm_formats};
+use super::{MatmulTask, Table, arm_formats, dotprod_packed};
 
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, l2_norm, attend };
 
@@ -20,7 +20,12 @@ pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_m
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn matmul(task: &mut MatmulTask) {
     // SAFETY: passed on.
-    unsafe { arm_formats::matmul::<Dotprod>(task) }
+    unsafe {
+        match task.w.packed {
+            true => dotprod_packed::matmul(task),
+            false => arm_formats::matmul::<Dotprod>(task),
+        }
+    }
 }
 
 /// Text of `step`: two bytes of each of four rows into lanes of `s`, of the other four into `r`. They take turns, because
@@ -411,7 +416,7 @@ unsafe fn sdot_lane<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, a: int8
     acc
 }
 
-struct Dotprod;
+pub struct Dotprod;
 impl Set for Dotprod {
     /// Cores with this extension mostly run out of order and follow many streams by themselves.
     const PREFETCH: bool = false;

@@ -21,10 +21,13 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
+#[cfg(target_arch = "aarch64")]
+mod dotprod_packed;
 mod float;
 pub mod kv_rows;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub mod packed;
 pub mod portable;
 pub mod scalar;
 #[cfg(test)]
@@ -78,13 +81,15 @@ impl SetName {
     }
 }
 
-/// A weight matrix as it lies in the file: `n_rows` rows of `n_cols` elements (GGUF's ne1 and ne0), row after row.
+/// A weight matrix: `n_rows` rows of `n_cols` elements (GGUF's ne1 and ne0).
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     pub ty: GgmlType,
     pub n_rows: usize,
     pub n_cols: usize,
     pub data: &'a [u8],
+    /// Rows are interleaved as packed.rs says; otherwise they lie one behind the other, as in a model file.
+    pub packed: bool,
 }
 
 impl<'a> Matrix<'a> {
@@ -92,7 +97,9 @@ impl<'a> Matrix<'a> {
         self.n_cols / self.ty.block_elems() * self.ty.block_bytes()
     }
 
+    /// Of a matrix that is not packed.
     pub fn row(&self, row: usize) -> &'a [u8] {
+        assert!(!self.packed, "a packed matrix has no rows in one piece");
         &self.data[row * self.row_bytes()..][..self.row_bytes()]
     }
 }
@@ -343,6 +350,12 @@ impl Kernels {
         }
     }
 
+    /// Whether this set multiplies packed matrices better than others. The scalar set reads them because it is the
+    /// specification; all others leave them to it.
+    pub fn reads_packed(&self) -> bool {
+        matches!(self.name, SetName::Scalar | SetName::Dotprod)
+    }
+
     /// Quantises `x` = `[n_tok][n_cols]` into `buf`, one token a task.
     pub fn quantize<'a>(&self, pool: &mut Pool, x: &'a [f32], n_cols: usize, buf: &'a mut ActBuf) -> Acts<'a> {
         assert!(n_cols % BLOCK == 0 && x.len() % n_cols == 0);
@@ -391,13 +404,15 @@ impl Kernels {
                 p.w.n_cols == acts.n_cols
                     && p.out.len() >= acts.n_tok * p.w.n_rows
                     && p.w.data.len() >= p.w.n_rows * p.w.row_bytes()
+                    && (!p.w.packed || packed::can_pack(p.w.ty, p.w.n_rows))
             );
             first_task[i + 1] = first_task[i] + p.w.n_rows.div_ceil(rows_per_task);
             outs[i] = Out { ptr: p.out.as_mut_ptr(), stride: p.w.n_rows };
         }
         let n_products = products.len();
         let (products, outs) = (SharedRef(&*products), SharedRef(&outs));
-        let matmul = |ty| if self.is_fast(ty) { self.table.matmul } else { scalar::TABLE.matmul };
+        let is_fast = |w: &Matrix| self.is_fast(w.ty) && (!w.packed || self.reads_packed());
+        let matmul = |w: &Matrix| if is_fast(w) { self.table.matmul } else { scalar::TABLE.matmul };
         let n_tasks = first_task[n_products];
         pool.run_with(tiles, n_tasks, |tile: &mut Buf<u8>, task| {
             let i =
@@ -407,7 +422,7 @@ impl Kernels {
             let rows = start..(start + rows_per_task).min(w.n_rows);
             // SAFETY: the features were detected; the rows of a task are its own, so are their elements of `out`,
             // whose length was checked above.
-            unsafe { matmul(w.ty)(&mut MatmulTask { w, rows, acts, out: outs.get()[i], tile }) };
+            unsafe { matmul(&w)(&mut MatmulTask { w, rows, acts, out: outs.get()[i], tile }) };
         });
     }
 

@@ -14,7 +14,7 @@
 //! - and a minimum for each 16 (Q2_K): besides, accm = fma(-(dmin * d_a), m0 * Σ q_a first 16 + m1 * Σ q_a last 16, accm).
 
 use super::portable::{self, Bits};
-use super::{MatmulTask, Table, float};
+use super::{MatmulTask, Table, float, packed};
 use crate::gguf::quant::GgmlType;
 use crate::gguf::quant::iq4::LEVELS;
 use crate::gguf::quant::kquants::scale_and_min;
@@ -208,13 +208,17 @@ const TOKENS: usize = 8;
 unsafe fn by_blocks(task: &mut MatmulTask, block: impl Fn(&[u8], usize) -> Block, min: Min) {
     let acts = task.acts;
     let (n_blocks, per_block, bytes) = (acts.n_cols / 32, task.w.ty.block_elems() / 32, task.w.ty.block_bytes());
+    let is_packed = task.w.packed;
     for row in task.rows.clone() {
-        let w = task.w.row(row);
+        let native = if is_packed { &[][..] } else { task.w.row(row) };
         for first in (0..acts.n_tok).step_by(TOKENS) {
             let n = TOKENS.min(acts.n_tok - first);
             let (mut acc, mut acc_m) = ([0f32; TOKENS], [0f32; TOKENS]);
             for b in 0..n_blocks {
-                let w = block(&w[b / per_block * bytes..][..bytes], b % per_block);
+                let w = match is_packed {
+                    true => block(&packed::block(&task.w, row, b), 0),
+                    false => block(&native[b / per_block * bytes..][..bytes], b % per_block),
+                };
                 for t in 0..n {
                     let at = (first + t) * n_blocks + b;
                     let d_a = acts.d[at];

@@ -78,6 +78,8 @@ pub struct Bench {
     pool: Pool,
     tiles: Vec<Buf<u8>>,
     acts: ActBuf,
+    /// What the matrices are.
+    packed: bool,
 }
 
 impl Bench {
@@ -88,6 +90,7 @@ impl Bench {
             pool: Pool::new(2).unwrap(),
             tiles: vec![arena.carve(tile), arena.carve(tile)],
             acts: ActBuf::carve(&mut arena, n_tok, n_cols),
+            packed: false,
         }
     }
 
@@ -99,7 +102,7 @@ impl Bench {
             tile.fill(0xff);
         }
         let acts = kernels.quantize(&mut self.pool, x, n_cols, &mut self.acts);
-        let w = Matrix { ty, n_rows, n_cols, data: w };
+        let w = Matrix { ty, n_rows, n_cols, data: w, packed: self.packed };
         kernels.matmul(&mut self.pool, &mut self.tiles, acts, &mut [Product { w, out: &mut out }]);
         out
     }
@@ -133,6 +136,36 @@ fn quantised_products_equal_the_scalar_set_bit_for_bit() {
                         assert!(want.iter().all(|v| v.is_finite()));
                         let got = bench.matmul(kernels, ty, &w, n_cols, &x);
                         assert_eq!(bits(&got), bits(want), "{} {ty:?} {n_rows}x{n_cols}, {n_tok} tokens", kernels.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packed matrices give the bits of those they were made of, on every set.
+#[test]
+fn packed_products_equal_those_of_the_file_bit_for_bit() {
+    let scalar = Kernels::choose("scalar").unwrap();
+    for ty in [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q8_0] {
+        for n_cols in [32, 64, 96, 128, 160, 224, 576] {
+            let mut bench = Bench::new(9, n_cols);
+            for n_rows in [8, 16, 24, 72, 136] {
+                for n_tok in [1, 2, 3, 4, 5, 9] {
+                    if n_rows > 24 && n_cols % 96 != 0 {
+                        continue;
+                    }
+                    let w = random_matrix(ty, n_rows, n_cols, (n_rows * 1000 + n_cols) as u64);
+                    let x = random_x(n_tok * n_cols, n_tok as u64);
+                    let mut packed = vec![0; w.len()];
+                    let eight = w.len() / n_rows * packed::ROWS;
+                    w.chunks(eight).zip(packed.chunks_mut(eight)).for_each(|(w, p)| packed::pack_rows(ty, w, p));
+                    bench.packed = false;
+                    let want = bench.matmul(scalar, ty, &w, n_cols, &x);
+                    bench.packed = true;
+                    for kernels in Kernels::available() {
+                        let got = bench.matmul(kernels, ty, &packed, n_cols, &x);
+                        assert_eq!(bits(&got), bits(&want), "{} {ty:?} {n_rows}x{n_cols}, {n_tok} tokens", kernels.name());
                     }
                 }
             }

@@ -12,6 +12,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::time::SystemTime;
 
 use memmap2::{Advice, Mmap};
 
@@ -21,6 +22,7 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Map {
     mmap: Mmap,
+    modified: Option<SystemTime>,
 }
 
 impl Map {
@@ -41,7 +43,8 @@ impl Map {
             ));
         }
         let file = File::open(path).map_err(fail)?;
-        let file_bytes = file.metadata().map_err(fail)?.len();
+        let meta = file.metadata().map_err(fail)?;
+        let file_bytes = meta.len();
         if file_bytes == 0 {
             return Err(refuse(ErrorKind::InvalidData, "the file is empty: the download failed; fetch it again"));
         }
@@ -55,12 +58,17 @@ impl Map {
         // Another process that changes the file breaks the promise of `&[u8]`; the caveat above tells the user so, and
         // readers of the map re-check what they read instead of relying on what an earlier pass saw.
         let mmap = unsafe { Mmap::map(&file) }.map_err(fail)?;
-        Ok(Map { mmap })
+        Ok(Map { mmap, modified: meta.modified().ok() })
     }
 
     /// The bytes of the file, as long as it was when it was opened; never empty.
     pub fn bytes(&self) -> &[u8] {
         &self.mmap
+    }
+
+    /// When the file was last modified, as of its opening.
+    pub fn modified(&self) -> Option<SystemTime> {
+        self.modified
     }
 
     /// Tells the kernel that pages are read in order: read ahead far, drop early.

@@ -9,12 +9,15 @@ use crate::kv::cache::KvCache;
 use crate::mem::pool::Pool;
 
 use super::config::{Config, MAX_HEAD_DIM};
+use super::pack::Pack;
 use super::rope::Rope;
 use super::scratch::Scratch;
-use super::weights::Weights;
+use super::weights::{Files, Weights};
 
 pub struct Model {
     pub file: GgufFile,
+    /// The pack beside the file, if there is one that is the model's.
+    pub pack: Option<Pack>,
     pub config: Config,
     pub weights: Weights,
     pub rope: Rope,
@@ -22,10 +25,21 @@ pub struct Model {
 
 impl Model {
     pub fn load(file: GgufFile) -> Result<Model> {
+        let mut model = Self::load_without_pack(file)?;
+        model.pack = Pack::beside(&model.file);
+        Ok(model)
+    }
+
+    pub fn load_without_pack(file: GgufFile) -> Result<Model> {
         let config = Config::from_gguf(&file)?;
         let weights = Weights::bind(&file, &config)?;
         let rope = Rope::new(&config.rope, weights.rope_freqs.as_deref());
-        Ok(Model { file, config, weights, rope })
+        Ok(Model { file, pack: None, config, weights, rope })
+    }
+
+    /// What these kernels read weights from.
+    pub fn files(&self, kernels: Kernels) -> Files<'_> {
+        Files { model: &self.file, pack: self.pack.as_ref().filter(|_| kernels.reads_packed()) }
     }
 }
 
@@ -53,9 +67,10 @@ pub fn forward<'a>(
     tokens: &[u32],
     wanted: Logits,
 ) -> Result<&'a [f32]> {
-    let Model { file, config: c, weights, rope } = model;
+    let Model { config: c, weights, rope, .. } = model;
     let Machine { kernels, pool, scratch: s } = machine;
     let (kernels, n_tok) = (*kernels, tokens.len());
+    let file = &model.files(kernels);
     make_room(model, pool, s, cache, n_tok)?;
     embed(model, tokens, &mut s.x)?;
     s.angles.set(rope, cache.next_pos(), n_tok);
@@ -165,7 +180,7 @@ fn make_room(model: &Model, pool: &mut Pool, s: &mut Scratch, cache: &mut KvCach
 }
 
 fn embed(model: &Model, tokens: &[u32], x: &mut [f32]) -> Result<()> {
-    let (n_embd, table) = (model.config.n_embd, model.weights.token_embd.in_file(&model.file));
+    let (n_embd, table) = (model.config.n_embd, model.weights.token_embd.in_model(&model.file));
     for (&token, x) in tokens.iter().zip(x.chunks_exact_mut(n_embd)) {
         assert!((token as usize) < table.n_rows, "token {token} of a vocabulary of {}", table.n_rows);
         dequantize_row(table.ty, table.row(token as usize), x)

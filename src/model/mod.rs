@@ -1,9 +1,10 @@
-//! The transformer: what a file must hold to be one (`arch`, `config`, `weights`), the room it computes in (`scratch`), and the
-//! pass itself (`forward`).
+//! The transformer: what a file must hold to be one (`arch`, `config`, `weights`), the same weights laid out for some CPUs in
+//! a file beside it (`pack`), the room it computes in (`scratch`), and the pass itself (`forward`).
 
 pub mod arch;
 pub mod config;
 pub mod forward;
+pub mod pack;
 pub mod rope;
 pub mod scratch;
 pub mod weights;

@@ -5,10 +5,12 @@
 use crate::error::{Error, Result};
 use crate::gguf::quant::{GgmlType, dequantize_row};
 use crate::gguf::{GgufFile, TensorInfo};
+use crate::kernels::packed::ROWS;
 use crate::kernels::{Kernels, Matrix};
 use crate::mem::arena::{Arena, Buf, region_bytes};
 
 use super::config::{Config, LONG_FACTORS, SHORT_FACTORS, printable};
+use super::pack::Pack;
 
 /// A matrix of the file, or some rows of one, `[n_rows][n_cols]`.
 #[derive(Clone, Copy)]
@@ -22,16 +24,42 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    pub fn in_file<'a>(&self, file: &'a GgufFile) -> Matrix<'a> {
+    /// Where it is to be multiplied from: the pack if it is there, else the model.
+    pub fn in_file<'a>(&self, files: &Files<'a>) -> Matrix<'a> {
+        let native = self.in_model(files.model);
+        // Some rows of a fused matrix are whole groups of interleaved rows, or stay as they are in the model.
+        let whole_groups = self.first_row % ROWS == 0 && self.n_rows % ROWS == 0;
+        match files.pack.filter(|_| whole_groups).and_then(|pack| pack.data(self.index)) {
+            Some(data) => {
+                Matrix { data: &data[self.first_row * native.row_bytes()..][..native.data.len()], packed: true, ..native }
+            }
+            None => native,
+        }
+    }
+
+    /// As it lies in the model: row after row.
+    pub fn in_model<'a>(&self, file: &'a GgufFile) -> Matrix<'a> {
         let Tensor { ty, n_rows, n_cols, index, first_row } = *self;
         let row_bytes = n_cols / ty.block_elems() * ty.block_bytes();
         let data = &file.data(&file.tensors()[index])[first_row * row_bytes..][..n_rows * row_bytes];
-        Matrix { ty, n_rows, n_cols, data }
+        Matrix { ty, n_rows, n_cols, data, packed: false }
+    }
+
+    /// In the model's directory.
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     pub fn is_float(&self) -> bool {
         matches!(self.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
     }
+}
+
+/// The files that weights are read from.
+#[derive(Clone, Copy)]
+pub struct Files<'a> {
+    pub model: &'a GgufFile,
+    pub pack: Option<&'a Pack>,
 }
 
 pub struct Layer {
@@ -74,9 +102,14 @@ impl Weights {
         c.n_layer * (2 * region(c.n_embd) + bias + head) + region(c.n_embd)
     }
 
-    /// The type of every matrix that is multiplied.
+    /// Every matrix that is multiplied.
+    pub fn matrices(&self) -> impl Iterator<Item = Tensor> {
+        self.layers.iter().flat_map(Layer::matrices).chain([self.output])
+    }
+
+    /// Their types.
     pub fn types(&self) -> impl Iterator<Item = GgmlType> {
-        self.layers.iter().flat_map(Layer::matrices).chain([self.output]).map(|t| t.ty)
+        self.matrices().map(|t| t.ty)
     }
 
     pub fn bind(file: &GgufFile, config: &Config) -> Result<Weights> {

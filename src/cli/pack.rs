@@ -1,0 +1,178 @@
+//! `lowkey pack`: writes the pack of a model beside it, or checks the one that is there. A pack comes into being whole or
+//! not at all: it is written under another name, synced and renamed, and removed after an error or Ctrl-C.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::gguf::GgufFile;
+use crate::kernels::Kernels;
+use crate::model::forward::Model;
+use crate::model::pack::{Contents, Pack, Unusable};
+use crate::units::Bytes;
+
+use super::interrupt::Interrupt;
+use super::models::resolve;
+
+#[derive(Args)]
+pub struct PackArgs {
+    /// A GGUF file, or a name that `lowkey models` lists
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Write it even where there is one already
+    #[arg(long)]
+    force: bool,
+    /// Check the one that is there against the whole model, and accept it where the model was only copied or touched
+    #[arg(long, conflicts_with = "force")]
+    verify: bool,
+    /// One JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    path: String,
+    /// `written`, `present` (nothing was to do) or `verified`.
+    outcome: &'a str,
+    n_packed: usize,
+    n_left: usize,
+    bytes: u64,
+    /// Whether the kernel set that `auto` means on this machine reads it.
+    used_here: bool,
+    kernels: &'a str,
+}
+
+pub fn run(args: PackArgs) -> Result<u8> {
+    let interrupt = Interrupt::catch_with_term()?;
+    let model = Model::load_without_pack(GgufFile::open(&resolve(&args.model)?)?)?;
+    let path = Pack::path_of(model.file.path());
+    let contents = Contents::of(&model.file, &model.weights);
+    interrupt.defer();
+    let outcome = match Pack::open(&path, &model.file) {
+        found if args.verify => verify(&path, found, &model, &interrupt)?,
+        Some(Ok(pack)) if !args.force && pack.is_in_time(&model.file) => Some("present"),
+        Some(Err(why @ (Unusable::Foreign | Unusable::Unreadable(_)))) if !args.force => {
+            return Err(Error::unsupported(&path, why.to_string()));
+        }
+        _ => write(&path, &contents, &model, &interrupt)?,
+    };
+    let Some(outcome) = outcome else { return Ok(130) };
+    answer(&args, &path, outcome, &contents)?;
+    Ok(0)
+}
+
+fn answer(args: &PackArgs, path: &Path, outcome: &str, contents: &Contents) -> Result<()> {
+    let kernels = Kernels::choose("auto")?;
+    let used_here = kernels.reads_packed();
+    let (n_packed, n_left, bytes) = (contents.n_tensors(), contents.n_left, contents.file_bytes);
+    let path = path.display().to_string();
+    if args.json {
+        return super::answer_json(&Answer { path, outcome, n_packed, n_left, bytes, used_here, kernels: kernels.name() });
+    }
+    let what = match outcome {
+        "present" => "is there already and fits the model",
+        "verified" => "holds the model's weights, byte for byte",
+        _ => "written",
+    };
+    super::answer(&format!("{path}: {what}: {n_packed} matrices, {} ({bytes} bytes)", Bytes(bytes)))?;
+    if n_left > 0 {
+        super::answer(&format!("{n_left} matrices have no packed layout and are read from the model"))?;
+    }
+    if !used_here {
+        let set = kernels.name();
+        super::answer(&format!("the kernel set of this machine ({set}) reads the model itself; a pack is for ARM with dotprod"))?;
+    }
+    Ok(())
+}
+
+/// `None` where the user interrupted.
+fn write(path: &Path, contents: &Contents, model: &Model, interrupt: &Interrupt) -> Result<Option<&'static str>> {
+    if contents.n_tensors() == 0 {
+        return Err(Error::unsupported(
+            model.file.path(),
+            "no matrix of it has a packed layout; packing is for Q4_0, Q4_1 and Q8_0: run it as it is",
+        ));
+    }
+    let failed = |e| no_room(path, contents, e);
+    let unfinished = Unfinished::create(path).map_err(failed)?;
+    let mut out = BufWriter::with_capacity(1 << 20, &unfinished.file);
+    let whole = contents.write(&model.file, &mut out, &mut || !interrupt.raised()).and_then(|whole| {
+        out.flush()?;
+        Ok(whole)
+    });
+    drop(out);
+    if !whole.map_err(failed)? || interrupt.raised() {
+        return Ok(None);
+    }
+    unfinished.finish().map_err(failed)?;
+    Ok(Some("written"))
+}
+
+fn no_room(path: &Path, contents: &Contents, e: std::io::Error) -> Error {
+    let what = format!("{e}: the model's folder must be writable and have room for {}", Bytes(contents.file_bytes));
+    Error::io(path, std::io::Error::new(e.kind(), what))
+}
+
+/// A file under a name of its own, which goes with this value unless it is finished.
+struct Unfinished<'a> {
+    path: &'a Path,
+    temporary: PathBuf,
+    file: File,
+}
+
+impl<'a> Unfinished<'a> {
+    fn create(path: &'a Path) -> std::io::Result<Self> {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.part", std::process::id()));
+        let temporary = path.with_file_name(name);
+        let file = File::create(&temporary)?;
+        Ok(Unfinished { path, temporary, file })
+    }
+
+    fn finish(self) -> std::io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::rename(&self.temporary, self.path)?;
+        // The name is on the disk once its folder is; a file system that cannot say so has done what it can.
+        if let Some(folder) = self.path.parent() {
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // After `finish` there is nothing at this name.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+/// `None` where the user interrupted.
+fn verify(
+    path: &Path,
+    found: Option<std::result::Result<Pack, Unusable>>,
+    model: &Model,
+    interrupt: &Interrupt,
+) -> Result<Option<&'static str>> {
+    let refuse = |why: Unusable| Error::unsupported(path, why.to_string());
+    let Some(pack) = found else {
+        return Err(Error::unsupported(path, "no such file: run `lowkey pack` without --verify"));
+    };
+    let pack = pack.map_err(refuse)?;
+    match pack.verify(&model.file, &mut || !interrupt.raised()) {
+        None => return Ok(None),
+        Some(checked) => checked.map_err(refuse)?,
+    }
+    if let Some(header) = pack.retimed(&model.file) {
+        // In place: a header that is cut short has a wrong sum, and the pack is then left aside.
+        let mut file = OpenOptions::new().write(true).open(path).map_err(|e| Error::io(path, e))?;
+        file.write_all(&header).and_then(|()| file.sync_all()).map_err(|e| Error::io(path, e))?;
+    }
+    Ok(Some("verified"))
+}
