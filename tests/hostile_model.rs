@@ -271,6 +271,37 @@ fn one_metadata_value_changed() {
     }
 }
 
+/// A file of a SentencePiece vocabulary and nothing else: never a model, but its tokenizer is built and tried.
+#[test]
+fn one_value_of_a_sentencepiece_vocabulary_changed() {
+    let path = TempPath::new("spm");
+    let golden = lowkey_test_kit::golden("spm.json");
+    let original = lowkey_test_kit::families::spm_vocabulary(&golden["models"]["phi-3"]);
+    for i in 0..original.keys.len() {
+        let key = original.keys[i].0.clone();
+        let mut file = original.clone();
+        for (what, ty, bytes) in values() {
+            (file.keys[i].1, file.keys[i].2) = (ty, bytes);
+            case(&format!("{key} = {what}"), &path, &file.build(), 1);
+        }
+        file.keys.remove(i);
+        case(&format!("{key} is gone"), &path, &file.build(), 1);
+    }
+    // Scores and types of the right number, and absurd.
+    let n = golden["models"]["phi-3"]["tokens"].as_array().expect("tokens").len() + 256;
+    let at = |key: &str| original.keys.iter().position(|k| k.0 == key).expect("a key");
+    for score in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, f32::MAX] {
+        let mut file = original.clone();
+        file.keys[at("tokenizer.ggml.scores")].2 = array(w::F32, n as u64, &score.to_le_bytes().repeat(n));
+        case(&format!("all scores {score}"), &path, &file.build(), 1);
+    }
+    for kind in [-1i32, 0, 1, 2, 3, 4, 5, 6, 7] {
+        let mut file = original.clone();
+        file.keys[at("tokenizer.ggml.token_type")].2 = array(w::I32, n as u64, &kind.to_le_bytes().repeat(n));
+        case(&format!("all types {kind}"), &path, &file.build(), 1);
+    }
+}
+
 /// Two at a time, for products that overflow where each factor alone is only large.
 #[test]
 fn two_huge_numbers() {

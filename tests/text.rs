@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use lowkey::gguf::GgufFile;
 use lowkey::text::{ChatTemplate, Message, Tokenizer, Utf8Stream};
+use lowkey_test_kit::families::spm_vocabulary;
 use lowkey_test_kit::gguf_writer::GgufWriter;
 
 fn demo_file() -> GgufFile {
@@ -280,7 +281,7 @@ fn sentencepiece_gives_the_golden_ids() {
     let golden = lowkey_test_kit::golden("spm.json");
     let strings: Vec<String> = serde_json::from_value(golden["strings"].clone()).unwrap();
     for (name, model) in golden["models"].as_object().expect("models") {
-        let tokenizer = small_tokenizer(&spm_of(model));
+        let tokenizer = small_tokenizer(&spm_vocabulary(model));
         assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.is_eog(2)), (Some(1), Some(2), true));
         for (key, parse_special) in [("parse_special", true), ("no_special", false)] {
             for (text, want) in strings.iter().zip(model[key].as_array().expect(key)) {
@@ -299,27 +300,11 @@ fn sentencepiece_gives_the_golden_ids() {
     }
 }
 
-/// A file of one of the golden's vocabularies.
-fn spm_of(model: &serde_json::Value) -> GgufWriter {
-    let rows: Vec<(String, f32, i32)> = serde_json::from_value(model["tokens"].clone()).expect("tokens");
-    let bytes = (0..256).map(|b| (format!("<0x{b:02X}>"), 0.0, 6));
-    let rows: Vec<_> = rows[..3].iter().cloned().chain(bytes).chain(rows[3..].iter().cloned()).collect();
-    let texts: Vec<&str> = rows.iter().map(|row| row.0.as_str()).collect();
-    let mut file = GgufWriter::new();
-    file.str("general.name", model["name"].as_str().expect("a name"))
-        .str("tokenizer.ggml.model", "llama")
-        .strs("tokenizer.ggml.tokens", &texts)
-        .f32s("tokenizer.ggml.scores", &rows.iter().map(|row| row.1).collect::<Vec<_>>())
-        .i32s("tokenizer.ggml.token_type", &rows.iter().map(|row| row.2).collect::<Vec<_>>())
-        .bool("tokenizer.ggml.add_space_prefix", model["space_prefix"].as_bool().expect("a bool"));
-    file
-}
-
 #[test]
 fn sentencepiece_vocabularies_that_cannot_be_used_are_refused() {
     let golden = lowkey_test_kit::golden("spm.json");
     let refusal = |change: &dyn Fn(&mut GgufWriter)| {
-        let mut file = spm_of(&golden["models"]["usual"]);
+        let mut file = spm_vocabulary(&golden["models"]["usual"]);
         change(&mut file);
         with_file(&file, Tokenizer::from_gguf).err().expect("a refusal")
     };
@@ -340,6 +325,22 @@ fn sentencepiece_vocabularies_that_cannot_be_used_are_refused() {
     };
     assert!(refusal(&few(&["a", "b", "c"])).contains("0x00"));
     assert!(refusal(&few(&["a", "b", "a"])).contains("tokens 0 and 2 are both 'a'"));
+}
+
+/// What merging takes is planned by the longest word, before there is a tokenizer.
+#[test]
+fn the_longest_word_is_known_from_the_file() {
+    let golden = lowkey_test_kit::golden("spm.json");
+    let longest = |file: &GgufWriter, text| with_file(file, |file| Tokenizer::longest_word(file, text)).expect("a number");
+    let bpe = small("gpt-2");
+    for (text, want) in [("", 0), ("abc", 3), ("a bcd e", 1 + 3 + 1), ("\u{e9}\u{e9}", 4), ("a    b", 5), ("    ", 4)] {
+        assert_eq!(longest(&bpe, text), want, "{text:?}");
+    }
+    let usual = spm_vocabulary(&golden["models"]["usual"]);
+    for (text, want) in [("", 0), ("abc", 3), ("a bcd e", 4), ("a    b", 5), ("a\nbc d", 4), ("    ", 4)] {
+        assert_eq!(longest(&usual, text), 1 + want, "{text:?}");
+    }
+    assert_eq!(longest(&spm_vocabulary(&golden["models"]["over-spaces"]), "a bcd e"), 1 + 7, "merged as a whole");
 }
 
 #[test]

@@ -68,6 +68,31 @@ fn memory_is_as_planned_and_tokens_cost_none() {
     }
     assert_eq!(LIVE.load(Relaxed), live, "encoding left memory behind");
 
+    // SentencePiece: the same two figures, and what merging a word takes beside the ids, as `cli/text.rs` plans it.
+    let golden = lowkey_test_kit::golden("spm.json");
+    for name in ["usual", "over-spaces"] {
+        let path = std::env::temp_dir().join(format!("lowkey-text-memory-{}-{name}.gguf", std::process::id()));
+        std::fs::write(&path, lowkey_test_kit::families::spm_vocabulary(&golden["models"][name]).build()).expect("a file");
+        let file = GgufFile::open(&path).expect("a vocabulary");
+        let plan = Tokenizer::plan_bytes(&file).unwrap() as usize;
+        let before = LIVE.load(Relaxed);
+        PEAK.store(before, Relaxed);
+        let spm = Tokenizer::from_gguf(&file).unwrap();
+        let peak = PEAK.load(Relaxed) - before;
+        assert!(peak <= plan, "{name}: the tokenizer took {peak} bytes and planned {plan}");
+        for text in ["the lamp of the town was lit ".repeat(300), "x".repeat(20_000), "\u{4e2d}".repeat(5_000), " ".repeat(9_000)]
+        {
+            let plan = text.len() * 5 + Tokenizer::longest_word(&file, &text).unwrap() * 128;
+            let before = LIVE.load(Relaxed);
+            PEAK.store(before, Relaxed);
+            let ids = spm.encode(&text, true, true).unwrap();
+            let peak = PEAK.load(Relaxed) - before;
+            println!("{name}: {} ids, planned {plan} with the text, took {peak} without", ids.len());
+            assert!(peak + text.len() <= plan, "{name}: encoding took {peak} bytes and planned {plan}");
+        }
+        std::fs::remove_file(&path).expect("the file");
+    }
+
     let logits: Vec<f32> = (0..tokenizer.n_vocab()).map(|id| (id as f32 * 0.7).sin() * 8.0).collect();
     let before = LIVE.load(Relaxed);
     let params = SamplerParams { repeat_penalty: 1.1, seed: 3, ..SamplerParams::default() };

@@ -37,9 +37,12 @@ enum Stage {
     /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,n}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`, with
     /// `[\p{L}\p{M}]` for the run of letters, and `\p{M}` out of the run of others, when `marks` is set
     Llama3 { digits: usize, marks: bool },
+    /// `L?A*B+|L?A+B*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`, where `L` is `[^\r\n\p{L}\p{N}]`, `A` a letter
+    /// but `a-z`, and `B` a letter but `A-Z`
+    Tekken,
 }
 
-use Stage::{DigitTriples, Gpt2, Llama3, Numbers, Punctuation};
+use Stage::{DigitTriples, Gpt2, Llama3, Numbers, Punctuation, Tekken};
 
 /// What a name means: the expressions, whether a word that is a token is taken whole before any merge, and whether a text begins
 /// with the beginning-of-sequence token when the file does not say.
@@ -82,6 +85,7 @@ const RULES: &[Rule] = &[
         add_bos: true,
     },
     Rule { names: &["glm4"], stages: THREE_DIGITS, ignore_merges: true, add_bos: false },
+    Rule { names: &["tekken"], stages: &[Tekken], ignore_merges: true, add_bos: true },
     rule(&["smaug-bpe", "dbrx", "chatglm-bpe"], THREE_DIGITS),
     rule(
         &["qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open"],
@@ -149,6 +153,7 @@ impl PreTokenizer {
             DigitTriples => digit_triple_or_gap(text),
             Gpt2 => self.gpt2_len(text),
             Llama3 { digits, marks } => self.llama3_len(text, digits, marks),
+            Tekken => self.tekken_len(text),
         }
     }
 
@@ -188,12 +193,31 @@ impl PreTokenizer {
         if first_kind == Kind::Number {
             return run_len(text, digits, |c| self.kinds.of(c) == Kind::Number);
         }
+        self.wordless_len(text, marks, &['\r', '\n'])
+    }
+
+    fn tekken_len(&self, text: &str) -> usize {
+        let is_letter = |c: char| self.kinds.of(c) == Kind::Letter;
+        let first = text.chars().next().unwrap_or_default();
+        let first_kind = self.kinds.of(first);
+        let lead = if is_letter(first) { 0 } else { first.len_utf8() };
+        if !matches!(first, '\r' | '\n') && first_kind != Kind::Number && text[lead..].starts_with(is_letter) {
+            return lead + capitals_then_small_len(&text[lead..], is_letter);
+        }
+        if first_kind == Kind::Number {
+            return first.len_utf8();
+        }
+        self.wordless_len(text, false, &['\r', '\n', '/'])
+    }
+
+    /// ` ?[^\s\p{L}\p{N}]+[after]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+    fn wordless_len(&self, text: &str, marks: bool, after: &[char]) -> usize {
         let (space, kind) = self.after_optional_space(text);
         if kind != Kind::Space {
             let len = space + run_len(&text[space..], usize::MAX, |c| self.is_other(c, marks));
             // After the one space there may be a number, which is none of `[^\s\p{L}\p{N}]`.
             if len > space {
-                return len + run_len(&text[len..], usize::MAX, |c| matches!(c, '\r' | '\n'));
+                return len + run_len(&text[len..], usize::MAX, |c| after.contains(&c));
             }
         }
         let spaces = run_len(text, usize::MAX, char::is_whitespace);
@@ -226,6 +250,18 @@ impl PreTokenizer {
 /// Bytes of the longest start of `text` with at most `most` characters that all match.
 fn run_len(text: &str, most: usize, matches: impl Fn(char) -> bool) -> usize {
     text.char_indices().enumerate().find(|&(count, (_, c))| count == most || !matches(c)).map_or(text.len(), |(_, (at, _))| at)
+}
+
+/// `A*B+|A+B*` over letters, at least one of which is there: capitals of ASCII, then small ones, and letters beyond ASCII
+/// are both. Where none but capitals follow, the first expression still ends in the last letter that is both.
+fn capitals_then_small_len(text: &str, is_letter: impl Fn(char) -> bool) -> usize {
+    let capitals = run_len(text, usize::MAX, |c| is_letter(c) && !c.is_ascii_lowercase());
+    let small = run_len(&text[capitals..], usize::MAX, |c| is_letter(c) && !c.is_ascii_uppercase());
+    if small > 0 {
+        return capitals + small;
+    }
+    let last_both = text[..capitals].char_indices().rfind(|(_, c)| !c.is_ascii());
+    last_both.map_or(capitals, |(at, c)| at + c.len_utf8())
 }
 
 /// `\s+(?!\S)|\s+`: all the white space, but for its last character when a word follows and there is more than that one.
@@ -417,10 +453,13 @@ mod tests {
         const THREE: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
         let marks =
             THREE.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]").replace("{1,3}", "");
+        const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
         let alphabet: Vec<char> =
-            " \u{20}\u{20}\t\n\r\u{a0}\u{3000}''''stdmrevlSTLEaZé中ا1٣½Ⅷ!.,($`~|<_\u{301}\u{200d}😀\u{85}\u{0}".chars().collect();
+            " \u{20}\u{20}\t\n\r\u{a0}\u{3000}''''stdmrevlSTLEaZé中ا1٣½Ⅷ!.,($`~|</_\u{301}\u{200d}😀\u{85}\u{0}"
+                .chars()
+                .collect();
         let mut rng = fastrand::Rng::with_seed(11);
-        for (name, expression) in [("gpt-2", GPT2), ("llama-bpe", THREE), ("qwen35", &marks)] {
+        for (name, expression) in [("gpt-2", GPT2), ("llama-bpe", THREE), ("qwen35", &marks), ("tekken", TEKKEN)] {
             let regex = tokenizers::utils::SysRegex::new(expression).unwrap();
             for _ in 0..3000 {
                 let text: String = (0..rng.usize(..14)).map(|_| alphabet[rng.usize(..alphabet.len())]).collect();

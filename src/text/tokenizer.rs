@@ -85,13 +85,16 @@ struct Special {
 
 /// How text between special tokens becomes ids.
 enum Merging {
-    Bpe {
-        bpe: BPE,
-        pre: PreTokenizer,
-        /// Bytes that have a token; the others drop out of the text, as in llama.cpp.
-        known_bytes: [bool; 256],
-    },
-    Spm(Spm),
+    Bpe(Box<Words>),
+    Spm(Box<Spm>),
+}
+
+/// Byte-level BPE: words, then merges.
+struct Words {
+    bpe: BPE,
+    pre: PreTokenizer,
+    /// Bytes that have a token; the others drop out of the text, as in llama.cpp.
+    known_bytes: [bool; 256],
 }
 
 pub struct Tokenizer {
@@ -151,12 +154,12 @@ impl Tokenizer {
 
         let adds_bos = pre.as_ref().map_or(is_spm, PreTokenizer::add_bos);
         let merging = match pre {
-            None => Merging::Spm(Spm::from_gguf(file, &tokens)?),
+            None => Merging::Spm(Box::new(Spm::from_gguf(file, &tokens)?)),
             Some(pre) => {
                 let vocab = vocabulary(file, &tokens)?;
                 let mut utf8 = [0; 4];
                 let known_bytes = BYTE_CHARS.map(|c| vocab.contains_key(&*c.encode_utf8(&mut utf8)));
-                Merging::Bpe { bpe: build_bpe(file, vocab, pre.ignore_merges())?, pre, known_bytes }
+                Merging::Bpe(Box::new(Words { bpe: build_bpe(file, vocab, pre.ignore_merges())?, pre, known_bytes }))
             }
         };
         let add = |key, default| Ok::<_, Error>(file.opt_bool(key)?.unwrap_or(default));
@@ -316,34 +319,39 @@ impl Tokenizer {
 
     /// Text without special tokens; `opens`: it is the first, or follows a special token.
     fn encode_plain(&self, text: &str, opens: bool, ids: &mut Vec<u32>) -> Result<()> {
-        let (bpe, pre, known_bytes) = match &self.merging {
+        match &self.merging {
+            Merging::Bpe(words) => words.encode(text, ids),
             Merging::Spm(spm) => {
                 spm.encode(text, opens, ids);
-                return Ok(());
+                Ok(())
             }
-            Merging::Bpe { bpe, pre, known_bytes } => (bpe, pre, known_bytes),
-        };
-        let mut word = String::new();
-        pre.split(text, &mut |piece| {
-            word.clear();
-            for byte in piece.bytes() {
-                if known_bytes[byte as usize] {
-                    word.push(BYTE_CHARS[byte as usize]);
-                } else {
-                    // No token has this byte: it drops out, and no merge reaches across its place.
-                    merge_word(bpe, &word, ids)?;
-                    word.clear();
-                }
-            }
-            merge_word(bpe, &word, ids)
-        })
+        }
     }
 }
 
-fn merge_word(bpe: &BPE, word: &str, ids: &mut Vec<u32>) -> Result<()> {
-    let tokens = bpe.tokenize(word).map_err(|error| Error::Stopped(format!("cannot tokenize '{word}': {error}")))?;
-    ids.extend(tokens.iter().map(|token| token.id));
-    Ok(())
+impl Words {
+    fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        let mut word = String::new();
+        self.pre.split(text, &mut |piece| {
+            word.clear();
+            for byte in piece.bytes() {
+                if self.known_bytes[byte as usize] {
+                    word.push(BYTE_CHARS[byte as usize]);
+                } else {
+                    // No token has this byte: it drops out, and no merge reaches across its place.
+                    self.merge(&word, ids)?;
+                    word.clear();
+                }
+            }
+            self.merge(&word, ids)
+        })
+    }
+
+    fn merge(&self, word: &str, ids: &mut Vec<u32>) -> Result<()> {
+        let tokens = self.bpe.tokenize(word).map_err(|error| Error::Stopped(format!("cannot tokenize '{word}': {error}")))?;
+        ids.extend(tokens.iter().map(|token| token.id));
+        Ok(())
+    }
 }
 
 /// Whether the file's tokenizer is SentencePiece's.

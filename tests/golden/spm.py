@@ -51,7 +51,9 @@ def strings():
     rng = random.Random(3)
     parts = [*" \t\n\u2581'sTaeiontrh.,<|>", "  ", " the", "and ", "<s>", "</s>", "<|end|>", "<|user|>", "<0x41>", "<unk>", "<u u>", "é", "字", "😀"]
     nasty = [s for s in json.loads((common.DATA / "nasty.json").read_text()) if len(s) < 40]
-    return nasty[::6] + ["".join(rng.choice(parts) for _ in range(rng.randrange(1, 16))) for _ in range(60)]
+    # Equal pairs that overlap: the leftmost is joined first.
+    repeated = [" ".join(c * 5 for c in "aeiolstn"), "esese erere ananan", *(c * 7 for c in "els")]
+    return repeated + nasty[::6] + ["".join(rng.choice(parts) for _ in range(rng.randrange(1, 16))) for _ in range(60)]
 
 
 def main():

@@ -1,5 +1,5 @@
 //! The small random models that tests/golden/families.json describes, written as GGUF files: the same bytes of tensors as
-//! tests/golden/families.py gives to llama.cpp, whose hash is compared.
+//! tests/golden/families.py gives to llama.cpp, whose hash is compared. And the vocabularies of tests/golden/spm.json.
 //!
 //! Every number is an int8 of a fixed stream times a power of two, so that F32, F16 and Q8_0 hold it exactly.
 
@@ -36,6 +36,22 @@ pub fn family_model(name: &str, row: &Value) -> GgufWriter {
         file.tensor(&label, &dims, type_id, data);
     }
     assert_eq!(format!("{hash:016x}"), text(&row["tensors_fnv1a"]), "{name}: other tensors than the golden was made with");
+    file
+}
+
+/// The file of one row of the `models` of tests/golden/spm.json: a SentencePiece vocabulary, no tensors.
+pub fn spm_vocabulary(model: &Value) -> GgufWriter {
+    let rows: Vec<(String, f32, i32)> = serde_json::from_value(model["tokens"].clone()).expect("tokens");
+    let bytes = (0..256).map(|b| (format!("<0x{b:02X}>"), 0.0, 6));
+    let rows: Vec<_> = rows[..3].iter().cloned().chain(bytes).chain(rows[3..].iter().cloned()).collect();
+    let texts: Vec<&str> = rows.iter().map(|row| row.0.as_str()).collect();
+    let mut file = GgufWriter::new();
+    file.str("general.name", model["name"].as_str().expect("a name"))
+        .str("tokenizer.ggml.model", "llama")
+        .strs("tokenizer.ggml.tokens", &texts)
+        .f32s("tokenizer.ggml.scores", &rows.iter().map(|row| row.1).collect::<Vec<_>>())
+        .i32s("tokenizer.ggml.token_type", &rows.iter().map(|row| row.2).collect::<Vec<_>>())
+        .bool("tokenizer.ggml.add_space_prefix", model["space_prefix"].as_bool().expect("a bool"));
     file
 }
 
