@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::kv::cache::{KvCache, KvParams, KvShape};
 use crate::kv::policy::Protection;
+use crate::kv::types::KvType;
 use crate::mem::plan::Plan;
 use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
 use crate::model::forward::{Logits, Machine, Model, forward};
@@ -23,6 +24,9 @@ pub const DEFAULT_BATCH: usize = 64;
 #[derive(Clone, Debug)]
 pub struct SessionParams {
     pub kv: KvParams,
+    /// How keys and values are stored.
+    pub k_type: KvType,
+    pub v_type: KvType,
     /// Tokens of a prefill batch; made smaller where the trained context is very short.
     pub n_batch: usize,
     /// `None`: what CPU affinity and the cgroup's quota allow.
@@ -67,8 +71,8 @@ impl SessionParams {
             head_dim: c.head_dim,
             n_batch,
             n_ctx: c.n_ctx,
-            k_type: self.kv.k_type,
-            v_type: self.kv.v_type,
+            k_type: self.k_type,
+            v_type: self.v_type,
         };
         let (n_slot, protect) = self.kv.fit(&kv)?;
         let n_logits = self.n_logits.clamp(1, n_batch);

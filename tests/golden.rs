@@ -86,7 +86,7 @@ fn few_bits_cost_little_and_less_when_turned() {
     let tokens = lowkey_test_kit::text("prose.txt");
     let cost = |k: KvType, v: KvType| {
         let mut p = full(512);
-        (p.kv.k_type, p.kv.v_type) = (k, v);
+        (p.k_type, p.v_type) = (k, v);
         let scores = ppl::score(&mut session(&demo_model(), &p), &tokens[..512], 512, 512, |_| Ok(()), |_| true);
         scores.expect("scores").expect("not stopped").mean()
     };

@@ -71,7 +71,7 @@ fn a_batch_is_the_same_as_token_by_token_bit_for_bit() {
 fn so_it_is_whatever_keys_and_values_are_stored_in() {
     let tokens = tokens(60);
     for (k, v) in TYPES {
-        let with = |s: &mut SessionParams| (s.kv.k_type, s.kv.v_type) = (k, v);
+        let with = |s: &mut SessionParams| (s.k_type, s.v_type) = (k, v);
         let want = end_of(&mut session(24, with), &tokens, true);
         assert!(end_of(&mut session(24, with), &tokens, false) == want, "{} {}", k.name(), v.name());
     }
@@ -92,7 +92,7 @@ fn kernel_sets_agree_through_a_whole_stream() {
     let tokens = tokens(80);
     for (k, v) in TYPES.into_iter().chain([(KvType::F16, KvType::F16)]) {
         let run = |name: &str| {
-            let with = |s: &mut SessionParams| (s.kernels, s.kv.k_type, s.kv.v_type) = (name.into(), k, v);
+            let with = |s: &mut SessionParams| (s.kernels, s.k_type, s.v_type) = (name.into(), k, v);
             end_of(&mut session(30, with), &tokens, false)
         };
         let want = run("scalar");
@@ -108,7 +108,7 @@ fn kernel_sets_agree_through_a_whole_stream() {
 fn scores_are_those_of_the_unrounded_key() {
     let tokens = tokens(60);
     let kept = |k: KvType| {
-        let mut s = session(24, |s| (s.kv.k_type, s.kv.v_type) = (k, k));
+        let mut s = session(24, |s| (s.k_type, s.v_type) = (k, k));
         s.prefill(&tokens, |_| true).expect("prefill");
         (0..s.model().config.n_head_kv).map(|h| s.cache().kept(0, h).to_vec()).collect::<Vec<_>>()
     };

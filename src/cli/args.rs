@@ -71,15 +71,11 @@ impl SessionArgs {
     }
 
     pub fn params(&self, n_logits: usize) -> SessionParams {
+        let (k_type, v_type) = self.kv_types();
         SessionParams {
-            kv: KvParams {
-                budget_bytes: self.kv_budget.0,
-                k_type: self.kv_types().0,
-                v_type: self.kv_types().1,
-                policy: self.evict,
-                sinks: self.sinks,
-                recent: self.recent,
-            },
+            k_type,
+            v_type,
+            kv: KvParams { budget_bytes: self.kv_budget.0, policy: self.evict, sinks: self.sinks, recent: self.recent },
             n_batch: self.batch,
             n_threads: self.threads,
             kernels: self.kernels.clone(),

@@ -1,7 +1,6 @@
 //! `lowkey eval`: what a cache budget costs in quality, on the user's model and text.
 
-use std::fs::File;
-use std::io::{BufWriter, Seek, Write};
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -19,6 +18,7 @@ use super::interrupt::Interrupt;
 use super::progress;
 use super::setup::{Opened, check_tokens, open};
 use super::text::{read_text, text_bytes};
+use super::unfinished::Unfinished;
 
 #[derive(Args)]
 pub struct EvalArgs {
@@ -189,8 +189,8 @@ impl Eval<'_> {
         params.kv.budget_bytes = u64::MAX;
         let mut opened = open(&self.args.model.model, params)?;
         if budget == Budget::Full {
-            let kv = &mut opened.params.kv;
-            (kv.policy, kv.k_type, kv.v_type) = (Policy::Off, KvType::F16, KvType::F16);
+            let params = &mut opened.params;
+            (params.kv.policy, params.k_type, params.v_type) = (Policy::Off, KvType::F16, KvType::F16);
             opened.replan()?;
         }
         let (kv, ctx) = (opened.layout.kv, self.args.ctx);
@@ -285,11 +285,9 @@ fn table(rows: &[Row]) -> String {
     out
 }
 
-/// Rows of f32 in NumPy's file format, version 1.0; written beside its final name and moved there when complete.
+/// Rows of f32 in NumPy's file format, version 1.0.
 struct NpyFile {
-    path: PathBuf,
-    temporary: PathBuf,
-    out: BufWriter<File>,
+    file: Unfinished,
     n_rows: usize,
     n_cols: usize,
 }
@@ -309,14 +307,9 @@ impl NpyFile {
     }
 
     fn create(path: &Path, n_cols: usize) -> Result<Self> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.part", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let file = File::create(&temporary).map_err(|e| Self::failed(path, &e))?;
-        // From here on dropping it removes the file.
-        let mut npy = NpyFile { path: path.to_owned(), temporary, out: BufWriter::new(file), n_rows: 0, n_cols };
-        npy.out.write_all(&[0; NPY_HEADER]).map_err(|e| Self::failed(path, &e))?;
-        Ok(npy)
+        let mut file = Unfinished::create(path).map_err(|e| Self::failed(path, &e))?;
+        file.out.write_all(&[0; NPY_HEADER]).map_err(|e| Self::failed(path, &e))?;
+        Ok(NpyFile { file, n_rows: 0, n_cols })
     }
 
     fn failed(path: &Path, e: &std::io::Error) -> Error {
@@ -328,23 +321,18 @@ impl NpyFile {
 
     fn row(&mut self, row: &[f32]) -> Result<()> {
         self.n_rows += 1;
-        row.iter().try_for_each(|v| self.out.write_all(&v.to_le_bytes())).map_err(|e| Self::failed(&self.path, &e))
+        let written = row.iter().try_for_each(|v| self.file.out.write_all(&v.to_le_bytes()));
+        written.map_err(|e| Self::failed(self.file.path(), &e))
     }
 
-    fn finish(mut self) -> Result<()> {
-        let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {}), }}", self.n_rows, self.n_cols);
+    fn finish(self) -> Result<()> {
+        let NpyFile { mut file, n_rows, n_cols } = self;
+        let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({n_rows}, {n_cols}), }}");
         let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
         bytes.extend(((NPY_HEADER - 10) as u16).to_le_bytes());
         bytes.extend(format!("{header:<width$}\n", width = NPY_HEADER - 11).bytes());
-        let written =
-            self.out.seek(std::io::SeekFrom::Start(0)).and_then(|_| self.out.write_all(&bytes)).and_then(|()| self.out.flush());
-        written.and_then(|()| std::fs::rename(&self.temporary, &self.path)).map_err(|e| Self::failed(&self.path, &e))
-    }
-}
-
-impl Drop for NpyFile {
-    fn drop(&mut self) {
-        // After `finish` there is nothing at this name.
-        let _ = std::fs::remove_file(&self.temporary);
+        let path = file.path().to_owned();
+        let written = file.out.seek(std::io::SeekFrom::Start(0)).and_then(|_| file.out.write_all(&bytes));
+        written.and_then(|()| file.finish()).map_err(|e| Self::failed(&path, &e))
     }
 }

@@ -15,6 +15,7 @@ mod setup;
 mod status;
 mod text;
 mod tokenize;
+mod unfinished;
 mod writer;
 
 use std::ffi::OsString;

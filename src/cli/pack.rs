@@ -1,9 +1,8 @@
-//! `lowkey pack`: writes the pack of a model beside it, or checks the one that is there. A pack comes into being whole or
-//! not at all: it is written under another name, synced and renamed, and removed after an error or Ctrl-C.
+//! `lowkey pack`: writes the pack of a model beside it, or checks the one that is there. An error or Ctrl-C leaves none.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
 
 use clap::Args;
 use serde::Serialize;
@@ -17,6 +16,7 @@ use crate::units::Bytes;
 
 use super::interrupt::Interrupt;
 use super::models::resolve;
+use super::unfinished::Unfinished;
 
 #[derive(Args)]
 pub struct PackArgs {
@@ -99,13 +99,8 @@ fn write(path: &Path, contents: &Contents, model: &Model, interrupt: &Interrupt)
         ));
     }
     let failed = |e| no_room(path, contents, e);
-    let unfinished = Unfinished::create(path).map_err(failed)?;
-    let mut out = BufWriter::with_capacity(1 << 20, &unfinished.file);
-    let whole = contents.write(&model.file, &mut out, &mut || !interrupt.raised()).and_then(|whole| {
-        out.flush()?;
-        Ok(whole)
-    });
-    drop(out);
+    let mut unfinished = Unfinished::create(path).map_err(failed)?;
+    let whole = contents.write(&model.file, &mut unfinished.out, &mut || !interrupt.raised());
     if !whole.map_err(failed)? || interrupt.raised() {
         return Ok(None);
     }
@@ -116,41 +111,6 @@ fn write(path: &Path, contents: &Contents, model: &Model, interrupt: &Interrupt)
 fn no_room(path: &Path, contents: &Contents, e: std::io::Error) -> Error {
     let what = format!("{e}: the model's folder must be writable and have room for {}", Bytes(contents.file_bytes));
     Error::io(path, std::io::Error::new(e.kind(), what))
-}
-
-/// A file under a name of its own, which goes with this value unless it is finished.
-struct Unfinished<'a> {
-    path: &'a Path,
-    temporary: PathBuf,
-    file: File,
-}
-
-impl<'a> Unfinished<'a> {
-    fn create(path: &'a Path) -> std::io::Result<Self> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.part", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let file = File::create(&temporary)?;
-        Ok(Unfinished { path, temporary, file })
-    }
-
-    fn finish(self) -> std::io::Result<()> {
-        self.file.sync_all()?;
-        std::fs::rename(&self.temporary, self.path)?;
-        // The name is on the disk once its folder is; a file system that cannot say so has done what it can.
-        if let Some(folder) = self.path.parent() {
-            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-            let _ = File::open(folder).and_then(|folder| folder.sync_all());
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        // After `finish` there is nothing at this name.
-        let _ = std::fs::remove_file(&self.temporary);
-    }
 }
 
 /// `None` where the user interrupted.

@@ -7,7 +7,7 @@
 use std::arch::aarch64::*;
 
 use super::arm_blocks::widen_f16;
-use super::kv_rows::{ROW_BLOCK, RowType};
+use super::kv_rows::{ROW_BLOCK, RowType, with_row};
 use super::portable;
 use super::{Attend, BLOCK, CHUNK, MAX_QUERIES, Partial};
 
@@ -139,34 +139,6 @@ pub fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut
             (*d, *sum, *s) = (scale, total, scale * total as f32);
         }
     }
-}
-
-/// Calls `$call` with the `Row` of a type.
-macro_rules! with_row {
-    ($ty:expr, $row:ident => $call:expr) => {
-        match $ty {
-            RowType::F16 => {
-                type $row = F16;
-                $call
-            }
-            RowType::Q8 => {
-                type $row = Q8;
-                $call
-            }
-            RowType::Q6 => {
-                type $row = Packed<2>;
-                $call
-            }
-            RowType::Q5 => {
-                type $row = Packed<1>;
-                $call
-            }
-            RowType::Q4 => {
-                type $row = Packed<0>;
-                $call
-            }
-        }
-    };
 }
 
 /// See `Attend` and `portable::attend`.

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 
 use super::x86::{F16c, Ymm, stamp_x86};
 use super::x86_formats::{self, FIRST_BYTES, Format, Scales, Vector};
-use super::x86_rows::{self, Native, Rows, Set, Source, Tile};
+use super::x86_rows::{self, Rows, Set, Source, Tile};
 use super::{Acts, BLOCK, MatmulTask, Table};
 
 stamp_x86!("avx2,fma,f16c", Ymm);
@@ -34,6 +34,7 @@ impl Set for Avx2 {
     type F16 = F16c;
     const ROWS: usize = 8;
     const DIRECT: usize = 2;
+    const TOKENS: usize = 4;
 
     #[inline(always)]
     unsafe fn expand<F: Format>(tile: Tile<Self>, p: *const u8, stride: usize, n: usize) {
@@ -42,32 +43,9 @@ impl Set for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn few<F: Format>(from: Native<Self>, acts: &Acts, to: Rows) {
+    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: Rows) {
         // SAFETY: passed on.
-        unsafe {
-            match acts.n_tok {
-                1 => product::<F, _, 1>(from, acts, 0, to),
-                _ => product::<F, _, 2>(from, acts, 0, to),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn many<F: Format>(from: Tile<Self>, acts: &Acts, to: Rows) {
-        let (n_tok, mut t) = (acts.n_tok, 0);
-        // SAFETY: tokens `t..t + T` are inside the batch; the rest passed on.
-        unsafe {
-            while t + 4 <= n_tok {
-                product::<F, _, 4>(from, acts, t, to);
-                t += 4;
-            }
-            match n_tok - t {
-                1 => product::<F, _, 1>(from, acts, t, to),
-                2 => product::<F, _, 2>(from, acts, t, to),
-                3 => product::<F, _, 3>(from, acts, t, to),
-                _ => {}
-            }
-        }
+        unsafe { product::<F, _, T>(from, acts, first, to) }
     }
 }
 

@@ -11,7 +11,7 @@ use super::kv_rows::ROW_BLOCK;
 use super::portable::Lanes;
 use super::x86::{self, F16c, Row, Width, stamp_x86};
 use super::x86_formats::{self, FIRST_BYTES, Format, Scales, Vector};
-use super::x86_rows::{self, Native, Rows, Set, Source, Tile};
+use super::x86_rows::{self, Rows, Set, Source, Tile};
 use super::{Acts, Attend, BLOCK, CHUNK, MatmulTask, TILE_ROWS, Table};
 
 stamp_x86!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", Zmm);
@@ -35,6 +35,7 @@ impl Set for Avx512 {
     type F16 = F16c;
     const ROWS: usize = TILE_ROWS;
     const DIRECT: usize = 4;
+    const TOKENS: usize = 8;
 
     #[inline(always)]
     unsafe fn expand<F: Format>(tile: Tile<Self>, p: *const u8, stride: usize, n: usize) {
@@ -43,38 +44,9 @@ impl Set for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn few<F: Format>(from: Native<Self>, acts: &Acts, to: Rows) {
+    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: Rows) {
         // SAFETY: passed on.
-        unsafe {
-            match acts.n_tok {
-                1 => product::<F, _, 1>(from, acts, 0, to),
-                2 => product::<F, _, 2>(from, acts, 0, to),
-                3 => product::<F, _, 3>(from, acts, 0, to),
-                _ => product::<F, _, 4>(from, acts, 0, to),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn many<F: Format>(from: Tile<Self>, acts: &Acts, to: Rows) {
-        let (n_tok, mut t) = (acts.n_tok, 0);
-        // SAFETY: tokens `t..t + T` are inside the batch; the rest passed on.
-        unsafe {
-            while t + 8 <= n_tok {
-                product::<F, _, 8>(from, acts, t, to);
-                t += 8;
-            }
-            if t + 4 <= n_tok {
-                product::<F, _, 4>(from, acts, t, to);
-                t += 4;
-            }
-            match n_tok - t {
-                1 => product::<F, _, 1>(from, acts, t, to),
-                2 => product::<F, _, 2>(from, acts, t, to),
-                3 => product::<F, _, 3>(from, acts, t, to),
-                _ => {}
-            }
-        }
+        unsafe { product::<F, _, T>(from, acts, first, to) }
     }
 }
 
@@ -309,26 +281,13 @@ impl Width for Zmm {
         unsafe {
             // The lower half of `dots[k]` belongs to keys[0][k], the upper to keys[1][k].
             let mut dots = [[_mm512_setzero_ps(); P]; K];
-            let mut eight = |b: usize, p: usize| {
-                let mut key = [_mm512_setzero_ps(); K];
-                for k in 0..K {
-                    key[k] = R::load8_of_two([keys[0][k], keys[1][k]].map(|key| key.add(b * R::TYPE.block_bytes())), p);
-                }
-                for n in 0..N {
-                    let q = _mm256_loadu_pd(q.add(n * head_dim + (4 * b + p) * 8).cast());
-                    let q = _mm512_castpd_ps(_mm512_broadcast_f64x4(q));
-                    for k in 0..K {
-                        dots[k][n] = _mm512_fmadd_ps(q, key[k], dots[k][n]);
-                    }
-                }
-            };
             for b in 0..head_dim / ROW_BLOCK {
                 for p in 0..4 {
-                    eight(b, p);
+                    products::<R, N, P, K>(&keys, q, head_dim, b, p, &mut dots);
                 }
             }
             for p in 0..head_dim % ROW_BLOCK / 8 {
-                eight(head_dim / ROW_BLOCK, p);
+                products::<R, N, P, K>(&keys, q, head_dim, head_dim / ROW_BLOCK, p, &mut dots);
             }
             let dots: &[__m512; 8] = dots.as_flattened().try_into().expect("K * P = 8");
             let (mut low, mut high) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
@@ -360,6 +319,36 @@ impl Width for Zmm {
             }
             if !a.head_dim.is_multiple_of(16) {
                 x86::mix::<R, N, P, 1>(a, at, weights, 2 * n16, acc);
+            }
+        }
+    }
+}
+
+/// Part `p` of block `b` of keys and queries. (No closure: one would not have the CPU features of its surroundings.)
+///
+/// # Safety
+/// As `Width::scores`, `p` inside `head_dim`; AVX-512F.
+#[inline(always)]
+unsafe fn products<R: Row, const N: usize, const P: usize, const K: usize>(
+    keys: &[[*const u8; K]; 2],
+    q: *const f32,
+    head_dim: usize,
+    b: usize,
+    p: usize,
+    dots: &mut [[__m512; P]; K],
+) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let mut key = [_mm512_setzero_ps(); K];
+        for k in 0..K {
+            let at = b * R::TYPE.block_bytes();
+            key[k] = R::load8_of_two([keys[0][k].add(at), keys[1][k].add(at)], p);
+        }
+        for n in 0..N {
+            let q = _mm256_loadu_pd(q.add(n * head_dim + (4 * b + p) * 8).cast());
+            let q = _mm512_castpd_ps(_mm512_broadcast_f64x4(q));
+            for k in 0..K {
+                dots[k][n] = _mm512_fmadd_ps(q, key[k], dots[k][n]);
             }
         }
     }

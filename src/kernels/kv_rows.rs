@@ -129,6 +129,37 @@ impl RowType {
     }
 }
 
+/// `$call` with `$row` standing for a set's reader of rows of `$ty`: the caller's `F16`, `Q8` or `Packed<bits beyond four>`.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! with_row {
+    ($ty:expr, $row:ident => $call:expr) => {
+        match $ty {
+            RowType::F16 => {
+                type $row = F16;
+                $call
+            }
+            RowType::Q8 => {
+                type $row = Q8;
+                $call
+            }
+            RowType::Q6 => {
+                type $row = Packed<2>;
+                $call
+            }
+            RowType::Q5 => {
+                type $row = Packed<1>;
+                $call
+            }
+            RowType::Q4 => {
+                type $row = Packed<0>;
+                $call
+            }
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) use with_row;
+
 #[cfg(test)]
 mod tests {
     use super::*;

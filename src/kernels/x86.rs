@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::kv_rows::{ROW_BLOCK, RowType};
+use super::kv_rows::{ROW_BLOCK, RowType, with_row};
 use super::portable::{Lanes, LoadF16, exp};
 use super::{Attend, BLOCK, CHUNK, MAX_QUERIES, Partial};
 
@@ -133,7 +133,7 @@ impl Row for F16 {
     unsafe fn load8_of_two(p: [*const u8; 2], part: usize) -> __m512 {
         // SAFETY: passed on.
         unsafe {
-            let [low, high] = p.map(|p| _mm_loadu_si128(p.add(16 * part).cast()));
+            let (low, high) = (_mm_loadu_si128(p[0].add(16 * part).cast()), _mm_loadu_si128(p[1].add(16 * part).cast()));
             _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1))
         }
     }
@@ -183,7 +183,7 @@ impl Row for Q8 {
     unsafe fn load8_of_two(p: [*const u8; 2], part: usize) -> __m512 {
         // SAFETY: eight bytes of each block's 32 behind its scale.
         unsafe {
-            let [low, high] = p.map(|p| _mm_loadl_epi64(p.add(2 + 8 * part).cast()));
+            let (low, high) = (_mm_loadl_epi64(p[0].add(2 + 8 * part).cast()), _mm_loadl_epi64(p[1].add(2 + 8 * part).cast()));
             let q = _mm512_cvtepi8_epi32(_mm_unpacklo_epi64(low, high));
             _mm512_mul_ps(_mm512_cvtepi32_ps(q), side_by_side(row_scale(p[0]), row_scale(p[1])))
         }
@@ -233,8 +233,8 @@ impl<const PLANES: usize> Row for Packed<PLANES> {
     unsafe fn load8_of_two(p: [*const u8; 2], part: usize) -> __m512 {
         // SAFETY: as `load8` for both.
         unsafe {
-            let [low, high] = p.map(|p| _mm_loadl_epi64(p.add(2 + part % 2 * 8).cast()));
-            let bytes = _mm_unpacklo_epi64(low, high);
+            let at = 2 + part % 2 * 8;
+            let bytes = _mm_unpacklo_epi64(_mm_loadl_epi64(p[0].add(at).cast()), _mm_loadl_epi64(p[1].add(at).cast()));
             let bytes = if part < 2 { bytes } else { _mm_srli_epi16(bytes, 4) };
             let mut u = _mm512_cvtepu8_epi32(_mm_and_si128(bytes, _mm_set1_epi8(15)));
             for plane in 0..PLANES {
@@ -245,34 +245,6 @@ impl<const PLANES: usize> Row for Packed<PLANES> {
             _mm512_mul_ps(_mm512_cvtepi32_ps(q), side_by_side(row_scale(p[0]), row_scale(p[1])))
         }
     }
-}
-
-/// Calls `$call::<R>` with the `Row` of a type.
-macro_rules! with_row {
-    ($ty:expr, $row:ident => $call:expr) => {
-        match $ty {
-            RowType::F16 => {
-                type $row = F16;
-                $call
-            }
-            RowType::Q8 => {
-                type $row = Q8;
-                $call
-            }
-            RowType::Q6 => {
-                type $row = Packed<2>;
-                $call
-            }
-            RowType::Q5 => {
-                type $row = Packed<1>;
-                $call
-            }
-            RowType::Q4 => {
-                type $row = Packed<0>;
-                $call
-            }
-        }
-    };
 }
 
 /// The two loops of `attend` that multiply, by length of vectors.
@@ -452,28 +424,44 @@ unsafe fn scores<R: Row, const N: usize, const P: usize, const K: usize>(
     // SAFETY: part `p` of block `b` of a row, inside `head_dim`.
     unsafe {
         let mut dots = [[_mm256_setzero_ps(); P]; K];
-        let mut eight = |b: usize, p: usize| {
-            let mut key = [_mm256_setzero_ps(); K];
-            for k in 0..K {
-                key[k] = R::load8(keys[k].add(b * R::TYPE.block_bytes()), p);
-            }
-            for n in 0..N {
-                let q = _mm256_loadu_ps(q.add(n * head_dim + (4 * b + p) * 8));
-                for k in 0..K {
-                    dots[k][n] = _mm256_fmadd_ps(q, key[k], dots[k][n]);
-                }
-            }
-        };
         for b in 0..head_dim / ROW_BLOCK {
             for p in 0..4 {
-                eight(b, p);
+                products::<R, N, P, K>(&keys, q, head_dim, b, p, &mut dots);
             }
         }
         for p in 0..head_dim % ROW_BLOCK / 8 {
-            eight(head_dim / ROW_BLOCK, p);
+            products::<R, N, P, K>(&keys, q, head_dim, head_dim / ROW_BLOCK, p, &mut dots);
         }
         let dots: &[__m256; 8] = dots.as_flattened().try_into().expect("K * P = 8");
         std::mem::transmute::<__m256, Lanes>(add_lanes_of(dots))
+    }
+}
+
+/// Part `p` of block `b` of keys and queries. (No closure: one would not have the CPU features of its surroundings.)
+///
+/// # Safety
+/// As `scores`, `p` inside `head_dim`.
+#[inline(always)]
+unsafe fn products<R: Row, const N: usize, const P: usize, const K: usize>(
+    keys: &[*const u8; K],
+    q: *const f32,
+    head_dim: usize,
+    b: usize,
+    p: usize,
+    dots: &mut [[__m256; P]; K],
+) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let mut key = [_mm256_setzero_ps(); K];
+        for k in 0..K {
+            key[k] = R::load8(keys[k].add(b * R::TYPE.block_bytes()), p);
+        }
+        for n in 0..N {
+            let q = _mm256_loadu_ps(q.add(n * head_dim + (4 * b + p) * 8));
+            for k in 0..K {
+                dots[k][n] = _mm256_fmadd_ps(q, key[k], dots[k][n]);
+            }
+        }
     }
 }
 

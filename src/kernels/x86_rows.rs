@@ -23,6 +23,8 @@ pub trait Set: Copy {
     const ROWS: usize;
     /// Up to this many tokens are multiplied straight from the file's layout.
     const DIRECT: usize;
+    /// Tokens that are multiplied at once where there are many: 4 or 8.
+    const TOKENS: usize;
 
     /// `Tile::expand`, out of line.
     ///
@@ -30,17 +32,39 @@ pub trait Set: Copy {
     /// As `Tile::expand`.
     unsafe fn expand<F: Format>(tile: Tile<Self>, p: *const u8, stride: usize, n: usize);
 
-    /// All tokens of `acts`, at most `DIRECT`.
+    /// Tokens `first..first + T` of `acts`.
     ///
     /// # Safety
-    /// `from` has a block for each 32 columns; the elements of `to` belong to the caller; the CPU features of the set.
-    unsafe fn few<F: Format>(from: Native<Self>, acts: &Acts, to: Rows);
+    /// `from` has a block for each 32 columns; the tokens are in the batch; their elements of `to` belong to the caller; the CPU
+    /// features of the set.
+    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: Rows);
+}
 
-    /// All tokens of `acts`.
-    ///
-    /// # Safety
-    /// As `few`.
-    unsafe fn many<F: Format>(from: Tile<Self>, acts: &Acts, to: Rows);
+/// All tokens of `acts`, as many at once as the set takes.
+///
+/// # Safety
+/// As `Set::product`.
+#[inline(always)]
+unsafe fn product<S: Set, F: Format, From: Source<S::V>>(from: From, acts: &Acts, to: Rows) {
+    const { assert!(S::TOKENS == 4 || S::TOKENS == 8) };
+    let (n_tok, mut t) = (acts.n_tok, 0);
+    // SAFETY: tokens `t..t + T` are inside the batch; the rest passed on.
+    unsafe {
+        while S::TOKENS == 8 && t + 8 <= n_tok {
+            S::product::<F, _, 8>(from, acts, t, to);
+            t += 8;
+        }
+        while t + 4 <= n_tok {
+            S::product::<F, _, 4>(from, acts, t, to);
+            t += 4;
+        }
+        match n_tok - t {
+            1 => S::product::<F, _, 1>(from, acts, t, to),
+            2 => S::product::<F, _, 2>(from, acts, t, to),
+            3 => S::product::<F, _, 3>(from, acts, t, to),
+            _ => {}
+        }
+    }
 }
 
 /// The product of a task by the type of its weights.
@@ -94,10 +118,10 @@ unsafe fn quantised<S: Set, F: Format>(task: &mut MatmulTask) {
         unsafe {
             let rows = task.w.data.as_ptr().add(to.first * stride);
             if acts.n_tok <= S::DIRECT {
-                S::few::<F>(Native(rows, stride, PhantomData), &acts, to);
+                product::<S, F, _>(Native::<S>(rows, stride, PhantomData), &acts, to);
             } else {
                 S::expand::<F>(tile, rows, stride, n_blocks / F::BLOCKS);
-                S::many::<F>(tile, &acts, to);
+                product::<S, F, _>(tile, &acts, to);
             }
         }
     }

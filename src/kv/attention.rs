@@ -46,7 +46,7 @@ fn as_partial(buf: &mut [f32], n_q: usize) -> Partial<'_> {
 }
 
 /// `out[t] = softmax(q[t] · keys) · values` for a batch that is placed but not yet committed; tasks are (token, KV head).
-/// `q`, `out`: `[n_tok][n_head * head_dim]`, `q` already multiplied by 1/sqrt(head_dim).
+/// `q`, `out`: `[n_tok][n_head * head_dim]`, `q` already multiplied by 1/sqrt(head_dim); it is turned into the keys' basis.
 pub fn attend_batch(
     cache: &KvCache,
     kernels: Kernels,
@@ -59,9 +59,11 @@ pub fn attend_batch(
 ) {
     let (n_head_kv, head_dim) = (cache.shape().n_head_kv, cache.shape().head_dim);
     let (k_type, v_type) = (cache.shape().k_type.row(), cache.shape().v_type.row());
-    cache.shape().k_type.turn(q, head_dim);
-    let q = &*q;
     let group_dim = q.len() / n_tok / n_head_kv;
+    if cache.shape().k_type.is_turned() {
+        pool.for_chunks(q, group_dim, |_, q| cache.shape().k_type.turn(q, head_dim));
+    }
+    let q = &*q;
     let n_q = group_dim / head_dim;
     pool.for_chunks_with(scratch, out, group_dim, |scratch, task, out| {
         let AttendScratch { table, partial, running } = scratch;

@@ -41,30 +41,31 @@ impl KvType {
         }
     }
 
-    fn is_turned(self) -> bool {
+    pub fn is_turned(self) -> bool {
         matches!(self, KvType::Q6H | KvType::Q5H | KvType::Q4H)
     }
 
     /// Turns vectors of `head_dim` elements, lying one after the other, into the basis in which they are stored.
     pub fn turn(self, x: &mut [f32], head_dim: usize) {
-        if self.is_turned() {
-            let order = order_of(head_dim);
-            for x in x.chunks_exact_mut(order) {
-                flip(x);
-                hadamard(x);
-            }
+        for part in self.turned_parts(x, head_dim) {
+            flip(part);
+            hadamard(part);
         }
     }
 
     /// The inverse of `turn`.
     pub fn turn_back(self, x: &mut [f32], head_dim: usize) {
-        if self.is_turned() {
-            let order = order_of(head_dim);
-            for x in x.chunks_exact_mut(order) {
-                hadamard(x);
-                flip(x);
-            }
+        for part in self.turned_parts(x, head_dim) {
+            hadamard(part);
+            flip(part);
         }
+    }
+
+    /// What is turned by one matrix each; nothing of a type that is stored as it is. The order of the matrix is the largest
+    /// power of two that divides the head, so that a head of 80 is turned in five parts of 16.
+    fn turned_parts(self, x: &mut [f32], head_dim: usize) -> std::slice::ChunksExactMut<'_, f32> {
+        let turned = if self.is_turned() { x.len() } else { 0 };
+        x[..turned].chunks_exact_mut(1 << head_dim.trailing_zeros())
     }
 }
 
@@ -77,12 +78,6 @@ impl FromStr for KvType {
             format!("'{text}' is not a type that keys and values can be stored in; there are {}", names.join(", "))
         })
     }
-}
-
-/// Order of the Hadamard matrix: the largest power of two that divides the head, so that a head of 80 is turned in five
-/// parts of 16.
-fn order_of(head_dim: usize) -> usize {
-    1 << head_dim.trailing_zeros()
 }
 
 /// Signs without a pattern, so that a vector of equal elements is not gathered into one: bits of a Weyl sequence.

@@ -4,12 +4,9 @@
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::kernels::{BLOCK, RopeOrder};
-use crate::kv::cache::MAX_HEAD_KV;
+use crate::kv::cache::{MAX_HEAD_DIM, MAX_HEAD_KV};
 
 use super::arch::Arch;
-
-/// The longest head: one fits on a stack.
-pub(super) const MAX_HEAD_DIM: usize = 1024;
 
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -5,10 +5,10 @@ use crate::gguf::GgufFile;
 use crate::gguf::quant::dequantize_row;
 use crate::kernels::{Kernels, Product};
 use crate::kv::attention::{attend_batch, attend_one};
-use crate::kv::cache::KvCache;
+use crate::kv::cache::{KvCache, MAX_HEAD_DIM};
 use crate::mem::pool::Pool;
 
-use super::config::{Config, MAX_HEAD_DIM};
+use super::config::Config;
 use super::pack::Pack;
 use super::rope::Rope;
 use super::scratch::Scratch;

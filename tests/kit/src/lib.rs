@@ -48,14 +48,9 @@ pub fn floats(value: &serde_json::Value) -> Vec<f64> {
 
 pub fn params(budget_bytes: u64) -> SessionParams {
     SessionParams {
-        kv: KvParams {
-            budget_bytes,
-            k_type: KvType::F16,
-            v_type: KvType::F16,
-            policy: Policy::L2,
-            sinks: 4,
-            recent: Recent::Percent(50.0),
-        },
+        kv: KvParams { budget_bytes, policy: Policy::L2, sinks: 4, recent: Recent::Percent(50.0) },
+        k_type: KvType::F16,
+        v_type: KvType::F16,
         n_batch: 64,
         n_threads: Some(2),
         kernels: "auto".into(),

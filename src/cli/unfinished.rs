@@ -1,0 +1,45 @@
+//! A file that comes into being whole or not at all: it is written under another name beside its own, synced and renamed,
+//! and removed if it is never finished.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+pub struct Unfinished {
+    path: PathBuf,
+    temporary: PathBuf,
+    pub out: BufWriter<File>,
+}
+
+impl Unfinished {
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.part", std::process::id()));
+        let temporary = path.with_file_name(name);
+        let out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        Ok(Unfinished { path: path.to_owned(), temporary, out })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn finish(mut self) -> io::Result<()> {
+        self.out.flush()?;
+        self.out.get_ref().sync_all()?;
+        std::fs::rename(&self.temporary, &self.path)?;
+        // The name is on the disk once its folder is; a file system that cannot say so has done what it can.
+        if let Some(folder) = self.path.parent() {
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // After `finish` there is nothing at this name.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
