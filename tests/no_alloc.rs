@@ -4,6 +4,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use lowkey::kv::types::KvType;
+
 struct Counting;
 
 static ARMED: AtomicBool = AtomicBool::new(false);
@@ -72,6 +74,9 @@ fn prefill_and_steps_allocate_nothing() {
             std::fs::write(&own, file.build()).expect("a temporary file");
         }
         let mut params = lowkey_test_kit::params(0);
+        if name == "tiny-mqa.gguf" {
+            (params.k_type, params.v_type) = (KvType::Q5H, KvType::Q4H);
+        }
         params.kv.budget_bytes = lowkey_test_kit::budget_for(&path, 40, &params);
         let mut session = lowkey_test_kit::session(&path, &params);
         let (n_ctx, n_vocab) = (session.model().config.n_ctx, session.model().config.n_vocab as u32);
