@@ -175,6 +175,11 @@ impl Session {
         self.n_past = 0;
     }
 
+    /// Evicts at once until `n_keep` tokens are left, protecting `protect` and no longer what the stream protects.
+    pub fn compress(&mut self, n_keep: usize, protect: Protection) {
+        self.cache.compress(n_keep, protect, &mut self.machine.scratch.renumber[0]);
+    }
+
     /// Takes in a prompt, batch by batch, and returns the logits after its last token, `[n_vocab]`. `go_on` is told the
     /// number of tokens done after each batch and may stop by returning false: then there are no logits.
     pub fn prefill(&mut self, tokens: &[u32], mut go_on: impl FnMut(usize) -> bool) -> Result<Option<&[f32]>> {
