@@ -560,6 +560,36 @@ mod tests {
         assert_eq!(tokens(&all_sinks), (0..14).chain([16]).collect::<Vec<_>>());
     }
 
+    #[test]
+    fn compressing_at_once_keeps_what_dropping_one_by_one_keeps() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        for _ in 0..60 {
+            let (n, sinks, recent) = (rng.usize(1..64), rng.u32(..6), Recent::Tokens(rng.u32(1..9)));
+            let ((mut at_once, mut pool, mut scratch), (mut one_by_one, ..)) =
+                (cache(64, sinks, recent), cache(64, sinks, recent));
+            // Few norms, so that many tie.
+            (0..n).map(|_| rng.usize(..5)).for_each(|token| {
+                feed(&mut at_once, &mut pool, &mut scratch, token);
+                feed(&mut one_by_one, &mut pool, &mut scratch, token);
+            });
+            let n_keep = rng.usize(1..=n);
+            at_once.compress(n_keep, at_once.protection(), &mut scratch[0]);
+            (n_keep..n).for_each(|_| one_by_one.drop_one());
+            let kept = |cache: &KvCache| {
+                let mut kept = cache.kept(0, 0).to_vec();
+                kept.sort_unstable();
+                (kept, cache.n_live(), cache.n_evicted())
+            };
+            assert_eq!(kept(&at_once), kept(&one_by_one), "{n} to {n_keep}, {sinks} sinks, {recent:?}");
+            assert!(at_once.kept(0, 0).is_sorted(), "slots keep their order");
+            for (slot, &score) in at_once.scores(0, 0).iter().enumerate() {
+                let mut key = [0f32; 8];
+                at_once.shape().k_type.row().load(&at_once.keys()[slot * 16..][..16], &mut key);
+                assert_eq!(key, [score; 8], "keys move with their scores");
+            }
+        }
+    }
+
     /// Renumbering rounds keys again, in the basis they are stored in, and moves them no further than that.
     #[test]
     fn renumbered_keys_are_those_of_before_whatever_they_are_stored_in() {
