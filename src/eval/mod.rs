@@ -2,5 +2,7 @@
 
 pub mod needle;
 pub mod passkey;
+#[cfg(feature = "plot")]
+pub mod plot;
 pub mod ppl;
 pub mod retrieval;

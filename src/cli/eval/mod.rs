@@ -2,6 +2,7 @@
 //! they share: budgets as shares of a full cache, and the session that a budget and a policy make.
 
 mod npy;
+mod plot;
 mod ppl;
 mod retrieval;
 

@@ -17,16 +17,6 @@ pub struct NpyFile {
 const NPY_HEADER: usize = 128;
 
 impl NpyFile {
-    /// Refuses, before hours of work, a name that could not be given to the file at their end.
-    pub fn check(path: &Path) -> Result<()> {
-        let usage = |what: &str| Err(Error::usage("--logits-out", format!("{} {what}; give the name of a file", path.display())));
-        match std::fs::metadata(path) {
-            Ok(meta) if !meta.is_file() => usage("is there and is no regular file"),
-            _ if path.file_name().is_none() => usage("is no name"),
-            _ => Ok(()),
-        }
-    }
-
     pub fn create(path: &Path, n_cols: usize) -> Result<Self> {
         let mut file = Unfinished::create(path).map_err(|e| Self::failed(path, &e))?;
         file.out.write_all(&[0; NPY_HEADER]).map_err(|e| Self::failed(path, &e))?;

@@ -6,12 +6,14 @@ use clap::Args;
 use serde::Serialize;
 
 use super::npy::NpyFile;
+use super::plot::PlotArgs;
 use super::{Budget, Keep, budget_session, policies};
 use crate::cli::args::{ModelArgs, OutputArgs};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::progress;
 use crate::cli::setup::{Opened, check_tokens, open};
 use crate::cli::text::{read_text, text_bytes};
+use crate::cli::unfinished::Unfinished;
 use crate::error::{Error, Result};
 use crate::eval::ppl::{Scores, score, windows};
 use crate::kv::policy::Policy;
@@ -45,6 +47,8 @@ pub struct PplArgs {
     #[arg(long, value_name = "FILE.npy")]
     logits_out: Option<PathBuf>,
     #[command(flatten)]
+    plot: PlotArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -68,11 +72,12 @@ const N_LOGITS: usize = 16;
 pub fn run(args: PplArgs) -> Result<u8> {
     let interrupt = Interrupt::catch_with_term()?;
     if let Some(path) = &args.logits_out {
-        NpyFile::check(path)?;
+        Unfinished::check("--logits-out", path)?;
     }
     if args.windows == Some(0) {
         return Err(Error::usage("--windows", "0 windows give no perplexity; give 1 at least"));
     }
+    args.plot.check()?;
     let text = read_text(None, Some(&args.file))?;
     let stride = args.stride.unwrap_or(args.ctx);
     if args.ctx < 2 {
@@ -115,7 +120,9 @@ pub fn run(args: PplArgs) -> Result<u8> {
     let budgets: Vec<Option<Keep>> =
         if args.keep.is_empty() { vec![None] } else { args.keep.iter().copied().map(Some).collect() };
     for (i, keep) in budgets.into_iter().enumerate() {
-        for (j, &policy) in policies(&args.policies, &args.model).iter().enumerate() {
+        // Nothing is evicted from a full cache: one run stands for all policies.
+        let n_policies = if eval.is_full(keep) { 1 } else { usize::MAX };
+        for (j, &policy) in policies(&args.policies, &args.model).iter().take(n_policies).enumerate() {
             let logits_out = args.logits_out.as_deref().filter(|_| i + j == 0);
             let Some(row) = eval.row(keep, policy, logits_out)? else {
                 crate::cli::say("lowkey: interrupted, no result");
@@ -125,6 +132,7 @@ pub fn run(args: PplArgs) -> Result<u8> {
         }
     }
     args.output.answer(&rows, table)?;
+    args.plot.write(|| picture(&rows, args.ctx))?;
     Ok(0)
 }
 
@@ -154,6 +162,10 @@ impl Eval<'_> {
         Ok(session)
     }
 
+    fn is_full(&self, keep: Option<Keep>) -> bool {
+        self.args.model.session.kv_types() == (KvType::F16, KvType::F16) && keep == Some(Keep(100.0))
+    }
+
     /// `None` if interrupted.
     fn score(&self, session: &mut Session, logits_out: Option<&Path>) -> Result<Option<Scores>> {
         let what = format!("{} slots, {}", session.cache().n_slot(), session.cache().policy().name());
@@ -176,7 +188,7 @@ impl Eval<'_> {
     fn row(&mut self, keep: Option<Keep>, policy: Policy, logits_out: Option<&Path>) -> Result<Option<Row>> {
         let types = self.args.model.session.kv_types();
         let exact = types == (KvType::F16, KvType::F16);
-        let whole = exact && keep.is_some_and(|keep| keep.0 == 100.0);
+        let whole = self.is_full(keep);
         let budget = match keep {
             None => Budget::Bytes(self.args.model.session.kv_budget.0),
             Some(_) if whole => Budget::Full,
@@ -231,4 +243,26 @@ fn table(rows: &[Row]) -> String {
         ));
     }
     out
+}
+
+/// A curve for each policy. The full cache belongs to all of them.
+#[cfg(feature = "plot")]
+fn picture(rows: &[Row], ctx: usize) -> Result<String> {
+    use crate::eval::plot::{Curve, curves};
+    let full = |r: &Row| r.policy == Policy::Off.name();
+    let mut all: Vec<Curve> = Vec::new();
+    for row in rows.iter().filter(|r| !full(r) || rows.iter().all(full)) {
+        if all.iter().all(|curve| curve.name != row.policy) {
+            let points = rows.iter().filter(|r| r.policy == row.policy || full(r));
+            let points = points.map(|r| (r.arena_bytes as f64 / f64::from(1 << 20), r.ppl)).collect();
+            all.push(Curve { name: row.policy.to_owned(), points });
+        }
+    }
+    let types = rows.first().map_or(String::new(), |r| format!("keys {}, values {}", r.k_type, r.v_type));
+    curves(&format!("Perplexity in windows of {ctx} tokens; {types}"), "perplexity", &all)
+}
+
+#[cfg(not(feature = "plot"))]
+fn picture(_: &[Row], _: usize) -> Result<String> {
+    unreachable!("--plot was refused at the start")
 }

@@ -5,6 +5,7 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::plot::PlotArgs;
 use super::{Budget, Keep, budget_opened, budget_session, policies};
 use crate::cli::args::{ModelArgs, OutputArgs};
 use crate::cli::interrupt::Interrupt;
@@ -63,6 +64,8 @@ struct RetrievalArgs {
     /// Put the prompt into the model's own chat template, as the user's turn
     #[arg(long)]
     chat: bool,
+    #[command(flatten)]
+    plot: PlotArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -171,6 +174,7 @@ fn measure(
     }
     bar.finish_and_clear();
     args.output.answer(&rows, table)?;
+    args.plot.write(|| picture(&rows, args.mode))?;
     Ok(0)
 }
 
@@ -180,6 +184,7 @@ fn told(bar: &ProgressBar, interrupt: &Interrupt, done: usize) -> bool {
 }
 
 fn check(args: &RetrievalArgs) -> Result<()> {
+    args.plot.check()?;
     let n = args.depths.saturating_mul(args.samples);
     for (flag, zero) in [("--depths", args.depths == 0), ("--samples", args.samples == 0)] {
         if zero {
@@ -295,4 +300,46 @@ fn table(rows: &[Row]) -> String {
         run.iter().for_each(|r| out.push_str(&format!(" {:.0}% |", percent(r.correct as f64 / r.n as f64))));
     }
     out
+}
+
+/// A map of depths and lengths for each budget and policy.
+#[cfg(feature = "plot")]
+fn picture(rows: &[Row], mode: HowEvicted) -> Result<String> {
+    use crate::eval::plot::{Cell, Map, maps};
+    let mut all: Vec<Map> = Vec::new();
+    let distinct = |of: &dyn Fn(&Row) -> f64| {
+        let mut values: Vec<f64> = rows.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values.dedup();
+        values
+    };
+    let (lengths, depths) = (distinct(&|r| r.length as f64), distinct(&|r| r.depth));
+    for row in rows {
+        let keep = row.keep.map_or(String::new(), |keep| format!(", {}% of the bytes", keep * 100.0));
+        let title = format!("{}{keep}, {}", row.policy, mode.name());
+        if all.iter().any(|map| map.title == title) {
+            continue;
+        }
+        let cell = |depth: f64, length: f64| {
+            let same = |r: &&Row| (r.keep, r.policy, r.depth, r.length as f64) == (row.keep, row.policy, depth, length);
+            let share = rows.iter().find(same).map(|r| r.correct as f64 / r.n as f64)?;
+            Some(Cell { colour: share, label: format!("{:.0}%", share * 100.0) })
+        };
+        all.push(Map {
+            title,
+            columns: lengths.iter().map(f64::to_string).collect(),
+            rows: depths.iter().map(|depth| format!("{:.0}%", depth * 100.0)).collect(),
+            cells: depths
+                .iter()
+                .flat_map(|&depth| lengths.iter().map(move |&length| (depth, length)))
+                .map(|(d, l)| cell(d, l))
+                .collect(),
+        });
+    }
+    maps(&all, "tokens", "depth")
+}
+
+#[cfg(not(feature = "plot"))]
+fn picture(_: &[Row], _: HowEvicted) -> Result<String> {
+    unreachable!("--plot was refused at the start")
 }
