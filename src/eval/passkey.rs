@@ -2,7 +2,7 @@
 //! 2023, arXiv 2305.16300; used by Devoto et al., arXiv 2406.11430). The lines are those of the literature.
 
 use super::retrieval::{Answer, Draft, Encoder, Prompt, place};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 const TASK: &str = "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. I will quiz you \
                     about the important information there.";
@@ -13,8 +13,7 @@ const ANSWER_START: &str = "The pass key is";
 /// A prompt of at most `length` tokens with the key's line at `depth` of 0 to 1 between the lines of filler.
 pub fn prompt(encoder: &Encoder, length: usize, depth: f64, rng: &mut fastrand::Rng) -> Result<Prompt> {
     let key = rng.u32(1..=50_000);
-    let prompt = encoder.fit(length, 0, |n| Some(draft(key, n, depth)))?;
-    prompt.ok_or_else(|| Error::usage("--lengths", format!("{length} tokens do not hold the question alone; give 128 at least")))
+    encoder.fit(length, |n| Some(draft(key, n, depth)))
 }
 
 fn draft(key: u32, n_filler: usize, depth: f64) -> Draft {

@@ -104,7 +104,7 @@ fn heat(share: f64) -> RGBColor {
     RGBColor(mix(from.0, to.0), mix(from.1, to.1), mix(from.2, to.2))
 }
 
-/// Curves over a logarithmic axis of bytes in MiB.
+/// Curves over bytes in MiB.
 pub fn curves(title: &str, y_name: &str, curves: &[Curve]) -> Result<String> {
     let points = || curves.iter().flat_map(|curve| &curve.points).filter(|(x, y)| *x > 0.0 && y.is_finite());
     let span = |of: fn(&(f64, f64)) -> f64| {
@@ -124,7 +124,7 @@ pub fn curves(title: &str, y_name: &str, curves: &[Curve]) -> Result<String> {
             .margin(14)
             .x_label_area_size(42)
             .y_label_area_size(64)
-            .build_cartesian_2d((x.0 * 0.9..x.1 * 1.1).log_scale(), y.0 - margin..y.1 + margin)
+            .build_cartesian_2d(0.0..x.1 * 1.05, y.0 - margin..y.1 + margin)
             .map_err(failed)?;
         chart
             .configure_mesh()

@@ -92,9 +92,9 @@ impl Encoder<'_> {
         tokenizer.encode(&(opened + &draft.answer_start), true, true)
     }
 
-    /// The longest prompt of at most `length` tokens among the drafts of `least`, `least + 1` … units of filler, or `None` where even
-    /// `least` is too long. `draft` returns `None` where there is no more filler; then the prompt is too short: an error.
-    pub fn fit(&self, length: usize, least: usize, draft: impl Fn(usize) -> Option<Draft>) -> Result<Option<Prompt>> {
+    /// The longest prompt of at most `length` tokens among the drafts of 0, 1 … units of filler; an error where none of
+    /// them is short enough, or where `draft` has no more filler (`None`) before one is long enough.
+    pub fn fit(&self, length: usize, draft: impl Fn(usize) -> Option<Draft>) -> Result<Prompt> {
         let attempt = |n: usize| -> Result<Option<(Vec<u32>, Answer)>> {
             let Some(draft) = draft(n) else { return Ok(None) };
             let tokens = self.encode(&draft)?;
@@ -104,11 +104,14 @@ impl Encoder<'_> {
             let what = format!("the text ends after {n} sentences, before a prompt of {length} tokens is full");
             Error::usage("--file", format!("{what}; give a longer text, or smaller --lengths"))
         };
-        let (mut low, mut step) = (least, 1);
-        let mut best = match attempt(least)? {
+        let (mut low, mut step) = (0, 1);
+        let mut best = match attempt(0)? {
             Some(first) if first.0.len() <= length => first,
-            Some(_) => return Ok(None),
-            None => return Err(short(least)),
+            Some((least, _)) => {
+                let what = format!("{length} tokens do not hold the question alone, which takes {}; give more", least.len());
+                return Err(Error::usage("--lengths", what));
+            }
+            None => return Err(short(0)),
         };
         // Twice as far each time, then halves of what is left: a prompt is never much longer than asked for.
         let mut high = loop {
@@ -126,7 +129,7 @@ impl Encoder<'_> {
                 _ => high = middle,
             }
         }
-        Ok(Some(Prompt { tokens: best.0, answer: best.1 }))
+        Ok(Prompt { tokens: best.0, answer: best.1 })
     }
 }
 

@@ -314,15 +314,23 @@ fn picture(rows: &[Row], mode: HowEvicted) -> Result<String> {
         values
     };
     let (lengths, depths) = (distinct(&|r| r.length as f64), distinct(&|r| r.depth));
-    for row in rows {
-        let keep = row.keep.map_or(String::new(), |keep| format!(", {}% of the bytes", keep * 100.0));
-        let title = format!("{}{keep}, {}", row.policy, mode.name());
-        if all.iter().any(|map| map.title == title) {
+    // Rows of one run stand one after the other within a length, so the first of each budget and policy opens its map.
+    let same_run = |a: &Row, b: &Row| (a.keep, a.policy) == (b.keep, b.policy);
+    for (i, row) in rows.iter().enumerate() {
+        if rows[..i].iter().any(|before| same_run(before, row)) {
             continue;
         }
+        let of_run = || rows.iter().filter(|other| same_run(other, row));
+        let share = of_run().map(|r| r.correct).sum::<usize>() as f64 / of_run().map(|r| r.n).sum::<usize>() as f64;
+        let name = match row.keep {
+            Some(_) if row.policy == Policy::Off.name() => "full cache".to_owned(),
+            Some(keep) => format!("{}, {}% of the bytes", row.policy, keep * 100.0),
+            None => row.policy.to_owned(),
+        };
+        let title = format!("{name}, {}: {:.0}%", mode.name(), share * 100.0);
         let cell = |depth: f64, length: f64| {
-            let same = |r: &&Row| (r.keep, r.policy, r.depth, r.length as f64) == (row.keep, row.policy, depth, length);
-            let share = rows.iter().find(same).map(|r| r.correct as f64 / r.n as f64)?;
+            let share =
+                of_run().find(|r| (r.depth, r.length as f64) == (depth, length)).map(|r| r.correct as f64 / r.n as f64)?;
             Some(Cell { colour: share, label: format!("{:.0}%", share * 100.0) })
         };
         all.push(Map {
