@@ -9,7 +9,7 @@ use crate::kv::policy::Protection;
 use crate::kv::types::KvType;
 use crate::mem::plan::Plan;
 use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
-use crate::model::forward::{Logits, Machine, Model, forward};
+use crate::model::forward::{Logits, Machine, Model, forward, forward_watched};
 use crate::model::scratch::{Scratch, ScratchShape};
 use crate::model::weights::Weights;
 use crate::units::Bytes;
@@ -213,6 +213,14 @@ impl Session {
         assert!(tokens.len() <= self.n_logits);
         self.n_past += tokens.len() as u64;
         forward(&self.model, &mut self.machine, &mut self.cache, tokens, Logits::All)
+    }
+
+    /// At most a batch of tokens in; `watch` sees the queries and the cache of each layer (`forward_watched`).
+    pub fn prefill_watched(&mut self, tokens: &[u32], watch: impl FnMut(usize, &KvCache, &[f32])) -> Result<()> {
+        assert!(tokens.len() <= self.n_batch);
+        self.n_past += tokens.len() as u64;
+        forward_watched(&self.model, &mut self.machine, &mut self.cache, tokens, Logits::None, watch)?;
+        Ok(())
     }
 
     pub fn n_logits(&self) -> usize {

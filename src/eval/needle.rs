@@ -146,7 +146,7 @@ const ACTIVITIES: [&str; 12] = [
     "visit the glass garden",
     "walk along the canal",
 ];
-const WORDS: [&str; 16] = [
+pub const WORDS: [&str; 16] = [
     "lantern", "walnut", "velvet", "harvest", "compass", "thunder", "marble", "saddle", "pepper", "falcon", "ribbon", "copper",
     "orchard", "anchor", "candle", "meadow",
 ];

@@ -1,6 +1,7 @@
 //! `lowkey eval`: what a cache budget costs in quality, on the user's model and text. One file per instrument; here is what
 //! they share: budgets as shares of a full cache, and the session that a budget and a policy make.
 
+mod correlation;
 mod npy;
 mod plot;
 mod ppl;
@@ -29,6 +30,10 @@ enum What {
     Passkey(Box<retrieval::PasskeyArgs>),
     /// A fact hidden in your own prose: is it still there at the end?
     Needle(Box<retrieval::NeedleArgs>),
+    /// Tasks after RULER: one number, one of several, several at once, variables that copy each other
+    Ruler(Box<retrieval::RulerArgs>),
+    /// Whether low-norm keys receive the attention, head by head
+    Correlation(Box<correlation::CorrelationArgs>),
 }
 
 pub fn run(args: EvalArgs) -> Result<u8> {
@@ -36,6 +41,8 @@ pub fn run(args: EvalArgs) -> Result<u8> {
         What::Ppl(args) => ppl::run(*args),
         What::Passkey(args) => retrieval::passkey(*args),
         What::Needle(args) => retrieval::needle(*args),
+        What::Ruler(args) => retrieval::ruler(*args),
+        What::Correlation(args) => correlation::run(*args),
     }
 }
 

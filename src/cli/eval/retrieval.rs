@@ -1,4 +1,4 @@
-//! `lowkey eval passkey` and `needle`: how often the model still finds, under a budget, what stood somewhere in a long prompt.
+//! `lowkey eval passkey`, `needle` and `ruler`: how often the model still finds, under a budget, what stood somewhere in a long prompt.
 //! The prompts are the same for every budget and policy. Nothing is printed before all is done.
 
 use clap::{Args, ValueEnum};
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::eval::needle::{self, Haystack};
 use crate::eval::passkey;
 use crate::eval::retrieval::{ANSWER_TOKENS, Encoder, Mode, Prompt, ask, depth_of, rng, wilson};
+use crate::eval::ruler::{self, Task};
 use crate::kv::policy::Policy;
 use crate::kv::types::KvType;
 use crate::session::Session;
@@ -32,6 +33,15 @@ pub struct NeedleArgs {
     /// The prose to hide facts in; - is standard input
     #[arg(short, long, value_name = "FILE")]
     file: String,
+    #[command(flatten)]
+    common: RetrievalArgs,
+}
+
+#[derive(Args)]
+pub struct RulerArgs {
+    /// Tasks: single, multi-key, multi-value, tracking
+    #[arg(long, value_name = "TASK,…", value_delimiter = ',', default_value = "single,multi-key,multi-value,tracking")]
+    tasks: Vec<Task>,
     #[command(flatten)]
     common: RetrievalArgs,
 }
@@ -84,6 +94,8 @@ impl HowEvicted {
 
 #[derive(Serialize)]
 struct Row {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    task: &'static str,
     length: usize,
     depth: f64,
     keep: Option<f64>,
@@ -96,30 +108,53 @@ struct Row {
     correct: usize,
 }
 
+/// One prompt among the many.
+struct Wanted {
+    /// Number of the task, where there are several.
+    task: usize,
+    length: usize,
+    depth: f64,
+    /// Number of the depth.
+    place: usize,
+    sample: usize,
+}
+
+impl Wanted {
+    /// The same draws whatever the budget, the policy and the other lengths, depths and samples.
+    fn rng(&self, seed: u64) -> fastrand::Rng {
+        rng(seed, self.length, self.place, self.sample)
+    }
+}
+
 pub fn passkey(args: PasskeyArgs) -> Result<u8> {
-    measure(&args.common, "", |encoder, length, depth, place, sample| {
-        let mut rng = rng(args.common.seed, length, place, sample);
-        passkey::prompt(encoder, length, depth, &mut rng)
-    })
+    let args = &args.common;
+    measure(args, "", &[""], |encoder, w| passkey::prompt(encoder, w.length, w.depth, &mut w.rng(args.seed)))
 }
 
 pub fn needle(args: NeedleArgs) -> Result<u8> {
     let text = read_text(None, Some(&args.file))?;
-    let hay = Haystack::new(&text);
-    measure(&args.common, &text, |encoder, length, depth, place, sample| {
-        let mut rng = rng(args.common.seed, length, place, sample);
-        needle::prompt(encoder, &hay, length, depth, place + sample, &mut rng)
+    let (args, hay) = (&args.common, Haystack::new(&text));
+    measure(args, &text, &[""], |encoder, w| {
+        needle::prompt(encoder, &hay, w.length, w.depth, w.place + w.sample, &mut w.rng(args.seed))
     })
+}
+
+pub fn ruler(args: RulerArgs) -> Result<u8> {
+    let names: Vec<&str> = args.tasks.iter().map(|task| task.name()).collect();
+    let (args, tasks) = (&args.common, &args.tasks);
+    measure(args, "", &names, |encoder, w| ruler::prompt(encoder, tasks[w.task], w.length, w.depth, &mut w.rng(args.seed)))
 }
 
 /// Prompts at most of one length: weeks of work.
 const MAX_PROMPTS: usize = 1_000_000;
 
-/// `prompts(encoder, length, depth, the depth's number, sample)` makes one prompt.
+/// Asks all prompts under all budgets and policies. `text` is what needles are hidden in, `tasks` are names of kinds of
+/// prompts, and `prompts` makes one prompt.
 fn measure(
     args: &RetrievalArgs,
     text: &str,
-    prompts: impl Fn(&Encoder, usize, f64, usize, usize) -> Result<Prompt>,
+    tasks: &[&'static str],
+    prompts: impl Fn(&Encoder, &Wanted) -> Result<Prompt>,
 ) -> Result<u8> {
     let interrupt = Interrupt::catch_with_term()?;
     check(args)?;
@@ -135,8 +170,12 @@ fn measure(
     let tokenizer = opened.tokenizer()?;
     let encoder = Encoder { tokenizer: &tokenizer, template };
     // The longest prompt as it was drawn: others differ by a few words, and trying lengths takes two at a time.
-    let prompt = prompts(&encoder, longest, depth_of(0, args.depths), 0, 0)?;
-    let bytes = text_bytes(&opened.model.file, &tokenizer.decode(&prompt.tokens))?;
+    let mut bytes = 0;
+    for task in 0..tasks.len() {
+        let wanted = Wanted { task, length: longest, depth: depth_of(0, args.depths), place: 0, sample: 0 };
+        let text = tokenizer.decode(&prompts(&encoder, &wanted)?.tokens);
+        bytes = text_bytes(&opened.model.file, &text)?.max(bytes);
+    }
     let text_bytes = if text.is_empty() { 0 } else { text.len() + Haystack::bytes(text) };
     drop(opened);
     let plan = |opened: &mut Opened| {
@@ -145,19 +184,20 @@ fn measure(
         Ok(())
     };
 
-    let runs = runs(args);
+    let runs = runs(args, tasks.len());
     let n_tokens: usize = runs.iter().map(|run| run.length * args.depths * args.samples).sum();
     let bar = progress::tokens(String::new(), n_tokens);
     interrupt.defer();
     let mut rows = Vec::new();
     for run in runs {
-        bar.set_message(run.name());
+        bar.set_message(run.name(tasks[run.task]));
         let (mut session, mode, n_slot) = run.start(args, &plan)?;
         for place in 0..args.depths {
             let depth = depth_of(place, args.depths);
             let (mut n, mut correct) = (0, 0);
             for sample in 0..args.samples {
-                let prompt = prompts(&encoder, run.length, depth, place, sample)?;
+                let wanted = Wanted { task: run.task, length: run.length, depth, place, sample };
+                let prompt = prompts(&encoder, &wanted)?;
                 check_tokens(&session, &prompt.tokens)?;
                 let found = ask(&mut session, &tokenizer, &prompt, mode, |done| told(&bar, &interrupt, done))?;
                 let Some(found) = found else {
@@ -169,7 +209,7 @@ fn measure(
                 bar.inc((run.length - prompt.tokens.len()) as u64);
                 (n, correct) = (n + prompt.answer.n(), correct + found);
             }
-            rows.push(run.row(args, &session, n_slot, depth, n, correct));
+            rows.push(run.row(args, tasks[run.task], &session, n_slot, depth, n, correct));
         }
     }
     bar.finish_and_clear();
@@ -203,6 +243,7 @@ fn check(args: &RetrievalArgs) -> Result<()> {
 
 /// One session's work: a length, a budget and a policy.
 struct Run {
+    task: usize,
     length: usize,
     keep: Option<Keep>,
     policy: Policy,
@@ -211,28 +252,29 @@ struct Run {
 }
 
 /// A full cache comes once for each length; other budgets for each policy.
-fn runs(args: &RetrievalArgs) -> Vec<Run> {
+fn runs(args: &RetrievalArgs, n_tasks: usize) -> Vec<Run> {
     let budgets: Vec<Option<Keep>> =
         if args.keep.is_empty() { vec![None] } else { args.keep.iter().copied().map(Some).collect() };
     let exact = args.model.session.kv_types() == (KvType::F16, KvType::F16);
     let mut runs = Vec::new();
-    for &length in &args.lengths {
+    let lengths = || args.lengths.iter().copied();
+    for (task, length) in (0..n_tasks).flat_map(|task| lengths().map(move |length| (task, length))) {
         for &keep in &budgets {
             if exact && keep == Some(Keep(100.0)) {
-                runs.push(Run { length, keep, policy: Policy::Off, full: true });
+                runs.push(Run { task, length, keep, policy: Policy::Off, full: true });
                 continue;
             }
             let policies = policies(&args.policies, &args.model).iter();
-            runs.extend(policies.map(|&policy| Run { length, keep, policy, full: false }));
+            runs.extend(policies.map(|&policy| Run { task, length, keep, policy, full: false }));
         }
     }
     runs
 }
 
 impl Run {
-    fn name(&self) -> String {
+    fn name(&self, task: &str) -> String {
         let keep = self.keep.map_or(String::new(), |keep| format!(" {}%", keep.0));
-        format!("{}{keep}, {} tokens", self.policy.name(), self.length)
+        format!("{task} {}{keep}, {} tokens", self.policy.name(), self.length).trim_start().to_owned()
     }
 
     /// The session, how it is to evict, and how many entries are kept.
@@ -257,9 +299,19 @@ impl Run {
         Ok((session, Mode::Once { n_keep: kept.n_slot, protect: kept.protect }, kept.n_slot))
     }
 
-    fn row(&self, args: &RetrievalArgs, session: &Session, n_slot: usize, depth: f64, n: usize, correct: usize) -> Row {
+    fn row(
+        &self,
+        args: &RetrievalArgs,
+        task: &'static str,
+        session: &Session,
+        n_slot: usize,
+        depth: f64,
+        n: usize,
+        correct: usize,
+    ) -> Row {
         let shape = session.cache().shape();
         Row {
+            task,
             length: self.length,
             depth,
             keep: self.keep.map(|keep| keep.0 / 100.0),
@@ -278,10 +330,12 @@ impl Run {
 fn table(rows: &[Row]) -> String {
     let per_run = rows.iter().position(|r| r.depth == 1.0).map_or(1, |last| last + 1);
     let depths: Vec<String> = rows.iter().take(per_run).map(|r| format!("{:.0}% deep", r.depth * 100.0)).collect();
+    let task = |name: &str| if rows[0].task.is_empty() { String::new() } else { format!("| {name} ") };
     let mut out = format!(
-        "| keep | policy | length | slots | correct | accuracy | 95 % interval | {} |\n|{}",
+        "{}| keep | policy | length | slots | correct | accuracy | 95 % interval | {} |\n|{}",
+        task("task"),
         depths.join(" | "),
-        "---|".repeat(7 + per_run)
+        "---|".repeat(7 + per_run + usize::from(!rows[0].task.is_empty()))
     );
     for run in rows.chunks(per_run) {
         let (first, n, correct) = (&run[0], run.iter().map(|r| r.n).sum::<usize>(), run.iter().map(|r| r.correct).sum::<usize>());
@@ -289,7 +343,8 @@ fn table(rows: &[Row]) -> String {
         let (low, high) = wilson(correct, n);
         let percent = |share: f64| share * 100.0;
         out.push_str(&format!(
-            "\n| {keep} | {} | {} | {} | {correct}/{n} | {:.1}% | {:.0}-{:.0}% |",
+            "\n{}| {keep} | {} | {} | {} | {correct}/{n} | {:.1}% | {:.0}-{:.0}% |",
+            task(first.task),
             first.policy,
             first.length,
             first.n_slot,
@@ -315,7 +370,7 @@ fn picture(rows: &[Row], mode: HowEvicted) -> Result<String> {
     };
     let (lengths, depths) = (distinct(&|r| r.length as f64), distinct(&|r| r.depth));
     // Rows of one run stand one after the other within a length, so the first of each budget and policy opens its map.
-    let same_run = |a: &Row, b: &Row| (a.keep, a.policy) == (b.keep, b.policy);
+    let same_run = |a: &Row, b: &Row| (a.task, a.keep, a.policy) == (b.task, b.keep, b.policy);
     for (i, row) in rows.iter().enumerate() {
         if rows[..i].iter().any(|before| same_run(before, row)) {
             continue;
@@ -327,7 +382,7 @@ fn picture(rows: &[Row], mode: HowEvicted) -> Result<String> {
             Some(keep) => format!("{}, {}% of the bytes", row.policy, keep * 100.0),
             None => row.policy.to_owned(),
         };
-        let title = format!("{name}, {}: {:.0}%", mode.name(), share * 100.0);
+        let title = format!("{} {name}, {}: {:.0}%", row.task, mode.name(), share * 100.0).trim_start().to_owned();
         let cell = |depth: f64, length: f64| {
             let share =
                 of_run().find(|r| (r.depth, r.length as f64) == (depth, length)).map(|r| r.correct as f64 / r.n as f64)?;
