@@ -8,6 +8,27 @@ use crate::error::Result;
 use crate::kv::cache::KvCache;
 use crate::session::Session;
 
+/// Whose attention counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queries {
+    /// Keys of a window's first half, queries of its second: all keys are asked by the same queries, from afar. This is what an
+    /// evicted entry would have been asked by.
+    Distant,
+    /// Each key but the last sixteen, by all queries after it. What neighbours give to each other weighs most, and early keys are
+    /// asked by queries that have little choice.
+    Later,
+}
+
+impl Queries {
+    /// Of a window of `ctx` tokens: how many keys count, from the first on, and which query is the first to count.
+    fn of(self, ctx: usize) -> (usize, usize) {
+        match self {
+            Queries::Distant => (ctx / 2, ctx / 2),
+            Queries::Later => (ctx.saturating_sub(LEAST_LATER), 0),
+        }
+    }
+}
+
 /// Queries that must come after a key for what it receives to be a mean of anything.
 const LEAST_LATER: usize = 16;
 
@@ -16,6 +37,7 @@ struct Received {
     n_q: usize,
     head_dim: usize,
     ctx: usize,
+    queries: Queries,
     /// `[n_layer][n_head_kv][ctx]`: probabilities summed over later queries and the query heads of the group.
     sums: Vec<f64>,
     /// `[n_layer][n_head_kv][ctx]`
@@ -45,6 +67,7 @@ pub fn bytes(n_heads_kv: usize, head_dim: usize, ctx: usize) -> usize {
 pub fn measure(
     session: &mut Session,
     windows: &[&[u32]],
+    queries: Queries,
     mut go_on: impl FnMut(usize) -> bool,
 ) -> Result<Option<Vec<Coefficients>>> {
     let ctx = windows.first().map_or(0, |window| window.len());
@@ -56,6 +79,7 @@ pub fn measure(
         n_q,
         head_dim: shape.head_dim,
         ctx,
+        queries,
         sums: vec![0.0; n_heads * ctx],
         norms: vec![0.0; n_heads * ctx],
         keys: vec![0.0; ctx * shape.head_dim],
@@ -87,7 +111,7 @@ impl Received {
         let shape = cache.shape();
         let (k_bytes, k_type, q_dim) = (shape.k_bytes(), shape.k_type.row(), shape.n_head_kv * n_q * head_dim);
         let n_tok = q.len() / q_dim;
-        // The batch is committed, not yet counted.
+        // The batch is committed, not yet counted as live.
         let first = cache.n_live();
         for head in 0..shape.n_head_kv {
             let rows = cache.keys()[cache.first_row(layer, head) * k_bytes..].chunks_exact(k_bytes);
@@ -98,7 +122,8 @@ impl Received {
                 *norm = key.iter().map(|&k| f64::from(k) * f64::from(k)).sum::<f64>().sqrt();
             }
             let sums = &mut self.sums[place..][..ctx];
-            for t in 0..n_tok {
+            let skipped = self.queries.of(ctx).1.saturating_sub(first).min(n_tok);
+            for t in skipped..n_tok {
                 let group = &q[t * q_dim + head * n_q * head_dim..][..n_q * head_dim];
                 let n_keys = first + t + 1;
                 for q in group.chunks_exact(head_dim) {
@@ -112,10 +137,13 @@ impl Received {
     }
 
     fn coefficients(&self, head: usize) -> Coefficients {
-        let n = self.ctx.saturating_sub(LEAST_LATER);
+        let (n, first_query) = self.queries.of(self.ctx);
         let norms = &self.norms[head * self.ctx..][..n];
-        let received: Vec<f64> =
-            self.sums[head * self.ctx..][..n].iter().enumerate().map(|(pos, sum)| sum / (self.ctx - 1 - pos) as f64).collect();
+        let received: Vec<f64> = self.sums[head * self.ctx..][..n]
+            .iter()
+            .enumerate()
+            .map(|(pos, sum)| sum / (self.ctx - first_query.max(pos + 1)) as f64)
+            .collect();
         Coefficients { spearman: pearson(&ranks(norms), &ranks(&received)), pearson: pearson(norms, &received) }
     }
 }

@@ -1,7 +1,7 @@
 //! `lowkey eval correlation`: whether low-norm keys receive the attention in this model, head by head. Where the coefficients
 //! are not clearly negative, a policy that goes by norms has little to go by.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::plot::PlotArgs;
@@ -12,7 +12,7 @@ use crate::cli::progress;
 use crate::cli::setup::{Opened, check_tokens, open};
 use crate::cli::text::{read_text, text_bytes};
 use crate::error::{Error, Result};
-use crate::eval::correlation::{self, Coefficients};
+use crate::eval::correlation::{self, Coefficients, Queries};
 use crate::eval::ppl::windows;
 use crate::kv::policy::Policy;
 
@@ -29,10 +29,28 @@ pub struct CorrelationArgs {
     /// Windows at most
     #[arg(long, value_name = "N", default_value_t = 4)]
     windows: usize,
+    /// Whose attention counts: distant (keys of a window's first half, queries of its second), or later (all queries after a key)
+    #[arg(long, value_enum, default_value = "distant")]
+    queries: WhichQueries,
     #[command(flatten)]
     plot: PlotArgs,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WhichQueries {
+    Distant,
+    Later,
+}
+
+impl From<WhichQueries> for Queries {
+    fn from(which: WhichQueries) -> Queries {
+        match which {
+            WhichQueries::Distant => Queries::Distant,
+            WhichQueries::Later => Queries::Later,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -78,7 +96,7 @@ pub fn run(args: CorrelationArgs) -> Result<u8> {
     check_tokens(&session, &tokens)?;
     interrupt.defer();
     let bar = progress::tokens("full cache".into(), windows.len() * args.ctx);
-    let measured = correlation::measure(&mut session, &windows, |done| {
+    let measured = correlation::measure(&mut session, &windows, args.queries.into(), |done| {
         bar.inc(done as u64);
         !interrupt.raised()
     })?;
