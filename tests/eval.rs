@@ -8,6 +8,7 @@ use std::time::Duration;
 use lowkey::eval::needle::{self, Haystack};
 use lowkey::eval::passkey;
 use lowkey::eval::retrieval::{Answer, Encoder, Prompt, rng};
+use lowkey::eval::ruler::{self, Task};
 use lowkey::gguf::GgufFile;
 use lowkey::text::{ChatTemplate, Tokenizer};
 use lowkey_test_kit::{data, demo_model, emulated, lowkey};
@@ -68,6 +69,21 @@ fn needle_prompts_have_their_length_and_depth() {
     }
     assert!(needle::prompt(&encoder, &hay, 8000, 0.5, 0, &mut rng(7, 8000, 0, 0)).is_err(), "the text is shorter");
     assert!(needle::prompt(&encoder, &Haystack::new(" \n"), 256, 0.5, 0, &mut rng(7, 256, 0, 0)).is_err());
+}
+
+#[test]
+fn ruler_prompts_have_their_length_and_hold_their_answers() {
+    let tokenizer = tokenizer();
+    let encoder = Encoder { tokenizer: &tokenizer, template: None };
+    for task in Task::ALL {
+        let make = |sample| ruler::prompt(&encoder, task, 600, 0.25, &mut rng(7, 600, 1, sample)).expect("a prompt");
+        let prompt = make(0);
+        assert!((575..=600).contains(&prompt.tokens.len()), "{}", prompt.tokens.len());
+        let Answer::Phrases(answers) = &prompt.answer else { panic!("phrases") };
+        let first = answers.iter().map(|a| tokens_before(&tokenizer, &prompt, a)).min().expect("an answer");
+        assert!((100..330).contains(&first), "{task:?}: a quarter of the text behind the opening, not {first}");
+        assert_eq!((prompt.tokens == make(0).tokens, prompt.tokens == make(1).tokens), (true, false));
+    }
 }
 
 #[test]
@@ -174,6 +190,52 @@ fn once_evicts_after_the_prompt_and_the_latest_tokens_survive() {
 }
 
 #[test]
+fn ruler_has_a_line_for_each_task() {
+    if emulated().is_some() {
+        return println!("minutes of emulation; the prompts and the cache are tested for themselves");
+    }
+    let (m, ..) = strings();
+    let args = ["eval", "ruler", "-m", &m, "--lengths", "384", "--depths", "1", "--samples", "1", "--keep", "100%"];
+    let found = rows(&[&args[..], &["--tasks", "single,multi-key"]].concat());
+    assert_eq!(found.iter().map(|row| row["task"].as_str()).collect::<Vec<_>>(), [Some("single"), Some("multi-key")]);
+    assert!(found.iter().all(|row| row["n"] == 1 && row["correct"] == 1), "{found:?}");
+    let out = run(&[&args[..], &["--tasks", "multi-value"]].concat());
+    let table = String::from_utf8_lossy(&out.stdout);
+    let lines: Vec<&str> = table.lines().collect();
+    let columns = |line: &str| line.matches('|').count();
+    assert!(
+        lines.len() == 3 && lines[2].starts_with("| multi-value | 100% | off | 384 |") && lines[2].contains("/4 |"),
+        "{table}"
+    );
+    assert!(lines.iter().all(|line| columns(line) == columns(lines[0])), "{table}");
+}
+
+/// Against the same computation in numpy (f32 weights and keys, tests/golden/reference.py): mean Spearman -0.432 in 88 heads of 90
+/// by distant queries, -0.141 in 67 by all later ones. Here activations are rounded to 8 bits, so a tenth of a percent is allowed
+/// for the means, and heads near zero may change sides.
+#[test]
+fn correlation_is_that_of_the_reference() {
+    if emulated().is_some() {
+        return println!("minutes of emulation; the coefficients are tested for themselves");
+    }
+    let (m, ..) = strings();
+    let text = data("technical.txt").to_str().expect("UTF-8").to_owned();
+    let picture = TempFile::new("correlation.svg");
+    for (queries, mean, negative, first) in [("distant", -0.432, 88, 0.38), ("later", -0.141, 67, 0.43)] {
+        let args = ["eval", "correlation", "-m", &m, "-f", &text, "--ctx", "512", "--windows", "1", "--queries", queries];
+        let found = rows(&[&args[..], &["--plot", picture.path()]].concat());
+        let spearman: Vec<f64> = found.iter().map(|row| row["spearman"].as_f64().expect("a number")).collect();
+        assert_eq!((found.len(), found[89]["layer"].as_u64(), found[89]["head"].as_u64()), (90, Some(29), Some(2)));
+        let seen = spearman.iter().sum::<f64>() / 90.0;
+        assert!((seen - mean).abs() < 0.003, "{queries}: {seen}");
+        assert!(spearman.iter().filter(|&&s| s < 0.0).count().abs_diff(negative) <= 1, "{queries}");
+        assert!((spearman[0] - first).abs() < 0.02, "{queries}: {}", spearman[0]);
+        let svg = std::fs::read_to_string(picture.path()).unwrap_or_default();
+        assert!(svg.matches("<rect").count() == 1 + 180 || cfg!(not(feature = "plot")));
+    }
+}
+
+#[test]
 fn mistakes_are_named_by_flag() {
     let (demo, text, tiny) = strings();
     let empty = TempFile::new("empty.txt");
@@ -199,6 +261,12 @@ fn mistakes_are_named_by_flag() {
         (passkey(&["--mode", "once", "--policies", "off"]), ["--policies", "off"]),
         (passkey(&["--plot", "/no/such/folder/x.svg"]), ["--plot", "folder"]),
         (passkey(&["--plot", "/"]), ["--plot", "regular file"]),
+        (vec!["eval", "ruler", "-m", "DEMO", "--tasks", "single,words"], ["--tasks", "words"]),
+        (vec!["eval", "correlation", "-m", "TINY"], ["--file", ""]),
+        (vec!["eval", "correlation", "-m", "TINY", "-f", "EMPTY", "--ctx", "64"], ["--file", "fewer than one window"]),
+        (vec!["eval", "correlation", "-m", "TINY", "-f", "TEXT", "--ctx", "8"], ["--ctx", "64 at least"]),
+        (vec!["eval", "correlation", "-m", "TINY", "-f", "TEXT", "--ctx", "1000"], ["--ctx", "256"]),
+        (vec!["eval", "correlation", "-m", "TINY", "-f", "TEXT", "--ctx", "64", "--windows", "0"], ["--windows", "1 at least"]),
         (vec!["eval", "passkey", "-m", "TINY", "--lengths", "128"], ["--lengths", "question"]),
         (vec!["eval", "passkey", "-m", "TINY", "--lengths", "256"], ["--lengths", "256"]),
     ] {

@@ -427,37 +427,43 @@ impl KvCache {
     /// `protect`, which need not be what the stream protects. Where all that may go has gone, the oldest recent tokens
     /// follow, and then the latest sinks. Slots keep their order.
     pub fn compress(&mut self, n_keep: usize, protect: Protection, scratch: &mut RenumberScratch) {
-        let (n_live, now) = (self.n_live, self.next_pos);
+        let n_live = self.n_live;
         if n_live <= n_keep {
             return;
         }
-        for head in 0..self.shape.n_heads() {
-            let first = head * self.n_slot;
-            let order = &mut scratch.order[..n_live];
-            order.iter_mut().enumerate().for_each(|(slot, order)| *order = slot as u32);
-            let (scores, positions) = (&self.scores[first..][..n_live], &self.positions[first..][..n_live]);
-            let rank = |slot: u32| {
-                let (score, pos) = (scores[slot as usize], positions[slot as usize]);
-                match protect.of(pos, now) {
-                    Some(Protected::Sink) => (2, 0.0, Pos::MAX - pos),
-                    Some(Protected::Recent) => (1, 0.0, pos),
-                    None => (0, -score, pos),
-                }
-            };
-            order.sort_unstable_by(|&a, &b| {
-                let (a, b) = (rank(a), rank(b));
-                a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2))
-            });
-            let kept = &mut order[n_live - n_keep..];
-            kept.sort_unstable();
-            for (to, &from) in kept.iter().enumerate() {
-                let from = from as usize;
-                (self.scores[first + to], self.positions[first + to]) = (self.scores[first + from], self.positions[first + from]);
-                self.copy_row(first + from, first + to);
+        for layer in 0..self.shape.n_layer {
+            for head in 0..self.shape.n_head_kv {
+                self.compress_head(self.first_row(layer, head), n_keep, protect, &mut scratch.order[..n_live]);
             }
         }
         self.n_live = n_keep;
         self.n_evicted += (n_live - n_keep) as u64;
+    }
+
+    /// The head whose rows begin at `first`; `order` has room for each of its entries.
+    fn compress_head(&mut self, first: usize, n_keep: usize, protect: Protection, order: &mut [u32]) {
+        let (n_live, now) = (order.len(), self.next_pos);
+        order.iter_mut().enumerate().for_each(|(slot, order)| *order = slot as u32);
+        let (scores, positions) = (&self.scores[first..][..n_live], &self.positions[first..][..n_live]);
+        let rank = |slot: u32| {
+            let (score, pos) = (scores[slot as usize], positions[slot as usize]);
+            match protect.of(pos, now) {
+                Some(Protected::Sink) => (2, 0.0, Pos::MAX - pos),
+                Some(Protected::Recent) => (1, 0.0, pos),
+                None => (0, -score, pos),
+            }
+        };
+        order.sort_unstable_by(|&a, &b| {
+            let (a, b) = (rank(a), rank(b));
+            a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2))
+        });
+        let kept = &mut order[n_live - n_keep..];
+        kept.sort_unstable();
+        for (to, &from) in kept.iter().enumerate() {
+            let (from, to) = (first + from as usize, first + to);
+            (self.scores[to], self.positions[to]) = (self.scores[from], self.positions[from]);
+            self.copy_row(from, to);
+        }
     }
 
     /// Evicts one entry from every head without a newcomer: the last slot's entry moves into the hole. Where sinks and
