@@ -210,6 +210,25 @@ fn ruler_has_a_line_for_each_task() {
     assert!(lines.iter().all(|line| columns(line) == columns(lines[0])), "{table}");
 }
 
+#[test]
+fn ppl_compares_policies_and_draws_their_curves() {
+    if emulated().is_some() {
+        return println!("minutes of emulation; one policy is tested there in tests/cli.rs");
+    }
+    let (m, text, _) = strings();
+    let picture = TempFile::new("ppl.svg");
+    let args = ["eval", "ppl", "-m", &m, "-f", &text, "--ctx", "96", "--windows", "1", "--keep", "100%,50%"];
+    let found = rows(&[&args[..], &["--policies", "l2,l2-paper,window", "--plot", picture.path()]].concat());
+    let names: Vec<_> = found.iter().map(|row| row["policy"].as_str().unwrap_or_default()).collect();
+    assert_eq!(names, ["off", "l2", "l2-paper", "window"], "a full cache evicts for nobody");
+    assert!(found[2]["ppl"].as_f64() > found[3]["ppl"].as_f64(), "the paper's rule collapses in streaming");
+    let svg = std::fs::read_to_string(picture.path()).unwrap_or_default();
+    assert!(
+        ["l2", "l2-paper", "window"].iter().all(|name| svg.contains(&format!("\n{name}\n"))) || cfg!(not(feature = "plot")),
+        "{svg}"
+    );
+}
+
 /// Against the same computation in numpy (f32 weights and keys, tests/golden/reference.py): mean Spearman -0.432 in 88 heads of 90
 /// by distant queries, -0.141 in 67 by all later ones. Here activations are rounded to 8 bits, so a tenth of a percent is allowed
 /// for the means, and heads near zero may change sides.
@@ -237,6 +256,9 @@ fn correlation_is_that_of_the_reference() {
 
 #[test]
 fn mistakes_are_named_by_flag() {
+    if emulated().is_some() {
+        return println!("flags are read the same everywhere");
+    }
     let (demo, text, tiny) = strings();
     let empty = TempFile::new("empty.txt");
     std::fs::write(&empty.0, " \n").expect("a file");
