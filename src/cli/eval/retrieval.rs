@@ -21,6 +21,7 @@ use crate::kv::policy::Policy;
 use crate::kv::types::KvType;
 use crate::session::Session;
 use crate::text::ChatTemplate;
+use crate::units::Bytes;
 
 #[derive(Args)]
 pub struct PasskeyArgs {
@@ -104,6 +105,8 @@ struct Row {
     k_type: &'static str,
     v_type: &'static str,
     n_slot: usize,
+    /// Of an arena with as many slots, whatever `--mode once` needed on the way.
+    arena_bytes: usize,
     n: usize,
     correct: usize,
 }
@@ -209,6 +212,7 @@ fn measure(
                 bar.inc((run.length - prompt.tokens.len()) as u64);
                 (n, correct) = (n + prompt.answer.n(), correct + found);
             }
+            log::info!("{}, {:.0}% deep: {correct} of {n}", run.name(tasks[run.task]), depth * 100.0);
             rows.push(run.row(args, tasks[run.task], &session, n_slot, depth, n, correct));
         }
     }
@@ -320,6 +324,7 @@ impl Run {
             k_type: shape.k_type.name(),
             v_type: shape.v_type.name(),
             n_slot,
+            arena_bytes: shape.arena_bytes(n_slot),
             n,
             correct,
         }
@@ -339,7 +344,7 @@ fn table(rows: &[Row]) -> String {
     );
     for run in rows.chunks(per_run) {
         let (first, n, correct) = (&run[0], run.iter().map(|r| r.n).sum::<usize>(), run.iter().map(|r| r.correct).sum::<usize>());
-        let keep = first.keep.map_or("".into(), |k| format!("{}%", k * 100.0));
+        let keep = first.keep.map_or(Bytes(first.arena_bytes as u64).to_string(), |k| format!("{}%", k * 100.0));
         let (low, high) = wilson(correct, n);
         let percent = |share: f64| share * 100.0;
         out.push_str(&format!(
