@@ -281,6 +281,8 @@ fn mistakes_are_named_by_flag() {
         (passkey(&["--samples", "18446744073709551615"]), ["--samples", "at most"]),
         (passkey(&["--mode", "twice"]), ["--mode", "once"]),
         (passkey(&["--mode", "once", "--policies", "off"]), ["--policies", "off"]),
+        (passkey(&["--policies", "l2,off", "--lengths", "512", "--kv-budget", "4MiB"]), ["--policies", "off may not evict"]),
+        (passkey(&["--lengths", "2048,16"]), ["--lengths", "question"]),
         (passkey(&["--plot", "/no/such/folder/x.svg"]), ["--plot", "folder"]),
         (passkey(&["--plot", "/"]), ["--plot", "regular file"]),
         (vec!["eval", "ruler", "-m", "DEMO", "--tasks", "single,words"], ["--tasks", "words"]),
@@ -305,8 +307,10 @@ fn mistakes_are_named_by_flag() {
         assert_eq!((out.status.code(), stderr.lines().count(), out.stdout.is_empty()), (Some(2), 1, true), "{args:?}: {stderr}");
         words.iter().for_each(|word| assert!(stderr.contains(word), "{args:?}: '{word}' is not in: {stderr}"));
     }
-    let out = run(&["eval", "passkey", "-m", &demo, "--lengths", "256", "--keep", "50%", "--memory", "1MiB"]);
-    assert!(out.status.code() == Some(1) && String::from_utf8_lossy(&out.stderr).contains("--memory"));
+    for (more, flag) in [(&["--keep", "50%", "--memory", "1MiB"][..], "--memory"), (&["--keep", "100%,0.1%"], "--kv-budget")] {
+        let out = run(&[&["eval", "passkey", "-m", &demo, "--lengths", "256"][..], more].concat());
+        assert!(out.status.code() == Some(1) && String::from_utf8_lossy(&out.stderr).contains(flag), "{more:?}");
+    }
 }
 
 #[test]

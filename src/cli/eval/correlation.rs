@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::plot::PlotArgs;
-use super::{Budget, budget_session};
+use super::{Budget, budget_opened};
 use crate::cli::args::{ModelArgs, OutputArgs};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::progress;
@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::eval::correlation::{self, Coefficients, Queries};
 use crate::eval::ppl::windows;
 use crate::kv::policy::Policy;
+use crate::session::Session;
 
 #[derive(Args)]
 pub struct CorrelationArgs {
@@ -92,7 +93,8 @@ pub fn run(args: CorrelationArgs) -> Result<u8> {
         opened.plan.private("correlation", correlation::bytes(kv.n_heads(), kv.head_dim, args.ctx));
         Ok(())
     };
-    let mut session = budget_session(&args.model, Budget::Full, Policy::Off, args.ctx, 1, plan)?;
+    let opened = budget_opened(&args.model, Budget::Full, Policy::Off, args.ctx, 1, plan)?;
+    let mut session = Session::new(opened.model, &opened.params)?;
     check_tokens(&session, &tokens)?;
     interrupt.defer();
     let bar = progress::tokens("full cache".into(), windows.len() * args.ctx);

@@ -1,5 +1,5 @@
 //! `lowkey eval`: what a cache budget costs in quality, on the user's model and text. One file per instrument; here is what
-//! they share: budgets as shares of a full cache, and the session that a budget and a policy make.
+//! they share: budgets as shares of a full cache, and the model opened for a budget and a policy.
 
 mod correlation;
 mod npy;
@@ -14,7 +14,6 @@ use super::setup::{Opened, open};
 use crate::error::Result;
 use crate::kv::policy::Policy;
 use crate::kv::types::KvType;
-use crate::session::Session;
 
 #[derive(clap::Args)]
 pub struct EvalArgs {
@@ -98,18 +97,6 @@ fn budget_opened(
     plan(&mut opened)?;
     opened.check()?;
     Ok(opened)
-}
-
-fn budget_session(
-    args: &ModelArgs,
-    budget: Budget,
-    policy: Policy,
-    n_tokens: usize,
-    n_logits: usize,
-    plan: impl Fn(&mut Opened) -> Result<()>,
-) -> Result<Session> {
-    let opened = budget_opened(args, budget, policy, n_tokens, n_logits, plan)?;
-    Session::new(opened.model, &opened.params)
 }
 
 /// `--policies`, or the one that `--evict` names.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::npy::NpyFile;
 use super::plot::PlotArgs;
-use super::{Budget, Keep, budget_session, policies};
+use super::{Budget, Keep, budget_opened, policies};
 use crate::cli::args::{ModelArgs, OutputArgs};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::progress;
@@ -116,20 +116,16 @@ pub fn run(args: PplArgs) -> Result<u8> {
 
     let mut eval = Eval { args: &args, tokens: &tokens, stride, n_windows, text: &text, full: None, interrupt };
     eval.interrupt.defer();
-    let mut rows = Vec::new();
-    let budgets: Vec<Option<Keep>> =
-        if args.keep.is_empty() { vec![None] } else { args.keep.iter().copied().map(Some).collect() };
-    for (i, keep) in budgets.into_iter().enumerate() {
-        // Nothing is evicted from a full cache: one run stands for all policies.
-        let n_policies = if eval.is_full(keep) { 1 } else { usize::MAX };
-        for (j, &policy) in policies(&args.policies, &args.model).iter().take(n_policies).enumerate() {
-            let logits_out = args.logits_out.as_deref().filter(|_| i + j == 0);
-            let Some(row) = eval.row(keep, policy, logits_out)? else {
-                crate::cli::say("lowkey: interrupted, no result");
-                return Ok(130);
-            };
-            rows.push(row);
-        }
+    let (runs, mut rows) = (eval.runs(), Vec::new());
+    // What does not fit is refused now, not after hours.
+    runs.iter().try_for_each(|&(keep, policy)| eval.open(eval.budget(keep), policy).map(drop))?;
+    for (i, &(keep, policy)) in runs.iter().enumerate() {
+        let logits_out = args.logits_out.as_deref().filter(|_| i == 0);
+        let Some(row) = eval.row(keep, policy, logits_out)? else {
+            crate::cli::say("lowkey: interrupted, no result");
+            return Ok(130);
+        };
+        rows.push(row);
     }
     args.output.answer(&rows, table)?;
     args.plot.write(|| picture(&rows, args.ctx))?;
@@ -155,9 +151,31 @@ struct Eval<'a> {
 }
 
 impl Eval<'_> {
-    fn session(&self, budget: Budget, policy: Policy) -> Result<Session> {
+    /// All budgets, each with all policies, but for a full cache: nothing is evicted from it, and one run stands for all.
+    fn runs(&self) -> Vec<(Option<Keep>, Policy)> {
+        let keep = &self.args.keep;
+        let budgets: Vec<Option<Keep>> = if keep.is_empty() { vec![None] } else { keep.iter().copied().map(Some).collect() };
+        let policies = policies(&self.args.policies, &self.args.model);
+        let n_policies = |keep| if self.is_full(keep) { 1 } else { policies.len() };
+        budgets.into_iter().flat_map(|keep| policies[..n_policies(keep)].iter().map(move |&policy| (keep, policy))).collect()
+    }
+
+    fn budget(&self, keep: Option<Keep>) -> Budget {
+        match keep {
+            None => Budget::Bytes(self.args.model.session.kv_budget.0),
+            Some(_) if self.is_full(keep) => Budget::Full,
+            Some(keep) => Budget::Share(keep.0),
+        }
+    }
+
+    fn open(&self, budget: Budget, policy: Policy) -> Result<Opened> {
         let plan = |opened: &mut Opened| plan_text(opened, self.text);
-        let session = budget_session(&self.args.model, budget, policy, self.args.ctx, N_LOGITS, plan)?;
+        budget_opened(&self.args.model, budget, policy, self.args.ctx, N_LOGITS, plan)
+    }
+
+    fn session(&self, budget: Budget, policy: Policy) -> Result<Session> {
+        let opened = self.open(budget, policy)?;
+        let session = Session::new(opened.model, &opened.params)?;
         check_tokens(&session, self.tokens)?;
         Ok(session)
     }
@@ -189,12 +207,7 @@ impl Eval<'_> {
         let types = self.args.model.session.kv_types();
         let exact = types == (KvType::F16, KvType::F16);
         let whole = self.is_full(keep);
-        let budget = match keep {
-            None => Budget::Bytes(self.args.model.session.kv_budget.0),
-            Some(_) if whole => Budget::Full,
-            Some(keep) => Budget::Share(keep.0),
-        };
-        let mut session = self.session(budget, policy)?;
+        let mut session = self.session(self.budget(keep), policy)?;
         let Some(scores) = self.score(&mut session, logits_out)? else { return Ok(None) };
         let (n_slot, arena_bytes) = (session.cache().n_slot(), session.cache().arena_bytes());
         let policy = session.cache().policy().name();

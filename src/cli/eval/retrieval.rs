@@ -6,7 +6,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::plot::PlotArgs;
-use super::{Budget, Keep, budget_opened, budget_session, policies};
+use super::{Budget, Keep, budget_opened, policies};
 use crate::cli::args::{ModelArgs, OutputArgs};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::progress;
@@ -172,10 +172,11 @@ fn measure(
     let template = if args.chat { Some(ChatTemplate::from_gguf(&opened.model.file)?) } else { None };
     let tokenizer = opened.tokenizer()?;
     let encoder = Encoder { tokenizer: &tokenizer, template };
-    // The longest prompt as it was drawn: others differ by a few words, and trying lengths takes two at a time.
+    // One prompt of each length, so that one that cannot be made is refused now. The longest is planned for: others like it
+    // differ by a few words, and trying lengths takes two at a time.
     let mut bytes = 0;
-    for task in 0..tasks.len() {
-        let wanted = Wanted { task, length: longest, depth: depth_of(0, args.depths), place: 0, sample: 0 };
+    for (task, &length) in (0..tasks.len()).flat_map(|task| args.lengths.iter().map(move |length| (task, length))) {
+        let wanted = Wanted { task, length, depth: depth_of(0, args.depths), place: 0, sample: 0 };
         let text = tokenizer.decode(&prompts(&encoder, &wanted)?.tokens);
         bytes = text_bytes(&opened.model.file, &text)?.max(bytes);
     }
@@ -188,13 +189,15 @@ fn measure(
     };
 
     let runs = runs(args, tasks.len());
+    runs.iter().try_for_each(|run| run.open(args, &plan).map(drop))?;
     let n_tokens: usize = runs.iter().map(|run| run.length * args.depths * args.samples).sum();
     let bar = progress::tokens(String::new(), n_tokens);
     interrupt.defer();
     let mut rows = Vec::new();
     for run in runs {
         bar.set_message(run.name(tasks[run.task]));
-        let (mut session, mode, n_slot) = run.start(args, &plan)?;
+        let (opened, mode, n_slot) = run.open(args, &plan)?;
+        let mut session = Session::new(opened.model, &opened.params)?;
         for place in 0..args.depths {
             let depth = depth_of(place, args.depths);
             let (mut n, mut correct) = (0, 0);
@@ -281,26 +284,30 @@ impl Run {
         format!("{task} {}{keep}, {} tokens", self.policy.name(), self.length).trim_start().to_owned()
     }
 
-    /// The session, how it is to evict, and how many entries are kept.
-    fn start(&self, args: &RetrievalArgs, plan: &impl Fn(&mut Opened) -> Result<()>) -> Result<(Session, Mode, usize)> {
+    /// The model with its plan, how entries are to be evicted, and how many are kept.
+    fn open(&self, args: &RetrievalArgs, plan: &impl Fn(&mut Opened) -> Result<()>) -> Result<(Opened, Mode, usize)> {
         let whole = self.length + ANSWER_TOKENS;
         let budget = match self.keep {
             None => Budget::Bytes(args.model.session.kv_budget.0),
             Some(keep) => Budget::Share(keep.0),
         };
         if self.full {
-            let session = budget_session(&args.model, Budget::Full, self.policy, whole, 1, plan)?;
-            return Ok((session, Mode::Stream, self.length));
+            let opened = budget_opened(&args.model, Budget::Full, self.policy, whole, 1, plan)?;
+            return Ok((opened, Mode::Stream, self.length));
         }
         if args.mode == HowEvicted::Stream {
-            let session = budget_session(&args.model, budget, self.policy, self.length, 1, plan)?;
-            let n_slot = session.cache().n_slot();
-            return Ok((session, Mode::Stream, n_slot));
+            let opened = budget_opened(&args.model, budget, self.policy, self.length, 1, plan)?;
+            let n_slot = opened.layout.n_slot;
+            if self.policy == Policy::Off && n_slot < whole {
+                let what = format!("off may not evict, and {n_slot} slots do not hold {} tokens and an answer", self.length);
+                return Err(Error::usage("--policies", format!("{what}; leave it out, or give a larger budget")));
+            }
+            return Ok((opened, Mode::Stream, n_slot));
         }
         // The budget says how many entries are kept; the arena holds the whole prompt until then, and the answer.
         let kept = budget_opened(&args.model, budget, self.policy, self.length, 1, |_| Ok(()))?.layout;
-        let session = budget_session(&args.model, Budget::Whole, self.policy, whole, 1, plan)?;
-        Ok((session, Mode::Once { n_keep: kept.n_slot, protect: kept.protect }, kept.n_slot))
+        let opened = budget_opened(&args.model, Budget::Whole, self.policy, whole, 1, plan)?;
+        Ok((opened, Mode::Once { n_keep: kept.n_slot, protect: kept.protect }, kept.n_slot))
     }
 
     fn row(
