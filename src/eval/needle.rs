@@ -21,9 +21,9 @@ struct Sentence<'a> {
 }
 
 impl<'a> Haystack<'a> {
-    /// Bytes for the sentences of a text, from above: none is shorter than two bytes, and a space or a newline parts them.
+    /// Bytes for the sentences of a text, from above: each ends with one of these, or is long; vectors grow by doubling.
     pub fn bytes(text: &str) -> usize {
-        let ends = text.bytes().filter(|b| b".!?\n".contains(b)).count() + 1;
+        let ends = text.chars().filter(|c| ".!?。！？\n".contains(*c)).count() + text.len() / LONG_BYTES + 1;
         2 * ends * (size_of::<Sentence>() + size_of::<usize>())
     }
 
@@ -86,18 +86,25 @@ fn paragraphs_of(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
+/// Bytes after which a sentence that has not ended is cut at the next space, and after twice as many anywhere: a prompt grows
+/// by sentences, and one that is longer than a prompt would leave it empty.
+const LONG_BYTES: usize = 400;
+
 /// Parts of a paragraph that end with a full stop, a question mark or an exclamation mark before white space, quotes and
-/// brackets that close included; what follows the last one is a sentence too.
+/// brackets that close included, or with one of those of Chinese and Japanese; what follows the last one is a sentence too.
 fn sentences_of(paragraph: &str) -> impl Iterator<Item = &str> {
     let mut rest = paragraph;
     std::iter::from_fn(move || {
         rest = rest.trim_start();
-        let mut ended = false;
+        let (mut ended, mut ended_wide) = (false, false);
         let end = rest.char_indices().find_map(|(at, c)| {
-            if ended && c.is_whitespace() {
+            let closes = "\"'”’)]»」』".contains(c);
+            let long = at > LONG_BYTES && (c.is_whitespace() || at > 2 * LONG_BYTES);
+            if (ended && c.is_whitespace()) || (ended_wide && !closes) || long {
                 return Some(at);
             }
-            ended = ".!?".contains(c) || (ended && "\"'”’)]»".contains(c));
+            ended = ".!?".contains(c) || (ended && closes);
+            ended_wide = "。！？".contains(c) || (ended_wide && closes);
             None
         });
         let (sentence, after) = rest.split_at(end.unwrap_or(rest.len()));
@@ -242,6 +249,14 @@ mod tests {
         ];
         assert_eq!(sentences, expected);
         assert_eq!(hay.paragraphs, [0, 1, 4]);
+        let cut = |text| sentences_of(text).collect::<Vec<_>>();
+        assert_eq!(cut("Version 1.5 of it. 「好。」他说。Yes."), ["Version 1.5 of it.", "「好。」", "他说。", "Yes."]);
+        let (words, dense) = (["word"; 200].join(" "), "字".repeat(600));
+        assert!(cut(&words).len() == 3 && cut(&words).iter().all(|s| s.len() <= 404 && s.ends_with("word")));
+        assert_eq!((cut(&dense).len(), cut(&dense).concat()), (3, dense.clone()));
+        for text in [TEXT, &words, &dense] {
+            assert!(Haystack::new(text).sentences.capacity() * size_of::<Sentence>() <= Haystack::bytes(text));
+        }
         for none in ["", " \n\n \n"] {
             assert!(Haystack::new(none).paragraphs.is_empty());
         }
