@@ -12,6 +12,7 @@ use clap::Subcommand;
 use super::args::ModelArgs;
 use super::setup::{Opened, open};
 use crate::error::Result;
+use crate::kv::cache::KvShape;
 use crate::kv::policy::Policy;
 use crate::kv::types::KvType;
 
@@ -70,6 +71,16 @@ enum Budget {
     Whole,
 }
 
+impl Budget {
+    fn bytes(self, kv: &KvShape, n_tokens: usize) -> u64 {
+        match self {
+            Budget::Bytes(bytes) => bytes,
+            Budget::Share(percent) => (kv.full_f16_bytes(n_tokens) as f64 * percent / 100.0) as u64,
+            Budget::Full | Budget::Whole => kv.arena_bytes(n_tokens) as u64,
+        }
+    }
+}
+
 /// Opens the model with a budget and a policy for streams of `n_tokens`. `plan` adds what only the caller knows of.
 fn budget_opened(
     args: &ModelArgs,
@@ -87,12 +98,7 @@ fn budget_opened(
         (params.kv.policy, params.k_type, params.v_type) = (Policy::Off, KvType::F16, KvType::F16);
         opened.replan()?;
     }
-    let kv = opened.layout.kv;
-    opened.params.kv.budget_bytes = match budget {
-        Budget::Bytes(bytes) => bytes,
-        Budget::Share(percent) => (kv.full_f16_bytes(n_tokens) as f64 * percent / 100.0) as u64,
-        Budget::Full | Budget::Whole => kv.arena_bytes(n_tokens) as u64,
-    };
+    opened.params.kv.budget_bytes = budget.bytes(&opened.layout.kv, n_tokens);
     opened.replan()?;
     plan(&mut opened)?;
     opened.check()?;

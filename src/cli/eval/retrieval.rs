@@ -305,8 +305,10 @@ impl Run {
             return Ok((opened, Mode::Stream, n_slot));
         }
         // The budget says how many entries are kept; the arena holds the whole prompt until then, and the answer.
-        let kept = budget_opened(&args.model, budget, self.policy, self.length, 1, |_| Ok(()))?.layout;
         let opened = budget_opened(&args.model, Budget::Whole, self.policy, whole, 1, plan)?;
+        let mut params = opened.params.clone();
+        params.kv.budget_bytes = budget.bytes(&opened.layout.kv, self.length);
+        let kept = params.layout(&opened.model)?;
         Ok((opened, Mode::Once { n_keep: kept.n_slot, protect: kept.protect }, kept.n_slot))
     }
 
