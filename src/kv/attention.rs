@@ -101,7 +101,7 @@ pub fn attend_one(
     let q = &*q;
     let group_dim = q.len() / n_head_kv;
     let n_q = group_dim / head_dim;
-    let (live, len) = (cache.live_at(0), partial_len(n_q, head_dim));
+    let (live, len) = (cache.live_at(layer, 0), partial_len(n_q, head_dim));
     let n_chunks = live.div_ceil(CHUNK);
     pool.for_chunks(&mut split[..n_head_kv * n_chunks * len], len, |task, partial| {
         let (head, chunk) = (task / n_chunks, task % n_chunks);
