@@ -63,17 +63,18 @@ pub struct Files<'a> {
 }
 
 pub struct Layer {
-    pub attn_norm: Buf<f32>,             // [n_embd]
-    pub attn_q: Tensor,                  // [q_dim][n_embd]
-    pub attn_k: Tensor,                  // [kv_dim][n_embd]
-    pub attn_v: Tensor,                  // [kv_dim][n_embd]
-    pub qkv_bias: Option<[Buf<f32>; 3]>, // [q_dim] [kv_dim] [kv_dim]
-    pub qk_norm: Option<[Buf<f32>; 2]>,  // [head_dim] each
-    pub attn_output: Tensor,             // [n_embd][q_dim]
-    pub ffn_norm: Buf<f32>,              // [n_embd]
-    pub ffn_gate: Tensor,                // [n_ff][n_embd]
-    pub ffn_up: Tensor,                  // [n_ff][n_embd]
-    pub ffn_down: Tensor,                // [n_embd][n_ff]
+    pub attn_norm: Buf<f32>,              // [n_embd]
+    pub attn_q: Tensor,                   // [q_dim][n_embd]
+    pub attn_k: Tensor,                   // [kv_dim][n_embd]
+    pub attn_v: Tensor,                   // [kv_dim][n_embd]
+    pub qkv_bias: Option<[Buf<f32>; 3]>,  // [q_dim] [kv_dim] [kv_dim]
+    pub qk_norm: Option<[Buf<f32>; 2]>,   // [head_dim] each
+    pub attn_output: Tensor,              // [n_embd][q_dim]
+    pub post_norm: Option<[Buf<f32>; 2]>, // [n_embd] each: of what attention adds, of what the FFN adds
+    pub ffn_norm: Buf<f32>,               // [n_embd]
+    pub ffn_gate: Tensor,                 // [n_ff][n_embd]
+    pub ffn_up: Tensor,                   // [n_ff][n_embd]
+    pub ffn_down: Tensor,                 // [n_embd][n_ff]
 }
 
 impl Layer {
@@ -99,7 +100,8 @@ impl Weights {
         let region = region_bytes::<f32>;
         let bias = if c.arch.qkv_bias { region(c.q_dim()) + 2 * region(c.kv_dim()) } else { 0 };
         let head = if c.arch.qk_norm { 2 * region(c.head_dim) } else { 0 };
-        c.n_layer * (2 * region(c.n_embd) + bias + head) + region(c.n_embd)
+        let post = if c.arch.is_gemma { 2 * region(c.n_embd) } else { 0 };
+        c.n_layer * (2 * region(c.n_embd) + bias + head + post) + region(c.n_embd)
     }
 
     /// Every matrix that is multiplied.
@@ -188,13 +190,30 @@ impl<'a> Binder<'a> {
             false => None,
         };
         let attn_output = self.matrix(&name("attn_output"), embd, q)?;
+        let post_norm = match c.arch.is_gemma {
+            true => Some([self.vector(&name("post_attention_norm"), embd)?, self.vector(&name("post_ffw_norm"), embd)?]),
+            false => None,
+        };
         let ffn_norm = self.vector(&name("ffn_norm"), embd)?;
         let [ffn_gate, ffn_up] = match c.arch.fused {
             true => self.split(&name("ffn_up"), [ff, ff], embd)?,
             false => [self.matrix(&name("ffn_gate"), ff, embd)?, self.matrix(&name("ffn_up"), ff, embd)?],
         };
         let ffn_down = self.matrix(&name("ffn_down"), embd, ff)?;
-        Ok(Layer { attn_norm, attn_q, attn_k, attn_v, qkv_bias, qk_norm, attn_output, ffn_norm, ffn_gate, ffn_up, ffn_down })
+        Ok(Layer {
+            attn_norm,
+            attn_q,
+            attn_k,
+            attn_v,
+            qkv_bias,
+            qk_norm,
+            attn_output,
+            post_norm,
+            ffn_norm,
+            ffn_gate,
+            ffn_up,
+            ffn_down,
+        })
     }
 
     fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Tensor> {
