@@ -21,8 +21,10 @@ pub struct Arch {
     pub global_every: usize,
     /// The RoPE base of layers with a window, where it is not that of the others; their positions are not scaled then.
     pub local_base: Option<f32>,
-    /// GELU instead of SiLU; embeddings times `sqrt(n_embd)`; norms of what attention and FFN add to the residual stream.
+    /// The FFN's gate is a GELU, where others have SiLU; embeddings are multiplied by `sqrt(n_embd)`.
     pub is_gemma: bool,
+    /// What attention and FFN add to the residual stream is normed before.
+    pub post_norm: bool,
     /// Scores and logits are capped softly, at these where the file does not say.
     pub soft_caps: Option<SoftCaps>,
     /// With this many layers scores are divided by the root of `n_embd / n_head` instead of that of `head_dim`.
@@ -46,21 +48,39 @@ const LLAMA: Arch = Arch {
     global_every: 0,
     local_base: None,
     is_gemma: false,
+    post_norm: false,
     soft_caps: None,
     wide_scale_layers: 0,
 };
 
-const GEMMA: Arch = Arch { rope_order: Neox, is_gemma: true, ..LLAMA };
-const GEMMA2_CAPS: Option<SoftCaps> = Some(SoftCaps { scores: 50.0, logits: 30.0 });
+const GEMMA: Arch = Arch { name: "gemma", rope_order: Neox, is_gemma: true, ..LLAMA };
+const GEMMA2: Arch = Arch {
+    name: "gemma2",
+    post_norm: true,
+    global_every: 2,
+    soft_caps: Some(SoftCaps { scores: 50.0, logits: 30.0 }),
+    wide_scale_layers: 46,
+    ..GEMMA
+};
+const GEMMA3: Arch = Arch {
+    name: "gemma3",
+    qk_norm: true,
+    post_norm: true,
+    global_every: 6,
+    local_base: Some(10_000.0),
+    wide_scale_layers: 62,
+    ..GEMMA
+};
 
-const ARCHS: [Arch; 7] = [
+const ARCHS: [Arch; 8] = [
     LLAMA,
     Arch { name: "qwen2", rope_order: Neox, qkv_bias: true, ..LLAMA },
     Arch { name: "qwen3", rope_order: Neox, qk_norm: true, ..LLAMA },
     Arch { name: "smollm3", unturned_every: 4, ..LLAMA },
     Arch { name: "phi3", rope_order: Neox, fused: true, ..LLAMA },
-    Arch { name: "gemma2", global_every: 2, soft_caps: GEMMA2_CAPS, wide_scale_layers: 46, ..GEMMA },
-    Arch { name: "gemma3", global_every: 6, local_base: Some(10_000.0), qk_norm: true, wide_scale_layers: 62, ..GEMMA },
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
 ];
 
 impl Arch {

@@ -100,7 +100,7 @@ impl Weights {
         let region = region_bytes::<f32>;
         let bias = if c.arch.qkv_bias { region(c.q_dim()) + 2 * region(c.kv_dim()) } else { 0 };
         let head = if c.arch.qk_norm { 2 * region(c.head_dim) } else { 0 };
-        let post = if c.arch.is_gemma { 2 * region(c.n_embd) } else { 0 };
+        let post = if c.arch.post_norm { 2 * region(c.n_embd) } else { 0 };
         c.n_layer * (2 * region(c.n_embd) + bias + head + post) + region(c.n_embd)
     }
 
@@ -190,7 +190,7 @@ impl<'a> Binder<'a> {
             false => None,
         };
         let attn_output = self.matrix(&name("attn_output"), embd, q)?;
-        let post_norm = match c.arch.is_gemma {
+        let post_norm = match c.arch.post_norm {
             true => Some([self.vector(&name("post_attention_norm"), embd)?, self.vector(&name("post_ffw_norm"), embd)?]),
             false => None,
         };

@@ -27,7 +27,7 @@ TYPES = {"F32": 0, "F16": 1, "Q8_0": 8}
 def spec(arch, heads, head_dim, kind="F32", n_embd=None, n_ff=96, n_layer=2, n_vocab=37, n_rot=None, output=True, **keys):
     n_head, n_head_kv = heads
     # Only of these does llama.cpp take heads that together are wider or narrower than the embedding.
-    n_embd = n_embd or (64 if arch in ("llama", "qwen3", "gemma2", "gemma3") else n_head * head_dim)
+    n_embd = n_embd or (64 if arch in ("llama", "qwen3", "gemma", "gemma2", "gemma3") else n_head * head_dim)
     return dict(
         arch=arch, n_head=n_head, n_head_kv=n_head_kv, head_dim=head_dim, kind=kind, n_embd=n_embd, n_ff=n_ff,
         n_layer=n_layer, n_vocab=n_vocab, n_rot=n_rot or head_dim, output=output, keys=keys,
@@ -63,6 +63,8 @@ MODELS = {
     "phi3-q8": spec("phi3", (2, 1), 64, "Q8_0"),
     # A window that is as long as the context changes nothing.
     "phi3-window": spec("phi3", (2, 1), 64, **{"attention.sliding_window": 256}),
+    "gemma-mqa": spec("gemma", (4, 1), 128, output=False),
+    "gemma-gqa": spec("gemma", (4, 2), 256, "F16", output=False, n_vocab=41),
     # Windows much shorter than the text; caps low enough to bend scores and logits, and those that the family implies.
     "gemma2-mha": spec("gemma2", (2, 2), 64, n_layer=4, output=False, **WINDOW, **CAPS),
     "gemma2-gqa": spec("gemma2", (4, 2), 128, "F16", n_layer=3, output=False, n_vocab=45, **WINDOW, **CAPS),
@@ -121,7 +123,7 @@ def tensors(s):
         if s["arch"] in ("qwen3", "gemma3"):
             yield from (vector(b + f"attn_{x}_norm.weight", s["head_dim"]) for x in "qk")
         yield matrix(b + "attn_output", embd, q)
-        if s["arch"].startswith("gemma"):
+        if s["arch"] in ("gemma2", "gemma3"):
             yield from (vector(b + f"post_{x}_norm.weight", embd) for x in ("attention", "ffw"))
         yield vector(b + "ffn_norm.weight", embd)
         if s["arch"] == "phi3":
