@@ -205,8 +205,11 @@ fn window(file: &GgufFile, arch: &Arch) -> Result<Option<Window>> {
     }
     let pattern = file.opt_u32(&key("sliding_window_pattern"))?;
     if pattern.is_some_and(|n| n as usize != arch.global_every) {
-        let what =
-            format!("{} is another than {}: this engine does not run that", key("sliding_window_pattern"), arch.global_every);
+        let what = format!(
+            "{} is another than {}, the one of this family that this engine runs; use another model of it",
+            key("sliding_window_pattern"),
+            arch.global_every
+        );
         return Err(Error::unsupported(file.path(), what));
     }
     let n_tok = file.opt_u32(&key("sliding_window"))?.map(|n| n as usize).filter(|&n| n > 0);

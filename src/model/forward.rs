@@ -6,6 +6,7 @@ use crate::gguf::quant::dequantize_row;
 use crate::kernels::{Kernels, Product};
 use crate::kv::attention::{attend_batch, attend_one};
 use crate::kv::cache::{KvCache, MAX_HEAD_DIM};
+use crate::mem::arena::Buf;
 use crate::mem::pool::Pool;
 
 use super::config::Config;
@@ -127,10 +128,7 @@ pub fn forward<'a>(
         let (x_norm, proj) = (&mut s.x_norm[..rows * c.n_embd], &mut s.proj[..rows * c.n_embd]);
         let acts = kernels.quantize(pool, attn_out, c.q_dim(), &mut s.acts);
         kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: layer.attn_output.in_file(file), out: &mut *proj }]);
-        match &layer.post_norm {
-            Some([norm, _]) => add_normed(kernels, pool, x, proj, norm, c.rms_eps, x_norm),
-            None => kernels.add(x, proj),
-        }
+        add_to(kernels, pool, x, proj, &layer.attn_post_norm, c.rms_eps, x_norm);
 
         // Feed-forward: SwiGLU or GeGLU.
         rms_norm(kernels, pool, x, &layer.ffn_norm, c.rms_eps, x_norm);
@@ -147,10 +145,7 @@ pub fn forward<'a>(
         });
         let acts = kernels.quantize(pool, gate, c.n_ff, &mut s.acts);
         kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: layer.ffn_down.in_file(file), out: &mut *proj }]);
-        match &layer.post_norm {
-            Some([_, norm]) => add_normed(kernels, pool, x, proj, norm, c.rms_eps, x_norm),
-            None => kernels.add(x, proj),
-        }
+        add_to(kernels, pool, x, proj, &layer.ffn_post_norm, c.rms_eps, x_norm);
     }
     cache.advance(n_tok);
     if wanted == Logits::None {
@@ -210,9 +205,10 @@ fn rms_norm(kernels: Kernels, pool: &mut Pool, x: &[f32], weight: &[f32], eps: f
     pool.for_chunks(out, n, |t, out| kernels.rms_norm(&x[t * n..][..n], weight, eps, out));
 }
 
-/// `x += norm of y`; `room` is as large as they are.
-fn add_normed(kernels: Kernels, pool: &mut Pool, x: &mut [f32], y: &[f32], weight: &[f32], eps: f32, room: &mut [f32]) {
-    rms_norm(kernels, pool, y, weight, eps, room);
+/// `x += y`, or what the norm makes of `y`, for which `room` is as large as they are.
+fn add_to(kernels: Kernels, pool: &mut Pool, x: &mut [f32], y: &[f32], norm: &Option<Buf<f32>>, eps: f32, room: &mut [f32]) {
+    let Some(norm) = norm else { return kernels.add(x, y) };
+    rms_norm(kernels, pool, y, norm, eps, room);
     kernels.add(x, room);
 }
 

@@ -70,11 +70,12 @@ pub struct Layer {
     pub qkv_bias: Option<[Buf<f32>; 3]>,  // [q_dim] [kv_dim] [kv_dim]
     pub qk_norm: Option<[Buf<f32>; 2]>,   // [head_dim] each
     pub attn_output: Tensor,              // [n_embd][q_dim]
-    pub post_norm: Option<[Buf<f32>; 2]>, // [n_embd] each: of what attention adds, of what the FFN adds
+    pub attn_post_norm: Option<Buf<f32>>, // [n_embd], of what attention adds
     pub ffn_norm: Buf<f32>,               // [n_embd]
     pub ffn_gate: Tensor,                 // [n_ff][n_embd]
     pub ffn_up: Tensor,                   // [n_ff][n_embd]
     pub ffn_down: Tensor,                 // [n_embd][n_ff]
+    pub ffn_post_norm: Option<Buf<f32>>,  // [n_embd], of what the FFN adds
 }
 
 impl Layer {
@@ -190,10 +191,8 @@ impl<'a> Binder<'a> {
             false => None,
         };
         let attn_output = self.matrix(&name("attn_output"), embd, q)?;
-        let post_norm = match c.arch.post_norm {
-            true => Some([self.vector(&name("post_attention_norm"), embd)?, self.vector(&name("post_ffw_norm"), embd)?]),
-            false => None,
-        };
+        let mut post_norm = |tensor: &str| c.arch.post_norm.then(|| self.vector(&name(tensor), embd)).transpose();
+        let (attn_post_norm, ffn_post_norm) = (post_norm("post_attention_norm")?, post_norm("post_ffw_norm")?);
         let ffn_norm = self.vector(&name("ffn_norm"), embd)?;
         let [ffn_gate, ffn_up] = match c.arch.fused {
             true => self.split(&name("ffn_up"), [ff, ff], embd)?,
@@ -208,11 +207,12 @@ impl<'a> Binder<'a> {
             qkv_bias,
             qk_norm,
             attn_output,
-            post_norm,
+            attn_post_norm,
             ffn_norm,
             ffn_gate,
             ffn_up,
             ffn_down,
+            ffn_post_norm,
         })
     }
 
