@@ -9,7 +9,7 @@ use crate::kv::policy::Protection;
 use crate::kv::types::KvType;
 use crate::mem::plan::Plan;
 use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
-use crate::model::forward::{Logits, Machine, Model, forward};
+use crate::model::forward::{Logits, Machine, Model, forward, forward_watched};
 use crate::model::scratch::{Scratch, ScratchShape};
 use crate::model::weights::Weights;
 use crate::units::Bytes;
@@ -176,6 +176,11 @@ impl Session {
         self.n_past = 0;
     }
 
+    /// Evicts at once until `n_keep` tokens are left, protecting `protect` and no longer what the stream protects.
+    pub fn compress(&mut self, n_keep: usize, protect: Protection) {
+        self.cache.compress(n_keep, protect, &mut self.machine.scratch.renumber[0]);
+    }
+
     /// Takes in a prompt, batch by batch, and returns the logits after its last token, `[n_vocab]`. `go_on` is told the
     /// number of tokens done after each batch and may stop by returning false: then there are no logits.
     pub fn prefill(&mut self, tokens: &[u32], mut go_on: impl FnMut(usize) -> bool) -> Result<Option<&[f32]>> {
@@ -209,6 +214,14 @@ impl Session {
         assert!(tokens.len() <= self.n_logits);
         self.n_past += tokens.len() as u64;
         forward(&self.model, &mut self.machine, &mut self.cache, tokens, Logits::All)
+    }
+
+    /// At most a batch of tokens in; `watch` sees the queries and the cache of each layer (`forward_watched`).
+    pub fn prefill_watched(&mut self, tokens: &[u32], watch: impl FnMut(usize, &KvCache, &[f32])) -> Result<()> {
+        assert!(tokens.len() <= self.n_batch);
+        self.n_past += tokens.len() as u64;
+        forward_watched(&self.model, &mut self.machine, &mut self.cache, tokens, Logits::None, watch)?;
+        Ok(())
     }
 
     pub fn n_logits(&self) -> usize {

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
+
 pub struct Unfinished {
     path: PathBuf,
     temporary: PathBuf,
@@ -12,6 +14,16 @@ pub struct Unfinished {
 }
 
 impl Unfinished {
+    /// Refuses a name that could not be given to the file in the end.
+    pub fn check(flag: &'static str, path: &Path) -> Result<()> {
+        let usage = |what: &str| Err(Error::usage(flag, format!("{} {what}; give the name of a file", path.display())));
+        match std::fs::metadata(path) {
+            Ok(meta) if !meta.is_file() => usage("is there and is no regular file"),
+            _ if path.file_name().is_none() => usage("is no name"),
+            _ => Ok(()),
+        }
+    }
+
     pub fn create(path: &Path) -> io::Result<Self> {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}.part", std::process::id()));

@@ -71,7 +71,22 @@ pub struct Protection {
     pub recent: u32,
 }
 
+/// Why an entry may not be evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protected {
+    Sink,
+    Recent,
+}
+
 impl Protection {
+    /// Whether the entry at `pos` is protected while the token at `now` enters.
+    pub fn of(self, pos: Pos, now: Pos) -> Option<Protected> {
+        if pos < self.sinks {
+            return Some(Protected::Sink);
+        }
+        (u64::from(pos) + u64::from(self.recent) > u64::from(now)).then_some(Protected::Recent)
+    }
+
     /// Slots without which an entry that may go is not certain to exist at every step.
     pub fn min_slots(self) -> usize {
         self.sinks as usize + self.recent.max(1) as usize
@@ -82,7 +97,7 @@ impl Protection {
 pub fn victim(scores: &[f32], positions: &[Pos], now: Pos, protect: Protection) -> Option<usize> {
     let mut best: Option<usize> = None;
     for (slot, (&score, &pos)) in scores.iter().zip(positions).enumerate() {
-        if pos < protect.sinks || u64::from(pos) + u64::from(protect.recent) > u64::from(now) {
+        if protect.of(pos, now).is_some() {
             continue;
         }
         best = match best {

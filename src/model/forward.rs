@@ -68,6 +68,19 @@ pub fn forward<'a>(
     tokens: &[u32],
     wanted: Logits,
 ) -> Result<&'a [f32]> {
+    forward_watched(model, machine, cache, tokens, wanted, |_, _, _| ())
+}
+
+/// `forward`, with an eye on attention: `watch` is shown each layer's cache once the batch is committed, not yet counted as
+/// live, and the batch's scaled queries, `[n_tok][q_dim]`, in the basis of the keys. The normal pass is compiled without it.
+pub fn forward_watched<'a>(
+    model: &Model,
+    machine: &'a mut Machine,
+    cache: &mut KvCache,
+    tokens: &[u32],
+    wanted: Logits,
+    mut watch: impl FnMut(usize, &KvCache, &[f32]),
+) -> Result<&'a [f32]> {
     let Model { config: c, weights, ropes, .. } = model;
     let Machine { kernels, pool, scratch: s } = machine;
     let (kernels, n_tok) = (*kernels, tokens.len());
@@ -115,6 +128,7 @@ pub fn forward<'a>(
             attend_batch(cache, kernels, pool, &mut s.attend, i, score_cap, q, attn_out, n_tok);
             cache.commit(i, n_tok);
         }
+        watch(i, cache, q);
 
         if i + 1 == weights.layers.len() {
             first = match wanted {

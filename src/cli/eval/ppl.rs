@@ -1,11 +1,19 @@
-//! `lowkey eval`: what a cache budget costs in quality, on the user's model and text.
+//! `lowkey eval ppl`: perplexity in windows, for several cache budgets and policies.
 
-use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use serde::Serialize;
 
+use super::npy::NpyFile;
+use super::plot::PlotArgs;
+use super::{Budget, Keep, budget_session, policies};
+use crate::cli::args::{ModelArgs, OutputArgs};
+use crate::cli::interrupt::Interrupt;
+use crate::cli::progress;
+use crate::cli::setup::{Opened, check_tokens, open};
+use crate::cli::text::{read_text, text_bytes};
+use crate::cli::unfinished::Unfinished;
 use crate::error::{Error, Result};
 use crate::eval::ppl::{Scores, score, windows};
 use crate::kv::policy::Policy;
@@ -13,40 +21,8 @@ use crate::kv::types::KvType;
 use crate::session::Session;
 use crate::units::Bytes;
 
-use super::args::{ModelArgs, OutputArgs};
-use super::interrupt::Interrupt;
-use super::progress;
-use super::setup::{Opened, check_tokens, open};
-use super::text::{read_text, text_bytes};
-use super::unfinished::Unfinished;
-
 #[derive(Args)]
-pub struct EvalArgs {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Subcommand)]
-enum What {
-    /// Perplexity in windows, for several cache budgets
-    Ppl(PplArgs),
-}
-
-/// A share of a full f16 cache of `--ctx` tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Keep(f64);
-
-impl std::str::FromStr for Keep {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let percent = text.strip_suffix('%').and_then(|p| p.parse::<f64>().ok());
-        percent.filter(|p| *p > 0.0 && *p <= 100.0).map(Keep).ok_or(format!("'{text}' is not a share such as 50%"))
-    }
-}
-
-#[derive(Args)]
-struct PplArgs {
+pub struct PplArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// The text; - is standard input
@@ -61,12 +37,17 @@ struct PplArgs {
     /// Budgets as shares of the bytes of a full f16 cache of --ctx tokens, such as 100%,50%,25%; instead of --kv-budget
     #[arg(long, value_name = "P%", value_delimiter = ',')]
     keep: Vec<Keep>,
+    /// Policies to compare [default: --evict]
+    #[arg(long, value_name = "POLICY", value_delimiter = ',')]
+    policies: Vec<Policy>,
     /// Windows to score at most
     #[arg(long, value_name = "N")]
     windows: Option<usize>,
     /// Write the logits after every token of the first budget's run: f32 [windows * ctx, n_vocab], NumPy's format
     #[arg(long, value_name = "FILE.npy")]
     logits_out: Option<PathBuf>,
+    #[command(flatten)]
+    plot: PlotArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -85,23 +66,18 @@ struct Row {
     ppl_ratio_to_full: Option<f64>,
 }
 
-pub fn run(args: EvalArgs) -> Result<u8> {
-    match args.what {
-        What::Ppl(args) => ppl(args),
-    }
-}
-
 /// Rows of logits at once: each is a whole vocabulary.
 const N_LOGITS: usize = 16;
 
-fn ppl(args: PplArgs) -> Result<u8> {
+pub fn run(args: PplArgs) -> Result<u8> {
     let interrupt = Interrupt::catch_with_term()?;
     if let Some(path) = &args.logits_out {
-        NpyFile::check(path)?;
+        Unfinished::check("--logits-out", path)?;
     }
     if args.windows == Some(0) {
         return Err(Error::usage("--windows", "0 windows give no perplexity; give 1 at least"));
     }
+    args.plot.check()?;
     let text = read_text(None, Some(&args.file))?;
     let stride = args.stride.unwrap_or(args.ctx);
     if args.ctx < 2 {
@@ -144,14 +120,19 @@ fn ppl(args: PplArgs) -> Result<u8> {
     let budgets: Vec<Option<Keep>> =
         if args.keep.is_empty() { vec![None] } else { args.keep.iter().copied().map(Some).collect() };
     for (i, keep) in budgets.into_iter().enumerate() {
-        let logits_out = args.logits_out.as_deref().filter(|_| i == 0);
-        let Some(row) = eval.row(keep, logits_out)? else {
-            super::say("lowkey: interrupted, no result");
-            return Ok(130);
-        };
-        rows.push(row);
+        // Nothing is evicted from a full cache: one run stands for all policies.
+        let n_policies = if eval.is_full(keep) { 1 } else { usize::MAX };
+        for (j, &policy) in policies(&args.policies, &args.model).iter().take(n_policies).enumerate() {
+            let logits_out = args.logits_out.as_deref().filter(|_| i + j == 0);
+            let Some(row) = eval.row(keep, policy, logits_out)? else {
+                crate::cli::say("lowkey: interrupted, no result");
+                return Ok(130);
+            };
+            rows.push(row);
+        }
     }
     args.output.answer(&rows, table)?;
+    args.plot.write(|| picture(&rows, args.ctx))?;
     Ok(0)
 }
 
@@ -173,38 +154,16 @@ struct Eval<'a> {
     interrupt: Interrupt,
 }
 
-/// What a session is to have.
-#[derive(Clone, Copy, PartialEq)]
-enum Budget {
-    Bytes(u64),
-    /// A share of the bytes of keys and values of a full f16 cache of a window.
-    Share(f64),
-    /// A whole window.
-    Full,
-}
-
 impl Eval<'_> {
-    fn session(&self, budget: Budget) -> Result<Session> {
-        let mut params = self.args.model.session.params(N_LOGITS);
-        params.kv.budget_bytes = u64::MAX;
-        let mut opened = open(&self.args.model.model, params)?;
-        if budget == Budget::Full {
-            let params = &mut opened.params;
-            (params.kv.policy, params.k_type, params.v_type) = (Policy::Off, KvType::F16, KvType::F16);
-            opened.replan()?;
-        }
-        let (kv, ctx) = (opened.layout.kv, self.args.ctx);
-        opened.params.kv.budget_bytes = match budget {
-            Budget::Bytes(bytes) => bytes,
-            Budget::Share(percent) => (kv.full_f16_bytes(ctx) as f64 * percent / 100.0) as u64,
-            Budget::Full => kv.arena_bytes(ctx) as u64,
-        };
-        opened.replan()?;
-        plan_text(&mut opened, self.text)?;
-        opened.check()?;
-        let session = Session::new(opened.model, &opened.params)?;
+    fn session(&self, budget: Budget, policy: Policy) -> Result<Session> {
+        let plan = |opened: &mut Opened| plan_text(opened, self.text);
+        let session = budget_session(&self.args.model, budget, policy, self.args.ctx, N_LOGITS, plan)?;
         check_tokens(&session, self.tokens)?;
         Ok(session)
+    }
+
+    fn is_full(&self, keep: Option<Keep>) -> bool {
+        self.args.model.session.kv_types() == (KvType::F16, KvType::F16) && keep == Some(Keep(100.0))
     }
 
     /// `None` if interrupted.
@@ -226,15 +185,16 @@ impl Eval<'_> {
     }
 
     /// `None` if interrupted.
-    fn row(&mut self, keep: Option<Keep>, logits_out: Option<&Path>) -> Result<Option<Row>> {
+    fn row(&mut self, keep: Option<Keep>, policy: Policy, logits_out: Option<&Path>) -> Result<Option<Row>> {
         let types = self.args.model.session.kv_types();
         let exact = types == (KvType::F16, KvType::F16);
-        let whole = exact && keep.is_some_and(|keep| keep.0 == 100.0);
-        let mut session = self.session(match keep {
+        let whole = self.is_full(keep);
+        let budget = match keep {
             None => Budget::Bytes(self.args.model.session.kv_budget.0),
             Some(_) if whole => Budget::Full,
             Some(keep) => Budget::Share(keep.0),
-        })?;
+        };
+        let mut session = self.session(budget, policy)?;
         let Some(scores) = self.score(&mut session, logits_out)? else { return Ok(None) };
         let (n_slot, arena_bytes) = (session.cache().n_slot(), session.cache().arena_bytes());
         let policy = session.cache().policy().name();
@@ -242,7 +202,7 @@ impl Eval<'_> {
         drop(session);
         let evicts = n_slot < self.args.ctx;
         if (evicts || !exact) && self.full.is_none() {
-            let Some(full) = self.score(&mut self.session(Budget::Full)?, None)? else { return Ok(None) };
+            let Some(full) = self.score(&mut self.session(Budget::Full, Policy::Off)?, None)? else { return Ok(None) };
             self.full = Some(full);
         }
         // Where the arena never fills, rounding alone is what costs: all tokens count.
@@ -285,54 +245,24 @@ fn table(rows: &[Row]) -> String {
     out
 }
 
-/// Rows of f32 in NumPy's file format, version 1.0.
-struct NpyFile {
-    file: Unfinished,
-    n_rows: usize,
-    n_cols: usize,
-}
-
-/// The header is of fixed length so that the number of rows can be filled in at the end.
-const NPY_HEADER: usize = 128;
-
-impl NpyFile {
-    /// Refuses, before hours of work, a name that could not be given to the file at their end.
-    fn check(path: &Path) -> Result<()> {
-        let usage = |what: &str| Err(Error::usage("--logits-out", format!("{} {what}; give the name of a file", path.display())));
-        match std::fs::metadata(path) {
-            Ok(meta) if !meta.is_file() => usage("is there and is no regular file"),
-            _ if path.file_name().is_none() => usage("is no name"),
-            _ => Ok(()),
+/// A curve for each policy. The full cache belongs to all of them.
+#[cfg(feature = "plot")]
+fn picture(rows: &[Row], ctx: usize) -> Result<String> {
+    use crate::eval::plot::{Curve, curves};
+    let full = |r: &Row| r.policy == Policy::Off.name();
+    let mut all: Vec<Curve> = Vec::new();
+    for row in rows.iter().filter(|r| !full(r) || rows.iter().all(full)) {
+        if all.iter().all(|curve| curve.name != row.policy) {
+            let points = rows.iter().filter(|r| r.policy == row.policy || full(r));
+            let points = points.map(|r| (r.arena_bytes as f64 / f64::from(1 << 20), r.ppl)).collect();
+            all.push(Curve { name: row.policy.to_owned(), points });
         }
     }
+    let types = rows.first().map_or(String::new(), |r| format!("keys {}, values {}", r.k_type, r.v_type));
+    curves(&format!("Perplexity in windows of {ctx} tokens; {types}"), "perplexity", &all)
+}
 
-    fn create(path: &Path, n_cols: usize) -> Result<Self> {
-        let mut file = Unfinished::create(path).map_err(|e| Self::failed(path, &e))?;
-        file.out.write_all(&[0; NPY_HEADER]).map_err(|e| Self::failed(path, &e))?;
-        Ok(NpyFile { file, n_rows: 0, n_cols })
-    }
-
-    fn failed(path: &Path, e: &std::io::Error) -> Error {
-        Error::budget(
-            "--logits-out",
-            format!("{}: {e}: give a name in a folder that can be written and has room", path.display()),
-        )
-    }
-
-    fn row(&mut self, row: &[f32]) -> Result<()> {
-        self.n_rows += 1;
-        let written = row.iter().try_for_each(|v| self.file.out.write_all(&v.to_le_bytes()));
-        written.map_err(|e| Self::failed(self.file.path(), &e))
-    }
-
-    fn finish(self) -> Result<()> {
-        let NpyFile { mut file, n_rows, n_cols } = self;
-        let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({n_rows}, {n_cols}), }}");
-        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-        bytes.extend(((NPY_HEADER - 10) as u16).to_le_bytes());
-        bytes.extend(format!("{header:<width$}\n", width = NPY_HEADER - 11).bytes());
-        let path = file.path().to_owned();
-        let written = file.out.seek(std::io::SeekFrom::Start(0)).and_then(|_| file.out.write_all(&bytes));
-        written.and_then(|()| file.finish()).map_err(|e| Self::failed(&path, &e))
-    }
+#[cfg(not(feature = "plot"))]
+fn picture(_: &[Row], _: usize) -> Result<String> {
+    unreachable!("--plot was refused at the start")
 }

@@ -1,0 +1,154 @@
+//! `lowkey eval correlation`: whether low-norm keys receive the attention in this model, head by head. Where the coefficients
+//! are not clearly negative, a policy that goes by norms has little to go by.
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::plot::PlotArgs;
+use super::{Budget, budget_session};
+use crate::cli::args::{ModelArgs, OutputArgs};
+use crate::cli::interrupt::Interrupt;
+use crate::cli::progress;
+use crate::cli::setup::{Opened, check_tokens, open};
+use crate::cli::text::{read_text, text_bytes};
+use crate::error::{Error, Result};
+use crate::eval::correlation::{self, Coefficients, Queries};
+use crate::eval::ppl::windows;
+use crate::kv::policy::Policy;
+
+#[derive(Args)]
+pub struct CorrelationArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: String,
+    /// Tokens of a window
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    ctx: usize,
+    /// Windows at most
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    windows: usize,
+    /// Whose attention counts: distant (keys of a window's first half, queries of its second), or later (all queries after a key)
+    #[arg(long, value_enum, default_value = "distant")]
+    queries: WhichQueries,
+    #[command(flatten)]
+    plot: PlotArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WhichQueries {
+    Distant,
+    Later,
+}
+
+impl From<WhichQueries> for Queries {
+    fn from(which: WhichQueries) -> Queries {
+        match which {
+            WhichQueries::Distant => Queries::Distant,
+            WhichQueries::Later => Queries::Later,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Row {
+    layer: usize,
+    head: usize,
+    n_tokens: usize,
+    spearman: f64,
+    pearson: f64,
+}
+
+/// Tokens of a window at least: a coefficient of fewer keys is noise.
+const LEAST_CTX: usize = 64;
+
+pub fn run(args: CorrelationArgs) -> Result<u8> {
+    let interrupt = Interrupt::catch_with_term()?;
+    args.plot.check()?;
+    if args.windows == 0 {
+        return Err(Error::usage("--windows", "0 windows measure nothing; give 1 at least"));
+    }
+    let text = read_text(None, Some(&args.file))?;
+    let opened = open(&args.model.model, args.model.session.params(1))?;
+    opened.warn();
+    let n_ctx = opened.model.config.n_ctx;
+    if !(LEAST_CTX..=n_ctx).contains(&args.ctx) {
+        let what = format!("windows of {} tokens; give {LEAST_CTX} at least and no more than the trained {n_ctx}", args.ctx);
+        return Err(Error::usage("--ctx", what));
+    }
+    let tokens = opened.tokenizer()?.encode(&text, true, false)?;
+    let windows: Vec<&[u32]> = windows(&tokens, args.ctx, args.ctx).take(args.windows).collect();
+    if windows.is_empty() {
+        let what = format!("{} has {} tokens, fewer than one window of {}", args.file, tokens.len(), args.ctx);
+        return Err(Error::usage("--file", format!("{what}; give a longer text or a smaller --ctx")));
+    }
+    drop(opened);
+    let plan = |opened: &mut Opened| {
+        let (kv, text_bytes) = (opened.layout.kv, text_bytes(&opened.model.file, &text)?);
+        opened.plan.private("text", text_bytes);
+        opened.plan.private("correlation", correlation::bytes(kv.n_heads(), kv.head_dim, args.ctx));
+        Ok(())
+    };
+    let mut session = budget_session(&args.model, Budget::Full, Policy::Off, args.ctx, 1, plan)?;
+    check_tokens(&session, &tokens)?;
+    interrupt.defer();
+    let bar = progress::tokens("full cache".into(), windows.len() * args.ctx);
+    let measured = correlation::measure(&mut session, &windows, args.queries.into(), |done| {
+        bar.inc(done as u64);
+        !interrupt.raised()
+    })?;
+    bar.finish_and_clear();
+    let Some(measured) = measured else {
+        crate::cli::say("lowkey: interrupted, no result");
+        return Ok(130);
+    };
+    let n_head_kv = session.cache().shape().n_head_kv;
+    let row = |(i, c): (usize, &Coefficients)| Row {
+        layer: i / n_head_kv,
+        head: i % n_head_kv,
+        n_tokens: windows.len() * args.ctx,
+        spearman: c.spearman,
+        pearson: c.pearson,
+    };
+    let rows: Vec<Row> = measured.iter().enumerate().map(row).collect();
+    args.output.answer(&rows, |rows| table(rows, n_head_kv))?;
+    args.plot.write(|| picture(&rows, n_head_kv))?;
+    Ok(0)
+}
+
+/// A line for each layer, a column for each head, and what they come to.
+fn table(rows: &[Row], n_head_kv: usize) -> String {
+    let heads: String = (0..n_head_kv).map(|head| format!(" head {head} |")).collect();
+    let mut out = format!("| layer |{heads}\n|---|{}", "---|".repeat(n_head_kv));
+    for layer in rows.chunks(n_head_kv) {
+        out.push_str(&format!("\n| {} |", layer[0].layer));
+        layer.iter().for_each(|r| out.push_str(&format!(" {:+.2} |", r.spearman)));
+    }
+    let n = rows.len();
+    let mean = |of: fn(&Row) -> f64| rows.iter().map(of).sum::<f64>() / n as f64;
+    let negative = rows.iter().filter(|r| r.spearman < 0.0).count();
+    let (spearman, pearson) = (mean(|r| r.spearman), mean(|r| r.pearson));
+    out + &format!("\n\nSpearman above; mean {spearman:+.3}, negative in {negative} of {n} heads; mean Pearson {pearson:+.3}")
+}
+
+/// Green where low norms receive the attention, red where high ones do.
+#[cfg(feature = "plot")]
+fn picture(rows: &[Row], n_head_kv: usize) -> Result<String> {
+    use crate::eval::plot::{Cell, Map, maps};
+    let map = |title: &str, of: fn(&Row) -> f64| Map {
+        title: title.to_owned(),
+        columns: (0..n_head_kv).map(|head| head.to_string()).collect(),
+        rows: (0..rows.len() / n_head_kv).map(|layer| layer.to_string()).collect(),
+        cells: rows.iter().map(|r| Some(Cell { colour: (1.0 - of(r)) / 2.0, label: format!("{:+.2}", of(r)) })).collect(),
+    };
+    let both = [map("Spearman, norm and attention", |r| r.spearman), map("Pearson, norm and attention", |r| r.pearson)];
+    maps(&both, "KV head", "layer")
+}
+
+#[cfg(not(feature = "plot"))]
+fn picture(_: &[Row], _: usize) -> Result<String> {
+    unreachable!("--plot was refused at the start")
+}

@@ -1,0 +1,118 @@
+//! `lowkey eval`: what a cache budget costs in quality, on the user's model and text. One file per instrument; here is what
+//! they share: budgets as shares of a full cache, and the session that a budget and a policy make.
+
+mod correlation;
+mod npy;
+mod plot;
+mod ppl;
+mod retrieval;
+
+use clap::Subcommand;
+
+use super::args::ModelArgs;
+use super::setup::{Opened, open};
+use crate::error::Result;
+use crate::kv::policy::Policy;
+use crate::kv::types::KvType;
+use crate::session::Session;
+
+#[derive(clap::Args)]
+pub struct EvalArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Perplexity in windows, for several cache budgets and policies
+    Ppl(Box<ppl::PplArgs>),
+    /// A number hidden among lines that say nothing: is it still there at the end?
+    Passkey(Box<retrieval::PasskeyArgs>),
+    /// A fact hidden in your own prose: is it still there at the end?
+    Needle(Box<retrieval::NeedleArgs>),
+    /// Tasks after RULER: one number, one of several, several at once, variables that copy each other
+    Ruler(Box<retrieval::RulerArgs>),
+    /// Whether low-norm keys receive the attention, head by head
+    Correlation(Box<correlation::CorrelationArgs>),
+}
+
+pub fn run(args: EvalArgs) -> Result<u8> {
+    match args.what {
+        What::Ppl(args) => ppl::run(*args),
+        What::Passkey(args) => retrieval::passkey(*args),
+        What::Needle(args) => retrieval::needle(*args),
+        What::Ruler(args) => retrieval::ruler(*args),
+        What::Correlation(args) => correlation::run(*args),
+    }
+}
+
+/// A share of the bytes of keys and values of a full f16 cache, in percent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Keep(f64);
+
+impl std::str::FromStr for Keep {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let percent = text.strip_suffix('%').and_then(|p| p.parse::<f64>().ok());
+        percent.filter(|p| *p > 0.0 && *p <= 100.0).map(Keep).ok_or(format!("'{text}' is not a share such as 50%"))
+    }
+}
+
+/// What a session is to have.
+#[derive(Clone, Copy, PartialEq)]
+enum Budget {
+    Bytes(u64),
+    /// A share of the bytes of keys and values of a full f16 cache of the tokens.
+    Share(f64),
+    /// All tokens in f16, and nothing is evicted.
+    Full,
+    /// All tokens in the user's types.
+    Whole,
+}
+
+/// Opens the model with a budget and a policy for streams of `n_tokens`. `plan` adds what only the caller knows of.
+fn budget_opened(
+    args: &ModelArgs,
+    budget: Budget,
+    policy: Policy,
+    n_tokens: usize,
+    n_logits: usize,
+    plan: impl Fn(&mut Opened) -> Result<()>,
+) -> Result<Opened> {
+    let mut params = args.session.params(n_logits);
+    (params.kv.budget_bytes, params.kv.policy) = (u64::MAX, policy);
+    let mut opened = open(&args.model, params)?;
+    if budget == Budget::Full {
+        let params = &mut opened.params;
+        (params.kv.policy, params.k_type, params.v_type) = (Policy::Off, KvType::F16, KvType::F16);
+        opened.replan()?;
+    }
+    let kv = opened.layout.kv;
+    opened.params.kv.budget_bytes = match budget {
+        Budget::Bytes(bytes) => bytes,
+        Budget::Share(percent) => (kv.full_f16_bytes(n_tokens) as f64 * percent / 100.0) as u64,
+        Budget::Full | Budget::Whole => kv.arena_bytes(n_tokens) as u64,
+    };
+    opened.replan()?;
+    plan(&mut opened)?;
+    opened.check()?;
+    Ok(opened)
+}
+
+fn budget_session(
+    args: &ModelArgs,
+    budget: Budget,
+    policy: Policy,
+    n_tokens: usize,
+    n_logits: usize,
+    plan: impl Fn(&mut Opened) -> Result<()>,
+) -> Result<Session> {
+    let opened = budget_opened(args, budget, policy, n_tokens, n_logits, plan)?;
+    Session::new(opened.model, &opened.params)
+}
+
+/// `--policies`, or the one that `--evict` names.
+fn policies<'a>(policies: &'a [Policy], model: &'a ModelArgs) -> &'a [Policy] {
+    if policies.is_empty() { std::slice::from_ref(&model.session.evict) } else { policies }
+}

@@ -1,0 +1,292 @@
+//! A question about something that a long prompt holds: how prompts are cut to a length in tokens, how the model is asked,
+//! and when its answer counts. What the prompts say is in `passkey`, `needle` and `ruler`.
+//!
+//! Answers are greedy and judged by their text alone. Refuses prompts longer than asked for: a length is the most that the
+//! whole prompt has in tokens.
+
+use crate::error::{Error, Result};
+use crate::kv::policy::Protection;
+use crate::session::Session;
+use crate::text::{ChatTemplate, Message, Tokenizer};
+
+/// A prompt before it is cut into tokens.
+pub struct Draft {
+    pub text: String,
+    /// How the answer begins, up to what is asked for: small models answer far better when they only have to go on.
+    pub answer_start: String,
+    pub answer: Answer,
+}
+
+/// What a right answer holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// The first number of the answer is this one.
+    Number(String),
+    /// Each of these stands in it, as a word of its own; upper and lower case are the same.
+    Phrases(Vec<String>),
+}
+
+impl Answer {
+    /// How many things are asked for.
+    pub fn n(&self) -> usize {
+        match self {
+            Answer::Number(_) => 1,
+            Answer::Phrases(phrases) => phrases.len(),
+        }
+    }
+
+    /// How many of them `text` has.
+    pub fn found(&self, text: &str) -> usize {
+        match self {
+            Answer::Number(number) => {
+                let digits = text.trim_start_matches(|c: char| !c.is_ascii_digit());
+                let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+                usize::from(&digits[..end] == number)
+            }
+            Answer::Phrases(phrases) => phrases.iter().filter(|phrase| has_words(text, phrase)).count(),
+        }
+    }
+
+    /// Tokens to generate at most; a number is a token for each digit at worst.
+    pub fn most_tokens(&self) -> usize {
+        match self {
+            Answer::Number(_) => 12,
+            Answer::Phrases(phrases) => ANSWER_TOKENS.min(8 + 16 * phrases.len()),
+        }
+    }
+}
+
+/// Tokens of an answer at most.
+pub const ANSWER_TOKENS: usize = 64;
+
+fn has_words(text: &str, words: &str) -> bool {
+    let (text, words) = (text.to_lowercase(), words.to_lowercase());
+    text.match_indices(&words).any(|(at, _)| {
+        !text[..at].ends_with(char::is_alphanumeric) && !text[at + words.len()..].starts_with(char::is_alphanumeric)
+    })
+}
+
+/// A prompt as the model gets it.
+pub struct Prompt {
+    pub tokens: Vec<u32>,
+    pub answer: Answer,
+}
+
+/// How text becomes tokens: as it is, or as the user's turn in the model's template.
+pub struct Encoder<'a> {
+    pub tokenizer: &'a Tokenizer,
+    pub template: Option<ChatTemplate>,
+}
+
+impl Encoder<'_> {
+    pub fn encode(&self, draft: &Draft) -> Result<Vec<u32>> {
+        let tokenizer = self.tokenizer;
+        let Some(template) = &self.template else {
+            return tokenizer.encode(&format!("{} {}", draft.text, draft.answer_start), false, true);
+        };
+        let name = |id: Option<u32>| {
+            id.map_or(String::new(), |id| String::from_utf8_lossy(tokenizer.token_bytes(id, true)).into_owned())
+        };
+        let turn = [Message::new("user", &draft.text)];
+        let opened = template.render(&turn, true, &name(tokenizer.bos()), &name(tokenizer.eos()))?;
+        tokenizer.encode(&(opened + &draft.answer_start), true, true)
+    }
+
+    /// The longest prompt of at most `length` tokens among the drafts of 0, 1 … units of filler; an error where none of
+    /// them is short enough, or where `draft` has no more filler (`None`) before one is long enough.
+    pub fn fit(&self, length: usize, draft: impl Fn(usize) -> Option<Draft>) -> Result<Prompt> {
+        let attempt = |n: usize| -> Result<Option<(Vec<u32>, Answer)>> {
+            let Some(draft) = draft(n) else { return Ok(None) };
+            let tokens = self.encode(&draft)?;
+            Ok(Some((tokens, draft.answer)))
+        };
+        let short = |n: usize| {
+            let what = format!("the text ends after {n} sentences, before a prompt of {length} tokens is full");
+            Error::usage("--file", format!("{what}; give a longer text, or smaller --lengths"))
+        };
+        let (mut low, mut step) = (0, 1);
+        let mut best = match attempt(0)? {
+            Some(first) if first.0.len() <= length => first,
+            Some((least, _)) => {
+                let what = format!("{length} tokens do not hold the question alone, which takes {}; give more", least.len());
+                return Err(Error::usage("--lengths", what));
+            }
+            None => return Err(short(0)),
+        };
+        // Twice as far each time, then halves of what is left: a prompt is never much longer than asked for.
+        let mut high = loop {
+            match attempt(low + step)? {
+                Some(more) if more.0.len() <= length => (low, best, step) = (low + step, more, step * 2),
+                Some(_) => break low + step,
+                None if step == 1 => return Err(short(low)),
+                None => step = (step / 2).max(1),
+            }
+        };
+        while low + 1 < high {
+            let middle = low + (high - low) / 2;
+            match attempt(middle)? {
+                Some(more) if more.0.len() <= length => (low, best) = (middle, more),
+                _ => high = middle,
+            }
+        }
+        Ok(Prompt { tokens: best.0, answer: best.1 })
+    }
+}
+
+/// When entries are evicted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mode {
+    /// Whenever the arena is full, from the first token on, the question coming last: as a device would run it.
+    Stream,
+    /// Once, when all of the prompt but its last token is in, down to this many entries: the protocol of Devoto et al. (arXiv
+    /// 2406.11430), except that no logits of the full cache count.
+    Once { n_keep: usize, protect: Protection },
+}
+
+/// How many of the things asked for the model finds, or `None` if `go_on`, told the tokens taken in, stopped it.
+pub fn ask(
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    prompt: &Prompt,
+    mode: Mode,
+    mut go_on: impl FnMut(usize) -> bool,
+) -> Result<Option<usize>> {
+    session.clear();
+    let mut seen = 0;
+    let mut told = |done: usize| go_on(done - std::mem::replace(&mut seen, done));
+    let mut token = match mode {
+        Mode::Stream => match session.prefill(&prompt.tokens, told)? {
+            Some(logits) => most_likely(logits)?,
+            None => return Ok(None),
+        },
+        Mode::Once { n_keep, protect } => {
+            let (&last, before) = prompt.tokens.split_last().expect("a prompt has a question");
+            if session.prefill(before, &mut told)?.is_none() {
+                return Ok(None);
+            }
+            session.compress(n_keep, protect);
+            most_likely(session.step(last)?)?
+        }
+    };
+    let (mut answer, mut text) = (Vec::with_capacity(ANSWER_TOKENS), String::new());
+    for left in (0..prompt.answer.most_tokens()).rev() {
+        if tokenizer.is_eog(token) {
+            break;
+        }
+        answer.push(token);
+        text = tokenizer.decode(&answer);
+        // A word is whole once something follows it.
+        let whole = text.char_indices().next_back().map_or("", |(at, _)| &text[..at]);
+        if text.trim_start().contains('\n') || prompt.answer.found(whole) == prompt.answer.n() || left == 0 {
+            break;
+        }
+        token = most_likely(session.step(token)?)?;
+    }
+    log::debug!("{:?}: {text:?}", prompt.answer);
+    Ok(Some(prompt.answer.found(text.trim_start().lines().next().unwrap_or_default())))
+}
+
+/// The first of the largest logits.
+fn most_likely(logits: &[f32]) -> Result<u32> {
+    let mut best = 0;
+    for (i, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] || (logits[best].is_nan() && !logit.is_nan()) {
+            best = i;
+        }
+    }
+    match logits[best].is_nan() {
+        true => Err(Error::Stopped("the model gives no numbers as logits: its file is damaged; fetch it again".into())),
+        false => Ok(best as u32),
+    }
+}
+
+/// Where something at `depth` of 0 to 1 stands among `n` units: how many come before it.
+pub fn place(depth: f64, n: usize) -> usize {
+    ((depth * n as f64).round() as usize).min(n)
+}
+
+/// The i-th of `n` depths, from 0 (at the beginning) to 1 (just before the question); one alone stands in the middle.
+pub fn depth_of(i: usize, n: usize) -> f64 {
+    if n == 1 { 0.5 } else { i as f64 / (n - 1) as f64 }
+}
+
+/// What a prompt draws its numbers from: the same for a seed, a length, a depth and a sample, whatever else is asked.
+pub fn rng(seed: u64, length: usize, depth: usize, sample: usize) -> fastrand::Rng {
+    let mut mixed = seed;
+    for part in [length, depth, sample] {
+        // One step of SplitMix64 for each part, so that neighbours have nothing in common.
+        mixed = (mixed ^ part as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+    }
+    fastrand::Rng::with_seed(mixed)
+}
+
+/// The 95 % interval of a share of which `correct` of `n` were seen (Wilson 1927): sound for few trials and near 0 and 1.
+pub fn wilson(correct: usize, n: usize) -> (f64, f64) {
+    const Z: f64 = 1.959_963_984_540_054;
+    if n == 0 {
+        return (0.0, 1.0);
+    }
+    let (p, n) = (correct as f64 / n as f64, n as f64);
+    let scale = 1.0 + Z * Z / n;
+    let middle = (p + Z * Z / (2.0 * n)) / scale;
+    let half = Z / scale * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+    ((middle - half).max(0.0), (middle + half).min(1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_judged_by_their_text() {
+        let number = Answer::Number("4217".into());
+        for (text, found) in [(" 4217.", 1), ("4217", 1), (": 4217 is", 1), (" 42170", 0), (" 421, 4217", 0), ("", 0), ("x", 0)] {
+            assert_eq!(number.found(text), found, "{text:?}");
+        }
+        let phrases = Answer::Phrases(vec!["fly a kite".into(), "17".into()]);
+        for (text, found) in [
+            ("Fly a kite.", 1),
+            ("17, fly a kite", 2),
+            ("fly a kites", 0),
+            ("170", 0),
+            ("a17", 0),
+            ("1 17 7", 1),
+            ("\u{e9}17", 0),
+        ] {
+            assert_eq!(phrases.found(text), found, "{text:?}");
+        }
+        assert_eq!((number.n(), phrases.n()), (1, 2));
+    }
+
+    #[test]
+    fn wilson_by_hand() {
+        // 8 of 10: the centre is (0.8 + 0.19207) / 1.38415, the half width 1.95996 / 1.38415 * sqrt(0.016 + 0.0096036).
+        let (low, high) = wilson(8, 10);
+        assert!((low - 0.49016).abs() < 1e-4 && (high - 0.94332).abs() < 1e-4, "{low} {high}");
+        assert!(wilson(0, 5).0 == 0.0 && wilson(5, 5).1 == 1.0 && wilson(0, 0) == (0.0, 1.0));
+    }
+
+    #[test]
+    fn depths_run_from_the_beginning_to_the_end() {
+        assert_eq!((0..5).map(|i| depth_of(i, 5)).collect::<Vec<_>>(), [0.0, 0.25, 0.5, 0.75, 1.0]);
+        assert_eq!(depth_of(0, 1), 0.5);
+        assert_eq!([place(0.0, 7), place(0.5, 7), place(1.0, 7), place(0.5, 0)], [0, 4, 7, 0]);
+    }
+
+    #[test]
+    fn draws_differ_by_every_part_of_what_they_are_for() {
+        let first = |seed, length, depth, sample| rng(seed, length, depth, sample).u64(..);
+        let all = [first(1, 1024, 0, 0), first(2, 1024, 0, 0), first(1, 2048, 0, 0), first(1, 1024, 1, 0), first(1, 1024, 0, 1)];
+        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
+        assert_eq!(first(1, 1024, 0, 0), all[0]);
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest_and_no_nan() {
+        assert_eq!(most_likely(&[f32::NAN, 1.0, 3.0, 3.0, f32::NAN]).unwrap(), 2);
+        assert!(most_likely(&[f32::NAN]).is_err());
+    }
+}
