@@ -86,7 +86,7 @@ fn attend(kernels: Kernels, ty: &str, head_dim: usize, n_q: usize, n_rows: usize
     let (mut max, mut sum, mut acc) = (vec![0f32; n_q], vec![0f32; n_q], vec![0f32; n_q * head_dim]);
     for _ in 0..times {
         let rows = Rows::Dense { first: 0 };
-        let a = Attend { q: &q, head_dim, keys: &cache, values: &cache, k_type: ty, v_type: ty, rows, n_rows };
+        let a = Attend { q: &q, head_dim, keys: &cache, values: &cache, k_type: ty, v_type: ty, rows, n_rows, soft_cap: 0.0 };
         kernels.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc });
     }
     acc

@@ -71,6 +71,7 @@ impl SessionParams {
             head_dim: c.head_dim,
             n_batch,
             n_ctx: c.n_ctx,
+            window: c.window,
             k_type: self.k_type,
             v_type: self.v_type,
         };

@@ -81,6 +81,39 @@ fn every_family_computes_what_llama_cpp_computes() {
     }
 }
 
+/// Where some layers have a window and the others evict, with more slots than the window and with fewer: a batch is the same
+/// as token by token, and all sets are the same, bit for bit.
+#[test]
+fn windows_beside_eviction_give_the_same_bits_in_batches_and_on_every_set() {
+    let tokens = ids(&golden("families.json")["ids"]);
+    let tokens: Vec<u32> = tokens.iter().cycle().take(60).copied().collect();
+    for (name, _, file) in files().into_iter().filter(|(name, ..)| ["gemma2-q8", "gemma3-q8"].contains(&name.as_str())) {
+        let path = Temp::new(&format!("{name}-windows"), &file);
+        for n_slot in [4, 12, 60] {
+            let run = |n_batch: usize, kernels: &str| {
+                let mut p = params(0);
+                (p.kv.policy, p.kv.sinks, p.n_batch, p.kernels) = (Policy::L2, 1, n_batch, kernels.into());
+                p.kv.budget_bytes = budget_for(&path.0, n_slot, &p);
+                let mut session = session(&path.0, &p);
+                let logits = session.prefill(&tokens, |_| true).expect("logits").expect("not stopped");
+                let bits: Vec<u32> = logits.iter().map(|l| l.to_bits()).collect();
+                let kept: Vec<_> = (0..session.model().config.n_layer).map(|l| session.cache().kept(l, 0).to_vec()).collect();
+                assert_eq!(
+                    (kept[0].len(), session.cache().n_live()),
+                    (5.min(session.cache().n_slot()), session.cache().n_slot())
+                );
+                (bits, kept)
+            };
+            let want = run(1, "scalar");
+            for kernels in Kernels::available() {
+                for n_batch in [1, 3, 24] {
+                    assert!(run(n_batch, kernels.name()) == want, "{name}, {n_slot}, batches of {n_batch}, {}", kernels.name());
+                }
+            }
+        }
+    }
+}
+
 /// With no sinks and the oldest going first, what is kept is always the latest tokens in a row: renumbering moves all by one
 /// distance, and RoPE sees distances only. So a short context gives the logits of a long one, but for f16 keys rounded once
 /// more. A key turned in a layer that knows no positions, or scaled twice, would show.

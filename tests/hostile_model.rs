@@ -178,7 +178,7 @@ fn take_apart(name: &str) -> GgufWriter {
 /// A sound file of each family, Llama's first; under emulation that one alone.
 fn one_of_each_family() -> Vec<(&'static str, GgufWriter)> {
     let golden = lowkey_test_kit::golden("families.json");
-    let others = ["qwen2-q8", "qwen3-q8", "smollm3-q8", "phi3-factors", "llama-yarn"];
+    let others = ["qwen2-q8", "qwen3-q8", "smollm3-q8", "phi3-factors", "llama-yarn", "gemma2-q8", "gemma3-q8"];
     let others = others.map(|name| (name, lowkey_test_kit::families::family_model(name, &golden["models"][name])));
     let all = [("tiny-freqs", take_apart("tiny-freqs.gguf"))].into_iter().chain(others);
     all.take(if lowkey_test_kit::emulated().is_some() { 1 } else { usize::MAX }).collect()

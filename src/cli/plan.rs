@@ -63,8 +63,12 @@ pub fn run(args: PlanArgs) -> Result<u8> {
         super::answer_json(&Answer { regions, private_bytes, file_bytes, kv, fits })?;
     } else {
         super::answer(&table(plan))?;
-        let kept =
+        let mut kept =
             format!("{} tokens of {} bytes kept, of a context of {}", layout.n_slot, layout.kv.bytes_per_slot(), layout.kv.n_ctx);
+        if let Some(window) = layout.kv.window {
+            let n_local = window.n_local(layout.kv.n_layer);
+            kept += &format!(", the latest {} in {n_local} layers with a window", window.n_tok.min(layout.n_slot));
+        }
         super::answer(&format!("\n{kept}; {} threads, kernels {}", layout.n_threads, layout.kernels.name()))?;
         if let Some(limit) = limit {
             super::answer(&format!("--memory {}: {}", Bytes(limit), if fits { "fits" } else { "does not fit" }))?;

@@ -274,6 +274,11 @@ impl<'a> StringArray<'a> {
         self.array.len == 0
     }
 
+    /// Bytes of all strings together, without reading them: each stands behind a length of eight bytes.
+    pub fn text_bytes(&self) -> usize {
+        self.array.bytes.len().saturating_sub(8 * self.array.len)
+    }
+
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a str> + Clone + use<'a> {
         self.array.iter().map(|value| if let Value::Str(text) = value { text } else { "" })
     }

@@ -114,6 +114,49 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     portable::silu_mul(gate, up);
 }
 
+pub fn gelu_mul(gate: &mut [f32], up: &[f32]) {
+    let ((gate8, gate), (up8, up)) = (gate.as_chunks_mut::<8>(), up.as_chunks::<8>());
+    for (gate, up) in gate8.iter_mut().zip(up8) {
+        // SAFETY: arrays of eight elements.
+        unsafe {
+            let (g, u) = (load::<2>(gate.as_ptr()), load::<2>(up.as_ptr()));
+            let [linear, cubic] = portable::GELU.map(splat);
+            let z = g.map(|g| vmulq_f32(g, vfmaq_f32(linear, vmulq_f32(g, g), cubic)));
+            let e = exp(z.map(|z| vnegq_f32(z)));
+            let gelu = |i: usize| vmulq_f32(vdivq_f32(g[i], vaddq_f32(splat(1.0), e[i])), u[i]);
+            vst1q_f32(gate.as_mut_ptr(), gelu(0));
+            vst1q_f32(gate[4..].as_mut_ptr(), gelu(1));
+        }
+    }
+    portable::gelu_mul(gate, up);
+}
+
+/// `portable::soft_cap` of two times four.
+#[inline(always)]
+fn capped(x: [float32x4_t; 2], cap: f32) -> [float32x4_t; 2] {
+    // SAFETY: registers only.
+    unsafe {
+        let e = exp(x.map(|x| vmulq_f32(x, splat(2.0 / cap))));
+        e.map(|e| {
+            let over = vdivq_f32(splat(2.0), vaddq_f32(e, splat(1.0)));
+            vmulq_f32(splat(cap), vsubq_f32(splat(1.0), over))
+        })
+    }
+}
+
+pub fn soft_cap(x: &mut [f32], cap: f32) {
+    let (x8, x) = x.as_chunks_mut::<8>();
+    for x in x8 {
+        // SAFETY: arrays of eight elements.
+        unsafe {
+            let [low, high] = capped(load::<2>(x.as_ptr()), cap);
+            vst1q_f32(x.as_mut_ptr(), low);
+            vst1q_f32(x[4..].as_mut_ptr(), high);
+        }
+    }
+    portable::soft_cap(x, cap);
+}
+
 /// Blocks of 32 in eight vectors; see `portable::quantize`.
 pub fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) {
     let (blocks, q_blocks) = (x.as_chunks::<BLOCK>().0, q.as_chunks_mut::<BLOCK>().0);
@@ -171,7 +214,12 @@ pub unsafe fn attend(a: &Attend, out: &mut Partial) {
 unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: &mut [f32], acc: &mut [f32]) {
     let mut weights = [[0f32; 4]; CHUNK];
     // SAFETY: passed on.
-    let highest = unsafe { with_row!(a.k_type, R => scores::<R, N>(a, q, &mut weights)) };
+    let mut highest = unsafe { with_row!(a.k_type, R => scores::<R, N>(a, q, &mut weights)) };
+    if a.soft_cap != 0.0 {
+        // The cap keeps order, so that of the highest is the highest.
+        soft_cap(weights[..a.n_rows].as_flattened_mut(), a.soft_cap);
+        [highest, _] = capped([highest; 2], a.soft_cap);
+    }
     // SAFETY: vectors of four floats on the stack; rows inside `values` by the caller's promise.
     unsafe {
         let padded = a.n_rows.next_multiple_of(8);

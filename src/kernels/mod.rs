@@ -228,7 +228,7 @@ impl Rows<'_> {
 
 /// Attention of `n_q` query heads over at most `CHUNK` entries of the KV head they share.
 pub struct Attend<'a> {
-    /// `[n_q][head_dim]`, already multiplied by 1/sqrt(head_dim).
+    /// `[n_q][head_dim]`, already multiplied by the scale of scores.
     pub q: &'a [f32],
     pub head_dim: usize,
     /// Rows of `head_dim` elements, row after row.
@@ -238,6 +238,8 @@ pub struct Attend<'a> {
     pub v_type: RowType,
     pub rows: Rows<'a>,
     pub n_rows: usize,
+    /// Scores become `cap * tanh(score / cap)`; 0: they stay.
+    pub soft_cap: f32,
 }
 
 /// What a chunk leaves: for each query its highest score, the sum of exp(score - highest), and the values so weighted.
@@ -264,6 +266,8 @@ pub(crate) struct Table {
     pub rms_norm: unsafe fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
     pub add: unsafe fn(x: &mut [f32], y: &[f32]),
     pub silu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
+    pub gelu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
+    pub soft_cap: unsafe fn(x: &mut [f32], cap: f32),
     pub l2_norm: unsafe fn(x: &[f32]) -> f32,
     pub attend: unsafe fn(&Attend, &mut Partial),
 }
@@ -447,6 +451,19 @@ impl Kernels {
         assert_eq!(gate.len(), up.len());
         // SAFETY: the set's features were detected.
         unsafe { (self.table.silu_mul)(gate, up) };
+    }
+
+    /// `gate = gelu(gate) * up`, GELU by its tanh
+    pub fn gelu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table.gelu_mul)(gate, up) };
+    }
+
+    /// `x = cap * tanh(x / cap)`
+    pub fn soft_cap(&self, x: &mut [f32], cap: f32) {
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table.soft_cap)(x, cap) };
     }
 
     pub fn l2_norm(&self, x: &[f32]) -> f32 {

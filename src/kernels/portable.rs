@@ -103,6 +103,26 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     }
 }
 
+/// GELU by its tanh (Hendrycks & Gimpel 2016, arXiv 1606.08415), times `up`. `x/2 (1 + tanh(z/2))` is `x / (1 + e^-z)`.
+#[inline(always)]
+pub fn gelu_mul(gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        let z = *g * (*g * *g).mul_add(GELU[1], GELU[0]);
+        *g = *g / (1.0 + exp(-z)) * u;
+    }
+}
+
+/// `2 sqrt(2/pi)`, and that times 0.044715: of x and of its cube.
+pub const GELU: [f32; 2] = [1.595_769, 0.071_354_81];
+
+/// `cap * tanh(x / cap)`: what is far below the cap stays, nothing passes it.
+#[inline(always)]
+pub fn soft_cap(x: &mut [f32], cap: f32) {
+    for x in x {
+        *x = cap * (1.0 - 2.0 / (exp(*x * (2.0 / cap)) + 1.0));
+    }
+}
+
 /// Blocks of 32: `d = max|x| / 127`, `q = round(x / d)` (ties to even).
 #[inline(always)]
 pub fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) {
@@ -172,6 +192,9 @@ fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: &mut [f
     let padded = a.n_rows.next_multiple_of(8);
     for n in 0..N {
         let w = &mut weights[n][..padded];
+        if a.soft_cap != 0.0 {
+            soft_cap(&mut w[..a.n_rows], a.soft_cap);
+        }
         let highest = w[..a.n_rows].iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
         let mut lanes = [0f32; 8];
         for eight in w.as_chunks_mut::<8>().0 {
@@ -240,6 +263,21 @@ mod tests {
         assert!(worst < 2.0, "{worst} units in the last place");
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(-1e9) > 0.0 && exp(-1e9) < 1e-37 && exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn gelu_and_the_soft_cap_are_what_f64_says() {
+        let x: Vec<f32> = (-4000..=4000).map(|i| i as f32 * 0.01).collect();
+        let (mut gelu, mut capped) = (x.clone(), x.clone());
+        gelu_mul(&mut gelu, &vec![1.0; x.len()]);
+        soft_cap(&mut capped, 5.0);
+        for ((&x, &gelu), &capped) in x.iter().zip(&gelu).zip(&capped) {
+            let x = f64::from(x);
+            let want = 0.5 * x * (1.0 + (std::f64::consts::FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x)).tanh());
+            assert!((f64::from(gelu) - want).abs() <= 1e-6 * want.abs() + 1e-7, "gelu of {x}: {gelu}, {want}");
+            assert!((f64::from(capped) - 5.0 * (x / 5.0).tanh()).abs() < 3e-6, "cap of {x}: {capped}");
+        }
+        assert!(capped.iter().all(|capped| capped.abs() <= 5.0) && gelu[0].abs() < 1e-30);
     }
 
     #[test]

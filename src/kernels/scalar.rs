@@ -26,6 +26,8 @@ pub(crate) static TABLE: Table = Table {
     rms_norm: portable::rms_norm,
     add: portable::add,
     silu_mul: portable::silu_mul,
+    gelu_mul: portable::gelu_mul,
+    soft_cap: portable::soft_cap,
     l2_norm: portable::l2_norm,
     attend: portable::attend,
 };

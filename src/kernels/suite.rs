@@ -239,10 +239,12 @@ fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
             let run = |k: Kernels| {
                 let mut norm = vec![f32::NAN; n];
                 k.rms_norm(&x, &y, 1e-5, &mut norm);
-                let (mut sum, mut silu) = (x.clone(), x.clone());
+                let (mut sum, mut silu, mut gelu, mut capped) = (x.clone(), x.clone(), x.clone(), x.clone());
                 k.add(&mut sum, &y);
                 k.silu_mul(&mut silu, &y);
-                [bits(&norm), bits(&sum), bits(&silu), bits(&[k.l2_norm(&x)])]
+                k.gelu_mul(&mut gelu, &y);
+                k.soft_cap(&mut capped, 1.5);
+                [bits(&norm), bits(&sum), bits(&silu), bits(&gelu), bits(&capped), bits(&[k.l2_norm(&x)])]
             };
             assert_eq!(run(kernels), run(scalar), "{} n = {n}", kernels.name());
         }
@@ -263,7 +265,7 @@ fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
     let scalar = Kernels::choose("scalar").unwrap();
     let types = RowType::ALL.into_iter().flat_map(|k| RowType::ALL.map(|v| (k, v)));
     for (k_type, v_type) in types {
-        for head_dim in [8, 64, 80, 128] {
+        for head_dim in [8, 64, 80, 128, 256] {
             let rows_of = |ty: RowType, seed| -> Vec<u8> {
                 let mut rows = vec![0; (CHUNK + 2) * ty.row_bytes(head_dim)];
                 let x = random_x((CHUNK + 2) * head_dim, seed);
@@ -280,19 +282,22 @@ fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
             };
             for (&n_q, &n_rows) in n_qs.iter().flat_map(|q| n_rows.iter().map(move |r| (q, r))) {
                 let q = random_x(n_q * head_dim, 6);
-                let run = |k: Kernels, rows: Rows| {
+                let run = |k: Kernels, rows: Rows, soft_cap: f32| {
                     let (mut max, mut sum, mut acc) = (vec![f32::NAN; n_q], vec![f32::NAN; n_q], vec![f32::NAN; n_q * head_dim]);
-                    let a = Attend { q: &q, head_dim, keys: &keys, values: &values, k_type, v_type, rows, n_rows };
+                    let a = Attend { q: &q, head_dim, keys: &keys, values: &values, k_type, v_type, rows, n_rows, soft_cap };
                     k.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc });
                     (bits(&max), bits(&sum), bits(&acc))
                 };
                 let table: Vec<u32> = (2..2 + n_rows as u32).collect();
-                let want = run(scalar, Rows::Dense { first: 2 });
-                assert!(want.2.iter().all(|&b| f32::from_bits(b).is_finite()));
-                for kernels in Kernels::available() {
-                    let what = format!("{} {k_type:?} {v_type:?} head {head_dim} n_q {n_q} rows {n_rows}", kernels.name());
-                    assert_eq!(run(kernels, Rows::Dense { first: 2 }), want, "{what}");
-                    assert_eq!(run(kernels, Rows::Table(&table)), want, "{what}, by table");
+                for soft_cap in [0.0, 5.0] {
+                    let want = run(scalar, Rows::Dense { first: 2 }, soft_cap);
+                    assert!(want.2.iter().all(|&b| f32::from_bits(b).is_finite()));
+                    assert!(soft_cap == 0.0 || want.0.iter().all(|&max| f32::from_bits(max) <= soft_cap));
+                    for kernels in Kernels::available() {
+                        let what = format!("{} {k_type:?} {v_type:?} head {head_dim} n_q {n_q} rows {n_rows}", kernels.name());
+                        assert_eq!(run(kernels, Rows::Dense { first: 2 }, soft_cap), want, "{what}, cap {soft_cap}");
+                        assert_eq!(run(kernels, Rows::Table(&table), soft_cap), want, "{what}, by table, cap {soft_cap}");
+                    }
                 }
             }
         }

@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::kv_rows::{ROW_BLOCK, RowType, with_row};
-use super::portable::{Lanes, LoadF16, exp};
+use super::portable::{Lanes, LoadF16, exp, soft_cap};
 use super::{Attend, BLOCK, CHUNK, MAX_QUERIES, Partial};
 
 /// Eight f16 by `vcvtph2ps`.
@@ -322,7 +322,12 @@ unsafe fn attend_n<W: Width, const N: usize, const P: usize, const K: usize>(
     let mut weights = [[0f32; 8]; CHUNK * MAX_QUERIES / 8];
     let weights = &mut weights[..a.n_rows.div_ceil(2 * K) * 2];
     // SAFETY: rows of the caller's; `N` queries of `head_dim`.
-    let highest = unsafe { with_row!(a.k_type, R => all_scores::<W, R, N, P, K>(a, at, q, weights)) };
+    let mut highest = unsafe { with_row!(a.k_type, R => all_scores::<W, R, N, P, K>(a, at, q, weights)) };
+    if a.soft_cap != 0.0 {
+        // The cap keeps order, so that of the highest is the highest.
+        soft_cap(weights.as_flattened_mut(), a.soft_cap);
+        soft_cap(&mut highest, a.soft_cap);
+    }
     for n in 0..N {
         out.max[n] = (0..K).fold(f32::NEG_INFINITY, |max, k| if highest[k * P + n] > max { highest[k * P + n] } else { max });
     }
@@ -543,6 +548,14 @@ macro_rules! stamp_x86 {
         #[target_feature(enable = $features)]
         unsafe fn silu_mul(gate: &mut [f32], up: &[f32]) {
             crate::kernels::portable::silu_mul(gate, up)
+        }
+        #[target_feature(enable = $features)]
+        unsafe fn gelu_mul(gate: &mut [f32], up: &[f32]) {
+            crate::kernels::portable::gelu_mul(gate, up)
+        }
+        #[target_feature(enable = $features)]
+        unsafe fn soft_cap(x: &mut [f32], cap: f32) {
+            crate::kernels::portable::soft_cap(x, cap)
         }
         #[target_feature(enable = $features)]
         unsafe fn l2_norm(x: &[f32]) -> f32 {

@@ -46,13 +46,15 @@ fn as_partial(buf: &mut [f32], n_q: usize) -> Partial<'_> {
 }
 
 /// `out[t] = softmax(q[t] · keys) · values` for a batch that is placed but not yet committed; tasks are (token, KV head).
-/// `q`, `out`: `[n_tok][n_head * head_dim]`, `q` already multiplied by 1/sqrt(head_dim); it is turned into the keys' basis.
+/// `q`, `out`: `[n_tok][n_head * head_dim]`, `q` already multiplied by the scale of scores; it is turned into the keys' basis.
+/// `soft_cap`: of the scores, 0 for none.
 pub fn attend_batch(
     cache: &KvCache,
     kernels: Kernels,
     pool: &mut Pool,
     scratch: &mut [AttendScratch],
     layer: usize,
+    soft_cap: f32,
     q: &mut [f32],
     out: &mut [f32],
     n_tok: usize,
@@ -74,7 +76,7 @@ pub fn attend_batch(
             let n_rows = CHUNK.min(live - first);
             let rows = Rows::Table(&table[first..first + n_rows]);
             kernels.attend(
-                &Attend { q, head_dim, keys: cache.keys(), values: cache.values(), k_type, v_type, rows, n_rows },
+                &Attend { q, head_dim, keys: cache.keys(), values: cache.values(), k_type, v_type, rows, n_rows, soft_cap },
                 &mut as_partial(partial, n_q),
             );
             merge(running, out, partial, n_q);
@@ -92,6 +94,7 @@ pub fn attend_one(
     scratch: &mut [AttendScratch],
     split: &mut [f32],
     layer: usize,
+    soft_cap: f32,
     q: &mut [f32],
     out: &mut [f32],
 ) {
@@ -101,7 +104,7 @@ pub fn attend_one(
     let q = &*q;
     let group_dim = q.len() / n_head_kv;
     let n_q = group_dim / head_dim;
-    let (live, len) = (cache.live_at(0), partial_len(n_q, head_dim));
+    let (live, len) = (cache.live_at(layer, 0), partial_len(n_q, head_dim));
     let n_chunks = live.div_ceil(CHUNK);
     pool.for_chunks(&mut split[..n_head_kv * n_chunks * len], len, |task, partial| {
         let (head, chunk) = (task / n_chunks, task % n_chunks);
@@ -109,7 +112,7 @@ pub fn attend_one(
         let n_rows = CHUNK.min(live - chunk * CHUNK);
         let q = &q[head * group_dim..][..group_dim];
         kernels.attend(
-            &Attend { q, head_dim, keys: cache.keys(), values: cache.values(), k_type, v_type, rows, n_rows },
+            &Attend { q, head_dim, keys: cache.keys(), values: cache.values(), k_type, v_type, rows, n_rows, soft_cap },
             &mut as_partial(partial, n_q),
         );
     });

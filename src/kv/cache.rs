@@ -3,7 +3,8 @@
 //! For each layer and KV head there are `n_slot` slots; a slot holds a key and a value (rounded to their types, the
 //! key after RoPE), the score its policy gave it and its position. Slots fill in ring order; when all are taken the newcomer
 //! overwrites the policy's victim in place. Heads choose for themselves: after a while they hold different tokens, but
-//! always equally many.
+//! always equally many. Where the model has layers with a sliding window (`Window`), those have as many slots as the window
+//! and are rings: the oldest goes, whatever the policy.
 //!
 //! A batch of prefill is exactly the same as token by token: scores are fixed at insertion, so who dies at which step is
 //! known before attention runs (`place`). The batch's rows wait in rows of their own behind the slots, attention sees
@@ -12,6 +13,7 @@
 use super::Pos;
 use super::policy::{Policy, Protected, Protection, victim};
 use super::types::KvType;
+use super::window::Window;
 use crate::error::{Error, Result};
 use crate::mem::arena::{Arena, Buf, region_bytes};
 use crate::mem::pool::Pool;
@@ -27,6 +29,8 @@ pub struct KvShape {
     pub n_batch: usize,
     /// The trained context: more slots than this would never be used.
     pub n_ctx: usize,
+    /// Which layers see the latest tokens only, if any does.
+    pub window: Option<Window>,
     /// How keys and values are stored.
     pub k_type: KvType,
     pub v_type: KvType,
@@ -35,6 +39,16 @@ pub struct KvShape {
 impl KvShape {
     pub fn n_heads(&self) -> usize {
         self.n_layer * self.n_head_kv
+    }
+
+    /// Slots of each head of a layer where layers without a window have `n_slot`.
+    pub fn slots(&self, layer: usize, n_slot: usize) -> usize {
+        self.window.map_or(n_slot, |window| window.slots(layer, n_slot))
+    }
+
+    /// Slots of all heads of the first `n_layer` layers.
+    fn slots_of(&self, n_layer: usize, n_slot: usize) -> usize {
+        self.n_head_kv * self.window.map_or(n_layer * n_slot, |window| window.slots_of(n_layer, n_slot))
     }
 
     /// Bytes of one stored key.
@@ -49,21 +63,23 @@ impl KvShape {
 
     /// Keys and values of `n` tokens in f16, without anything beside them: what shares of a full cache refer to.
     pub fn full_f16_bytes(&self, n: usize) -> usize {
-        2 * KvType::F16.row().row_bytes(self.head_dim) * self.n_heads() * n
+        2 * KvType::F16.row().row_bytes(self.head_dim) * self.slots_of(self.n_layer, n)
     }
 
-    /// Key, value, score and position of one token in every head.
+    /// Key, value, score and position of one token in every head that no window limits.
     pub fn bytes_per_slot(&self) -> usize {
-        self.n_heads() * (self.k_bytes() + self.v_bytes() + size_of::<f32>() + size_of::<Pos>())
+        let n_local = self.window.map_or(0, |window| window.n_local(self.n_layer));
+        (self.n_layer - n_local) * self.n_head_kv * (self.k_bytes() + self.v_bytes() + size_of::<f32>() + size_of::<Pos>())
     }
 
     /// All bytes of an arena of `n_slot` slots, the rows of one batch included.
     pub fn arena_bytes(&self, n_slot: usize) -> usize {
-        let rows = self.n_heads() * n_slot + self.n_head_kv * self.n_batch;
+        let slots = self.slots_of(self.n_layer, n_slot);
+        let rows = slots + self.n_head_kv * self.n_batch;
         region_bytes::<u8>(rows * self.k_bytes())
             + region_bytes::<u8>(rows * self.v_bytes())
-            + region_bytes::<f32>(self.n_heads() * n_slot)
-            + region_bytes::<Pos>(self.n_heads() * n_slot)
+            + region_bytes::<f32>(slots)
+            + region_bytes::<Pos>(slots)
             + region_bytes::<u32>(self.n_head_kv * self.n_batch)
     }
 
@@ -176,17 +192,17 @@ pub struct KvCache {
     policy: Policy,
     protect: Protection,
     n_slot: usize,
-    /// Taken slots; the same in every head.
+    /// Taken slots; the same in every head, but no more than a layer has.
     n_live: usize,
     /// Position that the next token gets.
     next_pos: Pos,
     n_evicted: u64,
     budget_bytes: u64,
     arena_bytes: usize,
-    /// `[n_layer][n_head_kv][n_slot]` rows, then `[n_head_kv][n_batch]` rows of the batch under way.
+    /// `[n_layer][n_head_kv][n_slot]` rows (fewer in layers with a window), then `[n_head_kv][n_batch]` rows of the batch under way.
     keys: Buf<u8>,
     values: Buf<u8>,
-    /// `[n_layer][n_head_kv][n_slot]`
+    /// As `keys`, without those of the batch.
     scores: Buf<f32>,
     positions: Buf<Pos>,
     /// `[n_head_kv][n_batch]`: the slot that each token of the batch takes, in the layer under way.
@@ -201,8 +217,8 @@ impl KvCache {
         let mut arena = Arena::new(arena_bytes).map_err(|e| {
             Error::budget("--kv-budget", format!("the system did not give {} for the arena: {e}", Bytes(arena_bytes as u64)))
         })?;
-        let (heads, batch) = (shape.n_heads(), shape.n_head_kv * shape.n_batch);
-        let rows = heads * n_slot + batch;
+        let (slots, batch) = (shape.slots_of(shape.n_layer, n_slot), shape.n_head_kv * shape.n_batch);
+        let rows = slots + batch;
         let cache = KvCache {
             shape,
             policy: params.policy,
@@ -215,8 +231,8 @@ impl KvCache {
             arena_bytes,
             keys: arena.carve(rows * shape.k_bytes()),
             values: arena.carve(rows * shape.v_bytes()),
-            scores: arena.carve(heads * n_slot),
-            positions: arena.carve(heads * n_slot),
+            scores: arena.carve(slots),
+            positions: arena.carve(slots),
             taken: arena.carve(batch),
         };
         assert_eq!(arena.used(), arena_bytes);
@@ -260,12 +276,12 @@ impl KvCache {
 
     /// Positions that a head holds, by slot.
     pub fn kept(&self, layer: usize, head: usize) -> &[Pos] {
-        &self.positions[self.first_row(layer, head)..][..self.n_live]
+        &self.positions[self.first_row(layer, head)..][..self.live(layer)]
     }
 
     /// Scores of what a head holds, by slot.
     pub fn scores(&self, layer: usize, head: usize) -> &[f32] {
-        &self.scores[self.first_row(layer, head)..][..self.n_live]
+        &self.scores[self.first_row(layer, head)..][..self.live(layer)]
     }
 
     /// Forgets everything; the memory stays.
@@ -285,27 +301,48 @@ impl KvCache {
         Ok(())
     }
 
+    fn slots(&self, layer: usize) -> usize {
+        self.shape.slots(layer, self.n_slot)
+    }
+
+    /// Entries of each head of a layer.
+    fn live(&self, layer: usize) -> usize {
+        self.n_live.min(self.slots(layer))
+    }
+
     /// Entries that the token `t` of the batch under way sees, itself included.
-    pub fn live_at(&self, t: usize) -> usize {
-        (self.n_live + t + 1).min(self.n_slot)
+    pub fn live_at(&self, layer: usize, t: usize) -> usize {
+        (self.n_live + t + 1).min(self.slots(layer))
+    }
+
+    /// Who goes in a layer: the policy's victim; in one with a window the oldest entry, which no later token sees.
+    fn rule(&self, layer: usize) -> (Policy, Protection) {
+        match self.is_ring(layer) {
+            true => (Policy::Window, Protection::default()),
+            false => (self.policy, self.protect),
+        }
+    }
+
+    fn is_ring(&self, layer: usize) -> bool {
+        self.shape.window.is_some_and(|window| window.limits(layer))
     }
 
     /// First of a head's rows; behind it its other slots. Valid for attention once the batch is committed.
     pub fn first_row(&self, layer: usize, head: usize) -> usize {
-        (layer * self.shape.n_head_kv + head) * self.n_slot
+        self.shape.slots_of(layer, self.n_slot) + head * self.slots(layer)
     }
 
     fn batch_row(&self, head: usize) -> usize {
-        self.shape.n_heads() * self.n_slot + head * self.shape.n_batch
+        self.shape.slots_of(self.shape.n_layer, self.n_slot) + head * self.shape.n_batch
     }
 
     /// Takes in the keys and values (`[n_tok][n_head_kv * head_dim]`, f32, keys turned) of one layer: rounds them into
     /// the batch's rows, and decides for every token which slot it takes, evicting where a head is full.
     pub fn place(&mut self, pool: &mut Pool, layer: usize, k: &[f32], v: &[f32], norm: impl Fn(&[f32]) -> f32 + Sync) {
         let KvShape { n_head_kv, head_dim, n_batch, k_type, v_type, .. } = self.shape;
-        let (n_slot, n_live, next_pos, policy, protect) = (self.n_slot, self.n_live, self.next_pos, self.policy, self.protect);
+        let (n_slot, n_live, next_pos, (policy, protect)) = (self.slots(layer), self.n_live, self.next_pos, self.rule(layer));
         let (n_tok, k_bytes, v_bytes) = (k.len() / (n_head_kv * head_dim), self.shape.k_bytes(), self.shape.v_bytes());
-        let (heads, batch) = (layer * n_head_kv * n_slot, self.shape.n_heads() * n_slot);
+        let (heads, batch) = (self.first_row(layer, 0), self.batch_row(0));
         let mut scores = self.scores[heads..][..n_head_kv * n_slot].chunks_exact_mut(n_slot);
         let mut positions = self.positions[heads..][..n_head_kv * n_slot].chunks_exact_mut(n_slot);
         let mut taken = self.taken.chunks_exact_mut(n_batch);
@@ -338,7 +375,7 @@ impl KvCache {
 
     /// Writes into `table` the row of every entry that token `t` of the batch sees in this head, in slot order.
     pub fn rows_at(&self, layer: usize, head: usize, t: usize, table: &mut [u32]) -> usize {
-        let (first, live) = (self.first_row(layer, head) as u32, self.live_at(t));
+        let (first, live) = (self.first_row(layer, head) as u32, self.live_at(layer, t));
         for (slot, row) in table[..live].iter_mut().enumerate() {
             *row = first + slot as u32;
         }
@@ -381,8 +418,8 @@ impl KvCache {
     /// Past the trained context RoPE's angles mean nothing to the model. So before it is reached, every entry gets its
     /// rank by age in its head as its new position, and its key is turned by the difference, in place: as if the stream
     /// had consisted of just what is kept. Order by age is unchanged, sinks are still the first positions, recent
-    /// entries the last, so protection is unchanged too. `turn(layer, key, angles, steps)` re-rotates one f32
-    /// key.
+    /// entries the last, so protection is unchanged too. In layers with a window ranks end where they end in the others, for
+    /// the newest token has one position. `turn(layer, key, angles, steps)` re-rotates one f32 key.
     ///
     /// If the entries alone would (nearly) fill the context, the policy first evicts an eighth of it.
     pub fn renumber(
@@ -395,45 +432,52 @@ impl KvCache {
         while self.n_live > most {
             self.drop_one();
         }
-        let KvShape { head_dim, n_head_kv, k_type, .. } = self.shape;
-        let (n_slot, n_live, row_bytes) = (self.n_slot, self.n_live, self.shape.k_bytes());
-        let head_bytes = n_slot * row_bytes;
-        let keys = &mut self.keys[..self.shape.n_heads() * head_bytes];
-        pool.for_chunks2_with(scratch, (keys, head_bytes), (&mut self.positions, n_slot), |scratch, head, keys, positions| {
-            let positions = &mut positions[..n_live];
-            let RenumberScratch { order, key, angles } = scratch;
-            let order = &mut order[..n_live];
-            for (i, slot) in order.iter_mut().enumerate() {
-                *slot = i as u32;
-            }
-            order.sort_unstable_by_key(|&slot| positions[slot as usize]);
-            for (rank, &slot) in order.iter().enumerate() {
-                let row = &mut keys[slot as usize * row_bytes..][..row_bytes];
-                let pos = &mut positions[slot as usize];
-                if *pos != rank as Pos {
-                    k_type.row().load(row, key);
-                    k_type.turn_back(key, head_dim);
-                    turn(head / n_head_kv, key, angles, rank as i64 - i64::from(*pos));
-                    k_type.turn(key, head_dim);
-                    k_type.row().store(key, row);
-                    *pos = rank as Pos;
+        let KvShape { n_layer, head_dim, n_head_kv, k_type, .. } = self.shape;
+        let row_bytes = self.shape.k_bytes();
+        for layer in 0..n_layer {
+            let (n_slot, live, heads) = (self.slots(layer), self.live(layer), self.first_row(layer, 0));
+            let oldest = self.n_live - live;
+            let keys = &mut self.keys[heads * row_bytes..][..n_head_kv * n_slot * row_bytes];
+            let positions = &mut self.positions[heads..][..n_head_kv * n_slot];
+            pool.for_chunks2_with(scratch, (keys, n_slot * row_bytes), (positions, n_slot), |scratch, _, keys, positions| {
+                let positions = &mut positions[..live];
+                let RenumberScratch { order, key, angles } = scratch;
+                let order = &mut order[..live];
+                for (i, slot) in order.iter_mut().enumerate() {
+                    *slot = i as u32;
                 }
-            }
-        });
-        self.next_pos = n_live as Pos;
+                order.sort_unstable_by_key(|&slot| positions[slot as usize]);
+                for (rank, &slot) in order.iter().enumerate() {
+                    let row = &mut keys[slot as usize * row_bytes..][..row_bytes];
+                    let (pos, new) = (&mut positions[slot as usize], (oldest + rank) as Pos);
+                    if *pos != new {
+                        k_type.row().load(row, key);
+                        k_type.turn_back(key, head_dim);
+                        turn(layer, key, angles, i64::from(new) - i64::from(*pos));
+                        k_type.turn(key, head_dim);
+                        k_type.row().store(key, row);
+                        *pos = new;
+                    }
+                }
+            });
+        }
+        self.next_pos = self.n_live as Pos;
     }
 
     /// Evicts from every head, without newcomers, until `n_keep` entries are left: those that would go one by one under
     /// `protect`, which need not be what the stream protects. Where all that may go has gone, the oldest recent tokens
-    /// follow, and then the latest sinks. Slots keep their order.
+    /// follow, and then the latest sinks. Slots keep their order. A layer with a window that holds no more is left alone.
     pub fn compress(&mut self, n_keep: usize, protect: Protection, scratch: &mut RenumberScratch) {
         let n_live = self.n_live;
         if n_live <= n_keep {
             return;
         }
         for layer in 0..self.shape.n_layer {
-            for head in 0..self.shape.n_head_kv {
-                self.compress_head(self.first_row(layer, head), n_keep, protect, &mut scratch.order[..n_live]);
+            let live = self.live(layer);
+            let protect = if self.is_ring(layer) { Protection::default() } else { protect };
+            let n_head = if live > n_keep { self.shape.n_head_kv } else { 0 };
+            for head in 0..n_head {
+                self.compress_head(self.first_row(layer, head), n_keep, protect, &mut scratch.order[..live]);
             }
         }
         self.n_live = n_keep;
@@ -466,21 +510,27 @@ impl KvCache {
         }
     }
 
-    /// Evicts one entry from every head without a newcomer: the last slot's entry moves into the hole. Where sinks and
-    /// recent tokens are all there is, the oldest recent token goes; where all are sinks, the last of them.
+    /// Evicts one entry without a newcomer from every head that has one for each live token: the last slot's entry moves
+    /// into the hole. Where sinks and recent tokens are all there is, the oldest recent token goes; where all are sinks, the
+    /// last of them.
     fn drop_one(&mut self) {
         let last = self.n_live - 1;
-        for head in 0..self.shape.n_heads() {
-            let first = head * self.n_slot;
-            let (scores, positions) = (&mut self.scores[first..][..self.n_live], &mut self.positions[first..][..self.n_live]);
-            let slot = victim(scores, positions, self.next_pos, self.protect).unwrap_or_else(|| {
-                let slots = 0..=last;
-                let recent = slots.clone().filter(|&slot| positions[slot] >= self.protect.sinks);
-                let oldest = recent.min_by_key(|&slot| positions[slot]);
-                oldest.or(slots.max_by_key(|&slot| positions[slot])).unwrap_or(last)
-            });
-            (scores[slot], positions[slot]) = (scores[last], positions[last]);
-            self.copy_row(first + last, first + slot);
+        for layer in 0..self.shape.n_layer {
+            // A ring is left alone while what remains elsewhere is still as much as it holds.
+            let n_head = if last < self.slots(layer) { self.shape.n_head_kv } else { 0 };
+            let (_, protect) = self.rule(layer);
+            for head in 0..n_head {
+                let first = self.first_row(layer, head);
+                let (scores, positions) = (&mut self.scores[first..][..=last], &mut self.positions[first..][..=last]);
+                let slot = victim(scores, positions, self.next_pos, protect).unwrap_or_else(|| {
+                    let slots = 0..=last;
+                    let recent = slots.clone().filter(|&slot| positions[slot] >= protect.sinks);
+                    let oldest = recent.min_by_key(|&slot| positions[slot]);
+                    oldest.or(slots.max_by_key(|&slot| positions[slot])).unwrap_or(last)
+                });
+                (scores[slot], positions[slot]) = (scores[last], positions[last]);
+                self.copy_row(first + last, first + slot);
+            }
         }
         self.n_live -= 1;
         self.n_evicted += 1;
@@ -527,8 +577,16 @@ mod tests {
     }
 
     fn cache_of(n_slot: usize, n_ctx: usize, sinks: u32, recent: Recent) -> (KvCache, Pool, Vec<RenumberScratch>) {
-        let shape =
-            KvShape { n_layer: 1, n_head_kv: 1, head_dim: 8, n_batch: 1, n_ctx, k_type: KvType::F16, v_type: KvType::F16 };
+        let shape = KvShape {
+            n_layer: 1,
+            n_head_kv: 1,
+            head_dim: 8,
+            n_batch: 1,
+            n_ctx,
+            window: None,
+            k_type: KvType::F16,
+            v_type: KvType::F16,
+        };
         let params = KvParams { budget_bytes: shape.arena_bytes(n_slot) as u64, policy: Policy::L2, sinks, recent };
         let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, 8)).unwrap();
         let scratch = vec![RenumberScratch::carve(&mut arena, n_ctx, 8)];
@@ -600,7 +658,16 @@ mod tests {
     #[test]
     fn renumbered_keys_are_those_of_before_whatever_they_are_stored_in() {
         for k_type in KvType::ALL {
-            let shape = KvShape { n_layer: 1, n_head_kv: 1, head_dim: 64, n_batch: 1, n_ctx: 16, k_type, v_type: KvType::F16 };
+            let shape = KvShape {
+                n_layer: 1,
+                n_head_kv: 1,
+                head_dim: 64,
+                n_batch: 1,
+                n_ctx: 16,
+                window: None,
+                k_type,
+                v_type: KvType::F16,
+            };
             let budget_bytes = shape.arena_bytes(8) as u64;
             let params = KvParams { budget_bytes, policy: Policy::Window, sinks: 1, recent: Recent::Tokens(1) };
             let mut cache = KvCache::new(shape, &params).unwrap();
@@ -647,8 +714,16 @@ mod tests {
     #[test]
     fn no_shape_overflows_and_rows_can_be_numbered() {
         for (n_layer, n_head_kv, head_dim, n_ctx) in [(1, 1, 8, 8), (128, 128, 1024, 1 << 24), (65_536, 8, 1024, 1 << 24)] {
-            let shape =
-                KvShape { n_layer, n_head_kv, head_dim, n_batch: n_ctx / 8, n_ctx, k_type: KvType::F16, v_type: KvType::Q4H };
+            let shape = KvShape {
+                n_layer,
+                n_head_kv,
+                head_dim,
+                n_batch: n_ctx / 8,
+                n_ctx,
+                window: None,
+                k_type: KvType::F16,
+                v_type: KvType::Q4H,
+            };
             for budget in [0, 1, 1 << 20, 1 << 40, u64::MAX] {
                 let n = shape.slots_within(budget);
                 let rows = shape.n_heads() * n + n_head_kv * shape.n_batch;

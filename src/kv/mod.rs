@@ -4,6 +4,7 @@ pub mod attention;
 pub mod cache;
 pub mod policy;
 pub mod types;
+pub mod window;
 
 /// Logical position of a token: how many tokens came before it in the stream (renumbered near the trained context's
 /// end, see `cache::KvCache::renumber`). Never the count of what is kept.

@@ -5,8 +5,9 @@ use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::kernels::{BLOCK, RopeOrder};
 use crate::kv::cache::{MAX_HEAD_DIM, MAX_HEAD_KV};
+use crate::kv::window::Window;
 
-use super::arch::Arch;
+use super::arch::{Arch, SoftCaps};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -22,6 +23,13 @@ pub struct Config {
     pub n_ctx: usize,
     pub rms_eps: f32,
     pub rope: RopeConfig,
+    /// Of the layers with a window, where it differs.
+    pub local_rope: Option<RopeConfig>,
+    /// The layers that see the latest tokens only.
+    pub window: Option<Window>,
+    /// What queries are multiplied with once they are turned.
+    pub q_scale: f32,
+    pub soft_caps: Option<SoftCaps>,
 }
 
 #[derive(Clone, Debug)]
@@ -91,26 +99,37 @@ impl Config {
         let value_dim = file.opt_u32(&key("attention.value_length"))?.map_or(head_dim, |n| n as usize);
         let n_rot = file.opt_u32(&key("rope.dimension_count"))?.map_or(head_dim, |n| n as usize);
         let vocab = file.strings("tokenizer.ggml.tokens")?.len();
+        let n_layer = count("block_count")?;
+        let rope = RopeConfig {
+            order: arch.rope_order,
+            n_rot,
+            freq_base: file.opt_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+            scaling: rope_scaling(file, arch, count("context_length")? as u32)?,
+            attn_factor: file.opt_f32(&key("rope.scaling.attn_factor"))?.unwrap_or(1.0),
+        };
+        let n_ctx = context(file, arch, count("context_length")?)?;
+        let window = window(file, arch)?;
+        let score_dim = if n_layer == arch.wide_scale_layers { n_embd / n_head } else { head_dim };
         let config = Config {
-            n_layer: count("block_count")?,
+            n_layer,
             n_embd,
             n_head,
             n_head_kv,
             head_dim,
             n_ff: count("feed_forward_length")?,
             n_vocab: vocab,
-            n_ctx: context(file, arch, count("context_length")?)?,
+            n_ctx,
             rms_eps: file.f32(&key("attention.layer_norm_rms_epsilon"))?,
-            rope: RopeConfig {
-                order: arch.rope_order,
-                n_rot,
-                freq_base: file.opt_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0),
-                scaling: rope_scaling(file, arch, count("context_length")? as u32)?,
-                attn_factor: file.opt_f32(&key("rope.scaling.attn_factor"))?.unwrap_or(1.0),
-            },
+            local_rope: window.map(|_| local_rope(file, arch, &rope)).transpose()?.flatten(),
+            rope,
+            window,
+            q_scale: 1.0 / (score_dim as f32).sqrt(),
+            soft_caps: soft_caps(file, arch)?,
             arch,
         };
         let c = &config;
+        let ropes = || [Some(&c.rope), c.local_rope.as_ref()].into_iter().flatten();
+        let caps = c.soft_caps.map_or([1.0; 2], |caps| [caps.scores, caps.logits]);
         let wrong = [
             // Far beyond any model, and small enough that no product of them overflows.
             (
@@ -130,9 +149,10 @@ impl Config {
                 format!("rows of {}, {} and {} elements: each must be a multiple of {BLOCK}", c.n_embd, c.q_dim(), c.n_ff),
             ),
             (!(c.rms_eps.is_finite() && c.rms_eps >= 0.0), format!("an RMSNorm epsilon of {}", c.rms_eps)),
-            (!(c.rope.freq_base.is_finite() && c.rope.freq_base > 0.0), format!("a RoPE base of {}", c.rope.freq_base)),
+            (ropes().any(|r| !(r.freq_base.is_finite() && r.freq_base > 0.0)), format!("a RoPE base of {}", c.rope.freq_base)),
             (!(1e-3..=1e3).contains(&c.rope.attn_factor), format!("turned keys times {}", c.rope.attn_factor)),
             (!c.rope.scaling.is_sound(), format!("a RoPE scaling of {:?}", c.rope.scaling)),
+            (caps.iter().any(|cap| !(1e-3..=1e6).contains(cap)), format!("soft caps of {} and {}", caps[0], caps[1])),
             (c.n_ctx < 8 || c.n_ctx > 1 << 24, format!("a context of {} tokens", c.n_ctx)),
         ];
         match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
@@ -160,12 +180,12 @@ impl RopeScaling {
     }
 }
 
-/// The trained context, shortened to what this engine computes exactly: within a sliding window all tokens see each other,
-/// and within the original context the short RoPE factors hold. Beyond it a stream goes on as beyond any trained context.
+/// The trained context, shortened to what this engine computes exactly: within a sliding window of all layers all tokens see
+/// each other, and within the original context the short RoPE factors hold. Beyond it a stream goes on as beyond any trained context.
 fn context(file: &GgufFile, arch: &Arch, trained: usize) -> Result<usize> {
     let limit =
         |name: &str| Ok::<_, Error>(file.opt_u32(&format!("{}.{name}", arch.name))?.filter(|&n| n > 0).map(|n| n as usize));
-    let window = limit("attention.sliding_window")?;
+    let window = limit("attention.sliding_window")?.filter(|_| arch.global_every == 0);
     let short = match file.tensor(SHORT_FACTORS) {
         Some(_) => Some(file.u32(&format!("{}.rope.scaling.original_context_length", arch.name))? as usize),
         None => None,
@@ -175,6 +195,42 @@ fn context(file: &GgufFile, arch: &Arch, trained: usize) -> Result<usize> {
         log::info!("of a context of {trained} tokens {n_ctx} are used: the rest has a sliding window or other RoPE factors");
     }
     Ok(n_ctx)
+}
+
+/// The window of a family that has layers with one among layers without.
+fn window(file: &GgufFile, arch: &Arch) -> Result<Option<Window>> {
+    let key = |name: &str| format!("{}.attention.{name}", arch.name);
+    if arch.global_every == 0 {
+        return Ok(None);
+    }
+    let pattern = file.opt_u32(&key("sliding_window_pattern"))?;
+    if pattern.is_some_and(|n| n as usize != arch.global_every) {
+        let what = format!(
+            "{} is another than {}, the one of this family that this engine runs; use another model of it",
+            key("sliding_window_pattern"),
+            arch.global_every
+        );
+        return Err(Error::unsupported(file.path(), what));
+    }
+    let n_tok = file.opt_u32(&key("sliding_window"))?.map(|n| n as usize).filter(|&n| n > 0);
+    Ok(n_tok.map(|n_tok| Window { n_tok, global_every: arch.global_every }))
+}
+
+/// How layers with a window turn, if not as the others do.
+fn local_rope(file: &GgufFile, arch: &Arch, rope: &RopeConfig) -> Result<Option<RopeConfig>> {
+    let said = file.opt_f32(&format!("{}.rope.freq_base_swa", arch.name))?;
+    Ok(match (arch.local_base, said) {
+        (Some(usual), said) => Some(RopeConfig { freq_base: said.unwrap_or(usual), scaling: RopeScaling::None, ..rope.clone() }),
+        (None, Some(freq_base)) => Some(RopeConfig { freq_base, ..rope.clone() }),
+        (None, None) => None,
+    })
+}
+
+fn soft_caps(file: &GgufFile, arch: &Arch) -> Result<Option<SoftCaps>> {
+    let Some(usual) = arch.soft_caps else { return Ok(None) };
+    let cap = |name: &str, usual: f32| Ok::<_, Error>(file.opt_f32(&format!("{}.{name}", arch.name))?.unwrap_or(usual));
+    let scores = cap("attn_logit_softcapping", usual.scores)?;
+    Ok(Some(SoftCaps { scores, logits: cap("final_logit_softcapping", usual.logits)? }))
 }
 
 /// What RoPE's frequencies are divided by within the original context, and beyond it.
@@ -234,7 +290,8 @@ fn refuse_unknown_features(file: &GgufFile, arch: &Arch) -> Result<()> {
             return refuse(name, "a scale");
         }
     }
-    for name in ["attention.clamp_kqv", "final_logit_softcapping", "attn_logit_softcapping"] {
+    let caps: &[&str] = if arch.soft_caps.is_some() { &[] } else { &["final_logit_softcapping", "attn_logit_softcapping"] };
+    for name in ["attention.clamp_kqv"].iter().chain(caps) {
         if file.opt_f32(&key(name))?.is_some_and(|f| f != 0.0) {
             return refuse(name, "a clamp");
         }

@@ -6,11 +6,12 @@ use crate::gguf::quant::dequantize_row;
 use crate::kernels::{Kernels, Product};
 use crate::kv::attention::{attend_batch, attend_one};
 use crate::kv::cache::{KvCache, MAX_HEAD_DIM};
+use crate::mem::arena::Buf;
 use crate::mem::pool::Pool;
 
 use super::config::Config;
 use super::pack::Pack;
-use super::rope::Rope;
+use super::rope::Ropes;
 use super::scratch::Scratch;
 use super::weights::{Files, Weights};
 
@@ -20,7 +21,7 @@ pub struct Model {
     pub pack: Option<Pack>,
     pub config: Config,
     pub weights: Weights,
-    pub rope: Rope,
+    pub ropes: Ropes,
 }
 
 impl Model {
@@ -33,8 +34,8 @@ impl Model {
     pub fn load_without_pack(file: GgufFile) -> Result<Model> {
         let config = Config::from_gguf(&file)?;
         let weights = Weights::bind(&file, &config)?;
-        let rope = Rope::new(&config.rope, weights.rope_freqs.as_deref());
-        Ok(Model { file, pack: None, config, weights, rope })
+        let ropes = Ropes::new(&config, weights.rope_freqs.as_deref());
+        Ok(Model { file, pack: None, config, weights, ropes })
     }
 
     /// What these kernels read weights from.
@@ -80,14 +81,14 @@ pub fn forward_watched<'a>(
     wanted: Logits,
     mut watch: impl FnMut(usize, &KvCache, &[f32]),
 ) -> Result<&'a [f32]> {
-    let Model { config: c, weights, rope, .. } = model;
+    let Model { config: c, weights, ropes, .. } = model;
     let Machine { kernels, pool, scratch: s } = machine;
     let (kernels, n_tok) = (*kernels, tokens.len());
     let file = &model.files(kernels);
     make_room(model, pool, s, cache, n_tok)?;
     embed(model, tokens, &mut s.x)?;
-    s.angles.set(rope, cache.next_pos(), n_tok);
-    let q_scale = 1.0 / (c.head_dim as f32).sqrt();
+    s.angles.set(ropes, cache.next_pos(), n_tok);
+    let score_cap = c.soft_caps.map_or(0.0, |caps| caps.scores);
     // The first of the rows that are still computed: in the last layer only those whose logits are wanted.
     let mut first = 0;
 
@@ -113,18 +114,18 @@ pub fn forward_watched<'a>(
             norm_heads(kernels, pool, k, c.kv_dim(), k_norm, c.rms_eps);
         }
         if c.arch.turns(i) {
-            s.angles.turn(rope, q, c.q_dim(), c.head_dim);
-            s.angles.turn(rope, k, c.kv_dim(), c.head_dim);
+            s.angles.turn(ropes, i, q, c.q_dim(), c.head_dim);
+            s.angles.turn(ropes, i, k, c.kv_dim(), c.head_dim);
         }
-        q.iter_mut().for_each(|q| *q *= q_scale);
+        q.iter_mut().for_each(|q| *q *= c.q_scale);
 
         cache.place(pool, i, k, v, |key| kernels.l2_norm(key));
         let attn_out = &mut s.attn_out[..n_tok * c.q_dim()];
         if n_tok == 1 {
             cache.commit(i, 1);
-            attend_one(cache, kernels, pool, &mut s.attend, &mut s.split, i, q, attn_out);
+            attend_one(cache, kernels, pool, &mut s.attend, &mut s.split, i, score_cap, q, attn_out);
         } else {
-            attend_batch(cache, kernels, pool, &mut s.attend, i, q, attn_out, n_tok);
+            attend_batch(cache, kernels, pool, &mut s.attend, i, score_cap, q, attn_out, n_tok);
             cache.commit(i, n_tok);
         }
         watch(i, cache, q);
@@ -141,9 +142,9 @@ pub fn forward_watched<'a>(
         let (x_norm, proj) = (&mut s.x_norm[..rows * c.n_embd], &mut s.proj[..rows * c.n_embd]);
         let acts = kernels.quantize(pool, attn_out, c.q_dim(), &mut s.acts);
         kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: layer.attn_output.in_file(file), out: &mut *proj }]);
-        kernels.add(x, proj);
+        add_to(kernels, pool, x, proj, &layer.attn_post_norm, c.rms_eps, x_norm);
 
-        // Feed-forward: SwiGLU.
+        // Feed-forward: SwiGLU or GeGLU.
         rms_norm(kernels, pool, x, &layer.ffn_norm, c.rms_eps, x_norm);
         let (gate, up) = (&mut s.gate[..rows * c.n_ff], &mut s.up[..rows * c.n_ff]);
         let acts = kernels.quantize(pool, x_norm, c.n_embd, &mut s.acts);
@@ -152,10 +153,13 @@ pub fn forward_watched<'a>(
             Product { w: layer.ffn_up.in_file(file), out: &mut *up },
         ];
         kernels.matmul(pool, &mut s.tiles, acts, products);
-        pool.for_chunks(gate, c.n_ff, |t, gate| kernels.silu_mul(gate, &up[t * c.n_ff..][..c.n_ff]));
+        pool.for_chunks(gate, c.n_ff, |t, gate| {
+            let up = &up[t * c.n_ff..][..c.n_ff];
+            if c.arch.is_gemma { kernels.gelu_mul(gate, up) } else { kernels.silu_mul(gate, up) }
+        });
         let acts = kernels.quantize(pool, gate, c.n_ff, &mut s.acts);
         kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: layer.ffn_down.in_file(file), out: &mut *proj }]);
-        kernels.add(x, proj);
+        add_to(kernels, pool, x, proj, &layer.ffn_post_norm, c.rms_eps, x_norm);
     }
     cache.advance(n_tok);
     if wanted == Logits::None {
@@ -168,6 +172,9 @@ pub fn forward_watched<'a>(
     let acts = kernels.quantize(pool, x_norm, c.n_embd, &mut s.acts);
     let logits = &mut s.logits[..rows * c.n_vocab];
     kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: weights.output.in_file(file), out: &mut *logits }]);
+    if let Some(caps) = c.soft_caps {
+        pool.for_chunks(logits, c.n_vocab.div_ceil(64), |_, logits| kernels.soft_cap(logits, caps.logits));
+    }
     Ok(logits)
 }
 
@@ -185,9 +192,9 @@ fn make_room(model: &Model, pool: &mut Pool, s: &mut Scratch, cache: &mut KvCach
             if !model.config.arch.turns(layer) {
                 return;
             }
-            let angles = &mut angles[..model.config.rope.n_rot];
-            model.rope.angles(steps, angles);
-            model.rope.turn(key, angles);
+            let (rope, angles) = (model.ropes.of(layer), &mut angles[..model.config.rope.n_rot]);
+            rope.angles(steps, angles);
+            rope.turn(key, angles);
         });
     }
     Ok(())
@@ -199,6 +206,10 @@ fn embed(model: &Model, tokens: &[u32], x: &mut [f32]) -> Result<()> {
         assert!((token as usize) < table.n_rows, "token {token} of a vocabulary of {}", table.n_rows);
         dequantize_row(table.ty, table.row(token as usize), x)
             .map_err(|e| Error::unsupported(model.file.path(), format!("token_embd.weight: {e}")))?;
+        if model.config.arch.is_gemma {
+            let scale = (n_embd as f32).sqrt();
+            x.iter_mut().for_each(|x| *x *= scale);
+        }
     }
     Ok(())
 }
@@ -206,6 +217,13 @@ fn embed(model: &Model, tokens: &[u32], x: &mut [f32]) -> Result<()> {
 fn rms_norm(kernels: Kernels, pool: &mut Pool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let n = weight.len();
     pool.for_chunks(out, n, |t, out| kernels.rms_norm(&x[t * n..][..n], weight, eps, out));
+}
+
+/// `x += y`, or what the norm makes of `y`, for which `room` is as large as they are.
+fn add_to(kernels: Kernels, pool: &mut Pool, x: &mut [f32], y: &[f32], norm: &Option<Buf<f32>>, eps: f32, room: &mut [f32]) {
+    let Some(norm) = norm else { return kernels.add(x, y) };
+    rms_norm(kernels, pool, y, norm, eps, room);
+    kernels.add(x, room);
 }
 
 fn add_bias(kernels: Kernels, x: &mut [f32], bias: &[f32]) {

@@ -4,9 +4,28 @@
 
 use crate::kernels::RopeOrder;
 use crate::kv::Pos;
+use crate::kv::window::Window;
 use crate::mem::arena::{Arena, Buf, region_bytes};
 
-use super::config::{RopeConfig, RopeScaling};
+use super::config::{Config, RopeConfig, RopeScaling};
+
+/// How each layer turns: layers with a window may do so by a base of their own.
+pub struct Ropes {
+    global: Rope,
+    local: Option<(Rope, Window)>,
+}
+
+impl Ropes {
+    /// `factors`: of the layers without a window.
+    pub fn new(config: &Config, factors: Option<&[f32]>) -> Self {
+        let local = config.local_rope.as_ref().zip(config.window).map(|(rope, window)| (Rope::new(rope, None), window));
+        Ropes { global: Rope::new(&config.rope, factors), local }
+    }
+
+    pub fn of(&self, layer: usize) -> &Rope {
+        self.local.as_ref().filter(|(_, window)| window.limits(layer)).map_or(&self.global, |(local, _)| local)
+    }
+}
 
 pub struct Rope {
     order: RopeOrder,
@@ -76,28 +95,38 @@ impl Rope {
     }
 }
 
-/// Cosines and sines of the positions of a batch, times the magnitude.
-pub struct Angles(Buf<f32>);
+/// Cosines and sines of the positions of a batch, times the magnitude: `[n_batch][n_rot]` for each rope there is.
+pub struct Angles {
+    global: Buf<f32>,
+    local: Option<Buf<f32>>,
+}
 
 impl Angles {
-    pub fn bytes(n_batch: usize, n_rot: usize) -> usize {
-        region_bytes::<f32>(n_batch * n_rot)
+    pub fn bytes(config: &Config, n_batch: usize) -> usize {
+        let n_ropes = if config.local_rope.is_some() { 2 } else { 1 };
+        n_ropes * region_bytes::<f32>(n_batch * config.rope.n_rot)
     }
 
-    pub fn carve(arena: &mut Arena, n_batch: usize, n_rot: usize) -> Self {
-        Angles(arena.carve(n_batch * n_rot))
+    pub fn carve(arena: &mut Arena, config: &Config, n_batch: usize) -> Self {
+        let mut one = || arena.carve(n_batch * config.rope.n_rot);
+        Angles { global: one(), local: config.local_rope.as_ref().map(|_| one()) }
     }
 
-    pub fn set(&mut self, rope: &Rope, first: Pos, n_tok: usize) {
-        for (t, angles) in self.0.chunks_exact_mut(rope.n_rot).take(n_tok).enumerate() {
-            rope.angles(i64::from(first) + t as i64, angles);
-            angles.iter_mut().for_each(|a| *a *= rope.magnitude);
+    pub fn set(&mut self, ropes: &Ropes, first: Pos, n_tok: usize) {
+        let local = self.local.as_mut().zip(ropes.local.as_ref()).map(|(angles, (rope, _))| (angles, rope));
+        for (all, rope) in [Some((&mut self.global, &ropes.global)), local].into_iter().flatten() {
+            for (t, angles) in all.chunks_exact_mut(rope.n_rot).take(n_tok).enumerate() {
+                rope.angles(i64::from(first) + t as i64, angles);
+                angles.iter_mut().for_each(|a| *a *= rope.magnitude);
+            }
         }
     }
 
-    /// Turns every head of every token of `x` = `[n_tok][n_head * head_dim]`.
-    pub fn turn(&self, rope: &Rope, x: &mut [f32], row: usize, head_dim: usize) {
-        for (token, angles) in x.chunks_exact_mut(row).zip(self.0.chunks_exact(rope.n_rot)) {
+    /// Turns every head of every token of `x` = `[n_tok][n_head * head_dim]` as the layer does.
+    pub fn turn(&self, ropes: &Ropes, layer: usize, x: &mut [f32], row: usize, head_dim: usize) {
+        let rope = ropes.of(layer);
+        let angles = self.local.as_ref().filter(|_| !std::ptr::eq(rope, &ropes.global)).unwrap_or(&self.global);
+        for (token, angles) in x.chunks_exact_mut(row).zip(angles.chunks_exact(rope.n_rot)) {
             for head in token.chunks_exact_mut(head_dim) {
                 rope.turn(head, angles);
             }

@@ -31,7 +31,7 @@ pub struct Scratch {
     pub gate: Buf<f32>,     // [n_batch][n_ff]
     pub up: Buf<f32>,       // [n_batch][n_ff]
     pub acts: ActBuf,       // [n_batch][max_cols] quantised
-    pub angles: Angles,     // [n_batch][n_rot]
+    pub angles: Angles,     // [n_batch][n_rot], of each rope
     pub logits: Buf<f32>,   // [n_logits][n_vocab]
     pub split: Buf<f32>,    // partial attention of one token
     pub tiles: Vec<Buf<u8>>,
@@ -60,7 +60,7 @@ impl Scratch {
             .iter()
             .map(|n| region_bytes::<f32>(s.n_batch * n))
             .sum();
-        plan.private("activations", activations + Angles::bytes(s.n_batch, c.rope.n_rot));
+        plan.private("activations", activations + Angles::bytes(c, s.n_batch));
         plan.private("quantised activations", ActBuf::bytes(s.n_batch, c.max_cols()));
         plan.private("logits", region_bytes::<f32>(s.n_logits * c.n_vocab));
         plan.private("weight tiles", s.n_threads * region_bytes::<u8>(sizes.tile));
@@ -86,7 +86,7 @@ impl Scratch {
             gate: arena.carve(b * c.n_ff),
             up: arena.carve(b * c.n_ff),
             acts: ActBuf::carve(&mut arena, b, c.max_cols()),
-            angles: Angles::carve(&mut arena, b, c.rope.n_rot),
+            angles: Angles::carve(&mut arena, c, b),
             logits: arena.carve(s.n_logits * c.n_vocab),
             split: arena.carve(sizes.split),
             tiles: (0..s.n_threads).map(|_| arena.carve(sizes.tile)).collect(),

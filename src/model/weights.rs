@@ -63,17 +63,19 @@ pub struct Files<'a> {
 }
 
 pub struct Layer {
-    pub attn_norm: Buf<f32>,             // [n_embd]
-    pub attn_q: Tensor,                  // [q_dim][n_embd]
-    pub attn_k: Tensor,                  // [kv_dim][n_embd]
-    pub attn_v: Tensor,                  // [kv_dim][n_embd]
-    pub qkv_bias: Option<[Buf<f32>; 3]>, // [q_dim] [kv_dim] [kv_dim]
-    pub qk_norm: Option<[Buf<f32>; 2]>,  // [head_dim] each
-    pub attn_output: Tensor,             // [n_embd][q_dim]
-    pub ffn_norm: Buf<f32>,              // [n_embd]
-    pub ffn_gate: Tensor,                // [n_ff][n_embd]
-    pub ffn_up: Tensor,                  // [n_ff][n_embd]
-    pub ffn_down: Tensor,                // [n_embd][n_ff]
+    pub attn_norm: Buf<f32>,              // [n_embd]
+    pub attn_q: Tensor,                   // [q_dim][n_embd]
+    pub attn_k: Tensor,                   // [kv_dim][n_embd]
+    pub attn_v: Tensor,                   // [kv_dim][n_embd]
+    pub qkv_bias: Option<[Buf<f32>; 3]>,  // [q_dim] [kv_dim] [kv_dim]
+    pub qk_norm: Option<[Buf<f32>; 2]>,   // [head_dim] each
+    pub attn_output: Tensor,              // [n_embd][q_dim]
+    pub attn_post_norm: Option<Buf<f32>>, // [n_embd], of what attention adds
+    pub ffn_norm: Buf<f32>,               // [n_embd]
+    pub ffn_gate: Tensor,                 // [n_ff][n_embd]
+    pub ffn_up: Tensor,                   // [n_ff][n_embd]
+    pub ffn_down: Tensor,                 // [n_embd][n_ff]
+    pub ffn_post_norm: Option<Buf<f32>>,  // [n_embd], of what the FFN adds
 }
 
 impl Layer {
@@ -99,7 +101,8 @@ impl Weights {
         let region = region_bytes::<f32>;
         let bias = if c.arch.qkv_bias { region(c.q_dim()) + 2 * region(c.kv_dim()) } else { 0 };
         let head = if c.arch.qk_norm { 2 * region(c.head_dim) } else { 0 };
-        c.n_layer * (2 * region(c.n_embd) + bias + head) + region(c.n_embd)
+        let post = if c.arch.post_norm { 2 * region(c.n_embd) } else { 0 };
+        c.n_layer * (2 * region(c.n_embd) + bias + head + post) + region(c.n_embd)
     }
 
     /// Every matrix that is multiplied.
@@ -188,13 +191,29 @@ impl<'a> Binder<'a> {
             false => None,
         };
         let attn_output = self.matrix(&name("attn_output"), embd, q)?;
+        let mut post_norm = |tensor: &str| c.arch.post_norm.then(|| self.vector(&name(tensor), embd)).transpose();
+        let (attn_post_norm, ffn_post_norm) = (post_norm("post_attention_norm")?, post_norm("post_ffw_norm")?);
         let ffn_norm = self.vector(&name("ffn_norm"), embd)?;
         let [ffn_gate, ffn_up] = match c.arch.fused {
             true => self.split(&name("ffn_up"), [ff, ff], embd)?,
             false => [self.matrix(&name("ffn_gate"), ff, embd)?, self.matrix(&name("ffn_up"), ff, embd)?],
         };
         let ffn_down = self.matrix(&name("ffn_down"), embd, ff)?;
-        Ok(Layer { attn_norm, attn_q, attn_k, attn_v, qkv_bias, qk_norm, attn_output, ffn_norm, ffn_gate, ffn_up, ffn_down })
+        Ok(Layer {
+            attn_norm,
+            attn_q,
+            attn_k,
+            attn_v,
+            qkv_bias,
+            qk_norm,
+            attn_output,
+            attn_post_norm,
+            ffn_norm,
+            ffn_gate,
+            ffn_up,
+            ffn_down,
+            ffn_post_norm,
+        })
     }
 
     fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Tensor> {

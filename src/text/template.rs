@@ -310,6 +310,29 @@ mod tests {
         assert_eq!(render(source, &conversation()).unwrap(), want);
     }
 
+    /// As Gemma's: the system's words open the user's first turn, and the assistant is `model`.
+    #[test]
+    fn turns_shape_that_puts_the_system_into_the_first_turn() {
+        let source = "{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set opening = messages[0]['content'] + '\n\n' -%}{%- set turns = messages[1:] -%}
+{%- else -%}
+    {%- set opening = '' -%}{%- set turns = messages -%}
+{%- endif -%}
+{%- for message in turns -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}{{ raise_exception('must alternate') }}{%- endif -%}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '\n' + (opening if loop.first else '') }}
+    {%- if message['content'] is string -%}{{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}{{ item['text'] }}{%- endfor -%}{%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}";
+        let want = "<s><start_of_turn>user\nBe brief.\n\nHi <b>\"you\"</b><end_of_turn>\n<start_of_turn>model\nHello!<end_of_turn>\n\
+            <start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n";
+        assert_eq!(render(source, &conversation()).unwrap(), want);
+    }
+
     #[test]
     fn instruct_shape_that_insists_on_alternation() {
         let source = "{{ bos_token }}{% for message in messages %}\

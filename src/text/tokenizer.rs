@@ -182,12 +182,12 @@ impl Tokenizer {
     pub fn plan_bytes(file: &GgufFile) -> Result<u64> {
         let tokens = file.strings(TOKENS)?;
         if is_spm(file)? {
-            let own: u64 = tokens.iter().map(|text| text.len() as u64).sum();
+            let own = tokens.text_bytes() as u64;
             return Ok(own + tokens.len() as u64 * 5 + Spm::plan_bytes(&tokens) + FIXED_BYTES);
         }
         let merges = file.strings(MERGES)?;
         let token_chunks: u64 = tokens.iter().map(|text| heap_chunk(text.len())).sum();
-        let token_bytes: u64 = tokens.iter().map(|text| text.len() as u64).sum();
+        let token_bytes = tokens.text_bytes() as u64;
         // Two strings of a merge together are no longer than its text.
         let merge_chunks: u64 = merges.iter().map(|text| heap_chunk(0) + heap_chunk(text.len())).sum();
         let (n_vocab, n_merges) = (tokens.len() as u64, merges.len() as u64);
@@ -408,7 +408,7 @@ fn special_id(file: &GgufFile, key: &str, n_vocab: usize) -> Result<Option<u32>>
 type ByteTable = (Box<[u8]>, Box<[u32]>);
 
 fn byte_table(file: &GgufFile, tokens: &StringArray<'_>, kinds: &[TokenKind], is_spm: bool) -> Result<ByteTable> {
-    let total: usize = tokens.iter().map(str::len).sum();
+    let total = tokens.text_bytes();
     if u32::try_from(total).is_err() {
         return Err(Error::unsupported(
             file.path(),

@@ -4,7 +4,8 @@ mean absolute logit error in the top ten at the ends of the prompts of logits.js
 Owns: the comparison of llama.cpp (its defaults, f16 cache) and of lowkey, both against the same reference logits.
 Refuses: to judge; it prints. lowkey hands its logits over by `lowkey eval ppl … --logits-out FILE.npy`
 (f32 [n_windows * ctx, n_vocab], row i after token i of the window). Any llama-arch GGUF goes in, so that
-requantised models can be compared too. Run: python tests/golden/compare.py --lowkey target/release/lowkey
+requantised models can be compared too. For other families `--truth FILE` names the same weights in F32 (requant.py
+--types f32), and llama.cpp on them is the reference; prompts are left out then. Run: python tests/golden/compare.py --lowkey target/release/lowkey
 """
 
 import argparse
@@ -135,6 +136,7 @@ def compare_prompts(reference, engines):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="any llama-arch GGUF (default: the demo model)")
+    parser.add_argument("--truth", help="the same weights in F32: llama.cpp on them is the reference")
     parser.add_argument("--text", type=pathlib.Path, default=common.DATA / "prose.txt")
     parser.add_argument("--ctx", type=int, default=2048)
     parser.add_argument("--windows", type=int, default=4, help="at most so many windows of the text")
@@ -144,12 +146,12 @@ def main():
     parser.add_argument("-o", choices=("text", "json"), default="text")
     args = parser.parse_args()
     model = common.find_model(args.model)
-    reference = Reference(model)
+    reference = Peer(args.truth, n_ctx=max(args.ctx, 512)) if args.truth else Reference(model)
     engines = {"llama.cpp": Peer(model, n_ctx=max(args.ctx, 512))}
     if args.lowkey:
         engines["lowkey"] = Lowkey(args.lowkey, model, args.lowkey_args.split())
     rows = compare_text(args, reference, engines)
-    if not args.no_prompts:
+    if not (args.no_prompts or args.truth):
         for name, more in compare_prompts(reference, engines).items():
             rows[name] |= more
     if args.o == "json":

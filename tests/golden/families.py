@@ -26,8 +26,8 @@ TYPES = {"F32": 0, "F16": 1, "Q8_0": 8}
 
 def spec(arch, heads, head_dim, kind="F32", n_embd=None, n_ff=96, n_layer=2, n_vocab=37, n_rot=None, output=True, **keys):
     n_head, n_head_kv = heads
-    # Only of these two does llama.cpp take heads that together are wider or narrower than the embedding.
-    n_embd = n_embd or (64 if arch in ("llama", "qwen3") else n_head * head_dim)
+    # Only of these does llama.cpp take heads that together are wider or narrower than the embedding.
+    n_embd = n_embd or (64 if arch in ("llama", "qwen3", "gemma", "gemma2", "gemma3") else n_head * head_dim)
     return dict(
         arch=arch, n_head=n_head, n_head_kv=n_head_kv, head_dim=head_dim, kind=kind, n_embd=n_embd, n_ff=n_ff,
         n_layer=n_layer, n_vocab=n_vocab, n_rot=n_rot or head_dim, output=output, keys=keys,
@@ -35,6 +35,9 @@ def spec(arch, heads, head_dim, kind="F32", n_embd=None, n_ff=96, n_layer=2, n_v
 
 
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
+WINDOW = {"attention.sliding_window": 5}
+CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}
+LINEAR = {"rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
 MODELS = {
     "llama-linear": spec("llama", (2, 1), 64, **{"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
     "llama-factor-only": spec("llama", (1, 1), 64, **{"rope.scaling.factor": 2.0}),
@@ -60,6 +63,20 @@ MODELS = {
     "phi3-q8": spec("phi3", (2, 1), 64, "Q8_0"),
     # A window that is as long as the context changes nothing.
     "phi3-window": spec("phi3", (2, 1), 64, **{"attention.sliding_window": 256}),
+    "gemma-mqa": spec("gemma", (4, 1), 128, output=False),
+    "gemma-gqa": spec("gemma", (4, 2), 256, "F16", output=False, n_vocab=41),
+    # Windows much shorter than the text; caps low enough to bend scores and logits, and those that the family implies.
+    "gemma2-mha": spec("gemma2", (2, 2), 64, n_layer=4, output=False, **WINDOW, **CAPS),
+    "gemma2-gqa": spec("gemma2", (4, 2), 128, "F16", n_layer=3, output=False, n_vocab=45, **WINDOW, **CAPS),
+    "gemma2-mqa": spec("gemma2", (4, 1), 256, n_layer=2, output=False, **{"attention.sliding_window": 1}),
+    "gemma2-q8": spec("gemma2", (4, 2), 64, "Q8_0", n_layer=3, output=False, **WINDOW, **CAPS),
+    # The count of layers by which llama.cpp knows the largest model, whose scores are scaled otherwise.
+    "gemma2-46-layers": spec("gemma2", (1, 1), 32, n_ff=32, n_layer=46, output=False, **WINDOW, **CAPS),
+    "gemma3-mha": spec("gemma3", (2, 2), 64, n_layer=7, output=False, **WINDOW, **{"rope.freq_base": 1000000.0}),
+    "gemma3-gqa": spec("gemma3", (4, 2), 128, n_layer=8, output=False, n_vocab=43, **WINDOW, **LINEAR),
+    "gemma3-mqa": spec("gemma3", (4, 1), 256, "F16", n_layer=6, n_vocab=39, **WINDOW, **{"rope.freq_base": 1000000.0}),
+    "gemma3-q8": spec("gemma3", (2, 1), 96, "Q8_0", n_embd=96, n_layer=7, output=False, **WINDOW),
+    "gemma3-wide-window": spec("gemma3", (2, 1), 64, n_layer=6, output=False, **{"attention.sliding_window": 512}),
 }  # fmt: skip
 
 
@@ -103,9 +120,11 @@ def tensors(s):
             yield from (matrix(b + "attn_q", q, embd), matrix(b + "attn_k", kv, embd), matrix(b + "attn_v", kv, embd))
         if s["arch"] == "qwen2":
             yield from (vector(b + f"attn_{x}.bias", n, 2.0**-6, 0.0) for x, n in (("q", q), ("k", kv), ("v", kv)))
-        if s["arch"] == "qwen3":
+        if s["arch"] in ("qwen3", "gemma3"):
             yield from (vector(b + f"attn_{x}_norm.weight", s["head_dim"]) for x in "qk")
         yield matrix(b + "attn_output", embd, q)
+        if s["arch"] in ("gemma2", "gemma3"):
+            yield from (vector(b + f"post_{x}_norm.weight", embd) for x in ("attention", "ffw"))
         yield vector(b + "ffn_norm.weight", embd)
         if s["arch"] == "phi3":
             yield matrix(b + "ffn_up", 2 * ff, embd)
