@@ -65,7 +65,7 @@ impl SessionParams {
         }
         // After renumbering an eighth of the context is free: a batch must fit into it.
         let n_batch = self.n_batch.min(c.n_ctx / 8);
-        let kv = KvShape {
+        let mut kv = KvShape {
             n_layer: c.n_layer,
             n_head_kv: c.n_head_kv,
             head_dim: c.head_dim,
@@ -74,10 +74,24 @@ impl SessionParams {
             window: c.window,
             k_type: self.k_type,
             v_type: self.v_type,
+            marks: self.kv.marks(),
         };
-        let (n_slot, protect) = self.kv.fit(&kv)?;
+        let (mut n_slot, mut protect) = self.kv.fit(&kv)?;
+        if kv.marks.received {
+            // A token must not be judged before its attention is counted, which is after its batch: it is recent that long.
+            kv.n_batch = n_batch.min(protect.recent.max(1) as usize);
+            (n_slot, protect) = self.kv.fit(&kv)?;
+        }
+        let n_batch = kv.n_batch;
         let n_logits = self.n_logits.clamp(1, n_batch);
-        let scratch = ScratchShape { n_batch, n_slot, n_threads, n_logits, has_float: model.weights.has_float };
+        let scratch = ScratchShape {
+            n_batch,
+            n_slot,
+            n_threads,
+            n_logits,
+            has_float: model.weights.has_float,
+            counts_attention: kv.marks.received,
+        };
         Ok(Layout { kv, n_slot, protect, kernels, n_threads, scratch })
     }
 }

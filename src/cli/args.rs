@@ -4,8 +4,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::kv::cache::{KvParams, Recent};
 use crate::kv::policy::Policy;
+use crate::kv::shape::{KvParams, Recent, Share};
 use crate::kv::types::KvType;
 use crate::session::{DEFAULT_BATCH, SessionParams};
 use crate::text::SamplerParams;
@@ -42,8 +42,9 @@ pub struct SessionArgs {
     /// --k-type and --v-type at once
     #[arg(long, value_name = "TYPE")]
     pub kv_type: Option<KvType>,
-    /// Who goes when the arena is full: l2 (the highest key norm; sinks and recent tokens are protected), l2-paper (the
-    /// same with nothing protected), window (the oldest; sinks are protected), off (nobody: the stream stops)
+    /// Who goes when the arena is full: l2 (the highest key norm), rare (what direction, value and attention promise least),
+    /// keydiff, keydiff-frozen, outlier, ratio, tova, h2o, random; each protects sinks and recent tokens. Or window (the
+    /// oldest; sinks are protected), l2-paper (l2, nothing protected), l2-high (its control), off (nobody: the stream stops)
     #[arg(long, value_name = "POLICY", default_value = "l2")]
     pub evict: Policy,
     /// First tokens of the stream that are never evicted
@@ -52,6 +53,12 @@ pub struct SessionArgs {
     /// Latest tokens that are not evicted: a number, or a share of the slots
     #[arg(long, value_name = "N|N%", default_value = "50%")]
     pub recent: Recent,
+    /// Share of the slots that l2 reserves for the rarest entries, such as 25%
+    #[arg(long, value_name = "F%", default_value = "0%")]
+    pub rare: Share,
+    /// Rate an entry as its best neighbour within N tokens
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=64))]
+    pub pool: u32,
     /// Tokens of a prefill batch
     #[arg(short, long, value_name = "N", default_value_t = DEFAULT_BATCH)]
     pub batch: usize,
@@ -75,7 +82,14 @@ impl SessionArgs {
         SessionParams {
             k_type,
             v_type,
-            kv: KvParams { budget_bytes: self.kv_budget.0, policy: self.evict, sinks: self.sinks, recent: self.recent },
+            kv: KvParams {
+                budget_bytes: self.kv_budget.0,
+                policy: self.evict,
+                sinks: self.sinks,
+                recent: self.recent,
+                rare: self.rare.0 / 100.0,
+                pool: self.pool,
+            },
             n_batch: self.batch,
             n_threads: self.threads,
             kernels: self.kernels.clone(),

@@ -193,15 +193,19 @@ pub unsafe fn attend(a: &Attend, out: &mut Partial) {
     for first in (0..n_q).step_by(MAX_QUERIES) {
         let n = (n_q - first).min(MAX_QUERIES);
         let q = &a.q[first * hd..(first + n) * hd];
-        let (max, sum) = (&mut out.max[first..first + n], &mut out.sum[first..first + n]);
-        let acc = &mut out.acc[first * hd..(first + n) * hd];
+        let mut part = Partial {
+            max: &mut out.max[first..first + n],
+            sum: &mut out.sum[first..first + n],
+            acc: &mut out.acc[first * hd..(first + n) * hd],
+            weights: portable::weights_of(first, out.weights),
+        };
         // SAFETY: passed on.
         unsafe {
             match n {
-                1 => attend_n::<1>(a, q, max, sum, acc),
-                2 => attend_n::<2>(a, q, max, sum, acc),
-                3 => attend_n::<3>(a, q, max, sum, acc),
-                _ => attend_n::<4>(a, q, max, sum, acc),
+                1 => attend_n::<1>(a, q, &mut part),
+                2 => attend_n::<2>(a, q, &mut part),
+                3 => attend_n::<3>(a, q, &mut part),
+                _ => attend_n::<4>(a, q, &mut part),
             }
         }
     }
@@ -211,7 +215,8 @@ pub unsafe fn attend(a: &Attend, out: &mut Partial) {
 ///
 /// # Safety
 /// As `attend`.
-unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: &mut [f32], acc: &mut [f32]) {
+unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
+    let Partial { max, sum, acc, .. } = out;
     let mut weights = [[0f32; 4]; CHUNK];
     // SAFETY: passed on.
     let mut highest = unsafe { with_row!(a.k_type, R => scores::<R, N>(a, q, &mut weights)) };
@@ -247,6 +252,8 @@ unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: 
         sum.copy_from_slice(&total_4[..N]);
         with_row!(a.v_type, R => mix::<R, N>(a, &weights, acc));
     }
+    let wanted = out.weights.len().min(a.n_rows);
+    out.weights[..wanted].copy_from_slice(&weights[..wanted]);
 }
 
 /// The weighted values, sixteen elements at a time.

@@ -248,6 +248,14 @@ pub struct Partial<'a> {
     pub sum: &'a mut [f32],
     /// `[n_q][head_dim]`
     pub acc: &'a mut [f32],
+    /// exp(score - highest) of each row, for who asks: `weights_len(n_q)`, laid out `[n_q / 4][CHUNK][4]` (a row's four
+    /// queries side by side). What lies behind `n_rows` and behind the last query is undefined. Empty: not asked for.
+    pub weights: &'a mut [[f32; MAX_QUERIES]],
+}
+
+/// Elements of `Partial::weights`.
+pub fn weights_len(n_q: usize) -> usize {
+    n_q.div_ceil(MAX_QUERIES) * CHUNK
 }
 
 /// Order in which a head's elements are turned in pairs by RoPE.
@@ -475,6 +483,7 @@ impl Kernels {
         let n_q = a.q.len() / a.head_dim;
         assert!(a.head_dim % 8 == 0 && a.n_rows <= CHUNK && a.n_rows > 0);
         assert!(out.max.len() == n_q && out.sum.len() == n_q && out.acc.len() == a.q.len());
+        assert!(out.weights.is_empty() || out.weights.len() == weights_len(n_q));
         let n_stored = (a.keys.len() / a.k_type.row_bytes(a.head_dim)).min(a.values.len() / a.v_type.row_bytes(a.head_dim));
         match a.rows {
             Rows::Dense { first } => assert!(first + a.n_rows <= n_stored),

@@ -158,19 +158,31 @@ pub fn attend(a: &Attend, out: &mut Partial) {
     for first in (0..n_q).step_by(MAX_QUERIES) {
         let n = (n_q - first).min(MAX_QUERIES);
         let q = &a.q[first * hd..(first + n) * hd];
-        let (max, sum, acc) =
-            (&mut out.max[first..first + n], &mut out.sum[first..first + n], &mut out.acc[first * hd..(first + n) * hd]);
+        let mut part = Partial {
+            max: &mut out.max[first..first + n],
+            sum: &mut out.sum[first..first + n],
+            acc: &mut out.acc[first * hd..(first + n) * hd],
+            weights: weights_of(first, out.weights),
+        };
         match n {
-            1 => attend_n::<1>(a, q, max, sum, acc),
-            2 => attend_n::<2>(a, q, max, sum, acc),
-            3 => attend_n::<3>(a, q, max, sum, acc),
-            _ => attend_n::<4>(a, q, max, sum, acc),
+            1 => attend_n::<1>(a, q, &mut part),
+            2 => attend_n::<2>(a, q, &mut part),
+            3 => attend_n::<3>(a, q, &mut part),
+            _ => attend_n::<4>(a, q, &mut part),
         }
     }
 }
 
-fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: &mut [f32], acc: &mut [f32]) {
+/// The part of `Partial::weights` that belongs to the queries from `first` on.
+pub fn weights_of(first: usize, weights: &mut [[f32; MAX_QUERIES]]) -> &mut [[f32; MAX_QUERIES]] {
+    let at = if weights.is_empty() { 0 } else { first / MAX_QUERIES * CHUNK };
+    let len = CHUNK.min(weights.len());
+    &mut weights[at..at + len]
+}
+
+fn attend_n<const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
     let hd = a.head_dim;
+    let Partial { max, sum, acc, .. } = out;
     let (k_bytes, v_bytes) = (a.k_type.row_bytes(hd), a.v_type.row_bytes(hd));
     let mut weights = [[f32::NEG_INFINITY; CHUNK]; N];
     for j in 0..a.n_rows {
@@ -224,6 +236,11 @@ fn attend_n<const N: usize>(a: &Attend, q: &[f32], max: &mut [f32], sum: &mut [f
         }
         for n in 0..N {
             acc[n * hd + i * 8..][..8].copy_from_slice(&total[n]);
+        }
+    }
+    for (j, row) in out.weights.iter_mut().take(a.n_rows).enumerate() {
+        for n in 0..N {
+            row[n] = weights[n][j];
         }
     }
 }

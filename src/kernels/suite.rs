@@ -284,14 +284,17 @@ fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
                 let q = random_x(n_q * head_dim, 6);
                 let run = |k: Kernels, rows: Rows, soft_cap: f32| {
                     let (mut max, mut sum, mut acc) = (vec![f32::NAN; n_q], vec![f32::NAN; n_q], vec![f32::NAN; n_q * head_dim]);
+                    let mut weights = vec![[f32::NAN; MAX_QUERIES]; weights_len(n_q)];
                     let a = Attend { q: &q, head_dim, keys: &keys, values: &values, k_type, v_type, rows, n_rows, soft_cap };
-                    k.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc });
-                    (bits(&max), bits(&sum), bits(&acc))
+                    k.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc, weights: &mut weights });
+                    let of = |j: usize| (0..n_q).map(move |n| (n / MAX_QUERIES * CHUNK + j, n % MAX_QUERIES));
+                    let weights: Vec<f32> = (0..n_rows).flat_map(of).map(|(row, n)| weights[row][n]).collect();
+                    (bits(&max), bits(&sum), bits(&acc), bits(&weights))
                 };
                 let table: Vec<u32> = (2..2 + n_rows as u32).collect();
                 for soft_cap in [0.0, 5.0] {
                     let want = run(scalar, Rows::Dense { first: 2 }, soft_cap);
-                    assert!(want.2.iter().all(|&b| f32::from_bits(b).is_finite()));
+                    assert!(want.2.iter().chain(&want.3).all(|&b| f32::from_bits(b).is_finite()));
                     assert!(soft_cap == 0.0 || want.0.iter().all(|&max| f32::from_bits(max) <= soft_cap));
                     for kernels in Kernels::available() {
                         let what = format!("{} {k_type:?} {v_type:?} head {head_dim} n_q {n_q} rows {n_rows}", kernels.name());

@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::kv_rows::{ROW_BLOCK, RowType, with_row};
-use super::portable::{Lanes, LoadF16, exp, soft_cap};
+use super::portable::{Lanes, LoadF16, exp, soft_cap, weights_of};
 use super::{Attend, BLOCK, CHUNK, MAX_QUERIES, Partial};
 
 /// Eight f16 by `vcvtph2ps`.
@@ -285,8 +285,12 @@ pub unsafe fn attend<W: Width>(a: &Attend, out: &mut Partial) {
         let n = (n_q - first).min(MAX_QUERIES);
         let heads = first..first + n;
         let q = &a.q[first * hd..][..n * hd];
-        let mut part =
-            Partial { max: &mut out.max[heads.clone()], sum: &mut out.sum[heads], acc: &mut out.acc[first * hd..][..n * hd] };
+        let mut part = Partial {
+            max: &mut out.max[heads.clone()],
+            sum: &mut out.sum[heads],
+            acc: &mut out.acc[first * hd..][..n * hd],
+            weights: weights_of(first, out.weights),
+        };
         // SAFETY: passed on; `at` holds rows of the caller's, `q` and `part` have `n` heads.
         unsafe {
             match n {
@@ -352,6 +356,9 @@ unsafe fn attend_n<W: Width, const N: usize, const P: usize, const K: usize>(
     }
     // SAFETY: a weight for each row.
     unsafe { with_row!(a.v_type, R => W::mix::<R, N, P, K>(a, at, weights.as_ptr().cast(), out.acc)) };
+    for (row, weights) in out.weights.iter_mut().zip(weights.as_flattened().chunks_exact(P)) {
+        row[..P].copy_from_slice(weights);
+    }
 }
 
 /// The scores of all keys, and the highest in each lane.

@@ -13,93 +13,14 @@
 mod thin;
 
 use super::Pos;
-use super::policy::{Policy, Protection, victim};
+use super::marks::{Head, HeadMarks, cosine};
+use super::policy::{Policy, Protection, Rule};
+pub use super::shape::{KvParams, KvShape, Recent};
 use super::types::KvType;
-use super::window::Window;
 use crate::error::{Error, Result};
 use crate::mem::arena::{Arena, Buf, region_bytes};
 use crate::mem::pool::Pool;
 use crate::units::Bytes;
-
-/// What the model and the batch ask of the arena.
-#[derive(Clone, Copy, Debug)]
-pub struct KvShape {
-    pub n_layer: usize,
-    pub n_head_kv: usize,
-    pub head_dim: usize,
-    /// Tokens of one prefill batch.
-    pub n_batch: usize,
-    /// The trained context: more slots than this would never be used.
-    pub n_ctx: usize,
-    /// Which layers see the latest tokens only, if any does.
-    pub window: Option<Window>,
-    /// How keys and values are stored.
-    pub k_type: KvType,
-    pub v_type: KvType,
-}
-
-impl KvShape {
-    pub fn n_heads(&self) -> usize {
-        self.n_layer * self.n_head_kv
-    }
-
-    /// Slots of each head of a layer where layers without a window have `n_slot`.
-    pub fn slots(&self, layer: usize, n_slot: usize) -> usize {
-        self.window.map_or(n_slot, |window| window.slots(layer, n_slot))
-    }
-
-    /// Slots of all heads of the first `n_layer` layers.
-    fn slots_of(&self, n_layer: usize, n_slot: usize) -> usize {
-        self.n_head_kv * self.window.map_or(n_layer * n_slot, |window| window.slots_of(n_layer, n_slot))
-    }
-
-    /// Bytes of one stored key.
-    pub fn k_bytes(&self) -> usize {
-        self.k_type.row().row_bytes(self.head_dim)
-    }
-
-    /// Bytes of one stored value.
-    pub fn v_bytes(&self) -> usize {
-        self.v_type.row().row_bytes(self.head_dim)
-    }
-
-    /// Keys and values of `n` tokens in f16, without anything beside them: what shares of a full cache refer to.
-    pub fn full_f16_bytes(&self, n: usize) -> usize {
-        2 * KvType::F16.row().row_bytes(self.head_dim) * self.slots_of(self.n_layer, n)
-    }
-
-    /// Key, value, score and position of one token in every head that no window limits.
-    pub fn bytes_per_slot(&self) -> usize {
-        let n_local = self.window.map_or(0, |window| window.n_local(self.n_layer));
-        (self.n_layer - n_local) * self.n_head_kv * (self.k_bytes() + self.v_bytes() + size_of::<f32>() + size_of::<Pos>())
-    }
-
-    /// All bytes of an arena of `n_slot` slots, the rows of one batch included.
-    pub fn arena_bytes(&self, n_slot: usize) -> usize {
-        let slots = self.slots_of(self.n_layer, n_slot);
-        let rows = slots + self.n_head_kv * self.n_batch;
-        region_bytes::<u8>(rows * self.k_bytes())
-            + region_bytes::<u8>(rows * self.v_bytes())
-            + region_bytes::<f32>(slots)
-            + region_bytes::<Pos>(slots)
-            + region_bytes::<u32>(self.n_head_kv * self.n_batch)
-    }
-
-    /// The most slots that fit into `budget_bytes`: no more than the trained context, and no more than rows can be numbered.
-    pub fn slots_within(&self, budget_bytes: u64) -> usize {
-        let fits = |n: usize| self.arena_bytes(n) as u64 <= budget_bytes;
-        let numbered = (u32::MAX as usize - self.n_head_kv * self.n_batch) / self.n_heads();
-        let (mut low, mut high) = (0, self.n_ctx.min(numbered));
-        if fits(high) {
-            return high;
-        }
-        while low + 1 < high {
-            let middle = (low + high) / 2;
-            if fits(middle) { low = middle } else { high = middle }
-        }
-        low
-    }
-}
 
 /// KV heads of a layer at most: what `place` keeps on the stack.
 pub const MAX_HEAD_KV: usize = 128;
@@ -108,91 +29,18 @@ pub const MAX_HEAD_DIM: usize = 1024;
 
 /// What one head owns of the buffers that `place` writes.
 struct HeadShare<'a> {
-    scores: &'a mut [f32],
-    positions: &'a mut [Pos],
+    marks: Head<'a>,
     taken: &'a mut [u32],
     keys: &'a mut [u8],
     values: &'a mut [u8],
-}
-
-/// `--recent`: a count of tokens, or a share of the slots.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Recent {
-    Tokens(u32),
-    Percent(f32),
-}
-
-impl Recent {
-    pub fn of(self, n_slot: usize) -> u32 {
-        match self {
-            Recent::Tokens(n) => n,
-            Recent::Percent(p) => (n_slot as f64 * f64::from(p) / 100.0) as u32,
-        }
-    }
-}
-
-impl std::str::FromStr for Recent {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let help = || format!("'{text}' is not a number of tokens, such as 64, or a share of the slots, such as 50%");
-        match text.strip_suffix('%') {
-            Some(percent) => match percent.parse::<f32>() {
-                Ok(p) if (0.0..=100.0).contains(&p) => Ok(Recent::Percent(p)),
-                _ => Err(help()),
-            },
-            None => text.parse().map(Recent::Tokens).map_err(|_| help()),
-        }
-    }
-}
-
-/// What the user asks of the arena.
-#[derive(Clone, Copy, Debug)]
-pub struct KvParams {
-    pub budget_bytes: u64,
-    pub policy: Policy,
-    pub sinks: u32,
-    pub recent: Recent,
-}
-
-impl KvParams {
-    /// The slots that the budget gives and what they protect, or the message that says which budget would do.
-    pub fn fit(&self, shape: &KvShape) -> Result<(usize, Protection)> {
-        let n_slot = shape.slots_within(self.budget_bytes);
-        let protect = self.policy.protection(self.sinks, self.recent.of(n_slot));
-        if n_slot >= protect.min_slots() {
-            return Ok((n_slot, protect));
-        }
-        let enough = (1..=shape.n_ctx).find(|&n| n >= self.policy.protection(self.sinks, self.recent.of(n)).min_slots());
-        let batch = Bytes((shape.arena_bytes(0)) as u64);
-        let Some(enough) = enough else {
-            let what = format!(
-                "{} sinks and the recent tokens do not fit into a context of {}; lower --sinks or --recent",
-                self.sinks, shape.n_ctx
-            );
-            return Err(Error::usage(if self.sinks as usize >= shape.n_ctx { "--sinks" } else { "--recent" }, what));
-        };
-        Err(Error::budget(
-            "--kv-budget",
-            format!(
-                "{} holds {n_slot} tokens of {} bytes beside {batch} for a batch of {}; '{}' with {} sinks and {} recent needs {enough}: \
-                 give at least {} bytes, or lower --batch, --sinks or --recent",
-                Bytes(self.budget_bytes),
-                shape.bytes_per_slot(),
-                shape.n_batch,
-                self.policy.name(),
-                protect.sinks,
-                protect.recent,
-                shape.arena_bytes(enough),
-            ),
-        ))
-    }
 }
 
 pub struct KvCache {
     shape: KvShape,
     policy: Policy,
     protect: Protection,
+    /// Slots reserved for the rarest.
+    n_rare: usize,
     n_slot: usize,
     /// Taken slots; the same in every head, but no more than a layer has.
     n_live: usize,
@@ -205,8 +53,8 @@ pub struct KvCache {
     keys: Buf<u8>,
     values: Buf<u8>,
     /// As `keys`, without those of the batch.
-    scores: Buf<f32>,
     positions: Buf<Pos>,
+    marks: HeadMarks,
     /// `[n_head_kv][n_batch]`: the slot that each token of the batch takes, in the layer under way.
     taken: Buf<u32>,
 }
@@ -221,10 +69,11 @@ impl KvCache {
         })?;
         let (slots, batch) = (shape.slots_of(shape.n_layer, n_slot), shape.n_head_kv * shape.n_batch);
         let rows = slots + batch;
-        let cache = KvCache {
+        let mut cache = KvCache {
             shape,
             policy: params.policy,
             protect,
+            n_rare: if params.policy == Policy::L2 { (n_slot as f64 * f64::from(params.rare)) as usize } else { 0 },
             n_slot,
             n_live: 0,
             next_pos: 0,
@@ -233,11 +82,12 @@ impl KvCache {
             arena_bytes,
             keys: arena.carve(rows * shape.k_bytes()),
             values: arena.carve(rows * shape.v_bytes()),
-            scores: arena.carve(slots),
             positions: arena.carve(slots),
             taken: arena.carve(batch),
+            marks: HeadMarks::carve(&mut arena, &shape, n_slot),
         };
         assert_eq!(arena.used(), arena_bytes);
+        cache.clear();
         Ok(cache)
     }
 
@@ -283,12 +133,14 @@ impl KvCache {
 
     /// Scores of what a head holds, by slot.
     pub fn scores(&self, layer: usize, head: usize) -> &[f32] {
-        &self.scores[self.first_row(layer, head)..][..self.live(layer)]
+        let first = self.first_row(layer, head);
+        self.marks.scores(first..first + self.live(layer))
     }
 
     /// Forgets everything; the memory stays.
     pub fn clear(&mut self) {
         (self.n_live, self.next_pos, self.n_evicted) = (0, 0, 0);
+        self.marks.clear();
     }
 
     /// Room for `n_tok` more tokens at the positions that follow, or the reason why not.
@@ -318,10 +170,10 @@ impl KvCache {
     }
 
     /// Who goes in a layer: the policy's victim; in one with a window the oldest entry, which no later token sees.
-    fn rule(&self, layer: usize) -> (Policy, Protection) {
+    pub(super) fn rule(&self, layer: usize) -> Rule {
         match self.is_ring(layer) {
-            true => (Policy::Window, Protection::default()),
-            false => (self.policy, self.protect),
+            true => Rule { policy: Policy::Window, protect: Protection::default(), n_rare: 0 },
+            false => Rule { policy: self.policy, protect: self.protect, n_rare: self.n_rare },
         }
     }
 
@@ -334,31 +186,70 @@ impl KvCache {
         self.shape.slots_of(layer, self.n_slot) + head * self.slots(layer)
     }
 
-    fn batch_row(&self, head: usize) -> usize {
+    /// First of the rows where a head's tokens of the batch wait.
+    pub(super) fn batch_row(&self, head: usize) -> usize {
         self.shape.slots_of(self.shape.n_layer, self.n_slot) + head * self.shape.n_batch
     }
 
-    /// Takes in the keys and values (`[n_tok][n_head_kv * head_dim]`, f32, keys turned) of one layer: rounds them into
-    /// the batch's rows, and decides for every token which slot it takes, evicting where a head is full.
-    pub fn place(&mut self, pool: &mut Pool, layer: usize, k: &[f32], v: &[f32], norm: impl Fn(&[f32]) -> f32 + Sync) {
-        let KvShape { n_head_kv, head_dim, n_batch, k_type, v_type, .. } = self.shape;
-        let (n_slot, n_live, next_pos, (policy, protect)) = (self.slots(layer), self.n_live, self.next_pos, self.rule(layer));
-        let (n_tok, k_bytes, v_bytes) = (k.len() / (n_head_kv * head_dim), self.shape.k_bytes(), self.shape.v_bytes());
-        let (heads, batch) = (self.first_row(layer, 0), self.batch_row(0));
-        let mut scores = self.scores[heads..][..n_head_kv * n_slot].chunks_exact_mut(n_slot);
-        let mut positions = self.positions[heads..][..n_head_kv * n_slot].chunks_exact_mut(n_slot);
+    /// Tokens of the stream before the batch under way.
+    fn n_past(&self) -> u64 {
+        self.n_live as u64 + self.n_evicted
+    }
+
+    /// Whether the policy asks what attention each entry received (`settle`).
+    pub fn counts_attention(&self) -> bool {
+        self.shape.marks.received
+    }
+
+    /// Calls `job(head, its share)` for each KV head of a layer, in parallel if it is worth it.
+    fn for_heads(&mut self, pool: &mut Pool, layer: usize, n_tok: usize, job: impl Fn(usize, &mut HeadShare) + Sync) {
+        let KvShape { n_head_kv, n_batch, .. } = self.shape;
+        let (k_bytes, v_bytes, batch) = (self.shape.k_bytes(), self.shape.v_bytes(), self.batch_row(0));
+        let (rows, rule) = ((self.first_row(layer, 0), self.slots(layer)), self.rule(layer));
+        let mut marks = self.marks.of_layer(&self.shape, layer, rows, &mut self.positions, rule);
         let mut taken = self.taken.chunks_exact_mut(n_batch);
         let mut keys = self.keys[batch * k_bytes..].chunks_exact_mut(n_batch * k_bytes);
         let mut values = self.values[batch * v_bytes..].chunks_exact_mut(n_batch * v_bytes);
         let mut shares: [Option<HeadShare>; MAX_HEAD_KV] = [const { None }; MAX_HEAD_KV];
         for share in &mut shares[..n_head_kv] {
             *share = (|| {
-                let (scores, positions, taken) = (scores.next()?, positions.next()?, taken.next()?);
-                Some(HeadShare { scores, positions, taken, keys: keys.next()?, values: values.next()? })
+                let (marks, taken) = (marks.next()?, taken.next()?);
+                Some(HeadShare { marks, taken, keys: keys.next()?, values: values.next()? })
             })();
         }
-        pool.for_chunks(&mut shares[..n_head_kv], 1, |h, share| {
-            let HeadShare { scores, positions, taken, keys, values } = share[0].as_mut().expect("carved for n_head_kv heads");
+        let job = |h: usize, share: &mut Option<HeadShare>| job(h, share.as_mut().expect("carved for n_head_kv heads"));
+        if n_tok == 1 {
+            return shares[..n_head_kv].iter_mut().enumerate().for_each(|(h, share)| job(h, share));
+        }
+        pool.for_chunks(&mut shares[..n_head_kv], 1, |h, share| job(h, &mut share[0]));
+    }
+
+    /// Rates the keys before RoPE and the values (`[n_tok][n_head_kv * head_dim]`, f32) of one layer, for `place`.
+    pub fn rate(&mut self, pool: &mut Pool, layer: usize, k: &[f32], v: &[f32], norm: impl Fn(&[f32]) -> f32 + Sync) {
+        if self.is_ring(layer) {
+            return;
+        }
+        let KvShape { n_head_kv, head_dim, .. } = self.shape;
+        let (n_past, n_tok) = (self.n_past(), k.len() / (n_head_kv * head_dim));
+        self.for_heads(pool, layer, n_tok, |h, share| {
+            for t in 0..n_tok {
+                let at = (t * n_head_kv + h) * head_dim;
+                let noise = noise(layer * n_head_kv + h, n_past + t as u64);
+                share.marks.rate(t, n_past + t as u64, &k[at..at + head_dim], &v[at..at + head_dim], noise, &norm);
+            }
+        });
+    }
+
+    /// Takes in the keys and values of one layer, which were rated, now with the keys turned: rounds them into the batch's
+    /// rows, and decides for every token which slot it takes, evicting where a head is full.
+    pub fn place(&mut self, pool: &mut Pool, layer: usize, k: &[f32], v: &[f32]) {
+        let KvShape { n_head_kv, head_dim, k_type, v_type, .. } = self.shape;
+        let (n_slot, n_live, next_pos, n_past) = (self.slots(layer), self.n_live, self.next_pos, self.n_past());
+        let (n_tok, k_bytes, v_bytes) = (k.len() / (n_head_kv * head_dim), self.shape.k_bytes(), self.shape.v_bytes());
+        if self.policy == Policy::KeyDiff && !self.is_ring(layer) && n_live + n_tok > n_slot {
+            self.compare_with_mean(layer);
+        }
+        self.for_heads(pool, layer, n_tok, |h, HeadShare { marks, taken, keys, values }| {
             for t in 0..n_tok {
                 let at = (t * n_head_kv + h) * head_dim;
                 let (key, value) = (&k[at..at + head_dim], &v[at..at + head_dim]);
@@ -368,11 +259,61 @@ impl KvCache {
                 let slot = if n_live + t < n_slot {
                     n_live + t
                 } else {
-                    victim(scores, positions, now, protect).expect("the budget was checked to leave an entry that may go")
+                    marks.victim(n_slot, now).expect("the budget was checked to leave an entry that may go")
                 };
-                (scores[slot], positions[slot], taken[t]) = (policy.score(norm(key)), now, slot as u32);
+                marks.enter(slot, t, n_past + t as u64, now);
+                taken[t] = slot as u32;
             }
         });
+    }
+
+    /// KeyDiff: the score of each entry becomes the cosine between its key as it is stored and the mean of all, each of
+    /// length one.
+    fn compare_with_mean(&mut self, layer: usize) {
+        let (KvShape { head_dim, k_type, .. }, live) = (self.shape, self.live(layer));
+        let (first, n_slot, row_bytes) = (self.first_row(layer, 0), self.slots(layer), self.shape.k_bytes());
+        let rule = self.rule(layer);
+        let heads = self.marks.of_layer(&self.shape, layer, (first, n_slot), &mut self.positions, rule);
+        for (h, mut head) in heads.enumerate() {
+            let rows = &self.keys[(first + h * n_slot) * row_bytes..][..live * row_bytes];
+            let (mut mean, mut room) = ([0f32; MAX_HEAD_DIM], [0f32; MAX_HEAD_DIM]);
+            let (mean, key) = (&mut mean[..head_dim], &mut room[..head_dim]);
+            let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+            for row in rows.chunks_exact(row_bytes) {
+                k_type.row().load(row, key);
+                let unit = 1.0 / norm(key).max(f32::MIN_POSITIVE);
+                mean.iter_mut().zip(&*key).for_each(|(mean, key)| *mean += key * unit);
+            }
+            let mean_norm = norm(mean);
+            head.rescore(live, |slot| {
+                k_type.row().load(&rows[slot * row_bytes..][..row_bytes], key);
+                cosine(key, norm(key), mean, mean_norm)
+            });
+        }
+    }
+
+    /// After a layer's attention, before `commit`: adds what each entry received, see `attention::Credits`.
+    pub fn settle(&mut self, layer: usize, n_tok: usize, given: impl Fn(usize, usize) -> f32) {
+        if !self.counts_attention() || self.is_ring(layer) {
+            return;
+        }
+        let (n_slot, n_batch, n_head_kv) = (self.slots(layer), self.shape.n_batch, self.shape.n_head_kv);
+        let (live, now, rule) = (self.live_at(layer, n_tok - 1), self.next_pos + n_tok as Pos - 1, self.rule(layer));
+        let rows = (self.first_row(layer, 0), n_slot);
+        debug_assert!(n_head_kv * n_batch == self.taken.len());
+        let heads = self.marks.of_layer(&self.shape, layer, rows, &mut self.positions, rule);
+        for (h, (mut head, taken)) in heads.zip(self.taken.chunks_exact(n_batch)).enumerate() {
+            for slot in 0..live {
+                // New ones hold a position of the batch.
+                let t = (head.positions[slot] + n_tok as Pos).checked_sub(now + 1).map(|t| t as usize);
+                let t = t.filter(|&t| t < n_tok && taken[t] as usize == slot);
+                let (n_seen, row) = t.map_or((n_tok, slot), |t| (n_tok - t, n_slot + t));
+                match rule.policy {
+                    Policy::Tova => head.replace(slot, given(h, row)),
+                    _ => head.settle(slot, given(h, row), n_seen, now),
+                }
+            }
+        }
     }
 
     /// Writes into `table` the row of every entry that token `t` of the batch sees in this head, in slot order.
@@ -485,6 +426,13 @@ impl RenumberScratch {
     }
 }
 
+/// A number in 0..1 for each token of each head, the same in every run.
+fn noise(head: usize, token: u64) -> f32 {
+    let mut x = (token << 16 ^ head as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ x >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    (x >> 40) as f32 / (1u64 << 24) as f32
+}
+
 /// Rounds a vector into a row, in the basis of its type.
 fn store(ty: KvType, x: &[f32], row: &mut [u8]) {
     if !ty.is_turned() {
@@ -500,6 +448,7 @@ fn store(ty: KvType, x: &[f32], row: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::policy::Marks;
 
     /// One layer, one head, as many slots as positions unless told otherwise. A token's number is its key's norm, so that it can be known again.
     pub(super) fn cache(n_ctx: usize, sinks: u32, recent: Recent) -> (KvCache, Pool, Vec<RenumberScratch>) {
@@ -516,8 +465,10 @@ mod tests {
             window: None,
             k_type: KvType::F16,
             v_type: KvType::F16,
+            marks: Marks::default(),
         };
-        let params = KvParams { budget_bytes: shape.arena_bytes(n_slot) as u64, policy: Policy::L2, sinks, recent };
+        let params =
+            KvParams { budget_bytes: shape.arena_bytes(n_slot) as u64, policy: Policy::L2, sinks, recent, rare: 0.0, pool: 0 };
         let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, 8)).unwrap();
         let scratch = vec![RenumberScratch::carve(&mut arena, n_ctx, 8)];
         (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap(), scratch)
@@ -529,7 +480,8 @@ mod tests {
             cache.renumber(pool, scratch, |_, _, _, _| ());
         }
         let row = [token as f32; 8];
-        cache.place(pool, 0, &row, &row, |key| key[0]);
+        cache.rate(pool, 0, &row, &row, |key| key[0]);
+        cache.place(pool, 0, &row, &row);
         cache.commit(0, 1);
         cache.advance(1);
     }
@@ -567,16 +519,19 @@ mod tests {
                 window: None,
                 k_type,
                 v_type: KvType::F16,
+                marks: Marks::default(),
             };
             let budget_bytes = shape.arena_bytes(8) as u64;
-            let params = KvParams { budget_bytes, policy: Policy::Window, sinks: 1, recent: Recent::Tokens(1) };
+            let params =
+                KvParams { budget_bytes, policy: Policy::Window, sinks: 1, recent: Recent::Tokens(1), rare: 0.0, pool: 0 };
             let mut cache = KvCache::new(shape, &params).unwrap();
             let mut arena = Arena::new(RenumberScratch::bytes(16, 64)).unwrap();
             let (mut scratch, mut pool) = (vec![RenumberScratch::carve(&mut arena, 16, 64)], Pool::new(1).unwrap());
             let mut rng = fastrand::Rng::with_seed(5);
             for _ in 0..16 {
                 let key: Vec<f32> = (0..64).map(|_| rng.f32() - 0.5).collect();
-                cache.place(&mut pool, 0, &key, &key, |key| key[0]);
+                cache.rate(&mut pool, 0, &key, &key, |key| key[0]);
+                cache.place(&mut pool, 0, &key, &key);
                 cache.commit(0, 1);
                 cache.advance(1);
             }
@@ -623,6 +578,7 @@ mod tests {
                 window: None,
                 k_type: KvType::F16,
                 v_type: KvType::Q4H,
+                marks: Marks::default(),
             };
             for budget in [0, 1, 1 << 20, 1 << 40, u64::MAX] {
                 let n = shape.slots_within(budget);

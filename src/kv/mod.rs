@@ -2,7 +2,9 @@
 
 pub mod attention;
 pub mod cache;
+pub mod marks;
 pub mod policy;
+pub mod shape;
 pub mod types;
 pub mod window;
 

@@ -1,6 +1,6 @@
 //! Who must go when a head is full. One rule for every policy: among the entries that are not protected, the one with
-//! the highest score; ties go to the oldest. Policies differ in the score an entry gets when it enters and in what is
-//! protected. Everything here is pure.
+//! the highest urge; ties go to the oldest. Policies differ in the score an entry gets when it enters, in whether the
+//! attention it receives counts, and in what is protected. Everything here is pure.
 
 use std::str::FromStr;
 
@@ -9,46 +9,173 @@ use super::Pos;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// The entry whose key has the highest L2 norm goes: low-norm keys are the ones attention looks at (Devoto et al. 2024,
-    /// arXiv 2406.11430). Sinks and recent tokens are protected; without them the rule collapses in streaming.
+    /// arXiv 2406.11430). Sinks, recent tokens and, by `--rare`, the rarest entries are protected; without the first two
+    /// the rule collapses in streaming.
     L2,
     /// The paper's rule as it stands: nothing is protected.
     L2Paper,
+    /// The paper's control: the lowest norm goes.
+    L2High,
+    /// The entry whose value, direction and received attention promise least: (1 - cos)² · norm(v) · the mean attention
+    /// received, cos between the key before RoPE and the mean of its head's. The direction is KeyDiff's measure, the product of
+    /// attention and value that of CAOTE (arXiv 2504.14051).
+    Rare,
+    /// KeyDiff (Park et al. 2025, arXiv 2504.15364): the key most like the mean of the kept keys of length one goes. As in the
+    /// paper, compared anew for each batch of a prompt.
+    KeyDiff,
+    /// The same compared once, when the entry enters, with the mean so far of keys before RoPE.
+    KeyDiffFrozen,
+    /// The lowest (1 - cos) · norm(v) goes, cos as in `KeyDiffFrozen`.
+    Outlier,
+    /// The highest norm(k) / norm(v) goes.
+    Ratio,
+    /// TOVA (Oren et al. 2024, arXiv 2401.06104): the lowest attention from the latest token goes.
+    Tova,
+    /// H2O (Zhang et al. 2023, arXiv 2306.14048): the lowest sum of attention received goes.
+    H2o,
     /// Sinks and a sliding window (Xiao et al. 2023, arXiv 2309.17453): the oldest unprotected entry goes.
     Window,
+    /// Any unprotected entry goes, each as likely.
+    Random,
     /// Nothing is evicted: the stream stops when the arena is full.
     Off,
 }
 
+/// What is known of an entry when it enters, before it is rounded for storage.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Entering {
+    pub key_norm: f32,
+    pub value_norm: f32,
+    /// Cosine between the key before RoPE and the mean of its head's keys, each of length one.
+    pub cos: f32,
+    /// Evenly spread over 0..1.
+    pub noise: f32,
+}
+
+impl Entering {
+    /// What the entry may contribute once attention falls on it.
+    pub fn worth(&self) -> f32 {
+        (1.0 - self.cos) * (1.0 - self.cos) * self.value_norm
+    }
+}
+
+/// What a policy keeps beside a score and a position for each entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Its worth, beside another score.
+    pub worth: bool,
+    /// The attention it received.
+    pub received: bool,
+    /// The mean direction of each head's keys.
+    pub direction: bool,
+    /// The latest tokens of each head, to be pooled with those to come.
+    pub pool: usize,
+}
+
 impl Policy {
-    pub const ALL: [Policy; 4] = [Policy::L2, Policy::L2Paper, Policy::Window, Policy::Off];
+    pub const ALL: [Policy; 13] = [
+        Policy::L2,
+        Policy::L2Paper,
+        Policy::L2High,
+        Policy::Rare,
+        Policy::KeyDiff,
+        Policy::KeyDiffFrozen,
+        Policy::Outlier,
+        Policy::Ratio,
+        Policy::Tova,
+        Policy::H2o,
+        Policy::Window,
+        Policy::Random,
+        Policy::Off,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Policy::L2 => "l2",
             Policy::L2Paper => "l2-paper",
+            Policy::L2High => "l2-high",
+            Policy::Rare => "rare",
+            Policy::KeyDiff => "keydiff",
+            Policy::KeyDiffFrozen => "keydiff-frozen",
+            Policy::Outlier => "outlier",
+            Policy::Ratio => "ratio",
+            Policy::Tova => "tova",
+            Policy::H2o => "h2o",
             Policy::Window => "window",
+            Policy::Random => "random",
             Policy::Off => "off",
         }
     }
 
-    /// Fixed when the entry enters, from the f32 key before it is rounded for storage.
-    pub fn score(self, key_norm: f32) -> f32 {
-        match self {
-            Policy::L2 | Policy::L2Paper => key_norm,
-            // All equal: the tie goes to the oldest.
-            Policy::Window | Policy::Off => 0.0,
+    /// What this policy needs, with a reserve for the rarest entries or without.
+    pub fn marks(self, reserve: bool, pool: usize) -> Marks {
+        let reserve = reserve && self == Policy::L2;
+        Marks {
+            worth: reserve,
+            received: reserve || matches!(self, Policy::Rare | Policy::Tova | Policy::H2o),
+            direction: reserve || matches!(self, Policy::Rare | Policy::KeyDiffFrozen | Policy::Outlier),
+            pool,
         }
+    }
+
+    /// Whether the length of values counts.
+    pub fn asks_value(self) -> bool {
+        matches!(self, Policy::Rare | Policy::Outlier | Policy::Ratio)
+    }
+
+    /// Whether the sum of the attention received counts, and not its mean.
+    pub fn sums_attention(self) -> bool {
+        self == Policy::H2o
+    }
+
+    /// Fixed when the entry enters, from f32 before it is rounded for storage. Higher goes first (`Rare`: lower).
+    pub fn score(self, e: &Entering) -> f32 {
+        match self {
+            Policy::L2 | Policy::L2Paper => e.key_norm,
+            Policy::L2High => -e.key_norm,
+            Policy::Rare => e.worth(),
+            Policy::KeyDiff | Policy::KeyDiffFrozen => e.cos,
+            Policy::Outlier => (e.cos - 1.0) * e.value_norm,
+            Policy::Ratio => e.key_norm / e.value_norm,
+            Policy::Random => e.noise,
+            Policy::Tova | Policy::H2o | Policy::Window | Policy::Off => 0.0,
+        }
+    }
+
+    /// The score of two that keeps an entry longer.
+    pub fn better(self, a: f32, b: f32) -> f32 {
+        if self == Policy::Rare { a.max(b) } else { a.min(b) }
     }
 
     /// What this policy protects of the user's `--sinks` and `--recent`.
     pub fn protection(self, sinks: u32, recent: u32) -> Protection {
         match self {
-            Policy::L2 => Protection { sinks, recent },
             // The oldest goes first, so whatever is kept is the most recent.
             Policy::Window => Protection { sinks, recent: 0 },
             Policy::L2Paper | Policy::Off => Protection { sinks: 0, recent: 0 },
+            _ => Protection { sinks, recent },
         }
     }
+}
+
+/// How much an entry ought to go: the higher the sooner.
+pub fn urge(policy: Policy, score: f32, received: f32) -> f32 {
+    match policy {
+        Policy::Tova | Policy::H2o => -received,
+        Policy::Rare => -(score * received),
+        // All equal: the tie goes to the oldest.
+        Policy::Window | Policy::Off => 0.0,
+        _ => score,
+    }
+}
+
+/// How a head decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub policy: Policy,
+    pub protect: Protection,
+    /// Slots reserved for the entries of the highest worth times attention received.
+    pub n_rare: usize,
 }
 
 impl FromStr for Policy {
@@ -93,19 +220,21 @@ impl Protection {
     }
 }
 
-/// The slot of the entry that goes so that the token at position `now` can enter, or `None` if all are protected.
-pub fn victim(scores: &[f32], positions: &[Pos], now: Pos, protect: Protection) -> Option<usize> {
-    let mut best: Option<usize> = None;
-    for (slot, (&score, &pos)) in scores.iter().zip(positions).enumerate() {
+/// The slot of the entry among the first `n_live` that goes so that the token at position `now` can enter, or `None` if all
+/// are protected. `urge` is asked once for each slot.
+pub fn victim(n_live: usize, urge: impl Fn(usize) -> f32, positions: &[Pos], now: Pos, protect: Protection) -> Option<usize> {
+    let mut best: Option<(usize, f32)> = None;
+    for (slot, &pos) in positions[..n_live].iter().enumerate() {
         if protect.of(pos, now).is_some() {
             continue;
         }
+        let urge = urge(slot);
         best = match best {
-            Some(b) if !(score > scores[b] || (score == scores[b] && pos < positions[b])) => Some(b),
-            _ => Some(slot),
+            Some((b, highest)) if !(urge > highest || (urge == highest && pos < positions[b])) => best,
+            _ => Some((slot, urge)),
         };
     }
-    best
+    best.map(|(slot, _)| slot)
 }
 
 #[cfg(test)]
@@ -132,7 +261,7 @@ mod tests {
             let scores: Vec<f32> = (0..n).map(|_| rng.u8(..4) as f32).collect();
             let now = positions.iter().max().map_or(0, |p| p + 1);
             let protect = Protection { sinks: rng.u32(..6), recent: rng.u32(..8) };
-            assert_eq!(victim(&scores, &positions, now, protect), naive(&scores, &positions, now, protect));
+            assert_eq!(victim(n, |slot| scores[slot], &positions, now, protect), naive(&scores, &positions, now, protect));
         }
     }
 
@@ -140,13 +269,14 @@ mod tests {
     fn protected_entries_stay_whatever_their_score() {
         // Position 0 is a sink, 8 and 9 are recent at step 10 with recent 3 (8, 9 and 10 itself).
         let protect = Protection { sinks: 1, recent: 3 };
-        assert_eq!(victim(&[9.0, 1.0, 2.0, 8.0, 7.0], &[0, 4, 5, 8, 9], 10, protect), Some(2));
-        assert_eq!(victim(&[9.0, 8.0, 7.0], &[0, 8, 9], 10, protect), None);
+        let of = |scores: &[f32], positions: &[Pos]| victim(scores.len(), |slot| scores[slot], positions, 10, protect);
+        assert_eq!(of(&[9.0, 1.0, 2.0, 8.0, 7.0], &[0, 4, 5, 8, 9]), Some(2));
+        assert_eq!(of(&[9.0, 8.0, 7.0], &[0, 8, 9]), None);
         assert_eq!(protect.min_slots(), 4);
     }
 
     #[test]
     fn not_a_number_does_not_panic() {
-        assert_eq!(victim(&[f32::NAN, f32::NAN], &[0, 1], 2, Protection::default()), Some(0));
+        assert_eq!(victim(2, |_| f32::NAN, &[0, 1], 2, Protection::default()), Some(0));
     }
 }

@@ -37,7 +37,7 @@ impl Window {
 mod tests {
     use super::*;
     use crate::kv::cache::{KvCache, KvParams, KvShape, Recent, RenumberScratch};
-    use crate::kv::policy::Policy;
+    use crate::kv::policy::{Marks, Policy};
     use crate::kv::types::KvType;
     use crate::mem::arena::Arena;
     use crate::mem::pool::Pool;
@@ -62,7 +62,17 @@ mod tests {
 
     fn shape(n_tok: usize, n_batch: usize, n_ctx: usize) -> KvShape {
         let (k_type, v_type, window) = (KvType::F16, KvType::F16, Some(Window { n_tok, global_every: 3 }));
-        KvShape { n_layer: N_LAYER, n_head_kv: HEADS, head_dim: 8, n_batch, n_ctx, window, k_type, v_type }
+        KvShape {
+            n_layer: N_LAYER,
+            n_head_kv: HEADS,
+            head_dim: 8,
+            n_batch,
+            n_ctx,
+            window,
+            k_type,
+            v_type,
+            marks: Marks::default(),
+        }
     }
 
     /// The token that each row of a head's values was made from: f16 holds its number.
@@ -87,7 +97,7 @@ mod tests {
         {
             let shape = shape(n_tok, n_batch, n_ctx);
             let (policy, sinks, recent) = (Policy::L2, 1, Recent::Tokens(2));
-            let params = KvParams { budget_bytes: shape.arena_bytes(n_slot) as u64, policy, sinks, recent };
+            let params = KvParams { budget_bytes: shape.arena_bytes(n_slot) as u64, policy, sinks, recent, rare: 0.0, pool: 0 };
             let mut cache = KvCache::new(shape, &params).unwrap();
             let (n_slot, mut pool) = (cache.n_slot(), Pool::new(1).unwrap());
             let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, 8)).unwrap();
@@ -101,7 +111,8 @@ mod tests {
                 }
                 for layer in 0..N_LAYER {
                     let row: Vec<f32> = (done..done + n).flat_map(|token| [token as f32; 8 * HEADS]).collect();
-                    cache.place(&mut pool, layer, &row, &row, |key| key[0] % 7.0);
+                    cache.rate(&mut pool, layer, &row, &row, |key| key[0] % 7.0);
+                    cache.place(&mut pool, layer, &row, &row);
                     for (head, t) in (0..HEADS).flat_map(|h| (0..n).map(move |t| (h, t))) {
                         let live = cache.rows_at(layer, head, t, &mut table);
                         assert_eq!(live, cache.live_at(layer, t));
@@ -148,12 +159,13 @@ mod tests {
     fn evict_off_stops_when_the_other_layers_are_full() {
         let shape = shape(3, 4, 64);
         let (policy, recent) = (Policy::Off, Recent::Tokens(0));
-        let params = KvParams { budget_bytes: shape.arena_bytes(32) as u64, policy, sinks: 0, recent };
+        let params = KvParams { budget_bytes: shape.arena_bytes(32) as u64, policy, sinks: 0, recent, rare: 0.0, pool: 0 };
         let (mut cache, mut pool) = (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap());
         for _ in 0..8 {
             cache.admit(4).unwrap();
             (0..N_LAYER).for_each(|layer| {
-                cache.place(&mut pool, layer, &[1.0; 4 * 8 * HEADS], &[1.0; 4 * 8 * HEADS], |_| 0.0);
+                cache.rate(&mut pool, layer, &[1.0; 4 * 8 * HEADS], &[1.0; 4 * 8 * HEADS], |_| 0.0);
+                cache.place(&mut pool, layer, &[1.0; 4 * 8 * HEADS], &[1.0; 4 * 8 * HEADS]);
                 cache.commit(layer, 4);
             });
             cache.advance(4);

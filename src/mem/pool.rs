@@ -157,7 +157,8 @@ impl Pool {
         });
     }
 
-    /// Cuts two buffers into equally many pieces and calls `job(state, index, piece, piece)` for each pair.
+    /// Cuts two buffers into equally many pieces (the last of `a` may be shorter) and calls `job(state, index, piece, piece)`
+    /// for each pair.
     pub fn for_chunks2_with<S: Send, A: Send, B: Send>(
         &mut self,
         states: &mut [S],
@@ -165,12 +166,12 @@ impl Pool {
         (b, b_len): (&mut [B], usize),
         job: impl Fn(&mut S, usize, &mut [A], &mut [B]) + Sync,
     ) {
-        let n = a.len() / a_len;
-        assert!(a.len() == n * a_len && b.len() == n * b_len);
+        let (n, total) = (a.len().div_ceil(a_len), a.len());
+        assert!(b.len() == n * b_len);
         let (a, b) = (SharedMut::new(a), SharedMut::new(b));
         self.run_with(states, n, |state, task| {
             // SAFETY: each task is run once and its ranges overlap no other.
-            let (a, b) = unsafe { (a.range(task * a_len, a_len), b.range(task * b_len, b_len)) };
+            let (a, b) = unsafe { (a.range(task * a_len, a_len.min(total - task * a_len)), b.range(task * b_len, b_len)) };
             job(state, task, a, b);
         });
     }

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::gguf::quant::dequantize_row;
 use crate::kernels::{Kernels, Product};
-use crate::kv::attention::{attend_batch, attend_one};
+use crate::kv::attention::Layer;
 use crate::kv::cache::{KvCache, MAX_HEAD_DIM};
 use crate::mem::arena::Buf;
 use crate::mem::pool::Pool;
@@ -113,21 +113,23 @@ pub fn forward_watched<'a>(
             norm_heads(kernels, pool, q, c.q_dim(), q_norm, c.rms_eps);
             norm_heads(kernels, pool, k, c.kv_dim(), k_norm, c.rms_eps);
         }
+        cache.rate(pool, i, k, v, |x| kernels.l2_norm(x));
         if c.arch.turns(i) {
             s.angles.turn(ropes, i, q, c.q_dim(), c.head_dim);
             s.angles.turn(ropes, i, k, c.kv_dim(), c.head_dim);
         }
         q.iter_mut().for_each(|q| *q *= c.q_scale);
 
-        cache.place(pool, i, k, v, |key| kernels.l2_norm(key));
+        cache.place(pool, i, k, v);
         let attn_out = &mut s.attn_out[..n_tok * c.q_dim()];
         if n_tok == 1 {
             cache.commit(i, 1);
-            attend_one(cache, kernels, pool, &mut s.attend, &mut s.split, i, score_cap, q, attn_out);
+            Layer { cache, kernels, layer: i, soft_cap: score_cap }.attend_one(pool, &mut s.attend, q, attn_out);
         } else {
-            attend_batch(cache, kernels, pool, &mut s.attend, i, score_cap, q, attn_out, n_tok);
+            Layer { cache, kernels, layer: i, soft_cap: score_cap }.attend_batch(pool, &mut s.attend, q, attn_out, n_tok);
             cache.commit(i, n_tok);
         }
+        cache.settle(i, n_tok, |head, row| s.attend.given(n_tok, head, row));
         watch(i, cache, q);
 
         if i + 1 == weights.layers.len() {

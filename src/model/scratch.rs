@@ -1,7 +1,7 @@
 //! Every buffer of the forward pass, carved at start. Shapes are for a whole batch; a single token uses the first row.
 
 use crate::kernels::{ActBuf, tile_bytes};
-use crate::kv::attention::{AttendScratch, split_len};
+use crate::kv::attention::{AttendRoom, AttendShape};
 use crate::kv::cache::RenumberScratch;
 use crate::mem::arena::{Arena, Buf, region_bytes};
 use crate::mem::plan::Plan;
@@ -18,6 +18,7 @@ pub struct ScratchShape {
     /// Rows of logits that may be asked for at once.
     pub n_logits: usize,
     pub has_float: bool,
+    pub counts_attention: bool,
 }
 
 pub struct Scratch {
@@ -33,23 +34,23 @@ pub struct Scratch {
     pub acts: ActBuf,       // [n_batch][max_cols] quantised
     pub angles: Angles,     // [n_batch][n_rot], of each rope
     pub logits: Buf<f32>,   // [n_logits][n_vocab]
-    pub split: Buf<f32>,    // partial attention of one token
     pub tiles: Vec<Buf<u8>>,
-    pub attend: Vec<AttendScratch>,
+    pub attend: AttendRoom,
     pub renumber: Vec<RenumberScratch>,
 }
 
 /// One place that knows all sizes: `plan` adds them up, `carve` takes them.
 struct Sizes {
     tile: usize,
-    split: usize,
-    n_q: usize,
+    attend: AttendShape,
 }
 
 impl Sizes {
     fn of(c: &Config, s: &ScratchShape) -> Sizes {
-        let n_q = c.n_head / c.n_head_kv;
-        Sizes { tile: tile_bytes(c.max_cols(), s.has_float), split: split_len(s.n_slot, c.n_head_kv, n_q, c.head_dim), n_q }
+        let &ScratchShape { n_batch, n_slot, n_threads, counts_attention: counts, .. } = s;
+        let (n_head_kv, n_q, head_dim) = (c.n_head_kv, c.n_head / c.n_head_kv, c.head_dim);
+        let attend = AttendShape { n_slot, n_batch, n_threads, n_head_kv, n_q, head_dim, counts };
+        Sizes { tile: tile_bytes(c.max_cols(), s.has_float), attend }
     }
 }
 
@@ -64,9 +65,8 @@ impl Scratch {
         plan.private("quantised activations", ActBuf::bytes(s.n_batch, c.max_cols()));
         plan.private("logits", region_bytes::<f32>(s.n_logits * c.n_vocab));
         plan.private("weight tiles", s.n_threads * region_bytes::<u8>(sizes.tile));
-        let attend = AttendScratch::bytes(s.n_slot, sizes.n_q, c.head_dim);
         let renumber = RenumberScratch::bytes(s.n_slot, c.head_dim);
-        plan.private("attention scratch", region_bytes::<f32>(sizes.split) + s.n_threads * (attend + renumber));
+        plan.private("attention scratch", sizes.attend.bytes() + s.n_threads * renumber);
     }
 
     pub fn new(c: &Config, s: &ScratchShape) -> std::io::Result<Scratch> {
@@ -88,9 +88,8 @@ impl Scratch {
             acts: ActBuf::carve(&mut arena, b, c.max_cols()),
             angles: Angles::carve(&mut arena, c, b),
             logits: arena.carve(s.n_logits * c.n_vocab),
-            split: arena.carve(sizes.split),
             tiles: (0..s.n_threads).map(|_| arena.carve(sizes.tile)).collect(),
-            attend: (0..s.n_threads).map(|_| AttendScratch::carve(&mut arena, s.n_slot, sizes.n_q, c.head_dim)).collect(),
+            attend: AttendRoom::carve(&mut arena, sizes.attend),
             renumber: (0..s.n_threads).map(|_| RenumberScratch::carve(&mut arena, s.n_slot, c.head_dim)).collect(),
         };
         Ok(scratch)

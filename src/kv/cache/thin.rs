@@ -4,7 +4,8 @@
 
 use super::{KvCache, RenumberScratch};
 use crate::kv::Pos;
-use crate::kv::policy::{Protected, Protection, victim};
+use crate::kv::marks::Head;
+use crate::kv::policy::{Protected, Protection};
 
 impl KvCache {
     /// Evicts from every head, without newcomers, until `n_keep` entries are left: those that would go one by one under
@@ -20,7 +21,7 @@ impl KvCache {
             let protect = if self.is_ring(layer) { Protection::default() } else { protect };
             let n_head = if live > n_keep { self.shape.n_head_kv } else { 0 };
             for head in 0..n_head {
-                self.compress_head(self.first_row(layer, head), n_keep, protect, &mut scratch.order[..live]);
+                self.compress_head((layer, head), n_keep, protect, &mut scratch.order[..live]);
             }
         }
         self.n_live = n_keep;
@@ -28,28 +29,39 @@ impl KvCache {
     }
 
     /// The head whose rows begin at `first`; `order` has room for each of its entries.
-    fn compress_head(&mut self, first: usize, n_keep: usize, protect: Protection, order: &mut [u32]) {
-        let (n_live, now) = (order.len(), self.next_pos);
+    fn compress_head(&mut self, (layer, head): (usize, usize), n_keep: usize, protect: Protection, order: &mut [u32]) {
+        let (n_live, now, first) = (order.len(), self.next_pos, self.first_row(layer, head));
         order.iter_mut().enumerate().for_each(|(slot, order)| *order = slot as u32);
-        let (scores, positions) = (&self.scores[first..][..n_live], &self.positions[first..][..n_live]);
-        let rank = |slot: u32| {
-            let (score, pos) = (scores[slot as usize], positions[slot as usize]);
+        let (rows, rule) = ((self.first_row(layer, 0), self.slots(layer)), self.rule(layer));
+        let rank = |marks: &Head, slot: u32| {
+            let slot = slot as usize;
+            let pos = marks.positions[slot];
             match protect.of(pos, now) {
                 Some(Protected::Sink) => (2, 0.0, Pos::MAX - pos),
                 Some(Protected::Recent) => (1, 0.0, pos),
-                None => (0, -score, pos),
+                None => (0, -marks.urge(slot), pos),
             }
         };
+        let order_of = |a: (u8, f32, Pos), b: (u8, f32, Pos)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2));
+        let mut heads = self.marks.of_layer(&self.shape, layer, rows, &mut self.positions, rule);
+        let mut marks = heads.nth(head).expect("a head of the layer");
+        // The reserve: of those that are open, the rarest go last.
         order.sort_unstable_by(|&a, &b| {
-            let (a, b) = (rank(a), rank(b));
-            a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2))
+            let of = |slot: u32| (rank(&marks, slot).0, marks.rarity(slot as usize), marks.positions[slot as usize]);
+            order_of(of(a), of(b))
         });
+        let n_open = order.iter().filter(|&&slot| rank(&marks, slot).0 == 0).count();
+        let n_common = n_open.saturating_sub(rule.n_rare);
+        order[..n_common].sort_unstable_by(|&a, &b| order_of(rank(&marks, a), rank(&marks, b)));
+        order[n_open..].sort_unstable_by(|&a, &b| order_of(rank(&marks, a), rank(&marks, b)));
         let kept = &mut order[n_live - n_keep..];
         kept.sort_unstable();
         for (to, &from) in kept.iter().enumerate() {
-            let (from, to) = (first + from as usize, first + to);
-            (self.scores[to], self.positions[to]) = (self.scores[from], self.positions[from]);
-            self.copy_row(from, to);
+            marks.moved(from as usize, to);
+        }
+        drop(heads);
+        for (to, &from) in kept.iter().enumerate() {
+            self.copy_row(first + from as usize, first + to);
         }
     }
 
@@ -61,17 +73,19 @@ impl KvCache {
         for layer in 0..self.shape.n_layer {
             // A ring is left alone while what remains elsewhere is still as much as it holds.
             let n_head = if last < self.slots(layer) { self.shape.n_head_kv } else { 0 };
-            let (_, protect) = self.rule(layer);
-            for head in 0..n_head {
-                let first = self.first_row(layer, head);
-                let (scores, positions) = (&mut self.scores[first..][..=last], &mut self.positions[first..][..=last]);
-                let slot = victim(scores, positions, self.next_pos, protect).unwrap_or_else(|| {
+            let (rows, rule) = ((self.first_row(layer, 0), self.slots(layer)), self.rule(layer));
+            for h in 0..n_head {
+                let mut heads = self.marks.of_layer(&self.shape, layer, rows, &mut self.positions, rule);
+                let mut head = heads.nth(h).expect("a head of the layer");
+                let slot = head.victim(last + 1, self.next_pos).unwrap_or_else(|| {
                     let slots = 0..=last;
-                    let recent = slots.clone().filter(|&slot| positions[slot] >= protect.sinks);
-                    let oldest = recent.min_by_key(|&slot| positions[slot]);
-                    oldest.or(slots.max_by_key(|&slot| positions[slot])).unwrap_or(last)
+                    let recent = slots.clone().filter(|&slot| head.positions[slot] >= rule.protect.sinks);
+                    let oldest = recent.min_by_key(|&slot| head.positions[slot]);
+                    oldest.or(slots.max_by_key(|&slot| head.positions[slot])).unwrap_or(last)
                 });
-                (scores[slot], positions[slot]) = (scores[last], positions[last]);
+                head.moved(last, slot);
+                drop(heads);
+                let first = self.first_row(layer, h);
                 self.copy_row(first + last, first + slot);
             }
         }

@@ -1,0 +1,192 @@
+//! Sizes of the arena: what the model and the batch ask for, what the user allows, how many slots that gives, and the
+//! message where it gives too few. Everything here is computed before any memory is taken.
+
+use super::Pos;
+use super::marks::HeadMarks;
+use super::policy::{Marks, Policy, Protection};
+use super::types::KvType;
+use super::window::Window;
+use crate::error::{Error, Result};
+use crate::mem::arena::region_bytes;
+use crate::units::Bytes;
+
+/// What the model and the batch ask of the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct KvShape {
+    pub n_layer: usize,
+    pub n_head_kv: usize,
+    pub head_dim: usize,
+    /// Tokens of one prefill batch.
+    pub n_batch: usize,
+    /// The trained context: more slots than this would never be used.
+    pub n_ctx: usize,
+    /// Which layers see the latest tokens only, if any does.
+    pub window: Option<Window>,
+    /// How keys and values are stored.
+    pub k_type: KvType,
+    pub v_type: KvType,
+    /// What the policy keeps of entries and heads, beside a score and a position for each entry.
+    pub marks: Marks,
+}
+
+impl KvShape {
+    pub fn n_heads(&self) -> usize {
+        self.n_layer * self.n_head_kv
+    }
+
+    /// Slots of each head of a layer where layers without a window have `n_slot`.
+    pub fn slots(&self, layer: usize, n_slot: usize) -> usize {
+        self.window.map_or(n_slot, |window| window.slots(layer, n_slot))
+    }
+
+    /// Slots of all heads of the first `n_layer` layers.
+    pub(super) fn slots_of(&self, n_layer: usize, n_slot: usize) -> usize {
+        self.n_head_kv * self.window.map_or(n_layer * n_slot, |window| window.slots_of(n_layer, n_slot))
+    }
+
+    /// Bytes of one stored key.
+    pub fn k_bytes(&self) -> usize {
+        self.k_type.row().row_bytes(self.head_dim)
+    }
+
+    /// Bytes of one stored value.
+    pub fn v_bytes(&self) -> usize {
+        self.v_type.row().row_bytes(self.head_dim)
+    }
+
+    /// Keys and values of `n` tokens in f16, without anything beside them: what shares of a full cache refer to.
+    pub fn full_f16_bytes(&self, n: usize) -> usize {
+        2 * KvType::F16.row().row_bytes(self.head_dim) * self.slots_of(self.n_layer, n)
+    }
+
+    /// Key, value, position and marks of one token in every head that no window limits.
+    pub fn bytes_per_slot(&self) -> usize {
+        let n_local = self.window.map_or(0, |window| window.n_local(self.n_layer));
+        let Marks { worth, received, .. } = self.marks;
+        let marks = size_of::<Pos>() + size_of::<f32>() * (1 + usize::from(worth) + usize::from(received));
+        (self.n_layer - n_local) * self.n_head_kv * (self.k_bytes() + self.v_bytes() + marks)
+    }
+
+    /// All bytes of an arena of `n_slot` slots, the rows of one batch included.
+    pub fn arena_bytes(&self, n_slot: usize) -> usize {
+        let slots = self.slots_of(self.n_layer, n_slot);
+        let rows = slots + self.n_head_kv * self.n_batch;
+        region_bytes::<u8>(rows * self.k_bytes())
+            + region_bytes::<u8>(rows * self.v_bytes())
+            + region_bytes::<Pos>(slots)
+            + region_bytes::<u32>(self.n_head_kv * self.n_batch)
+            + HeadMarks::bytes(self, n_slot)
+    }
+
+    /// The most slots that fit into `budget_bytes`: no more than the trained context, and no more than rows can be numbered.
+    pub fn slots_within(&self, budget_bytes: u64) -> usize {
+        let fits = |n: usize| self.arena_bytes(n) as u64 <= budget_bytes;
+        let numbered = (u32::MAX as usize - self.n_head_kv * self.n_batch) / self.n_heads();
+        let (mut low, mut high) = (0, self.n_ctx.min(numbered));
+        if fits(high) {
+            return high;
+        }
+        while low + 1 < high {
+            let middle = (low + high) / 2;
+            if fits(middle) { low = middle } else { high = middle }
+        }
+        low
+    }
+}
+
+/// `--recent`: a count of tokens, or a share of the slots.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Recent {
+    Tokens(u32),
+    Percent(f32),
+}
+
+impl Recent {
+    pub fn of(self, n_slot: usize) -> u32 {
+        match self {
+            Recent::Tokens(n) => n,
+            Recent::Percent(p) => (n_slot as f64 * f64::from(p) / 100.0) as u32,
+        }
+    }
+}
+
+impl std::str::FromStr for Recent {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let help = || format!("'{text}' is not a number of tokens, such as 64, or a share of the slots, such as 50%");
+        match text.strip_suffix('%') {
+            Some(percent) => match percent.parse::<f32>() {
+                Ok(p) if (0.0..=100.0).contains(&p) => Ok(Recent::Percent(p)),
+                _ => Err(help()),
+            },
+            None => text.parse().map(Recent::Tokens).map_err(|_| help()),
+        }
+    }
+}
+
+/// `--rare`: a share of the slots, in percent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share(pub f32);
+
+impl std::str::FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let percent = text.strip_suffix('%').and_then(|p| p.parse::<f32>().ok());
+        let share = percent.filter(|p| (0.0..=100.0).contains(p)).map(Share);
+        share.ok_or(format!("'{text}' is not a share of the slots, such as 25%"))
+    }
+}
+
+/// What the user asks of the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct KvParams {
+    pub budget_bytes: u64,
+    pub policy: Policy,
+    pub sinks: u32,
+    pub recent: Recent,
+    /// Share of the slots that `l2` reserves for the rarest entries, 0 to 1.
+    pub rare: f32,
+    /// An entry is rated as its best neighbour within this many tokens.
+    pub pool: u32,
+}
+
+impl KvParams {
+    /// What these rules keep of entries beside a score and a position.
+    pub fn marks(&self) -> Marks {
+        self.policy.marks(self.rare > 0.0, self.pool as usize)
+    }
+
+    /// The slots that the budget gives and what they protect, or the message that says which budget would do.
+    pub fn fit(&self, shape: &KvShape) -> Result<(usize, Protection)> {
+        let n_slot = shape.slots_within(self.budget_bytes);
+        let protect = self.policy.protection(self.sinks, self.recent.of(n_slot));
+        if n_slot >= protect.min_slots() {
+            return Ok((n_slot, protect));
+        }
+        let enough = (1..=shape.n_ctx).find(|&n| n >= self.policy.protection(self.sinks, self.recent.of(n)).min_slots());
+        let batch = Bytes((shape.arena_bytes(0)) as u64);
+        let Some(enough) = enough else {
+            let what = format!(
+                "{} sinks and the recent tokens do not fit into a context of {}; lower --sinks or --recent",
+                self.sinks, shape.n_ctx
+            );
+            return Err(Error::usage(if self.sinks as usize >= shape.n_ctx { "--sinks" } else { "--recent" }, what));
+        };
+        Err(Error::budget(
+            "--kv-budget",
+            format!(
+                "{} holds {n_slot} tokens of {} bytes beside {batch} for a batch of {}; '{}' with {} sinks and {} recent needs {enough}: \
+                 give at least {} bytes, or lower --batch, --sinks or --recent",
+                Bytes(self.budget_bytes),
+                shape.bytes_per_slot(),
+                shape.n_batch,
+                self.policy.name(),
+                protect.sinks,
+                protect.recent,
+                shape.arena_bytes(enough),
+            ),
+        ))
+    }
+}
