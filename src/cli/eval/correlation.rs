@@ -80,6 +80,13 @@ pub fn run(args: CorrelationArgs) -> Result<u8> {
         let what = format!("windows of {} tokens; give {LEAST_CTX} at least and no more than the trained {n_ctx}", args.ctx);
         return Err(Error::usage("--ctx", what));
     }
+    if let Some(window) = opened.model.config.window.filter(|window| args.ctx > window.n_tok) {
+        let what = format!("some layers of this model see the latest {n} tokens only; give {n} at most", n = window.n_tok);
+        return Err(Error::usage("--ctx", what));
+    }
+    if opened.model.config.soft_caps.is_some_and(|caps| caps.scores > 0.0) {
+        log::warn!("this model caps its attention scores: the attention measured here is that of scores without the cap");
+    }
     let tokens = opened.tokenizer()?.encode(&text, true, false)?;
     let windows: Vec<&[u32]> = windows(&tokens, args.ctx, args.ctx).take(args.windows).collect();
     if windows.is_empty() {
