@@ -270,7 +270,7 @@ pub(super) fn cosine(a: &[f32], a_norm: f32, b: &[f32], b_norm: f32) -> f32 {
     let mut dot = [0f32; 8];
     for (a, b) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0) {
         for l in 0..8 {
-            dot[l] = a[l].mul_add(b[l], dot[l]);
+            dot[l] += a[l] * b[l];
         }
     }
     let norms = a_norm * b_norm;
