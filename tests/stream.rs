@@ -49,9 +49,9 @@ fn end_of(session: &mut Session, tokens: &[u32], one_by_one: bool) -> (Vec<u32>,
 #[test]
 fn a_batch_is_the_same_as_token_by_token_bit_for_bit() {
     let tokens = tokens(100);
-    for policy in [Policy::L2, Policy::L2Paper, Policy::Window] {
+    for (policy, rare, pool) in FIXED {
         for n_slot in [9, 24, 99, 100, 130] {
-            let with = |s: &mut SessionParams| s.kv.policy = policy;
+            let with = |s: &mut SessionParams| (s.kv.policy, s.kv.rare, s.kv.pool) = (policy, rare, pool);
             let want = end_of(&mut session(n_slot, with), &tokens, true);
             for n_batch in [2, 3, 16] {
                 for n_threads in [1, 2, 3] {
@@ -60,11 +60,85 @@ fn a_batch_is_the_same_as_token_by_token_bit_for_bit() {
                         (s.n_batch, s.n_threads) = (n_batch, Some(n_threads));
                     });
                     let got = end_of(&mut batched, &tokens, false);
-                    assert!(got == want, "{policy:?}, {n_slot} slots, batches of {n_batch}, {n_threads} threads");
+                    assert!(got == want, "{policy:?}, {rare}, {n_slot} slots, batches of {n_batch}, {n_threads} threads");
                 }
             }
         }
     }
+}
+
+/// Policies whose scores are fixed when an entry enters, with a reserve and with neighbours pooled too.
+const FIXED: [(Policy, f32, u32); 9] = [
+    (Policy::L2, 0.0, 0),
+    (Policy::L2, 0.4, 0),
+    (Policy::L2, 0.25, 3),
+    (Policy::L2Paper, 0.0, 0),
+    (Policy::L2High, 0.0, 2),
+    (Policy::KeyDiffFrozen, 0.0, 0),
+    (Policy::Outlier, 0.0, 0),
+    (Policy::Random, 0.0, 0),
+    (Policy::Window, 0.0, 0),
+];
+
+/// Policies that count attention, or compare anew, see a batch as one: but on every set and with any threads alike.
+#[test]
+fn every_policy_decides_alike_on_every_set_and_keeps_sinks_and_recent_tokens() {
+    let tokens = tokens(90);
+    for policy in Policy::ALL.into_iter().filter(|&p| p != Policy::Off) {
+        let run = |name: &str, n_threads: usize| {
+            let mut s = session(24, |s| {
+                (s.kv.policy, s.kv.rare, s.kv.recent) = (policy, 0.3, Recent::Tokens(8));
+                (s.kernels, s.n_threads) = (name.into(), Some(n_threads));
+            });
+            let end = end_of(&mut s, &tokens, false);
+            let after = bits(s.step(7).expect("a step"));
+            (end, after)
+        };
+        let want = run("scalar", 1);
+        for kernels in Kernels::available() {
+            for n_threads in [1, 2, 3] {
+                let got = run(kernels.name(), n_threads);
+                assert!(got == want, "{} on {} with {n_threads} threads", policy.name(), kernels.name());
+            }
+        }
+        for kept in &want.0.1 {
+            let has = |pos: u32| kept.contains(&pos);
+            let free = matches!(policy, Policy::L2Paper | Policy::Window);
+            assert!(policy == Policy::L2Paper || (0..4).all(has), "{}: sinks of {kept:?}", policy.name());
+            assert!(free || (82..90).all(has), "{}: recent tokens of {kept:?}", policy.name());
+        }
+    }
+}
+
+/// Each query head gives a token's worth of attention; one by one and in a batch the same entries receive it.
+#[test]
+fn attention_received_adds_up() {
+    let tokens = tokens(40);
+    for policy in [Policy::Tova, Policy::H2o] {
+        let run = |one_by_one: bool| {
+            let mut s = session(60, |s| (s.kv.policy, s.kv.recent) = (policy, Recent::Tokens(16)));
+            end_of(&mut s, &tokens, one_by_one);
+            s
+        };
+        let (single, batched) = (run(true), run(false));
+        let c = &single.model().config;
+        let given = (c.n_head / c.n_head_kv) as f32 * if policy == Policy::H2o { 40.0 } else { 1.0 };
+        for (layer, head) in (0..c.n_layer).flat_map(|l| (0..c.n_head_kv).map(move |h| (l, h))) {
+            let (a, b) = (single.cache().received(layer, head), batched.cache().received(layer, head));
+            let sum: f32 = a.iter().sum();
+            assert!((sum - given).abs() < 1e-3 * given, "{}: {sum} of {given}", policy.name());
+            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4 * given), "{}", policy.name());
+        }
+    }
+}
+
+/// The reserve is what makes `l2` keep what it would else throw away.
+#[test]
+fn a_reserve_changes_what_is_kept_and_none_is_l2() {
+    let tokens = tokens(90);
+    let kept = |rare: f32| end_of(&mut session(24, |s| s.kv.rare = rare), &tokens, false).1;
+    assert_ne!(kept(0.0), kept(0.3));
+    assert_ne!(kept(0.1), kept(0.3));
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl KvCache {
             shape,
             policy: params.policy,
             protect,
-            n_rare: if params.policy == Policy::L2 { (n_slot as f64 * f64::from(params.rare)) as usize } else { 0 },
+            n_rare: if params.policy.has_reserve() { (n_slot as f64 * f64::from(params.rare)) as usize } else { 0 },
             n_slot,
             n_live: 0,
             next_pos: 0,
@@ -135,6 +135,12 @@ impl KvCache {
     pub fn scores(&self, layer: usize, head: usize) -> &[f32] {
         let first = self.first_row(layer, head);
         self.marks.scores(first..first + self.live(layer))
+    }
+
+    /// The attention that what a head holds received, by slot: the latest token's, a sum or a mean, as the policy has it.
+    pub fn received(&self, layer: usize, head: usize) -> &[f32] {
+        let first = self.first_row(layer, head);
+        self.marks.received(first..first + self.live(layer))
     }
 
     /// Forgets everything; the memory stays.
@@ -292,7 +298,8 @@ impl KvCache {
         }
     }
 
-    /// After a layer's attention, before `commit`: adds what each entry received, see `attention::Credits`.
+    /// After a layer's attention: adds what each entry received. `given(head, row)` is what the batch gave to a slot, or behind
+    /// the slots to a token of the batch; such policies judge by what came before the batch.
     pub fn settle(&mut self, layer: usize, n_tok: usize, given: impl Fn(usize, usize) -> f32) {
         if !self.counts_attention() || self.is_ring(layer) {
             return;
@@ -307,7 +314,8 @@ impl KvCache {
                 // New ones hold a position of the batch.
                 let t = (head.positions[slot] + n_tok as Pos).checked_sub(now + 1).map(|t| t as usize);
                 let t = t.filter(|&t| t < n_tok && taken[t] as usize == slot);
-                let (n_seen, row) = t.map_or((n_tok, slot), |t| (n_tok - t, n_slot + t));
+                // One token alone is in its slot before it attends.
+                let (n_seen, row) = t.map_or((n_tok, slot), |t| (n_tok - t, if n_tok == 1 { slot } else { n_slot + t }));
                 match rule.policy {
                     Policy::Tova => head.replace(slot, given(h, row)),
                     _ => head.settle(slot, given(h, row), n_seen, now),

@@ -45,7 +45,7 @@ fn lengths(shape: &KvShape, n_slot: usize) -> [usize; 8] {
         2 * heads * m.pool,
         heads * m.pool,
         2 * shape.n_head_kv * shape.n_batch,
-        if_so(m.worth, shape.n_head_kv * n_slot),
+        if_so(m.reserve, shape.n_head_kv * n_slot),
     ]
 }
 
@@ -73,6 +73,11 @@ impl HeadMarks {
         &self.scores[rows]
     }
 
+    /// Attention received, where the policy counts it; otherwise nothing.
+    pub fn received(&self, rows: std::ops::Range<usize>) -> &[f32] {
+        if self.marks.received { &self.received[rows] } else { &[] }
+    }
+
     pub fn clear(&mut self) {
         self.mean.fill(0.0);
         self.latest_slots.fill(u32::MAX);
@@ -88,7 +93,7 @@ impl HeadMarks {
         positions: &'a mut [Pos],
         rule: Rule,
     ) -> impl Iterator<Item = Head<'a>> {
-        let Marks { worth, received, direction, pool, .. } = self.marks;
+        let Marks { worth, received, direction, reserve, pool } = self.marks;
         let (heads, dim) = (layer * shape.n_head_kv, if direction { shape.head_dim } else { 0 });
         let per_slot = move |wanted: bool| if wanted { (first, n_slot) } else { (0, 0) };
         let mut scores = pieces(&mut self.scores, (first, n_slot));
@@ -98,7 +103,7 @@ impl HeadMarks {
         let mut latest = pieces(&mut self.latest, (2 * heads * pool, 2 * pool));
         let mut latest_slots = pieces(&mut self.latest_slots, (heads * pool, pool));
         let mut entering = pieces(&mut self.entering, (0, 2 * shape.n_batch));
-        let mut room = pieces(&mut self.room, (0, if worth { n_slot } else { 0 }));
+        let mut room = pieces(&mut self.room, (0, if reserve { n_slot } else { 0 }));
         let positions = positions[first..][..shape.n_head_kv * n_slot].chunks_exact_mut(n_slot);
         positions.map(move |positions| Head {
             rule,
@@ -168,7 +173,7 @@ impl Head<'_> {
         if n_rare == 0 {
             return victim(n_live, at, positions, now, protect);
         }
-        let rarity = |slot: usize| worth[slot] * received[slot];
+        let rarity = |slot: usize| if worth.is_empty() { scores[slot] } else { worth[slot] };
         let mut n_open = 0;
         for (slot, &pos) in positions[..n_live].iter().enumerate() {
             if protect.of(pos, now).is_none() {
@@ -247,8 +252,9 @@ impl Head<'_> {
         urge(self.rule.policy, self.scores[slot], *self.received.get(slot).unwrap_or(&0.0))
     }
 
+    /// What the reserve goes by.
     pub fn rarity(&self, slot: usize) -> f32 {
-        if self.worth.is_empty() { 0.0 } else { self.worth[slot] * self.received[slot] }
+        if self.worth.is_empty() { self.scores[slot] } else { self.worth[slot] }
     }
 
     /// An entry changes its slot.

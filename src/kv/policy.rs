@@ -16,7 +16,7 @@ pub enum Policy {
     L2Paper,
     /// The paper's control: the lowest norm goes.
     L2High,
-    /// The entry whose value, direction and received attention promise least: (1 - cos)² · norm(v) · the mean attention
+    /// The entry whose direction, value and received attention promise least: (1 - cos) · norm(v) · the mean attention
     /// received, cos between the key before RoPE and the mean of its head's. The direction is KeyDiff's measure, the product of
     /// attention and value that of CAOTE (arXiv 2504.14051).
     Rare,
@@ -55,7 +55,7 @@ pub struct Entering {
 impl Entering {
     /// What the entry may contribute once attention falls on it.
     pub fn worth(&self) -> f32 {
-        (1.0 - self.cos) * (1.0 - self.cos) * self.value_norm
+        (1.0 - self.cos) * self.value_norm
     }
 }
 
@@ -68,6 +68,8 @@ pub struct Marks {
     pub received: bool,
     /// The mean direction of each head's keys.
     pub direction: bool,
+    /// Room to find the rarest entries.
+    pub reserve: bool,
     /// The latest tokens of each head, to be pooled with those to come.
     pub pool: usize,
 }
@@ -109,13 +111,19 @@ impl Policy {
 
     /// What this policy needs, with a reserve for the rarest entries or without.
     pub fn marks(self, reserve: bool, pool: usize) -> Marks {
-        let reserve = reserve && self == Policy::L2;
+        let worth = reserve && self == Policy::L2;
         Marks {
-            worth: reserve,
-            received: reserve || matches!(self, Policy::Rare | Policy::Tova | Policy::H2o),
-            direction: reserve || matches!(self, Policy::Rare | Policy::KeyDiffFrozen | Policy::Outlier),
+            worth,
+            received: matches!(self, Policy::Rare | Policy::Tova | Policy::H2o),
+            direction: worth || matches!(self, Policy::Rare | Policy::KeyDiffFrozen | Policy::Outlier),
+            reserve: reserve && self.has_reserve(),
             pool,
         }
+    }
+
+    /// Whether `--rare` reserves slots.
+    pub fn has_reserve(self) -> bool {
+        matches!(self, Policy::L2 | Policy::Rare)
     }
 
     /// Whether the length of values counts.
@@ -174,7 +182,7 @@ pub fn urge(policy: Policy, score: f32, received: f32) -> f32 {
 pub struct Rule {
     pub policy: Policy,
     pub protect: Protection,
-    /// Slots reserved for the entries of the highest worth times attention received.
+    /// Slots reserved for the entries of the highest worth, `Entering::worth`.
     pub n_rare: usize,
 }
 
