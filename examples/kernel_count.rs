@@ -87,7 +87,7 @@ fn attend(kernels: Kernels, ty: &str, head_dim: usize, n_q: usize, n_rows: usize
     for _ in 0..times {
         let rows = Rows::Dense { first: 0 };
         let a = Attend { q: &q, head_dim, keys: &cache, values: &cache, k_type: ty, v_type: ty, rows, n_rows, soft_cap: 0.0 };
-        kernels.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc });
+        kernels.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc, weights: &mut [] });
     }
     acc
 }
