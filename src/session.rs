@@ -5,7 +5,7 @@
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::kv::cache::{KvCache, KvParams, KvShape};
-use crate::kv::policy::Protection;
+use crate::kv::policy::Rule;
 use crate::kv::types::KvType;
 use crate::mem::plan::Plan;
 use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
@@ -45,7 +45,7 @@ pub struct SessionParams {
 pub struct Layout {
     pub kv: KvShape,
     pub n_slot: usize,
-    pub protect: Protection,
+    pub rule: Rule,
     pub kernels: Kernels,
     pub n_threads: usize,
     scratch: ScratchShape,
@@ -76,11 +76,11 @@ impl SessionParams {
             v_type: self.v_type,
             marks: self.kv.marks(),
         };
-        let (mut n_slot, mut protect) = self.kv.fit(&kv)?;
+        let (mut n_slot, mut rule) = self.kv.fit(&kv)?;
         if kv.marks.received {
             // A token must not be judged before its attention is counted, which is after its batch: it is recent that long.
-            kv.n_batch = n_batch.min(protect.recent.max(1) as usize);
-            (n_slot, protect) = self.kv.fit(&kv)?;
+            kv.n_batch = n_batch.min(rule.protect.recent.max(1) as usize);
+            (n_slot, rule) = self.kv.fit(&kv)?;
         }
         let n_batch = kv.n_batch;
         let n_logits = self.n_logits.clamp(1, n_batch);
@@ -92,7 +92,7 @@ impl SessionParams {
             has_float: model.weights.has_float,
             counts_attention: kv.marks.received,
         };
-        Ok(Layout { kv, n_slot, protect, kernels, n_threads, scratch })
+        Ok(Layout { kv, n_slot, rule, kernels, n_threads, scratch })
     }
 }
 
@@ -190,9 +190,9 @@ impl Session {
         self.n_past = 0;
     }
 
-    /// Evicts at once until `n_keep` tokens are left, protecting `protect` and no longer what the stream protects.
-    pub fn compress(&mut self, n_keep: usize, protect: Protection) {
-        self.cache.compress(n_keep, protect, &mut self.machine.scratch.renumber[0]);
+    /// Evicts at once until `n_keep` tokens are left, by `rule` and no longer by that of the stream.
+    pub fn compress(&mut self, n_keep: usize, rule: Rule) {
+        self.cache.compress(n_keep, rule, &mut self.machine.scratch.renumber[0]);
     }
 
     /// Takes in a prompt, batch by batch, and returns the logits after its last token, `[n_vocab]`. `go_on` is told the

@@ -31,6 +31,11 @@ impl FromStr for Bytes {
     }
 }
 
+/// The number in front of a `%`, if it is one from 0 to 100.
+pub fn percent(text: &str) -> Option<f64> {
+    text.strip_suffix('%')?.parse().ok().filter(|p| (0.0..=100.0).contains(p))
+}
+
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = match UNITS.iter().find(|(_, unit)| self.0 >= *unit) {

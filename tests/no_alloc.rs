@@ -5,6 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use lowkey::kv::policy::Policy;
+use lowkey::kv::shape::Share;
 use lowkey::kv::types::KvType;
 
 struct Counting;
@@ -78,7 +79,7 @@ fn prefill_and_steps_allocate_nothing() {
         let mut params = lowkey_test_kit::params(0);
         if name == "tiny-mqa.gguf" {
             (params.k_type, params.v_type) = (KvType::Q5H, KvType::Q4H);
-            (params.kv.policy, params.kv.rare, params.kv.pool) = (Policy::Rare, 0.3, 2);
+            (params.kv.policy, params.kv.rare, params.kv.pool) = (Policy::Rare, Share(0.3), 2);
         }
         params.kv.budget_bytes = lowkey_test_kit::budget_for(&path, 40, &params);
         let mut session = lowkey_test_kit::session(&path, &params);

@@ -3,8 +3,8 @@
 //! any length runs.
 
 use lowkey::kernels::Kernels;
-use lowkey::kv::cache::Recent;
 use lowkey::kv::policy::Policy;
+use lowkey::kv::shape::{Recent, Share};
 use lowkey::kv::types::KvType;
 use lowkey::session::{Session, SessionParams};
 
@@ -51,7 +51,7 @@ fn a_batch_is_the_same_as_token_by_token_bit_for_bit() {
     let tokens = tokens(100);
     for (policy, rare, pool) in FIXED {
         for n_slot in [9, 24, 99, 100, 130] {
-            let with = |s: &mut SessionParams| (s.kv.policy, s.kv.rare, s.kv.pool) = (policy, rare, pool);
+            let with = |s: &mut SessionParams| (s.kv.policy, s.kv.rare, s.kv.pool) = (policy, Share(rare), pool);
             let want = end_of(&mut session(n_slot, with), &tokens, true);
             for n_batch in [2, 3, 16] {
                 for n_threads in [1, 2, 3] {
@@ -87,7 +87,7 @@ fn every_policy_decides_alike_on_every_set_and_keeps_sinks_and_recent_tokens() {
     for policy in Policy::ALL.into_iter().filter(|&p| p != Policy::Off) {
         let run = |name: &str, n_threads: usize| {
             let mut s = session(24, |s| {
-                (s.kv.policy, s.kv.rare, s.kv.recent) = (policy, 0.3, Recent::Tokens(8));
+                (s.kv.policy, s.kv.rare, s.kv.recent) = (policy, Share(0.3), Recent::Tokens(8));
                 (s.kernels, s.n_threads) = (name.into(), Some(n_threads));
             });
             let end = end_of(&mut s, &tokens, false);
@@ -130,15 +130,6 @@ fn attention_received_adds_up() {
             assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4 * given), "{}", policy.name());
         }
     }
-}
-
-/// The reserve is what makes `l2` keep what it would else throw away.
-#[test]
-fn a_reserve_changes_what_is_kept_and_none_is_l2() {
-    let tokens = tokens(90);
-    let kept = |rare: f32| end_of(&mut session(24, |s| s.kv.rare = rare), &tokens, false).1;
-    assert_ne!(kept(0.0), kept(0.3));
-    assert_ne!(kept(0.1), kept(0.3));
 }
 
 #[test]

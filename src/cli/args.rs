@@ -42,9 +42,9 @@ pub struct SessionArgs {
     /// --k-type and --v-type at once
     #[arg(long, value_name = "TYPE")]
     pub kv_type: Option<KvType>,
-    /// Who goes when the arena is full: l2 (the highest key norm), rare (what direction, value and attention promise least),
-    /// keydiff, keydiff-frozen, outlier, ratio, tova, h2o, random; each protects sinks and recent tokens. Or window (the
-    /// oldest; sinks are protected), l2-paper (l2, nothing protected), l2-high (its control), off (nobody: the stream stops)
+    /// Who goes when the arena is full. With sinks and recent tokens protected: l2 (the highest key norm), l2-high (the
+    /// lowest), rare (what direction, value and attention promise least), keydiff, keydiff-frozen, outlier, ratio, tova, h2o,
+    /// random. Else: window (the oldest; sinks are protected), l2-paper (l2, nothing protected), off (nobody: the stream stops)
     #[arg(long, value_name = "POLICY", default_value = "l2")]
     pub evict: Policy,
     /// First tokens of the stream that are never evicted
@@ -53,7 +53,7 @@ pub struct SessionArgs {
     /// Latest tokens that are not evicted: a number, or a share of the slots
     #[arg(long, value_name = "N|N%", default_value = "50%")]
     pub recent: Recent,
-    /// Share of the slots that l2 reserves for the rarest entries, such as 25%
+    /// Share of the slots that l2 or rare reserve for the entries of the rarest directions and largest values, such as 25%
     #[arg(long, value_name = "F%", default_value = "0%")]
     pub rare: Share,
     /// Rate an entry as its best neighbour within N tokens
@@ -87,7 +87,7 @@ impl SessionArgs {
                 policy: self.evict,
                 sinks: self.sinks,
                 recent: self.recent,
-                rare: self.rare.0 / 100.0,
+                rare: self.rare,
                 pool: self.pool,
             },
             n_batch: self.batch,

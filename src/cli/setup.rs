@@ -54,6 +54,14 @@ impl Opened {
                 "{n} matrices ({ty} and the like) have no {set} kernel: the scalar set multiplies them, many times slower"
             );
         }
+        let kv = &self.params.kv;
+        for (flag, given, taken) in
+            [("--rare", kv.rare.0 > 0.0, kv.policy.has_reserve()), ("--pool", kv.pool > 0, kv.policy.has_pool())]
+        {
+            if given && !taken {
+                log::warn!("{flag} changes nothing with --evict {}", kv.policy.name());
+            }
+        }
         if n_threads > cores {
             log::warn!("--threads {n_threads} on {cores} cores: threads that wait for a core slow each other down; give {cores}");
         }

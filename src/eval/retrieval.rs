@@ -5,9 +5,9 @@
 //! whole prompt has in tokens.
 
 use crate::error::{Error, Result};
-use crate::kv::policy::Protection;
+use crate::kv::policy::Rule;
 use crate::session::Session;
-use crate::text::{ChatTemplate, Message, Tokenizer};
+use crate::text::{ChatTemplate, Message, Tokenizer, greedy};
 
 /// A prompt before it is cut into tokens.
 pub struct Draft {
@@ -140,7 +140,7 @@ pub enum Mode {
     Stream,
     /// Once, when all of the prompt but its last token is in, down to this many entries: the protocol of Devoto et al. (arXiv
     /// 2406.11430), except that no logits of the full cache count.
-    Once { n_keep: usize, protect: Protection },
+    Once { n_keep: usize, rule: Rule },
 }
 
 /// How many of the things asked for the model finds, or `None` if `go_on`, told the tokens taken in, stopped it.
@@ -156,16 +156,16 @@ pub fn ask(
     let mut told = |done: usize| go_on(done - std::mem::replace(&mut seen, done));
     let mut token = match mode {
         Mode::Stream => match session.prefill(&prompt.tokens, told)? {
-            Some(logits) => most_likely(logits)?,
+            Some(logits) => greedy(logits)?,
             None => return Ok(None),
         },
-        Mode::Once { n_keep, protect } => {
+        Mode::Once { n_keep, rule } => {
             let (&last, before) = prompt.tokens.split_last().expect("a prompt has a question");
             if session.prefill(before, &mut told)?.is_none() {
                 return Ok(None);
             }
-            session.compress(n_keep, protect);
-            most_likely(session.step(last)?)?
+            session.compress(n_keep, rule);
+            greedy(session.step(last)?)?
         }
     };
     let (mut answer, mut text) = (Vec::with_capacity(ANSWER_TOKENS), String::new());
@@ -180,24 +180,10 @@ pub fn ask(
         if text.trim_start().contains('\n') || prompt.answer.found(whole) == prompt.answer.n() || left == 0 {
             break;
         }
-        token = most_likely(session.step(token)?)?;
+        token = greedy(session.step(token)?)?;
     }
     log::debug!("{:?}: {text:?}", prompt.answer);
     Ok(Some(prompt.answer.found(text.trim_start().lines().next().unwrap_or_default())))
-}
-
-/// The first of the largest logits.
-fn most_likely(logits: &[f32]) -> Result<u32> {
-    let mut best = 0;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] || (logits[best].is_nan() && !logit.is_nan()) {
-            best = i;
-        }
-    }
-    match logits[best].is_nan() {
-        true => Err(Error::Stopped("the model gives no numbers as logits: its file is damaged; fetch it again".into())),
-        false => Ok(best as u32),
-    }
 }
 
 /// Where something at `depth` of 0 to 1 stands among `n` units: how many come before it.
@@ -282,11 +268,5 @@ mod tests {
         let all = [first(1, 1024, 0, 0), first(2, 1024, 0, 0), first(1, 2048, 0, 0), first(1, 1024, 1, 0), first(1, 1024, 0, 1)];
         assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
         assert_eq!(first(1, 1024, 0, 0), all[0]);
-    }
-
-    #[test]
-    fn greedy_takes_the_first_of_the_largest_and_no_nan() {
-        assert_eq!(most_likely(&[f32::NAN, 1.0, 3.0, 3.0, f32::NAN]).unwrap(), 2);
-        assert!(most_likely(&[f32::NAN]).is_err());
     }
 }

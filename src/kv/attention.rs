@@ -3,7 +3,7 @@
 //! alone or in a batch changes a bit of the result.
 //!
 //! Where the policy counts attention, what each entry received is summed over the query heads of its KV head and over the
-//! tokens of the batch (`Given`), again in one order whatever the threads, and handed to the cache.
+//! tokens of the batch (`AttendRoom::given`), again in one order whatever the threads, and handed to the cache.
 
 use super::cache::KvCache;
 use super::policy::Policy;

@@ -6,8 +6,8 @@
 //! always equally many. Where the model has layers with a sliding window (`Window`), those have as many slots as the window
 //! and are rings: the oldest goes, whatever the policy.
 //!
-//! A batch of prefill is exactly the same as token by token: scores are fixed at insertion, so who dies at which step is
-//! known before attention runs (`place`). The batch's rows wait in rows of their own behind the slots, attention sees
+//! A batch of prefill is exactly the same as token by token where scores are fixed at insertion, as most policies' are: who dies
+//! at which step is known before attention runs (`rate`, `place`). The others judge by what was known before the batch. The batch's rows wait in rows of their own behind the slots, attention sees
 //! for each token the slots as they stand at its step (`rows_at`), and `commit` moves what survived into place.
 
 mod thin;
@@ -37,10 +37,8 @@ struct HeadShare<'a> {
 
 pub struct KvCache {
     shape: KvShape,
-    policy: Policy,
-    protect: Protection,
-    /// Slots reserved for the rarest.
-    n_rare: usize,
+    /// Who goes in layers without a window.
+    rule: Rule,
     n_slot: usize,
     /// Taken slots; the same in every head, but no more than a layer has.
     n_live: usize,
@@ -52,8 +50,7 @@ pub struct KvCache {
     /// `[n_layer][n_head_kv][n_slot]` rows (fewer in layers with a window), then `[n_head_kv][n_batch]` rows of the batch under way.
     keys: Buf<u8>,
     values: Buf<u8>,
-    /// As `keys`, without those of the batch.
-    positions: Buf<Pos>,
+    /// What is known of the entries, in the order of `keys`.
     marks: HeadMarks,
     /// `[n_head_kv][n_batch]`: the slot that each token of the batch takes, in the layer under way.
     taken: Buf<u32>,
@@ -61,7 +58,7 @@ pub struct KvCache {
 
 impl KvCache {
     pub fn new(shape: KvShape, params: &KvParams) -> Result<KvCache> {
-        let (n_slot, protect) = params.fit(&shape)?;
+        let (n_slot, rule) = params.fit(&shape)?;
         let arena_bytes = shape.arena_bytes(n_slot);
         assert!(arena_bytes as u64 <= params.budget_bytes);
         let mut arena = Arena::new(arena_bytes).map_err(|e| {
@@ -71,9 +68,7 @@ impl KvCache {
         let rows = slots + batch;
         let mut cache = KvCache {
             shape,
-            policy: params.policy,
-            protect,
-            n_rare: if params.policy.has_reserve() { (n_slot as f64 * f64::from(params.rare)) as usize } else { 0 },
+            rule,
             n_slot,
             n_live: 0,
             next_pos: 0,
@@ -82,7 +77,6 @@ impl KvCache {
             arena_bytes,
             keys: arena.carve(rows * shape.k_bytes()),
             values: arena.carve(rows * shape.v_bytes()),
-            positions: arena.carve(slots),
             taken: arena.carve(batch),
             marks: HeadMarks::carve(&mut arena, &shape, n_slot),
         };
@@ -95,10 +89,7 @@ impl KvCache {
         &self.shape
     }
     pub fn policy(&self) -> Policy {
-        self.policy
-    }
-    pub fn protection(&self) -> Protection {
-        self.protect
+        self.rule.policy
     }
     pub fn n_slot(&self) -> usize {
         self.n_slot
@@ -128,19 +119,17 @@ impl KvCache {
 
     /// Positions that a head holds, by slot.
     pub fn kept(&self, layer: usize, head: usize) -> &[Pos] {
-        &self.positions[self.first_row(layer, head)..][..self.live(layer)]
+        &self.marks.positions[self.first_row(layer, head)..][..self.live(layer)]
     }
 
     /// Scores of what a head holds, by slot.
     pub fn scores(&self, layer: usize, head: usize) -> &[f32] {
-        let first = self.first_row(layer, head);
-        self.marks.scores(first..first + self.live(layer))
+        &self.marks.scores[self.first_row(layer, head)..][..self.live(layer)]
     }
 
-    /// The attention that what a head holds received, by slot: the latest token's, a sum or a mean, as the policy has it.
+    /// The attention that what a head holds received, by slot, of a policy that counts it: the latest token's, a sum or a mean.
     pub fn received(&self, layer: usize, head: usize) -> &[f32] {
-        let first = self.first_row(layer, head);
-        self.marks.received(first..first + self.live(layer))
+        &self.marks.received[self.first_row(layer, head)..][..self.live(layer)]
     }
 
     /// Forgets everything; the memory stays.
@@ -152,7 +141,7 @@ impl KvCache {
     /// Room for `n_tok` more tokens at the positions that follow, or the reason why not.
     pub fn admit(&self, n_tok: usize) -> Result<()> {
         assert!(n_tok <= self.shape.n_batch);
-        if self.policy == Policy::Off && self.n_live + n_tok > self.n_slot {
+        if self.rule.policy == Policy::Off && self.n_live + n_tok > self.n_slot {
             return Err(Error::Stopped(format!(
                 "the arena of {} tokens is full and --evict off may not evict: raise --kv-budget or choose a policy such as l2",
                 self.n_slot
@@ -176,10 +165,10 @@ impl KvCache {
     }
 
     /// Who goes in a layer: the policy's victim; in one with a window the oldest entry, which no later token sees.
-    pub(super) fn rule(&self, layer: usize) -> Rule {
+    fn rule(&self, layer: usize) -> Rule {
         match self.is_ring(layer) {
             true => Rule { policy: Policy::Window, protect: Protection::default(), n_rare: 0 },
-            false => Rule { policy: self.policy, protect: self.protect, n_rare: self.n_rare },
+            false => self.rule,
         }
     }
 
@@ -202,32 +191,23 @@ impl KvCache {
         self.n_live as u64 + self.n_evicted
     }
 
-    /// Whether the policy asks what attention each entry received (`settle`).
-    pub fn counts_attention(&self) -> bool {
-        self.shape.marks.received
-    }
-
-    /// Calls `job(head, its share)` for each KV head of a layer, in parallel if it is worth it.
+    /// Calls `job(head, its share)` for each KV head of a layer; many tokens in parallel.
     fn for_heads(&mut self, pool: &mut Pool, layer: usize, n_tok: usize, job: impl Fn(usize, &mut HeadShare) + Sync) {
         let KvShape { n_head_kv, n_batch, .. } = self.shape;
         let (k_bytes, v_bytes, batch) = (self.shape.k_bytes(), self.shape.v_bytes(), self.batch_row(0));
-        let (rows, rule) = ((self.first_row(layer, 0), self.slots(layer)), self.rule(layer));
-        let mut marks = self.marks.of_layer(&self.shape, layer, rows, &mut self.positions, rule);
-        let mut taken = self.taken.chunks_exact_mut(n_batch);
-        let mut keys = self.keys[batch * k_bytes..].chunks_exact_mut(n_batch * k_bytes);
-        let mut values = self.values[batch * v_bytes..].chunks_exact_mut(n_batch * v_bytes);
-        let mut shares: [Option<HeadShare>; MAX_HEAD_KV] = [const { None }; MAX_HEAD_KV];
-        for share in &mut shares[..n_head_kv] {
-            *share = (|| {
-                let (marks, taken) = (marks.next()?, taken.next()?);
-                Some(HeadShare { marks, taken, keys: keys.next()?, values: values.next()? })
-            })();
-        }
-        let job = |h: usize, share: &mut Option<HeadShare>| job(h, share.as_mut().expect("carved for n_head_kv heads"));
+        let marks = self.marks.of_layer(&self.shape, layer, self.rule(layer));
+        let taken = self.taken.chunks_exact_mut(n_batch);
+        let keys = self.keys[batch * k_bytes..].chunks_exact_mut(n_batch * k_bytes);
+        let values = self.values[batch * v_bytes..].chunks_exact_mut(n_batch * v_bytes);
+        let rows = keys.zip(values);
+        let mut heads =
+            marks.zip(taken).zip(rows).map(|((marks, taken), (keys, values))| HeadShare { marks, taken, keys, values });
         if n_tok == 1 {
-            return shares[..n_head_kv].iter_mut().enumerate().for_each(|(h, share)| job(h, share));
+            return heads.enumerate().for_each(|(h, mut share)| job(h, &mut share));
         }
-        pool.for_chunks(&mut shares[..n_head_kv], 1, |h, share| job(h, &mut share[0]));
+        let mut shares: [Option<HeadShare>; MAX_HEAD_KV] = [const { None }; MAX_HEAD_KV];
+        shares[..n_head_kv].fill_with(|| heads.next());
+        pool.for_chunks(&mut shares[..n_head_kv], 1, |h, share| job(h, share[0].as_mut().expect("carved for n_head_kv heads")));
     }
 
     /// Rates the keys before RoPE and the values (`[n_tok][n_head_kv * head_dim]`, f32) of one layer, for `place`.
@@ -252,8 +232,8 @@ impl KvCache {
         let KvShape { n_head_kv, head_dim, k_type, v_type, .. } = self.shape;
         let (n_slot, n_live, next_pos, n_past) = (self.slots(layer), self.n_live, self.next_pos, self.n_past());
         let (n_tok, k_bytes, v_bytes) = (k.len() / (n_head_kv * head_dim), self.shape.k_bytes(), self.shape.v_bytes());
-        if self.policy == Policy::KeyDiff && !self.is_ring(layer) && n_live + n_tok > n_slot {
-            self.compare_with_mean(layer);
+        if n_live + n_tok > n_slot {
+            self.compare_anew(layer);
         }
         self.for_heads(pool, layer, n_tok, |h, HeadShare { marks, taken, keys, values }| {
             for t in 0..n_tok {
@@ -273,14 +253,16 @@ impl KvCache {
         });
     }
 
-    /// KeyDiff: the score of each entry becomes the cosine between its key as it is stored and the mean of all, each of
-    /// length one.
-    fn compare_with_mean(&mut self, layer: usize) {
+    /// Before anything is evicted from a layer: KeyDiff's scores become the cosine between each key as it is stored and the mean
+    /// of all, each of length one. Other policies need nothing.
+    fn compare_anew(&mut self, layer: usize) {
+        let rule = self.rule(layer);
+        if rule.policy != Policy::KeyDiff {
+            return;
+        }
         let (KvShape { head_dim, k_type, .. }, live) = (self.shape, self.live(layer));
         let (first, n_slot, row_bytes) = (self.first_row(layer, 0), self.slots(layer), self.shape.k_bytes());
-        let rule = self.rule(layer);
-        let heads = self.marks.of_layer(&self.shape, layer, (first, n_slot), &mut self.positions, rule);
-        for (h, mut head) in heads.enumerate() {
+        for (h, mut head) in self.marks.of_layer(&self.shape, layer, rule).enumerate() {
             let rows = &self.keys[(first + h * n_slot) * row_bytes..][..live * row_bytes];
             let (mut mean, mut room) = ([0f32; MAX_HEAD_DIM], [0f32; MAX_HEAD_DIM]);
             let (mean, key) = (&mut mean[..head_dim], &mut room[..head_dim]);
@@ -298,28 +280,22 @@ impl KvCache {
         }
     }
 
-    /// After a layer's attention: adds what each entry received. `given(head, row)` is what the batch gave to a slot, or behind
-    /// the slots to a token of the batch; such policies judge by what came before the batch.
+    /// After a layer's attention, where the policy counts it: adds what each entry received. `given(head, row)` is what the
+    /// batch gave to a slot, or behind the slots to a token of the batch.
     pub fn settle(&mut self, layer: usize, n_tok: usize, given: impl Fn(usize, usize) -> f32) {
-        if !self.counts_attention() || self.is_ring(layer) {
+        if !self.shape.marks.received || self.is_ring(layer) {
             return;
         }
-        let (n_slot, n_batch, n_head_kv) = (self.slots(layer), self.shape.n_batch, self.shape.n_head_kv);
-        let (live, now, rule) = (self.live_at(layer, n_tok - 1), self.next_pos + n_tok as Pos - 1, self.rule(layer));
-        let rows = (self.first_row(layer, 0), n_slot);
-        debug_assert!(n_head_kv * n_batch == self.taken.len());
-        let heads = self.marks.of_layer(&self.shape, layer, rows, &mut self.positions, rule);
-        for (h, (mut head, taken)) in heads.zip(self.taken.chunks_exact(n_batch)).enumerate() {
+        let (n_slot, live, next_pos) = (self.slots(layer), self.live_at(layer, n_tok - 1), self.next_pos);
+        for (h, mut head) in self.marks.of_layer(&self.shape, layer, self.rule(layer)).enumerate() {
             for slot in 0..live {
-                // New ones hold a position of the batch.
-                let t = (head.positions[slot] + n_tok as Pos).checked_sub(now + 1).map(|t| t as usize);
-                let t = t.filter(|&t| t < n_tok && taken[t] as usize == slot);
-                // One token alone is in its slot before it attends.
-                let (n_seen, row) = t.map_or((n_tok, slot), |t| (n_tok - t, if n_tok == 1 { slot } else { n_slot + t }));
-                match rule.policy {
-                    Policy::Tova => head.replace(slot, given(h, row)),
-                    _ => head.settle(slot, given(h, row), n_seen, now),
-                }
+                let (n_seen, row) = match head.positions[slot].checked_sub(next_pos) {
+                    None => (n_tok, slot),
+                    // One token alone is in its slot before it attends.
+                    Some(_) if n_tok == 1 => (1, slot),
+                    Some(t) => (n_tok - t as usize, n_slot + t as usize),
+                };
+                head.settle(slot, given(h, row), n_seen, next_pos + n_tok as Pos - 1);
             }
         }
     }
@@ -342,15 +318,10 @@ impl KvCache {
         for head in 0..self.shape.n_head_kv {
             let (first, batch) = (self.first_row(layer, head), self.batch_row(head));
             for t in 0..n_tok {
-                self.copy_row(batch + t, first + self.taken[head * self.shape.n_batch + t] as usize);
+                let to = first + self.taken[head * self.shape.n_batch + t] as usize;
+                copy_row(&self.shape, &mut self.keys, &mut self.values, batch + t, to);
             }
         }
-    }
-
-    fn copy_row(&mut self, from: usize, to: usize) {
-        let (k, v) = (self.shape.k_bytes(), self.shape.v_bytes());
-        self.keys.copy_within(from * k..(from + 1) * k, to * k);
-        self.values.copy_within(from * v..(from + 1) * v, to * v);
     }
 
     /// After all layers: the tokens are in.
@@ -380,6 +351,9 @@ impl KvCache {
         turn: impl Fn(usize, &mut [f32], &mut [f32], i64) + Sync,
     ) {
         let most = self.shape.n_ctx - self.shape.n_ctx / 8;
+        if self.n_live > most {
+            (0..self.shape.n_layer).for_each(|layer| self.compare_anew(layer));
+        }
         while self.n_live > most {
             self.drop_one();
         }
@@ -389,7 +363,7 @@ impl KvCache {
             let (n_slot, live, heads) = (self.slots(layer), self.live(layer), self.first_row(layer, 0));
             let oldest = self.n_live - live;
             let keys = &mut self.keys[heads * row_bytes..][..n_head_kv * n_slot * row_bytes];
-            let positions = &mut self.positions[heads..][..n_head_kv * n_slot];
+            let positions = &mut self.marks.positions[heads..][..n_head_kv * n_slot];
             pool.for_chunks2_with(scratch, (keys, n_slot * row_bytes), (positions, n_slot), |scratch, _, keys, positions| {
                 let positions = &mut positions[..live];
                 let RenumberScratch { order, key, angles } = scratch;
@@ -441,6 +415,13 @@ fn noise(head: usize, token: u64) -> f32 {
     (x >> 40) as f32 / (1u64 << 24) as f32
 }
 
+/// A key and a value go from one row to another.
+fn copy_row(shape: &KvShape, keys: &mut [u8], values: &mut [u8], from: usize, to: usize) {
+    let (k, v) = (shape.k_bytes(), shape.v_bytes());
+    keys.copy_within(from * k..(from + 1) * k, to * k);
+    values.copy_within(from * v..(from + 1) * v, to * v);
+}
+
 /// Rounds a vector into a row, in the basis of its type.
 fn store(ty: KvType, x: &[f32], row: &mut [u8]) {
     if !ty.is_turned() {
@@ -457,6 +438,7 @@ fn store(ty: KvType, x: &[f32], row: &mut [u8]) {
 mod tests {
     use super::*;
     use crate::kv::policy::Marks;
+    use crate::kv::shape::Share;
 
     /// One layer, one head, as many slots as positions unless told otherwise. A token's number is its key's norm, so that it can be known again.
     pub(super) fn cache(n_ctx: usize, sinks: u32, recent: Recent) -> (KvCache, Pool, Vec<RenumberScratch>) {
@@ -475,8 +457,14 @@ mod tests {
             v_type: KvType::F16,
             marks: Marks::default(),
         };
-        let params =
-            KvParams { budget_bytes: shape.arena_bytes(n_slot) as u64, policy: Policy::L2, sinks, recent, rare: 0.0, pool: 0 };
+        let params = KvParams {
+            budget_bytes: shape.arena_bytes(n_slot) as u64,
+            policy: Policy::L2,
+            sinks,
+            recent,
+            rare: Share(0.0),
+            pool: 0,
+        };
         let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, 8)).unwrap();
         let scratch = vec![RenumberScratch::carve(&mut arena, n_ctx, 8)];
         (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap(), scratch)
@@ -531,7 +519,7 @@ mod tests {
             };
             let budget_bytes = shape.arena_bytes(8) as u64;
             let params =
-                KvParams { budget_bytes, policy: Policy::Window, sinks: 1, recent: Recent::Tokens(1), rare: 0.0, pool: 0 };
+                KvParams { budget_bytes, policy: Policy::Window, sinks: 1, recent: Recent::Tokens(1), rare: Share(0.0), pool: 0 };
             let mut cache = KvCache::new(shape, &params).unwrap();
             let mut arena = Arena::new(RenumberScratch::bytes(16, 64)).unwrap();
             let (mut scratch, mut pool) = (vec![RenumberScratch::carve(&mut arena, 16, 64)], Pool::new(1).unwrap());

@@ -1,10 +1,10 @@
-//! What a policy keeps to decide by: for each entry a score, and where the policy asks for them its worth and the attention
-//! it received; for each head the mean direction of its keys and what the latest tokens scored. All of it is carved from
-//! the arena, none of it grows, and no sum runs away however long the stream (means forget what is far behind).
+//! What a policy keeps to decide by: for each entry its position and a score, and where the policy asks for them its worth
+//! and the attention it received; for each head the mean direction of its keys and what the latest tokens scored. All of
+//! it is carved from the arena and none of it grows. Means forget what is far behind, so that they are as good after ten million
+//! tokens as after ten thousand; the sums of H2O are the paper's, and lose what is small beside them.
 
 use super::Pos;
-use super::cache::MAX_HEAD_DIM;
-use super::policy::{Entering, Marks, Rule, urge, victim};
+use super::policy::{Entering, Marks, Policy, Rule, urge, victim};
 use super::shape::KvShape;
 use crate::mem::arena::{Arena, Buf, region_bytes};
 
@@ -17,27 +17,29 @@ const PRIOR: f32 = 3e-4;
 
 /// The marks of all heads.
 pub struct HeadMarks {
-    marks: Marks,
-    /// `[n_layer][n_head_kv][n_slot]`, as the rows of keys.
-    scores: Buf<f32>,
+    n_slot: usize,
+    /// `[n_layer][n_head_kv][n_slot]`, as the rows of keys; `worth` and `received` too.
+    pub(super) positions: Buf<Pos>,
+    pub(super) scores: Buf<f32>,
     worth: Buf<f32>,
-    received: Buf<f32>,
+    pub(super) received: Buf<f32>,
     /// `[n_layer][n_head_kv][head_dim]`: mean of the keys before RoPE, each of length one.
     mean: Buf<f32>,
-    /// `[n_layer][n_head_kv][pool]`: score and worth of the latest tokens before pooling, and their slots.
+    /// `[n_layer][n_head_kv][pool]`: score and worth of the latest tokens before pooling (`[2]`), and their slots.
     latest: Buf<f32>,
     latest_slots: Buf<u32>,
-    /// `[n_head_kv][n_batch]`: score and worth of the tokens of the batch, in the layer under way.
+    /// `[n_head_kv][n_batch][2]`: score and worth of the tokens of the batch, in the layer under way.
     entering: Buf<f32>,
     /// `[n_head_kv][n_slot]`: room to look for the rarest.
     room: Buf<f32>,
 }
 
-/// Lengths of the buffers, in the order of the fields.
-fn lengths(shape: &KvShape, n_slot: usize) -> [usize; 8] {
+/// Lengths of the buffers, in the order of the fields; each element takes four bytes.
+fn lengths(shape: &KvShape, n_slot: usize) -> [usize; 9] {
     let (slots, heads, m) = (shape.slots_of(shape.n_layer, n_slot), shape.n_heads(), shape.marks);
     let if_so = |wanted: bool, n: usize| if wanted { n } else { 0 };
     [
+        slots,
         slots,
         if_so(m.worth, slots),
         if_so(m.received, slots),
@@ -55,9 +57,10 @@ impl HeadMarks {
     }
 
     pub fn carve(arena: &mut Arena, shape: &KvShape, n_slot: usize) -> Self {
-        let [scores, worth, received, mean, latest, latest_slots, entering, room] = lengths(shape, n_slot);
+        let [positions, scores, worth, received, mean, latest, latest_slots, entering, room] = lengths(shape, n_slot);
         HeadMarks {
-            marks: shape.marks,
+            n_slot,
+            positions: arena.carve(positions),
             scores: arena.carve(scores),
             worth: arena.carve(worth),
             received: arena.carve(received),
@@ -69,31 +72,15 @@ impl HeadMarks {
         }
     }
 
-    pub fn scores(&self, rows: std::ops::Range<usize>) -> &[f32] {
-        &self.scores[rows]
-    }
-
-    /// Attention received, where the policy counts it; otherwise nothing.
-    pub fn received(&self, rows: std::ops::Range<usize>) -> &[f32] {
-        if self.marks.received { &self.received[rows] } else { &[] }
-    }
-
     pub fn clear(&mut self) {
         self.mean.fill(0.0);
         self.latest_slots.fill(u32::MAX);
     }
 
-    /// The heads of a layer, one after the other, each with what is its own. `first`: the layer's first row, `n_slot`: slots of
-    /// each head.
-    pub(super) fn of_layer<'a>(
-        &'a mut self,
-        shape: &KvShape,
-        layer: usize,
-        (first, n_slot): (usize, usize),
-        positions: &'a mut [Pos],
-        rule: Rule,
-    ) -> impl Iterator<Item = Head<'a>> {
-        let Marks { worth, received, direction, reserve, pool } = self.marks;
+    /// The heads of a layer, one after the other, each with what is its own.
+    pub(super) fn of_layer(&mut self, shape: &KvShape, layer: usize, rule: Rule) -> impl Iterator<Item = Head<'_>> {
+        let Marks { worth, received, direction, reserve, pool } = shape.marks;
+        let (first, n_slot) = (shape.slots_of(layer, self.n_slot), shape.slots(layer, self.n_slot));
         let (heads, dim) = (layer * shape.n_head_kv, if direction { shape.head_dim } else { 0 });
         let per_slot = move |wanted: bool| if wanted { (first, n_slot) } else { (0, 0) };
         let mut scores = pieces(&mut self.scores, (first, n_slot));
@@ -104,7 +91,7 @@ impl HeadMarks {
         let mut latest_slots = pieces(&mut self.latest_slots, (heads * pool, pool));
         let mut entering = pieces(&mut self.entering, (0, 2 * shape.n_batch));
         let mut room = pieces(&mut self.room, (0, if reserve { n_slot } else { 0 }));
-        let positions = positions[first..][..shape.n_head_kv * n_slot].chunks_exact_mut(n_slot);
+        let positions = self.positions[first..][..shape.n_head_kv * n_slot].chunks_exact_mut(n_slot);
         positions.map(move |positions| Head {
             rule,
             positions,
@@ -136,7 +123,7 @@ fn next<T>(mut pieces: impl Iterator<Item = T>) -> T {
 pub(super) struct Head<'a> {
     pub rule: Rule,
     pub positions: &'a mut [Pos],
-    pub scores: &'a mut [f32],
+    scores: &'a mut [f32],
     worth: &'a mut [f32],
     received: &'a mut [f32],
     mean: &'a mut [f32],
@@ -167,27 +154,20 @@ impl Head<'_> {
 
     /// The slot of the entry among the first `n_live` that goes so that the token at `now` can enter.
     pub fn victim(&mut self, n_live: usize, now: Pos) -> Option<usize> {
-        let Rule { policy, protect, n_rare } = self.rule;
-        let Head { positions, scores, worth, received, room, .. } = self;
-        let at = |slot: usize| urge(policy, scores[slot], *received.get(slot).unwrap_or(&0.0));
+        let Rule { protect, n_rare, .. } = self.rule;
         if n_rare == 0 {
-            return victim(n_live, at, positions, now, protect);
+            return victim(n_live, |slot| self.urge(slot), self.positions, now, protect);
         }
-        let rarity = |slot: usize| if worth.is_empty() { scores[slot] } else { worth[slot] };
-        let mut n_open = 0;
-        for (slot, &pos) in positions[..n_live].iter().enumerate() {
-            if protect.of(pos, now).is_none() {
-                room[n_open] = rarity(slot);
-                n_open += 1;
-            }
-        }
+        let room = std::mem::take(&mut self.room);
+        let open = (0..n_live).filter(|&slot| protect.of(self.positions[slot], now).is_none());
+        let n_open = open.zip(&mut *room).map(|(slot, room)| *room = self.rarity(slot)).count();
+        // The reserve: all that are rarer than the rarest of the common ones. One at least is common.
         let n_common = n_open.saturating_sub(n_rare).max(1);
-        if n_open == 0 {
-            return None;
-        }
-        let (_, &mut rarest_common, _) = room[..n_open].select_nth_unstable_by(n_common - 1, f32::total_cmp);
-        let at = |slot: usize| if rarity(slot).total_cmp(&rarest_common).is_le() { at(slot) } else { f32::NEG_INFINITY };
-        victim(n_live, at, positions, now, protect)
+        let rarest_common = (n_open > 0).then(|| *room[..n_open].select_nth_unstable_by(n_common - 1, f32::total_cmp).1);
+        self.room = room;
+        let is_common = |slot: usize| self.rarity(slot).total_cmp(&rarest_common?).is_le().then_some(slot);
+        let urge = |slot: usize| is_common(slot).map_or(f32::NEG_INFINITY, |slot| self.urge(slot));
+        victim(n_live, urge, self.positions, now, protect)
     }
 
     /// The token `t` of the batch takes a slot.
@@ -218,26 +198,21 @@ impl Head<'_> {
             *w = worth;
         }
         if let Some(received) = self.received.get_mut(slot) {
-            *received = PRIOR;
+            *received = if self.rule.policy == Policy::Rare { PRIOR } else { 0.0 };
         }
     }
 
-    /// Adds to a slot's received attention what `n_tok` tokens gave it together, its own first among them if it is new.
-    /// `last`: what the latest of them gave.
+    /// Adds to a slot's received attention what `n_tok` tokens gave it together, its own among them if it is new.
     pub fn settle(&mut self, slot: usize, given: f32, n_tok: usize, now: Pos) {
-        let age = (now.saturating_sub(self.positions[slot]) as usize + 1).saturating_sub(n_tok).min(MEMORY as usize);
-        let before = age as f32 + HEAD_START;
+        // Renumbering makes entries younger than they are; their means then learn a little faster.
+        let age = (now - self.positions[slot] + 1) as usize - n_tok;
+        let before = age.min(MEMORY as usize) as f32 + HEAD_START;
         let received = &mut self.received[slot];
-        *received = match self.rule.policy.sums_attention() {
-            true if age == 0 => given,
-            true => *received + given,
-            false => (*received * before + given) / (before + n_tok as f32),
+        *received = match self.rule.policy {
+            Policy::Tova => given,
+            Policy::H2o => *received + given,
+            _ => (*received * before + given) / (before + n_tok as f32),
         };
-    }
-
-    /// For policies that see the last token's attention only.
-    pub fn replace(&mut self, slot: usize, given: f32) {
-        self.received[slot] = given;
     }
 
     /// Scores anew, by a function of the slot.
@@ -247,14 +222,14 @@ impl Head<'_> {
         }
     }
 
-    /// The order in which entries go, first to last: lower `rank` first. Rare ones behind the rest.
+    /// How much the entry ought to go, the reserve aside.
     pub fn urge(&self, slot: usize) -> f32 {
         urge(self.rule.policy, self.scores[slot], *self.received.get(slot).unwrap_or(&0.0))
     }
 
-    /// What the reserve goes by.
+    /// What the reserve goes by: the worth, which `rare` has as its score.
     pub fn rarity(&self, slot: usize) -> f32 {
-        if self.worth.is_empty() { self.scores[slot] } else { self.worth[slot] }
+        *self.worth.get(slot).unwrap_or(&self.scores[slot])
     }
 
     /// An entry changes its slot.
@@ -271,7 +246,7 @@ impl Head<'_> {
     }
 }
 
-/// 0 where there is no direction yet.
+/// Of vectors of a multiple of eight elements, as heads are; 0 where there is no direction yet.
 pub(super) fn cosine(a: &[f32], a_norm: f32, b: &[f32], b_norm: f32) -> f32 {
     let mut dot = [0f32; 8];
     for (a, b) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0) {
@@ -283,4 +258,107 @@ pub(super) fn cosine(a: &[f32], a_norm: f32, b: &[f32], b_norm: f32) -> f32 {
     if norms > 0.0 { dot.iter().sum::<f32>() / norms } else { 0.0 }
 }
 
-const _: () = assert!(MAX_HEAD_DIM.is_multiple_of(8));
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::policy::Protection;
+
+    /// What a head owns, for a policy with a reserve, pooled neighbours and a mean direction.
+    struct Owned {
+        rule: Rule,
+        positions: Vec<Pos>,
+        floats: [Vec<f32>; 7],
+        latest_slots: Vec<u32>,
+    }
+
+    impl Owned {
+        fn new(policy: Policy, n_slot: usize, dim: usize, pool: usize, n_rare: usize) -> Self {
+            let rule = Rule { policy, protect: Protection { sinks: 1, recent: 3 }, n_rare };
+            let lens = [n_slot, n_slot, n_slot, dim, 2 * pool, 2, n_slot];
+            Owned { rule, positions: vec![0; n_slot], floats: lens.map(|n| vec![0.0; n]), latest_slots: vec![u32::MAX; pool] }
+        }
+
+        fn head(&mut self) -> Head<'_> {
+            let [scores, worth, received, mean, latest, entering, room] = &mut self.floats;
+            let (rule, positions, latest_slots) = (self.rule, &mut self.positions[..], &mut self.latest_slots[..]);
+            Head { rule, positions, scores, worth, received, mean, latest, latest_slots, entering, room }
+        }
+    }
+
+    #[test]
+    fn the_reserve_is_what_sorting_says() {
+        let mut rng = fastrand::Rng::with_seed(4);
+        for _ in 0..5_000 {
+            let (n, n_rare) = (rng.usize(5..20), rng.usize(..20));
+            let mut owned = Owned::new(Policy::L2, n, 8, 0, n_rare);
+            let mut positions: Vec<Pos> = (0..n as Pos).collect();
+            rng.shuffle(&mut positions);
+            owned.positions.copy_from_slice(&positions);
+            owned.floats[0].fill_with(|| rng.f32());
+            owned.floats[1].fill_with(|| rng.f32());
+            let (norm, worth) = (owned.floats[0].clone(), owned.floats[1].clone());
+            // By definition: of the open ones all but the rarest are common, one at least, and the highest norm among them goes.
+            let now = n as Pos;
+            let mut open: Vec<usize> = (0..n).filter(|&s| positions[s] >= 1 && positions[s] + 3 <= now).collect();
+            open.sort_by(|&a, &b| worth[a].total_cmp(&worth[b]));
+            open.truncate(open.len().saturating_sub(n_rare).max(1));
+            let expected = open.into_iter().max_by(|&a, &b| norm[a].total_cmp(&norm[b]));
+            assert_eq!(owned.head().victim(n, now), expected);
+        }
+    }
+
+    #[test]
+    fn pooled_scores_are_the_best_within_reach() {
+        let mut rng = fastrand::Rng::with_seed(5);
+        for pool in [0usize, 1, 3] {
+            let (n, mut owned) = (30usize, Owned::new(Policy::L2, 30, 8, pool, 0));
+            let raw: Vec<[f32; 2]> = (0..n).map(|_| [rng.f32(), rng.f32()]).collect();
+            for (t, raw) in raw.iter().enumerate() {
+                owned.floats[5].copy_from_slice(raw);
+                owned.head().enter(t, 0, t as u64, t as Pos);
+            }
+            for t in 0..n {
+                let near = || raw[t.saturating_sub(pool)..(t + pool + 1).min(n)].iter();
+                let (lowest, highest) = (near().map(|r| r[0]).fold(1.0, f32::min), near().map(|r| r[1]).fold(0.0, f32::max));
+                assert_eq!((owned.floats[0][t], owned.floats[1][t]), (lowest, highest), "token {t}, pool {pool}");
+            }
+        }
+    }
+
+    #[test]
+    fn directions_are_compared_with_the_mean_so_far() {
+        let mut owned = Owned::new(Policy::KeyDiffFrozen, 1, 8, 0, 0);
+        let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let mut cos = |n_past: u64, key: [f32; 8]| {
+            owned.head().rate(0, n_past, &key, &[1.0; 8], 0.0, norm);
+            owned.floats[5][0]
+        };
+        let along = |i: usize, length: f32| std::array::from_fn(|j| if i == j { length } else { 0.0 });
+        // No mean yet; the same direction whatever its length; then one at a right angle, and half way between both.
+        assert_eq!([cos(0, along(0, 5.0)), cos(1, along(0, 0.1)), cos(2, along(1, 2.0))], [0.0, 1.0, 0.0]);
+        // The mean is now (2, 1) / 3.
+        assert!((cos(3, along(0, 1.0)) - 2.0 / 5f32.sqrt()).abs() < 1e-6);
+    }
+
+    /// Ten million steps: means neither run away nor stand still, and a change of subject is learned.
+    #[test]
+    fn means_are_sound_after_ten_million_steps() {
+        let n = if cfg!(target_arch = "aarch64") { 1_000_000u32 } else { 10_000_000 };
+        let mut owned = Owned::new(Policy::Rare, 1, 8, 0, 0);
+        let mut head = owned.head();
+        head.enter(0, 0, 0, 0);
+        for now in 0..n {
+            head.settle(0, if now % 2 == 0 { 0.001 } else { 0.003 }, 1, now);
+        }
+        assert!((head.received[0] - 0.002).abs() < 1e-5, "{}", head.received[0]);
+        (n..n + 40_000).for_each(|now| head.settle(0, 0.5, 1, now));
+        assert!((head.received[0] - 0.5).abs() < 1e-3, "{}", head.received[0]);
+
+        let unit = |i: usize| -> [f32; 8] { std::array::from_fn(|j| if i == j { 1.0 } else { 0.0 }) };
+        let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+        (0..u64::from(n)).for_each(|past| head.rate(0, past, &unit(past as usize % 2), &[1.0; 8], 0.0, norm));
+        assert!((head.mean[0] - 0.5).abs() < 1e-3 && (head.mean[1] - 0.5).abs() < 1e-3, "{:?}", head.mean);
+        (0..40_000).for_each(|past| head.rate(0, u64::from(n) + past, &unit(2), &[1.0; 8], 0.0, norm));
+        assert!(head.mean[2] > 0.999 && head.mean[0] < 1e-3, "{:?}", head.mean);
+    }
+}

@@ -21,7 +21,7 @@ pub enum Policy {
     /// attention and value that of CAOTE (arXiv 2504.14051).
     Rare,
     /// KeyDiff (Park et al. 2025, arXiv 2504.15364): the key most like the mean of the kept keys of length one goes. As in the
-    /// paper, compared anew for each batch of a prompt.
+    /// paper, compared anew for each batch of a prompt; a newcomer of the batch counts as unlike the rest until then.
     KeyDiff,
     /// The same compared once, when the entry enters, with the mean so far of keys before RoPE.
     KeyDiffFrozen,
@@ -109,7 +109,7 @@ impl Policy {
         }
     }
 
-    /// What this policy needs, with a reserve for the rarest entries or without.
+    /// What this policy keeps, with a reserve for the rarest entries or without, and neighbours pooled or not.
     pub fn marks(self, reserve: bool, pool: usize) -> Marks {
         let worth = reserve && self == Policy::L2;
         Marks {
@@ -117,7 +117,7 @@ impl Policy {
             received: matches!(self, Policy::Rare | Policy::Tova | Policy::H2o),
             direction: worth || matches!(self, Policy::Rare | Policy::KeyDiffFrozen | Policy::Outlier),
             reserve: reserve && self.has_reserve(),
-            pool,
+            pool: if self.has_pool() { pool } else { 0 },
         }
     }
 
@@ -126,14 +126,14 @@ impl Policy {
         matches!(self, Policy::L2 | Policy::Rare)
     }
 
+    /// Whether entries have a score of their own that `--pool` can share among neighbours.
+    pub fn has_pool(self) -> bool {
+        !matches!(self, Policy::KeyDiff | Policy::Tova | Policy::H2o | Policy::Window | Policy::Random | Policy::Off)
+    }
+
     /// Whether the length of values counts.
     pub fn asks_value(self) -> bool {
         matches!(self, Policy::Rare | Policy::Outlier | Policy::Ratio)
-    }
-
-    /// Whether the sum of the attention received counts, and not its mean.
-    pub fn sums_attention(self) -> bool {
-        self == Policy::H2o
     }
 
     /// Fixed when the entry enters, from f32 before it is rounded for storage. Higher goes first (`Rare`: lower).
@@ -150,7 +150,7 @@ impl Policy {
         }
     }
 
-    /// The score of two that keeps an entry longer.
+    /// The score, of two, that keeps an entry longer.
     pub fn better(self, a: f32, b: f32) -> f32 {
         if self == Policy::Rare { a.max(b) } else { a.min(b) }
     }
@@ -281,6 +281,29 @@ mod tests {
         assert_eq!(of(&[9.0, 1.0, 2.0, 8.0, 7.0], &[0, 4, 5, 8, 9]), Some(2));
         assert_eq!(of(&[9.0, 8.0, 7.0], &[0, 8, 9]), None);
         assert_eq!(protect.min_slots(), 4);
+    }
+
+    #[test]
+    fn scores_by_hand() {
+        let e = Entering { key_norm: 6.0, value_norm: 2.0, cos: 0.25, noise: 0.5 };
+        let of = |policy: Policy| urge(policy, policy.score(&e), 0.1);
+        use Policy::*;
+        let expected = [
+            (L2, 6.0),
+            (L2Paper, 6.0),
+            (L2High, -6.0),
+            (Rare, -0.75 * 2.0 * 0.1),
+            (KeyDiffFrozen, 0.25),
+            (Outlier, -0.75 * 2.0),
+            (Ratio, 3.0),
+            (Tova, -0.1),
+            (H2o, -0.1),
+            (Window, 0.0),
+            (Random, 0.5),
+        ];
+        for (policy, urge) in expected {
+            assert!((of(policy) - urge).abs() < 1e-6, "{}: {}", policy.name(), of(policy));
+        }
     }
 
     #[test]

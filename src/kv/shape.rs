@@ -3,12 +3,12 @@
 
 use super::Pos;
 use super::marks::HeadMarks;
-use super::policy::{Marks, Policy, Protection};
+use super::policy::{Marks, Policy, Rule};
 use super::types::KvType;
 use super::window::Window;
 use crate::error::{Error, Result};
 use crate::mem::arena::region_bytes;
-use crate::units::Bytes;
+use crate::units::{Bytes, percent};
 
 /// What the model and the batch ask of the arena.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +73,6 @@ impl KvShape {
         let rows = slots + self.n_head_kv * self.n_batch;
         region_bytes::<u8>(rows * self.k_bytes())
             + region_bytes::<u8>(rows * self.v_bytes())
-            + region_bytes::<Pos>(slots)
             + region_bytes::<u32>(self.n_head_kv * self.n_batch)
             + HeadMarks::bytes(self, n_slot)
     }
@@ -114,27 +113,29 @@ impl std::str::FromStr for Recent {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let help = || format!("'{text}' is not a number of tokens, such as 64, or a share of the slots, such as 50%");
-        match text.strip_suffix('%') {
-            Some(percent) => match percent.parse::<f32>() {
-                Ok(p) if (0.0..=100.0).contains(&p) => Ok(Recent::Percent(p)),
-                _ => Err(help()),
-            },
-            None => text.parse().map(Recent::Tokens).map_err(|_| help()),
-        }
+        let tokens = || text.parse().ok().map(Recent::Tokens);
+        percent(text)
+            .map(|p| Recent::Percent(p as f32))
+            .or_else(tokens)
+            .ok_or(format!("'{text}' is not a number of tokens, such as 64, or a share of the slots, such as 50%"))
     }
 }
 
-/// `--rare`: a share of the slots, in percent.
+/// `--rare`: a share of the slots, 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Share(pub f32);
+
+impl Share {
+    pub fn of(self, n_slot: usize) -> usize {
+        (n_slot as f64 * f64::from(self.0)) as usize
+    }
+}
 
 impl std::str::FromStr for Share {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let percent = text.strip_suffix('%').and_then(|p| p.parse::<f32>().ok());
-        let share = percent.filter(|p| (0.0..=100.0).contains(p)).map(Share);
+        let share = percent(text).map(|p| Share((p / 100.0) as f32));
         share.ok_or(format!("'{text}' is not a share of the slots, such as 25%"))
     }
 }
@@ -146,8 +147,8 @@ pub struct KvParams {
     pub policy: Policy,
     pub sinks: u32,
     pub recent: Recent,
-    /// Share of the slots that `l2` reserves for the rarest entries, 0 to 1.
-    pub rare: f32,
+    /// What is reserved for the rarest entries, by policies that have a reserve.
+    pub rare: Share,
     /// An entry is rated as its best neighbour within this many tokens.
     pub pool: u32,
 }
@@ -155,15 +156,16 @@ pub struct KvParams {
 impl KvParams {
     /// What these rules keep of entries beside a score and a position.
     pub fn marks(&self) -> Marks {
-        self.policy.marks(self.rare > 0.0, self.pool as usize)
+        self.policy.marks(self.rare.0 > 0.0, self.pool as usize)
     }
 
-    /// The slots that the budget gives and what they protect, or the message that says which budget would do.
-    pub fn fit(&self, shape: &KvShape) -> Result<(usize, Protection)> {
+    /// The slots that the budget gives and who goes from them, or the message that says which budget would do.
+    pub fn fit(&self, shape: &KvShape) -> Result<(usize, Rule)> {
         let n_slot = shape.slots_within(self.budget_bytes);
         let protect = self.policy.protection(self.sinks, self.recent.of(n_slot));
         if n_slot >= protect.min_slots() {
-            return Ok((n_slot, protect));
+            let n_rare = if shape.marks.reserve { self.rare.of(n_slot) } else { 0 };
+            return Ok((n_slot, Rule { policy: self.policy, protect, n_rare }));
         }
         let enough = (1..=shape.n_ctx).find(|&n| n >= self.policy.protection(self.sinks, self.recent.of(n)).min_slots());
         let batch = Bytes((shape.arena_bytes(0)) as u64);

@@ -23,7 +23,11 @@ impl Ropes {
     }
 
     pub fn of(&self, layer: usize) -> &Rope {
-        self.local.as_ref().filter(|(_, window)| window.limits(layer)).map_or(&self.global, |(local, _)| local)
+        self.local_of(layer).unwrap_or(&self.global)
+    }
+
+    fn local_of(&self, layer: usize) -> Option<&Rope> {
+        self.local.as_ref().filter(|(_, window)| window.limits(layer)).map(|(local, _)| local)
     }
 }
 
@@ -124,8 +128,8 @@ impl Angles {
 
     /// Turns every head of every token of `x` = `[n_tok][n_head * head_dim]` as the layer does.
     pub fn turn(&self, ropes: &Ropes, layer: usize, x: &mut [f32], row: usize, head_dim: usize) {
-        let rope = ropes.of(layer);
-        let angles = self.local.as_ref().filter(|_| !std::ptr::eq(rope, &ropes.global)).unwrap_or(&self.global);
+        let local = ropes.local_of(layer).zip(self.local.as_ref());
+        let (rope, angles) = local.unwrap_or((&ropes.global, &self.global));
         for (token, angles) in x.chunks_exact_mut(row).zip(angles.chunks_exact(rope.n_rot)) {
             for head in token.chunks_exact_mut(head_dim) {
                 rope.turn(head, angles);

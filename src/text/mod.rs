@@ -10,7 +10,7 @@ pub mod template;
 pub mod tokenizer;
 pub mod utf8_stream;
 
-pub use sampler::{Sampler, SamplerParams, top_logprobs};
+pub use sampler::{Sampler, SamplerParams, greedy, top_logprobs};
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::Tokenizer;
 pub use utf8_stream::Utf8Stream;

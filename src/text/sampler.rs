@@ -119,7 +119,7 @@ impl Sampler {
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
         assert_eq!(logits.len(), self.n_vocab, "one logit for each token of the vocabulary");
         if self.params.temp <= 0.0 && self.params.repeat_penalty == 1.0 {
-            return most_likely(logits).ok_or_else(no_number);
+            return greedy(logits);
         }
         self.gather(logits);
         if self.params.temp <= 0.0 {
@@ -228,6 +228,11 @@ impl Sampler {
         }
         chosen
     }
+}
+
+/// The most likely token, as a temperature of 0 takes it.
+pub fn greedy(logits: &[f32]) -> Result<u32> {
+    most_likely(logits).ok_or_else(no_number)
 }
 
 /// The id of the largest logit, the lowest of equals. Eight maxima side by side, then one look for where the largest stands:

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::kv::cache::KvShape;
 use crate::kv::policy::Policy;
 use crate::kv::types::KvType;
+use crate::units::percent;
 
 #[derive(clap::Args)]
 pub struct EvalArgs {
@@ -54,8 +55,7 @@ impl std::str::FromStr for Keep {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let percent = text.strip_suffix('%').and_then(|p| p.parse::<f64>().ok());
-        percent.filter(|p| *p > 0.0 && *p <= 100.0).map(Keep).ok_or(format!("'{text}' is not a share such as 50%"))
+        percent(text).filter(|p| *p > 0.0).map(Keep).ok_or(format!("'{text}' is not a share such as 50%"))
     }
 }
 

@@ -309,7 +309,7 @@ impl Run {
         let mut params = opened.params.clone();
         params.kv.budget_bytes = budget.bytes(&opened.layout.kv, self.length);
         let kept = params.layout(&opened.model)?;
-        Ok((opened, Mode::Once { n_keep: kept.n_slot, protect: kept.protect }, kept.n_slot))
+        Ok((opened, Mode::Once { n_keep: kept.n_slot, rule: kept.rule }, kept.n_slot))
     }
 
     fn row(

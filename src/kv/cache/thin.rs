@@ -2,67 +2,38 @@
 //! at once down to a number (`compress`, for what is measured of compression after the prompt). Refuses to choose by any other
 //! rule than the policy's.
 
-use super::{KvCache, RenumberScratch};
+use super::{KvCache, RenumberScratch, copy_row};
 use crate::kv::Pos;
 use crate::kv::marks::Head;
-use crate::kv::policy::{Protected, Protection};
+use crate::kv::policy::{Protected, Rule};
 
 impl KvCache {
-    /// Evicts from every head, without newcomers, until `n_keep` entries are left: those that would go one by one under
-    /// `protect`, which need not be what the stream protects. Where all that may go has gone, the oldest recent tokens
-    /// follow, and then the latest sinks. Slots keep their order. A layer with a window that holds no more is left alone.
-    pub fn compress(&mut self, n_keep: usize, protect: Protection, scratch: &mut RenumberScratch) {
+    /// Evicts from every head, without newcomers, until `n_keep` entries are left: those that would go one by one by `rule`,
+    /// which need not protect what the stream's does. Where all that may go has gone, the oldest recent tokens follow, and
+    /// then the latest sinks. Slots keep their order. A layer with a window that holds no more is left alone.
+    pub fn compress(&mut self, n_keep: usize, rule: Rule, scratch: &mut RenumberScratch) {
         let n_live = self.n_live;
         if n_live <= n_keep {
             return;
         }
         for layer in 0..self.shape.n_layer {
-            let live = self.live(layer);
-            let protect = if self.is_ring(layer) { Protection::default() } else { protect };
-            let n_head = if live > n_keep { self.shape.n_head_kv } else { 0 };
-            for head in 0..n_head {
-                self.compress_head((layer, head), n_keep, protect, &mut scratch.order[..live]);
+            let (live, n_slot, first) = (self.live(layer), self.slots(layer), self.first_row(layer, 0));
+            if live <= n_keep {
+                continue;
+            }
+            self.compare_anew(layer);
+            let rule = if self.is_ring(layer) { self.rule(layer) } else { rule };
+            for (h, mut head) in self.marks.of_layer(&self.shape, layer, rule).enumerate() {
+                let kept = last_to_go(&head, self.next_pos, n_keep, &mut scratch.order[..live]);
+                for (to, &from) in kept.iter().enumerate() {
+                    let (from, row) = (from as usize, first + h * n_slot);
+                    head.moved(from, to);
+                    copy_row(&self.shape, &mut self.keys, &mut self.values, row + from, row + to);
+                }
             }
         }
         self.n_live = n_keep;
         self.n_evicted += (n_live - n_keep) as u64;
-    }
-
-    /// The head whose rows begin at `first`; `order` has room for each of its entries.
-    fn compress_head(&mut self, (layer, head): (usize, usize), n_keep: usize, protect: Protection, order: &mut [u32]) {
-        let (n_live, now, first) = (order.len(), self.next_pos, self.first_row(layer, head));
-        order.iter_mut().enumerate().for_each(|(slot, order)| *order = slot as u32);
-        let (rows, rule) = ((self.first_row(layer, 0), self.slots(layer)), self.rule(layer));
-        let rank = |marks: &Head, slot: u32| {
-            let slot = slot as usize;
-            let pos = marks.positions[slot];
-            match protect.of(pos, now) {
-                Some(Protected::Sink) => (2, 0.0, Pos::MAX - pos),
-                Some(Protected::Recent) => (1, 0.0, pos),
-                None => (0, -marks.urge(slot), pos),
-            }
-        };
-        let order_of = |a: (u8, f32, Pos), b: (u8, f32, Pos)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2));
-        let mut heads = self.marks.of_layer(&self.shape, layer, rows, &mut self.positions, rule);
-        let mut marks = heads.nth(head).expect("a head of the layer");
-        // The reserve: of those that are open, the rarest go last.
-        order.sort_unstable_by(|&a, &b| {
-            let of = |slot: u32| (rank(&marks, slot).0, marks.rarity(slot as usize), marks.positions[slot as usize]);
-            order_of(of(a), of(b))
-        });
-        let n_open = order.iter().filter(|&&slot| rank(&marks, slot).0 == 0).count();
-        let n_common = n_open.saturating_sub(rule.n_rare);
-        order[..n_common].sort_unstable_by(|&a, &b| order_of(rank(&marks, a), rank(&marks, b)));
-        order[n_open..].sort_unstable_by(|&a, &b| order_of(rank(&marks, a), rank(&marks, b)));
-        let kept = &mut order[n_live - n_keep..];
-        kept.sort_unstable();
-        for (to, &from) in kept.iter().enumerate() {
-            marks.moved(from as usize, to);
-        }
-        drop(heads);
-        for (to, &from) in kept.iter().enumerate() {
-            self.copy_row(first + from as usize, first + to);
-        }
     }
 
     /// Evicts one entry without a newcomer from every head that has one for each live token: the last slot's entry moves
@@ -70,13 +41,10 @@ impl KvCache {
     /// last of them.
     pub(super) fn drop_one(&mut self) {
         let last = self.n_live - 1;
-        for layer in 0..self.shape.n_layer {
-            // A ring is left alone while what remains elsewhere is still as much as it holds.
-            let n_head = if last < self.slots(layer) { self.shape.n_head_kv } else { 0 };
-            let (rows, rule) = ((self.first_row(layer, 0), self.slots(layer)), self.rule(layer));
-            for h in 0..n_head {
-                let mut heads = self.marks.of_layer(&self.shape, layer, rows, &mut self.positions, rule);
-                let mut head = heads.nth(h).expect("a head of the layer");
+        // A ring is left alone while what remains elsewhere is still as much as it holds.
+        for layer in (0..self.shape.n_layer).filter(|&layer| last < self.shape.slots(layer, self.n_slot)) {
+            let (n_slot, first, rule) = (self.slots(layer), self.first_row(layer, 0), self.rule(layer));
+            for (h, mut head) in self.marks.of_layer(&self.shape, layer, rule).enumerate() {
                 let slot = head.victim(last + 1, self.next_pos).unwrap_or_else(|| {
                     let slots = 0..=last;
                     let recent = slots.clone().filter(|&slot| head.positions[slot] >= rule.protect.sinks);
@@ -84,9 +52,8 @@ impl KvCache {
                     oldest.or(slots.max_by_key(|&slot| head.positions[slot])).unwrap_or(last)
                 });
                 head.moved(last, slot);
-                drop(heads);
-                let first = self.first_row(layer, h);
-                self.copy_row(first + last, first + slot);
+                let row = first + h * n_slot;
+                copy_row(&self.shape, &mut self.keys, &mut self.values, row + last, row + slot);
             }
         }
         self.n_live -= 1;
@@ -94,11 +61,45 @@ impl KvCache {
     }
 }
 
+/// Of all entries of a head, as many as `order` has room for, the slots of those `n_keep` that go last, in slot order.
+fn last_to_go<'a>(head: &Head, now: Pos, n_keep: usize, order: &'a mut [u32]) -> &'a [u32] {
+    let class = |slot: usize| match head.rule.protect.of(head.positions[slot], now) {
+        None => 0,
+        Some(Protected::Recent) => 1,
+        Some(Protected::Sink) => 2,
+    };
+    // Sooner to later: by class, and among equals the oldest first, but the latest of the sinks.
+    let sort = |order: &mut [u32], rank: &dyn Fn(usize) -> f32| {
+        let key = |slot: usize| {
+            let pos = head.positions[slot];
+            if class(slot) == 2 { Pos::MAX - pos } else { pos }
+        };
+        order.sort_unstable_by(|&a, &b| {
+            let (a, b) = (a as usize, b as usize);
+            class(a).cmp(&class(b)).then(rank(a).total_cmp(&rank(b))).then(key(a).cmp(&key(b)))
+        });
+    };
+    order.iter_mut().enumerate().for_each(|(slot, order)| *order = slot as u32);
+    let n_live = order.len();
+    let n_open = (0..n_live).filter(|&slot| class(slot) == 0).count();
+    // The reserve first: the rarest of those that are open go last among them. The others by their urge.
+    sort(order, &|slot| if class(slot) == 0 { head.rarity(slot) } else { 0.0 });
+    sort(&mut order[..n_open.saturating_sub(head.rule.n_rare)], &|slot| -head.urge(slot));
+    let kept = &mut order[n_live - n_keep..];
+    kept.sort_unstable();
+    kept
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::cache::Recent;
     use crate::kv::cache::tests::{cache, feed};
+    use crate::kv::cache::{KvParams, KvShape, Recent};
+    use crate::kv::policy::{Marks, Policy};
+    use crate::kv::shape::Share;
+    use crate::kv::types::KvType;
+    use crate::mem::arena::Arena;
+    use crate::mem::pool::Pool;
 
     #[test]
     fn compressing_at_once_keeps_what_dropping_one_by_one_keeps() {
@@ -113,7 +114,7 @@ mod tests {
                 feed(&mut one_by_one, &mut pool, &mut scratch, token);
             });
             let n_keep = rng.usize(1..=n);
-            at_once.compress(n_keep, at_once.protection(), &mut scratch[0]);
+            at_once.compress(n_keep, at_once.rule, &mut scratch[0]);
             (n_keep..n).for_each(|_| one_by_one.drop_one());
             let kept = |cache: &KvCache| {
                 let mut kept = cache.kept(0, 0).to_vec();
@@ -128,5 +129,93 @@ mod tests {
                 assert_eq!(key, [score; 8], "keys move with their scores");
             }
         }
+    }
+
+    /// An arena with room for 48 entries of random keys and values, and 40 of them in it.
+    fn filled(policy: Policy, rare: f32, rng: &mut fastrand::Rng) -> (KvCache, Vec<RenumberScratch>) {
+        let (k_type, v_type) = (KvType::F16, KvType::F16);
+        let mut params = KvParams { budget_bytes: 0, policy, sinks: 2, recent: Recent::Tokens(6), rare: Share(rare), pool: 0 };
+        let marks: Marks = params.marks();
+        let shape = KvShape { n_layer: 2, n_head_kv: 2, head_dim: 8, n_batch: 1, n_ctx: 64, window: None, k_type, v_type, marks };
+        params.budget_bytes = shape.arena_bytes(48) as u64;
+        let (mut cache, mut pool) = (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap());
+        for _ in 0..40 {
+            for layer in 0..2 {
+                let row: Vec<f32> = (0..32).map(|_| rng.f32() - 0.3).collect();
+                cache.rate(&mut pool, layer, &row[..16], &row[16..], |x| x.iter().map(|x| x * x).sum::<f32>().sqrt());
+                cache.place(&mut pool, layer, &row[..16], &row[16..]);
+                cache.commit(layer, 1);
+                let given: Vec<f32> = (0..96).map(|_| rng.f32()).collect();
+                cache.settle(layer, 1, |head, row| given[head * 48 + row]);
+            }
+            cache.advance(1);
+        }
+        let mut arena = Arena::new(RenumberScratch::bytes(64, 8)).unwrap();
+        (cache, vec![RenumberScratch::carve(&mut arena, 64, 8)])
+    }
+
+    fn all_kept(cache: &KvCache) -> Vec<Vec<Pos>> {
+        let sorted = |(layer, head)| {
+            let mut kept = cache.kept(layer, head).to_vec();
+            kept.sort_unstable();
+            kept
+        };
+        [(0, 0), (0, 1), (1, 0), (1, 1)].map(sorted).to_vec()
+    }
+
+    #[test]
+    fn so_it_is_with_a_reserve_and_where_attention_counts() {
+        for (policy, rare) in
+            [(Policy::L2, 0.3), (Policy::Rare, 0.0), (Policy::Rare, 0.3), (Policy::H2o, 0.0), (Policy::Outlier, 0.0)]
+        {
+            for n_keep in [39, 30, 18, 10, 4] {
+                let mut rng = fastrand::Rng::with_seed(n_keep as u64);
+                let ((mut at_once, mut scratch), (mut one_by_one, _)) =
+                    (filled(policy, rare, &mut rng.clone()), filled(policy, rare, &mut rng));
+                at_once.compress(n_keep, at_once.rule, &mut scratch[0]);
+                (n_keep..40).for_each(|_| one_by_one.drop_one());
+                assert_eq!(all_kept(&at_once), all_kept(&one_by_one), "{}, {rare}, to {n_keep}", policy.name());
+            }
+        }
+    }
+
+    /// What is kept by a rule for fewer slots is what its own reserve says, not that of the arena.
+    #[test]
+    fn compressing_goes_by_the_rule_it_is_given() {
+        let kept = |n_rare: usize| {
+            let (mut cache, mut scratch) = filled(Policy::L2, 0.3, &mut fastrand::Rng::with_seed(7));
+            let rule = Rule { n_rare, ..cache.rule };
+            cache.compress(16, rule, &mut scratch[0]);
+            all_kept(&cache)
+        };
+        // Without a reserve the lowest norms are kept, besides two sinks and five recent tokens (the next one is the sixth).
+        let (cache, _) = filled(Policy::L2, 0.3, &mut fastrand::Rng::with_seed(7));
+        let mut open: Vec<usize> = (2..35).collect();
+        open.sort_by(|&a, &b| cache.scores(0, 0)[a].total_cmp(&cache.scores(0, 0)[b]));
+        let mut expected: Vec<Pos> = open[..9].iter().map(|&slot| slot as Pos).chain([0, 1]).chain(35..40).collect();
+        expected.sort_unstable();
+        assert_eq!(kept(0)[0], expected);
+        assert_ne!(kept(0), kept(5));
+    }
+
+    /// KeyDiff scores nothing when entries enter, so it must compare before it is asked who goes.
+    #[test]
+    fn keydiff_compares_before_it_evicts_without_a_newcomer() {
+        let (mut cache, mut scratch) = filled(Policy::KeyDiff, 0.0, &mut fastrand::Rng::with_seed(9));
+        let key = |cache: &KvCache, slot: usize| {
+            let mut key = [0f32; 8];
+            cache.shape.k_type.row().load(&cache.keys()[slot * 16..][..16], &mut key);
+            let norm = key.iter().map(|k| k * k).sum::<f32>().sqrt();
+            key.map(|k| k / norm)
+        };
+        let keys: Vec<[f32; 8]> = (0..40).map(|slot| key(&cache, slot)).collect();
+        let mean: [f32; 8] = std::array::from_fn(|i| keys.iter().map(|key| key[i]).sum());
+        let like = |slot: usize| (0..8).map(|i| keys[slot][i] * mean[i]).sum::<f32>();
+        let mut open: Vec<usize> = (2..35).collect();
+        open.sort_by(|&a, &b| like(a).total_cmp(&like(b)));
+        let mut expected: Vec<Pos> = open[..13].iter().map(|&slot| slot as Pos).chain([0, 1]).chain(35..40).collect();
+        expected.sort_unstable();
+        cache.compress(20, cache.rule, &mut scratch[0]);
+        assert_eq!(all_kept(&cache)[0], expected);
     }
 }

@@ -8,8 +8,8 @@ pub mod gguf_writer;
 use std::path::{Path, PathBuf};
 
 use lowkey::gguf::GgufFile;
-use lowkey::kv::cache::{KvParams, Recent};
 use lowkey::kv::policy::Policy;
+use lowkey::kv::shape::{KvParams, Recent, Share};
 use lowkey::kv::types::KvType;
 use lowkey::model::forward::Model;
 use lowkey::session::{Session, SessionParams};
@@ -48,7 +48,7 @@ pub fn floats(value: &serde_json::Value) -> Vec<f64> {
 
 pub fn params(budget_bytes: u64) -> SessionParams {
     SessionParams {
-        kv: KvParams { budget_bytes, policy: Policy::L2, sinks: 4, recent: Recent::Percent(50.0), rare: 0.0, pool: 0 },
+        kv: KvParams { budget_bytes, policy: Policy::L2, sinks: 4, recent: Recent::Percent(50.0), rare: Share(0.0), pool: 0 },
         k_type: KvType::F16,
         v_type: KvType::F16,
         n_batch: 64,
