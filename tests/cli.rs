@@ -128,7 +128,7 @@ fn mistakes_are_one_line_that_names_the_flag_and_the_way_out() {
     let not_gguf = std::env::temp_dir().join(format!("lowkey-not-a-model-{}.gguf", std::process::id()));
     std::fs::write(&not_gguf, "this is a text").expect("a temporary file");
     let not_gguf_path = not_gguf.to_str().expect("UTF-8").to_owned();
-    let cases: [(&[&str], i32, &[&str]); 17] = [
+    let cases: [(&[&str], i32, &[&str]); 19] = [
         (&["run", "-m", &m, "-p", "x", "--kv-budget", "10KiB"], 1, &["--kv-budget", "give at least", "--batch"]),
         (
             &["run", "-m", &m, "-p", "x", "--kv-budget", "150KiB", "--sinks", "4", "--recent", "16"],
@@ -144,6 +144,8 @@ fn mistakes_are_one_line_that_names_the_flag_and_the_way_out() {
         (&["run", "-m", &m, "-p", "x", "--kv-budget", "4MB"], 2, &["--kv-budget", "4MiB"]),
         (&["run", "-m", &m, "-p", "x", "--kernels", "mmx"], 2, &["--kernels", "mmx", "scalar"]),
         (&["run", "-m", &m, "-p", "x", "--evict", "lru"], 2, &["--evict", "lru", "window"]),
+        (&["run", "-m", &m, "-p", "x", "--rare", "45"], 2, &["--rare", "25%"]),
+        (&["run", "-m", &m, "-p", "x", "--pool", "1000"], 2, &["--pool"]),
         (&["run", "-m", &m, "-p", "x", "--threads", "0"], 2, &["--threads"]),
         (&["run", "-m", &m, "-p", "x", "--top-p", "7"], 2, &["--top-p"]),
         (&["run", "-m", &m, "-p", "x", "--json", "-n", "-1"], 2, &["-n", "--json"]),
@@ -159,6 +161,20 @@ fn mistakes_are_one_line_that_names_the_flag_and_the_way_out() {
         }
     }
     std::fs::remove_file(not_gguf).expect("the temporary file");
+}
+
+#[test]
+fn a_flag_that_a_policy_does_not_know_is_said_to_change_nothing() {
+    let m = model();
+    for (policy, rare, pool) in [("tova", true, true), ("outlier", true, false), ("l2", false, false), ("rare", false, false)] {
+        let out = run(&["run", "-m", &m, "-p", "x", "-n", "1", "--evict", policy, "--rare", "10%", "--pool", "2"]);
+        let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{stderr}");
+        for (flag, said) in [("--rare", rare), ("--pool", pool)] {
+            let line = format!("{flag} changes nothing with --evict {policy}");
+            assert_eq!(stderr.contains(&line), said, "{policy}: {stderr}");
+        }
+    }
 }
 
 #[test]

@@ -5,8 +5,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::plot::PlotArgs;
-use super::{Budget, budget_opened};
-use crate::cli::args::{ModelArgs, OutputArgs};
+use super::{Budget, TextArgs, budget_opened};
+use crate::cli::args::OutputArgs;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::progress;
 use crate::cli::setup::{Opened, check_tokens, open};
@@ -20,13 +20,7 @@ use crate::session::Session;
 #[derive(Args)]
 pub struct CorrelationArgs {
     #[command(flatten)]
-    model: ModelArgs,
-    /// The text; - is standard input
-    #[arg(short, long, value_name = "FILE")]
-    file: String,
-    /// Tokens of a window
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    ctx: usize,
+    text: TextArgs,
     /// Windows at most
     #[arg(long, value_name = "N", default_value_t = 4)]
     windows: usize,
@@ -72,15 +66,15 @@ pub fn run(args: CorrelationArgs) -> Result<u8> {
     if args.windows == 0 {
         return Err(Error::usage("--windows", "0 windows measure nothing; give 1 at least"));
     }
-    let text = read_text(None, Some(&args.file))?;
-    let opened = open(&args.model.model, args.model.session.params(1))?;
+    let text = read_text(None, Some(&args.text.file))?;
+    let opened = open(&args.text.model.model, args.text.model.session.params(1))?;
     opened.warn();
     let n_ctx = opened.model.config.n_ctx;
-    if !(LEAST_CTX..=n_ctx).contains(&args.ctx) {
-        let what = format!("windows of {} tokens; give {LEAST_CTX} at least and no more than the trained {n_ctx}", args.ctx);
+    if !(LEAST_CTX..=n_ctx).contains(&args.text.ctx) {
+        let what = format!("windows of {} tokens; give {LEAST_CTX} at least and no more than the trained {n_ctx}", args.text.ctx);
         return Err(Error::usage("--ctx", what));
     }
-    if let Some(window) = opened.model.config.window.filter(|window| args.ctx > window.n_tok) {
+    if let Some(window) = opened.model.config.window.filter(|window| args.text.ctx > window.n_tok) {
         let what = format!("some layers of this model see the latest {n} tokens only; give {n} at most", n = window.n_tok);
         return Err(Error::usage("--ctx", what));
     }
@@ -88,23 +82,22 @@ pub fn run(args: CorrelationArgs) -> Result<u8> {
         log::warn!("this model caps its attention scores: the attention measured here is that of scores without the cap");
     }
     let tokens = opened.tokenizer()?.encode(&text, true, false)?;
-    let windows: Vec<&[u32]> = windows(&tokens, args.ctx, args.ctx).take(args.windows).collect();
+    let windows: Vec<&[u32]> = windows(&tokens, args.text.ctx, args.text.ctx).take(args.windows).collect();
     if windows.is_empty() {
-        let what = format!("{} has {} tokens, fewer than one window of {}", args.file, tokens.len(), args.ctx);
-        return Err(Error::usage("--file", format!("{what}; give a longer text or a smaller --ctx")));
+        return Err(args.text.too_short(tokens.len()));
     }
     drop(opened);
     let plan = |opened: &mut Opened| {
         let (kv, text_bytes) = (opened.layout.kv, text_bytes(&opened.model.file, &text)?);
         opened.plan.private("text", text_bytes);
-        opened.plan.private("correlation", correlation::bytes(kv.n_heads(), kv.head_dim, args.ctx));
+        opened.plan.private("correlation", correlation::bytes(kv.n_heads(), kv.head_dim, args.text.ctx));
         Ok(())
     };
-    let opened = budget_opened(&args.model, Budget::Full, Policy::Off, args.ctx, 1, plan)?;
+    let opened = budget_opened(&args.text.model, Budget::Full, Policy::Off, args.text.ctx, 1, plan)?;
     let mut session = Session::new(opened.model, &opened.params)?;
     check_tokens(&session, &tokens)?;
     interrupt.defer();
-    let bar = progress::tokens("full cache".into(), windows.len() * args.ctx);
+    let bar = progress::tokens("full cache".into(), windows.len() * args.text.ctx);
     let measured = correlation::measure(&mut session, &windows, args.queries.into(), |done| {
         bar.inc(done as u64);
         !interrupt.raised()
@@ -118,7 +111,7 @@ pub fn run(args: CorrelationArgs) -> Result<u8> {
     let row = |(i, c): (usize, &Coefficients)| Row {
         layer: i / n_head_kv,
         head: i % n_head_kv,
-        n_tokens: windows.len() * args.ctx,
+        n_tokens: windows.len() * args.text.ctx,
         spearman: c.spearman,
         pearson: c.pearson,
     };

@@ -11,7 +11,7 @@ use clap::Subcommand;
 
 use super::args::ModelArgs;
 use super::setup::{Opened, open};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kv::cache::KvShape;
 use crate::kv::policy::Policy;
 use crate::kv::types::KvType;
@@ -44,6 +44,27 @@ pub fn run(args: EvalArgs) -> Result<u8> {
         What::Needle(args) => retrieval::needle(*args),
         What::Ruler(args) => retrieval::ruler(*args),
         What::Correlation(args) => correlation::run(*args),
+    }
+}
+
+/// A model, and a text that is cut into windows.
+#[derive(clap::Args)]
+struct TextArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: String,
+    /// Tokens of a window
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    ctx: usize,
+}
+
+impl TextArgs {
+    /// For a text of `n_tokens` that holds no window.
+    fn too_short(&self, n_tokens: usize) -> Error {
+        let what = format!("{} has {n_tokens} tokens, fewer than one window of {}", self.file, self.ctx);
+        Error::usage("--file", format!("{what}; give a longer text or a smaller --ctx"))
     }
 }
 

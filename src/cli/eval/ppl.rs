@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::npy::NpyFile;
 use super::plot::PlotArgs;
-use super::{Budget, Keep, budget_opened, policies};
-use crate::cli::args::{ModelArgs, OutputArgs};
+use super::{Budget, Keep, TextArgs, budget_opened, policies};
+use crate::cli::args::OutputArgs;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::progress;
 use crate::cli::setup::{Opened, check_tokens, open};
@@ -24,13 +24,7 @@ use crate::units::Bytes;
 #[derive(Args)]
 pub struct PplArgs {
     #[command(flatten)]
-    model: ModelArgs,
-    /// The text; - is standard input
-    #[arg(short, long, value_name = "FILE")]
-    file: String,
-    /// Tokens of a window
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    ctx: usize,
+    text: TextArgs,
     /// Tokens from one window's start to the next's [default: --ctx]
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
@@ -78,40 +72,34 @@ pub fn run(args: PplArgs) -> Result<u8> {
         return Err(Error::usage("--windows", "0 windows give no perplexity; give 1 at least"));
     }
     args.plot.check()?;
-    let text = read_text(None, Some(&args.file))?;
-    let stride = args.stride.unwrap_or(args.ctx);
-    if args.ctx < 2 {
+    let text = read_text(None, Some(&args.text.file))?;
+    let stride = args.stride.unwrap_or(args.text.ctx);
+    if args.text.ctx < 2 {
         return Err(Error::usage("--ctx", "a window must have 2 tokens at least"));
     }
     if stride == 0 {
         return Err(Error::usage("--stride", "windows that do not move on never end; give 1 at least"));
     }
-    let mut opened = open(&args.model.model, args.model.session.params(N_LOGITS))?;
+    let mut opened = open(&args.text.model.model, args.text.model.session.params(N_LOGITS))?;
     opened.warn();
     plan_text(&mut opened, &text)?;
     if args.keep.is_empty() {
         opened.check()?;
     }
     let n_ctx = opened.model.config.n_ctx;
-    if args.ctx > n_ctx {
+    if args.text.ctx > n_ctx {
         return Err(Error::usage(
             "--ctx",
-            format!("windows of {} tokens, the model was trained for {n_ctx}; give less", args.ctx),
+            format!("windows of {} tokens, the model was trained for {n_ctx}; give less", args.text.ctx),
         ));
     }
     let tokenizer = opened.tokenizer()?;
     let mut tokens = tokenizer.encode(&text, true, false)?;
-    let n_windows = windows(&tokens, args.ctx, stride).count().min(args.windows.unwrap_or(usize::MAX));
+    let n_windows = windows(&tokens, args.text.ctx, stride).count().min(args.windows.unwrap_or(usize::MAX));
     if n_windows == 0 {
-        let what = format!(
-            "{} has {} tokens, fewer than one window of {}; give a longer text or a smaller --ctx",
-            args.file,
-            tokens.len(),
-            args.ctx
-        );
-        return Err(Error::usage("--file", what));
+        return Err(args.text.too_short(tokens.len()));
     }
-    tokens.truncate((n_windows - 1) * stride + args.ctx);
+    tokens.truncate((n_windows - 1) * stride + args.text.ctx);
     drop(opened);
 
     let mut eval = Eval { args: &args, tokens: &tokens, stride, n_windows, text: &text, full: None, interrupt };
@@ -128,7 +116,7 @@ pub fn run(args: PplArgs) -> Result<u8> {
         rows.push(row);
     }
     args.output.answer(&rows, table)?;
-    args.plot.write(|| picture(&rows, args.ctx))?;
+    args.plot.write(|| picture(&rows, args.text.ctx))?;
     Ok(0)
 }
 
@@ -155,14 +143,14 @@ impl Eval<'_> {
     fn runs(&self) -> Vec<(Option<Keep>, Policy)> {
         let keep = &self.args.keep;
         let budgets: Vec<Option<Keep>> = if keep.is_empty() { vec![None] } else { keep.iter().copied().map(Some).collect() };
-        let policies = policies(&self.args.policies, &self.args.model);
+        let policies = policies(&self.args.policies, &self.args.text.model);
         let n_policies = |keep| if self.is_full(keep) { 1 } else { policies.len() };
         budgets.into_iter().flat_map(|keep| policies[..n_policies(keep)].iter().map(move |&policy| (keep, policy))).collect()
     }
 
     fn budget(&self, keep: Option<Keep>) -> Budget {
         match keep {
-            None => Budget::Bytes(self.args.model.session.kv_budget.0),
+            None => Budget::Bytes(self.args.text.model.session.kv_budget.0),
             Some(_) if self.is_full(keep) => Budget::Full,
             Some(keep) => Budget::Share(keep.0),
         }
@@ -170,7 +158,7 @@ impl Eval<'_> {
 
     fn open(&self, budget: Budget, policy: Policy) -> Result<Opened> {
         let plan = |opened: &mut Opened| plan_text(opened, self.text);
-        budget_opened(&self.args.model, budget, policy, self.args.ctx, N_LOGITS, plan)
+        budget_opened(&self.args.text.model, budget, policy, self.args.text.ctx, N_LOGITS, plan)
     }
 
     fn session(&self, budget: Budget, policy: Policy) -> Result<Session> {
@@ -181,17 +169,17 @@ impl Eval<'_> {
     }
 
     fn is_full(&self, keep: Option<Keep>) -> bool {
-        self.args.model.session.kv_types() == (KvType::F16, KvType::F16) && keep == Some(Keep(100.0))
+        self.args.text.model.session.kv_types() == (KvType::F16, KvType::F16) && keep == Some(Keep(100.0))
     }
 
     /// `None` if interrupted.
     fn score(&self, session: &mut Session, logits_out: Option<&Path>) -> Result<Option<Scores>> {
         let what = format!("{} slots, {}", session.cache().n_slot(), session.cache().policy().name());
-        let bar = progress::tokens(what, self.n_windows * self.args.ctx);
+        let bar = progress::tokens(what, self.n_windows * self.args.text.ctx);
         let n_vocab = session.model().config.n_vocab;
         let mut file = logits_out.map(|path| NpyFile::create(path, n_vocab)).transpose()?;
         let rows = |row: &[f32]| file.as_mut().map_or(Ok(()), |file| file.row(row));
-        let scores = score(session, self.tokens, self.args.ctx, self.stride, rows, |n| {
+        let scores = score(session, self.tokens, self.args.text.ctx, self.stride, rows, |n| {
             bar.inc(n as u64);
             !self.interrupt.raised()
         })?;
@@ -204,7 +192,7 @@ impl Eval<'_> {
 
     /// `None` if interrupted.
     fn row(&mut self, keep: Option<Keep>, policy: Policy, logits_out: Option<&Path>) -> Result<Option<Row>> {
-        let types = self.args.model.session.kv_types();
+        let types = self.args.text.model.session.kv_types();
         let exact = types == (KvType::F16, KvType::F16);
         let whole = self.is_full(keep);
         let mut session = self.session(self.budget(keep), policy)?;
@@ -213,7 +201,7 @@ impl Eval<'_> {
         let policy = session.cache().policy().name();
         // One session at a time: the plan is for one.
         drop(session);
-        let evicts = n_slot < self.args.ctx;
+        let evicts = n_slot < self.args.text.ctx;
         if (evicts || !exact) && self.full.is_none() {
             let Some(full) = self.score(&mut self.session(Budget::Full, Policy::Off)?, None)? else { return Ok(None) };
             self.full = Some(full);
