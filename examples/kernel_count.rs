@@ -1,7 +1,8 @@
 //! Runs one kernel again and again, for counting its instructions under an emulator or timing it.
 //!
-//! `kernel_count SET {matmul|packed} TYPE N_ROWS N_COLS N_TOK TIMES`, `kernel_count SET {quantize|rms_norm|silu_mul} N TIMES` or
-//! `kernel_count SET attend KV_TYPE HEAD_DIM N_QUERIES N_ROWS TIMES`. The difference of two runs, divided by the difference of
+//! `kernel_count SET {matmul|packed} TYPE N_ROWS N_COLS N_TOK TIMES`, `kernel_count SET {quantize|rms_norm|silu_mul} N TIMES`,
+//! `kernel_count SET attend KV_TYPE HEAD_DIM N_QUERIES N_ROWS TIMES` or `kernel_count SET store KV_TYPE HEAD_DIM TIMES`, which
+//! rounds a key into its row (no turn, and the same on every set). The difference of two runs, divided by the difference of
 //! TIMES, is the cost of one. Prints a hash of the result, which is the same for every set.
 
 use lowkey::gguf::quant::GgmlType;
@@ -20,6 +21,7 @@ fn main() {
             matmul(kernels, kernel == "packed", &rest[0], n_rows, n_cols, n_tok, times)
         }
         ("attend", &[head_dim, n_q, n_rows, times]) => attend(kernels, &rest[0], head_dim, n_q, n_rows, times),
+        ("store", &[head_dim, times]) => store(&rest[0], head_dim, times),
         (_, &[n, times]) => elementwise(kernels, kernel, n, times),
         _ => panic!("SET KERNEL …"),
     };
@@ -74,6 +76,15 @@ fn elementwise(kernels: Kernels, kernel: &str, n: usize, times: usize) -> Vec<f3
         }
     }
     out
+}
+
+fn store(ty: &str, head_dim: usize, times: usize) -> Vec<f32> {
+    let ty = ty.parse::<KvType>().expect("a type of keys and values").row();
+    let (x, mut row) = (random(head_dim), vec![0; ty.row_bytes(head_dim)]);
+    for _ in 0..times {
+        ty.store(std::hint::black_box(&x), &mut row);
+    }
+    row.into_iter().map(f32::from).collect()
 }
 
 fn attend(kernels: Kernels, ty: &str, head_dim: usize, n_q: usize, n_rows: usize, times: usize) -> Vec<f32> {

@@ -60,7 +60,7 @@ impl RowType {
     pub fn store(self, x: &[f32], row: &mut [u8]) {
         if self == RowType::F16 {
             for (x, out) in x.iter().zip(row.as_chunks_mut::<2>().0) {
-                *out = f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes();
+                *out = f16_of(x.max(-HUGE).min(HUGE)).to_le_bytes();
             }
             return;
         }
@@ -74,7 +74,7 @@ impl RowType {
     fn store_block(self, x: &[f32], block: &mut [u8]) {
         let mut padded = [0f32; ROW_BLOCK];
         for (to, x) in padded.iter_mut().zip(x) {
-            *to = x.clamp(-HUGE, HUGE);
+            *to = x.max(-HUGE).min(HUGE);
         }
         let lowest = -((1i32 << (self.bits() - 1)) as f32);
         let (d, inverse) = match self {
@@ -85,22 +85,24 @@ impl RowType {
             _ => best_scale(&padded, lowest),
         };
         let inverse = if d == f16::ZERO { 0.0 } else { inverse };
-        block.fill(0);
         let (scale, data) = block.split_at_mut(2);
         scale.copy_from_slice(&d.to_le_bytes());
-        let mut levels = [0i32; ROW_BLOCK];
-        for (level, x) in levels.iter_mut().zip(&padded) {
-            *level = self::level(x * inverse, lowest) as i32;
+        // Counted from the lowest level.
+        let levels: [u8; ROW_BLOCK] = std::array::from_fn(|e| (level_bits(padded[e] * inverse, lowest) - lowest as i32) as u8);
+        if self == RowType::Q8 {
+            data.iter_mut().zip(levels).for_each(|(byte, level)| *byte = level.wrapping_sub(128));
+            return;
         }
-        for (e, q) in levels.into_iter().enumerate() {
-            if self == RowType::Q8 {
-                data[e] = q as i8 as u8;
-                continue;
-            }
-            let u = (q + (1 << (self.bits() - 1))) as u8;
-            data[e % 16] |= (u & 15) << (e / 16 * 4);
-            for plane in 0..self.bits() - 4 {
-                data[16 + 4 * plane + e / 8] |= (u >> (4 + plane) & 1) << (e % 8);
+        let (low_fours, planes) = data.split_at_mut(ROW_BLOCK / 2);
+        let (first, second) = levels.split_at(ROW_BLOCK / 2);
+        for (byte, (a, b)) in low_fours.iter_mut().zip(first.iter().zip(second)) {
+            *byte = a & 15 | b << 4;
+        }
+        for (plane, bytes) in planes.chunks_exact_mut(ROW_BLOCK / 8).enumerate() {
+            for (byte, eight) in bytes.iter_mut().zip(levels.as_chunks::<8>().0) {
+                // The product brings the lowest bit of byte k to bit 56 + k; no two meet.
+                let bits = u64::from_le_bytes(*eight) >> (4 + plane) & 0x0101_0101_0101_0101;
+                *byte = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
             }
         }
     }
@@ -142,11 +144,19 @@ impl RowType {
 /// Elements beyond it are cut: squares of them, and f16 scales, stay finite.
 const HUGE: f32 = 65504.0;
 
-/// The nearest level, ties to even; not by `round_ties_even`, which is a call on CPUs before SSE4.
+/// 1.5 * 2^23: adding it rounds to an integer, ties to even, in the low bits (`round_ties_even` is a call on CPUs before SSE4).
+const ROUND: f32 = 12_582_912.0;
+
+/// The nearest level to x. `max` and `min` are one instruction each, several elements at a time; `clamp` is not.
 #[inline(always)]
 fn level(x: f32, lowest: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer.
-    (x.clamp(lowest, -lowest - 1.0) + ROUND) - ROUND
+    (x.max(lowest).min(-lowest - 1.0) + ROUND) - ROUND
+}
+
+/// The same as an integer.
+#[inline(always)]
+fn level_bits(x: f32, lowest: f32) -> i32 {
+    (x.max(lowest).min(-lowest - 1.0) + ROUND).to_bits() as i32 - ROUND.to_bits() as i32
 }
 
 /// Scales that are tried: the element of the largest magnitude lies so many steps beyond the lowest level.
@@ -156,26 +166,36 @@ const BEYOND: [f32; 7] = [-1.2, -0.8, -0.4, 0.0, 0.4, 0.8, 1.2];
 /// d = Σxq / Σq², which leaves the error Σx² - (Σxq)² / Σq²; the scale with the least wins. One order of sums on every CPU.
 fn best_scale(x: &[f32; ROW_BLOCK], lowest: f32) -> (f16, f32) {
     let far = x.iter().fold(0f32, |far, &x| if x.abs() > far.abs() { x } else { far });
-    let mut best = (0f32, f16::ZERO, 0f32);
+    let (mut least, mut best) = (0f32, (0f32, 0f32));
     for beyond in BEYOND {
         let inverse = (lowest + beyond) / far;
-        if !inverse.is_finite() {
-            continue;
-        }
+        let levels: [f32; ROW_BLOCK] = std::array::from_fn(|e| level(x[e] * inverse, lowest));
         let (mut xq, mut qq) = ([0f32; 8], [0f32; 8]);
-        for x in x.as_chunks::<8>().0 {
-            for l in 0..8 {
-                let q = level(x[l] * inverse, lowest);
-                (xq[l], qq[l]) = (xq[l] + x[l] * q, qq[l] + q * q);
-            }
+        for (x, q) in x.as_chunks::<8>().0.iter().zip(levels.as_chunks::<8>().0) {
+            xq = std::array::from_fn(|l| xq[l] + x[l] * q[l]);
+            qq = std::array::from_fn(|l| qq[l] + q[l] * q[l]);
         }
         let (xq, qq) = (add_lanes(xq), add_lanes(qq));
-        let d = f16::from_f32(xq / qq);
-        if xq * xq / qq > best.0 && d != f16::ZERO {
-            best = (xq * xq / qq, d, inverse);
+        // What the error lacks of Σx². Not a number where all is nought, and then not the best.
+        let explained = xq * xq / qq;
+        if explained > least {
+            (least, best) = (explained, (xq / qq, inverse));
         }
     }
-    (best.1, best.2)
+    (f16::from_f32(best.0), best.1)
+}
+
+/// The nearest f16 of a number that is not beyond the largest, ties to even: as `half`'s, in operations that the compiler does
+/// on several elements at once, where `half`'s branch for each.
+#[inline(always)]
+fn f16_of(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
+    // The exponent's bias becomes 15 instead of 127; half a step and the tie's bit round the mantissa.
+    let normal = (magnitude.wrapping_sub(112 << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    // Below 2^-14 steps are 2^-24, which is what the mantissa of a half and more has.
+    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    (sign | if magnitude < 113 << 23 { small } else { normal }) as u16
 }
 
 /// `$call` with `$row` standing for a set's reader of rows of `$ty`: the caller's `F16`, `Q8` or `Packed<bits beyond four>`.
@@ -245,6 +265,21 @@ mod tests {
             }
             assert!(squares < 1.01 * plain_squares, "{ty:?}: {squares}, plainly {plain_squares}");
             assert!(ty.bits() >= 8 || squares < 0.9 * plain_squares, "{ty:?}: {squares}, plainly {plain_squares}");
+        }
+    }
+
+    #[test]
+    fn f16_is_rounded_as_half_does_it() {
+        for h in (0..=u16::MAX).map(f16::from_bits).filter(|h| h.is_finite()) {
+            let x = h.to_f32();
+            let next = f16::from_bits(h.to_bits() + 1).to_f32();
+            // The value, what lies on either side of half way to the next, and half way itself.
+            let middle = x + (next - x) / 2.0;
+            for y in [x, middle, f32::from_bits(middle.to_bits() + 1), f32::from_bits(middle.to_bits().wrapping_sub(1))] {
+                if y.abs() <= HUGE {
+                    assert_eq!(f16_of(y), f16::from_f32(y).to_bits(), "{y}");
+                }
+            }
         }
     }
 
