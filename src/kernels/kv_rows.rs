@@ -60,7 +60,7 @@ impl RowType {
     pub fn store(self, x: &[f32], row: &mut [u8]) {
         if self == RowType::F16 {
             for (x, out) in x.iter().zip(row.as_chunks_mut::<2>().0) {
-                *out = f16_of(x.max(-HUGE).min(HUGE)).to_le_bytes();
+                *out = f16_of(bounded(*x)).to_le_bytes();
             }
             return;
         }
@@ -74,7 +74,7 @@ impl RowType {
     fn store_block(self, x: &[f32], block: &mut [u8]) {
         let mut padded = [0f32; ROW_BLOCK];
         for (to, x) in padded.iter_mut().zip(x) {
-            *to = x.max(-HUGE).min(HUGE);
+            *to = bounded(*x);
         }
         let lowest = -((1i32 << (self.bits() - 1)) as f32);
         let (d, inverse) = match self {
@@ -143,6 +143,13 @@ impl RowType {
 
 /// Elements beyond it are cut: squares of them, and f16 scales, stay finite.
 const HUGE: f32 = 65504.0;
+
+/// An element within those bounds; what is not a number becomes one.
+#[expect(clippy::manual_clamp, reason = "clamp keeps NaN, which takes a branch an element")]
+#[inline(always)]
+fn bounded(x: f32) -> f32 {
+    x.max(-HUGE).min(HUGE)
+}
 
 /// 1.5 * 2^23: adding it rounds to an integer, ties to even, in the low bits (`round_ties_even` is a call on CPUs before SSE4).
 const ROUND: f32 = 12_582_912.0;
