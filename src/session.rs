@@ -24,9 +24,11 @@ pub const DEFAULT_BATCH: usize = 64;
 #[derive(Clone, Debug)]
 pub struct SessionParams {
     pub kv: KvParams,
-    /// How keys and values are stored.
-    pub k_type: KvType,
-    pub v_type: KvType,
+    /// How keys and values are stored; what is `None` is chosen by the budget, see `KvShape::choose_types`.
+    pub k_type: Option<KvType>,
+    pub v_type: Option<KvType>,
+    /// Tokens that the stream will have at most, where that is known: what types are chosen for.
+    pub n_stream: Option<usize>,
     /// Tokens of a prefill batch; made smaller where the trained context is very short.
     pub n_batch: usize,
     /// `None`: what CPU affinity and the cgroup's quota allow.
@@ -72,10 +74,11 @@ impl SessionParams {
             n_batch,
             n_ctx: c.n_ctx,
             window: c.window,
-            k_type: self.k_type,
-            v_type: self.v_type,
+            k_type: KvType::F16,
+            v_type: KvType::F16,
             marks: self.kv.marks(),
         };
+        kv.choose_types(self.kv.budget_bytes, self.n_stream, self.k_type, self.v_type);
         let (mut n_slot, mut rule) = self.kv.fit(&kv)?;
         if kv.marks.received {
             // A token must not be judged before its attention is counted, which is after its batch: it is recent that long.

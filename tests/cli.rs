@@ -72,7 +72,7 @@ fn run_answers_in_json() {
     let kv = &answer["kv"];
     assert_eq!(
         (kv["budget_bytes"].as_u64(), &kv["policy"], &kv["k_type"], &kv["v_type"]),
-        (Some(2 << 20), &"l2".into(), &"f16".into(), &"f16".into())
+        (Some(2 << 20), &"l2-attn".into(), &"f16".into(), &"f16".into())
     );
     assert!(kv["arena_bytes"].as_u64() <= Some(2 << 20) && kv["n_slot"].as_u64() > Some(50));
     assert_eq!(kv["live"].as_u64(), Some(5 + tokens.len() as u64 - 1));
@@ -166,7 +166,8 @@ fn mistakes_are_one_line_that_names_the_flag_and_the_way_out() {
 #[test]
 fn a_flag_that_a_policy_does_not_know_is_said_to_change_nothing() {
     let m = model();
-    for (policy, rare, pool) in [("tova", true, true), ("outlier", true, false), ("l2", false, false), ("rare", false, false)] {
+    for (policy, rare, pool) in [("tova", true, true), ("outlier", true, false), ("l2", false, false), ("l2-attn", false, false)]
+    {
         let out = run(&["run", "-m", &m, "-p", "x", "-n", "1", "--evict", policy, "--rare", "10%", "--pool", "2"]);
         let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(out.status.success(), "{stderr}");
@@ -187,8 +188,13 @@ fn plan_adds_up_and_refuses() {
     };
     assert_eq!((plan["private_bytes"].as_u64(), plan["file_bytes"].as_u64()), (Some(sum("private")), Some(sum("file"))));
     let kv = &plan["kv"];
-    // 30 layers, 3 KV heads: key and value of 64 f16 each, f32 score, u32 position.
-    assert_eq!(kv["bytes_per_slot"], 30 * 3 * (2 * 64 * 2 + 8));
+    // 30 layers, 3 KV heads: a key of 64 in 5 bits and a value in 4, an f16 scale for 32 of them; u32 position, f32 score and
+    // attention received.
+    assert_eq!(kv["bytes_per_slot"], 30 * 3 * ((40 + 4) + (32 + 4) + 12));
+    assert_eq!((&kv["k_type"], &kv["v_type"], &kv["policy"]), (&"q5_h".into(), &"q4_h".into(), &"l2-attn".into()));
+    // In f16, by the norm alone: no attention received.
+    let plain = json(&["plan", "-m", &m, "--kv-budget", "4MiB", "--evict", "l2", "--kv-type", "f16", "--json"]);
+    assert_eq!(plain["kv"]["bytes_per_slot"], 30 * 3 * (2 * 64 * 2 + 8));
     assert!(kv["arena_bytes"].as_u64() <= Some(4 << 20) && kv["arena_bytes"].as_u64() > Some((4 << 20) - 30_000));
     assert_eq!(plan["fits"], true);
     let refused = run(&["plan", "-m", &m, "--memory", "4MiB", "--json"]);

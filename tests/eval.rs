@@ -138,7 +138,7 @@ fn passkey_gives_a_row_for_each_depth_and_a_full_cache_finds_the_key() {
     let (m, ..) = strings();
     let picture = TempFile::new("passkey.svg");
     let args = ["eval", "passkey", "-m", &m, "--lengths", "192", "--depths", "3", "--samples", "1", "--keep", "100%,50%"];
-    let found = rows(&[&args[..], &["--policies", "l2,window", "--plot", picture.path()]].concat());
+    let found = rows(&[&args[..], &["--policies", "l2,window", "--kv-type", "f16", "--plot", picture.path()]].concat());
     assert_eq!(found.len(), 3 * 3, "one run of the full cache, one for each policy at half of it");
     for (i, row) in found.iter().enumerate() {
         let (keep, policy, most_slots) = [(1.0, "off", 192), (0.5, "l2", 96), (0.5, "window", 96)][i / 3];
@@ -168,7 +168,7 @@ fn needles_are_found_by_a_full_cache_and_the_table_says_how_sure_that_is() {
     let table = String::from_utf8_lossy(&out.stdout);
     let lines: Vec<&str> = table.lines().collect();
     assert!(out.status.success() && lines.len() == 3, "{table}");
-    assert_eq!(lines[2], "| 100% | off | 256 | 256 | 4/4 | 100.0% | 51-100% | 100% | 100% |");
+    assert_eq!(lines[2], "| 100% | f16 | off | 256 | 256 | 4/4 | 100.0% | 51-100% | 100% | 100% |");
     let columns = |line: &str| line.matches('|').count();
     assert!(lines.iter().all(|line| columns(line) == columns(lines[0])), "{table}");
 }
@@ -180,7 +180,7 @@ fn once_evicts_after_the_prompt_and_the_latest_tokens_survive() {
     }
     let (m, ..) = strings();
     let args = ["eval", "passkey", "-m", &m, "--lengths", "192", "--depths", "1", "--samples", "1", "--keep", "50%,10%"];
-    let found = rows(&[&args[..], &["--mode", "once", "--policies", "l2,window", "--recent", "8"]].concat());
+    let found = rows(&[&args[..], &["--mode", "once", "--policies", "l2,window", "--recent", "8", "--kv-type", "f16"]].concat());
     let of = |i: usize| (found[i]["mode"].as_str(), found[i]["policy"].as_str(), found[i]["correct"].as_u64());
     assert_eq!(found.len(), 4);
     assert!(found.iter().all(|row| row["mode"] == "once"));
@@ -204,7 +204,7 @@ fn ruler_has_a_line_for_each_task() {
     let lines: Vec<&str> = table.lines().collect();
     let columns = |line: &str| line.matches('|').count();
     assert!(
-        lines.len() == 3 && lines[2].starts_with("| multi-value | 100% | off | 384 |") && lines[2].contains("/4 |"),
+        lines.len() == 3 && lines[2].starts_with("| multi-value | 100% | f16 | off | 384 |") && lines[2].contains("/4 |"),
         "{table}"
     );
     assert!(lines.iter().all(|line| columns(line) == columns(lines[0])), "{table}");
@@ -218,7 +218,7 @@ fn ppl_compares_policies_and_draws_their_curves() {
     let (m, text, _) = strings();
     let picture = TempFile::new("ppl.svg");
     let args = ["eval", "ppl", "-m", &m, "-f", &text, "--ctx", "96", "--windows", "1", "--keep", "100%,50%"];
-    let found = rows(&[&args[..], &["--policies", "l2,l2-paper,window", "--plot", picture.path()]].concat());
+    let found = rows(&[&args[..], &["--policies", "l2,l2-paper,window", "--kv-type", "f16", "--plot", picture.path()]].concat());
     let names: Vec<_> = found.iter().map(|row| row["policy"].as_str().unwrap_or_default()).collect();
     assert_eq!(names, ["off", "l2", "l2-paper", "window"], "a full cache evicts for nobody");
     assert!(found[2]["ppl"].as_f64() > found[3]["ppl"].as_f64(), "the paper's rule collapses in streaming");

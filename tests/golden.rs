@@ -86,7 +86,7 @@ fn few_bits_cost_little_and_less_when_turned() {
     let tokens = lowkey_test_kit::text("prose.txt");
     let cost = |k: KvType, v: KvType| {
         let mut p = full(512);
-        (p.k_type, p.v_type) = (k, v);
+        (p.k_type, p.v_type) = (Some(k), Some(v));
         let scores = ppl::score(&mut session(&demo_model(), &p), &tokens[..512], 512, 512, |_| Ok(()), |_| true);
         scores.expect("scores").expect("not stopped").mean()
     };
@@ -150,7 +150,7 @@ fn eviction_keeps_what_the_reference_keeps() {
         let policy: Policy = row["policy"].as_str().expect("a name").parse().expect("a policy");
         let mut p = params(0);
         p.kv.policy = policy;
-        (p.kv.sinks, p.kv.recent, p.n_logits) = (number("sinks") as u32, Recent::Tokens(number("recent") as u32), 16);
+        (p.kv.sinks, p.kv.recent, p.n_logits) = (number("sinks") as u32, Some(Recent::Tokens(number("recent") as u32)), 16);
         p.kv.budget_bytes = lowkey_test_kit::budget_for(&demo_model(), n_slot, &p);
         let mut session = session(&demo_model(), &p);
         let scores =
@@ -221,7 +221,7 @@ fn tiny_f32_streams_keep_exactly_what_the_reference_keeps() {
             for n_batch in [1, 3, 20] {
                 let mut p = params(0);
                 (p.kv.policy, p.n_batch) = (policy, n_batch);
-                (p.kv.sinks, p.kv.recent) = (number("sinks") as u32, Recent::Tokens(number("recent") as u32));
+                (p.kv.sinks, p.kv.recent) = (number("sinks") as u32, Some(Recent::Tokens(number("recent") as u32)));
                 p.kv.budget_bytes = lowkey_test_kit::budget_for(&path, number("n_slot"), &p);
                 let mut session = session(&path, &p);
                 let logits = session.prefill(&tokens, |_| true).expect("prefill").expect("not stopped").to_vec();

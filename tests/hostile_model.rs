@@ -71,7 +71,7 @@ const PLAN_CAP: u64 = 64 << 20;
 
 fn params(n_threads: usize) -> SessionParams {
     let mut params = lowkey_test_kit::params(256 << 10);
-    (params.n_batch, params.n_threads, params.kv.recent) = (8, Some(n_threads), Recent::Tokens(4));
+    (params.n_batch, params.n_threads, params.kv.recent) = (8, Some(n_threads), Some(Recent::Tokens(4)));
     params
 }
 
@@ -409,7 +409,7 @@ fn a_context_of_eight_tokens_streams() {
             [(4, Recent::Tokens(2)), (0, Recent::Percent(100.0)), (7, Recent::Tokens(1)), (0, Recent::Tokens(0))]
         {
             let mut params = params(2);
-            (params.kv.sinks, params.kv.recent) = (sinks, recent);
+            (params.kv.sinks, params.kv.recent) = (sinks, Some(recent));
             let mut session = lowkey_test_kit::session(&path.0, &params);
             assert_eq!(session.cache().n_slot(), n_ctx as usize);
             for t in 0..4 * n_ctx {

@@ -78,8 +78,8 @@ fn prefill_and_steps_allocate_nothing() {
         }
         let mut params = lowkey_test_kit::params(0);
         if name == "tiny-mqa.gguf" {
-            (params.k_type, params.v_type) = (KvType::Q5H, KvType::Q4H);
-            (params.kv.policy, params.kv.rare, params.kv.pool) = (Policy::Rare, Share(0.3), 2);
+            (params.k_type, params.v_type) = (Some(KvType::Q5H), Some(KvType::Q4H));
+            (params.kv.policy, params.kv.rare, params.kv.pool) = (Policy::L2Attn, Some(Share(0.3)), Some(2));
         }
         params.kv.budget_bytes = lowkey_test_kit::budget_for(&path, 40, &params);
         let mut session = lowkey_test_kit::session(&path, &params);

@@ -51,7 +51,7 @@ fn a_batch_is_the_same_as_token_by_token_bit_for_bit() {
     let tokens = tokens(100);
     for (policy, rare, pool) in FIXED {
         for n_slot in [9, 24, 99, 100, 130] {
-            let with = |s: &mut SessionParams| (s.kv.policy, s.kv.rare, s.kv.pool) = (policy, Share(rare), pool);
+            let with = |s: &mut SessionParams| (s.kv.policy, s.kv.rare, s.kv.pool) = (policy, Some(Share(rare)), Some(pool));
             let want = end_of(&mut session(n_slot, with), &tokens, true);
             for n_batch in [2, 3, 16] {
                 for n_threads in [1, 2, 3] {
@@ -87,7 +87,7 @@ fn every_policy_decides_alike_on_every_set_and_keeps_sinks_and_recent_tokens() {
     for policy in Policy::ALL.into_iter().filter(|&p| p != Policy::Off) {
         let run = |name: &str, n_threads: usize| {
             let mut s = session(24, |s| {
-                (s.kv.policy, s.kv.rare, s.kv.recent) = (policy, Share(0.3), Recent::Tokens(8));
+                (s.kv.policy, s.kv.rare, s.kv.recent) = (policy, Some(Share(0.3)), Some(Recent::Tokens(8)));
                 (s.kernels, s.n_threads) = (name.into(), Some(n_threads));
             });
             let end = end_of(&mut s, &tokens, false);
@@ -116,7 +116,7 @@ fn attention_received_adds_up() {
     let tokens = tokens(40);
     for policy in [Policy::Tova, Policy::H2o] {
         let run = |one_by_one: bool| {
-            let mut s = session(60, |s| (s.kv.policy, s.kv.recent) = (policy, Recent::Tokens(16)));
+            let mut s = session(60, |s| (s.kv.policy, s.kv.recent) = (policy, Some(Recent::Tokens(16))));
             end_of(&mut s, &tokens, one_by_one);
             s
         };
@@ -136,7 +136,7 @@ fn attention_received_adds_up() {
 fn so_it_is_whatever_keys_and_values_are_stored_in() {
     let tokens = tokens(60);
     for (k, v) in TYPES {
-        let with = |s: &mut SessionParams| (s.k_type, s.v_type) = (k, v);
+        let with = |s: &mut SessionParams| (s.k_type, s.v_type) = (Some(k), Some(v));
         let want = end_of(&mut session(24, with), &tokens, true);
         assert!(end_of(&mut session(24, with), &tokens, false) == want, "{} {}", k.name(), v.name());
     }
@@ -157,7 +157,7 @@ fn kernel_sets_agree_through_a_whole_stream() {
     let tokens = tokens(80);
     for (k, v) in TYPES.into_iter().chain([(KvType::F16, KvType::F16)]) {
         let run = |name: &str| {
-            let with = |s: &mut SessionParams| (s.kernels, s.k_type, s.v_type) = (name.into(), k, v);
+            let with = |s: &mut SessionParams| (s.kernels, s.k_type, s.v_type) = (name.into(), Some(k), Some(v));
             end_of(&mut session(30, with), &tokens, false)
         };
         let want = run("scalar");
@@ -173,7 +173,7 @@ fn kernel_sets_agree_through_a_whole_stream() {
 fn scores_are_those_of_the_unrounded_key() {
     let tokens = tokens(60);
     let kept = |k: KvType| {
-        let mut s = session(24, |s| (s.k_type, s.v_type) = (k, k));
+        let mut s = session(24, |s| (s.k_type, s.v_type) = (Some(k), Some(k)));
         s.prefill(&tokens, |_| true).expect("prefill");
         (0..s.model().config.n_head_kv).map(|h| s.cache().kept(0, h).to_vec()).collect::<Vec<_>>()
     };
@@ -184,7 +184,7 @@ fn scores_are_those_of_the_unrounded_key() {
 
 #[test]
 fn sinks_and_recent_tokens_survive_and_slots_are_distinct() {
-    let mut s = session(20, |s| (s.kv.sinks, s.kv.recent) = (3, Recent::Tokens(6)));
+    let mut s = session(20, |s| (s.kv.sinks, s.kv.recent) = (3, Some(Recent::Tokens(6))));
     let base = s.cache().keys().as_ptr();
     for (i, &token) in tokens(90).iter().enumerate() {
         s.step(token).expect("a step");
@@ -210,7 +210,7 @@ fn the_kept_set_is_what_a_naive_model_keeps() {
     // Norms are read back from a session whose arena holds everything; the naive model sorts.
     let tokens = tokens(60);
     for (policy, sinks, recent) in [(Policy::L2, 4, 8), (Policy::L2Paper, 0, 0), (Policy::Window, 4, 0)] {
-        let mut small = session(17, |s| (s.kv.policy, s.kv.sinks, s.kv.recent) = (policy, sinks, Recent::Tokens(recent)));
+        let mut small = session(17, |s| (s.kv.policy, s.kv.sinks, s.kv.recent) = (policy, sinks, Some(Recent::Tokens(recent))));
         small.prefill(&tokens, |_| true).expect("prefill");
         // In the first layer keys depend on the token and its position alone, so eviction elsewhere cannot change them.
         let mut whole = session(60, |s| s.kv.policy = Policy::L2);

@@ -11,8 +11,6 @@ use crate::session::{DEFAULT_BATCH, SessionParams};
 use crate::text::SamplerParams;
 use crate::units::Bytes;
 
-const DEFAULT_KV_TYPE: KvType = KvType::F16;
-
 #[derive(Args, Clone)]
 pub struct ModelArgs {
     /// A GGUF file, or a name that `lowkey models` lists
@@ -33,32 +31,35 @@ pub struct SessionArgs {
     /// The KV arena, every byte of it: keys, values, scores, positions, and the rows of one prefill batch
     #[arg(long, value_name = "SIZE", default_value = "16MiB")]
     pub kv_budget: Bytes,
-    /// How keys are stored: f16, q8_0, q4_0, or turned by a Hadamard matrix first: q6_h, q5_h, q4_h [default: f16]
+    /// How keys are stored: f16, q8_0, q4_0, or turned by a Hadamard matrix first: q6_h, q5_h, q4_h [default: the most exact with
+    /// which nothing need be evicted; q5_h where something must]
     #[arg(long, value_name = "TYPE")]
     pub k_type: Option<KvType>,
-    /// How values are stored: the same types [default: f16]
+    /// How values are stored: the same types [default: likewise]
     #[arg(long, value_name = "TYPE")]
     pub v_type: Option<KvType>,
     /// --k-type and --v-type at once
     #[arg(long, value_name = "TYPE")]
     pub kv_type: Option<KvType>,
-    /// Who goes when the arena is full. With sinks and recent tokens protected: l2 (the highest key norm), l2-high (the
-    /// lowest), rare (what direction, value and attention promise least), keydiff, keydiff-frozen, outlier, ratio, tova, h2o,
-    /// random. Else: window (the oldest; sinks are protected), l2-paper (l2, nothing protected), off (nobody: the stream stops)
-    #[arg(long, value_name = "POLICY", default_value = "l2")]
+    /// Who goes when the arena is full. With sinks and recent tokens protected: l2-attn (the highest key norm, set against
+    /// direction, value and received attention), l2 (the highest key norm), l2-high (the lowest), keydiff, keydiff-frozen, outlier,
+    /// ratio, tova, h2o, random. Else: window (the oldest; sinks are protected), l2-paper (l2, nothing protected), off (nobody: the
+    /// stream stops)
+    #[arg(long, value_name = "POLICY", default_value = "l2-attn")]
     pub evict: Policy,
     /// First tokens of the stream that are never evicted
     #[arg(long, value_name = "N", default_value = "4")]
     pub sinks: u32,
-    /// Latest tokens that are not evicted: a number, or a share of the slots
-    #[arg(long, value_name = "N|N%", default_value = "50%")]
-    pub recent: Recent,
-    /// Share of the slots that l2 or rare reserve for the entries of the rarest directions and largest values, such as 25%
-    #[arg(long, value_name = "F%", default_value = "0%")]
-    pub rare: Share,
-    /// Rate an entry as its best neighbour within N tokens
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=64))]
-    pub pool: u32,
+    /// Latest tokens that are not evicted: a number, or a share of the slots [default: 30% with l2-attn, else 50%]
+    #[arg(long, value_name = "N|N%")]
+    pub recent: Option<Recent>,
+    /// Share of the slots that l2 or l2-attn reserve for the entries of the rarest directions and largest values, such as 25%
+    /// [default: 45% with l2-attn, else 0%]
+    #[arg(long, value_name = "F%")]
+    pub rare: Option<Share>,
+    /// Rate an entry as its best neighbour within N tokens [default: 2 with l2-attn, else 0]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=64))]
+    pub pool: Option<u32>,
     /// Tokens of a prefill batch
     #[arg(short, long, value_name = "N", default_value_t = DEFAULT_BATCH)]
     pub batch: usize,
@@ -71,10 +72,15 @@ pub struct SessionArgs {
 }
 
 impl SessionArgs {
-    /// Types of keys and of values.
-    pub fn kv_types(&self) -> (KvType, KvType) {
-        let or_default = |own: Option<KvType>| own.or(self.kv_type).unwrap_or(DEFAULT_KV_TYPE);
-        (or_default(self.k_type), or_default(self.v_type))
+    /// Types of keys and of values, where the user names them.
+    pub fn kv_types(&self) -> (Option<KvType>, Option<KvType>) {
+        (self.k_type.or(self.kv_type), self.v_type.or(self.kv_type))
+    }
+
+    /// Whether a cache that holds everything may be the f16 cache that others are compared with.
+    pub fn allows_f16(&self) -> bool {
+        let (k_type, v_type) = self.kv_types();
+        [k_type, v_type].into_iter().flatten().all(|ty| ty == KvType::F16)
     }
 
     pub fn params(&self, n_logits: usize) -> SessionParams {
@@ -82,6 +88,7 @@ impl SessionArgs {
         SessionParams {
             k_type,
             v_type,
+            n_stream: None,
             kv: KvParams {
                 budget_bytes: self.kv_budget.0,
                 policy: self.evict,

@@ -62,7 +62,9 @@ pub fn run(args: BenchArgs) -> Result<u8> {
             return Err(Error::usage(flag, format!("{n} is more than a bench can wait for; give at most {MAX_TOKENS} in all")));
         }
     }
-    let mut opened = open(&args.model.model, args.model.session.params(1))?;
+    let mut params = args.model.session.params(1);
+    params.n_stream = Some(longest);
+    let mut opened = open(&args.model.model, params)?;
     opened.plan.private("tokens", longest.max(1) * size_of::<u32>());
     opened.check()?;
     opened.warn();
@@ -132,7 +134,7 @@ fn row(session: &Session, test: String, depth: usize, n: usize, mut seconds: Vec
         depth,
         threads: session.n_threads(),
         kernels: session.kernels().name(),
-        kv_type: kv_types(session),
+        kv_type: session.cache().shape().type_names(),
         n_slot: session.cache().n_slot(),
         tok_s_median: speed(median),
         tok_s_min: speed(seconds[seconds.len() - 1]),
@@ -143,20 +145,14 @@ fn row(session: &Session, test: String, depth: usize, n: usize, mut seconds: Vec
 
 fn table(rows: &[Row]) -> String {
     let mut out = String::from(
-        "| test | depth | threads | kernels | slots | tok/s | min | max | runs |\n|---|---|---|---|---|---|---|---|---|",
+        "| test | depth | threads | kernels | keys/values | slots | tok/s | min | max | runs |\n|---|---|---|---|---|---|---|---|---|---|",
     );
     for r in rows {
         let (median, min, max) = (r.tok_s_median, r.tok_s_min, r.tok_s_max);
         out.push_str(&format!(
-            "\n| {} | {} | {} | {} | {} | {median:.1} | {min:.1} | {max:.1} | {} |",
-            r.test, r.depth, r.threads, r.kernels, r.n_slot, r.runs
+            "\n| {} | {} | {} | {} | {} | {} | {median:.1} | {min:.1} | {max:.1} | {} |",
+            r.test, r.depth, r.threads, r.kernels, r.kv_type, r.n_slot, r.runs
         ));
     }
     out
-}
-
-/// `f16`, or `q6_h/q4_h` where keys and values differ.
-fn kv_types(session: &Session) -> String {
-    let (k, v) = (session.cache().shape().k_type.name(), session.cache().shape().v_type.name());
-    if k == v { k.to_owned() } else { format!("{k}/{v}") }
 }

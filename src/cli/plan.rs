@@ -42,6 +42,9 @@ struct Kv {
     bytes_per_slot: usize,
     arena_bytes: usize,
     budget_bytes: u64,
+    policy: &'static str,
+    k_type: &'static str,
+    v_type: &'static str,
 }
 
 pub fn run(args: PlanArgs) -> Result<u8> {
@@ -58,13 +61,17 @@ pub fn run(args: PlanArgs) -> Result<u8> {
             bytes_per_slot: layout.kv.bytes_per_slot(),
             arena_bytes: layout.kv.arena_bytes(layout.n_slot),
             budget_bytes: session.kv_budget.0,
+            policy: layout.rule.policy.name(),
+            k_type: layout.kv.k_type.name(),
+            v_type: layout.kv.v_type.name(),
         };
         let (private_bytes, file_bytes) = (plan.private_bytes(), plan.file_bytes());
         super::answer_json(&Answer { regions, private_bytes, file_bytes, kv, fits })?;
     } else {
         super::answer(&table(plan))?;
         let mut kept =
-            format!("{} tokens of {} bytes kept, of a context of {}", layout.n_slot, layout.kv.bytes_per_slot(), layout.kv.n_ctx);
+            format!("{} tokens of {} bytes ({}) kept", layout.n_slot, layout.kv.bytes_per_slot(), layout.kv.type_names());
+        kept += &format!(", of a context of {}; who goes: {}", layout.kv.n_ctx, layout.rule.policy.name());
         if let Some(window) = layout.kv.window {
             let n_local = window.n_local(layout.kv.n_layer);
             kept += &format!(", the latest {} in {n_local} layers with a window", window.n_tok.min(layout.n_slot));

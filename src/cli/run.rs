@@ -125,6 +125,11 @@ pub fn run(args: RunArgs) -> Result<u8> {
     opened.warn();
     let tokenizer = opened.tokenizer()?;
     let prompt = encode_prompt(&args, text, &opened, &tokenizer)?;
+    // Now that the longest stream is known, types can be chosen for it.
+    opened.params.n_stream = usize::try_from(args.n).ok().map(|n| prompt.len().saturating_add(n));
+    opened.replan()?;
+    plan_run(&mut opened, prompt_bytes + system_bytes, sampling.repeat_last_n, n_kept, n_top)?;
+    opened.check()?;
     let (mut session, plan) = opened.start()?;
     check_tokens(&session, &prompt)?;
     warn_past_context(&session, prompt.len(), args.n);
@@ -397,7 +402,7 @@ fn n_read(session: &Session, prompt: &[u32]) -> usize {
 fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outcome) -> String {
     let cache = session.cache();
     format!(
-        "[{}] prompt {} tokens in {:.2} s ({:.1} tok/s), {} tokens in {:.2} s ({:.1} tok/s); cache {}: {} of {} slots live, {} evicted ({}); \
+        "[{}] prompt {} tokens in {:.2} s ({:.1} tok/s), {} tokens in {:.2} s ({:.1} tok/s); cache {} of {}: {} of {} slots live, {} evicted ({}); \
          private memory {} of {} planned; kernels {}, {} threads",
         outcome.stop.name(),
         n_read(session, prompt),
@@ -407,6 +412,7 @@ fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outcome)
         outcome.decode.as_secs_f64(),
         rate(steps(outcome), outcome.decode),
         Bytes(cache.arena_bytes() as u64),
+        cache.shape().type_names(),
         cache.n_live(),
         cache.n_slot(),
         cache.n_evicted(),

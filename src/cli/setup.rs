@@ -56,7 +56,7 @@ impl Opened {
         }
         let kv = &self.params.kv;
         for (flag, given, taken) in
-            [("--rare", kv.rare.0 > 0.0, kv.policy.has_reserve()), ("--pool", kv.pool > 0, kv.policy.has_pool())]
+            [("--rare", kv.rare.is_some(), kv.policy.has_reserve()), ("--pool", kv.pool.is_some(), kv.policy.has_pool())]
         {
             if given && !taken {
                 log::warn!("{flag} changes nothing with --evict {}", kv.policy.name());

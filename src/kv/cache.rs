@@ -438,7 +438,6 @@ fn store(ty: KvType, x: &[f32], row: &mut [u8]) {
 mod tests {
     use super::*;
     use crate::kv::policy::Marks;
-    use crate::kv::shape::Share;
 
     /// One layer, one head, as many slots as positions unless told otherwise. A token's number is its key's norm, so that it can be known again.
     pub(super) fn cache(n_ctx: usize, sinks: u32, recent: Recent) -> (KvCache, Pool, Vec<RenumberScratch>) {
@@ -461,9 +460,9 @@ mod tests {
             budget_bytes: shape.arena_bytes(n_slot) as u64,
             policy: Policy::L2,
             sinks,
-            recent,
-            rare: Share(0.0),
-            pool: 0,
+            recent: Some(recent),
+            rare: None,
+            pool: None,
         };
         let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, 8)).unwrap();
         let scratch = vec![RenumberScratch::carve(&mut arena, n_ctx, 8)];
@@ -518,8 +517,14 @@ mod tests {
                 marks: Marks::default(),
             };
             let budget_bytes = shape.arena_bytes(8) as u64;
-            let params =
-                KvParams { budget_bytes, policy: Policy::Window, sinks: 1, recent: Recent::Tokens(1), rare: Share(0.0), pool: 0 };
+            let params = KvParams {
+                budget_bytes,
+                policy: Policy::Window,
+                sinks: 1,
+                recent: Some(Recent::Tokens(1)),
+                rare: None,
+                pool: None,
+            };
             let mut cache = KvCache::new(shape, &params).unwrap();
             let mut arena = Arena::new(RenumberScratch::bytes(16, 64)).unwrap();
             let (mut scratch, mut pool) = (vec![RenumberScratch::carve(&mut arena, 16, 64)], Pool::new(1).unwrap());

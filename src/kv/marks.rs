@@ -179,10 +179,10 @@ impl Head<'_> {
         for back in 1..=pool.min(n_past as usize) {
             let i = ((n_past - back as u64) % pool as u64) as usize;
             let (theirs, slot) = (&self.latest[2 * i..][..2], self.latest_slots[i] as usize);
-            score = self.rule.policy.better(score, theirs[0]);
+            score = score.min(theirs[0]);
             worth = worth.max(theirs[1]);
             if self.positions.get(slot) == Some(&now.wrapping_sub(back as Pos)) {
-                self.scores[slot] = self.rule.policy.better(self.scores[slot], raw_score);
+                self.scores[slot] = self.scores[slot].min(raw_score);
                 if let Some(worth) = self.worth.get_mut(slot) {
                     *worth = worth.max(raw_worth);
                 }
@@ -198,7 +198,7 @@ impl Head<'_> {
             *w = worth;
         }
         if let Some(received) = self.received.get_mut(slot) {
-            *received = if self.rule.policy == Policy::Rare { PRIOR } else { 0.0 };
+            *received = if self.rule.policy == Policy::L2Attn { PRIOR } else { 0.0 };
         }
     }
 
@@ -227,9 +227,9 @@ impl Head<'_> {
         urge(self.rule.policy, self.scores[slot], *self.received.get(slot).unwrap_or(&0.0))
     }
 
-    /// What the reserve goes by: the worth, which `rare` has as its score.
+    /// What the reserve goes by: the worth; with `l2-attn` the score, which has the worth in it.
     pub fn rarity(&self, slot: usize) -> f32 {
-        *self.worth.get(slot).unwrap_or(&self.scores[slot])
+        *self.worth.get(slot).unwrap_or(&-self.scores[slot])
     }
 
     /// An entry changes its slot.
@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn means_are_sound_after_ten_million_steps() {
         let n = if cfg!(target_arch = "aarch64") { 1_000_000u32 } else { 10_000_000 };
-        let mut owned = Owned::new(Policy::Rare, 1, 8, 0, 0);
+        let mut owned = Owned::new(Policy::L2Attn, 1, 8, 0, 0);
         let mut head = owned.head();
         head.enter(0, 0, 0, 0);
         for now in 0..n {

@@ -16,10 +16,11 @@ pub enum Policy {
     L2Paper,
     /// The paper's control: the lowest norm goes.
     L2High,
-    /// The entry whose direction, value and received attention promise least: (1 - cos) · norm(v) · the mean attention
-    /// received, cos between the key before RoPE and the mean of its head's. The direction is KeyDiff's measure, the product of
-    /// attention and value that of CAOTE (arXiv 2504.14051).
-    Rare,
+    /// The norm, set against what else is known: norm(k) / ((1 - cos) · norm(v) · the mean attention received), cos between the
+    /// key before RoPE and the mean of its head's; the highest goes. A low norm is how much attention an entry may expect, what it
+    /// received is how much it gets. The direction is KeyDiff's measure, the product of attention and value that of CAOTE (arXiv
+    /// 2504.14051).
+    L2Attn,
     /// KeyDiff (Park et al. 2025, arXiv 2504.15364): the key most like the mean of the kept keys of length one goes. As in the
     /// paper, compared anew for each batch of a prompt; a newcomer of the batch counts as unlike the rest until then.
     KeyDiff,
@@ -79,7 +80,7 @@ impl Policy {
         Policy::L2,
         Policy::L2Paper,
         Policy::L2High,
-        Policy::Rare,
+        Policy::L2Attn,
         Policy::KeyDiff,
         Policy::KeyDiffFrozen,
         Policy::Outlier,
@@ -96,7 +97,7 @@ impl Policy {
             Policy::L2 => "l2",
             Policy::L2Paper => "l2-paper",
             Policy::L2High => "l2-high",
-            Policy::Rare => "rare",
+            Policy::L2Attn => "l2-attn",
             Policy::KeyDiff => "keydiff",
             Policy::KeyDiffFrozen => "keydiff-frozen",
             Policy::Outlier => "outlier",
@@ -114,8 +115,8 @@ impl Policy {
         let worth = reserve && self == Policy::L2;
         Marks {
             worth,
-            received: matches!(self, Policy::Rare | Policy::Tova | Policy::H2o),
-            direction: worth || matches!(self, Policy::Rare | Policy::KeyDiffFrozen | Policy::Outlier),
+            received: matches!(self, Policy::L2Attn | Policy::Tova | Policy::H2o),
+            direction: worth || matches!(self, Policy::L2Attn | Policy::KeyDiffFrozen | Policy::Outlier),
             reserve: reserve && self.has_reserve(),
             pool: if self.has_pool() { pool } else { 0 },
         }
@@ -123,7 +124,7 @@ impl Policy {
 
     /// Whether `--rare` reserves slots.
     pub fn has_reserve(self) -> bool {
-        matches!(self, Policy::L2 | Policy::Rare)
+        matches!(self, Policy::L2 | Policy::L2Attn)
     }
 
     /// Whether entries have a score of their own that `--pool` can share among neighbours.
@@ -131,28 +132,38 @@ impl Policy {
         !matches!(self, Policy::KeyDiff | Policy::Tova | Policy::H2o | Policy::Window | Policy::Random | Policy::Off)
     }
 
-    /// Whether the length of values counts.
-    pub fn asks_value(self) -> bool {
-        matches!(self, Policy::Rare | Policy::Outlier | Policy::Ratio)
+    /// `--recent` where the user gives none, in percent of the slots. What was tried is in docs/kv-cache.md.
+    pub fn usual_recent(self) -> f32 {
+        if self == Policy::L2Attn { 30.0 } else { 50.0 }
     }
 
-    /// Fixed when the entry enters, from f32 before it is rounded for storage. Higher goes first (`Rare`: lower).
+    /// `--rare` where the user gives none, as a share of the slots. It is what finds rare facts again.
+    pub fn usual_reserve(self) -> f32 {
+        if self == Policy::L2Attn { 0.45 } else { 0.0 }
+    }
+
+    /// `--pool` where the user gives none.
+    pub fn usual_pool(self) -> u32 {
+        if self == Policy::L2Attn { 2 } else { 0 }
+    }
+
+    /// Whether the length of values counts.
+    pub fn asks_value(self) -> bool {
+        matches!(self, Policy::L2Attn | Policy::Outlier | Policy::Ratio)
+    }
+
+    /// Fixed when the entry enters, from f32 before it is rounded for storage. Higher goes first.
     pub fn score(self, e: &Entering) -> f32 {
         match self {
             Policy::L2 | Policy::L2Paper => e.key_norm,
             Policy::L2High => -e.key_norm,
-            Policy::Rare => e.worth(),
+            Policy::L2Attn => e.key_norm / e.worth().max(f32::MIN_POSITIVE),
             Policy::KeyDiff | Policy::KeyDiffFrozen => e.cos,
             Policy::Outlier => (e.cos - 1.0) * e.value_norm,
             Policy::Ratio => e.key_norm / e.value_norm,
             Policy::Random => e.noise,
             Policy::Tova | Policy::H2o | Policy::Window | Policy::Off => 0.0,
         }
-    }
-
-    /// The score, of two, that keeps an entry longer.
-    pub fn better(self, a: f32, b: f32) -> f32 {
-        if self == Policy::Rare { a.max(b) } else { a.min(b) }
     }
 
     /// What this policy protects of the user's `--sinks` and `--recent`.
@@ -170,7 +181,7 @@ impl Policy {
 pub fn urge(policy: Policy, score: f32, received: f32) -> f32 {
     match policy {
         Policy::Tova | Policy::H2o => -received,
-        Policy::Rare => -(score * received),
+        Policy::L2Attn => score / received.max(f32::MIN_POSITIVE),
         // All equal: the tie goes to the oldest.
         Policy::Window | Policy::Off => 0.0,
         _ => score,
@@ -292,7 +303,7 @@ mod tests {
             (L2, 6.0),
             (L2Paper, 6.0),
             (L2High, -6.0),
-            (Rare, -0.75 * 2.0 * 0.1),
+            (L2Attn, 6.0 / (0.75 * 2.0 * 0.1)),
             (KeyDiffFrozen, 0.25),
             (Outlier, -0.75 * 2.0),
             (Ratio, 3.0),
@@ -302,7 +313,7 @@ mod tests {
             (Random, 0.5),
         ];
         for (policy, urge) in expected {
-            assert!((of(policy) - urge).abs() < 1e-6, "{}: {}", policy.name(), of(policy));
+            assert!((of(policy) - urge).abs() < 1e-5, "{}: {}", policy.name(), of(policy));
         }
     }
 

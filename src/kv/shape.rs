@@ -4,7 +4,7 @@
 use super::Pos;
 use super::marks::HeadMarks;
 use super::policy::{Marks, Policy, Rule};
-use super::types::KvType;
+use super::types::{KvType, both_names};
 use super::window::Window;
 use crate::error::{Error, Result};
 use crate::mem::arena::region_bytes;
@@ -42,6 +42,11 @@ impl KvShape {
     /// Slots of all heads of the first `n_layer` layers.
     pub(super) fn slots_of(&self, n_layer: usize, n_slot: usize) -> usize {
         self.n_head_kv * self.window.map_or(n_layer * n_slot, |window| window.slots_of(n_layer, n_slot))
+    }
+
+    /// `f16`, or `q5_h/q4_h` where keys and values differ.
+    pub fn type_names(&self) -> String {
+        both_names(self.k_type.name(), self.v_type.name())
     }
 
     /// Bytes of one stored key.
@@ -90,6 +95,26 @@ impl KvShape {
             if fits(middle) { low = middle } else { high = middle }
         }
         low
+    }
+}
+
+/// Types of keys and of values that are tried where the user names none, the most exact first. What each costs in perplexity
+/// is in docs/kv-cache.md.
+const CHOICE: [(KvType, KvType); 4] =
+    [(KvType::F16, KvType::F16), (KvType::Q8_0, KvType::Q8_0), (KvType::Q6H, KvType::Q5H), (KvType::Q5H, KvType::Q4H)];
+
+impl KvShape {
+    /// Sets the types to those the user wants. What he leaves open is chosen: the most exact with which all tokens of the stream
+    /// (of the trained context, where its length is not known) stay in the budget, so that nothing is evicted; else the smallest,
+    /// for more tokens are then worth more than exact ones.
+    pub fn choose_types(&mut self, budget_bytes: u64, n_stream: Option<usize>, k: Option<KvType>, v: Option<KvType>) {
+        let n_tok = n_stream.map_or(self.n_ctx, |n| n.clamp(1, self.n_ctx));
+        for (k_type, v_type) in CHOICE {
+            (self.k_type, self.v_type) = (k.unwrap_or(k_type), v.unwrap_or(v_type));
+            if self.slots_within(budget_bytes) >= n_tok {
+                break;
+            }
+        }
     }
 }
 
@@ -146,28 +171,38 @@ pub struct KvParams {
     pub budget_bytes: u64,
     pub policy: Policy,
     pub sinks: u32,
-    pub recent: Recent,
-    /// What is reserved for the rarest entries, by policies that have a reserve.
-    pub rare: Share,
-    /// An entry is rated as its best neighbour within this many tokens.
-    pub pool: u32,
+    /// Tokens that are protected because they are the latest; `None`: what is usual for the policy.
+    pub recent: Option<Recent>,
+    /// What is reserved for the rarest entries, by policies that have a reserve; `None`: what is usual for the policy.
+    pub rare: Option<Share>,
+    /// An entry is rated as its best neighbour within this many tokens; `None`: what is usual for the policy.
+    pub pool: Option<u32>,
 }
 
 impl KvParams {
     /// What these rules keep of entries beside a score and a position.
     pub fn marks(&self) -> Marks {
-        self.policy.marks(self.rare.0 > 0.0, self.pool as usize)
+        let pool = self.pool.unwrap_or(self.policy.usual_pool());
+        self.policy.marks(self.reserve().0 > 0.0, pool as usize)
+    }
+
+    fn recent(&self) -> Recent {
+        self.recent.unwrap_or(Recent::Percent(self.policy.usual_recent()))
+    }
+
+    fn reserve(&self) -> Share {
+        self.rare.unwrap_or(Share(self.policy.usual_reserve()))
     }
 
     /// The slots that the budget gives and who goes from them, or the message that says which budget would do.
     pub fn fit(&self, shape: &KvShape) -> Result<(usize, Rule)> {
         let n_slot = shape.slots_within(self.budget_bytes);
-        let protect = self.policy.protection(self.sinks, self.recent.of(n_slot));
+        let protect = self.policy.protection(self.sinks, self.recent().of(n_slot));
         if n_slot >= protect.min_slots() {
-            let n_rare = if shape.marks.reserve { self.rare.of(n_slot) } else { 0 };
+            let n_rare = if shape.marks.reserve { self.reserve().of(n_slot) } else { 0 };
             return Ok((n_slot, Rule { policy: self.policy, protect, n_rare }));
         }
-        let enough = (1..=shape.n_ctx).find(|&n| n >= self.policy.protection(self.sinks, self.recent.of(n)).min_slots());
+        let enough = (1..=shape.n_ctx).find(|&n| n >= self.policy.protection(self.sinks, self.recent().of(n)).min_slots());
         let batch = Bytes((shape.arena_bytes(0)) as u64);
         let Some(enough) = enough else {
             let what = format!(
@@ -190,5 +225,47 @@ impl KvParams {
                 shape.arena_bytes(enough),
             ),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(n_ctx: usize) -> KvShape {
+        KvShape {
+            n_layer: 2,
+            n_head_kv: 3,
+            head_dim: 64,
+            n_batch: 8,
+            n_ctx,
+            window: None,
+            k_type: KvType::F16,
+            v_type: KvType::F16,
+            marks: Marks::default(),
+        }
+    }
+
+    #[test]
+    fn types_are_the_most_exact_that_hold_the_stream_or_else_the_smallest() {
+        let mut kv = shape(1000);
+        let mut chosen = |budget: u64, n_stream: Option<usize>, k: Option<KvType>, v: Option<KvType>| {
+            kv.choose_types(budget, n_stream, k, v);
+            (kv.k_type, kv.v_type)
+        };
+        for pair in CHOICE {
+            let of = |n: usize| KvShape { k_type: pair.0, v_type: pair.1, ..shape(1000) }.arena_bytes(n) as u64;
+            assert_eq!(chosen(of(1000), None, None, None), pair, "the whole context");
+            assert_eq!(chosen(of(1000), Some(5000), None, None), pair, "no stream has more positions than the context");
+            assert_eq!(chosen(of(300), Some(300), None, None), pair);
+            // A slot fewer: the next type, or the same if there is none.
+            let next = CHOICE.iter().position(|&p| p == pair).map(|i| CHOICE[(i + 1).min(CHOICE.len() - 1)]);
+            assert_eq!(Some(chosen(of(299), Some(300), None, None)), next);
+        }
+        let small = (KvType::Q5H, KvType::Q4H);
+        assert_eq!([chosen(0, None, None, None), chosen(20_000, Some(300), None, None)], [small, small]);
+        // What the user names stays.
+        assert_eq!(chosen(0, None, Some(KvType::F16), None), (KvType::F16, KvType::Q4H));
+        assert_eq!(chosen(u64::MAX, None, None, Some(KvType::Q4_0)), (KvType::F16, KvType::Q4_0));
     }
 }

@@ -69,6 +69,11 @@ impl KvType {
     }
 }
 
+/// `f16`, or `q5_h/q4_h` where keys and values differ.
+pub fn both_names(k: &str, v: &str) -> String {
+    if k == v { k.to_owned() } else { format!("{k}/{v}") }
+}
+
 impl FromStr for KvType {
     type Err = String;
 

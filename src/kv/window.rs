@@ -38,7 +38,6 @@ mod tests {
     use super::*;
     use crate::kv::cache::{KvCache, KvParams, KvShape, Recent, RenumberScratch};
     use crate::kv::policy::{Marks, Policy};
-    use crate::kv::shape::Share;
     use crate::kv::types::KvType;
     use crate::mem::arena::Arena;
     use crate::mem::pool::Pool;
@@ -98,8 +97,14 @@ mod tests {
         {
             let shape = shape(n_tok, n_batch, n_ctx);
             let (policy, sinks, recent) = (Policy::L2, 1, Recent::Tokens(2));
-            let params =
-                KvParams { budget_bytes: shape.arena_bytes(n_slot) as u64, policy, sinks, recent, rare: Share(0.0), pool: 0 };
+            let params = KvParams {
+                budget_bytes: shape.arena_bytes(n_slot) as u64,
+                policy,
+                sinks,
+                recent: Some(recent),
+                rare: None,
+                pool: None,
+            };
             let mut cache = KvCache::new(shape, &params).unwrap();
             let (n_slot, mut pool) = (cache.n_slot(), Pool::new(1).unwrap());
             let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, 8)).unwrap();
@@ -161,7 +166,14 @@ mod tests {
     fn evict_off_stops_when_the_other_layers_are_full() {
         let shape = shape(3, 4, 64);
         let (policy, recent) = (Policy::Off, Recent::Tokens(0));
-        let params = KvParams { budget_bytes: shape.arena_bytes(32) as u64, policy, sinks: 0, recent, rare: Share(0.0), pool: 0 };
+        let params = KvParams {
+            budget_bytes: shape.arena_bytes(32) as u64,
+            policy,
+            sinks: 0,
+            recent: Some(recent),
+            rare: None,
+            pool: None,
+        };
         let (mut cache, mut pool) = (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap());
         for _ in 0..8 {
             cache.admit(4).unwrap();

@@ -112,11 +112,11 @@ fn budget_opened(
     plan: impl Fn(&mut Opened) -> Result<()>,
 ) -> Result<Opened> {
     let mut params = args.session.params(n_logits);
-    (params.kv.budget_bytes, params.kv.policy) = (u64::MAX, policy);
+    (params.kv.budget_bytes, params.kv.policy, params.n_stream) = (u64::MAX, policy, Some(n_tokens));
     let mut opened = open(&args.model, params)?;
     if budget == Budget::Full {
         let params = &mut opened.params;
-        (params.kv.policy, params.k_type, params.v_type) = (Policy::Off, KvType::F16, KvType::F16);
+        (params.kv.policy, params.k_type, params.v_type) = (Policy::Off, Some(KvType::F16), Some(KvType::F16));
         opened.replan()?;
     }
     opened.params.kv.budget_bytes = budget.bytes(&opened.layout.kv, n_tokens);

@@ -17,7 +17,7 @@ use crate::cli::unfinished::Unfinished;
 use crate::error::{Error, Result};
 use crate::eval::ppl::{Scores, score, windows};
 use crate::kv::policy::Policy;
-use crate::kv::types::KvType;
+use crate::kv::types::{KvType, both_names};
 use crate::session::Session;
 use crate::units::Bytes;
 
@@ -169,7 +169,7 @@ impl Eval<'_> {
     }
 
     fn is_full(&self, keep: Option<Keep>) -> bool {
-        self.args.text.model.session.kv_types() == (KvType::F16, KvType::F16) && keep == Some(Keep(100.0))
+        self.args.text.model.session.allows_f16() && keep == Some(Keep(100.0))
     }
 
     /// `None` if interrupted.
@@ -192,10 +192,10 @@ impl Eval<'_> {
 
     /// `None` if interrupted.
     fn row(&mut self, keep: Option<Keep>, policy: Policy, logits_out: Option<&Path>) -> Result<Option<Row>> {
-        let types = self.args.text.model.session.kv_types();
-        let exact = types == (KvType::F16, KvType::F16);
         let whole = self.is_full(keep);
         let mut session = self.session(self.budget(keep), policy)?;
+        let types = (session.cache().shape().k_type, session.cache().shape().v_type);
+        let exact = types == (KvType::F16, KvType::F16);
         let Some(scores) = self.score(&mut session, logits_out)? else { return Ok(None) };
         let (n_slot, arena_bytes) = (session.cache().n_slot(), session.cache().arena_bytes());
         let policy = session.cache().policy().name();
@@ -232,15 +232,21 @@ impl Eval<'_> {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut out =
-        String::from("| keep | slots | arena | policy | tokens | nll | ppl | ratio to full |\n|---|---|---|---|---|---|---|---|");
+    let mut out = String::from(
+        "| keep | slots | arena | keys/values | policy | tokens | nll | ppl | ratio to full |\n|---|---|---|---|---|---|---|---|---|",
+    );
     for r in rows {
         let keep = r.keep.map_or("".into(), |k| format!("{}%", k * 100.0));
         let ratio = r.ppl_ratio_to_full.map_or("".into(), |r| format!("{r:.4}"));
         let arena = Bytes(r.arena_bytes as u64);
         out.push_str(&format!(
-            "\n| {keep} | {} | {arena} | {} | {} | {:.4} | {:.3} | {ratio} |",
-            r.n_slot, r.policy, r.n_tokens, r.nll, r.ppl
+            "\n| {keep} | {} | {arena} | {} | {} | {} | {:.4} | {:.3} | {ratio} |",
+            r.n_slot,
+            both_names(r.k_type, r.v_type),
+            r.policy,
+            r.n_tokens,
+            r.nll,
+            r.ppl
         ));
     }
     out
@@ -259,8 +265,10 @@ fn picture(rows: &[Row], ctx: usize) -> Result<String> {
             all.push(Curve { name: row.policy.to_owned(), points });
         }
     }
-    let types = rows.first().map_or(String::new(), |r| format!("keys {}, values {}", r.k_type, r.v_type));
-    curves(&format!("Perplexity in windows of {ctx} tokens; {types}"), "perplexity", &all)
+    let types = |r: &Row| both_names(r.k_type, r.v_type);
+    let same = rows.iter().all(|r| types(r) == types(&rows[0]));
+    let stored = if same { format!("; keys and values in {}", types(&rows[0])) } else { String::new() };
+    curves(&format!("Perplexity in windows of {ctx} tokens{stored}"), "perplexity", &all)
 }
 
 #[cfg(not(feature = "plot"))]

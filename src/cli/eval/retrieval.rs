@@ -18,7 +18,7 @@ use crate::eval::passkey;
 use crate::eval::retrieval::{ANSWER_TOKENS, Encoder, Mode, Prompt, ask, depth_of, rng, wilson};
 use crate::eval::ruler::{self, Task};
 use crate::kv::policy::Policy;
-use crate::kv::types::KvType;
+use crate::kv::types::both_names;
 use crate::session::Session;
 use crate::text::ChatTemplate;
 use crate::units::Bytes;
@@ -262,7 +262,7 @@ struct Run {
 fn runs(args: &RetrievalArgs, n_tasks: usize) -> Vec<Run> {
     let budgets: Vec<Option<Keep>> =
         if args.keep.is_empty() { vec![None] } else { args.keep.iter().copied().map(Some).collect() };
-    let exact = args.model.session.kv_types() == (KvType::F16, KvType::F16);
+    let exact = args.model.session.allows_f16();
     let mut runs = Vec::new();
     let lengths = || args.lengths.iter().copied();
     for (task, length) in (0..n_tasks).flat_map(|task| lengths().map(move |length| (task, length))) {
@@ -304,11 +304,12 @@ impl Run {
             }
             return Ok((opened, Mode::Stream, n_slot));
         }
-        // The budget says how many entries are kept; the arena holds the whole prompt until then, and the answer.
-        let opened = budget_opened(&args.model, Budget::Whole, self.policy, whole, 1, plan)?;
-        let mut params = opened.params.clone();
-        params.kv.budget_bytes = budget.bytes(&opened.layout.kv, self.length);
-        let kept = params.layout(&opened.model)?;
+        // The budget says how many entries are kept, and in which types; the arena holds the whole prompt until then, and the
+        // answer.
+        let kept = budget_opened(&args.model, budget, self.policy, self.length, 1, plan)?.layout;
+        let mut model = args.model.clone();
+        (model.session.k_type, model.session.v_type) = (Some(kept.kv.k_type), Some(kept.kv.v_type));
+        let opened = budget_opened(&model, Budget::Whole, self.policy, whole, 1, plan)?;
         Ok((opened, Mode::Once { n_keep: kept.n_slot, rule: kept.rule }, kept.n_slot))
     }
 
@@ -346,10 +347,10 @@ fn table(rows: &[Row]) -> String {
     let depths: Vec<String> = rows.iter().take(per_run).map(|r| format!("{:.0}% deep", r.depth * 100.0)).collect();
     let task = |name: &str| if rows[0].task.is_empty() { String::new() } else { format!("| {name} ") };
     let mut out = format!(
-        "{}| keep | policy | length | slots | correct | accuracy | 95 % interval | {} |\n|{}",
+        "{}| keep | keys/values | policy | length | slots | correct | accuracy | 95 % interval | {} |\n|{}",
         task("task"),
         depths.join(" | "),
-        "---|".repeat(7 + per_run + usize::from(!rows[0].task.is_empty()))
+        "---|".repeat(8 + per_run + usize::from(!rows[0].task.is_empty()))
     );
     for run in rows.chunks(per_run) {
         let (first, n, correct) = (&run[0], run.iter().map(|r| r.n).sum::<usize>(), run.iter().map(|r| r.correct).sum::<usize>());
@@ -357,8 +358,9 @@ fn table(rows: &[Row]) -> String {
         let (low, high) = wilson(correct, n);
         let percent = |share: f64| share * 100.0;
         out.push_str(&format!(
-            "\n{}| {keep} | {} | {} | {} | {correct}/{n} | {:.1}% | {:.0}-{:.0}% |",
+            "\n{}| {keep} | {} | {} | {} | {} | {correct}/{n} | {:.1}% | {:.0}-{:.0}% |",
             task(first.task),
+            both_names(first.k_type, first.v_type),
             first.policy,
             first.length,
             first.n_slot,

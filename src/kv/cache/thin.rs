@@ -134,7 +134,14 @@ mod tests {
     /// An arena with room for 48 entries of random keys and values, and 40 of them in it.
     fn filled(policy: Policy, rare: f32, rng: &mut fastrand::Rng) -> (KvCache, Vec<RenumberScratch>) {
         let (k_type, v_type) = (KvType::F16, KvType::F16);
-        let mut params = KvParams { budget_bytes: 0, policy, sinks: 2, recent: Recent::Tokens(6), rare: Share(rare), pool: 0 };
+        let mut params = KvParams {
+            budget_bytes: 0,
+            policy,
+            sinks: 2,
+            recent: Some(Recent::Tokens(6)),
+            rare: Some(Share(rare)),
+            pool: Some(0),
+        };
         let marks: Marks = params.marks();
         let shape = KvShape { n_layer: 2, n_head_kv: 2, head_dim: 8, n_batch: 1, n_ctx: 64, window: None, k_type, v_type, marks };
         params.budget_bytes = shape.arena_bytes(48) as u64;
@@ -166,7 +173,7 @@ mod tests {
     #[test]
     fn so_it_is_with_a_reserve_and_where_attention_counts() {
         for (policy, rare) in
-            [(Policy::L2, 0.3), (Policy::Rare, 0.0), (Policy::Rare, 0.3), (Policy::H2o, 0.0), (Policy::Outlier, 0.0)]
+            [(Policy::L2, 0.3), (Policy::L2Attn, 0.0), (Policy::L2Attn, 0.3), (Policy::H2o, 0.0), (Policy::Outlier, 0.0)]
         {
             for n_keep in [39, 30, 18, 10, 4] {
                 let mut rng = fastrand::Rng::with_seed(n_keep as u64);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use lowkey::gguf::GgufFile;
 use lowkey::kv::policy::Policy;
-use lowkey::kv::shape::{KvParams, Recent, Share};
+use lowkey::kv::shape::{KvParams, Recent};
 use lowkey::kv::types::KvType;
 use lowkey::model::forward::Model;
 use lowkey::session::{Session, SessionParams};
@@ -48,9 +48,10 @@ pub fn floats(value: &serde_json::Value) -> Vec<f64> {
 
 pub fn params(budget_bytes: u64) -> SessionParams {
     SessionParams {
-        kv: KvParams { budget_bytes, policy: Policy::L2, sinks: 4, recent: Recent::Percent(50.0), rare: Share(0.0), pool: 0 },
-        k_type: KvType::F16,
-        v_type: KvType::F16,
+        kv: KvParams { budget_bytes, policy: Policy::L2, sinks: 4, recent: Some(Recent::Percent(50.0)), rare: None, pool: None },
+        k_type: Some(KvType::F16),
+        v_type: Some(KvType::F16),
+        n_stream: None,
         n_batch: 64,
         n_threads: Some(2),
         kernels: "auto".into(),
