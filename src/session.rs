@@ -144,7 +144,7 @@ impl Session {
         let layout = params.layout(&model)?;
         if params.mlock {
             let pack = model.files(layout.kernels).pack.map(|pack| pack.map());
-            [Some(model.file.map()), pack].into_iter().flatten().try_for_each(|map| map.lock()).map_err(|e| {
+            model.file.maps().chain(pack).try_for_each(|map| map.lock()).map_err(|e| {
                 Error::usage(
                     "--mlock",
                     format!(
