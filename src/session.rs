@@ -52,30 +52,35 @@ pub struct Layout {
 }
 
 impl SessionParams {
-    /// Checks everything that can be checked before memory is taken.
-    pub fn layout(&self, model: &Model) -> Result<Layout> {
+    /// What the arena must hold for each token, whatever its size.
+    pub fn shape(&self, model: &Model) -> Result<KvShape> {
         let c = &model.config;
-        let kernels = Kernels::choose(&self.kernels)?;
-        let n_threads = self.n_threads.unwrap_or_else(default_threads);
-        if n_threads == 0 || n_threads > 1024 {
-            return Err(Error::usage("--threads", format!("{n_threads} threads; give 1 to the number of cores")));
-        }
         if self.n_batch == 0 || self.n_batch > 1 << 16 {
             return Err(Error::usage("--batch", format!("a batch of {} tokens; give 1 to 65536", self.n_batch)));
         }
-        // After renumbering an eighth of the context is free: a batch must fit into it.
-        let n_batch = self.n_batch.min(c.n_ctx / 8);
-        let mut kv = KvShape {
+        Ok(KvShape {
             n_layer: c.n_layer,
             n_head_kv: c.n_head_kv,
             head_dim: c.head_dim,
-            n_batch,
+            // After renumbering an eighth of the context is free: a batch must fit into it.
+            n_batch: self.n_batch.min(c.n_ctx / 8),
             n_ctx: c.n_ctx,
             window: c.window,
             k_type: self.k_type,
             v_type: self.v_type,
             marks: self.kv.marks(),
-        };
+        })
+    }
+
+    /// Checks everything that can be checked before memory is taken.
+    pub fn layout(&self, model: &Model) -> Result<Layout> {
+        let kernels = Kernels::choose(&self.kernels)?;
+        let n_threads = self.n_threads.unwrap_or_else(default_threads);
+        if n_threads == 0 || n_threads > 1024 {
+            return Err(Error::usage("--threads", format!("{n_threads} threads; give 1 to the number of cores")));
+        }
+        let mut kv = self.shape(model)?;
+        let n_batch = kv.n_batch;
         let (mut n_slot, mut rule) = self.kv.fit(&kv)?;
         if kv.marks.received {
             // A token must not be judged before its attention is counted, which is after its batch: it is recent that long.

@@ -70,7 +70,20 @@ pub struct SessionArgs {
     pub mlock: bool,
 }
 
+/// `SessionArgs` where nothing is given.
+#[derive(clap::Parser)]
+struct Defaults {
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
 impl SessionArgs {
+    /// What holds where no flag and no variable says otherwise.
+    pub fn defaults() -> SessionArgs {
+        use clap::Parser;
+        Defaults::parse_from(["lowkey"]).session
+    }
+
     /// Types of keys and of values.
     pub fn kv_types(&self) -> (KvType, KvType) {
         let or_default = |own: Option<KvType>| own.or(self.kv_type).unwrap_or(DEFAULT_KV_TYPE);

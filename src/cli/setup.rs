@@ -36,6 +36,13 @@ impl Opened {
         Ok(())
     }
 
+    /// Private memory that commands have added to what a session itself takes.
+    pub fn extra_bytes(&self) -> u64 {
+        let mut own = Plan::default();
+        self.layout.plan(&self.model, &mut own);
+        self.plan.private_bytes() - own.private_bytes()
+    }
+
     /// Checks the plan, which is complete by now, against `--memory`.
     pub fn check(&self) -> Result<()> {
         check_memory(&self.plan, self.params.memory_bytes)
