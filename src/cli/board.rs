@@ -5,6 +5,7 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::kv::shape::KvParams;
 use crate::kv::types::KvType;
 use crate::mem::available::available_bytes;
 use crate::model::forward::Model;
@@ -95,7 +96,7 @@ struct Context {
     /// The most that `--kv-budget` may be with weights and all else resident.
     kv_budget_bytes: u64,
     n_slot: usize,
-    /// Whether that is all of the trained context: nothing is ever evicted before it ends.
+    /// Whether that is all that the model sees: its trained context, or the window of all its layers.
     whole: bool,
 }
 
@@ -117,6 +118,8 @@ fn row(room: Room, model: &Model, params: &SessionParams, extra_bytes: u64) -> R
     let packed = model.pack.as_ref().filter(|_| room.reads_packed.unwrap_or_else(here));
     let file_bytes = model.file.file_bytes() + packed.map_or(0, |pack| pack.file_bytes());
     let (private_bytes, _) = private(&params)?;
+    let unlimited = KvParams { budget_bytes: u64::MAX, ..params.kv };
+    let most = SessionParams { kv: unlimited, ..params.clone() }.shape(model)?.most_slots();
     let usable = room.usable_bytes;
     let mut contexts = Vec::new();
     for ty in KvType::ALL {
@@ -137,8 +140,7 @@ fn row(room: Room, model: &Model, params: &SessionParams, extra_bytes: u64) -> R
         p.kv.budget_bytes = budget;
         let arena = |p: &SessionParams| p.layout(model).map(|layout| layout.kv.arena_bytes(layout.n_slot) as u64);
         let kv_budget_bytes = if n_slot > 0 { arena(&p)? } else { 0 };
-        let n_ctx = model.config.n_ctx;
-        contexts.push(Context { kv_type: ty.name(), kv_budget_bytes, n_slot, whole: n_slot == n_ctx });
+        contexts.push(Context { kv_type: ty.name(), kv_budget_bytes, n_slot, whole: n_slot == most });
     }
     Ok(Row {
         board: room.name,
@@ -170,7 +172,7 @@ impl Row {
                 n => format!(
                     "  {:<6} up to {n} tokens{}, with --kv-type {} --kv-budget {}\n",
                     c.kv_type,
-                    if c.whole { ", all of the trained context" } else { "" },
+                    if c.whole { ", all that the model sees" } else { "" },
                     c.kv_type,
                     c.kv_budget_bytes
                 ),

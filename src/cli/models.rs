@@ -139,7 +139,7 @@ mod tests {
         for e in super::manifest() {
             assert!(crate::model::arch::Arch::known().split(", ").any(|arch| arch == e.arch), "{}: a family that runs", e.name);
             assert!(e.sha256.is_some() || e.sources.iter().all(|s| s.kind == "page" && s.url.is_some()), "{}: a page", e.name);
-            assert!(e.sha256.is_none_or(|sum| sum.len() == 64) && !e.boards().is_empty());
+            assert!(e.sha256.as_ref().is_none_or(|sum| sum.len() == 64) && !e.boards().is_empty());
         }
         let error = super::resolve("smollm3-3b").unwrap_err().to_string();
         assert!(error.contains("download SmolLM3-Q4_K_M.gguf from https://"), "{error}");

@@ -2,10 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
+use crate::mem::available::available_bytes;
 use crate::mem::plan::Plan;
 use crate::mem::pool::default_threads;
 use crate::model::forward::Model;
-use crate::session::{Layout, Session, SessionParams, check_memory};
+use crate::session::{Layout, Session, SessionParams, Shortage, check_memory};
 use crate::text::Tokenizer;
 
 use super::models::resolve;
@@ -68,6 +69,9 @@ impl Opened {
             if given && !taken {
                 log::warn!("{flag} changes nothing with --evict {}", kv.policy.name());
             }
+        }
+        if let Some(shortage) = Shortage::of(&self.plan, available_bytes()) {
+            log::warn!("{shortage}");
         }
         if n_threads > cores {
             log::warn!("--threads {n_threads} on {cores} cores: threads that wait for a core slow each other down; give {cores}");
