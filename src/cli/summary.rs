@@ -63,6 +63,8 @@ struct Shape {
     head_dim: usize,
     /// Tokens that layers with a sliding window see.
     window: Option<usize>,
+    /// Layers that have one.
+    n_window_layers: usize,
     rope_base: f32,
     rope_scaling: String,
 }
@@ -71,7 +73,7 @@ struct Shape {
 struct Kv {
     #[serde(rename = "type")]
     ty: &'static str,
-    /// With the score and position beside it; of layers without a window.
+    /// With the score and position beside it; of layers without a window, where there are any.
     bytes_per_token: usize,
     tokens_in_4mib: usize,
 }
@@ -121,6 +123,7 @@ impl Summary {
             n_head_kv: c.n_head_kv,
             head_dim: c.head_dim,
             window: c.window.map(|window| window.n_tok),
+            n_window_layers: c.window.map_or(0, |window| window.n_local(c.n_layer)),
             rope_base: c.rope.freq_base,
             rope_scaling: rope(&c.rope, model.weights.rope_freqs.is_some()),
         });
@@ -154,7 +157,8 @@ impl Summary {
         });
         lines.push(format!("{n} tensors: {}", types.collect::<Vec<_>>().join(", ")));
         if let Some(m) = &self.model {
-            let window = m.window.map_or(String::new(), |n| format!(", sliding window of {n} tokens"));
+            let window =
+                m.window.map_or(String::new(), |n| format!(", sliding window of {n} tokens in {} layers", m.n_window_layers));
             lines.push(format!(
                 "{} layers of {}, FFN {}; {} heads and {} KV heads of {}; context {}{window}; RoPE base {}, {}",
                 m.n_layer, m.n_embd, m.n_ff, m.n_head, m.n_head_kv, m.head_dim, m.n_ctx, m.rope_base, m.rope_scaling
@@ -162,8 +166,11 @@ impl Summary {
         }
         if !self.kv.is_empty() {
             let kv = self.kv.iter().map(|kv| format!("{} {} bytes ({})", kv.ty, kv.bytes_per_token, kv.tokens_in_4mib));
+            let local =
+                self.model.as_ref().is_some_and(|m| m.window.is_some_and(|n| n < m.n_ctx) && m.n_window_layers < m.n_layer);
             lines.push(format!(
-                "keys and values of a token (tokens in an arena of {}): {}",
+                "keys and values of a token{} (tokens in an arena of {}): {}",
+                if local { ", in layers without a window" } else { "" },
                 Bytes(SHOWN_BUDGET),
                 kv.collect::<Vec<_>>().join(", ")
             ));
