@@ -54,33 +54,39 @@ pub struct Layout {
 }
 
 impl SessionParams {
-    /// Checks everything that can be checked before memory is taken.
-    pub fn layout(&self, model: &Model) -> Result<Layout> {
+    /// What the arena must hold for each token, whatever its size.
+    pub fn shape(&self, model: &Model) -> Result<KvShape> {
         let c = &model.config;
-        let kernels = Kernels::choose(&self.kernels)?;
-        let n_threads = self.n_threads.unwrap_or_else(default_threads);
-        if n_threads == 0 || n_threads > 1024 {
-            return Err(Error::usage("--threads", format!("{n_threads} threads; give 1 to the number of cores")));
-        }
         if self.n_batch == 0 || self.n_batch > 1 << 16 {
             return Err(Error::usage("--batch", format!("a batch of {} tokens; give 1 to 65536", self.n_batch)));
         }
-        // After renumbering an eighth of the context is free: a batch must fit into it.
-        let n_batch = self.n_batch.min(c.n_ctx / 8);
-        let mut kv = KvShape {
+        let mut shape = KvShape {
             n_layer: c.n_layer,
             n_head_kv: c.n_head_kv,
             head_dim: c.head_dim,
-            n_batch,
+            // After renumbering an eighth of the context is free: a batch must fit into it.
+            n_batch: self.n_batch.min(c.n_ctx / 8),
             n_ctx: c.n_ctx,
             window: c.window,
             k_type: KvType::F16,
             v_type: KvType::F16,
             marks: self.kv.marks(),
         };
-        kv.choose_types(self.kv.budget_bytes, self.n_stream, self.k_type, self.v_type);
+        shape.choose_types(self.kv.budget_bytes, self.n_stream, self.k_type, self.v_type);
+        Ok(shape.within(self.kv.budget_bytes))
+    }
+
+    /// Checks everything that can be checked before memory is taken.
+    pub fn layout(&self, model: &Model) -> Result<Layout> {
+        let kernels = Kernels::choose(&self.kernels)?;
+        let n_threads = self.n_threads.unwrap_or_else(default_threads);
+        if n_threads == 0 || n_threads > 1024 {
+            return Err(Error::usage("--threads", format!("{n_threads} threads; give 1 to the number of cores")));
+        }
+        let mut kv = self.shape(model)?;
+        let n_batch = kv.n_batch;
         let (mut n_slot, mut rule) = self.kv.fit(&kv)?;
-        if kv.marks.received {
+        if kv.marks.received && kv.rings().is_none() {
             // A token must not be judged before its attention is counted, which is after its batch: it is recent that long.
             kv.n_batch = n_batch.min(rule.protect.recent.max(1) as usize);
             (n_slot, rule) = self.kv.fit(&kv)?;
@@ -132,6 +138,41 @@ pub fn check_memory(plan: &Plan, memory_bytes: Option<u64>) -> Result<()> {
     }
 }
 
+/// Weights that the memory does not hold: they are read from the disk again and again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shortage {
+    pub file_bytes: u64,
+    /// What is left for them.
+    pub left_bytes: u64,
+}
+
+impl Shortage {
+    /// `None` where they fit, or where the system does not say what is available.
+    pub fn of(plan: &Plan, available_bytes: Option<u64>) -> Option<Shortage> {
+        let left_bytes = available_bytes?.saturating_sub(plan.private_bytes());
+        let file_bytes = plan.file_bytes();
+        (file_bytes > left_bytes).then_some(Shortage { file_bytes, left_bytes })
+    }
+}
+
+impl std::fmt::Display for Shortage {
+    /// Pages are dropped in the order in which they were read, so the next token finds few of those it needs: nearly all of
+    /// the file is read for each.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = |mb_per_s: f64| self.file_bytes as f64 / 1e6 / mb_per_s;
+        write!(
+            f,
+            "the weights are {} and {} of memory are left for them, so most are read from the disk again for every token: \
+             expect up to {:.1} s a token at 40 MB/s (an SD card), {:.1} s at 400 MB/s (an SSD); a smaller model or quantisation \
+             that fits is many times faster",
+            Bytes(self.file_bytes),
+            Bytes(self.left_bytes),
+            seconds(40.0),
+            seconds(400.0)
+        )
+    }
+}
+
 pub struct Session {
     model: Model,
     machine: Machine,
@@ -147,7 +188,7 @@ impl Session {
         let layout = params.layout(&model)?;
         if params.mlock {
             let pack = model.files(layout.kernels).pack.map(|pack| pack.map());
-            [Some(model.file.map()), pack].into_iter().flatten().try_for_each(|map| map.lock()).map_err(|e| {
+            model.file.maps().chain(pack).try_for_each(|map| map.lock()).map_err(|e| {
                 Error::usage(
                     "--mlock",
                     format!(
@@ -243,5 +284,25 @@ impl Session {
 
     pub fn n_logits(&self) -> usize {
         self.n_logits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_is_weights_beyond_what_private_memory_leaves() {
+        let mut plan = Plan::default();
+        plan.file("weights", 4_000_000_000);
+        plan.private("kv arena", 100);
+        assert_eq!(Shortage::of(&plan, None), None);
+        assert_eq!(Shortage::of(&plan, Some(4_000_000_100)), None);
+        let short = Shortage::of(&plan, Some(4_000_000_099)).expect("a byte is missing");
+        assert_eq!(short, Shortage { file_bytes: 4_000_000_000, left_bytes: 3_999_999_999 });
+        assert_eq!(Shortage::of(&plan, Some(7)).expect("no room").left_bytes, 0);
+        let line = short.to_string();
+        assert!(line.contains("up to 100.0 s a token at 40 MB/s") && line.contains("10.0 s at 400 MB/s"), "{line}");
+        assert!(!line.contains('\n') && !line.contains("  "), "{line}");
     }
 }

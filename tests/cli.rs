@@ -203,6 +203,55 @@ fn plan_adds_up_and_refuses() {
 }
 
 #[test]
+fn a_plan_for_boards_says_what_fits_and_fails_where_it_does_not() {
+    let m = model();
+    let plan = json(&["plan", "-m", &m, "--kv-budget", "4MiB", "--board", "all", "--json"]);
+    let rows = plan["boards"].as_array().expect("rows");
+    let names: Vec<_> = rows.iter().map(|row| row["board"].as_str().expect("a name")).collect();
+    assert_eq!((names, &plan["fits"]), (vec!["pi-zero-2w", "pi-4-2g", "pi-5-8g"], &true.into()));
+    let n = |row: &Value, key: &str| row[key].as_u64().unwrap_or_else(|| panic!("{key} of {row}"));
+    for row in rows {
+        let contexts = row["contexts"].as_array().expect("contexts");
+        assert_eq!(contexts.len(), 6);
+        assert_eq!(n(row, "left_bytes"), n(row, "usable_bytes") - n(row, "file_bytes") - n(row, "private_bytes"));
+        for context in contexts {
+            // What it promises holds when it is asked for.
+            let (ty, budget) = (context["kv_type"].as_str().expect("a type"), n(context, "kv_budget_bytes").to_string());
+            let again = json(&[
+                "plan",
+                "-m",
+                &m,
+                "--kv-type",
+                ty,
+                "--kv-budget",
+                &budget,
+                "--board",
+                row["board"].as_str().expect("a name"),
+                "--json",
+            ]);
+            assert_eq!((&again["fits"], &again["kv"]["n_slot"]), (&true.into(), &context["n_slot"]), "{ty} on {}", row["board"]);
+            assert_eq!(context["whole"], context["n_slot"] == 8192);
+        }
+    }
+    // Large batches leave the Zero no room for all of the context in f16.
+    let large = ["plan", "-m", &m, "--kv-budget", "300MiB", "--batch", "1024", "--board", "pi-zero-2w"];
+    let refused = run(&[&large[..], &["--json"]].concat());
+    assert_eq!(refused.status.code(), Some(1));
+    let plan: Value = serde_json::from_slice(&refused.stdout).expect("JSON");
+    let row = &plan["boards"][0];
+    assert_eq!(
+        (&plan["fits"], &row["fits"], &row["starts"], &row["left_bytes"]),
+        (&false.into(), &false.into(), &true.into(), &0.into())
+    );
+    let most = n(&row["contexts"][0], "n_slot");
+    assert!((4096..8192).contains(&most) && row["contexts"][1]["whole"] == true, "{most}");
+    assert!(String::from_utf8_lossy(&run(&large).stdout).contains("does not fit; it would start"));
+    let unknown = run(&["plan", "-m", &m, "--board", "pi-9"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("pi-zero-2w, pi-4-2g, pi-5-8g, all, or here"));
+}
+
+#[test]
 fn a_full_arena_without_eviction_ends_with_what_was_generated_and_a_line() {
     let m = model();
     let args = [
@@ -243,6 +292,18 @@ fn flags_read_the_environment_and_tokenize_and_info_answer() {
         (&info["metadata"]["general.architecture"], info["tensors"].as_array().map(Vec::len), &info["runs"]),
         (&"llama".into(), Some(272), &true.into())
     );
+    let (summary, types) = (&info["summary"], info["summary"]["weight_types"].as_array().expect("types"));
+    let sum = |key: &str| types.iter().map(|ty| ty[key].as_u64().expect("a number")).sum::<u64>();
+    assert_eq!((sum("n_tensors"), sum("n_elems")), (272, summary["n_params"].as_u64().expect("a number")));
+    let shape = &summary["model"];
+    assert_eq!(
+        [&shape["n_layer"], &shape["n_head"], &shape["n_head_kv"], &shape["head_dim"], &shape["n_ctx"]],
+        [&30, &9, &3, &64, &8192]
+    );
+    assert_eq!((&summary["architecture"], &summary["has_chat_template"]), (&"llama".into(), &true.into()));
+    let f16 = &summary["kv"][0];
+    assert_eq!((&f16["type"], &f16["bytes_per_token"], &f16["tokens_in_4mib"]), (&"f16".into(), &23_760.into(), &174.into()));
+    assert!(info["pack"]["state"].is_string() && info["pack"]["used_here"].is_boolean());
     let text = run(&["info", &m]);
     assert!(text.status.success() && String::from_utf8_lossy(&text.stdout).contains("this engine runs it"));
 }

@@ -3,6 +3,7 @@
 
 use lowkey::kernels::Kernels;
 use lowkey::kv::policy::Policy;
+use lowkey::session::SessionParams;
 use lowkey_test_kit::families::family_model;
 use lowkey_test_kit::gguf_writer::GgufWriter;
 use lowkey_test_kit::{budget_for, floats, golden, ids, params, session};
@@ -121,8 +122,8 @@ fn windows_beside_eviction_give_the_same_bits_in_batches_and_on_every_set() {
 fn renumbering_changes_no_distance_in_any_family() {
     let tokens = ids(&golden("families.json")["ids"]);
     for (name, _, file) in files() {
-        // A window would shorten the long context; factors are for one context.
-        if ["phi3-window", "phi3-factors"].contains(&name.as_str()) {
+        // Factors are for one context.
+        if name == "phi3-factors" {
             continue;
         }
         let logits = |n_ctx: u32| {
@@ -145,5 +146,52 @@ fn renumbering_changes_no_distance_in_any_family() {
         let (off, allowed) = (worst(&short, &long), if name.ends_with("-q8") { 0.3 } else { 0.03 });
         println!("{name}: off by {off:.4}");
         assert!(off < allowed, "{name}: off by {off}, allowed {allowed}");
+    }
+}
+
+/// A window of all layers is a ring in each: what it shows is what a model without one keeps of the latest tokens, bit for
+/// bit, past the trained context too, whatever the policy; the budget beyond it is not taken. A smaller arena is ruled by the
+/// policy within the window.
+#[test]
+fn a_window_of_all_layers_is_the_latest_tokens() {
+    const N_WINDOW: usize = 16;
+    let tokens = ids(&golden("families.json")["ids"]);
+    let tokens: Vec<u32> = tokens.iter().cycle().take(300).copied().collect();
+    for (name, _, file) in files().into_iter().filter(|(name, ..)| ["phi3-q8", "llama-yarn"].contains(&name.as_str())) {
+        let arch = name.split('-').next().expect("a family");
+        let mut windowed = file.clone();
+        windowed.u32(&format!("{arch}.attention.sliding_window"), N_WINDOW as u32);
+        let (plain, windowed) = (Temp::new(&format!("{name}-plain"), &file), Temp::new(&format!("{name}-rings"), &windowed));
+        let run = |path: &Temp, policy: Policy, n_batch: usize, kv_budget: Option<u64>| {
+            let mut p = params(0);
+            (p.kv.policy, p.kv.sinks, p.n_batch) = (policy, 0, n_batch);
+            p.kv.budget_bytes = kv_budget.unwrap_or_else(|| budget_for(&path.0, N_WINDOW, &p));
+            let mut session = session(&path.0, &p);
+            let mut bits = Vec::new();
+            for part in tokens.chunks(75) {
+                let logits = session.prefill(part, |_| true).expect("logits").expect("not stopped");
+                bits.extend(logits.iter().map(|l| l.to_bits()));
+            }
+            (bits, session)
+        };
+        // Float weights in batches take another product: there batches are of one size.
+        for n_batch in if name.ends_with("-q8") { vec![1, 7, 32] } else { vec![1] } {
+            let (want, _) = run(&plain, Policy::Window, n_batch, None);
+            // Near the end of the context batches are renumbered earlier than single tokens; before it they are the same.
+            let (single, _) = run(&plain, Policy::Window, 1, None);
+            assert!(want[..3 * want.len() / 4] == single[..3 * want.len() / 4], "{name}, batches of {n_batch}");
+            for policy in [Policy::L2, Policy::Off, Policy::Tova] {
+                let (got, session) = run(&windowed, policy, n_batch, Some(64 << 20));
+                let cache = session.cache();
+                assert!(got == want, "{name}, {policy:?}, batches of {n_batch}");
+                assert_eq!((cache.n_slot(), cache.n_live(), cache.shape().n_ctx), (N_WINDOW, N_WINDOW, 256));
+                assert!(cache.arena_bytes() < 64 * cache.shape().bytes_per_slot(), "the budget beyond the window is not taken");
+            }
+        }
+        let single = SessionParams { n_batch: 1, ..params(0) };
+        let one_less = budget_for(&windowed.0, N_WINDOW, &single) - 1;
+        let (_, session) = run(&windowed, Policy::L2, 1, Some(one_less));
+        let cache = session.cache();
+        assert_eq!((cache.n_slot() < N_WINDOW, cache.shape().n_ctx, cache.shape().window), (true, N_WINDOW, None));
     }
 }

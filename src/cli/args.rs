@@ -71,7 +71,20 @@ pub struct SessionArgs {
     pub mlock: bool,
 }
 
+/// `SessionArgs` where nothing is given.
+#[derive(clap::Parser)]
+struct Defaults {
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
 impl SessionArgs {
+    /// What holds where no flag and no variable says otherwise.
+    pub fn defaults() -> SessionArgs {
+        use clap::Parser;
+        Defaults::parse_from(["lowkey"]).session
+    }
+
     /// Types of keys and of values, where the user names them.
     pub fn kv_types(&self) -> (Option<KvType>, Option<KvType>) {
         (self.k_type.or(self.kv_type), self.v_type.or(self.kv_type))

@@ -1,6 +1,5 @@
-//! `lowkey info`: what a GGUF file holds, whether this engine can run it, and the kernel sets of this machine.
-
-use std::collections::BTreeMap;
+//! `lowkey info`: what a GGUF file holds (summary.rs has the short of it), whether this engine can run it, whether a pack
+//! is there, and the kernel sets of this machine.
 
 use clap::Args;
 use serde_json::{Map, Value as Json, json};
@@ -9,9 +8,11 @@ use crate::error::Result;
 use crate::gguf::{GgufFile, Value};
 use crate::kernels::Kernels;
 use crate::model::forward::Model;
+use crate::model::pack::Pack;
 use crate::units::Bytes;
 
 use super::models::resolve;
+use super::summary::Summary;
 
 #[derive(Args)]
 pub struct InfoArgs {
@@ -33,38 +34,54 @@ const SHOWN_CHARS: usize = 60;
 pub fn run(args: InfoArgs) -> Result<u8> {
     let file = GgufFile::open(&resolve(&args.model)?)?;
     let kernels: Vec<_> = Kernels::available().map(|k| k.name()).collect();
-    let text = if args.json { None } else { Some(as_text(&file, args.tensors, &kernels)) };
+    let text = if args.json { None } else { Some(as_text(&file, args.tensors)) };
     let mut json = args.json.then(|| as_json(&file, &kernels));
-    let verdict = Model::load(file).err().map(|e| e.to_string());
+    let mut summary = Summary::of_file(&file)?;
+    let pack = pack_state(&file);
+    let verdict = match Model::load_without_pack(file) {
+        Ok(model) => summary.add_model(&model).err(),
+        Err(error) => Some(error),
+    };
+    let verdict = verdict.map(|e| e.to_string());
     if let Some(json) = &mut json {
         (json["runs"], json["why_not"]) = (json!(verdict.is_none()), json!(verdict));
+        (json["summary"], json["pack"]) = (json!(summary), pack);
         super::answer_json(&*json)?;
     } else if let Some(text) = text {
         super::answer(&text)?;
+        super::answer(&summary.text())?;
+        super::answer(&format!("pack: {}", pack["state"].as_str().unwrap_or_default()))?;
+        super::answer(&format!("kernel sets of this machine: {}", kernels.join(", ")))?;
         super::answer(&verdict.map_or("this engine runs it".to_owned(), |why| format!("this engine does not run it: {why}")))?;
     }
     Ok(0)
 }
 
-fn as_text(file: &GgufFile, tensors: bool, kernels: &[&str]) -> String {
-    let size = Bytes(file.file_bytes());
-    let mut out = format!("{}: GGUF version {}, {size}, alignment {}\n", file.path().display(), file.version(), file.alignment());
+/// Whether a pack is there, and would be used.
+fn pack_state(file: &GgufFile) -> Json {
+    let path = Pack::path_of(file.path());
+    let reads = Kernels::choose("auto").is_ok_and(|kernels| kernels.reads_packed());
+    let state = match Pack::open(&path, file).map(|pack| pack.and_then(|pack| pack.in_time(file))) {
+        None => "none".to_owned(),
+        Some(Ok(_)) if reads => "fresh, and used on this machine".to_owned(),
+        Some(Ok(_)) => "fresh, and not read by the kernel set of this machine".to_owned(),
+        Some(Err(why)) => format!("not used: {why}"),
+    };
+    json!({ "path": path.display().to_string(), "state": state, "used_here": reads && state.starts_with("fresh") })
+}
+
+fn as_text(file: &GgufFile, tensors: bool) -> String {
+    let (size, n) = (Bytes(file.file_bytes()), file.paths().count());
+    let parts = if n > 1 { format!(" in {n} files") } else { String::new() };
+    let mut out =
+        format!("{}: GGUF version {}, {size}{parts}, alignment {}\n", file.path().display(), file.version(), file.alignment());
     for (key, value) in file.metadata() {
         out.push_str(&format!("  {key} = {}\n", shown(&value)));
     }
-    let mut by_type: BTreeMap<&str, (usize, u64, u64)> = BTreeMap::new();
-    for t in file.tensors() {
-        let sum = by_type.entry(t.ty.name()).or_default();
-        *sum = (sum.0 + 1, sum.1 + t.n_elems() as u64, sum.2 + t.n_bytes);
-        if tensors {
-            out.push_str(&format!("  {:<28} {:<6} {:?} at {}, {} bytes\n", t.name, t.ty.name(), t.shape(), t.offset, t.n_bytes));
-        }
+    for t in file.tensors().iter().filter(|_| tensors) {
+        out.push_str(&format!("  {:<28} {:<6} {:?} at {}, {} bytes\n", t.name, t.ty.name(), t.shape(), t.offset, t.n_bytes));
     }
-    let types = by_type
-        .iter()
-        .map(|(ty, (n, elems, bytes))| format!("{n} {ty} ({:.1} M elements, {})", *elems as f64 / 1e6, Bytes(*bytes)));
-    out.push_str(&format!("{} tensors: {}\n", file.tensors().len(), types.collect::<Vec<_>>().join(", ")));
-    out + &format!("kernel sets of this machine: {}", kernels.join(", "))
+    out.trim_end().to_owned()
 }
 
 fn shown(value: &Value) -> String {
@@ -100,9 +117,9 @@ fn to_json(value: &Value) -> Json {
 
 fn as_json(file: &GgufFile, kernels: &[&str]) -> Json {
     let metadata: Map<String, Json> = file.metadata().map(|(key, value)| (key.to_owned(), to_json(&value))).collect();
-    let tensor = |t: &crate::gguf::TensorInfo| json!({ "name": t.name, "type": t.ty.name(), "shape": t.shape(), "offset": t.offset, "bytes": t.n_bytes });
+    let tensor = |t: &crate::gguf::TensorInfo| json!({ "name": t.name, "type": t.ty.name(), "shape": t.shape(), "part": t.part, "offset": t.offset, "bytes": t.n_bytes });
     json!({
-        "path": file.path().display().to_string(), "version": file.version(), "file_bytes": file.file_bytes(),
+        "path": file.path().display().to_string(), "paths": file.paths().map(|p| p.display().to_string()).collect::<Vec<_>>(), "version": file.version(), "file_bytes": file.file_bytes(),
         "alignment": file.alignment(), "metadata": metadata, "tensors": file.tensors().iter().map(tensor).collect::<Vec<_>>(),
         "kernels": kernels,
     })

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod board;
 mod eval;
 mod info;
 mod interrupt;
@@ -13,6 +14,7 @@ mod progress;
 mod run;
 mod setup;
 mod status;
+mod summary;
 mod text;
 mod tokenize;
 mod unfinished;

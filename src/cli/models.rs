@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::units::Bytes;
 
+use super::board::BOARDS;
+
 const MANIFEST: &str = include_str!("../../models/manifest.json");
 
 /// An entry of `models/manifest.json`; what only the fetch script reads is left out.
@@ -16,9 +18,47 @@ struct Entry {
     name: String,
     file: String,
     what: String,
+    arch: String,
     quant: String,
     size_bytes: u64,
+    /// The size is that of the source's page, rounded.
+    #[serde(default)]
+    size_is_approximate: bool,
+    /// Null where it is not known: then the file is not fetched, but downloaded by hand.
+    sha256: Option<String>,
     licence: String,
+    sources: Vec<Source>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Source {
+    kind: String,
+    /// Of a file, or of the page that has it; wheels have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+}
+
+/// What a model takes beside its weights with the default budget, roughly: for `boards`, where there is no file to plan.
+const BESIDE_BYTES: u64 = 128 << 20;
+
+impl Entry {
+    /// Boards that hold the weights in memory; `lowkey plan --board` says it exactly, once the file is there.
+    fn boards(&self) -> Vec<&'static str> {
+        BOARDS.iter().filter(|board| self.size_bytes + BESIDE_BYTES <= board.usable_bytes()).map(|board| board.name).collect()
+    }
+
+    fn size(&self) -> String {
+        format!("{}{}", if self.size_is_approximate { "~" } else { "" }, Bytes(self.size_bytes))
+    }
+}
+
+/// What `--json` shows of an entry: itself, and what follows from it.
+#[derive(Serialize)]
+struct Row<'a> {
+    #[serde(flatten)]
+    entry: &'a Entry,
+    boards: Vec<&'static str>,
+    path: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -58,10 +98,12 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
         return Err(Error::usage("--model", what));
     };
     fetched(entry).ok_or_else(|| {
-        let what = format!(
-            "{model} ({}) has not been fetched: run `models/fetch {model}` in the source folder, or give the path of a GGUF file",
-            Bytes(entry.size_bytes)
-        );
+        let page = entry.sources.iter().find(|source| source.kind == "page").and_then(|source| source.url.as_deref());
+        let how = match (&entry.sha256, page) {
+            (None, Some(page)) => format!("download {} from {page} and give its path", entry.file),
+            _ => format!("run `models/fetch {model}` in the source folder, or give the path of a GGUF file"),
+        };
+        let what = format!("{model} ({}) has not been fetched: {how}", entry.size());
         Error::usage("--model", what)
     })
 }
@@ -69,14 +111,20 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
 pub fn run(args: ModelsArgs) -> Result<u8> {
     let entries = manifest();
     if args.json {
-        super::answer_json(&entries)?;
+        let row = |entry| Row { boards: Entry::boards(entry), path: fetched(entry), entry };
+        super::answer_json(&entries.iter().map(row).collect::<Vec<_>>())?;
         return Ok(0);
     }
     let lines: Vec<_> = entries
         .iter()
         .map(|e| {
             let place = fetched(e).map_or_else(|| "not fetched".into(), |path| path.display().to_string());
-            format!("{:<24} {:>10}  {}; {}\n{:<24} {:>10}  {place}", e.name, Bytes(e.size_bytes), e.what, e.licence, "", "")
+            let boards = match e.boards() {
+                boards if boards.is_empty() => "no board that is known holds it".to_owned(),
+                boards => format!("for {}", boards.join(", ")),
+            };
+            let (name, size) = (&e.name, e.size());
+            format!("{name:<24} {size:>10}  {}; {}\n{:<24} {:>10}  {boards}; {place}", e.what, e.licence, "", "")
         })
         .collect();
     super::answer(&lines.join("\n"))?;
@@ -88,6 +136,13 @@ mod tests {
     #[test]
     fn the_manifest_is_readable_and_unknown_names_are_refused() {
         assert!(super::manifest().iter().any(|e| e.name == "smollm2-135m-instruct"));
+        for e in super::manifest() {
+            assert!(crate::model::arch::Arch::known().split(", ").any(|arch| arch == e.arch), "{}: a family that runs", e.name);
+            assert!(e.sha256.is_some() || e.sources.iter().all(|s| s.kind == "page" && s.url.is_some()), "{}: a page", e.name);
+            assert!(e.sha256.as_ref().is_none_or(|sum| sum.len() == 64) && !e.boards().is_empty());
+        }
+        let error = super::resolve("smollm3-3b").unwrap_err().to_string();
+        assert!(error.contains("download SmolLM3-Q4_K_M.gguf from https://"), "{error}");
         let error = super::resolve("no-such-model").unwrap_err().to_string();
         assert!(error.contains("smollm2-135m-instruct") && error.starts_with("--model"), "{error}");
     }

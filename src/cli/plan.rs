@@ -9,12 +9,16 @@ use crate::text::{Sampler, SamplerParams};
 use crate::units::Bytes;
 
 use super::args::ModelArgs;
+use super::board;
 use super::setup::open;
 
 #[derive(Args)]
 pub struct PlanArgs {
     #[command(flatten)]
     model: ModelArgs,
+    /// Whether it fits on a board too, and with how much context: pi-zero-2w, pi-4-2g, pi-5-8g, all, or here
+    #[arg(long, value_name = "BOARD")]
+    board: Option<String>,
     /// One JSON object on stdout
     #[arg(long)]
     json: bool,
@@ -26,6 +30,9 @@ struct Answer<'a> {
     private_bytes: u64,
     file_bytes: u64,
     kv: Kv,
+    /// For each board that was asked for; empty without `--board`.
+    boards: Vec<board::Row>,
+    /// Into `--memory`, and on every board that was asked for.
     fits: bool,
 }
 
@@ -53,7 +60,12 @@ pub fn run(args: PlanArgs) -> Result<u8> {
     opened.plan.private("sampler", Sampler::bytes(opened.model.config.n_vocab, SamplerParams::default().repeat_last_n));
     let (plan, layout) = (&opened.plan, &opened.layout);
     let limit = session.memory.map(|m| m.0);
-    let fits = limit.is_none_or(|limit| plan.private_bytes() <= limit);
+    let within = limit.is_none_or(|limit| plan.private_bytes() <= limit);
+    let boards = match &args.board {
+        Some(name) => board::rows(name, &opened.model, &opened.params, opened.extra_bytes())?,
+        None => Vec::new(),
+    };
+    let fits = within && boards.iter().all(|row| row.fits);
     if args.json {
         let regions = plan.regions.iter().map(|r| Region { name: r.name, bytes: r.bytes, kind: kind(r.kind) }).collect();
         let kv = Kv {
@@ -66,7 +78,7 @@ pub fn run(args: PlanArgs) -> Result<u8> {
             v_type: layout.kv.v_type.name(),
         };
         let (private_bytes, file_bytes) = (plan.private_bytes(), plan.file_bytes());
-        super::answer_json(&Answer { regions, private_bytes, file_bytes, kv, fits })?;
+        super::answer_json(&Answer { regions, private_bytes, file_bytes, kv, boards, fits })?;
     } else {
         super::answer(&table(plan))?;
         let mut kept =
@@ -78,7 +90,10 @@ pub fn run(args: PlanArgs) -> Result<u8> {
         }
         super::answer(&format!("\n{kept}; {} threads, kernels {}", layout.n_threads, layout.kernels.name()))?;
         if let Some(limit) = limit {
-            super::answer(&format!("--memory {}: {}", Bytes(limit), if fits { "fits" } else { "does not fit" }))?;
+            super::answer(&format!("--memory {}: {}", Bytes(limit), if within { "fits" } else { "does not fit" }))?;
+        }
+        for row in &boards {
+            super::answer(&format!("\n{}", row.text()))?;
         }
     }
     Ok(if fits { 0 } else { 1 })

@@ -2,10 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
+use crate::mem::available::available_bytes;
 use crate::mem::plan::Plan;
 use crate::mem::pool::default_threads;
 use crate::model::forward::Model;
-use crate::session::{Layout, Session, SessionParams, check_memory};
+use crate::session::{Layout, Session, SessionParams, Shortage, check_memory};
 use crate::text::Tokenizer;
 
 use super::models::resolve;
@@ -36,6 +37,13 @@ impl Opened {
         Ok(())
     }
 
+    /// Private memory that commands have added to what a session itself takes.
+    pub fn extra_bytes(&self) -> u64 {
+        let mut own = Plan::default();
+        self.layout.plan(&self.model, &mut own);
+        self.plan.private_bytes() - own.private_bytes()
+    }
+
     /// Checks the plan, which is complete by now, against `--memory`.
     pub fn check(&self) -> Result<()> {
         check_memory(&self.plan, self.params.memory_bytes)
@@ -61,6 +69,9 @@ impl Opened {
             if given && !taken {
                 log::warn!("{flag} changes nothing with --evict {}", kv.policy.name());
             }
+        }
+        if let Some(shortage) = Shortage::of(&self.plan, available_bytes()) {
+            log::warn!("{shortage}");
         }
         if n_threads > cores {
             log::warn!("--threads {n_threads} on {cores} cores: threads that wait for a core slow each other down; give {cores}");

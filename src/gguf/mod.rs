@@ -1,14 +1,15 @@
 //! GGUF model files, versions 2 and 3: mapped, indexed once, and read in place.
 //!
-//! Owns [`GgufFile`]: the map and an index of names and byte spans. Tensor data, strings and arrays are never copied;
-//! they are slices of the map. A file that opens is sound: every claim in it has been checked by [`parse`], so what is
-//! left to fail is what a reader asks for (a key that is missing or of another type).
-//! Refuses to write files, to join the parts of a split model, and to know what keys mean: that is the model's business.
+//! Owns [`GgufFile`]: the map, or those of all parts of a split model, and an index of names and byte spans. Tensor data,
+//! strings and arrays are never copied; they are slices of a map. A file that opens is sound: every claim in it has been
+//! checked by [`parse`], so what is left to fail is what a reader asks for (a key that is missing or of another type).
+//! Refuses to write files, and to know what keys mean: that is the model's business.
 
 mod cursor;
 mod error;
 mod parse;
 pub mod quant;
+mod split;
 mod value;
 
 use std::path::{Path, PathBuf};
@@ -21,24 +22,43 @@ pub use value::{ArrayIter, ArrayView, StringArray, Value, ValueType};
 use crate::mem::map::Map;
 use crate::{Error, Result};
 
-/// An open model file. All borrows of it last as long as it does; it is `Sync`, so threads share it.
+/// An open model. All borrows of it last as long as it does; it is `Sync`, so threads share it.
 #[derive(Debug)]
 pub struct GgufFile {
-    path: PathBuf,
-    map: Map,
+    /// Never empty; the first has the metadata. More than one are the parts of a split model, in order.
+    parts: Vec<Part>,
     index: Index,
 }
 
+/// A mapped file.
+#[derive(Debug)]
+struct Part {
+    path: PathBuf,
+    map: Map,
+}
+
+fn open_part(path: &Path) -> Result<Part> {
+    Ok(Part { path: path.to_owned(), map: Map::open(path)? })
+}
+
 impl GgufFile {
-    /// Maps the file and checks it. Reads the metadata and the directory, none of the tensor data.
+    /// Maps the file and checks it; of a split model any part may be named, and all are opened. Reads the metadata and the
+    /// directory, none of the tensor data.
     pub fn open(path: &Path) -> Result<GgufFile> {
-        let map = Map::open(path)?;
-        let index = parse(map.bytes()).map_err(|source| Error::gguf(path, source))?;
-        Ok(GgufFile { path: path.to_owned(), map, index })
+        let part = open_part(path)?;
+        let index = parse(part.map.bytes()).map_err(|source| Error::gguf(path, source))?;
+        let (parts, index) = split::join(part, index)?;
+        Ok(GgufFile { parts, index })
     }
 
+    /// Of the first part.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.parts[0].path
+    }
+
+    /// Of all parts.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.parts.iter().map(|part| part.path.as_path())
     }
 
     /// 2 or 3.
@@ -51,13 +71,14 @@ impl GgufFile {
         self.index.alignment()
     }
 
+    /// Of all parts together.
     pub fn file_bytes(&self) -> u64 {
-        self.map.bytes().len() as u64
+        self.maps().map(|map| map.bytes().len() as u64).sum()
     }
 
-    /// The map, for advice to the kernel and for locking it in memory.
-    pub fn map(&self) -> &Map {
-        &self.map
+    /// The maps of the parts, for advice to the kernel and for locking them in memory.
+    pub fn maps(&self) -> impl Iterator<Item = &Map> {
+        self.parts.iter().map(|part| &part.map)
     }
 
     /// In the order of the file.
@@ -71,40 +92,31 @@ impl GgufFile {
 
     /// The tensor `name` with exactly the dimensions `shape`, row length first; otherwise an error that names both.
     pub fn tensor_shaped(&self, name: &str, shape: &[u64]) -> Result<&TensorInfo> {
-        let Some(tensor) = self.tensor(name) else { return Err(self.missing_tensor(name)) };
+        let Some(tensor) = self.tensor(name) else {
+            return Err(Error::gguf(self.path(), GgufError::MissingTensor { tensor: name.to_owned() }));
+        };
         // A file may leave out trailing dimensions of 1, or give them.
         let padded = |dims: &[u64]| std::array::from_fn(|i| dims.get(i).copied().unwrap_or(1));
         if tensor.dims != padded(shape) || shape.len() > 4 {
             let source = GgufError::Shape { tensor: name.to_owned(), wanted: shape.to_vec(), found: tensor.shape().to_vec() };
-            return Err(Error::gguf(&self.path, source));
+            return Err(Error::gguf(self.path(), source));
         }
         Ok(tensor)
-    }
-
-    /// One part of a split model lacks tensors that the other parts have: then that is what to say.
-    fn missing_tensor(&self, name: &str) -> Error {
-        match self.opt_u32("split.count") {
-            Ok(Some(parts)) if parts > 1 => Error::unsupported(
-                &self.path,
-                format!("this is one of {parts} parts of a split model: merge them into one file first"),
-            ),
-            _ => Error::gguf(&self.path, GgufError::MissingTensor { tensor: name.to_owned() }),
-        }
     }
 
     /// The bytes of a tensor of this file, exactly `n_bytes` of them, aligned to at least 8 in memory.
     pub fn data(&self, t: &TensorInfo) -> &[u8] {
         // In range since the parser checked it; a tensor of another file is the caller's mistake and panics here.
-        &self.map.bytes()[t.offset as usize..][..t.n_bytes as usize]
+        &self.parts[t.part as usize].map.bytes()[t.offset as usize..][..t.n_bytes as usize]
     }
 
     /// Every key and its value, in the order of the file.
     pub fn metadata(&self) -> impl Iterator<Item = (&str, Value<'_>)> {
-        self.index.metadata(self.map.bytes())
+        self.index.metadata(self.parts[0].map.bytes())
     }
 
     pub fn get(&self, key: &str) -> Option<Value<'_>> {
-        self.index.get(self.map.bytes(), key)
+        self.index.get(self.parts[0].map.bytes(), key)
     }
 
     fn opt<'a, T>(
@@ -112,11 +124,11 @@ impl GgufFile {
         key: &str,
         convert: impl FnOnce(Value<'a>) -> std::result::Result<T, GgufError>,
     ) -> Result<Option<T>> {
-        self.get(key).map(convert).transpose().map_err(|source| Error::gguf(&self.path, source))
+        self.get(key).map(convert).transpose().map_err(|source| Error::gguf(self.path(), source))
     }
 
     fn need<T>(&self, key: &str, wanted: &'static str, found: Option<T>) -> Result<T> {
-        found.ok_or_else(|| Error::gguf(&self.path, GgufError::MissingKey { key: key.to_owned(), wanted }))
+        found.ok_or_else(|| Error::gguf(self.path(), GgufError::MissingKey { key: key.to_owned(), wanted }))
     }
 }
 

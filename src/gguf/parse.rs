@@ -27,7 +27,9 @@ pub struct TensorInfo {
     /// Row length first; dimensions past `n_dims` are 1.
     pub dims: [u64; 4],
     pub n_dims: u32,
-    /// From the start of the file.
+    /// Which file of a split model it is in, from 0.
+    pub part: u32,
+    /// From the start of that file.
     pub offset: u64,
     pub n_bytes: u64,
 }
@@ -97,6 +99,14 @@ impl Index {
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         let i = self.tensors_sorted.binary_search_by(|&i| self.tensors[i].name.as_str().cmp(name)).ok()?;
         Some(&self.tensors[self.tensors_sorted[i]])
+    }
+
+    /// Takes up the tensors of another part of a split model, behind its own.
+    pub(super) fn absorb(&mut self, other: Index, part: u32) -> Result<(), GgufError> {
+        self.tensors.extend(other.tensors.into_iter().map(|tensor| TensorInfo { part, ..tensor }));
+        self.tensors_sorted =
+            sorted_unique(&self.tensors, |tensor| &tensor.name).map_err(|tensor| GgufError::DuplicateTensor { tensor })?;
+        Ok(())
     }
 
     /// Every key and its value, in the order of the file. `bytes` are those that were parsed.
@@ -257,7 +267,7 @@ fn read_tensor(cur: &mut Cursor<'_>, i: u64, alignment: u64) -> Result<TensorInf
     if offset % alignment != 0 {
         return Err(GgufError::Misaligned { tensor, offset, alignment });
     }
-    Ok(TensorInfo { name: tensor, ty, dims, n_dims, offset, n_bytes })
+    Ok(TensorInfo { name: tensor, ty, dims, n_dims, part: 0, offset, n_bytes })
 }
 
 /// `None` where the elements or the bytes overflow; `dims[0]` is whole blocks.

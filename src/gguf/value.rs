@@ -134,6 +134,15 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// The same type and the same bytes: NaN is NaN.
+    pub(super) fn is_same(&self, other: &Value<'_>) -> bool {
+        match (self, other) {
+            (Value::F32(a), Value::F32(b)) => a.to_bits() == b.to_bits(),
+            (Value::F64(a), Value::F64(b)) => a.to_bits() == b.to_bits(),
+            (a, b) => a == b,
+        }
+    }
+
     fn wrong(&self, key: &str, wanted: &'static str) -> GgufError {
         GgufError::WrongType { key: key.to_owned(), wanted, found: self.type_name() }
     }

@@ -141,7 +141,8 @@ impl KvCache {
     /// Room for `n_tok` more tokens at the positions that follow, or the reason why not.
     pub fn admit(&self, n_tok: usize) -> Result<()> {
         assert!(n_tok <= self.shape.n_batch);
-        if self.rule.policy == Policy::Off && self.n_live + n_tok > self.n_slot {
+        // What leaves a ring no later token would see: nothing of the model is lost.
+        if self.rule.policy == Policy::Off && self.shape.rings().is_none() && self.n_live + n_tok > self.n_slot {
             return Err(Error::Stopped(format!(
                 "the arena of {} tokens is full and --evict off may not evict: raise --kv-budget or choose a policy such as l2",
                 self.n_slot

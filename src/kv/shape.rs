@@ -3,7 +3,7 @@
 
 use super::Pos;
 use super::marks::HeadMarks;
-use super::policy::{Marks, Policy, Rule};
+use super::policy::{Marks, Policy, Protection, Rule};
 use super::types::{KvType, both_names};
 use super::window::Window;
 use crate::error::{Error, Result};
@@ -64,9 +64,9 @@ impl KvShape {
         2 * KvType::F16.row().row_bytes(self.head_dim) * self.slots_of(self.n_layer, n)
     }
 
-    /// Key, value, position and marks of one token in every head that no window limits.
+    /// Key, value, position and marks of one token in every head that no window limits; in every head, where all are limited.
     pub fn bytes_per_slot(&self) -> usize {
-        let n_local = self.window.map_or(0, |window| window.n_local(self.n_layer));
+        let n_local = self.window.filter(|w| !w.is_everywhere()).map_or(0, |window| window.n_local(self.n_layer));
         let Marks { worth, received, .. } = self.marks;
         let marks = size_of::<Pos>() + size_of::<f32>() * (1 + usize::from(worth) + usize::from(received));
         (self.n_layer - n_local) * self.n_head_kv * (self.k_bytes() + self.v_bytes() + marks)
@@ -82,11 +82,32 @@ impl KvShape {
             + HeadMarks::bytes(self, n_slot)
     }
 
-    /// The most slots that fit into `budget_bytes`: no more than the trained context, and no more than rows can be numbered.
+    /// The most slots that are of use: one for each token that a layer may see.
+    pub fn most_slots(&self) -> usize {
+        self.rings().map_or(self.n_ctx, |n_tok| self.n_ctx.min(n_tok))
+    }
+
+    /// Slots of each ring, where all layers are rings.
+    pub fn rings(&self) -> Option<usize> {
+        self.window.filter(|window| window.is_everywhere()).map(|window| window.n_tok)
+    }
+
+    /// Where all layers have a window they are rings only if the budget holds the whole window. In a smaller arena the policy
+    /// decides what is kept, as in a model whose context is as long as the window: all that it holds see each other.
+    pub fn within(self, budget_bytes: u64) -> KvShape {
+        match self.rings() {
+            Some(n_tok) if self.slots_within(budget_bytes) < n_tok => {
+                KvShape { n_ctx: n_tok, n_batch: self.n_batch.min(n_tok / 8), window: None, ..self }
+            }
+            _ => self,
+        }
+    }
+
+    /// The most slots that fit into `budget_bytes`: no more than are of use, and no more than rows can be numbered.
     pub fn slots_within(&self, budget_bytes: u64) -> usize {
         let fits = |n: usize| self.arena_bytes(n) as u64 <= budget_bytes;
         let numbered = (u32::MAX as usize - self.n_head_kv * self.n_batch) / self.n_heads();
-        let (mut low, mut high) = (0, self.n_ctx.min(numbered));
+        let (mut low, mut high) = (0, self.most_slots().min(numbered));
         if fits(high) {
             return high;
         }
@@ -108,7 +129,7 @@ impl KvShape {
     /// (of the trained context, where its length is not known) stay in the budget, so that nothing is evicted; else the smallest,
     /// for more tokens are then worth more than exact ones.
     pub fn choose_types(&mut self, budget_bytes: u64, n_stream: Option<usize>, k: Option<KvType>, v: Option<KvType>) {
-        let n_tok = n_stream.map_or(self.n_ctx, |n| n.clamp(1, self.n_ctx));
+        let n_tok = self.most_slots().min(n_stream.unwrap_or(usize::MAX)).max(1);
         for (k_type, v_type) in CHOICE {
             (self.k_type, self.v_type) = (k.unwrap_or(k_type), v.unwrap_or(v_type));
             if self.slots_within(budget_bytes) >= n_tok {
@@ -197,6 +218,10 @@ impl KvParams {
     /// The slots that the budget gives and who goes from them, or the message that says which budget would do.
     pub fn fit(&self, shape: &KvShape) -> Result<(usize, Rule)> {
         let n_slot = shape.slots_within(self.budget_bytes);
+        if shape.rings() == Some(n_slot) {
+            // The oldest goes, in every layer: there is nothing to protect, nor to rate.
+            return Ok((n_slot, Rule { policy: self.policy, protect: Protection::default(), n_rare: 0 }));
+        }
         let protect = self.policy.protection(self.sinks, self.recent().of(n_slot));
         if n_slot >= protect.min_slots() {
             let n_rare = if shape.marks.reserve { self.reserve().of(n_slot) } else { 0 };

@@ -1,16 +1,21 @@
-//! Layers that see the latest tokens only, among layers that see all: which they are, and what that means for the slots
-//! of an arena. Everything here is pure; the rings themselves are in cache.rs.
+//! Layers that see the latest tokens only, among layers that see all or by themselves: which they are, and what that means
+//! for the slots of an arena. Everything here is pure; the rings themselves are in cache.rs.
 
-/// A sliding window over the layers of a model that has one, all but every n-th.
+/// A sliding window over the layers of a model that has one: all of them, or all but every n-th.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Tokens that such a layer sees, the newest included.
     pub n_tok: usize,
-    /// Every n-th layer has no window.
+    /// Every n-th layer has no window; 0: all have one.
     pub global_every: usize,
 }
 
 impl Window {
+    /// Whether no layer sees more.
+    pub fn is_everywhere(&self) -> bool {
+        self.global_every == 0
+    }
+
     /// Whether the layer sees the latest tokens only.
     pub fn limits(&self, layer: usize) -> bool {
         !(layer + 1).is_multiple_of(self.global_every)
@@ -18,7 +23,7 @@ impl Window {
 
     /// How many of the first `n_layer` layers do.
     pub fn n_local(&self, n_layer: usize) -> usize {
-        n_layer - n_layer / self.global_every
+        n_layer - n_layer.checked_div(self.global_every).unwrap_or(0)
     }
 
     /// Slots of a head of the layer, where a layer without a window has `n_slot`.
@@ -44,7 +49,7 @@ mod tests {
 
     #[test]
     fn slots_add_up_layer_by_layer() {
-        for (n_tok, global_every, n_slot) in [(4, 2, 9), (4, 6, 9), (9, 3, 4), (4, 1, 9), (1, 6, 1)] {
+        for (n_tok, global_every, n_slot) in [(4, 2, 9), (4, 6, 9), (9, 3, 4), (4, 1, 9), (1, 6, 1), (4, 0, 9)] {
             let window = Window { n_tok, global_every };
             let mut sum = 0;
             for layer in 0..20 {

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod arena;
+pub mod available;
 pub mod map;
 pub mod plan;
 pub mod pool;

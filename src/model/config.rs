@@ -19,13 +19,13 @@ pub struct Config {
     pub head_dim: usize,
     pub n_ff: usize,
     pub n_vocab: usize,
-    /// Positions the model was trained for; within them every token sees all before it.
+    /// Positions the model was trained for; within them every token sees all before it, or those of a window.
     pub n_ctx: usize,
     pub rms_eps: f32,
     pub rope: RopeConfig,
     /// Of the layers with a window, where it differs.
     pub local_rope: Option<RopeConfig>,
-    /// The layers that see the latest tokens only.
+    /// The layers that see the latest tokens only; a window as long as the context is none.
     pub window: Option<Window>,
     /// What queries are multiplied with once they are turned.
     pub q_scale: f32,
@@ -108,7 +108,7 @@ impl Config {
             attn_factor: file.opt_f32(&key("rope.scaling.attn_factor"))?.unwrap_or(1.0),
         };
         let n_ctx = context(file, arch, count("context_length")?)?;
-        let window = window(file, arch)?;
+        let window = window(file, arch, n_ctx)?;
         let score_dim = if n_layer == arch.wide_scale_layers { n_embd / n_head } else { head_dim };
         let config = Config {
             n_layer,
@@ -120,7 +120,11 @@ impl Config {
             n_vocab: vocab,
             n_ctx,
             rms_eps: file.f32(&key("attention.layer_norm_rms_epsilon"))?,
-            local_rope: window.map(|_| local_rope(file, arch, &rope)).transpose()?.flatten(),
+            local_rope: window
+                .filter(|window| !window.is_everywhere())
+                .map(|_| local_rope(file, arch, &rope))
+                .transpose()?
+                .flatten(),
             rope,
             window,
             q_scale: 1.0 / (score_dim as f32).sqrt(),
@@ -154,6 +158,7 @@ impl Config {
             (!c.rope.scaling.is_sound(), format!("a RoPE scaling of {:?}", c.rope.scaling)),
             (caps.iter().any(|cap| !(1e-3..=1e6).contains(cap)), format!("soft caps of {} and {}", caps[0], caps[1])),
             (c.n_ctx < 8 || c.n_ctx > 1 << 24, format!("a context of {} tokens", c.n_ctx)),
+            (c.window.is_some_and(|w| w.is_everywhere() && w.n_tok < 8), "a window of less than 8 tokens in all layers".into()),
         ];
         match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
             Some((_, what)) => Err(refuse(format!("the metadata asks for {what}; this engine cannot run that"))),
@@ -180,28 +185,26 @@ impl RopeScaling {
     }
 }
 
-/// The trained context, shortened to what this engine computes exactly: within a sliding window of all layers all tokens see
-/// each other, and within the original context the short RoPE factors hold. Beyond it a stream goes on as beyond any trained context.
+/// The trained context, shortened to what this engine computes exactly: within the original context the short RoPE factors
+/// hold. Beyond it a stream goes on as beyond any trained context.
 fn context(file: &GgufFile, arch: &Arch, trained: usize) -> Result<usize> {
-    let limit =
-        |name: &str| Ok::<_, Error>(file.opt_u32(&format!("{}.{name}", arch.name))?.filter(|&n| n > 0).map(|n| n as usize));
-    let window = limit("attention.sliding_window")?.filter(|_| arch.global_every == 0);
     let short = match file.tensor(SHORT_FACTORS) {
         Some(_) => Some(file.u32(&format!("{}.rope.scaling.original_context_length", arch.name))? as usize),
         None => None,
     };
-    let n_ctx = [window, short].into_iter().flatten().fold(trained, usize::min);
+    let n_ctx = short.map_or(trained, |short| trained.min(short));
     if n_ctx < trained {
-        log::info!("of a context of {trained} tokens {n_ctx} are used: the rest has a sliding window or other RoPE factors");
+        log::info!("of a context of {trained} tokens {n_ctx} are used: the rest has other RoPE factors");
     }
     Ok(n_ctx)
 }
 
-/// The window of a family that has layers with one among layers without.
-fn window(file: &GgufFile, arch: &Arch) -> Result<Option<Window>> {
+/// The window of a family that has layers with one among layers without, or of a file that gives one to all layers.
+fn window(file: &GgufFile, arch: &Arch, n_ctx: usize) -> Result<Option<Window>> {
     let key = |name: &str| format!("{}.attention.{name}", arch.name);
+    let n_tok = file.opt_u32(&key("sliding_window"))?.map(|n| n as usize).filter(|&n| n > 0);
     if arch.global_every == 0 {
-        return Ok(None);
+        return Ok(n_tok.filter(|&n| n < n_ctx).map(|n_tok| Window { n_tok, global_every: 0 }));
     }
     let pattern = file.opt_u32(&key("sliding_window_pattern"))?;
     if pattern.is_some_and(|n| n as usize != arch.global_every) {
@@ -212,7 +215,6 @@ fn window(file: &GgufFile, arch: &Arch) -> Result<Option<Window>> {
         );
         return Err(Error::unsupported(file.path(), what));
     }
-    let n_tok = file.opt_u32(&key("sliding_window"))?.map(|n| n as usize).filter(|&n| n > 0);
     Ok(n_tok.map(|n_tok| Window { n_tok, global_every: arch.global_every }))
 }
 

@@ -7,8 +7,8 @@
 //!
 //! ```text
 //!  0  "LOWKEYPK"    8  u32 version (1)    12  u32 layout (1: eight rows interleaved, kernels/packed.rs)
-//! 16  u64 bytes of the model file         24  u64 its time of modification, nanoseconds since 1970; 0 for unknown
-//! 32  u128 XXH3 of the model file         48  u32 tensors    52  u32 0    56  u64 bytes of this file
+//! 16  u64 bytes of the model's files      24  u64 its time of modification, nanoseconds since 1970; 0 for unknown
+//! 32  u128 XXH3 of the model's files        48  u32 tensors    52  u32 0    56  u64 bytes of this file
 //! 64  u64 XXH3 of bytes 0..64 and the directory
 //! 72  for each tensor: u32 index in the model's directory, u32 type, u64 offset in this file, u64 bytes
 //! ```
@@ -131,10 +131,18 @@ fn sum(header: &[u8], directory: &[u8]) -> u64 {
     xxh3_64(&[&header[..SUMMED], directory].concat())
 }
 
-/// Nanoseconds since 1970, 0 where the system does not know.
-fn time_of(map: &Map) -> u64 {
-    let since = map.modified().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    since.map_or(0, |since| since.as_nanos() as u64)
+/// Nanoseconds since 1970, 0 where the system does not know; of a split model the XXH3 of those of its parts, so that none
+/// is changed unseen.
+fn time_of(file: &GgufFile) -> u64 {
+    let time = |map: &Map| {
+        let since = map.modified().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        since.map_or(0, |since| since.as_nanos() as u64)
+    };
+    let times: Vec<u64> = file.maps().map(time).collect();
+    match times[..] {
+        [time] => time,
+        _ => xxh3_64(&times.iter().flat_map(|time| time.to_le_bytes()).collect::<Vec<u8>>()),
+    }
 }
 
 impl Pack {
@@ -180,7 +188,7 @@ impl Pack {
     }
 
     pub fn is_in_time(&self, file: &GgufFile) -> bool {
-        self.header.model_time == time_of(file.map())
+        self.header.model_time == time_of(file)
     }
 
     fn parse(map: Map, file: &GgufFile) -> Result<Pack, Unusable> {
@@ -253,7 +261,7 @@ impl Pack {
 
     /// The header for the model's present time of modification, to be written over the pack's, or `None` if it has that.
     pub fn retimed(&self, file: &GgufFile) -> Option<Vec<u8>> {
-        let header = Header { model_time: time_of(file.map()), ..self.header };
+        let header = Header { model_time: time_of(file), ..self.header };
         let directory = &self.map.bytes()[HEADER..][..self.n_tensors() * ENTRY];
         (header != self.header).then(|| header.bytes(directory))
     }
@@ -289,7 +297,7 @@ fn is_packable(ty: GgmlType, n_rows: usize, n_bytes: u64) -> bool {
 /// `None` if `go_on` said no.
 fn model_hash(file: &GgufFile, go_on: &mut dyn FnMut() -> bool) -> Option<u128> {
     let mut hash = Xxh3::new();
-    for bytes in file.map().bytes().chunks(HASHED_AT_ONCE) {
+    for bytes in file.maps().flat_map(|map| map.bytes().chunks(HASHED_AT_ONCE)) {
         hash.update(bytes);
         if !go_on() {
             return None;
@@ -343,7 +351,7 @@ impl Contents {
         }
         let header = Header {
             model_bytes: file.file_bytes(),
-            model_time: time_of(file.map()),
+            model_time: time_of(file),
             model_hash,
             n_tensors: self.tensors.len() as u32,
             file_bytes: self.file_bytes,

@@ -4,6 +4,7 @@
 //! written as it is given, since the tests of hostile files live on it.
 
 pub const U8: u32 = 0;
+pub const U16: u32 = 2;
 pub const U32: u32 = 4;
 pub const I32: u32 = 5;
 pub const F32: u32 = 6;
@@ -125,6 +126,24 @@ impl GgufWriter {
             next += tensor.data.len().next_multiple_of(self.alignment) as u64;
         }
         out
+    }
+
+    /// The parts of the same model split in `n`: the first with all metadata and, as llama.cpp's splitter can, no tensor; the
+    /// others with their numbers alone, each with a run of the tensors.
+    pub fn split(&self, n: usize) -> Vec<GgufWriter> {
+        let total = self.tensors.len();
+        let part = |no: usize| {
+            let mut part =
+                GgufWriter { keys: if no == 0 { self.keys.clone() } else { Vec::new() }, tensors: Vec::new(), ..self.clone() };
+            part.raw("split.no", U16, (no as u16).to_le_bytes().to_vec());
+            part.raw("split.count", U16, (n as u16).to_le_bytes().to_vec());
+            part.raw("split.tensors.count", I32, (total as i32).to_le_bytes().to_vec());
+            let run = total.div_ceil(n - 1);
+            part.tensors =
+                self.tensors.iter().skip(run * no.wrapping_sub(1).min(n)).take(if no == 0 { 0 } else { run }).cloned().collect();
+            part
+        };
+        (0..n).map(part).collect()
     }
 
     /// The whole file. The last tensor is not padded, so that a file one byte shorter is cut short.
