@@ -302,7 +302,7 @@ fn flags_read_the_environment_and_tokenize_and_info_answer() {
     );
     assert_eq!((&summary["architecture"], &summary["has_chat_template"]), (&"llama".into(), &true.into()));
     let f16 = &summary["kv"][0];
-    assert_eq!((&f16["type"], &f16["bytes_per_token"], &f16["tokens_in_4mib"]), (&"f16".into(), &23_760.into(), &174.into()));
+    assert_eq!((&f16["type"], &f16["bytes_per_token"], &f16["tokens_in_4mib"]), (&"f16".into(), &24_120.into(), &170.into()));
     assert!(info["pack"]["state"].is_string() && info["pack"]["used_here"].is_boolean());
     let text = run(&["info", &m]);
     assert!(text.status.success() && String::from_utf8_lossy(&text.stdout).contains("this engine runs it"));
