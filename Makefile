@@ -29,7 +29,7 @@ model: ## fetch the demonstration model into models/ (98 MB; once)
 	models/fetch $(MODEL)
 
 demo: model build ## complete a long text in a fixed 4 MiB of keys and values
-	target/release/lowkey run -m $(MODEL) -f models/demo-prompt.txt --kv-budget 4MiB -n 160 --temp 0
+	target/release/lowkey run -m $(MODEL) -f models/demo-prompt.txt --kv-budget 4MiB -n 160 --temp 0 --repeat-penalty 1.1
 
 test: test-native test-arm ## all tests, here and for ARM under qemu
 
