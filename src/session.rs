@@ -86,7 +86,7 @@ impl SessionParams {
         let mut kv = self.shape(model)?;
         let n_batch = kv.n_batch;
         let (mut n_slot, mut rule) = self.kv.fit(&kv)?;
-        if kv.marks.received && kv.rings().is_none() {
+        if kv.marks.received {
             // A token must not be judged before its attention is counted, which is after its batch: it is recent that long.
             kv.n_batch = n_batch.min(rule.protect.recent.max(1) as usize);
             (n_slot, rule) = self.kv.fit(&kv)?;

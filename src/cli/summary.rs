@@ -73,7 +73,7 @@ struct Shape {
 struct Kv {
     #[serde(rename = "type")]
     ty: &'static str,
-    /// With the score and position beside it; of layers without a window, where there are any.
+    /// With what the default policy keeps beside it; of layers without a window, where there are any.
     bytes_per_token: usize,
     tokens_in_4mib: usize,
 }

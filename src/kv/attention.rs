@@ -22,7 +22,7 @@ pub struct AttendShape {
     /// Query heads of a KV head.
     pub n_q: usize,
     pub head_dim: usize,
-    /// Whether the policy counts attention.
+    /// Whether attention is counted.
     pub counts: bool,
 }
 
@@ -115,6 +115,11 @@ pub struct Layer<'a> {
 }
 
 impl Layer<'_> {
+    /// Of this layer: a ring's attention is not counted.
+    fn shape_here(&self, shape: AttendShape) -> AttendShape {
+        AttendShape { counts: shape.counts && self.cache.counts_attention(self.layer), ..shape }
+    }
+
     fn chunk(&self, q: &[f32], rows: Rows, n_rows: usize, out: &mut Partial) {
         let (cache, soft_cap) = (self.cache, self.soft_cap);
         let (k_type, v_type) = (cache.shape().k_type.row(), cache.shape().v_type.row());
@@ -126,7 +131,7 @@ impl Layer<'_> {
     /// single tokens where nothing is counted. `q`, `out`: `[n_tok][n_head * head_dim]`; `q` is turned into the keys' basis.
     pub fn attend_batch(&self, pool: &mut Pool, room: &mut AttendRoom, q: &mut [f32], out: &mut [f32], n_tok: usize) {
         let AttendRoom { shape, threads, given, .. } = room;
-        let (cache, layer) = (self.cache, self.layer);
+        let (cache, layer, shape) = (self.cache, self.layer, &self.shape_here(*shape));
         let group_dim = shape.n_q * shape.head_dim;
         if cache.shape().k_type.is_turned() {
             pool.for_chunks(q, group_dim, |_, q| cache.shape().k_type.turn(q, shape.head_dim));
@@ -166,7 +171,7 @@ impl Layer<'_> {
     /// The same for one token that is already committed; tasks are (KV head, chunk), so that few heads keep many threads busy.
     pub fn attend_one(&self, pool: &mut Pool, room: &mut AttendRoom, q: &mut [f32], out: &mut [f32]) {
         let AttendRoom { shape, threads, split, given } = room;
-        let (cache, layer) = (self.cache, self.layer);
+        let (cache, layer, shape) = (self.cache, self.layer, &self.shape_here(*shape));
         cache.shape().k_type.turn(q, shape.head_dim);
         let (q, group_dim) = (&*q, shape.n_q * shape.head_dim);
         let (live, len) = (cache.live_at(layer, 0), shape.partial_len());

@@ -144,7 +144,7 @@ impl KvCache {
         // What leaves a ring no later token would see: nothing of the model is lost.
         if self.rule.policy == Policy::Off && self.shape.rings().is_none() && self.n_live + n_tok > self.n_slot {
             return Err(Error::Stopped(format!(
-                "the arena of {} tokens is full and --evict off may not evict: raise --kv-budget or choose a policy such as l2",
+                "the arena of {} tokens is full and --evict off may not evict: raise --kv-budget or choose a policy such as l2-attn",
                 self.n_slot
             )));
         }
@@ -171,6 +171,11 @@ impl KvCache {
             true => Rule { policy: Policy::Window, protect: Protection::default(), n_rare: 0 },
             false => self.rule,
         }
+    }
+
+    /// Whether it matters here what attention entries receive.
+    pub(super) fn counts_attention(&self, layer: usize) -> bool {
+        self.shape.marks.received && !self.is_ring(layer)
     }
 
     fn is_ring(&self, layer: usize) -> bool {
@@ -284,7 +289,7 @@ impl KvCache {
     /// After a layer's attention, where the policy counts it: adds what each entry received. `given(head, row)` is what the
     /// batch gave to a slot, or behind the slots to a token of the batch.
     pub fn settle(&mut self, layer: usize, n_tok: usize, given: impl Fn(usize, usize) -> f32) {
-        if !self.shape.marks.received || self.is_ring(layer) {
+        if !self.counts_attention(layer) {
             return;
         }
         let (n_slot, live, next_pos) = (self.slots(layer), self.live_at(layer, n_tok - 1), self.next_pos);

@@ -290,19 +290,29 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(4);
         for _ in 0..5_000 {
             let (n, n_rare) = (rng.usize(5..20), rng.usize(..20));
-            let mut owned = Owned::new(Policy::L2, n, 8, 0, n_rare);
+            let policy = if rng.bool() { Policy::L2 } else { Policy::L2Attn };
+            let mut owned = Owned::new(policy, n, 8, 0, n_rare);
             let mut positions: Vec<Pos> = (0..n as Pos).collect();
             rng.shuffle(&mut positions);
             owned.positions.copy_from_slice(&positions);
             owned.floats[0].fill_with(|| rng.f32());
             owned.floats[1].fill_with(|| rng.f32());
-            let (norm, worth) = (owned.floats[0].clone(), owned.floats[1].clone());
-            // By definition: of the open ones all but the rarest are common, one at least, and the highest norm among them goes.
+            let score = owned.floats[0].clone();
+            // `l2` keeps the rare by their worth, whatever their norm; `l2-attn` by its score, and of the rest counts attention too.
+            let (rarity, urge): (Vec<f32>, Vec<f32>) = match policy {
+                Policy::L2 => (owned.floats[1].clone(), score),
+                _ => {
+                    owned.floats[1].clear();
+                    owned.floats[2] = (0..n).map(|_| rng.f32() + 0.1).collect();
+                    (score.iter().map(|s| 1.0 / s).collect(), score.iter().zip(&owned.floats[2]).map(|(s, r)| s / r).collect())
+                }
+            };
+            // By definition: of the open ones all but the rarest are common, one at least, and the most urgent among them goes.
             let now = n as Pos;
             let mut open: Vec<usize> = (0..n).filter(|&s| positions[s] >= 1 && positions[s] + 3 <= now).collect();
-            open.sort_by(|&a, &b| worth[a].total_cmp(&worth[b]));
+            open.sort_by(|&a, &b| rarity[a].total_cmp(&rarity[b]));
             open.truncate(open.len().saturating_sub(n_rare).max(1));
-            let expected = open.into_iter().max_by(|&a, &b| norm[a].total_cmp(&norm[b]));
+            let expected = open.into_iter().max_by(|&a, &b| urge[a].total_cmp(&urge[b]));
             assert_eq!(owned.head().victim(n, now), expected);
         }
     }

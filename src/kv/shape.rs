@@ -10,6 +10,11 @@ use crate::error::{Error, Result};
 use crate::mem::arena::region_bytes;
 use crate::units::{Bytes, percent};
 
+/// Types of keys and of values that are tried where the user names none, the most exact first. What each costs in perplexity
+/// is in docs/kv-cache.md.
+const CHOICE: [(KvType, KvType); 4] =
+    [(KvType::F16, KvType::F16), (KvType::Q8_0, KvType::Q8_0), (KvType::Q6H, KvType::Q5H), (KvType::Q5H, KvType::Q4H)];
+
 /// What the model and the batch ask of the arena.
 #[derive(Clone, Copy, Debug)]
 pub struct KvShape {
@@ -92,14 +97,30 @@ impl KvShape {
         self.window.filter(|window| window.is_everywhere()).map(|window| window.n_tok)
     }
 
-    /// Where all layers have a window they are rings only if the budget holds the whole window. In a smaller arena the policy
-    /// decides what is kept, as in a model whose context is as long as the window: all that it holds see each other.
+    /// Where all layers have a window they are rings, and no policy keeps anything, only if the budget holds the whole window. In
+    /// a smaller arena the policy decides what is kept, as in a model whose context is as long as the window: all that it holds
+    /// see each other.
     pub fn within(self, budget_bytes: u64) -> KvShape {
+        let rings = KvShape { marks: Marks::default(), ..self };
         match self.rings() {
-            Some(n_tok) if self.slots_within(budget_bytes) < n_tok => {
+            Some(n_tok) if rings.slots_within(budget_bytes) < n_tok => {
                 KvShape { n_ctx: n_tok, n_batch: self.n_batch.min(n_tok / 8), window: None, ..self }
             }
-            _ => self,
+            Some(_) => rings,
+            None => self,
+        }
+    }
+
+    /// Sets the types to those the user wants. What he leaves open is chosen: the most exact with which all tokens of the stream
+    /// (of the trained context, where its length is not known) stay in the budget, so that nothing is evicted; else the smallest,
+    /// for more tokens are then worth more than exact ones.
+    pub fn choose_types(&mut self, budget_bytes: u64, n_stream: Option<usize>, k: Option<KvType>, v: Option<KvType>) {
+        let n_tok = self.most_slots().min(n_stream.unwrap_or(usize::MAX)).max(1);
+        for (k_type, v_type) in CHOICE {
+            (self.k_type, self.v_type) = (k.unwrap_or(k_type), v.unwrap_or(v_type));
+            if self.slots_within(budget_bytes) >= n_tok {
+                break;
+            }
         }
     }
 
@@ -116,26 +137,6 @@ impl KvShape {
             if fits(middle) { low = middle } else { high = middle }
         }
         low
-    }
-}
-
-/// Types of keys and of values that are tried where the user names none, the most exact first. What each costs in perplexity
-/// is in docs/kv-cache.md.
-const CHOICE: [(KvType, KvType); 4] =
-    [(KvType::F16, KvType::F16), (KvType::Q8_0, KvType::Q8_0), (KvType::Q6H, KvType::Q5H), (KvType::Q5H, KvType::Q4H)];
-
-impl KvShape {
-    /// Sets the types to those the user wants. What he leaves open is chosen: the most exact with which all tokens of the stream
-    /// (of the trained context, where its length is not known) stay in the budget, so that nothing is evicted; else the smallest,
-    /// for more tokens are then worth more than exact ones.
-    pub fn choose_types(&mut self, budget_bytes: u64, n_stream: Option<usize>, k: Option<KvType>, v: Option<KvType>) {
-        let n_tok = self.most_slots().min(n_stream.unwrap_or(usize::MAX)).max(1);
-        for (k_type, v_type) in CHOICE {
-            (self.k_type, self.v_type) = (k.unwrap_or(k_type), v.unwrap_or(v_type));
-            if self.slots_within(budget_bytes) >= n_tok {
-                break;
-            }
-        }
     }
 }
 
@@ -269,6 +270,27 @@ mod tests {
             v_type: KvType::F16,
             marks: Marks::default(),
         }
+    }
+
+    /// What docs/kv-cache.md and the help say of each policy, and that a flag is stronger.
+    #[test]
+    fn protection_is_what_is_usual_for_the_policy_unless_it_is_given() {
+        let rule = |policy: Policy, recent: Option<Recent>, rare: Option<Share>| {
+            let mut kv = shape(1000);
+            let mut params = KvParams { budget_bytes: u64::MAX, policy, sinks: 4, recent, rare, pool: None };
+            kv.marks = params.marks();
+            params.budget_bytes = kv.arena_bytes(200) as u64;
+            let (n_slot, rule) = params.fit(&kv).expect("it fits");
+            assert!((200..204).contains(&n_slot), "{n_slot}");
+            let share = |n: usize| (n as f64 * 100.0 / n_slot as f64).round() as u32;
+            (share(rule.protect.recent as usize), share(rule.n_rare), params.marks().pool)
+        };
+        assert_eq!(rule(Policy::L2Attn, None, None), (30, 45, 2));
+        assert_eq!(rule(Policy::L2, None, None), (50, 0, 0));
+        assert_eq!(rule(Policy::Outlier, None, None), (50, 0, 0));
+        assert_eq!(rule(Policy::L2Attn, Some(Recent::Percent(10.0)), Some(Share(0.0))), (10, 0, 2));
+        assert_eq!(rule(Policy::L2, None, Some(Share(0.2))), (50, 20, 0));
+        assert_eq!(rule(Policy::Outlier, None, Some(Share(0.2))), (50, 0, 0), "it has no reserve");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! ```text
 //!  0  "LOWKEYPK"    8  u32 version (1)    12  u32 layout (1: eight rows interleaved, kernels/packed.rs)
 //! 16  u64 bytes of the model's files      24  u64 its time of modification, nanoseconds since 1970; 0 for unknown
-//! 32  u128 XXH3 of the model's files        48  u32 tensors    52  u32 0    56  u64 bytes of this file
+//! 32  u128 XXH3 of the model's files      48  u32 tensors    52  u32 0    56  u64 bytes of this file
 //! 64  u64 XXH3 of bytes 0..64 and the directory
 //! 72  for each tensor: u32 index in the model's directory, u32 type, u64 offset in this file, u64 bytes
 //! ```

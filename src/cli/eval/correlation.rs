@@ -93,7 +93,7 @@ pub fn run(args: CorrelationArgs) -> Result<u8> {
         opened.plan.private("correlation", correlation::bytes(kv.n_heads(), kv.head_dim, args.text.ctx));
         Ok(())
     };
-    let opened = budget_opened(&args.text.model, Budget::Full, Policy::Off, args.text.ctx, 1, plan)?;
+    let opened = budget_opened(&args.text.model, Budget::Full, Policy::Off, args.text.ctx, args.text.ctx, 1, plan)?;
     let mut session = Session::new(opened.model, &opened.params)?;
     check_tokens(&session, &tokens)?;
     interrupt.defer();

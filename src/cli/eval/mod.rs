@@ -102,17 +102,18 @@ impl Budget {
     }
 }
 
-/// Opens the model with a budget and a policy for streams of `n_tokens`. `plan` adds what only the caller knows of.
+/// Opens the model with a budget of `n_tokens` and a policy, for streams of `n_stream`. `plan` adds what only the caller knows of.
 fn budget_opened(
     args: &ModelArgs,
     budget: Budget,
     policy: Policy,
     n_tokens: usize,
+    n_stream: usize,
     n_logits: usize,
     plan: impl Fn(&mut Opened) -> Result<()>,
 ) -> Result<Opened> {
     let mut params = args.session.params(n_logits);
-    (params.kv.budget_bytes, params.kv.policy, params.n_stream) = (u64::MAX, policy, Some(n_tokens));
+    (params.kv.budget_bytes, params.kv.policy, params.n_stream) = (u64::MAX, policy, Some(n_stream));
     let mut opened = open(&args.model, params)?;
     if budget == Budget::Full {
         let params = &mut opened.params;

@@ -158,7 +158,7 @@ impl Eval<'_> {
 
     fn open(&self, budget: Budget, policy: Policy) -> Result<Opened> {
         let plan = |opened: &mut Opened| plan_text(opened, self.text);
-        budget_opened(&self.args.text.model, budget, policy, self.args.text.ctx, N_LOGITS, plan)
+        budget_opened(&self.args.text.model, budget, policy, self.args.text.ctx, self.args.text.ctx, N_LOGITS, plan)
     }
 
     fn session(&self, budget: Budget, policy: Policy) -> Result<Session> {

@@ -292,11 +292,11 @@ impl Run {
             Some(keep) => Budget::Share(keep.0),
         };
         if self.full {
-            let opened = budget_opened(&args.model, Budget::Full, self.policy, whole, 1, plan)?;
+            let opened = budget_opened(&args.model, Budget::Full, self.policy, whole, whole, 1, plan)?;
             return Ok((opened, Mode::Stream, self.length));
         }
         if args.mode == HowEvicted::Stream {
-            let opened = budget_opened(&args.model, budget, self.policy, self.length, 1, plan)?;
+            let opened = budget_opened(&args.model, budget, self.policy, self.length, whole, 1, plan)?;
             let n_slot = opened.layout.n_slot;
             if self.policy == Policy::Off && n_slot < whole {
                 let what = format!("off may not evict, and {n_slot} slots do not hold {} tokens and an answer", self.length);
@@ -306,10 +306,10 @@ impl Run {
         }
         // The budget says how many entries are kept, and in which types; the arena holds the whole prompt until then, and the
         // answer.
-        let kept = budget_opened(&args.model, budget, self.policy, self.length, 1, plan)?.layout;
+        let kept = budget_opened(&args.model, budget, self.policy, self.length, whole, 1, plan)?.layout;
         let mut model = args.model.clone();
         (model.session.k_type, model.session.v_type) = (Some(kept.kv.k_type), Some(kept.kv.v_type));
-        let opened = budget_opened(&model, Budget::Whole, self.policy, whole, 1, plan)?;
+        let opened = budget_opened(&model, Budget::Whole, self.policy, whole, whole, 1, plan)?;
         Ok((opened, Mode::Once { n_keep: kept.n_slot, rule: kept.rule }, kept.n_slot))
     }
 
