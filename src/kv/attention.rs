@@ -166,6 +166,12 @@ impl Layer<'_> {
                 cache.shape().v_type.turn_back(out, shape.head_dim);
             }
         });
+        if shape.counts {
+            let (sum, parts) = given.split_at_mut(given_len);
+            for part in parts.chunks_exact(given_len) {
+                sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+            }
+        }
     }
 
     /// The same for one token that is already committed; tasks are (KV head, chunk), so that few heads keep many threads busy.
@@ -200,11 +206,10 @@ impl Layer<'_> {
 }
 
 impl AttendRoom {
-    /// What the tokens of the batch gave to a row of a KV head: to a slot, or behind the slots to a token of the batch.
-    pub fn given(&self, n_tok: usize, head: usize, row: usize) -> f32 {
-        let shape = &self.shape;
-        let at = head * (shape.n_slot + shape.n_batch) + row;
-        (0..n_tok.div_ceil(shape.part())).map(|part| self.given[part * shape.given_len() + at]).sum()
+    /// What the tokens of the latest batch gave a KV head: to each slot, and behind the slots to each token of the batch.
+    pub fn given(&self, head: usize) -> &[f32] {
+        let len = self.shape.n_slot + self.shape.n_batch;
+        &self.given[head * len..][..len]
     }
 }
 

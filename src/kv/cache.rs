@@ -286,23 +286,15 @@ impl KvCache {
         }
     }
 
-    /// After a layer's attention, where the policy counts it: adds what each entry received. `given(head, row)` is what the
-    /// batch gave to a slot, or behind the slots to a token of the batch.
-    pub fn settle(&mut self, layer: usize, n_tok: usize, given: impl Fn(usize, usize) -> f32) {
+    /// After a layer's attention, where the policy counts it: adds what each entry received. `given(head)` is what the batch
+    /// gave to each slot, and behind the slots of the arena to each token of the batch.
+    pub fn settle<'a>(&mut self, layer: usize, n_tok: usize, mut given: impl FnMut(usize) -> &'a [f32]) {
         if !self.counts_attention(layer) {
             return;
         }
         let (n_slot, live, next_pos) = (self.slots(layer), self.live_at(layer, n_tok - 1), self.next_pos);
         for (h, mut head) in self.marks.of_layer(&self.shape, layer, self.rule(layer)).enumerate() {
-            for slot in 0..live {
-                let (n_seen, row) = match head.positions[slot].checked_sub(next_pos) {
-                    None => (n_tok, slot),
-                    // One token alone is in its slot before it attends.
-                    Some(_) if n_tok == 1 => (1, slot),
-                    Some(t) => (n_tok - t as usize, n_slot + t as usize),
-                };
-                head.settle(slot, given(h, row), n_seen, next_pos + n_tok as Pos - 1);
-            }
+            head.settle(live, given(h), n_slot, n_tok, next_pos);
         }
     }
 

@@ -63,13 +63,13 @@ impl Entering {
 /// What a policy keeps beside a score and a position for each entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Marks {
-    /// Its worth, beside another score.
-    pub worth: bool,
+    /// How common it is, beside another score.
+    pub common: bool,
     /// The attention it received.
     pub received: bool,
     /// The mean direction of each head's keys.
     pub direction: bool,
-    /// Room to find the rarest entries.
+    /// The limit of the reserve for the rarest entries.
     pub reserve: bool,
     /// The latest tokens of each head, to be pooled with those to come.
     pub pool: usize,
@@ -112,11 +112,11 @@ impl Policy {
 
     /// What this policy keeps, with a reserve for the rarest entries or without, and neighbours pooled or not.
     pub fn marks(self, reserve: bool, pool: usize) -> Marks {
-        let worth = reserve && self == Policy::L2;
+        let common = reserve && self == Policy::L2;
         Marks {
-            worth,
+            common,
             received: matches!(self, Policy::L2Attn | Policy::Tova | Policy::H2o),
-            direction: worth || matches!(self, Policy::L2Attn | Policy::KeyDiffFrozen | Policy::Outlier),
+            direction: common || matches!(self, Policy::L2Attn | Policy::KeyDiffFrozen | Policy::Outlier),
             reserve: reserve && self.has_reserve(),
             pool: if self.has_pool() { pool } else { 0 },
         }
@@ -193,7 +193,8 @@ pub fn urge(policy: Policy, score: f32, received: f32) -> f32 {
 pub struct Rule {
     pub policy: Policy,
     pub protect: Protection,
-    /// Slots reserved for the entries of the highest worth, `Entering::worth`.
+    /// Slots reserved for the least common entries: those of the highest worth (`Entering::worth`); with `l2-attn`, whose score
+    /// has the worth in it, those of the lowest score.
     pub n_rare: usize,
 }
 
@@ -233,66 +234,21 @@ impl Protection {
         (u64::from(pos) + u64::from(self.recent) > u64::from(now)).then_some(Protected::Recent)
     }
 
+    /// The first and the last position that may go while the token at `now` enters, if there are such.
+    pub fn open(self, now: Pos) -> Option<(Pos, Pos)> {
+        let last = now.checked_sub(self.recent)?;
+        (self.sinks <= last).then_some((self.sinks, last))
+    }
+
     /// Slots without which an entry that may go is not certain to exist at every step.
     pub fn min_slots(self) -> usize {
         self.sinks as usize + self.recent.max(1) as usize
     }
 }
 
-/// The slot of the entry among the first `n_live` that goes so that the token at position `now` can enter, or `None` if all
-/// are protected. `urge` is asked once for each slot.
-pub fn victim(n_live: usize, urge: impl Fn(usize) -> f32, positions: &[Pos], now: Pos, protect: Protection) -> Option<usize> {
-    let mut best: Option<(usize, f32)> = None;
-    for (slot, &pos) in positions[..n_live].iter().enumerate() {
-        if protect.of(pos, now).is_some() {
-            continue;
-        }
-        let urge = urge(slot);
-        best = match best {
-            Some((b, highest)) if !(urge > highest || (urge == highest && pos < positions[b])) => best,
-            _ => Some((slot, urge)),
-        };
-    }
-    best.map(|(slot, _)| slot)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The definition, word for word: gather, sort, take the first.
-    fn naive(scores: &[f32], positions: &[Pos], now: Pos, protect: Protection) -> Option<usize> {
-        let mut old: Vec<usize> = (0..scores.len())
-            .filter(|&s| positions[s] >= protect.sinks && i64::from(positions[s]) <= i64::from(now) - i64::from(protect.recent))
-            .collect();
-        old.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(positions[a].cmp(&positions[b])));
-        old.first().copied()
-    }
-
-    #[test]
-    fn victim_is_what_sorting_says() {
-        let mut rng = fastrand::Rng::with_seed(1);
-        for _ in 0..20_000 {
-            let n = rng.usize(..12);
-            let mut positions: Vec<Pos> = (0..20).collect();
-            rng.shuffle(&mut positions);
-            positions.truncate(n);
-            let scores: Vec<f32> = (0..n).map(|_| rng.u8(..4) as f32).collect();
-            let now = positions.iter().max().map_or(0, |p| p + 1);
-            let protect = Protection { sinks: rng.u32(..6), recent: rng.u32(..8) };
-            assert_eq!(victim(n, |slot| scores[slot], &positions, now, protect), naive(&scores, &positions, now, protect));
-        }
-    }
-
-    #[test]
-    fn protected_entries_stay_whatever_their_score() {
-        // Position 0 is a sink, 8 and 9 are recent at step 10 with recent 3 (8, 9 and 10 itself).
-        let protect = Protection { sinks: 1, recent: 3 };
-        let of = |scores: &[f32], positions: &[Pos]| victim(scores.len(), |slot| scores[slot], positions, 10, protect);
-        assert_eq!(of(&[9.0, 1.0, 2.0, 8.0, 7.0], &[0, 4, 5, 8, 9]), Some(2));
-        assert_eq!(of(&[9.0, 8.0, 7.0], &[0, 8, 9]), None);
-        assert_eq!(protect.min_slots(), 4);
-    }
 
     #[test]
     fn scores_by_hand() {
@@ -315,10 +271,5 @@ mod tests {
         for (policy, urge) in expected {
             assert!((of(policy) - urge).abs() < 1e-5, "{}: {}", policy.name(), of(policy));
         }
-    }
-
-    #[test]
-    fn not_a_number_does_not_panic() {
-        assert_eq!(victim(2, |_| f32::NAN, &[0, 1], 2, Protection::default()), Some(0));
     }
 }

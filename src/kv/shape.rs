@@ -72,8 +72,8 @@ impl KvShape {
     /// Key, value, position and marks of one token in every head that no window limits; in every head, where all are limited.
     pub fn bytes_per_slot(&self) -> usize {
         let n_local = self.window.filter(|w| !w.is_everywhere()).map_or(0, |window| window.n_local(self.n_layer));
-        let Marks { worth, received, .. } = self.marks;
-        let marks = size_of::<Pos>() + size_of::<f32>() * (1 + usize::from(worth) + usize::from(received));
+        let Marks { common, received, .. } = self.marks;
+        let marks = size_of::<Pos>() + size_of::<f32>() * (1 + usize::from(common) + usize::from(received));
         (self.n_layer - n_local) * self.n_head_kv * (self.k_bytes() + self.v_bytes() + marks)
     }
 

@@ -129,7 +129,7 @@ pub fn forward_watched<'a>(
             Layer { cache, kernels, layer: i, soft_cap: score_cap }.attend_batch(pool, &mut s.attend, q, attn_out, n_tok);
             cache.commit(i, n_tok);
         }
-        cache.settle(i, n_tok, |head, row| s.attend.given(n_tok, head, row));
+        cache.settle(i, n_tok, |head| s.attend.given(head));
         watch(i, cache, q);
 
         if i + 1 == weights.layers.len() {

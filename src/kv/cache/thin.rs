@@ -82,8 +82,8 @@ fn last_to_go<'a>(head: &Head, now: Pos, n_keep: usize, order: &'a mut [u32]) ->
     order.iter_mut().enumerate().for_each(|(slot, order)| *order = slot as u32);
     let n_live = order.len();
     let n_open = (0..n_live).filter(|&slot| class(slot) == 0).count();
-    // The reserve first: the rarest of those that are open go last among them. The others by their urge.
-    sort(order, &|slot| if class(slot) == 0 { head.rarity(slot) } else { 0.0 });
+    // The reserve first: the least common of those that are open go last among them. The others by their urge.
+    sort(order, &|slot| if class(slot) == 0 { -head.common(slot) } else { 0.0 });
     sort(&mut order[..n_open.saturating_sub(head.rule.n_rare)], &|slot| -head.urge(slot));
     let kept = &mut order[n_live - n_keep..];
     kept.sort_unstable();
@@ -153,7 +153,7 @@ mod tests {
                 cache.place(&mut pool, layer, &row[..16], &row[16..]);
                 cache.commit(layer, 1);
                 let given: Vec<f32> = (0..96).map(|_| rng.f32()).collect();
-                cache.settle(layer, 1, |head, row| given[head * 48 + row]);
+                cache.settle(layer, 1, |head| &given[head * 48..][..48]);
             }
             cache.advance(1);
         }
