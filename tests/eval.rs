@@ -229,6 +229,22 @@ fn ppl_compares_policies_and_draws_their_curves() {
     );
 }
 
+/// Beyond the trained context there is no full cache to compare with, but the stream goes on, and its parts make up the whole.
+#[test]
+fn ppl_of_a_stream_beyond_the_trained_context_by_parts() {
+    let (_, text, tiny) = strings();
+    let args = ["eval", "ppl", "-m", &tiny, "-f", &text, "--ctx", "1000", "--windows", "1", "--kv-budget", "40KiB", "--parts", "3"];
+    let found = rows(&args);
+    let row = &found[0];
+    assert!(row["ppl_ratio_to_full"].is_null() && row["n_slot"].as_u64() < Some(256), "{row}");
+    let parts = row["parts"].as_array().expect("parts");
+    let number = |part: &serde_json::Value, name: &str| part[name].as_f64().expect("a number");
+    assert_eq!(parts.iter().map(|part| number(part, "n_tokens") as u64).collect::<Vec<_>>(), [333, 333, 333]);
+    let mean = parts.iter().map(|part| number(part, "nll")).sum::<f64>() / 3.0;
+    assert!((mean - number(row, "nll")).abs() < 1e-9 && parts[0]["nll"] != parts[2]["nll"], "{row}");
+    assert!(rows(&args[..args.len() - 2])[0].get("parts").is_none());
+}
+
 /// Against the same computation in numpy (f32 weights and keys, tests/golden/reference.py): mean Spearman -0.432 in 88 heads of 90
 /// by distant queries, -0.141 in 67 by all later ones. Here activations are rounded to 8 bits, so a tenth of a percent is allowed
 /// for the means, and heads near zero may change sides.
@@ -291,6 +307,9 @@ fn mistakes_are_named_by_flag() {
         (vec!["eval", "correlation", "-m", "TINY", "-f", "TEXT", "--ctx", "8"], ["--ctx", "64 at least"]),
         (vec!["eval", "correlation", "-m", "TINY", "-f", "TEXT", "--ctx", "1000"], ["--ctx", "256"]),
         (vec!["eval", "correlation", "-m", "TINY", "-f", "TEXT", "--ctx", "64", "--windows", "0"], ["--windows", "1 at least"]),
+        (vec!["eval", "ppl", "-m", "TINY", "-f", "TEXT", "--ctx", "300", "--keep", "50%"], ["--keep", "trained for 256"]),
+        (vec!["eval", "ppl", "-m", "TINY", "-f", "TEXT", "--ctx", "64", "--parts", "0"], ["--parts", "1 to 63"]),
+        (vec!["eval", "ppl", "-m", "TINY", "-f", "TEXT", "--ctx", "64", "--parts", "64"], ["--parts", "1 to 63"]),
         (vec!["eval", "passkey", "-m", "TINY", "--lengths", "128"], ["--lengths", "question"]),
         (vec!["eval", "passkey", "-m", "TINY", "--lengths", "256"], ["--lengths", "256"]),
     ] {

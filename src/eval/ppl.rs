@@ -16,6 +16,17 @@ impl Scores {
         mean(self.nll.iter().copied())
     }
 
+    /// Of `n_parts` parts of a window that are as long as each other, the first ones first, how many tokens of them were scored and
+    /// their mean; of all windows together.
+    pub fn parts(&self, n_parts: usize) -> Vec<(usize, f64)> {
+        let part_of = |i: usize| (i % (self.ctx - 1) + 1) * n_parts / self.ctx;
+        let part = |part| {
+            let nll = || self.nll.iter().enumerate().filter(move |&(i, _)| part_of(i) == part).map(|(_, &nll)| nll);
+            (nll().count(), mean(nll()))
+        };
+        (0..n_parts).map(part).collect()
+    }
+
     /// Mean over the tokens scored once `n_slot` tokens had been taken in: the arena is full by then.
     pub fn mean_after(&self, n_slot: usize) -> f64 {
         // Entry i of a window scores token i + 1, from a cache that has seen i + 1 tokens.
@@ -94,5 +105,8 @@ mod tests {
         // Two windows of 4: entries score tokens 1, 2, 3, from 1, 2, 3 tokens.
         let scores = Scores { ctx: 4, nll: vec![1.0, 2.0, 3.0, 1.0, 2.0, 5.0] };
         assert_eq!((scores.mean_after(3), scores.mean_after(2)), (4.0, 3.0));
+        // Of four tokens the first half has one that is scored, the second two.
+        assert_eq!(scores.parts(2), [(2, 1.0), (4, 3.0)]);
+        assert_eq!(scores.parts(1), [(6, 14.0 / 6.0)]);
     }
 }

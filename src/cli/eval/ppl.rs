@@ -37,6 +37,9 @@ pub struct PplArgs {
     /// Windows to score at most
     #[arg(long, value_name = "N")]
     windows: Option<usize>,
+    /// Report each of N parts of a window as well, of all windows together: how a long stream fares as it goes on
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    parts: usize,
     /// Write the logits after every token of the first budget's run: f32 [windows * ctx, n_vocab], NumPy's format
     #[arg(long, value_name = "FILE.npy")]
     logits_out: Option<PathBuf>,
@@ -58,6 +61,16 @@ struct Row {
     nll: f64,
     ppl: f64,
     ppl_ratio_to_full: Option<f64>,
+    /// With `--parts`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<Part>,
+}
+
+#[derive(Serialize)]
+struct Part {
+    n_tokens: usize,
+    nll: f64,
+    ppl: f64,
 }
 
 /// Rows of logits at once: each is a whole vocabulary.
@@ -86,12 +99,13 @@ pub fn run(args: PplArgs) -> Result<u8> {
     if args.keep.is_empty() {
         opened.check()?;
     }
-    let n_ctx = opened.model.config.n_ctx;
-    if args.text.ctx > n_ctx {
-        return Err(Error::usage(
-            "--ctx",
-            format!("windows of {} tokens, the model was trained for {n_ctx}; give less", args.text.ctx),
-        ));
+    let (ctx, n_ctx) = (args.text.ctx, opened.model.config.n_ctx);
+    if ctx > n_ctx && !args.keep.is_empty() {
+        let what = format!("a full cache of --ctx {ctx} tokens cannot be, the model was trained for {n_ctx}");
+        return Err(Error::usage("--keep", format!("{what}; give --kv-budget, or a smaller --ctx")));
+    }
+    if args.parts == 0 || args.parts >= ctx {
+        return Err(Error::usage("--parts", format!("{} parts of {ctx} tokens; give 1 to {}", args.parts, ctx - 1)));
     }
     let tokenizer = opened.tokenizer()?;
     let mut tokens = tokenizer.encode(&text, true, false)?;
@@ -102,7 +116,8 @@ pub fn run(args: PplArgs) -> Result<u8> {
     tokens.truncate((n_windows - 1) * stride + args.text.ctx);
     drop(opened);
 
-    let mut eval = Eval { args: &args, tokens: &tokens, stride, n_windows, text: &text, full: None, interrupt };
+    let has_full = ctx <= n_ctx;
+    let mut eval = Eval { args: &args, tokens: &tokens, stride, n_windows, text: &text, has_full, full: None, interrupt };
     eval.interrupt.defer();
     let (runs, mut rows) = (eval.runs(), Vec::new());
     // What does not fit is refused now, not after hours.
@@ -133,6 +148,8 @@ struct Eval<'a> {
     stride: usize,
     n_windows: usize,
     text: &'a str,
+    /// Whether the model can see a whole window: beyond its trained context there is nothing to compare with.
+    has_full: bool,
     /// Scores of the full f16 cache, once some row has needed them.
     full: Option<Scores>,
     interrupt: Interrupt,
@@ -202,16 +219,18 @@ impl Eval<'_> {
         // One session at a time: the plan is for one.
         drop(session);
         let evicts = n_slot < self.args.text.ctx;
-        if (evicts || !exact) && self.full.is_none() {
+        if (evicts || !exact) && self.full.is_none() && self.has_full {
             let Some(full) = self.score(&mut self.session(Budget::Full, Policy::Off)?, None)? else { return Ok(None) };
             self.full = Some(full);
         }
         // Where the arena never fills, rounding alone is what costs: all tokens count.
         let from = if evicts { n_slot } else { 0 };
-        let ratio = match (&self.full, evicts || !exact) {
-            (Some(full), true) => Some((scores.mean_after(from) - full.mean_after(from)).exp()),
-            _ => Some(1.0),
+        let ratio = match &self.full {
+            _ if !evicts && exact => Some(1.0),
+            Some(full) => Some((scores.mean_after(from) - full.mean_after(from)).exp()),
+            None => None,
         };
+        let parts = if self.args.parts > 1 { scores.parts(self.args.parts) } else { Vec::new() };
         let (nll, n_tokens) = (scores.mean(), scores.nll.len());
         if whole {
             self.full = Some(scores);
@@ -227,6 +246,7 @@ impl Eval<'_> {
             nll,
             ppl: nll.exp(),
             ppl_ratio_to_full: ratio,
+            parts: parts.into_iter().map(|(n_tokens, nll)| Part { n_tokens, nll, ppl: nll.exp() }).collect(),
         }))
     }
 }
@@ -248,6 +268,18 @@ fn table(rows: &[Row]) -> String {
             r.nll,
             r.ppl
         ));
+    }
+    let n_parts = rows[0].parts.len();
+    if n_parts > 0 {
+        let head: String = (1..=n_parts).map(|i| format!(" {i} |")).collect();
+        out.push_str(&format!(
+            "\n\nPerplexity by parts of a window:\n\n| slots | policy |{head}\n|---|---|{}",
+            "---|".repeat(n_parts)
+        ));
+    }
+    for r in rows.iter().filter(|r| !r.parts.is_empty()) {
+        let parts: String = r.parts.iter().map(|part| format!(" {:.3} |", part.ppl)).collect();
+        out.push_str(&format!("\n| {} | {} |{parts}", r.n_slot, r.policy));
     }
     out
 }
