@@ -233,7 +233,8 @@ fn ppl_compares_policies_and_draws_their_curves() {
 #[test]
 fn ppl_of_a_stream_beyond_the_trained_context_by_parts() {
     let (_, text, tiny) = strings();
-    let args = ["eval", "ppl", "-m", &tiny, "-f", &text, "--ctx", "1000", "--windows", "1", "--kv-budget", "40KiB", "--parts", "3"];
+    let args =
+        ["eval", "ppl", "-m", &tiny, "-f", &text, "--ctx", "1000", "--windows", "1", "--kv-budget", "40KiB", "--parts", "3"];
     let found = rows(&args);
     let row = &found[0];
     assert!(row["ppl_ratio_to_full"].is_null() && row["n_slot"].as_u64() < Some(256), "{row}");
