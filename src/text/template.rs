@@ -37,14 +37,21 @@ const REMEDY: &str = "give another with --template FILE";
 
 impl ChatTemplate {
     pub fn new(source: &str) -> Result<Self> {
+        Self::with_clock(source, now)
+    }
+
+    /// `clock`: the seconds since 1970 that `strftime_now` writes.
+    pub fn with_clock(source: &str, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| Error::Stopped(describe(&error)))?);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", |format: &str| strftime(format, now()));
+        environment.add_function("strftime_now", move |format: &str| strftime(format, clock()));
         environment.add_filter("tojson", tojson);
+        // To Python `none` is not iterable: templates ask `tools is iterable` before they count tools.
+        environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         let source = without_generation_marks(source);
         environment.add_template_owned(NAME, source).map_err(|error| Error::Stopped(describe(&error)))?;
         Ok(ChatTemplate { environment })
@@ -393,6 +400,12 @@ mod tests {
         let source = "{{ {'a': [1, 2.5, none, true, 'é<&'], 'b': {}} | tojson }}";
         assert_eq!(render(source, &[]).unwrap(), r#"{"a": [1, 2.5, null, true, "é<&"], "b": {}}"#);
         assert_eq!(render("{{ {'a': [1]} | tojson(indent=2) }}", &[]).unwrap(), "{\n  \"a\": [\n    1\n  ]\n}");
+    }
+
+    #[test]
+    fn none_is_not_iterable_and_the_rest_as_in_python() {
+        let source = "{% for x in [none, 'ab', [], {}, 1, true, missing, messages] %}{{ x is iterable }} {% endfor %}";
+        assert_eq!(render(source, &[]).unwrap().to_lowercase(), "false true true true false false true true ");
     }
 
     #[test]

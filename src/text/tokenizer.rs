@@ -44,7 +44,7 @@ impl TokenKind {
 }
 
 /// Tokens that end a generation wherever they occur in a vocabulary, by their text; files often fail to say so otherwise.
-const END_OF_GENERATION: [&str; 26] = [
+const END_OF_GENERATION: [&str; 22] = [
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -64,15 +64,70 @@ const END_OF_GENERATION: [&str; 26] = [
     "<end_of_utterance>",
     "<eos>",
     "<turn|>",
+    "<|tool_response>",
     "<｜end▁of▁sentence｜>",
     "[e~[",
-    // Fill-in-the-middle: what follows one of these is another file.
-    "<|fim_pad|>",
-    "<|fim_repo|>",
-    "<|repo_name|>",
-    "<reponame>",
-    "<|file_sep|>",
 ];
+
+/// A token for filling in the middle of a text: the keys that name it, and the texts by which it is known where the file has
+/// none of them; it is a control token then.
+struct Filler {
+    keys: &'static [&'static str],
+    texts: &'static [&'static str],
+    /// What follows it is another file.
+    ends: bool,
+}
+
+const FILLERS: [Filler; 6] = [
+    Filler {
+        keys: &["fim_pre", "prefix"],
+        texts: &[
+            "<|fim_prefix|>",
+            "<fim-prefix>",
+            "<fim_prefix>",
+            "<｜fim▁begin｜>",
+            "<PRE>",
+            "▁<PRE>",
+            "<|code_prefix|>",
+            "<|prefix|>",
+        ],
+        ends: false,
+    },
+    Filler {
+        keys: &["fim_suf", "suffix"],
+        texts: &[
+            "<|fim_suffix|>",
+            "<fim-suffix>",
+            "<fim_suffix>",
+            "<｜fim▁hole｜>",
+            "<SUF>",
+            "▁<SUF>",
+            "<|code_suffix|>",
+            "<|suffix|>",
+        ],
+        ends: false,
+    },
+    Filler {
+        keys: &["fim_mid", "middle"],
+        texts: &[
+            "<|fim_middle|>",
+            "<fim-middle>",
+            "<fim_middle>",
+            "<｜fim▁end｜>",
+            "<MID>",
+            "▁<MID>",
+            "<|code_middle|>",
+            "<|middle|>",
+        ],
+        ends: false,
+    },
+    Filler { keys: &["fim_pad"], texts: &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"], ends: true },
+    Filler { keys: &["fim_rep"], texts: &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"], ends: true },
+    Filler { keys: &["fim_sep"], texts: &["<|file_sep|>"], ends: true },
+];
+
+/// Parts of gpt-oss's frame of a message, which text may hold.
+const FRAME: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
 /// A token that is matched in text before the pre-tokenizer sees it.
 struct Special {
@@ -127,23 +182,12 @@ impl Tokenizer {
         let tokens = file.strings(TOKENS)?;
         let n_vocab = tokens.len();
         let mut kinds = token_kinds(file, n_vocab)?;
-        let mut ends = Vec::new();
-        for (id, text) in tokens.iter().enumerate().filter(|(_, text)| END_OF_GENERATION.contains(text)) {
-            kinds[id] = TokenKind::Control;
-            ends.push(id as u32);
-            log::debug!("token {id} {text} ends a generation");
-        }
         let token_id = |key: &str| special_id(file, key, n_vocab);
         // SentencePiece's own ids, where the file does not say.
         let usual = |id: u32| Some(id).filter(|_| is_spm && n_vocab > 2);
         let bos = token_id("tokenizer.ggml.bos_token_id")?.or(usual(1));
         let eos = token_id("tokenizer.ggml.eos_token_id")?.or(usual(2));
-        ends.extend(eos);
-        for key in ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"] {
-            ends.extend(token_id(&format!("tokenizer.ggml.{key}_token_id"))?);
-        }
-        ends.sort_unstable();
-        ends.dedup();
+        let ends = ends_of_generation(file, &tokens, eos, &mut kinds)?;
 
         let (bytes, offsets) = byte_table(file, &tokens, &kinds, is_spm)?;
         let specials = specials(file, &tokens, &kinds)?;
@@ -402,6 +446,53 @@ fn special_id(file: &GgufFile, key: &str, n_vocab: usize) -> Result<Option<u32>>
         }
         id => Ok(id),
     }
+}
+
+/// The ids that end a generation, in order: those that llama.cpp knows by their text or by a key. What is found by its text
+/// is made a control token, whatever the file says it is.
+fn ends_of_generation(file: &GgufFile, tokens: &StringArray<'_>, eos: Option<u32>, kinds: &mut [TokenKind]) -> Result<Vec<u32>> {
+    let by_key = |name: &str| special_id(file, &format!("tokenizer.ggml.{name}_token_id"), tokens.len());
+    // What the texts are found to be, in one pass.
+    let mut by_text = BTreeMap::new();
+    let known = |text: &str| {
+        END_OF_GENERATION.contains(&text) || FRAME.contains(&text) || FILLERS.iter().any(|f| f.texts.contains(&text))
+    };
+    for (id, text) in tokens.iter().enumerate().filter(|(_, text)| known(text)) {
+        by_text.insert(text, id as u32);
+    }
+    let find = |text: &str| by_text.get(text).copied();
+    let mut ends: Vec<u32> = END_OF_GENERATION.into_iter().filter_map(find).collect();
+    ends.iter().for_each(|&id| kinds[id as usize] = TokenKind::Control);
+    for Filler { keys, texts, ends: does_end } in FILLERS {
+        let mut id = None;
+        for key in keys {
+            id = id.or(by_key(key)?);
+        }
+        if id.is_none() {
+            id = texts.iter().find_map(|text| find(text));
+            id.iter().for_each(|&id| kinds[id as usize] = TokenKind::Control);
+        }
+        ends.extend(id.filter(|_| does_end));
+    }
+    FRAME.into_iter().filter_map(find).for_each(|id| kinds[id as usize] = TokenKind::UserDefined);
+    for id in [eos, by_key("eot")?, by_key("eom")?] {
+        ends.extend(id);
+    }
+    // Where these are there, the more common texts mean something else: in gpt-oss and Solar, and in Gemma 4.
+    let has = |text: &str| find(text).is_some();
+    let call = has("<|call|>") || has("<|calls|>");
+    for (is_other, text, kind) in [
+        (call && (has("<|return|>") || has("<|flush|>")), "<|end|>", TokenKind::UserDefined),
+        (has("<|tool_response>"), "</s>", TokenKind::Normal),
+    ] {
+        if let Some(id) = find(text).filter(|_| is_other) {
+            ends.retain(|&end| end != id);
+            kinds[id as usize] = kind;
+        }
+    }
+    ends.sort_unstable();
+    ends.dedup();
+    Ok(ends)
 }
 
 /// The bytes of all tokens end to end, and where each begins and the last ends.
