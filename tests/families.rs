@@ -3,7 +3,7 @@
 
 use lowkey::kernels::Kernels;
 use lowkey::kv::policy::Policy;
-use lowkey::session::SessionParams;
+use lowkey::session::{Session, SessionParams};
 use lowkey_test_kit::families::family_model;
 use lowkey_test_kit::gguf_writer::GgufWriter;
 use lowkey_test_kit::{budget_for, floats, golden, ids, params, session};
@@ -113,6 +113,57 @@ fn windows_beside_eviction_give_the_same_bits_in_batches_and_on_every_set() {
             }
         }
     }
+}
+
+/// What convolutions remember of a stream is a state beside the arena: whatever is evicted or renumbered, however the stream is
+/// cut into batches, on every set and for any threads the bits are the same; a cleared session begins anew.
+#[test]
+fn convolutions_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
+    let golden = golden("families.json");
+    let tokens: Vec<u32> = ids(&golden["ids"]).iter().cycle().take(60).copied().collect();
+    let name = "lfm2-q8";
+    let mut file = family_model(name, &golden["models"][name]);
+    let path = Temp::new("lfm2-bits", &file);
+    let prefill = |session: &mut Session| -> Vec<u32> {
+        let logits = session.prefill(&tokens, |_| true).expect("logits").expect("not stopped");
+        logits.iter().map(|l| l.to_bits()).collect()
+    };
+    for n_slot in [6, 20, 60] {
+        let start = |n_batch: usize, kernels: &str, n_threads: usize| {
+            let mut p = params(0);
+            (p.kv.policy, p.kv.sinks, p.n_batch, p.kernels) = (Policy::L2, 1, n_batch, kernels.into());
+            p.n_threads = Some(n_threads);
+            p.kv.budget_bytes = budget_for(&path.0, n_slot, &p);
+            session(&path.0, &p)
+        };
+        let want = prefill(&mut start(1, "scalar", 1));
+        for kernels in Kernels::available() {
+            for (n_batch, n_threads) in [(1, 2), (2, 1), (3, 3), (32, 2)] {
+                let mut session = start(n_batch, kernels.name(), n_threads);
+                let label = format!("{n_slot} slots, {}, batches of {n_batch}, {n_threads} threads", kernels.name());
+                assert!(prefill(&mut session) == want, "{label}");
+                session.clear();
+                assert!(prefill(&mut session) == want, "{label}: after clear");
+            }
+        }
+        let mut session = start(4, "auto", 2);
+        // Only two layers of five have keys and values.
+        assert_eq!((session.cache().shape().n_layer, session.model().config.n_layer), (2, 5));
+        session.prefill(&tokens[..3], |_| true).expect("logits");
+        assert!(prefill(&mut session) != want, "what went before is remembered");
+    }
+    // Past the trained context, where what is kept is renumbered more than once.
+    let at = file.keys.iter().position(|key| key.0.ends_with(".context_length")).expect("a context");
+    file.keys[at].2 = 24u32.to_le_bytes().to_vec();
+    let path = Temp::new("lfm2-short", &file);
+    let short = |n_batch: usize, kernels: &str| {
+        let mut p = params(0);
+        (p.kv.policy, p.kv.sinks, p.n_batch, p.kernels) = (Policy::L2, 1, n_batch, kernels.into());
+        p.kv.budget_bytes = budget_for(&path.0, 12, &p);
+        prefill(&mut session(&path.0, &p))
+    };
+    let want = short(1, "scalar");
+    assert!(Kernels::available().all(|kernels| short(1, kernels.name()) == want));
 }
 
 /// With no sinks and the oldest going first, what is kept is always the latest tokens in a row: renumbering moves all by one

@@ -24,13 +24,13 @@ MASK = (1 << 64) - 1
 TYPES = {"F32": 0, "F16": 1, "Q8_0": 8}
 
 
-def spec(arch, heads, head_dim, kind="F32", n_embd=None, n_ff=96, n_layer=2, n_vocab=37, n_rot=None, output=True, **keys):
+def spec(arch, heads, head_dim, kind="F32", n_embd=None, n_ff=96, n_layer=2, n_vocab=37, n_rot=None, output=True, conv=(), **keys):
     n_head, n_head_kv = heads
     # Only of these does llama.cpp take heads that together are wider or narrower than the embedding.
     n_embd = n_embd or (64 if arch in ("llama", "qwen3", "gemma", "gemma2", "gemma3") else n_head * head_dim)
     return dict(
         arch=arch, n_head=n_head, n_head_kv=n_head_kv, head_dim=head_dim, kind=kind, n_embd=n_embd, n_ff=n_ff,
-        n_layer=n_layer, n_vocab=n_vocab, n_rot=n_rot or head_dim, output=output, keys=keys,
+        n_layer=n_layer, n_vocab=n_vocab, n_rot=n_rot or head_dim, output=output, conv=conv, keys=keys,
     )  # fmt: skip
 
 
@@ -76,6 +76,11 @@ MODELS = {
     "gemma3-gqa": spec("gemma3", (4, 2), 128, n_layer=8, output=False, n_vocab=43, **WINDOW, **LINEAR),
     "gemma3-mqa": spec("gemma3", (4, 1), 256, "F16", n_layer=6, n_vocab=39, **WINDOW, **{"rope.freq_base": 1000000.0}),
     "gemma3-q8": spec("gemma3", (2, 1), 96, "Q8_0", n_embd=96, n_layer=7, output=False, **WINDOW),
+    # Layers with a short convolution, the first and the last among them in one, and as many taps as LFM2 has, fewer and more.
+    "lfm2-gqa": spec("lfm2", (4, 2), 64, n_layer=5, output=False, conv=(0, 1, 3), **{"shortconv.l_cache": 3, "rope.freq_base": 1000000.0}),
+    "lfm2-mqa": spec("lfm2", (4, 1), 128, "F16", n_layer=4, n_vocab=45, conv=(1, 3), **{"shortconv.l_cache": 2}),
+    "lfm2-mha": spec("lfm2", (2, 2), 96, n_layer=3, output=False, n_vocab=41, conv=(0, 2), **{"shortconv.l_cache": 5}),
+    "lfm2-q8": spec("lfm2", (4, 2), 64, "Q8_0", n_layer=5, output=False, conv=(0, 1, 3), **{"shortconv.l_cache": 3}),
     "gemma3-wide-window": spec("gemma3", (2, 1), 64, n_layer=6, output=False, **{"attention.sliding_window": 512}),
 }  # fmt: skip
 
@@ -88,7 +93,7 @@ def metadata(s):
         ("block_count", "u32", s["n_layer"]),
         ("feed_forward_length", "u32", s["n_ff"]),
         ("attention.head_count", "u32", s["n_head"]),
-        ("attention.head_count_kv", "u32", s["n_head_kv"]),
+        ("attention.head_count_kv", *kv_heads(s)),
         ("attention.key_length", "u32", s["head_dim"]),
         ("attention.value_length", "u32", s["head_dim"]),
         ("rope.dimension_count", "u32", s["n_rot"]),
@@ -97,6 +102,13 @@ def metadata(s):
     kinds = {str: "str", int: "u32", float: "f32"}
     numbers += [(key, kinds[type(value)], value) for key, value in s["keys"].items()]
     return [(f"{s['arch']}.{key}", kind, value) for key, kind, value in numbers]
+
+
+def kv_heads(s):
+    """One number, or one for each layer where some have a convolution in place of attention."""
+    if not s["conv"]:
+        return "u32", s["n_head_kv"]
+    return "i32s", [0 if i in s["conv"] else s["n_head_kv"] for i in range(s["n_layer"])]
 
 
 def tensors(s):
@@ -114,15 +126,20 @@ def tensors(s):
     for i in range(s["n_layer"]):
         b = f"blk.{i}."
         yield vector(b + "attn_norm.weight", embd)
-        if s["arch"] == "phi3":
+        if i in s["conv"]:
+            yield b + "shortconv.conv.weight", (embd, s["keys"]["shortconv.l_cache"]), "F32", 2.0**-7, 0.0
+            yield matrix(b + "shortconv.in_proj", 3 * embd, embd, 3.0)
+            yield matrix(b + "shortconv.out_proj", embd, embd)
+        elif s["arch"] == "phi3":
             yield matrix(b + "attn_qkv", q + 2 * kv, embd)
         else:
             yield from (matrix(b + "attn_q", q, embd), matrix(b + "attn_k", kv, embd), matrix(b + "attn_v", kv, embd))
         if s["arch"] == "qwen2":
             yield from (vector(b + f"attn_{x}.bias", n, 2.0**-6, 0.0) for x, n in (("q", q), ("k", kv), ("v", kv)))
-        if s["arch"] in ("qwen3", "gemma3"):
+        if s["arch"] in ("qwen3", "gemma3", "lfm2") and i not in s["conv"]:
             yield from (vector(b + f"attn_{x}_norm.weight", s["head_dim"]) for x in "qk")
-        yield matrix(b + "attn_output", embd, q)
+        if i not in s["conv"]:
+            yield matrix(b + "attn_output", embd, q)
         if s["arch"] in ("gemma2", "gemma3"):
             yield from (vector(b + f"post_{x}_norm.weight", embd) for x in ("attention", "ffw"))
         yield vector(b + "ffn_norm.weight", embd)
@@ -131,7 +148,7 @@ def tensors(s):
         else:
             yield from (matrix(b + "ffn_gate", ff, embd), matrix(b + "ffn_up", ff, embd))
         yield matrix(b + "ffn_down", embd, ff)
-    yield vector("output_norm.weight", embd)
+    yield vector("token_embd_norm.weight" if s["arch"] == "lfm2" else "output_norm.weight", embd)
     if s["output"]:
         yield matrix("output", s["n_vocab"], embd, 2.0)
     if "rope.scaling.attn_factor" in s["keys"] and s["arch"] == "phi3":
@@ -169,7 +186,7 @@ def write_model(path, name, s):
     """Writes the file; gives FNV-1a over the bytes of its tensors in order."""
     writer, digest = gguf.GGUFWriter(path, s["arch"]), fnv1a(b"")
     for key, kind, value in metadata(s):
-        {"u32": writer.add_uint32, "f32": writer.add_float32, "str": writer.add_string}[kind](key, value)
+        {"u32": writer.add_uint32, "f32": writer.add_float32, "str": writer.add_string, "i32s": writer.add_array}[kind](key, value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([f"t{i}" for i in range(s["n_vocab"])])

@@ -17,6 +17,10 @@ pub fn family_model(name: &str, row: &Value) -> GgufWriter {
         match key[1].as_str().expect("a kind") {
             "u32" => file.u32(&text(&key[0]), key[2].as_u64().expect("a number") as u32),
             "f32" => file.f32(&text(&key[0]), float(&key[2])),
+            "i32s" => {
+                let values = key[2].as_array().expect("numbers").iter().map(|v| v.as_i64().expect("a number") as i32);
+                file.i32s(&text(&key[0]), &values.collect::<Vec<_>>())
+            }
             _ => file.str(&text(&key[0]), &text(&key[2])),
         };
     }
