@@ -26,8 +26,14 @@ impl Drop for Temp {
     }
 }
 
+/// The golden, or another that `families.py --cross` wrote: too large to be kept.
+fn described() -> Value {
+    let Some(path) = std::env::var_os("LOWKEY_FAMILIES") else { return golden("families.json") };
+    serde_json::from_str(&std::fs::read_to_string(path).expect("LOWKEY_FAMILIES")).expect("JSON")
+}
+
 fn files() -> Vec<(String, Value, GgufWriter)> {
-    let golden = golden("families.json");
+    let golden = described();
     let models = golden["models"].as_object().expect("models");
     models.iter().map(|(name, row)| (name.clone(), row.clone(), family_model(name, row))).collect()
 }
@@ -38,19 +44,29 @@ fn worst(got: &[f32], want: &[f64]) -> f64 {
 }
 
 /// Logits reach 5 to 9 in these models. F32: what f16 keys and values lose. F16: llama.cpp rounds activations to f16 too.
-/// Q8_0: both round activations to int8 blocks alike, but a rounding that falls the other way is a whole step.
+/// Q8_0: both round activations to int8 blocks alike, but a rounding that falls the other way is a whole step. With K-quants
+/// among others llama.cpp rounds by blocks of 256 where this engine has 32.
 fn tolerance(name: &str, row: &Value) -> f64 {
+    // Of many more models the furthest is further off.
+    let more = if std::env::var_os("LOWKEY_FAMILIES").is_some() { 2.0 } else { 1.0 };
     match row["tensors"][0][2].as_str() {
-        Some("F32") => 0.01,
-        Some("F16") => 0.02,
-        Some("Q8_0") => 0.15,
+        _ if name.ends_with("-mix") => 0.3,
+        Some("F32") => 0.01 * more,
+        Some("F16") => 0.02 * more,
+        Some("Q8_0") => {
+            if more > 1.0 {
+                0.5
+            } else {
+                0.15
+            }
+        }
         other => panic!("{name}: no tolerance for {other:?}"),
     }
 }
 
 #[test]
 fn every_family_computes_what_llama_cpp_computes() {
-    let golden = golden("families.json");
+    let golden = described();
     let (tokens, positions) = (ids(&golden["ids"]), ids(&golden["positions"]));
     for (name, row, file) in files() {
         let path = Temp::new(&name, &file);
@@ -172,7 +188,7 @@ fn convolutions_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
 #[test]
 fn renumbering_changes_no_distance_in_any_family() {
     let tokens = ids(&golden("families.json")["ids"]);
-    for (name, _, file) in files() {
+    for (name, row, file) in files() {
         // Factors are for one context.
         if name == "phi3-factors" {
             continue;
@@ -194,7 +210,8 @@ fn renumbering_changes_no_distance_in_any_family() {
         };
         let (short, long) = (logits(24), logits(256));
         let long: Vec<f64> = long.into_iter().map(f64::from).collect();
-        let (off, allowed) = (worst(&short, &long), if name.ends_with("-q8") { 0.3 } else { 0.03 });
+        let (off, allowed) =
+            (worst(&short, &long), if tolerance(&name, &row) > 0.1 { tolerance(&name, &row).max(0.3) } else { 0.03 });
         println!("{name}: off by {off:.4}");
         assert!(off < allowed, "{name}: off by {off}, allowed {allowed}");
     }

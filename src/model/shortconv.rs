@@ -1,7 +1,9 @@
 //! The short convolution that LFM2 has in place of attention in most layers: each channel of a token is a weighted sum of the
 //! last few tokens' channel, gated before and after,
 //!
-//!     out[t] = gate_out[t] * sum over i of taps[i] * (gate_in * input)[t - (n_tap - 1) + i]
+//! ```text
+//! out[t] = gate_out[t] * sum over i of taps[i] * (gate_in * input)[t - (n_tap - 1) + i]
+//! ```
 //!
 //! with the three factors made by one matrix each. What a stream must remember of it are the `n_tap - 1` latest rows that
 //! entered each layer's convolution: a state of fixed size that no policy touches, since it knows neither positions nor

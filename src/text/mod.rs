@@ -3,6 +3,7 @@
 //!
 //! Nothing here knows of tensors or of the cache; the command line and the server use these pieces beside a session.
 
+pub mod named_templates;
 pub mod pretokenizer;
 pub mod sampler;
 pub mod spm;

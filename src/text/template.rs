@@ -2,8 +2,9 @@
 //! library would render it (block trimming, Python's string and dict methods, `raise_exception`, `strftime_now`, `tojson`).
 //!
 //! Refuses a template that does not parse and a conversation that the template itself refuses, saying where. Never guesses
-//! another template: the user gives one with `--template FILE`.
+//! another template: the user gives one with `--template NAME|FILE`.
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
@@ -13,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
+
+use super::named_templates::NAMED;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +36,7 @@ pub struct ChatTemplate {
 }
 
 const NAME: &str = "chat template";
-const REMEDY: &str = "give another with --template FILE";
+const REMEDY: &str = "give another with --template NAME|FILE";
 
 impl ChatTemplate {
     pub fn new(source: &str) -> Result<Self> {
@@ -57,10 +60,23 @@ impl ChatTemplate {
         Ok(ChatTemplate { environment })
     }
 
+    /// A template of `named_templates.rs`, or that of a file; a file stands before a name.
+    pub fn named(name: &str) -> Result<Self> {
+        let known = NAMED.iter().find(|(known, ..)| *known == name).filter(|_| !Path::new(name).exists());
+        if let Some((.., source)) = known {
+            return Self::new(source);
+        }
+        let source = std::fs::read_to_string(name).map_err(|e| {
+            let names = NAMED.map(|(known, models, _)| format!("{known} ({models})")).join(", ");
+            Error::usage("--template", format!("{name}: {e}; give a file, or one of these names: {names}"))
+        })?;
+        Self::new(&source).map_err(|e| Error::usage("--template", format!("{name}: {e}")))
+    }
+
     /// The template in the model file, `tokenizer.chat_template`.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
         let Some(source) = file.opt_str("tokenizer.chat_template")? else {
-            let what = "has no chat template (metadata tokenizer.chat_template), so it may not be a chat model; give one with --template FILE";
+            let what = "has no chat template (metadata tokenizer.chat_template), so it may not be a chat model; give one with --template NAME|FILE";
             return Err(Error::unsupported(file.path(), what));
         };
         Self::new(source).map_err(|error| Error::unsupported(file.path(), error.to_string()))
@@ -353,7 +369,10 @@ mod tests {
             "<s>[INST] Hi <b>\"you\"</b> [/INST]Hello!</s>[INST] Bye [/INST]"
         );
         let error = render(source, &conversation()).unwrap_err().to_string();
-        assert!(error.contains("must alternate") && error.contains("--template FILE") && error.contains("line 1"), "{error}");
+        assert!(
+            error.contains("must alternate") && error.contains("--template NAME|FILE") && error.contains("line 1"),
+            "{error}"
+        );
         assert!(!error.contains('\n') && !error.contains("raise_exception"), "{error}");
     }
 
@@ -416,14 +435,14 @@ mod tests {
             ("{% if true %}", "line 1", "end of input"),
         ] {
             let error = ChatTemplate::new(source).err().expect(source).to_string();
-            assert!(error.contains(line) && error.contains(word) && error.contains("--template FILE"), "{error}");
+            assert!(error.contains(line) && error.contains(word) && error.contains("--template NAME|FILE"), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }
         for (source, word) in
             [("x\n{{ messages.nothing.more }}", "undefined"), ("x\n{{ missing_function() }}", "missing_function")]
         {
             let error = render(source, &[]).unwrap_err().to_string();
-            assert!(error.contains("line 2") && error.contains(word) && error.contains("--template FILE"), "{error}");
+            assert!(error.contains("line 2") && error.contains(word) && error.contains("--template NAME|FILE"), "{error}");
         }
     }
 

@@ -6,6 +6,7 @@ With --show FILE N it prints the rendering of one conversation.
 """
 
 import argparse
+import ctypes
 import datetime
 import importlib.metadata
 import json
@@ -16,10 +17,13 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
+import llama_cpp
 
 import common
 
 CLOCK = 1_753_000_000  # 2025-07-20 08:26:40 UTC
+# With the end of a turn that llama.cpp writes, whatever the model.
+NAMES = ["chatml", "llama3", "gemma", "phi3", "zephyr", "mistral-v1", "mistral-v3", "mistral-v3-tekken"]
 S, U, A = "system", "user", "assistant"
 CONVERSATIONS = [
     [(U, "Hello")],
@@ -73,6 +77,16 @@ def fnv1a(data):
     return f"{state:016x}"
 
 
+def applied(name, conversation, prompt):
+    """What llama.cpp makes of a conversation by a template that it knows by name."""
+    turns = [(role.encode(), text.encode()) for role, text in conversation]
+    chat = (llama_cpp.llama_chat_message * len(turns))(*turns)
+    room = ctypes.create_string_buffer(1 << 14)
+    n = llama_cpp.llama_chat_apply_template(name.encode(), chat, len(turns), prompt, room, len(room))
+    assert 0 < n < len(room), name
+    return room.raw[:n].decode()
+
+
 def cases():
     return [(i, prompt) for i in range(len(CONVERSATIONS)) for prompt in (True, False)]
 
@@ -100,12 +114,14 @@ def main():
         print(render(env, (args.folder / args.show[0]).read_text(), CONVERSATIONS[i], prompt), end="")
         return
     rows = {}
+    named = {name: [fnv1a(applied(name, CONVERSATIONS[i], prompt).encode()) for i, prompt in cases()] for name in NAMES}
     for path in sorted(args.folder.glob("*.jinja")):
         rows[path.name] = {"sha256": common.sha256_file(path)[:16], "texts": row(env, path.read_text())}
     source = {"command": "python tests/golden/templates.py models/peer", "python": platform.python_version()}
+    source["llama_cpp_python"] = llama_cpp.__version__
     source["jinja2"] = importlib.metadata.version("jinja2")
     source["files"] = "of " + (common.GOLDEN / "requirements.txt").read_text().split()[-1]
-    whole = {"clock": CLOCK, "conversations": CONVERSATIONS, "templates": rows}
+    whole = {"clock": CLOCK, "conversations": CONVERSATIONS, "named": named, "templates": rows}
     common.dump(common.GOLDEN / "templates.json", {"provenance": source} | whole)
 
 
