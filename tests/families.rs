@@ -3,6 +3,7 @@
 
 use lowkey::kernels::Kernels;
 use lowkey::kv::policy::Policy;
+use lowkey::kv::shape::Recent;
 use lowkey::session::{Session, SessionParams};
 use lowkey_test_kit::families::family_model;
 use lowkey_test_kit::gguf_writer::GgufWriter;
@@ -261,5 +262,38 @@ fn a_window_of_all_layers_is_the_latest_tokens() {
         let (_, session) = run(&windowed, Policy::L2, 1, Some(one_less));
         let cache = session.cache();
         assert_eq!((cache.n_slot() < N_WINDOW, cache.shape().n_ctx, cache.shape().window), (true, N_WINDOW, None));
+    }
+}
+
+/// What is kept in every layer with keys, and the logits at the end, are those of a naive model in numpy (evicting.json), in
+/// families that differ from Llama before keys are rated: biases, norms of heads, convolutions.
+#[test]
+fn other_families_evict_what_the_reference_evicts() {
+    let (described, golden) = (golden("families.json"), golden("evicting.json"));
+    let tokens = ids(&golden["ids"]);
+    for (name, row) in golden["models"].as_object().expect("models") {
+        let path = Temp::new(&format!("{name}-evicting"), &family_model(name, &described["models"][name]));
+        for stream in row["streams"].as_array().expect("streams") {
+            let number = |key: &str| stream[key].as_u64().expect("a number") as u32;
+            let policy: Policy = stream["policy"].as_str().expect("a name").parse().expect("a policy");
+            for (kernels, n_batch) in Kernels::available().flat_map(|k| [1, 3, 20].map(|n| (k, n))) {
+                let mut p = params(0);
+                (p.kernels, p.kv.policy, p.n_batch) = (kernels.name().into(), policy, n_batch);
+                (p.kv.sinks, p.kv.recent) = (number("sinks"), Some(Recent::Tokens(number("recent"))));
+                p.kv.budget_bytes = budget_for(&path.0, number("n_slot") as usize, &p);
+                let mut session = session(&path.0, &p);
+                let logits = session.prefill(&tokens, |_| true).expect("logits").expect("not stopped").to_vec();
+                let label = format!("{name}, {policy:?}, {}, batches of {n_batch}", kernels.name());
+                for (layer, heads) in stream["kept"].as_array().expect("layers").iter().enumerate() {
+                    for (head, want) in heads.as_array().expect("heads").iter().enumerate() {
+                        let mut got = session.cache().kept(layer, head).to_vec();
+                        got.sort_unstable();
+                        assert_eq!(got, ids(want), "{label}, layer {layer}, head {head}");
+                    }
+                }
+                let off = worst(&logits, &floats(&stream["logits"][0]));
+                assert!(off < 0.01, "{label}: off by {off}");
+            }
+        }
     }
 }
