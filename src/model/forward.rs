@@ -195,10 +195,24 @@ pub fn forward_watched<'a>(
     Ok(logits)
 }
 
-/// Asks the cache to admit the tokens, renumbering first where their positions would pass the trained context.
+/// Positions at most over which the mean key is spread. Of 2,048, 4,096 and 8,192 the first left the least rounding error in
+/// windows of 2,048 tokens; pairs that turn slowly enough to matter later gain from it as well.
+const POSITIONS: usize = 2048;
+
+/// Asks the cache to admit the tokens, renumbering first where their positions would pass the trained context, and
+/// fixing what is taken off keys once enough of them were seen.
 fn make_room(model: &Model, pool: &mut Pool, s: &mut Scratch, cache: &mut KvCache, n_tok: usize) -> Result<()> {
     assert!(n_tok >= 1 && n_tok <= cache.shape().n_batch, "a batch of {n_tok} tokens");
     cache.admit(n_tok)?;
+    if cache.must_centre() {
+        cache.fix_centres(&mut s.renumber[0], |layer, key, angles| {
+            if model.config.arch.turns(layer) {
+                let (rope, angles) = (model.ropes.of(layer), &mut angles[..model.config.rope.n_rot]);
+                rope.mean_angles(model.config.n_ctx.min(POSITIONS), angles);
+                rope.turn(key, angles);
+            }
+        });
+    }
     if cache.must_renumber(n_tok) {
         log::debug!(
             "position {} nears the trained context of {}: renumbering what is kept",
