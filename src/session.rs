@@ -11,6 +11,7 @@ use crate::mem::plan::Plan;
 use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
 use crate::model::forward::{Logits, Machine, Model, forward, forward_watched};
 use crate::model::scratch::{Scratch, ScratchShape};
+use crate::model::shortconv::ShortConvs;
 use crate::model::weights::Weights;
 use crate::units::Bytes;
 
@@ -61,7 +62,7 @@ impl SessionParams {
             return Err(Error::usage("--batch", format!("a batch of {} tokens; give 1 to 65536", self.n_batch)));
         }
         let mut shape = KvShape {
-            n_layer: c.n_layer,
+            n_layer: c.n_attn_layer(),
             n_head_kv: c.n_head_kv,
             head_dim: c.head_dim,
             // After renumbering an eighth of the context is free: a batch must fit into it.
@@ -232,6 +233,7 @@ impl Session {
     /// Forgets the stream; the memory stays.
     pub fn clear(&mut self) {
         self.cache.clear();
+        self.machine.scratch.convs.iter_mut().for_each(ShortConvs::clear);
         self.n_past = 0;
     }
 
