@@ -10,11 +10,12 @@
 //! at which step is known before attention runs (`rate`, `place`). The others judge by what was known before the batch. The batch's rows wait in rows of their own behind the slots, attention sees
 //! for each token the slots as they stand at its step (`rows_at`), and `commit` moves what survived into place.
 
+mod anew;
 pub mod centre;
 mod thin;
 
 use super::Pos;
-use super::marks::{Head, HeadMarks, cosine};
+use super::marks::{Head, HeadMarks};
 use super::policy::{Policy, Protection, Rule};
 pub use super::shape::{KvParams, KvShape, Recent};
 use super::types::KvType;
@@ -275,38 +276,6 @@ impl KvCache {
                 taken[t] = slot as u32;
             }
         });
-    }
-
-    /// Before anything is evicted from a layer: KeyDiff's scores become the cosine between each key as it is stored and the mean
-    /// of all, each of length one. Other policies need nothing.
-    fn compare_anew(&mut self, layer: usize) {
-        let rule = self.rule(layer);
-        if rule.policy != Policy::KeyDiff {
-            return;
-        }
-        let (KvShape { n_head_kv, head_dim, k_type, .. }, live) = (self.shape, self.live(layer));
-        let (first, n_slot, row_bytes) = (self.first_row(layer, 0), self.slots(layer), self.shape.k_bytes());
-        for (h, mut head) in self.marks.of_layer(&self.shape, layer, rule).enumerate() {
-            let rows = &self.keys[(first + h * n_slot) * row_bytes..][..live * row_bytes];
-            let (mut mean, mut room) = ([0f32; MAX_HEAD_DIM], [0f32; MAX_HEAD_DIM]);
-            let (mean, key) = (&mut mean[..head_dim], &mut room[..head_dim]);
-            let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
-            let centre = if self.is_centred { &self.centres[(layer * n_head_kv + h) * head_dim..] } else { &[] };
-            let load = |row: &[u8], key: &mut [f32]| {
-                k_type.row().load(row, key);
-                key.iter_mut().zip(centre).for_each(|(key, centre)| *key += centre);
-            };
-            for row in rows.chunks_exact(row_bytes) {
-                load(row, key);
-                let unit = 1.0 / norm(key).max(f32::MIN_POSITIVE);
-                mean.iter_mut().zip(&*key).for_each(|(mean, key)| *mean += key * unit);
-            }
-            let mean_norm = norm(mean);
-            head.rescore(live, |slot| {
-                load(&rows[slot * row_bytes..][..row_bytes], key);
-                cosine(key, norm(key), mean, mean_norm)
-            });
-        }
     }
 
     /// After a layer's attention, where the policy counts it: adds what each entry received. `given(head)` is what the batch
