@@ -71,8 +71,8 @@ impl KvCache {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{KvParams, KvType, Recent};
     use super::*;
+    use crate::kv::cache::{KvParams, KvType, Recent};
     use crate::kv::policy::{Marks, Policy};
     use crate::mem::arena::Arena;
     use crate::mem::pool::Pool;
