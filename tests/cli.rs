@@ -234,8 +234,8 @@ fn a_plan_for_boards_says_what_fits_and_fails_where_it_does_not() {
             assert_eq!(context["whole"], context["n_slot"] == 8192);
         }
     }
-    // Large batches leave the Zero no room for all of the context in f16.
-    let large = ["plan", "-m", &m, "--kv-budget", "300MiB", "--batch", "1024", "--board", "pi-zero-2w"];
+    // Large batches and many threads leave the Zero no room for all of the context in f16.
+    let large = ["plan", "-m", &m, "--kv-budget", "300MiB", "--batch", "1024", "--threads", "32", "--board", "pi-zero-2w"];
     let refused = run(&[&large[..], &["--json"]].concat());
     assert_eq!(refused.status.code(), Some(1));
     let plan: Value = serde_json::from_slice(&refused.stdout).expect("JSON");

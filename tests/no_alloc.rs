@@ -66,10 +66,10 @@ fn prefill_and_steps_allocate_nothing() {
     assert_eq!(n, 0, "allocations with the demo model");
 
     // Small models: float weights go through another matrix product, a short context is renumbered again and again.
-    // So are families with biases, normed heads, layers that know no positions, fused matrices, and windows.
+    // So are families with biases, normed heads, layers that know no positions, fused matrices, windows, and convolutions.
     let golden = lowkey_test_kit::golden("families.json");
     let own = std::env::temp_dir().join(format!("lowkey-no-alloc-{}.gguf", std::process::id()));
-    for name in ["tiny-gqa-f32.gguf", "tiny-mqa.gguf", "qwen2-q8", "qwen3-q8", "smollm3-q8", "phi3-q8", "gemma2-q8", "gemma3-q8"]
+    for name in ["tiny-gqa-f32.gguf", "tiny-mqa.gguf", "qwen2-q8", "qwen3-q8", "smollm3-q8", "phi3-q8", "gemma2-q8", "gemma3-q8", "lfm2-q8"]
     {
         let path = if name.starts_with("tiny") { lowkey_test_kit::data(name) } else { own.clone() };
         if path == own {
