@@ -8,6 +8,8 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]
+mod arm_attend;
+#[cfg(target_arch = "aarch64")]
 mod arm_blocks;
 #[cfg(target_arch = "aarch64")]
 mod arm_dense;
@@ -15,10 +17,13 @@ mod arm_dense;
 mod arm_float;
 #[cfg(target_arch = "aarch64")]
 mod arm_formats;
+pub mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_attend;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 #[cfg(target_arch = "aarch64")]
@@ -34,6 +39,8 @@ pub mod scalar;
 mod suite;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_attend;
 #[cfg(target_arch = "x86_64")]
 mod x86_formats;
 #[cfg(target_arch = "x86_64")]
@@ -248,14 +255,14 @@ pub struct Partial<'a> {
     pub sum: &'a mut [f32],
     /// `[n_q][head_dim]`
     pub acc: &'a mut [f32],
-    /// exp(score - highest) of each row, for who asks: `weights_len(n_q)`, laid out `[n_q / 4][CHUNK][4]` (a row's four
-    /// queries side by side). What lies behind `n_rows` and behind the last query is undefined. Empty: not asked for.
-    pub weights: &'a mut [[f32; MAX_QUERIES]],
+    /// exp(score - highest) of each row, for who asks: `[n_q][CHUNK]`. What lies behind `n_rows` is undefined. Empty: not
+    /// asked for.
+    pub weights: &'a mut [f32],
 }
 
 /// Elements of `Partial::weights`.
 pub fn weights_len(n_q: usize) -> usize {
-    n_q.div_ceil(MAX_QUERIES) * CHUNK
+    n_q * CHUNK
 }
 
 /// Order in which a head's elements are turned in pairs by RoPE.
@@ -492,6 +499,15 @@ impl Kernels {
         // SAFETY: the set's features were detected; rows are inside the buffers by the assertions above.
         unsafe { (self.table.attend)(a, out) };
     }
+}
+
+/// Turns `x` by the orthonormal Hadamard matrix of its order, a power of two; see portable.rs. The same for all sets of a family,
+/// for it takes no feature that a CPU could lack.
+pub fn hadamard(x: &mut [f32]) {
+    #[cfg(target_arch = "aarch64")]
+    arm_float::hadamard(x);
+    #[cfg(not(target_arch = "aarch64"))]
+    portable::hadamard(x);
 }
 
 /// `sum16` of each block of 32 `q`, whose whole sum is known.
