@@ -29,6 +29,8 @@ mod dotprod;
 #[cfg(target_arch = "aarch64")]
 mod dotprod_packed;
 mod float;
+#[cfg(target_arch = "aarch64")]
+mod i8mm;
 pub mod kv_rows;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -70,18 +72,21 @@ pub enum SetName {
     Scalar,
     Neon,
     Dotprod,
+    I8mm,
     Avx2,
     Avx512,
 }
 
 impl SetName {
-    pub const ALL: [SetName; 5] = [SetName::Scalar, SetName::Neon, SetName::Dotprod, SetName::Avx2, SetName::Avx512];
+    pub const ALL: [SetName; 6] =
+        [SetName::Scalar, SetName::Neon, SetName::Dotprod, SetName::I8mm, SetName::Avx2, SetName::Avx512];
 
     pub fn name(self) -> &'static str {
         match self {
             SetName::Scalar => "scalar",
             SetName::Neon => "neon",
             SetName::Dotprod => "dotprod",
+            SetName::I8mm => "i8mm",
             SetName::Avx2 => "avx2",
             SetName::Avx512 => "avx512",
         }
@@ -307,6 +312,10 @@ impl Kernels {
             SetName::Neon if std::arch::is_aarch64_feature_detected!("neon") => &neon::TABLE,
             #[cfg(target_arch = "aarch64")]
             SetName::Dotprod if std::arch::is_aarch64_feature_detected!("dotprod") => &dotprod::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            SetName::I8mm if Kernels::detect(SetName::Dotprod).is_some() && std::arch::is_aarch64_feature_detected!("i8mm") => {
+                &i8mm::TABLE
+            }
             #[cfg(target_arch = "x86_64")]
             SetName::Avx2
                 if std::arch::is_x86_feature_detected!("avx2")
@@ -372,7 +381,7 @@ impl Kernels {
     /// Whether this set multiplies packed matrices better than others. The scalar set reads them because it is the
     /// specification; all others leave them to it.
     pub fn reads_packed(&self) -> bool {
-        matches!(self.name, SetName::Scalar | SetName::Dotprod)
+        matches!(self.name, SetName::Scalar | SetName::Dotprod | SetName::I8mm)
     }
 
     /// Quantises `x` = `[n_tok][n_cols]` into `buf`, one token a task.
