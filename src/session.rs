@@ -11,6 +11,7 @@ use crate::mem::plan::Plan;
 use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
 use crate::model::forward::{Logits, Machine, Model, forward, forward_watched};
 use crate::model::scratch::{Scratch, ScratchShape};
+use crate::model::shortconv::ShortConvs;
 use crate::model::weights::Weights;
 use crate::units::Bytes;
 
@@ -61,7 +62,7 @@ impl SessionParams {
             return Err(Error::usage("--batch", format!("a batch of {} tokens; give 1 to 65536", self.n_batch)));
         }
         let mut shape = KvShape {
-            n_layer: c.n_layer,
+            n_layer: c.n_attn_layer(),
             n_head_kv: c.n_head_kv,
             head_dim: c.head_dim,
             // After renumbering an eighth of the context is free: a batch must fit into it.
@@ -70,6 +71,7 @@ impl SessionParams {
             window: c.window,
             k_type: KvType::F16,
             v_type: KvType::F16,
+            capped: c.soft_caps.is_some(),
             marks: self.kv.marks(),
         };
         shape.choose_types(self.kv.budget_bytes, self.n_stream, self.k_type, self.v_type);
@@ -231,12 +233,18 @@ impl Session {
     /// Forgets the stream; the memory stays.
     pub fn clear(&mut self) {
         self.cache.clear();
+        self.machine.scratch.convs.iter_mut().for_each(ShortConvs::clear);
         self.n_past = 0;
     }
 
     /// Evicts at once until `n_keep` tokens are left, by `rule` and no longer by that of the stream.
     pub fn compress(&mut self, n_keep: usize, rule: Rule) {
         self.cache.compress(n_keep, rule, &mut self.machine.scratch.renumber[0]);
+    }
+
+    /// How many of `n` tokens may go in as one batch now.
+    pub fn together(&self, n: usize) -> usize {
+        self.cache.together(n.min(self.n_batch))
     }
 
     /// Takes in a prompt, batch by batch, and returns the logits after its last token, `[n_vocab]`. `go_on` is told the
@@ -247,7 +255,7 @@ impl Session {
         }
         let mut done = 0;
         loop {
-            let n = self.n_batch.min(tokens.len() - done);
+            let n = self.together(tokens.len() - done);
             let wanted = if done + n == tokens.len() { Logits::Last } else { Logits::None };
             forward(&self.model, &mut self.machine, &mut self.cache, &tokens[done..done + n], wanted)?;
             done += n;
@@ -267,14 +275,14 @@ impl Session {
         forward(&self.model, &mut self.machine, &mut self.cache, &[token], Logits::Last)
     }
 
-    /// At most `n_logits` tokens in, the logits after each of them out, `[tokens.len()][n_vocab]`.
+    /// At most `n_logits` tokens in, and no more than go `together`, the logits after each of them out, `[tokens.len()][n_vocab]`.
     pub fn prefill_all(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         assert!(tokens.len() <= self.n_logits);
         self.n_past += tokens.len() as u64;
         forward(&self.model, &mut self.machine, &mut self.cache, tokens, Logits::All)
     }
 
-    /// At most a batch of tokens in; `watch` sees the queries and the cache of each layer (`forward_watched`).
+    /// As many tokens in as go `together`; `watch` sees the queries and the cache of each layer (`forward_watched`).
     pub fn prefill_watched(&mut self, tokens: &[u32], watch: impl FnMut(usize, &KvCache, &[f32])) -> Result<()> {
         assert!(tokens.len() <= self.n_batch);
         self.n_past += tokens.len() as u64;

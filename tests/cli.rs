@@ -128,7 +128,7 @@ fn mistakes_are_one_line_that_names_the_flag_and_the_way_out() {
     let not_gguf = std::env::temp_dir().join(format!("lowkey-not-a-model-{}.gguf", std::process::id()));
     std::fs::write(&not_gguf, "this is a text").expect("a temporary file");
     let not_gguf_path = not_gguf.to_str().expect("UTF-8").to_owned();
-    let cases: [(&[&str], i32, &[&str]); 19] = [
+    let cases: [(&[&str], i32, &[&str]); 20] = [
         (&["run", "-m", &m, "-p", "x", "--kv-budget", "10KiB"], 1, &["--kv-budget", "give at least", "--batch"]),
         (
             &["run", "-m", &m, "-p", "x", "--kv-budget", "150KiB", "--sinks", "4", "--recent", "16"],
@@ -150,6 +150,7 @@ fn mistakes_are_one_line_that_names_the_flag_and_the_way_out() {
         (&["run", "-m", &m, "-p", "x", "--top-p", "7"], 2, &["--top-p"]),
         (&["run", "-m", &m, "-p", "x", "--json", "-n", "-1"], 2, &["-n", "--json"]),
         (&["run", "-m", &m], 2, &["--prompt"]),
+        (&["run", "-m", &m, "-p", "x", "--chat", "--template", "chatmll"], 2, &["--template", "chatmll", "chatml (", "a file"]),
         (&["run", "-m", &m, "-p", "x", "--no-such-flag"], 2, &["--no-such-flag"]),
         (&["eval", "ppl", "-m", &m, "-f", &not_gguf_path], 2, &["--file", "fewer than one window", "--ctx"]),
     ];

@@ -3,7 +3,8 @@
 
 use lowkey::kernels::Kernels;
 use lowkey::kv::policy::Policy;
-use lowkey::session::SessionParams;
+use lowkey::kv::shape::Recent;
+use lowkey::session::{Session, SessionParams};
 use lowkey_test_kit::families::family_model;
 use lowkey_test_kit::gguf_writer::GgufWriter;
 use lowkey_test_kit::{budget_for, floats, golden, ids, params, session};
@@ -26,8 +27,14 @@ impl Drop for Temp {
     }
 }
 
+/// The golden, or another that `families.py --cross` wrote: too large to be kept.
+fn described() -> Value {
+    let Some(path) = std::env::var_os("LOWKEY_FAMILIES") else { return golden("families.json") };
+    serde_json::from_str(&std::fs::read_to_string(path).expect("LOWKEY_FAMILIES")).expect("JSON")
+}
+
 fn files() -> Vec<(String, Value, GgufWriter)> {
-    let golden = golden("families.json");
+    let golden = described();
     let models = golden["models"].as_object().expect("models");
     models.iter().map(|(name, row)| (name.clone(), row.clone(), family_model(name, row))).collect()
 }
@@ -38,19 +45,29 @@ fn worst(got: &[f32], want: &[f64]) -> f64 {
 }
 
 /// Logits reach 5 to 9 in these models. F32: what f16 keys and values lose. F16: llama.cpp rounds activations to f16 too.
-/// Q8_0: both round activations to int8 blocks alike, but a rounding that falls the other way is a whole step.
+/// Q8_0: both round activations to int8 blocks alike, but a rounding that falls the other way is a whole step. With K-quants
+/// among others llama.cpp rounds by blocks of 256 where this engine has 32.
 fn tolerance(name: &str, row: &Value) -> f64 {
+    // Of many more models the furthest is further off.
+    let more = if std::env::var_os("LOWKEY_FAMILIES").is_some() { 2.0 } else { 1.0 };
     match row["tensors"][0][2].as_str() {
-        Some("F32") => 0.01,
-        Some("F16") => 0.02,
-        Some("Q8_0") => 0.15,
+        _ if name.ends_with("-mix") => 0.3,
+        Some("F32") => 0.01 * more,
+        Some("F16") => 0.02 * more,
+        Some("Q8_0") => {
+            if more > 1.0 {
+                0.5
+            } else {
+                0.15
+            }
+        }
         other => panic!("{name}: no tolerance for {other:?}"),
     }
 }
 
 #[test]
 fn every_family_computes_what_llama_cpp_computes() {
-    let golden = golden("families.json");
+    let golden = described();
     let (tokens, positions) = (ids(&golden["ids"]), ids(&golden["positions"]));
     for (name, row, file) in files() {
         let path = Temp::new(&name, &file);
@@ -115,13 +132,64 @@ fn windows_beside_eviction_give_the_same_bits_in_batches_and_on_every_set() {
     }
 }
 
+/// What convolutions remember of a stream is a state beside the arena: whatever is evicted or renumbered, however the stream is
+/// cut into batches, on every set and for any threads the bits are the same; a cleared session begins anew.
+#[test]
+fn convolutions_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
+    let golden = golden("families.json");
+    let tokens: Vec<u32> = ids(&golden["ids"]).iter().cycle().take(60).copied().collect();
+    let name = "lfm2-q8";
+    let mut file = family_model(name, &golden["models"][name]);
+    let path = Temp::new("lfm2-bits", &file);
+    let prefill = |session: &mut Session| -> Vec<u32> {
+        let logits = session.prefill(&tokens, |_| true).expect("logits").expect("not stopped");
+        logits.iter().map(|l| l.to_bits()).collect()
+    };
+    for n_slot in [6, 20, 60] {
+        let start = |n_batch: usize, kernels: &str, n_threads: usize| {
+            let mut p = params(0);
+            (p.kv.policy, p.kv.sinks, p.n_batch, p.kernels) = (Policy::L2, 1, n_batch, kernels.into());
+            p.n_threads = Some(n_threads);
+            p.kv.budget_bytes = budget_for(&path.0, n_slot, &p);
+            session(&path.0, &p)
+        };
+        let want = prefill(&mut start(1, "scalar", 1));
+        for kernels in Kernels::available() {
+            for (n_batch, n_threads) in [(1, 2), (2, 1), (3, 3), (32, 2)] {
+                let mut session = start(n_batch, kernels.name(), n_threads);
+                let label = format!("{n_slot} slots, {}, batches of {n_batch}, {n_threads} threads", kernels.name());
+                assert!(prefill(&mut session) == want, "{label}");
+                session.clear();
+                assert!(prefill(&mut session) == want, "{label}: after clear");
+            }
+        }
+        let mut session = start(4, "auto", 2);
+        // Only two layers of five have keys and values.
+        assert_eq!((session.cache().shape().n_layer, session.model().config.n_layer), (2, 5));
+        session.prefill(&tokens[..3], |_| true).expect("logits");
+        assert!(prefill(&mut session) != want, "what went before is remembered");
+    }
+    // Past the trained context, where what is kept is renumbered more than once.
+    let at = file.keys.iter().position(|key| key.0.ends_with(".context_length")).expect("a context");
+    file.keys[at].2 = 24u32.to_le_bytes().to_vec();
+    let path = Temp::new("lfm2-short", &file);
+    let short = |n_batch: usize, kernels: &str| {
+        let mut p = params(0);
+        (p.kv.policy, p.kv.sinks, p.n_batch, p.kernels) = (Policy::L2, 1, n_batch, kernels.into());
+        p.kv.budget_bytes = budget_for(&path.0, 12, &p);
+        prefill(&mut session(&path.0, &p))
+    };
+    let want = short(1, "scalar");
+    assert!(Kernels::available().all(|kernels| short(1, kernels.name()) == want));
+}
+
 /// With no sinks and the oldest going first, what is kept is always the latest tokens in a row: renumbering moves all by one
 /// distance, and RoPE sees distances only. So a short context gives the logits of a long one, but for f16 keys rounded once
 /// more. A key turned in a layer that knows no positions, or scaled twice, would show.
 #[test]
 fn renumbering_changes_no_distance_in_any_family() {
     let tokens = ids(&golden("families.json")["ids"]);
-    for (name, _, file) in files() {
+    for (name, row, file) in files() {
         // Factors are for one context.
         if name == "phi3-factors" {
             continue;
@@ -143,7 +211,8 @@ fn renumbering_changes_no_distance_in_any_family() {
         };
         let (short, long) = (logits(24), logits(256));
         let long: Vec<f64> = long.into_iter().map(f64::from).collect();
-        let (off, allowed) = (worst(&short, &long), if name.ends_with("-q8") { 0.3 } else { 0.03 });
+        let (off, allowed) =
+            (worst(&short, &long), if tolerance(&name, &row) > 0.1 { tolerance(&name, &row).max(0.3) } else { 0.03 });
         println!("{name}: off by {off:.4}");
         assert!(off < allowed, "{name}: off by {off}, allowed {allowed}");
     }
@@ -193,5 +262,38 @@ fn a_window_of_all_layers_is_the_latest_tokens() {
         let (_, session) = run(&windowed, Policy::L2, 1, Some(one_less));
         let cache = session.cache();
         assert_eq!((cache.n_slot() < N_WINDOW, cache.shape().n_ctx, cache.shape().window), (true, N_WINDOW, None));
+    }
+}
+
+/// What is kept in every layer with keys, and the logits at the end, are those of a naive model in numpy (evicting.json), in
+/// families that differ from Llama before keys are rated: biases, norms of heads, convolutions.
+#[test]
+fn other_families_evict_what_the_reference_evicts() {
+    let (described, golden) = (golden("families.json"), golden("evicting.json"));
+    let tokens = ids(&golden["ids"]);
+    for (name, row) in golden["models"].as_object().expect("models") {
+        let path = Temp::new(&format!("{name}-evicting"), &family_model(name, &described["models"][name]));
+        for stream in row["streams"].as_array().expect("streams") {
+            let number = |key: &str| stream[key].as_u64().expect("a number") as u32;
+            let policy: Policy = stream["policy"].as_str().expect("a name").parse().expect("a policy");
+            for (kernels, n_batch) in Kernels::available().flat_map(|k| [1, 3, 20].map(|n| (k, n))) {
+                let mut p = params(0);
+                (p.kernels, p.kv.policy, p.n_batch) = (kernels.name().into(), policy, n_batch);
+                (p.kv.sinks, p.kv.recent) = (number("sinks"), Some(Recent::Tokens(number("recent"))));
+                p.kv.budget_bytes = budget_for(&path.0, number("n_slot") as usize, &p);
+                let mut session = session(&path.0, &p);
+                let logits = session.prefill(&tokens, |_| true).expect("logits").expect("not stopped").to_vec();
+                let label = format!("{name}, {policy:?}, {}, batches of {n_batch}", kernels.name());
+                for (layer, heads) in stream["kept"].as_array().expect("layers").iter().enumerate() {
+                    for (head, want) in heads.as_array().expect("heads").iter().enumerate() {
+                        let mut got = session.cache().kept(layer, head).to_vec();
+                        got.sort_unstable();
+                        assert_eq!(got, ids(want), "{label}, layer {layer}, head {head}");
+                    }
+                }
+                let off = worst(&logits, &floats(&stream["logits"][0]));
+                assert!(off < 0.01, "{label}: off by {off}");
+            }
+        }
     }
 }

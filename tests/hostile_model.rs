@@ -178,7 +178,7 @@ fn take_apart(name: &str) -> GgufWriter {
 /// A sound file of each family, Llama's first; under emulation that one alone.
 fn one_of_each_family() -> Vec<(&'static str, GgufWriter)> {
     let golden = lowkey_test_kit::golden("families.json");
-    let others = ["qwen2-q8", "qwen3-q8", "smollm3-q8", "phi3-factors", "llama-yarn", "gemma2-q8", "gemma3-q8"];
+    let others = ["qwen2-q8", "qwen3-q8", "smollm3-q8", "phi3-factors", "llama-yarn", "gemma2-q8", "gemma3-q8", "lfm2-q8"];
     let others = others.map(|name| (name, lowkey_test_kit::families::family_model(name, &golden["models"][name])));
     let all = [("tiny-freqs", take_apart("tiny-freqs.gguf"))].into_iter().chain(others);
     all.take(if lowkey_test_kit::emulated().is_some() { 1 } else { usize::MAX }).collect()
@@ -216,7 +216,8 @@ fn values() -> Vec<(String, u32, Vec<u8>)> {
 }
 
 /// Keys that no tiny file has and that change what is computed.
-const MORE_KEYS: [&str; 15] = [
+const MORE_KEYS: [&str; 16] = [
+    "ARCH.shortconv.l_cache",
     "ARCH.expert_count",
     "ARCH.rope.scaling.type",
     "ARCH.rope.scaling.factor",
@@ -393,6 +394,44 @@ fn tensors_and_vocabularies_that_do_not_belong() {
     let at = original.keys.iter().position(|k| k.0 == "tokenizer.ggml.tokens").expect("a vocabulary");
     for n in [0, 1, 299, 301, 100_000] {
         refused(&format!("{n} tokens"), &|f| f.keys[at].2 = tokens(n));
+    }
+}
+
+/// A list of KV heads, one for each layer: only one that gives the same number to some layers, and none to those that the file
+/// has convolutions for, is run.
+#[test]
+fn kv_heads_that_do_not_fit_the_layers() {
+    let path = TempPath::new("heads");
+    let golden = lowkey_test_kit::golden("families.json");
+    let family = |name: &str| lowkey_test_kit::families::family_model(name, &golden["models"][name]);
+    let try_list = |file: &GgufWriter, heads: &[i32]| {
+        let mut file = file.clone();
+        let at = file.keys.iter().position(|k| k.0.ends_with(".head_count_kv")).expect("a key");
+        let bytes: Vec<u8> = heads.iter().flat_map(|n| n.to_le_bytes()).collect();
+        (file.keys[at].1, file.keys[at].2) = (w::ARRAY, array(w::I32, heads.len() as u64, &bytes));
+        case(&format!("{heads:?}"), &path, &file.build(), 1)
+    };
+    let lfm2 = family("lfm2-q8");
+    assert_eq!(try_list(&lfm2, &[0, 0, 2, 0, 2]), Fate::Ran);
+    for heads in [
+        &[0, 0, 2, 0][..],
+        &[0, 0, 2, 0, 2, 2],
+        &[0, 0, 2, 2, 2],
+        &[0, 0, 0, 0, 2],
+        &[0, 0, 0, 0, 0],
+        &[2, 2, 2, 2, 2],
+        &[0, 0, 2, 0, 4],
+        &[0, 0, 2, 0, -2],
+        &[0, 0, 3, 0, 3],
+        &[0, 0, 1, 0, 1],
+        &[],
+    ] {
+        assert_eq!(try_list(&lfm2, heads), Fate::Refused, "{heads:?}");
+    }
+    let qwen2 = family("qwen2-q8");
+    assert_eq!(try_list(&qwen2, &[2, 2]), Fate::Ran, "a list of equal numbers is one number");
+    for heads in [[0, 2], [2, 0], [2, 1]] {
+        assert_eq!(try_list(&qwen2, &heads), Fate::Refused, "{heads:?}");
     }
 }
 

@@ -378,9 +378,48 @@ fn the_demo_models_own_template() {
 #[test]
 fn a_model_without_a_usable_template_says_what_to_do() {
     let error = with_file(&small("gpt-2"), ChatTemplate::from_gguf).err().expect("a refusal");
-    assert!(error.contains("tokenizer.chat_template") && error.contains("--template FILE"), "{error}");
+    assert!(error.contains("tokenizer.chat_template") && error.contains("--template NAME|FILE"), "{error}");
     let mut broken = small("gpt-2");
     broken.str("tokenizer.chat_template", "{% for m in messages %}\n{{ m.content }");
     let error = with_file(&broken, ChatTemplate::from_gguf).err().expect("a refusal");
-    assert!(error.contains(".gguf: ") && error.contains("line 2") && error.contains("--template FILE"), "{error}");
+    assert!(error.contains(".gguf: ") && error.contains("line 2") && error.contains("--template NAME|FILE"), "{error}");
+}
+
+/// Random merges over three letters, some of equal results, against the crate `tokenizers`, which has its own implementation;
+/// and words so long that anything but a queue would take minutes.
+#[test]
+fn merges_are_those_of_the_crate_tokenizers() {
+    use tokenizers::Model;
+    use tokenizers::models::bpe::{BPE, Vocab};
+    let mut rng = fastrand::Rng::with_seed(3);
+    for pre in ["gpt-2", "llama-bpe"] {
+        for _ in 0..20 {
+            let mut tokens: Vec<String> = ["a", "b", "c"].map(String::from).into();
+            let mut merges: Vec<(String, String)> = Vec::new();
+            for _ in 0..25 {
+                let pair = (tokens[rng.usize(..tokens.len())].clone(), tokens[rng.usize(..tokens.len())].clone());
+                let made = format!("{}{}", pair.0, pair.1);
+                if made.len() > 9 || merges.contains(&pair) {
+                    continue;
+                }
+                if !tokens.contains(&made) {
+                    tokens.push(made);
+                }
+                merges.push(pair);
+            }
+            // A word that no merge makes.
+            tokens.push("cacbbca".into());
+            let kinds: Vec<(&str, i32)> = tokens.iter().map(|text| (text.as_str(), NORMAL)).collect();
+            let lines: Vec<String> = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+            let ours = small_tokenizer(&small_of(pre, &kinds, &lines.iter().map(String::as_str).collect::<Vec<_>>()));
+            let vocab: Vocab = tokens.iter().cloned().zip(0..).collect();
+            let theirs =
+                BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre == "llama-bpe").build().expect("merges");
+            for n in (0..200).map(|i| i % 17).chain([100_000]) {
+                let word: String = (0..n).map(|_| ['a', 'b', 'c'][rng.usize(..3)]).collect();
+                let want: Vec<u32> = theirs.tokenize(&word).expect("ids").iter().map(|token| token.id).collect();
+                assert_eq!(ours.encode(&word, false, false).expect("ids"), want, "{pre}: {word:.40}");
+            }
+        }
+    }
 }

@@ -43,7 +43,7 @@ pub struct SessionArgs {
     pub kv_type: Option<KvType>,
     /// Who goes when the arena is full. With sinks and recent tokens protected: l2-attn (the highest key norm, set against
     /// direction, value and received attention), l2 (the highest key norm), l2-high (the lowest), keydiff, keydiff-frozen, outlier,
-    /// ratio, tova, h2o, random. Else: window (the oldest; sinks are protected), l2-paper (l2, nothing protected), off (nobody: the
+    /// ratio, lagkv, tova, h2o, random. Else: window (the oldest; sinks are protected), l2-paper (l2, nothing protected), off (nobody: the
     /// stream stops)
     #[arg(long, value_name = "POLICY", default_value = "l2-attn")]
     pub evict: Policy,

@@ -26,6 +26,8 @@ struct Entry {
     size_is_approximate: bool,
     /// Null where it is not known: then the file is not fetched, but downloaded by hand.
     sha256: Option<String>,
+    /// What `lowkey plan` says it takes beside its weights, with the usual settings and four threads.
+    private_mib: u64,
     licence: String,
     sources: Vec<Source>,
 }
@@ -38,13 +40,11 @@ struct Source {
     url: Option<String>,
 }
 
-/// What a model takes beside its weights with the default budget, roughly: for `boards`, where there is no file to plan.
-const BESIDE_BYTES: u64 = 128 << 20;
-
 impl Entry {
     /// Boards that hold the weights in memory; `lowkey plan --board` says it exactly, once the file is there.
     fn boards(&self) -> Vec<&'static str> {
-        BOARDS.iter().filter(|board| self.size_bytes + BESIDE_BYTES <= board.usable_bytes()).map(|board| board.name).collect()
+        let bytes = self.size_bytes + (self.private_mib << 20);
+        BOARDS.iter().filter(|board| bytes <= board.usable_bytes()).map(|board| board.name).collect()
     }
 
     fn size(&self) -> String {
@@ -124,7 +124,8 @@ pub fn run(args: ModelsArgs) -> Result<u8> {
                 boards => format!("for {}", boards.join(", ")),
             };
             let (name, size) = (&e.name, e.size());
-            format!("{name:<24} {size:>10}  {}; {}\n{:<24} {:>10}  {boards}; {place}", e.what, e.licence, "", "")
+            let private = format!("+ {} MiB", e.private_mib);
+            format!("{name:<24} {size:>10}  {}; {}\n{:<24} {private:>10}  {boards}; {place}", e.what, e.licence, "")
         })
         .collect();
     super::answer(&lines.join("\n"))?;

@@ -52,8 +52,8 @@ pub struct RunArgs {
     /// With --chat: the system's turn before it
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
-    /// With --chat: a Jinja template to use instead of the model's own
-    #[arg(long, value_name = "FILE", requires = "chat")]
+    /// With --chat: a Jinja template to use instead of the model's own: a file, or a name such as chatml, llama3, gemma
+    #[arg(long, value_name = "NAME|FILE", requires = "chat")]
     template: Option<String>,
     /// End when this text has been generated (may be given several times); it is not printed
     #[arg(long, value_name = "TEXT")]
@@ -196,10 +196,7 @@ fn encode_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Toke
 
 fn chat_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Tokenizer) -> Result<String> {
     let template = match &args.template {
-        Some(path) => {
-            let source = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-            ChatTemplate::new(&source).map_err(|e| Error::usage("--template", format!("{path}: {e}")))?
-        }
+        Some(name) => ChatTemplate::named(name)?,
         None => ChatTemplate::from_gguf(&opened.model.file)?,
     };
     let system = args.system.as_ref().map(|system| Message::new("system", system));

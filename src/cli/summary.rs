@@ -65,6 +65,8 @@ struct Shape {
     window: Option<usize>,
     /// Layers that have one.
     n_window_layers: usize,
+    /// Layers with a short convolution and neither keys nor values.
+    n_conv_layers: usize,
     rope_base: f32,
     rope_scaling: String,
 }
@@ -123,7 +125,8 @@ impl Summary {
             n_head_kv: c.n_head_kv,
             head_dim: c.head_dim,
             window: c.window.map(|window| window.n_tok),
-            n_window_layers: c.window.map_or(0, |window| window.n_local(c.n_layer)),
+            n_window_layers: c.window.map_or(0, |window| window.n_local(c.n_attn_layer())),
+            n_conv_layers: c.n_conv_layer(),
             rope_base: c.rope.freq_base,
             rope_scaling: rope(&c.rope, model.weights.rope_freqs.is_some()),
         });
@@ -159,15 +162,21 @@ impl Summary {
         if let Some(m) = &self.model {
             let window =
                 m.window.map_or(String::new(), |n| format!(", sliding window of {n} tokens in {} layers", m.n_window_layers));
+            let conv = match m.n_conv_layers {
+                0 => String::new(),
+                n => format!(" ({n} of them with a short convolution, without keys and values)"),
+            };
             lines.push(format!(
-                "{} layers of {}, FFN {}; {} heads and {} KV heads of {}; context {}{window}; RoPE base {}, {}",
+                "{} layers{conv} of {}, FFN {}; {} heads and {} KV heads of {}; context {}{window}; RoPE base {}, {}",
                 m.n_layer, m.n_embd, m.n_ff, m.n_head, m.n_head_kv, m.head_dim, m.n_ctx, m.rope_base, m.rope_scaling
             ));
         }
         if !self.kv.is_empty() {
             let kv = self.kv.iter().map(|kv| format!("{} {} bytes ({})", kv.ty, kv.bytes_per_token, kv.tokens_in_4mib));
-            let local =
-                self.model.as_ref().is_some_and(|m| m.window.is_some_and(|n| n < m.n_ctx) && m.n_window_layers < m.n_layer);
+            let local = self
+                .model
+                .as_ref()
+                .is_some_and(|m| m.window.is_some_and(|n| n < m.n_ctx) && m.n_window_layers + m.n_conv_layers < m.n_layer);
             lines.push(format!(
                 "keys and values of a token{} (tokens in an arena of {}): {}",
                 if local { ", in layers without a window" } else { "" },

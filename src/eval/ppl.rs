@@ -62,8 +62,9 @@ pub fn score(
     for window in windows(tokens, ctx, stride) {
         session.clear();
         let mut done = 0;
-        for batch in window.chunks(batch) {
-            let logits = session.prefill_all(batch)?;
+        while done < window.len() {
+            let n = session.together(batch.min(window.len() - done));
+            let logits = session.prefill_all(&window[done..done + n])?;
             for row in logits.chunks_exact(n_vocab) {
                 rows(row)?;
                 done += 1;
@@ -71,7 +72,7 @@ pub fn score(
                     scores.nll.push(nll(row, next));
                 }
             }
-            if !go_on(batch.len()) {
+            if !go_on(n) {
                 return Ok(None);
             }
         }

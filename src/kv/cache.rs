@@ -10,10 +10,12 @@
 //! at which step is known before attention runs (`rate`, `place`). The others judge by what was known before the batch. The batch's rows wait in rows of their own behind the slots, attention sees
 //! for each token the slots as they stand at its step (`rows_at`), and `commit` moves what survived into place.
 
+mod anew;
+pub mod centre;
 mod thin;
 
 use super::Pos;
-use super::marks::{Head, HeadMarks, cosine};
+use super::marks::{Head, HeadMarks};
 use super::policy::{Policy, Protection, Rule};
 pub use super::shape::{KvParams, KvShape, Recent};
 use super::types::KvType;
@@ -33,6 +35,8 @@ struct HeadShare<'a> {
     taken: &'a mut [u32],
     keys: &'a mut [u8],
     values: &'a mut [u8],
+    /// What is taken off keys, in the basis of their type; empty where nothing is.
+    centre: &'a [f32],
 }
 
 pub struct KvCache {
@@ -54,6 +58,9 @@ pub struct KvCache {
     marks: HeadMarks,
     /// `[n_head_kv][n_batch]`: the slot that each token of the batch takes, in the layer under way.
     taken: Buf<u32>,
+    /// `[n_layer][n_head_kv][head_dim]`: what is taken off keys, in the basis of their type; until it is fixed, the sum of keys.
+    centres: Buf<f32>,
+    is_centred: bool,
 }
 
 impl KvCache {
@@ -79,6 +86,8 @@ impl KvCache {
             values: arena.carve(rows * shape.v_bytes()),
             taken: arena.carve(batch),
             marks: HeadMarks::carve(&mut arena, &shape, n_slot),
+            centres: arena.carve(shape.centres_len()),
+            is_centred: false,
         };
         assert_eq!(arena.used(), arena_bytes);
         cache.clear();
@@ -136,6 +145,8 @@ impl KvCache {
     pub fn clear(&mut self) {
         (self.n_live, self.next_pos, self.n_evicted) = (0, 0, 0);
         self.marks.clear();
+        self.centres.fill(0.0);
+        self.is_centred = false;
     }
 
     /// Room for `n_tok` more tokens at the positions that follow, or the reason why not.
@@ -205,9 +216,16 @@ impl KvCache {
         let taken = self.taken.chunks_exact_mut(n_batch);
         let keys = self.keys[batch * k_bytes..].chunks_exact_mut(n_batch * k_bytes);
         let values = self.values[batch * v_bytes..].chunks_exact_mut(n_batch * v_bytes);
-        let rows = keys.zip(values);
-        let mut heads =
-            marks.zip(taken).zip(rows).map(|((marks, taken), (keys, values))| HeadShare { marks, taken, keys, values });
+        let head_dim = self.shape.head_dim;
+        let centres = if self.is_centred { &self.centres[layer * n_head_kv * head_dim..] } else { &[] };
+        let rows = keys.zip(values).zip(centres.chunks(head_dim).chain(std::iter::repeat(&[][..])));
+        let mut heads = marks.zip(taken).zip(rows).map(|((marks, taken), ((keys, values), centre))| HeadShare {
+            marks,
+            taken,
+            keys,
+            values,
+            centre,
+        });
         if n_tok == 1 {
             return heads.enumerate().for_each(|(h, mut share)| job(h, &mut share));
         }
@@ -218,6 +236,7 @@ impl KvCache {
 
     /// Rates the keys before RoPE and the values (`[n_tok][n_head_kv * head_dim]`, f32) of one layer, for `place`.
     pub fn rate(&mut self, pool: &mut Pool, layer: usize, k: &[f32], v: &[f32], norm: impl Fn(&[f32]) -> f32 + Sync) {
+        self.add_to_centres(layer, k);
         if self.is_ring(layer) {
             return;
         }
@@ -241,12 +260,12 @@ impl KvCache {
         if n_live + n_tok > n_slot {
             self.compare_anew(layer);
         }
-        self.for_heads(pool, layer, n_tok, |h, HeadShare { marks, taken, keys, values }| {
+        self.for_heads(pool, layer, n_tok, |h, HeadShare { marks, taken, keys, values, centre }| {
             for t in 0..n_tok {
                 let at = (t * n_head_kv + h) * head_dim;
                 let (key, value) = (&k[at..at + head_dim], &v[at..at + head_dim]);
-                store(k_type, key, &mut keys[t * k_bytes..][..k_bytes]);
-                store(v_type, value, &mut values[t * v_bytes..][..v_bytes]);
+                store(k_type, key, centre, &mut keys[t * k_bytes..][..k_bytes]);
+                store(v_type, value, &[], &mut values[t * v_bytes..][..v_bytes]);
                 let now = next_pos + t as Pos;
                 let slot = if n_live + t < n_slot {
                     n_live + t
@@ -257,33 +276,6 @@ impl KvCache {
                 taken[t] = slot as u32;
             }
         });
-    }
-
-    /// Before anything is evicted from a layer: KeyDiff's scores become the cosine between each key as it is stored and the mean
-    /// of all, each of length one. Other policies need nothing.
-    fn compare_anew(&mut self, layer: usize) {
-        let rule = self.rule(layer);
-        if rule.policy != Policy::KeyDiff {
-            return;
-        }
-        let (KvShape { head_dim, k_type, .. }, live) = (self.shape, self.live(layer));
-        let (first, n_slot, row_bytes) = (self.first_row(layer, 0), self.slots(layer), self.shape.k_bytes());
-        for (h, mut head) in self.marks.of_layer(&self.shape, layer, rule).enumerate() {
-            let rows = &self.keys[(first + h * n_slot) * row_bytes..][..live * row_bytes];
-            let (mut mean, mut room) = ([0f32; MAX_HEAD_DIM], [0f32; MAX_HEAD_DIM]);
-            let (mean, key) = (&mut mean[..head_dim], &mut room[..head_dim]);
-            let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
-            for row in rows.chunks_exact(row_bytes) {
-                k_type.row().load(row, key);
-                let unit = 1.0 / norm(key).max(f32::MIN_POSITIVE);
-                mean.iter_mut().zip(&*key).for_each(|(mean, key)| *mean += key * unit);
-            }
-            let mean_norm = norm(mean);
-            head.rescore(live, |slot| {
-                k_type.row().load(&rows[slot * row_bytes..][..row_bytes], key);
-                cosine(key, norm(key), mean, mean_norm)
-            });
-        }
     }
 
     /// After a layer's attention, where the policy counts it: adds what each entry received. `given(head)` is what the batch
@@ -362,7 +354,9 @@ impl KvCache {
             let oldest = self.n_live - live;
             let keys = &mut self.keys[heads * row_bytes..][..n_head_kv * n_slot * row_bytes];
             let positions = &mut self.marks.positions[heads..][..n_head_kv * n_slot];
-            pool.for_chunks2_with(scratch, (keys, n_slot * row_bytes), (positions, n_slot), |scratch, _, keys, positions| {
+            let centres = if self.is_centred { &self.centres[layer * n_head_kv * head_dim..] } else { &[] };
+            pool.for_chunks2_with(scratch, (keys, n_slot * row_bytes), (positions, n_slot), |scratch, head, keys, positions| {
+                let centre = centres.chunks(head_dim).nth(head).unwrap_or_default();
                 let positions = &mut positions[..live];
                 let RenumberScratch { order, key, angles } = scratch;
                 let order = &mut order[..live];
@@ -375,10 +369,10 @@ impl KvCache {
                     let (pos, new) = (&mut positions[slot as usize], (oldest + rank) as Pos);
                     if *pos != new {
                         k_type.row().load(row, key);
+                        key.iter_mut().zip(centre).for_each(|(key, centre)| *key += centre);
                         k_type.turn_back(key, head_dim);
                         turn(layer, key, angles, i64::from(new) - i64::from(*pos));
-                        k_type.turn(key, head_dim);
-                        k_type.row().store(key, row);
+                        store(k_type, key, centre, row);
                         *pos = new;
                     }
                 }
@@ -420,8 +414,8 @@ fn copy_row(shape: &KvShape, keys: &mut [u8], values: &mut [u8], from: usize, to
     values.copy_within(from * v..(from + 1) * v, to * v);
 }
 
-/// Rounds a vector into a row, in the basis of its type.
-fn store(ty: KvType, x: &[f32], row: &mut [u8]) {
+/// Rounds a vector into a row, in the basis of its type, `centre` taken off if there is one.
+fn store(ty: KvType, x: &[f32], centre: &[f32], row: &mut [u8]) {
     if !ty.is_turned() {
         return ty.row().store(x, row);
     }
@@ -429,6 +423,7 @@ fn store(ty: KvType, x: &[f32], row: &mut [u8]) {
     let turned = &mut room[..x.len()];
     turned.copy_from_slice(x);
     ty.turn(turned, x.len());
+    turned.iter_mut().zip(centre).for_each(|(x, centre)| *x -= centre);
     ty.row().store(turned, row);
 }
 
@@ -452,6 +447,7 @@ mod tests {
             window: None,
             k_type: KvType::F16,
             v_type: KvType::F16,
+            capped: false,
             marks: Marks::default(),
         };
         let params = KvParams {
@@ -512,6 +508,7 @@ mod tests {
                 window: None,
                 k_type,
                 v_type: KvType::F16,
+                capped: false,
                 marks: Marks::default(),
             };
             let budget_bytes = shape.arena_bytes(8) as u64;
@@ -577,6 +574,7 @@ mod tests {
                 window: None,
                 k_type: KvType::F16,
                 v_type: KvType::Q4H,
+                capped: false,
                 marks: Marks::default(),
             };
             for budget in [0, 1, 1 << 20, 1 << 40, u64::MAX] {

@@ -230,6 +230,16 @@ impl Head<'_> {
         }
     }
 
+    /// Whether the entry has a score, of a policy that rates late.
+    pub fn is_rated(&self, slot: usize) -> bool {
+        self.scores[slot] > f32::NEG_INFINITY
+    }
+
+    /// The score of an entry that had none.
+    pub fn rate_late(&mut self, slot: usize, score: f32) {
+        self.scores[slot] = score;
+    }
+
     /// How much the entry ought to go, the reserve aside.
     pub fn urge(&self, slot: usize) -> f32 {
         urge(self.rule.policy, self.scores[slot], *self.received.get(slot).unwrap_or(&0.0))

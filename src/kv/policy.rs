@@ -30,6 +30,9 @@ pub enum Policy {
     Outlier,
     /// The highest norm(k) / norm(v) goes.
     Ratio,
+    /// LagKV (Liang et al. 2025, arXiv 2504.04704): the token goes that varies least from channel to channel, in the ranges of the `LAG`
+    /// tokens that follow. Rated once those are in.
+    LagKv,
     /// TOVA (Oren et al. 2024, arXiv 2401.06104): the lowest attention from the latest token goes.
     Tova,
     /// H2O (Zhang et al. 2023, arXiv 2306.14048): the lowest sum of attention received goes.
@@ -41,6 +44,9 @@ pub enum Policy {
     /// Nothing is evicted: the stream stops when the arena is full.
     Off,
 }
+
+/// Tokens of a chunk of `Policy::LagKv`. (The paper's usual 128 is more than a small arena has slots.)
+pub const LAG: usize = 32;
 
 /// What is known of an entry when it enters, before it is rounded for storage.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,7 +82,7 @@ pub struct Marks {
 }
 
 impl Policy {
-    pub const ALL: [Policy; 13] = [
+    pub const ALL: [Policy; 14] = [
         Policy::L2,
         Policy::L2Paper,
         Policy::L2High,
@@ -85,6 +91,7 @@ impl Policy {
         Policy::KeyDiffFrozen,
         Policy::Outlier,
         Policy::Ratio,
+        Policy::LagKv,
         Policy::Tova,
         Policy::H2o,
         Policy::Window,
@@ -102,6 +109,7 @@ impl Policy {
             Policy::KeyDiffFrozen => "keydiff-frozen",
             Policy::Outlier => "outlier",
             Policy::Ratio => "ratio",
+            Policy::LagKv => "lagkv",
             Policy::Tova => "tova",
             Policy::H2o => "h2o",
             Policy::Window => "window",
@@ -129,7 +137,8 @@ impl Policy {
 
     /// Whether entries have a score of their own that `--pool` can share among neighbours.
     pub fn has_pool(self) -> bool {
-        !matches!(self, Policy::KeyDiff | Policy::Tova | Policy::H2o | Policy::Window | Policy::Random | Policy::Off)
+        use Policy::*;
+        !matches!(self, KeyDiff | LagKv | Tova | H2o | Window | Random | Off)
     }
 
     /// `--recent` where the user gives none, in percent of the slots. What was tried is in docs/kv-cache.md.
@@ -162,6 +171,7 @@ impl Policy {
             Policy::Outlier => (e.cos - 1.0) * e.value_norm,
             Policy::Ratio => e.key_norm / e.value_norm,
             Policy::Random => e.noise,
+            Policy::LagKv => f32::NEG_INFINITY,
             Policy::Tova | Policy::H2o | Policy::Window | Policy::Off => 0.0,
         }
     }

@@ -30,6 +30,8 @@ pub struct KvShape {
     /// How keys and values are stored.
     pub k_type: KvType,
     pub v_type: KvType,
+    /// Whether the model caps scores: then what is added to all scores of a query is not lost in softmax.
+    pub capped: bool,
     /// What the policy keeps of entries and heads, beside a score and a position for each entry.
     pub marks: Marks,
 }
@@ -85,6 +87,7 @@ impl KvShape {
             + region_bytes::<u8>(rows * self.v_bytes())
             + region_bytes::<u32>(self.n_head_kv * self.n_batch)
             + HeadMarks::bytes(self, n_slot)
+            + region_bytes::<f32>(self.centres_len())
     }
 
     /// The most slots that are of use: one for each token that a layer may see.
@@ -268,6 +271,7 @@ mod tests {
             window: None,
             k_type: KvType::F16,
             v_type: KvType::F16,
+            capped: false,
             marks: Marks::default(),
         }
     }

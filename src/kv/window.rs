@@ -76,6 +76,7 @@ mod tests {
             window,
             k_type,
             v_type,
+            capped: false,
             marks: Marks::default(),
         }
     }

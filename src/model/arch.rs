@@ -27,6 +27,9 @@ pub struct Arch {
     pub post_norm: bool,
     /// Scores and logits are capped softly, at these where the file does not say.
     pub soft_caps: Option<SoftCaps>,
+    /// Layers without KV heads have a short convolution in place of attention; the output norm is named as if it were the
+    /// embeddings'.
+    pub short_conv: bool,
     /// With this many layers scores are divided by the root of `n_embd / n_head` instead of that of `head_dim`.
     pub wide_scale_layers: usize,
 }
@@ -50,6 +53,7 @@ const LLAMA: Arch = Arch {
     is_gemma: false,
     post_norm: false,
     soft_caps: None,
+    short_conv: false,
     wide_scale_layers: 0,
 };
 
@@ -72,7 +76,7 @@ const GEMMA3: Arch = Arch {
     ..GEMMA
 };
 
-const ARCHS: [Arch; 8] = [
+const ARCHS: [Arch; 9] = [
     LLAMA,
     Arch { name: "qwen2", rope_order: Neox, qkv_bias: true, ..LLAMA },
     Arch { name: "qwen3", rope_order: Neox, qk_norm: true, ..LLAMA },
@@ -81,6 +85,7 @@ const ARCHS: [Arch; 8] = [
     GEMMA,
     GEMMA2,
     GEMMA3,
+    Arch { name: "lfm2", rope_order: Neox, qk_norm: true, short_conv: true, ..LLAMA },
 ];
 
 impl Arch {

@@ -2,7 +2,7 @@
 //! here is refused by name: a model is never run approximately.
 
 use crate::error::{Error, Result};
-use crate::gguf::GgufFile;
+use crate::gguf::{GgufFile, Value};
 use crate::kernels::{BLOCK, RopeOrder};
 use crate::kv::cache::{MAX_HEAD_DIM, MAX_HEAD_KV};
 use crate::kv::window::Window;
@@ -13,6 +13,8 @@ use super::arch::{Arch, SoftCaps};
 pub struct Config {
     pub arch: &'static Arch,
     pub n_layer: usize,
+    /// The layers that have a convolution in place of attention, if any.
+    pub conv: Option<ConvConfig>,
     pub n_embd: usize,
     pub n_head: usize,
     pub n_head_kv: usize,
@@ -30,6 +32,15 @@ pub struct Config {
     /// What queries are multiplied with once they are turned.
     pub q_scale: f32,
     pub soft_caps: Option<SoftCaps>,
+}
+
+/// Short convolutions over the latest tokens, channel by channel.
+#[derive(Clone, Debug)]
+pub struct ConvConfig {
+    /// Tokens that an output sees, its own included.
+    pub n_tap: usize,
+    /// `[n_layer]`
+    pub layers: Box<[bool]>,
 }
 
 #[derive(Clone, Debug)]
@@ -69,6 +80,16 @@ impl Config {
         self.n_head_kv * self.head_dim
     }
 
+    /// Layers that have a convolution in place of attention.
+    pub fn n_conv_layer(&self) -> usize {
+        self.conv.iter().flat_map(|conv| &conv.layers).filter(|&&is_conv| is_conv).count()
+    }
+
+    /// Layers that have keys and values. In the cache they are counted by themselves.
+    pub fn n_attn_layer(&self) -> usize {
+        self.n_layer - self.n_conv_layer()
+    }
+
     /// The widest row of activations that is quantised.
     pub fn max_cols(&self) -> usize {
         self.n_embd.max(self.q_dim()).max(self.n_ff)
@@ -90,7 +111,12 @@ impl Config {
         refuse_unknown_features(file, arch)?;
         let n_embd = count("embedding_length")?;
         let n_head = count("attention.head_count")?;
-        let n_head_kv = file.opt_u32(&key("attention.head_count_kv"))?.map_or(n_head, |n| n as usize);
+        let n_layer = count("block_count")?;
+        let (n_head_kv, without) = kv_heads(file, arch, n_layer, n_head)?;
+        let conv = match arch.short_conv {
+            true => Some(ConvConfig { n_tap: count("shortconv.l_cache")?, layers: without }),
+            false => None,
+        };
         let head_dim = match file.opt_u32(&key("attention.key_length"))? {
             Some(n) => n as usize,
             None if n_embd % n_head == 0 => n_embd / n_head,
@@ -99,7 +125,6 @@ impl Config {
         let value_dim = file.opt_u32(&key("attention.value_length"))?.map_or(head_dim, |n| n as usize);
         let n_rot = file.opt_u32(&key("rope.dimension_count"))?.map_or(head_dim, |n| n as usize);
         let vocab = file.strings("tokenizer.ggml.tokens")?.len();
-        let n_layer = count("block_count")?;
         let rope = RopeConfig {
             order: arch.rope_order,
             n_rot,
@@ -112,6 +137,7 @@ impl Config {
         let score_dim = if n_layer == arch.wide_scale_layers { n_embd / n_head } else { head_dim };
         let config = Config {
             n_layer,
+            conv,
             n_embd,
             n_head,
             n_head_kv,
@@ -140,6 +166,14 @@ impl Config {
                 c.n_layer > 1 << 16 || c.max_cols() > 1 << 24,
                 format!("{} layers with rows of up to {} elements", c.n_layer, c.max_cols()),
             ),
+            (
+                c.conv.is_some() && c.q_dim() != c.n_embd,
+                format!("heads of {} elements together beside convolutions of {}", c.q_dim(), c.n_embd),
+            ),
+            (
+                c.conv.as_ref().is_some_and(|conv| !(2..=64).contains(&conv.n_tap)),
+                format!("a convolution over {} tokens", c.conv.as_ref().map_or(0, |conv| conv.n_tap)),
+            ),
             (n_head_kv == 0 || n_head % n_head_kv != 0, format!("{n_head} heads cannot share {n_head_kv} KV heads")),
             (n_head_kv > MAX_HEAD_KV, format!("{n_head_kv} KV heads, more than {MAX_HEAD_KV}")),
             (
@@ -164,6 +198,31 @@ impl Config {
             Some((_, what)) => Err(refuse(format!("the metadata asks for {what}; this engine cannot run that"))),
             None => Ok(config),
         }
+    }
+}
+
+/// KV heads of a layer, and which layers have none. One number for all layers, or a list with one for each.
+fn kv_heads(file: &GgufFile, arch: &Arch, n_layer: usize, n_head: usize) -> Result<(usize, Box<[bool]>)> {
+    let key = format!("{}.attention.head_count_kv", arch.name);
+    let refuse = |what: String| Err(Error::unsupported(file.path(), format!("{key} {what}")));
+    if !matches!(file.get(&key), Some(Value::Array(_))) {
+        let n = file.opt_u32(&key)?.map_or(n_head, |n| n as usize);
+        // So many layers no file holds; `from_gguf` says so.
+        return Ok((n, vec![false; n_layer.min(1 << 16)].into()));
+    }
+    let of_layers = file.u32s(&key)?;
+    if of_layers.len() != n_layer {
+        return refuse(format!("has {} values for {n_layer} layers: the file is damaged; fetch it again", of_layers.len()));
+    }
+    let without: Box<[bool]> = of_layers.clone().map(|n| n == 0).collect();
+    if !arch.short_conv && without.contains(&true) {
+        return refuse("says that a layer has no KV heads, which this family does not know".into());
+    }
+    let mut with = of_layers.filter(|&n| n > 0);
+    let Some(n) = with.next() else { return refuse("gives KV heads to no layer; this engine needs one that has some".into()) };
+    match with.find(|&other| other != n) {
+        Some(other) => refuse(format!("gives {n} KV heads to one layer and {other} to another, which this engine does not run")),
+        None => Ok((n as usize, without)),
     }
 }
 

@@ -7,4 +7,5 @@ pub mod forward;
 pub mod pack;
 pub mod rope;
 pub mod scratch;
+pub mod shortconv;
 pub mod weights;

@@ -78,6 +78,17 @@ impl Rope {
         }
     }
 
+    /// The mean of `angles` over positions 0 to `n` (taken as a continuum), times the magnitude: what is left of a vector, on
+    /// average, that is turned to all of them. Fast pairs cancel out.
+    pub fn mean_angles(&self, n: usize, out: &mut [f32]) {
+        for (freq, pair) in self.freqs.iter().zip(out.as_chunks_mut::<2>().0) {
+            let whole = n as f64 * freq;
+            let (sin, cos) = libm::sincos(whole);
+            let mean = if whole > 1e-6 { [sin / whole, (1.0 - cos) / whole] } else { [1.0, 0.0] };
+            *pair = mean.map(|x| x as f32 * self.magnitude);
+        }
+    }
+
     /// Turns one head in place.
     pub fn turn(&self, head: &mut [f32], angles: &[f32]) {
         let half = self.n_rot / 2;

@@ -8,6 +8,7 @@ use crate::mem::plan::Plan;
 
 use super::config::Config;
 use super::rope::Angles;
+use super::shortconv::ShortConvs;
 
 /// What decides the size of the scratch.
 #[derive(Clone, Copy, Debug)]
@@ -22,21 +23,23 @@ pub struct ScratchShape {
 }
 
 pub struct Scratch {
-    pub x: Buf<f32>,        // [n_batch][n_embd] the residual stream
-    pub x_norm: Buf<f32>,   // [n_batch][n_embd]
-    pub q: Buf<f32>,        // [n_batch][q_dim]
-    pub k: Buf<f32>,        // [n_batch][kv_dim]
-    pub v: Buf<f32>,        // [n_batch][kv_dim]
-    pub attn_out: Buf<f32>, // [n_batch][q_dim]
-    pub proj: Buf<f32>,     // [n_batch][n_embd] what attention or the FFN adds to x
-    pub gate: Buf<f32>,     // [n_batch][n_ff]
-    pub up: Buf<f32>,       // [n_batch][n_ff]
-    pub acts: ActBuf,       // [n_batch][max_cols] quantised
-    pub angles: Angles,     // [n_batch][n_rot], of each rope
-    pub logits: Buf<f32>,   // [n_logits][n_vocab]
+    pub x: Buf<f32>,      // [n_batch][n_embd] the residual stream
+    pub x_norm: Buf<f32>, // [n_batch][n_embd]
+    pub q: Buf<f32>,      // [n_batch][q_dim]
+    pub k: Buf<f32>,      // [n_batch][kv_dim]
+    pub v: Buf<f32>,      // [n_batch][kv_dim]
+    pub mixed: Buf<f32>,  // [n_batch][q_dim] what attention gives, or a convolution
+    pub proj: Buf<f32>,   // [n_batch][n_embd] what attention or the FFN adds to x
+    pub gate: Buf<f32>,   // [n_batch][n_ff]
+    pub up: Buf<f32>,     // [n_batch][n_ff]
+    pub acts: ActBuf,     // [n_batch][max_cols] quantised
+    pub angles: Angles,   // [n_batch][n_rot], of each rope
+    pub logits: Buf<f32>, // [n_logits][n_vocab]
     pub tiles: Vec<Buf<u8>>,
     pub attend: AttendRoom,
     pub renumber: Vec<RenumberScratch>,
+    /// With what convolutions remember of the stream.
+    pub convs: Option<ShortConvs>,
 }
 
 /// One place that knows all sizes: `plan` adds them up, `carve` takes them.
@@ -67,6 +70,7 @@ impl Scratch {
         plan.private("weight tiles", s.n_threads * region_bytes::<u8>(sizes.tile));
         let renumber = RenumberScratch::bytes(s.n_slot, c.head_dim);
         plan.private("attention scratch", sizes.attend.bytes() + s.n_threads * renumber);
+        ShortConvs::plan(c, s.n_batch, plan);
     }
 
     pub fn new(c: &Config, s: &ScratchShape) -> std::io::Result<Scratch> {
@@ -81,7 +85,7 @@ impl Scratch {
             q: arena.carve(b * c.q_dim()),
             k: arena.carve(b * c.kv_dim()),
             v: arena.carve(b * c.kv_dim()),
-            attn_out: arena.carve(b * c.q_dim()),
+            mixed: arena.carve(b * c.q_dim()),
             proj: arena.carve(b * c.n_embd),
             gate: arena.carve(b * c.n_ff),
             up: arena.carve(b * c.n_ff),
@@ -90,6 +94,7 @@ impl Scratch {
             logits: arena.carve(s.n_logits * c.n_vocab),
             tiles: (0..s.n_threads).map(|_| arena.carve(sizes.tile)).collect(),
             attend: AttendRoom::carve(&mut arena, sizes.attend),
+            convs: ShortConvs::carve(&mut arena, c, b),
             renumber: (0..s.n_threads).map(|_| RenumberScratch::carve(&mut arena, s.n_slot, c.head_dim)).collect(),
         };
         Ok(scratch)

@@ -63,13 +63,9 @@ pub struct Files<'a> {
 }
 
 pub struct Layer {
-    pub attn_norm: Buf<f32>,              // [n_embd]
-    pub attn_q: Tensor,                   // [q_dim][n_embd]
-    pub attn_k: Tensor,                   // [kv_dim][n_embd]
-    pub attn_v: Tensor,                   // [kv_dim][n_embd]
-    pub qkv_bias: Option<[Buf<f32>; 3]>,  // [q_dim] [kv_dim] [kv_dim]
-    pub qk_norm: Option<[Buf<f32>; 2]>,   // [head_dim] each
-    pub attn_output: Tensor,              // [n_embd][q_dim]
+    pub attn_norm: Buf<f32>, // [n_embd]
+    pub mixer: Mixer,
+    pub mixer_output: Tensor,             // [n_embd][q_dim]: `attn_output`, or `shortconv.out_proj`
     pub attn_post_norm: Option<Buf<f32>>, // [n_embd], of what attention adds
     pub ffn_norm: Buf<f32>,               // [n_embd]
     pub ffn_gate: Tensor,                 // [n_ff][n_embd]
@@ -78,9 +74,36 @@ pub struct Layer {
     pub ffn_post_norm: Option<Buf<f32>>,  // [n_embd], of what the FFN adds
 }
 
+/// How tokens of a layer learn of each other.
+pub enum Mixer {
+    Attention(Attention),
+    Conv(Conv),
+}
+
+pub struct Attention {
+    pub attn_q: Tensor,                  // [q_dim][n_embd]
+    pub attn_k: Tensor,                  // [kv_dim][n_embd]
+    pub attn_v: Tensor,                  // [kv_dim][n_embd]
+    pub qkv_bias: Option<[Buf<f32>; 3]>, // [q_dim] [kv_dim] [kv_dim]
+    pub qk_norm: Option<[Buf<f32>; 2]>,  // [head_dim] each
+}
+
+/// `shortconv.in_proj`, whose rows are three matrices, and `shortconv.conv`.
+pub struct Conv {
+    pub gate_in: Tensor,  // [n_embd][n_embd], of what enters the convolution
+    pub gate_out: Tensor, // [n_embd][n_embd], of what leaves it
+    pub input: Tensor,    // [n_embd][n_embd]
+    pub taps: Buf<f32>,   // [n_tap][n_embd], that of the newest token last (in the file `[n_embd][n_tap]`)
+}
+
 impl Layer {
     fn matrices(&self) -> [Tensor; 7] {
-        [self.attn_q, self.attn_k, self.attn_v, self.attn_output, self.ffn_gate, self.ffn_up, self.ffn_down]
+        let mixer = match &self.mixer {
+            Mixer::Attention(a) => [a.attn_q, a.attn_k, a.attn_v],
+            Mixer::Conv(c) => [c.gate_in, c.gate_out, c.input],
+        };
+        let [a, b, c] = mixer;
+        [a, b, c, self.mixer_output, self.ffn_gate, self.ffn_up, self.ffn_down]
     }
 }
 
@@ -102,7 +125,8 @@ impl Weights {
         let bias = if c.arch.qkv_bias { region(c.q_dim()) + 2 * region(c.kv_dim()) } else { 0 };
         let head = if c.arch.qk_norm { 2 * region(c.head_dim) } else { 0 };
         let post = if c.arch.post_norm { 2 * region(c.n_embd) } else { 0 };
-        c.n_layer * (2 * region(c.n_embd) + bias + head + post) + region(c.n_embd)
+        let taps = c.conv.as_ref().map_or(0, |conv| region(conv.n_tap * c.n_embd));
+        c.n_layer * (2 * region(c.n_embd) + post) + c.n_attn_layer() * (bias + head) + c.n_conv_layer() * taps + region(c.n_embd)
     }
 
     /// Every matrix that is multiplied.
@@ -123,18 +147,19 @@ impl Weights {
         for i in 0..config.n_layer {
             layers.push(binder.layer(config, i)?);
         }
-        let output_norm = binder.vector("output_norm.weight", embd)?;
+        let output_norm =
+            binder.vector(if config.arch.short_conv { "token_embd_norm.weight" } else { "output_norm.weight" }, embd)?;
         let output = match file.tensor("output.weight") {
             Some(_) => binder.matrix("output.weight", vocab, embd)?,
             None => token_embd,
         };
         let has = |name| file.tensor(name).is_some();
         let rope_freqs = if has("rope_freqs.weight") {
-            Some(binder.floats("rope_freqs.weight", config.rope.n_rot / 2)?)
+            Some(binder.floats("rope_freqs.weight", &[config.rope.n_rot / 2])?)
         } else if has(SHORT_FACTORS) || has(LONG_FACTORS) {
             // The long ones hold beyond the context that is used here (`Config::from_gguf`).
-            binder.floats(LONG_FACTORS, config.rope.n_rot / 2)?;
-            Some(binder.floats(SHORT_FACTORS, config.rope.n_rot / 2)?)
+            binder.floats(LONG_FACTORS, &[config.rope.n_rot / 2])?;
+            Some(binder.floats(SHORT_FACTORS, &[config.rope.n_rot / 2])?)
         } else {
             None
         };
@@ -168,10 +193,40 @@ impl<'a> Binder<'a> {
     }
 
     fn layer(&mut self, c: &Config, i: usize) -> Result<Layer> {
-        let (embd, q, kv, ff) = (c.n_embd, c.q_dim(), c.kv_dim(), c.n_ff);
+        let (embd, ff) = (c.n_embd, c.n_ff);
+        let name = |tensor: &str| format!("blk.{i}.{tensor}.weight");
+        let attn_norm = self.vector(&name("attn_norm"), embd)?;
+        let (mixer, mixer_output) = match &c.conv {
+            Some(conv) if conv.layers[i] => (Mixer::Conv(self.conv(i, embd, conv.n_tap)?), name("shortconv.out_proj")),
+            _ => (Mixer::Attention(self.attention(c, i)?), name("attn_output")),
+        };
+        let mixer_output = self.matrix(&mixer_output, embd, c.q_dim())?;
+        let mut post_norm = |tensor: &str| c.arch.post_norm.then(|| self.vector(&name(tensor), embd)).transpose();
+        let (attn_post_norm, ffn_post_norm) = (post_norm("post_attention_norm")?, post_norm("post_ffw_norm")?);
+        let ffn_norm = self.vector(&name("ffn_norm"), embd)?;
+        let [ffn_gate, ffn_up] = match c.arch.fused {
+            true => self.split(&name("ffn_up"), [ff, ff], embd)?,
+            false => [self.matrix(&name("ffn_gate"), ff, embd)?, self.matrix(&name("ffn_up"), ff, embd)?],
+        };
+        let ffn_down = self.matrix(&name("ffn_down"), embd, ff)?;
+        Ok(Layer { attn_norm, mixer, mixer_output, attn_post_norm, ffn_norm, ffn_gate, ffn_up, ffn_down, ffn_post_norm })
+    }
+
+    fn conv(&mut self, i: usize, embd: usize, n_tap: usize) -> Result<Conv> {
+        let in_proj = format!("blk.{i}.shortconv.in_proj.weight");
+        let [gate_in, gate_out, input] = self.split(&in_proj, [embd; 3], embd)?;
+        let rows = self.floats(&format!("blk.{i}.shortconv.conv.weight"), &[n_tap, embd])?;
+        let mut taps = self.norms.carve(n_tap * embd);
+        for (channel, row) in rows.chunks_exact(n_tap).enumerate() {
+            row.iter().enumerate().for_each(|(tap, &weight)| taps[tap * embd + channel] = weight);
+        }
+        Ok(Conv { gate_in, gate_out, input, taps })
+    }
+
+    fn attention(&mut self, c: &Config, i: usize) -> Result<Attention> {
+        let (embd, q, kv) = (c.n_embd, c.q_dim(), c.kv_dim());
         let name = |tensor: &str| format!("blk.{i}.{tensor}.weight");
         let bias = |tensor: &str| format!("blk.{i}.{tensor}.bias");
-        let attn_norm = self.vector(&name("attn_norm"), embd)?;
         let [attn_q, attn_k, attn_v] = match c.arch.fused {
             true => self.split(&name("attn_qkv"), [q, kv, kv], embd)?,
             false => [
@@ -190,30 +245,7 @@ impl<'a> Binder<'a> {
             true => Some([self.vector(&name("attn_q_norm"), c.head_dim)?, self.vector(&name("attn_k_norm"), c.head_dim)?]),
             false => None,
         };
-        let attn_output = self.matrix(&name("attn_output"), embd, q)?;
-        let mut post_norm = |tensor: &str| c.arch.post_norm.then(|| self.vector(&name(tensor), embd)).transpose();
-        let (attn_post_norm, ffn_post_norm) = (post_norm("post_attention_norm")?, post_norm("post_ffw_norm")?);
-        let ffn_norm = self.vector(&name("ffn_norm"), embd)?;
-        let [ffn_gate, ffn_up] = match c.arch.fused {
-            true => self.split(&name("ffn_up"), [ff, ff], embd)?,
-            false => [self.matrix(&name("ffn_gate"), ff, embd)?, self.matrix(&name("ffn_up"), ff, embd)?],
-        };
-        let ffn_down = self.matrix(&name("ffn_down"), embd, ff)?;
-        Ok(Layer {
-            attn_norm,
-            attn_q,
-            attn_k,
-            attn_v,
-            qkv_bias,
-            qk_norm,
-            attn_output,
-            attn_post_norm,
-            ffn_norm,
-            ffn_gate,
-            ffn_up,
-            ffn_down,
-            ffn_post_norm,
-        })
+        Ok(Attention { attn_q, attn_k, attn_v, qkv_bias, qk_norm })
     }
 
     fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Tensor> {
@@ -237,9 +269,11 @@ impl<'a> Binder<'a> {
         }))
     }
 
-    fn floats(&mut self, name: &str, n: usize) -> Result<Vec<f32>> {
-        let (_, tensor) = self.find(name, &[n as u64])?;
-        let mut out = vec![0f32; n];
+    /// The numbers of a small tensor; the row length first.
+    fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let shape: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
+        let (_, tensor) = self.find(name, &shape)?;
+        let mut out = vec![0f32; shape.iter().product::<u64>() as usize];
         dequantize_row(tensor.ty, self.file.data(tensor), &mut out)
             .map_err(|e| Error::unsupported(self.file.path(), format!("tensor {name}: {e}")))?;
         match out.iter().all(|v| v.is_finite()) {
@@ -253,7 +287,7 @@ impl<'a> Binder<'a> {
 
     /// A norm or a bias, copied.
     fn vector(&mut self, name: &str, n: usize) -> Result<Buf<f32>> {
-        let values = self.floats(name, n)?;
+        let values = self.floats(name, &[n])?;
         let mut buf = self.norms.carve(n);
         buf.copy_from_slice(&values);
         Ok(buf)

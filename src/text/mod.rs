@@ -3,10 +3,13 @@
 //!
 //! Nothing here knows of tensors or of the cache; the command line and the server use these pieces beside a session.
 
+pub mod bpe;
+pub mod named_templates;
 pub mod pretokenizer;
 pub mod sampler;
 pub mod spm;
 pub mod template;
+pub mod text_table;
 pub mod tokenizer;
 pub mod utf8_stream;
 

@@ -5,7 +5,7 @@
 //! Rules with several expressions apply them one after the other, each inside the pieces the earlier ones made, as llama.cpp does.
 //! A name that is not in the table is refused: a near rule would give wrong ids without a sign of it.
 
-use regex_syntax::hir::{Class, HirKind};
+use regex_syntax::hir::{self, HirKind};
 
 /// What kind of character a rule sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +37,35 @@ enum Stage {
     /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,n}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`, with
     /// `[\p{L}\p{M}]` for the run of letters, and `\p{M}` out of the run of others, when `marks` is set
     Llama3 { digits: usize, marks: bool },
-    /// `L?A*B+|L?A+B*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`, where `L` is `[^\r\n\p{L}\p{N}]`, `A` a letter
-    /// but `a-z`, and `B` a letter but `A-Z`
-    Tekken,
+    /// `L?A*B+C?|L?A+B*C?|\p{N}{1,n}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`, where `L` is `[^\r\n\p{L}\p{N}]`,
+    /// `A` a letter but `a-z`, `B` a letter but `A-Z`, and `C`, where it is set, a contraction of any case as above
+    Cased { digits: usize, contractions: bool },
+    /// `[\r\n]`
+    Newline,
+    /// `\s?X+`
+    AfterSpace(Class),
+    /// `X+`
+    Run(Class),
+    /// `\s+$`
+    LastSpace,
 }
 
-use Stage::{DigitTriples, Gpt2, Llama3, Numbers, Punctuation, Tekken};
+/// A set of characters that an expression names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// `\p{L}`
+    Letter,
+    /// `\p{P}`
+    Punctuation,
+    /// `[一-龥ࠀ-一가-퟿]`
+    EastAsian,
+    /// `[!-/:-~！-／：-～‘-‟　-。]`
+    Ascii,
+    /// DeepSeek LLM's list of letters: those of scripts with two cases, but for some blocks (`CASED`).
+    Cased,
+}
+
+use Stage::{AfterSpace, Cased, DigitTriples, Gpt2, LastSpace, Llama3, Newline, Numbers, Punctuation, Run};
 
 /// What a name means: the expressions, whether a word that is a token is taken whole before any merge, and whether a text begins
 /// with the beginning-of-sequence token when the file does not say.
@@ -85,7 +108,17 @@ const RULES: &[Rule] = &[
         add_bos: true,
     },
     Rule { names: &["glm4"], stages: THREE_DIGITS, ignore_merges: true, add_bos: false },
-    Rule { names: &["tekken"], stages: &[Tekken], ignore_merges: true, add_bos: true },
+    Rule { names: &["tekken"], stages: &[Cased { digits: 1, contractions: false }], ignore_merges: true, add_bos: true },
+    // Phi-4-mini among others.
+    rule(&["gpt-4o", "llama4", "kanana2", "talkie"], &[Cased { digits: 3, contractions: true }]),
+    rule(
+        &["deepseek-coder"],
+        &[Newline, AfterSpace(Class::Letter), AfterSpace(Class::Punctuation), Run(Class::EastAsian), Numbers(1)],
+    ),
+    rule(
+        &["deepseek-llm"],
+        &[Newline, AfterSpace(Class::Cased), AfterSpace(Class::Ascii), LastSpace, Run(Class::EastAsian), Numbers(usize::MAX)],
+    ),
     rule(&["smaug-bpe", "dbrx", "chatglm-bpe"], THREE_DIGITS),
     rule(
         &["qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open"],
@@ -102,16 +135,22 @@ const RULES: &[Rule] = &[
     rule(&["default"], &[Punctuation { backtick: false }, Gpt2, Numbers(usize::MAX), DigitTriples]),
 ];
 
+/// What is in DeepSeek LLM's list of letters, found by comparing the list with the categories.
+const CASED: &str = r"[[\p{Lu}\p{Ll}\p{Lt}&&\p{Age=15.1}]--[\x{560}-\x{588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C88}\x{2D00}-\x{2D2D}\x{A790}-\x{A7FA}\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DFFF}]]";
+
 pub struct PreTokenizer {
     rule: &'static Rule,
     kinds: KindTable,
+    /// The ranges of `CASED`, for a rule that asks for them.
+    cased: Vec<(u32, u32)>,
 }
 
 impl PreTokenizer {
     /// `None` when the name is not known.
     pub fn by_name(name: &str) -> Option<Self> {
         let rule = RULES.iter().find(|rule| rule.names.contains(&name))?;
-        Some(PreTokenizer { rule, kinds: KindTable::new() })
+        let cased = if rule.stages.contains(&AfterSpace(Class::Cased)) { ranges(CASED).collect() } else { Vec::new() };
+        Some(PreTokenizer { rule, kinds: KindTable::new(), cased })
     }
 
     /// The name most models use for each rule.
@@ -153,7 +192,14 @@ impl PreTokenizer {
             DigitTriples => digit_triple_or_gap(text),
             Gpt2 => self.gpt2_len(text),
             Llama3 { digits, marks } => self.llama3_len(text, digits, marks),
-            Tekken => self.tekken_len(text),
+            Cased { digits, contractions } => self.cased_len(text, digits, contractions),
+            Newline => self.match_or_gap(text, 1, |c| matches!(c, '\r' | '\n')),
+            Run(class) => self.match_or_gap(text, usize::MAX, |c| self.is_in(class, c)),
+            AfterSpace(class) => self.after_space_or_gap(text, class),
+            LastSpace => match text.trim_end_matches(char::is_whitespace).len() {
+                0 => text.len(),
+                len => len,
+            },
         }
     }
 
@@ -163,6 +209,34 @@ impl PreTokenizer {
             0 => run_len(text, usize::MAX, |c| !matches(c)),
             matched => matched,
         }
+    }
+
+    fn is_in(&self, class: Class, c: char) -> bool {
+        match class {
+            Class::Letter => self.kinds.of(c) == Kind::Letter,
+            Class::Punctuation => self.kinds.of(c) == Kind::Punctuation,
+            // White space within these ranges is none of them to llama.cpp.
+            Class::EastAsian => matches!(c, '\u{800}'..='龥' | '가'..='\u{d7ff}') && !c.is_whitespace(),
+            Class::Ascii => matches!(c, '!'..='/' | ':'..='~' | '！'..='／' | '：'..='～' | '‘'..='‟' | '\u{3001}'..='。'),
+            Class::Cased => {
+                let after = self.cased.partition_point(|range| range.0 <= c as u32);
+                after > 0 && c as u32 <= self.cased[after - 1].1
+            }
+        }
+    }
+
+    /// `\s?X+`, or all up to where that matches.
+    fn after_space_or_gap(&self, text: &str, class: Class) -> usize {
+        let mut before: Option<(usize, char)> = None;
+        for (at, c) in text.char_indices() {
+            if self.is_in(class, c) {
+                let start = before.filter(|(_, c)| c.is_whitespace()).map_or(at, |(at, _)| at);
+                // A gap ends where the match begins.
+                return if start > 0 { start } else { at + run_len(&text[at..], usize::MAX, |c| self.is_in(class, c)) };
+            }
+            before = Some((at, c));
+        }
+        text.len()
     }
 
     fn gpt2_len(&self, text: &str) -> usize {
@@ -196,16 +270,17 @@ impl PreTokenizer {
         self.wordless_len(text, marks, &['\r', '\n'])
     }
 
-    fn tekken_len(&self, text: &str) -> usize {
+    fn cased_len(&self, text: &str, digits: usize, contractions: bool) -> usize {
         let is_letter = |c: char| self.kinds.of(c) == Kind::Letter;
         let first = text.chars().next().unwrap_or_default();
         let first_kind = self.kinds.of(first);
         let lead = if is_letter(first) { 0 } else { first.len_utf8() };
         if !matches!(first, '\r' | '\n') && first_kind != Kind::Number && text[lead..].starts_with(is_letter) {
-            return lead + capitals_then_small_len(&text[lead..], is_letter);
+            let word = lead + capitals_then_small_len(&text[lead..], is_letter);
+            return word + if contractions { contraction_len(&text[word..], true).unwrap_or(0) } else { 0 };
         }
         if first_kind == Kind::Number {
-            return first.len_utf8();
+            return run_len(text, digits, |c| self.kinds.of(c) == Kind::Number);
         }
         self.wordless_len(text, false, &['\r', '\n', '/'])
     }
@@ -290,6 +365,13 @@ fn digit_triple_or_gap(text: &str) -> usize {
     }
 }
 
+/// The ranges of a class of characters, in order.
+fn ranges(class: &str) -> impl Iterator<Item = (u32, u32)> {
+    let parsed = regex_syntax::parse(class).expect("the classes of this file are well formed");
+    let HirKind::Class(hir::Class::Unicode(class)) = parsed.into_kind() else { unreachable!("a class of characters") };
+    class.ranges().iter().map(|range| (range.start() as u32, range.end() as u32)).collect::<Vec<_>>().into_iter()
+}
+
 /// Kinds of characters: ASCII by index, the rest by binary search in sorted ranges that do not overlap.
 struct KindTable {
     ascii: [Kind; 128],
@@ -302,11 +384,7 @@ impl KindTable {
         for (category, kind) in [('L', Kind::Letter), ('N', Kind::Number), ('M', Kind::Mark), ('P', Kind::Punctuation)] {
             // Characters that Unicode assigned after 15.1 have no kind in llama.cpp either: the ids stay the same.
             let class = format!(r"[\p{{{category}}}&&\p{{Age=15.1}}]");
-            let parsed = regex_syntax::parse(&class).expect("general categories are compiled in");
-            let HirKind::Class(Class::Unicode(class)) = parsed.into_kind() else {
-                unreachable!("a category is a class of characters")
-            };
-            ranges.extend(class.iter().map(|range| (range.start() as u32, range.end() as u32, kind)));
+            ranges.extend(self::ranges(&class).map(|(start, end)| (start, end, kind)));
         }
         ranges.sort_unstable_by_key(|range| range.0);
         ranges.shrink_to_fit();
@@ -440,6 +518,17 @@ mod tests {
     }
 
     #[test]
+    fn deepseek_words() {
+        assert_eq!(
+            words("deepseek-coder", "a  b\n\nc, 12中文!"),
+            ["a", " ", " b", "\n", "\n", "c", ",", " ", "1", "2", "中文", "!"]
+        );
+        assert_eq!(words("deepseek-llm", "Ab  é, ж 12\t "), ["Ab", " ", " é", ",", " ж", " ", "12", "\t "]);
+        // Georgian has two cases and is not in the list, nor is mathematical bold.
+        assert_eq!(words("deepseek-llm", "aბ \u{1d400}b"), ["a", "ბ", " \u{1d400}", "b"]);
+    }
+
+    #[test]
     fn unknown_names_are_not_guessed() {
         for name in ["", "GPT-2", "gpt-5", "llama-spm"] {
             assert!(PreTokenizer::by_name(name).is_none(), "{name}");
@@ -454,12 +543,15 @@ mod tests {
         let marks =
             THREE.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]").replace("{1,3}", "");
         const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
         let alphabet: Vec<char> =
             " \u{20}\u{20}\t\n\r\u{a0}\u{3000}''''stdmrevlSTLEaZé中ا1٣½Ⅷ!.,($`~|</_\u{301}\u{200d}😀\u{85}\u{0}"
                 .chars()
                 .collect();
         let mut rng = fastrand::Rng::with_seed(11);
-        for (name, expression) in [("gpt-2", GPT2), ("llama-bpe", THREE), ("qwen35", &marks), ("tekken", TEKKEN)] {
+        for (name, expression) in
+            [("gpt-2", GPT2), ("llama-bpe", THREE), ("qwen35", &marks), ("tekken", TEKKEN), ("gpt-4o", GPT4O)]
+        {
             let regex = tokenizers::utils::SysRegex::new(expression).unwrap();
             for _ in 0..3000 {
                 let text: String = (0..rng.usize(..14)).map(|_| alphabet[rng.usize(..alphabet.len())]).collect();

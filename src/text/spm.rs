@@ -2,15 +2,12 @@
 //! token of the highest score are joined, the leftmost first among equals, until no two make one. A character without a
 //! token becomes the tokens of its bytes. (Kudo & Richardson 2018, arXiv 1808.06226; ids are those of llama.cpp.)
 //!
-//! Spaces are `▁` in the vocabulary. All texts lie in one table and are found by a table of ids alone, two places for each
-//! token: a quarter of a million of them are in place within some milliseconds. Refuses a vocabulary in which a byte has no
-//! token, for then some text would have no ids.
+//! Spaces are `▁` in the vocabulary. Refuses a vocabulary in which a byte has no token, for then some text would have no ids.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use xxhash_rust::xxh3::xxh3_64;
-
+use super::text_table::{NONE, TextTable};
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, StringArray};
 
@@ -18,11 +15,7 @@ const SPACE: char = '\u{2581}';
 const SCORES: &str = "tokenizer.ggml.scores";
 
 pub struct Spm {
-    /// Text of token `id`: `texts[starts[id]..starts[id + 1]]`.
-    texts: Box<[u8]>,
-    starts: Box<[u32]>,
-    /// Ids at the places of their texts (`place`) or behind them, without empty ones.
-    by_text: Box<[u32]>,
+    table: TextTable,
     scores: Box<[f32]>,
     byte_ids: [u32; 256],
     /// A space is put before the text, and before what follows a special token.
@@ -38,11 +31,6 @@ struct Part {
     prev: u32,
     next: u32,
 }
-
-const NONE: u32 = u32::MAX;
-
-/// Places for each token.
-const PLACES: usize = 2;
 
 /// Two neighbours that make a token; out of date when their lengths no longer add up.
 struct Pair {
@@ -78,32 +66,16 @@ impl Spm {
                 format!("{SCORES} has {} values for {} tokens: the file is damaged, fetch it again", scores.len(), tokens.len());
             return Err(refuse(what));
         }
-        let mut texts = Vec::with_capacity(tokens.text_bytes());
-        let mut starts = Vec::with_capacity(tokens.len() + 1);
-        starts.push(0);
-        for text in tokens.iter() {
-            texts.extend_from_slice(text.as_bytes());
-            starts.push(u32::try_from(texts.len()).map_err(|_| refuse("more than 4 GiB of tokens: the file is damaged".into()))?);
-        }
         let mut spm = Spm {
-            texts: texts.into_boxed_slice(),
-            starts: starts.into_boxed_slice(),
-            by_text: vec![NONE; tokens.len() * PLACES].into_boxed_slice(),
+            table: TextTable::new(file, tokens)?,
             // Minus zero is zero: they are equal scores.
             scores: scores.map(|score| score + 0.0).collect(),
             byte_ids: [0; 256],
             space_prefix: file.opt_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
             by_words: Spm::by_words(tokens),
         };
-        for id in 0..tokens.len() as u32 {
-            if let Some(twin) = spm.insert(id) {
-                let text = String::from_utf8_lossy(spm.text(id)).escape_debug().to_string();
-                let what = format!("tokens {twin} and {id} are both '{text}': the vocabulary is damaged, fetch the model again");
-                return Err(refuse(what));
-            }
-        }
         for byte in 0..=255u8 {
-            let id = spm.find(format!("<0x{byte:02X}>").as_bytes()).or(spm.find(&[byte]));
+            let id = spm.table.find(format!("<0x{byte:02X}>").as_bytes()).or(spm.table.find(&[byte]));
             spm.byte_ids[byte as usize] = id.ok_or_else(|| {
                 refuse(format!(
                     "the vocabulary has no token for the byte 0x{byte:02X}, so some text has no ids: use another model"
@@ -115,7 +87,7 @@ impl Spm {
 
     /// Bytes of `from_gguf`'s tables beside the tokenizer's own, from above.
     pub fn plan_bytes(tokens: &StringArray<'_>) -> u64 {
-        tokens.text_bytes() as u64 + tokens.len() as u64 * (8 + 4 * PLACES as u64)
+        TextTable::plan_bytes(tokens) + tokens.len() as u64 * 4
     }
 
     /// The byte that a byte token stands for.
@@ -127,33 +99,6 @@ impl Spm {
     /// The text of a token as it is shown.
     pub fn push_shown(text: &str, bytes: &mut Vec<u8>) {
         text.chars().for_each(|c| bytes.extend_from_slice(if c == SPACE { ' ' } else { c }.encode_utf8(&mut [0; 4]).as_bytes()));
-    }
-
-    fn text(&self, id: u32) -> &[u8] {
-        &self.texts[self.starts[id as usize] as usize..self.starts[id as usize + 1] as usize]
-    }
-
-    fn find(&self, text: &[u8]) -> Option<u32> {
-        let place = self.place(text)?;
-        Some(self.by_text[place]).filter(|&id| id != NONE)
-    }
-
-    /// Where the text's id stands, or the free place where it would; half of all are free. Nothing has no place.
-    fn place(&self, text: &[u8]) -> Option<usize> {
-        if text.is_empty() {
-            return None;
-        }
-        let n = self.by_text.len();
-        // The upper half of the product is below `n` and evenly spread, as the hash is.
-        let first = ((u128::from(xxh3_64(text)) * n as u128) >> 64) as usize;
-        (first..n).chain(0..first).find(|&place| self.by_text[place] == NONE || self.text(self.by_text[place]) == text)
-    }
-
-    /// Puts a token in its place, or gives the one that has its text already.
-    fn insert(&mut self, id: u32) -> Option<u32> {
-        let place = self.place(self.text(id))?;
-        let before = std::mem::replace(&mut self.by_text[place], id);
-        Some(before).filter(|&before| before != NONE)
     }
 
     /// Whether words can be merged each by itself: no token reaches from a word over the space behind it.
@@ -199,7 +144,7 @@ impl Spm {
                 return None;
             }
             let (start, len) = (parts[left as usize].start, parts[left as usize].len + parts[right as usize].len);
-            let id = self.find(&bytes[start as usize..(start + len) as usize])?;
+            let id = self.table.find(&bytes[start as usize..(start + len) as usize])?;
             Some(Pair { score: self.scores[id as usize], left, right, len })
         };
         pairs.extend((1..n).filter_map(|right| pair(&parts, right - 1, right)));
@@ -218,7 +163,7 @@ impl Spm {
         }
         for part in parts.iter().filter(|part| part.len > 0) {
             let text = &bytes[part.start as usize..(part.start + part.len) as usize];
-            match self.find(text) {
+            match self.table.find(text) {
                 Some(id) => ids.push(id),
                 None => ids.extend(text.iter().map(|&byte| self.byte_ids[byte as usize])),
             }

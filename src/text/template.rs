@@ -2,8 +2,9 @@
 //! library would render it (block trimming, Python's string and dict methods, `raise_exception`, `strftime_now`, `tojson`).
 //!
 //! Refuses a template that does not parse and a conversation that the template itself refuses, saying where. Never guesses
-//! another template: the user gives one with `--template FILE`.
+//! another template: the user gives one with `--template NAME|FILE`.
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
@@ -13,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
+
+use super::named_templates::NAMED;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,27 +36,47 @@ pub struct ChatTemplate {
 }
 
 const NAME: &str = "chat template";
-const REMEDY: &str = "give another with --template FILE";
+const REMEDY: &str = "give another with --template NAME|FILE";
 
 impl ChatTemplate {
     pub fn new(source: &str) -> Result<Self> {
+        Self::with_clock(source, now)
+    }
+
+    /// `clock`: the seconds since 1970 that `strftime_now` writes.
+    pub fn with_clock(source: &str, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| Error::Stopped(describe(&error)))?);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", |format: &str| strftime(format, now()));
+        environment.add_function("strftime_now", move |format: &str| strftime(format, clock()));
         environment.add_filter("tojson", tojson);
+        // To Python `none` is not iterable: templates ask `tools is iterable` before they count tools.
+        environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         let source = without_generation_marks(source);
         environment.add_template_owned(NAME, source).map_err(|error| Error::Stopped(describe(&error)))?;
         Ok(ChatTemplate { environment })
     }
 
+    /// A template of `named_templates.rs`, or that of a file; a file stands before a name.
+    pub fn named(name: &str) -> Result<Self> {
+        let known = NAMED.iter().find(|(known, ..)| *known == name).filter(|_| !Path::new(name).exists());
+        if let Some((.., source)) = known {
+            return Self::new(source);
+        }
+        let source = std::fs::read_to_string(name).map_err(|e| {
+            let names = NAMED.map(|(known, models, _)| format!("{known} ({models})")).join(", ");
+            Error::usage("--template", format!("{name}: {e}; give a file, or one of these names: {names}"))
+        })?;
+        Self::new(&source).map_err(|e| Error::usage("--template", format!("{name}: {e}")))
+    }
+
     /// The template in the model file, `tokenizer.chat_template`.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
         let Some(source) = file.opt_str("tokenizer.chat_template")? else {
-            let what = "has no chat template (metadata tokenizer.chat_template), so it may not be a chat model; give one with --template FILE";
+            let what = "has no chat template (metadata tokenizer.chat_template), so it may not be a chat model; give one with --template NAME|FILE";
             return Err(Error::unsupported(file.path(), what));
         };
         Self::new(source).map_err(|error| Error::unsupported(file.path(), error.to_string()))
@@ -346,7 +369,10 @@ mod tests {
             "<s>[INST] Hi <b>\"you\"</b> [/INST]Hello!</s>[INST] Bye [/INST]"
         );
         let error = render(source, &conversation()).unwrap_err().to_string();
-        assert!(error.contains("must alternate") && error.contains("--template FILE") && error.contains("line 1"), "{error}");
+        assert!(
+            error.contains("must alternate") && error.contains("--template NAME|FILE") && error.contains("line 1"),
+            "{error}"
+        );
         assert!(!error.contains('\n') && !error.contains("raise_exception"), "{error}");
     }
 
@@ -396,6 +422,12 @@ mod tests {
     }
 
     #[test]
+    fn none_is_not_iterable_and_the_rest_as_in_python() {
+        let source = "{% for x in [none, 'ab', [], {}, 1, true, missing, messages] %}{{ x is iterable }} {% endfor %}";
+        assert_eq!(render(source, &[]).unwrap().to_lowercase(), "false true true true false false true true ");
+    }
+
+    #[test]
     fn a_broken_template_says_where_and_what_to_do() {
         for (source, line, word) in [
             ("a\n{% for m in messages %}\n{{ m.content ", "line 3", "syntax error"),
@@ -403,14 +435,14 @@ mod tests {
             ("{% if true %}", "line 1", "end of input"),
         ] {
             let error = ChatTemplate::new(source).err().expect(source).to_string();
-            assert!(error.contains(line) && error.contains(word) && error.contains("--template FILE"), "{error}");
+            assert!(error.contains(line) && error.contains(word) && error.contains("--template NAME|FILE"), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }
         for (source, word) in
             [("x\n{{ messages.nothing.more }}", "undefined"), ("x\n{{ missing_function() }}", "missing_function")]
         {
             let error = render(source, &[]).unwrap_err().to_string();
-            assert!(error.contains("line 2") && error.contains(word) && error.contains("--template FILE"), "{error}");
+            assert!(error.contains("line 2") && error.contains(word) && error.contains("--template NAME|FILE"), "{error}");
         }
     }
 

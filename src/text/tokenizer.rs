@@ -2,14 +2,12 @@
 //!
 //! Byte-level BPE, the model that GGUF calls `gpt2`, and SentencePiece, `llama` (`spm.rs`); other models and unknown
 //! pre-tokenizers are refused by name. Ids are those of llama.cpp: special tokens are cut out of the text first, longest
-//! first, then, for BPE, words by the pre-tokenizer, then merges by the `tokenizers` crate, without its cache: memory does
-//! not grow as text flows. The bytes of all tokens lie in one table.
+//! first, then, for BPE, words by the pre-tokenizer, then merges (`bpe.rs`). Nothing is cached: memory does not grow as text
+//! flows. The bytes of all tokens lie in one table.
 
 use std::collections::BTreeMap;
 
-use tokenizers::Model;
-use tokenizers::models::bpe::{BPE, Vocab};
-
+use super::bpe::{Bpe, Room};
 use super::pretokenizer::PreTokenizer;
 use super::spm::Spm;
 use crate::error::{Error, Result};
@@ -44,7 +42,7 @@ impl TokenKind {
 }
 
 /// Tokens that end a generation wherever they occur in a vocabulary, by their text; files often fail to say so otherwise.
-const END_OF_GENERATION: [&str; 26] = [
+const END_OF_GENERATION: [&str; 22] = [
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -64,15 +62,70 @@ const END_OF_GENERATION: [&str; 26] = [
     "<end_of_utterance>",
     "<eos>",
     "<turn|>",
+    "<|tool_response>",
     "<｜end▁of▁sentence｜>",
     "[e~[",
-    // Fill-in-the-middle: what follows one of these is another file.
-    "<|fim_pad|>",
-    "<|fim_repo|>",
-    "<|repo_name|>",
-    "<reponame>",
-    "<|file_sep|>",
 ];
+
+/// A token for filling in the middle of a text: the keys that name it, and the texts by which it is known where the file has
+/// none of them; it is a control token then.
+struct Filler {
+    keys: &'static [&'static str],
+    texts: &'static [&'static str],
+    /// What follows it is another file.
+    ends: bool,
+}
+
+const FILLERS: [Filler; 6] = [
+    Filler {
+        keys: &["fim_pre", "prefix"],
+        texts: &[
+            "<|fim_prefix|>",
+            "<fim-prefix>",
+            "<fim_prefix>",
+            "<｜fim▁begin｜>",
+            "<PRE>",
+            "▁<PRE>",
+            "<|code_prefix|>",
+            "<|prefix|>",
+        ],
+        ends: false,
+    },
+    Filler {
+        keys: &["fim_suf", "suffix"],
+        texts: &[
+            "<|fim_suffix|>",
+            "<fim-suffix>",
+            "<fim_suffix>",
+            "<｜fim▁hole｜>",
+            "<SUF>",
+            "▁<SUF>",
+            "<|code_suffix|>",
+            "<|suffix|>",
+        ],
+        ends: false,
+    },
+    Filler {
+        keys: &["fim_mid", "middle"],
+        texts: &[
+            "<|fim_middle|>",
+            "<fim-middle>",
+            "<fim_middle>",
+            "<｜fim▁end｜>",
+            "<MID>",
+            "▁<MID>",
+            "<|code_middle|>",
+            "<|middle|>",
+        ],
+        ends: false,
+    },
+    Filler { keys: &["fim_pad"], texts: &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"], ends: true },
+    Filler { keys: &["fim_rep"], texts: &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"], ends: true },
+    Filler { keys: &["fim_sep"], texts: &["<|file_sep|>"], ends: true },
+];
+
+/// Parts of gpt-oss's frame of a message, which text may hold.
+const FRAME: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
 /// A token that is matched in text before the pre-tokenizer sees it.
 struct Special {
@@ -91,10 +144,8 @@ enum Merging {
 
 /// Byte-level BPE: words, then merges.
 struct Words {
-    bpe: BPE,
+    bpe: Bpe,
     pre: PreTokenizer,
-    /// Bytes that have a token; the others drop out of the text, as in llama.cpp.
-    known_bytes: [bool; 256],
 }
 
 pub struct Tokenizer {
@@ -118,7 +169,6 @@ pub struct Tokenizer {
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
-const MERGES: &str = "tokenizer.ggml.merges";
 
 impl Tokenizer {
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
@@ -127,23 +177,12 @@ impl Tokenizer {
         let tokens = file.strings(TOKENS)?;
         let n_vocab = tokens.len();
         let mut kinds = token_kinds(file, n_vocab)?;
-        let mut ends = Vec::new();
-        for (id, text) in tokens.iter().enumerate().filter(|(_, text)| END_OF_GENERATION.contains(text)) {
-            kinds[id] = TokenKind::Control;
-            ends.push(id as u32);
-            log::debug!("token {id} {text} ends a generation");
-        }
         let token_id = |key: &str| special_id(file, key, n_vocab);
         // SentencePiece's own ids, where the file does not say.
         let usual = |id: u32| Some(id).filter(|_| is_spm && n_vocab > 2);
         let bos = token_id("tokenizer.ggml.bos_token_id")?.or(usual(1));
         let eos = token_id("tokenizer.ggml.eos_token_id")?.or(usual(2));
-        ends.extend(eos);
-        for key in ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"] {
-            ends.extend(token_id(&format!("tokenizer.ggml.{key}_token_id"))?);
-        }
-        ends.sort_unstable();
-        ends.dedup();
+        let ends = ends_of_generation(file, &tokens, eos, &mut kinds)?;
 
         let (bytes, offsets) = byte_table(file, &tokens, &kinds, is_spm)?;
         let specials = specials(file, &tokens, &kinds)?;
@@ -156,10 +195,8 @@ impl Tokenizer {
         let merging = match pre {
             None => Merging::Spm(Box::new(Spm::from_gguf(file, &tokens)?)),
             Some(pre) => {
-                let vocab = vocabulary(file, &tokens)?;
-                let mut utf8 = [0; 4];
-                let known_bytes = BYTE_CHARS.map(|c| vocab.contains_key(&*c.encode_utf8(&mut utf8)));
-                Merging::Bpe(Box::new(Words { bpe: build_bpe(file, vocab, pre.ignore_merges())?, pre, known_bytes }))
+                let bpe = Bpe::from_gguf(file, &tokens, &BYTE_CHARS, pre.ignore_merges())?;
+                Merging::Bpe(Box::new(Words { bpe, pre }))
             }
         };
         let add = |key, default| Ok::<_, Error>(file.opt_bool(key)?.unwrap_or(default));
@@ -185,18 +222,8 @@ impl Tokenizer {
             let own = tokens.text_bytes() as u64;
             return Ok(own + tokens.len() as u64 * 5 + Spm::plan_bytes(&tokens) + FIXED_BYTES);
         }
-        let merges = file.strings(MERGES)?;
-        let token_chunks: u64 = tokens.iter().map(|text| heap_chunk(text.len())).sum();
-        let token_bytes = tokens.text_bytes() as u64;
-        // Two strings of a merge together are no longer than its text.
-        let merge_chunks: u64 = merges.iter().map(|text| heap_chunk(0) + heap_chunk(text.len())).sum();
-        let (n_vocab, n_merges) = (tokens.len() as u64, merges.len() as u64);
-        let string_table = table_bytes(n_vocab, 32) + token_chunks;
-        // The table of merges grows by doubling, beside the list that it is made from.
-        let merge_table = table_bytes(n_merges, 16) * 3 / 2;
-        let merge_list = n_merges * 48 + merge_chunks;
-        let own = token_bytes + n_vocab * 5 + FIXED_BYTES;
-        Ok(2 * string_table + merge_table + merge_list + own)
+        let own = tokens.text_bytes() as u64 + tokens.len() as u64 * 5 + FIXED_BYTES;
+        Ok(own + Bpe::plan_bytes(file, &tokens)?)
     }
 
     /// The most bytes of the text that a tokenizer of this file merges at once, from above. Pre-tokenizers end words at
@@ -274,7 +301,7 @@ impl Tokenizer {
         let (mut done, mut opens) = (0, true);
         for (start, place) in self.find_specials(text, parse_special) {
             let special = &self.specials[place];
-            self.encode_plain(text.get(done..start).unwrap_or(""), opens, &mut ids)?;
+            self.encode_plain(text.get(done..start).unwrap_or(""), opens, &mut ids);
             done = start + special.text.len();
             if special.strips {
                 done += text[done..].len() - text[done..].trim_start_matches(|c| " \t\n\r\x0b\x0c".contains(c)).len();
@@ -285,7 +312,7 @@ impl Tokenizer {
                 ids.push(special.id);
             }
         }
-        self.encode_plain(&text[done..], opens, &mut ids)?;
+        self.encode_plain(&text[done..], opens, &mut ids);
         if let Some(eos) = self.eos.filter(|eos| add_special && self.add_eos && ids.last() != Some(eos)) {
             ids.push(eos);
         }
@@ -318,39 +345,22 @@ impl Tokenizer {
     }
 
     /// Text without special tokens; `opens`: it is the first, or follows a special token.
-    fn encode_plain(&self, text: &str, opens: bool, ids: &mut Vec<u32>) -> Result<()> {
+    fn encode_plain(&self, text: &str, opens: bool, ids: &mut Vec<u32>) {
         match &self.merging {
             Merging::Bpe(words) => words.encode(text, ids),
-            Merging::Spm(spm) => {
-                spm.encode(text, opens, ids);
-                Ok(())
-            }
+            Merging::Spm(spm) => spm.encode(text, opens, ids),
         }
     }
 }
 
 impl Words {
-    fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        let mut word = String::new();
-        self.pre.split(text, &mut |piece| {
-            word.clear();
-            for byte in piece.bytes() {
-                if self.known_bytes[byte as usize] {
-                    word.push(BYTE_CHARS[byte as usize]);
-                } else {
-                    // No token has this byte: it drops out, and no merge reaches across its place.
-                    self.merge(&word, ids)?;
-                    word.clear();
-                }
-            }
-            self.merge(&word, ids)
-        })
-    }
-
-    fn merge(&self, word: &str, ids: &mut Vec<u32>) -> Result<()> {
-        let tokens = self.bpe.tokenize(word).map_err(|error| Error::Stopped(format!("cannot tokenize '{word}': {error}")))?;
-        ids.extend(tokens.iter().map(|token| token.id));
-        Ok(())
+    fn encode(&self, text: &str, ids: &mut Vec<u32>) {
+        let mut room = Room::default();
+        let split = self.pre.split(text, &mut |word| {
+            self.bpe.encode(word, &BYTE_CHARS, &mut room, ids);
+            Ok::<_, std::convert::Infallible>(())
+        });
+        let Ok(()) = split;
     }
 }
 
@@ -404,6 +414,53 @@ fn special_id(file: &GgufFile, key: &str, n_vocab: usize) -> Result<Option<u32>>
     }
 }
 
+/// The ids that end a generation, in order: those that llama.cpp knows by their text or by a key. What is found by its text
+/// is made a control token, whatever the file says it is.
+fn ends_of_generation(file: &GgufFile, tokens: &StringArray<'_>, eos: Option<u32>, kinds: &mut [TokenKind]) -> Result<Vec<u32>> {
+    let by_key = |name: &str| special_id(file, &format!("tokenizer.ggml.{name}_token_id"), tokens.len());
+    // What the texts are found to be, in one pass.
+    let mut by_text = BTreeMap::new();
+    let known = |text: &str| {
+        END_OF_GENERATION.contains(&text) || FRAME.contains(&text) || FILLERS.iter().any(|f| f.texts.contains(&text))
+    };
+    for (id, text) in tokens.iter().enumerate().filter(|(_, text)| known(text)) {
+        by_text.insert(text, id as u32);
+    }
+    let find = |text: &str| by_text.get(text).copied();
+    let mut ends: Vec<u32> = END_OF_GENERATION.into_iter().filter_map(find).collect();
+    ends.iter().for_each(|&id| kinds[id as usize] = TokenKind::Control);
+    for Filler { keys, texts, ends: does_end } in FILLERS {
+        let mut id = None;
+        for key in keys {
+            id = id.or(by_key(key)?);
+        }
+        if id.is_none() {
+            id = texts.iter().find_map(|text| find(text));
+            id.iter().for_each(|&id| kinds[id as usize] = TokenKind::Control);
+        }
+        ends.extend(id.filter(|_| does_end));
+    }
+    FRAME.into_iter().filter_map(find).for_each(|id| kinds[id as usize] = TokenKind::UserDefined);
+    for id in [eos, by_key("eot")?, by_key("eom")?] {
+        ends.extend(id);
+    }
+    // Where these are there, the more common texts mean something else: in gpt-oss and Solar, and in Gemma 4.
+    let has = |text: &str| find(text).is_some();
+    let call = has("<|call|>") || has("<|calls|>");
+    for (is_other, text, kind) in [
+        (call && (has("<|return|>") || has("<|flush|>")), "<|end|>", TokenKind::UserDefined),
+        (has("<|tool_response>"), "</s>", TokenKind::Normal),
+    ] {
+        if let Some(id) = find(text).filter(|_| is_other) {
+            ends.retain(|&end| end != id);
+            kinds[id as usize] = kind;
+        }
+    }
+    ends.sort_unstable();
+    ends.dedup();
+    Ok(ends)
+}
+
 /// The bytes of all tokens end to end, and where each begins and the last ends.
 type ByteTable = (Box<[u8]>, Box<[u32]>);
 
@@ -450,53 +507,8 @@ fn specials(file: &GgufFile, tokens: &StringArray<'_>, kinds: &[TokenKind]) -> R
     Ok(specials)
 }
 
-/// Text to id. Empty texts have no entry: nothing may become them.
-fn vocabulary(file: &GgufFile, tokens: &StringArray<'_>) -> Result<Vocab> {
-    let mut vocab = Vocab::default();
-    vocab.reserve(tokens.len());
-    for (id, text) in tokens.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
-        if let Some(first) = vocab.insert(text.to_owned(), id as u32) {
-            let what = format!(
-                "tokens {first} and {id} are both '{}': the vocabulary is damaged, fetch the model again",
-                text.escape_debug()
-            );
-            return Err(Error::unsupported(file.path(), what));
-        }
-    }
-    Ok(vocab)
-}
-
-fn build_bpe(file: &GgufFile, vocab: Vocab, ignore_merges: bool) -> Result<BPE> {
-    let texts = file.strings(MERGES)?;
-    let mut merges = Vec::with_capacity(texts.len());
-    for (rank, text) in texts.iter().enumerate() {
-        // Neither side is empty, so a leading space belongs to the left side.
-        let split = text.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| (&text[..at], &text[at + 1..]));
-        let Some((left, right)) = split.filter(|(_, right)| !right.is_empty()) else {
-            let what =
-                format!("{MERGES} {rank} is '{}', not two tokens: the file is damaged, fetch it again", text.escape_debug());
-            return Err(Error::unsupported(file.path(), what));
-        };
-        merges.push((left.to_owned(), right.to_owned()));
-    }
-    let builder = BPE::builder().vocab_and_merges(vocab, merges).cache_capacity(0).ignore_merges(ignore_merges);
-    builder
-        .build()
-        .map_err(|error| Error::unsupported(file.path(), format!("{MERGES} do not fit {TOKENS}: {error}; fetch the model again")))
-}
-
 /// Kind table of the pre-tokenizer, special tokens and what else does not depend on the vocabulary.
 const FIXED_BYTES: u64 = 128 << 10;
-
-/// What a block of `len` bytes takes of the heap: a header of 8, rounded up to 16, at least 32.
-fn heap_chunk(len: usize) -> u64 {
-    ((len as u64 + 8).next_multiple_of(16)).max(32)
-}
-
-/// Bytes of a hash table as the standard library's: a power of two of places, seven of eight in use, one byte more for each.
-fn table_bytes(entries: u64, entry_bytes: u64) -> u64 {
-    (entries * 8).div_ceil(7).next_power_of_two().max(4) * (entry_bytes + 1)
-}
 
 /// GPT-2's alphabet: the character that stands for each byte. Printable bytes of Latin-1 stand for themselves, the others for the
 /// characters from U+0100 on, in order.
@@ -558,16 +570,5 @@ mod tests {
         let mut out = Vec::new();
         push_byte_of('中', &mut out);
         assert_eq!(out, "中".as_bytes());
-    }
-
-    #[test]
-    fn tables_are_estimated_from_above() {
-        for entries in [1u64, 6, 7, 8, 13, 14, 15, 28, 29, 1000, 48_900, 49_152, 57_344, 57_345] {
-            let mut map: std::collections::HashMap<u64, u64> = std::collections::HashMap::new();
-            map.reserve(entries as usize);
-            // A table of 2^k places (from 4) takes at most 7/8 of them.
-            assert!(table_bytes(entries, 16) >= map.capacity() as u64 * 8 / 7 * 17, "{entries}: {}", map.capacity());
-        }
-        assert_eq!([heap_chunk(0), heap_chunk(24), heap_chunk(25), heap_chunk(41)], [32, 32, 48, 64]);
     }
 }

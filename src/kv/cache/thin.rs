@@ -143,7 +143,18 @@ mod tests {
             pool: Some(0),
         };
         let marks: Marks = params.marks();
-        let shape = KvShape { n_layer: 2, n_head_kv: 2, head_dim: 8, n_batch: 1, n_ctx: 64, window: None, k_type, v_type, marks };
+        let shape = KvShape {
+            n_layer: 2,
+            n_head_kv: 2,
+            head_dim: 8,
+            n_batch: 1,
+            n_ctx: 64,
+            window: None,
+            k_type,
+            v_type,
+            capped: false,
+            marks,
+        };
         params.budget_bytes = shape.arena_bytes(48) as u64;
         let (mut cache, mut pool) = (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap());
         for _ in 0..40 {

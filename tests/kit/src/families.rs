@@ -17,6 +17,10 @@ pub fn family_model(name: &str, row: &Value) -> GgufWriter {
         match key[1].as_str().expect("a kind") {
             "u32" => file.u32(&text(&key[0]), key[2].as_u64().expect("a number") as u32),
             "f32" => file.f32(&text(&key[0]), float(&key[2])),
+            "i32s" => {
+                let values = key[2].as_array().expect("numbers").iter().map(|v| v.as_i64().expect("a number") as i32);
+                file.i32s(&text(&key[0]), &values.collect::<Vec<_>>())
+            }
             _ => file.str(&text(&key[0]), &text(&key[2])),
         };
     }
@@ -31,7 +35,9 @@ pub fn family_model(name: &str, row: &Value) -> GgufWriter {
         let dims: Vec<u64> = tensor[1].as_array().expect("a shape").iter().rev().map(|d| d.as_u64().expect("a number")).collect();
         let (kind, gain, offset) = (text(&tensor[2]), float(&tensor[3]), float(&tensor[4]));
         let n = dims.iter().product::<u64>() as usize;
-        let (type_id, data) = encoded(&kind, int8s(fnv1a(format!("{name}/{label}").as_bytes(), FNV_START), n), gain, offset);
+        let seed = fnv1a(format!("{name}/{label}").as_bytes(), FNV_START);
+        let block = BLOCKS.iter().find(|block| block.0 == kind);
+        let (type_id, data) = block.map_or_else(|| encoded(&kind, int8s(seed, n), gain, offset), |b| blocks(b, seed, n, gain));
         hash = fnv1a(&data, hash);
         file.tensor(&label, &dims, type_id, data);
     }
@@ -55,6 +61,39 @@ pub fn spm_vocabulary(model: &Value) -> GgufWriter {
     file
 }
 
+/// As `BLOCKS` in families.py: name, ggml's type, elements, bytes, where the gain stands, where a multiple of it does.
+type Block = (&'static str, u32, usize, usize, usize, Option<(usize, f32)>);
+
+const BLOCKS: [Block; 12] = [
+    ("Q4_0", 2, 32, 18, 0, None),
+    ("Q4_1", 3, 32, 20, 0, Some((2, -7.5))),
+    ("Q5_0", 6, 32, 22, 0, None),
+    ("Q5_1", 7, 32, 24, 0, Some((2, -15.5))),
+    ("Q2_K", 10, 256, 84, 80, Some((82, 1.5))),
+    ("Q3_K", 11, 256, 110, 108, None),
+    ("Q4_K", 12, 256, 144, 0, Some((2, 7.5))),
+    ("Q5_K", 13, 256, 176, 0, Some((2, 15.5))),
+    ("Q6_K", 14, 256, 210, 208, None),
+    ("IQ4_NL", 20, 32, 18, 0, None),
+    ("IQ4_XS", 23, 256, 136, 0, None),
+    ("MXFP4", 39, 32, 17, 0, None),
+];
+
+/// Blocks of the stream's bytes, with the scales of this gain.
+fn blocks(&(name, type_id, n_elems, n_bytes, at_gain, centre): &Block, seed: u64, n: usize, gain: f32) -> (u32, Vec<u8>) {
+    let mut data: Vec<u8> = int8s(seed, n / n_elems * n_bytes).map(|q| q as u8).collect();
+    for block in data.chunks_exact_mut(n_bytes) {
+        if name == "MXFP4" {
+            block[at_gain] = (gain.to_bits() >> 23) as u8;
+            continue;
+        }
+        for (at, value) in [(at_gain, gain)].into_iter().chain(centre.map(|(at, times)| (at, times * gain))) {
+            block[at..at + 2].copy_from_slice(&half_bits(value).to_le_bytes());
+        }
+    }
+    (type_id, data)
+}
+
 /// ggml's type and the bytes of `int8 * gain + offset`.
 fn encoded(kind: &str, q: impl Iterator<Item = i8>, gain: f32, offset: f32) -> (u32, Vec<u8>) {
     match kind {
@@ -63,6 +102,7 @@ fn encoded(kind: &str, q: impl Iterator<Item = i8>, gain: f32, offset: f32) -> (
             (8, q.chunks(32).flat_map(|block| [&half_bits(gain).to_le_bytes()[..], block].concat()).collect())
         }
         "F16" => (1, q.flat_map(|q| half_bits(f32::from(q) * gain + offset).to_le_bytes()).collect()),
+        "BF16" => (30, q.flat_map(|q| ((f32::from(q) * gain).to_bits().to_le_bytes()[2..]).to_vec()).collect()),
         _ => (0, q.flat_map(|q| (f32::from(q) * gain + offset).to_le_bytes()).collect()),
     }
 }
