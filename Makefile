@@ -12,7 +12,7 @@ STRIP     ?= $(if $(filter aarch64,$(shell uname -m)),strip,aarch64-linux-gnu-st
 # The tests under qemu: one build, every processor.
 ARM_TESTS := --locked --profile arm-test --lib --bins --tests
 # A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run.
-CPUS      := cortex-a53=neon cortex-a72=neon cortex-a76=dotprod max=dotprod
+CPUS      := cortex-a53=neon cortex-a72=neon cortex-a76=dotprod max=i8mm
 IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
