@@ -12,7 +12,7 @@ STRIP     ?= $(if $(filter aarch64,$(shell uname -m)),strip,aarch64-linux-gnu-st
 # The tests under qemu: one build, every processor.
 ARM_TESTS := --locked --profile arm-test --lib --bins --tests
 # A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run.
-CPUS      := cortex-a53=neon cortex-a72=neon cortex-a76=dotprod max=dotprod
+CPUS      := cortex-a53=neon cortex-a72=neon cortex-a76=dotprod max=i8mm
 IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
@@ -74,6 +74,13 @@ bench-peer: build model .venv/peer ## speed beside llama.cpp's: same file, threa
 
 # On a CPU with AMX, GCC 12 optimises the tile configuration of that code away, and what it builds crashes on batches.
 PEER_FLAGS ?= $(if $(shell grep -m1 -o amx_tile /proc/cpuinfo 2>/dev/null),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+
+scorecard: build model .venv/peer ## what a number of bytes is worth, beside others and llama.cpp: docs/scorecard.md (hours)
+	.venv/bin/python benches/scorecard.py $(SCORECARD_ARGS)
+
+results: build model ## runs the commands of docs/results.md and puts their tables and pictures in place (half an hour)
+	@mkdir -p docs/plots
+	python3 benches/results.py docs/results.md
 
 .venv/peer: tests/golden/requirements.txt
 	python3 -m venv .venv

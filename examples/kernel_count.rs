@@ -1,8 +1,8 @@
 //! Runs one kernel again and again, for counting its instructions under an emulator or timing it.
 //!
 //! `kernel_count SET {matmul|packed} TYPE N_ROWS N_COLS N_TOK TIMES`, `kernel_count SET {quantize|rms_norm|silu_mul} N TIMES`,
-//! `kernel_count SET attend KV_TYPE HEAD_DIM N_QUERIES N_ROWS TIMES` or `kernel_count SET store KV_TYPE HEAD_DIM TIMES`, which
-//! rounds a key into its row (no turn, and the same on every set). The difference of two runs, divided by the difference of
+//! `kernel_count SET attend KV_TYPE HEAD_DIM N_QUERIES N_ROWS TIMES`, or `kernel_count SET {store|turn} KV_TYPE HEAD_DIM TIMES`,
+//! which round a key into its row and turn it (the same on every set). The difference of two runs, divided by the difference of
 //! TIMES, is the cost of one. Prints a hash of the result, which is the same for every set.
 
 use lowkey::gguf::quant::GgmlType;
@@ -22,6 +22,7 @@ fn main() {
         }
         ("attend", &[head_dim, n_q, n_rows, times]) => attend(kernels, &rest[0], head_dim, n_q, n_rows, times),
         ("store", &[head_dim, times]) => store(&rest[0], head_dim, times),
+        ("turn", &[head_dim, times]) => turn(&rest[0], head_dim, times),
         (_, &[n, times]) => elementwise(kernels, kernel, n, times),
         _ => panic!("SET KERNEL …"),
     };
@@ -85,6 +86,14 @@ fn store(ty: &str, head_dim: usize, times: usize) -> Vec<f32> {
         ty.store(std::hint::black_box(&x), &mut row);
     }
     row.into_iter().map(f32::from).collect()
+}
+
+fn turn(ty: &str, head_dim: usize, times: usize) -> Vec<f32> {
+    let (ty, mut x) = (ty.parse::<KvType>().expect("a type of keys and values"), random(head_dim));
+    for _ in 0..times {
+        ty.turn(std::hint::black_box(&mut x), head_dim);
+    }
+    x
 }
 
 fn attend(kernels: Kernels, ty: &str, head_dim: usize, n_q: usize, n_rows: usize, times: usize) -> Vec<f32> {

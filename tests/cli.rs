@@ -334,6 +334,29 @@ fn chat_goes_through_the_model_s_template() {
     }
 }
 
+/// A system's turn that is pinned is still obeyed once the prompt has pushed everything else of its beginning out; and one that
+/// leaves no room is refused with the way out.
+#[test]
+fn the_system_s_turn_is_pinned_or_refused() {
+    let m = model();
+    let system = "You are a terse clerk. ".repeat(8);
+    let ask = |budget: &str, pin: &str| {
+        let args = ["run", "-m", &m, "--chat", "--system", &system, pin, "-p", "Hello.", "-n", "1", "--temp", "0"];
+        run(&[&args[..], &["--kv-budget", budget, "--kv-type", "f16", "--evict", "l2", "--batch", "8", "--log-level", "info"]]
+            .concat())
+    };
+    let refused = ask("2MiB", "--pin-system");
+    let line = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{line}");
+    assert!(line.contains("pinned tokens of the system's turn") && line.contains("--pin-system=false"), "{line}");
+    let pinned = ask("8MiB", "--pin-system");
+    let line = String::from_utf8_lossy(&pinned.stderr);
+    assert!(pinned.status.success() && line.contains("tokens of the system's turn are pinned"), "{line}");
+    let free = ask("2MiB", "--pin-system=false");
+    let line = String::from_utf8_lossy(&free.stderr);
+    assert!(free.status.success() && !line.contains("pinned"), "{line}");
+}
+
 #[test]
 fn the_seed_decides_the_sample() {
     if emulated().is_some() {

@@ -106,6 +106,7 @@ impl SessionArgs {
                 budget_bytes: self.kv_budget.0,
                 policy: self.evict,
                 sinks: self.sinks,
+                pinned: 0,
                 recent: self.recent,
                 rare: self.rare,
                 pool: self.pool,

@@ -52,6 +52,17 @@ pub struct RunArgs {
     /// With --chat: the system's turn before it
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
+    /// With --system: never evict the system's turn, of whatever policy protects sinks; --pin-system=false lets it go like the rest
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pin_system: bool,
     /// With --chat: a Jinja template to use instead of the model's own: a file, or a name such as chatml, llama3, gemma
     #[arg(long, value_name = "NAME|FILE", requires = "chat")]
     template: Option<String>,
@@ -125,6 +136,7 @@ pub fn run(args: RunArgs) -> Result<u8> {
     opened.warn();
     let tokenizer = opened.tokenizer()?;
     let prompt = encode_prompt(&args, text, &opened, &tokenizer)?;
+    opened.params.kv.pinned = n_pinned(&args, &prompt, &opened, &tokenizer)?;
     // Now that the longest stream is known, types can be chosen for it.
     opened.params.n_stream = usize::try_from(args.n).ok().map(|n| prompt.len().saturating_add(n));
     opened.replan()?;
@@ -204,6 +216,17 @@ fn chat_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Tokeni
     let name =
         |id: Option<u32>| id.map_or(String::new(), |id| String::from_utf8_lossy(tokenizer.token_bytes(id, true)).into_owned());
     template.render(&messages, true, &name(tokenizer.bos()), &name(tokenizer.eos()))
+}
+
+/// First tokens of the prompt that hold the system's turn, if it is to stay: what is the same whatever the user says.
+fn n_pinned(args: &RunArgs, prompt: &[u32], opened: &Opened, tokenizer: &Tokenizer) -> Result<u32> {
+    if args.system.is_none() || !args.pin_system {
+        return Ok(0);
+    }
+    let other = tokenizer.encode(&chat_prompt(args, String::new(), opened, tokenizer)?, true, true)?;
+    let n = prompt.iter().zip(&other).take_while(|(a, b)| a == b).count() as u32;
+    log::info!("{n} tokens of the system's turn are pinned");
+    Ok(n)
 }
 
 fn warn_past_context(session: &Session, n_prompt: usize, n: i64) {

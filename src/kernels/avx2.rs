@@ -8,7 +8,8 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::x86::{F16c, Ymm, stamp_x86};
+use super::x86::{F16c, stamp_x86};
+use super::x86_attend::Ymm;
 use super::x86_formats::{self, FIRST_BYTES, Format, Scales, Vector};
 use super::x86_rows::{self, Rows, Set, Source, Tile};
 use super::{Acts, BLOCK, MatmulTask, Table};
@@ -63,22 +64,59 @@ type Block = x86_formats::Block<__m256i>;
 /// Eight rows.
 impl Vector for __m256i {
     const SIGN: u8 = 0;
+    const LANES: usize = 8;
 
     #[inline(always)]
     unsafe fn load_16_bytes(p: *const u8, stride: usize) -> [__m256i; 4] {
         // SAFETY: readable by the caller's promise.
         unsafe {
-            // A transposition of 4 x 4 in each half.
-            let [r0, r1] = [load_pair(p, stride), load_pair(p.add(stride), stride)];
-            let [r2, r3] = [load_pair(p.add(2 * stride), stride), load_pair(p.add(3 * stride), stride)];
-            let (low01, high01) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpackhi_epi32(r0, r1));
-            let (low23, high23) = (_mm256_unpacklo_epi32(r2, r3), _mm256_unpackhi_epi32(r2, r3));
-            [
-                _mm256_unpacklo_epi64(low01, low23),
-                _mm256_unpackhi_epi64(low01, low23),
-                _mm256_unpacklo_epi64(high01, high23),
-                _mm256_unpackhi_epi64(high01, high23),
-            ]
+            transposed([
+                load_pair(p, stride),
+                load_pair(p.add(stride), stride),
+                load_pair(p.add(2 * stride), stride),
+                load_pair(p.add(3 * stride), stride),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn gather_16_bytes(rows: &[*const u8], at: usize) -> [__m256i; 4] {
+        let rows: &[*const u8; 8] = rows.first_chunk().expect("a row for each lane");
+        // SAFETY: readable by the caller's promise.
+        unsafe {
+            transposed([
+                gather_pair([rows[0], rows[4]], at),
+                gather_pair([rows[1], rows[5]], at),
+                gather_pair([rows[2], rows[6]], at),
+                gather_pair([rows[3], rows[7]], at),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load<T>(p: *const T) -> Self {
+        // SAFETY: readable by the caller's promise.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<T>(self, p: *mut T) {
+        // SAFETY: writable by the caller's promise.
+        unsafe { _mm256_storeu_si256(p.cast(), self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products(self, x: Self, y: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm256_add_epi32(self, _mm256_madd_epi16(x, y)) }
+    }
+
+    #[inline(always)]
+    unsafe fn times_plus(self, y: Self, z: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe {
+            let (x, y, z) = (_mm256_castsi256_ps(self), _mm256_castsi256_ps(y), _mm256_castsi256_ps(z));
+            _mm256_castps_si256(_mm256_fmadd_ps(x, y, z))
         }
     }
 
@@ -180,10 +218,39 @@ impl Vector for __m256i {
 /// 16 bytes at `p` and `p + 4 * stride` are readable; AVX2.
 #[inline(always)]
 unsafe fn load_pair(p: *const u8, stride: usize) -> __m256i {
+    // SAFETY: passed on.
+    unsafe { gather_pair([p, p.add(4 * stride)], 0) }
+}
+
+/// 16 bytes of two rows, `at` bytes behind where they begin.
+///
+/// # Safety
+/// They are readable; AVX2.
+#[inline(always)]
+unsafe fn gather_pair(rows: [*const u8; 2], at: usize) -> __m256i {
     // SAFETY: readable by the caller's promise.
     unsafe {
-        let low = _mm256_castsi128_si256(_mm_loadu_si128(p.cast()));
-        _mm256_inserti128_si256(low, _mm_loadu_si128(p.add(4 * stride).cast()), 1)
+        let low = _mm256_castsi128_si256(_mm_loadu_si128(rows[0].add(at).cast()));
+        _mm256_inserti128_si256(low, _mm_loadu_si128(rows[1].add(at).cast()), 1)
+    }
+}
+
+/// A transposition of 4 x 4 in each half.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn transposed([r0, r1, r2, r3]: [__m256i; 4]) -> [__m256i; 4] {
+    // SAFETY: registers only.
+    unsafe {
+        let (low01, high01) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpackhi_epi32(r0, r1));
+        let (low23, high23) = (_mm256_unpacklo_epi32(r2, r3), _mm256_unpackhi_epi32(r2, r3));
+        [
+            _mm256_unpacklo_epi64(low01, low23),
+            _mm256_unpackhi_epi64(low01, low23),
+            _mm256_unpacklo_epi64(high01, high23),
+            _mm256_unpackhi_epi64(high01, high23),
+        ]
     }
 }
 

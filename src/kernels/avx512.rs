@@ -7,12 +7,11 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::kv_rows::ROW_BLOCK;
-use super::portable::Lanes;
-use super::x86::{self, F16c, Row, Width, stamp_x86};
+use super::avx512_attend::Zmm;
+use super::x86::{F16c, stamp_x86};
 use super::x86_formats::{self, FIRST_BYTES, Format, Scales, Vector};
 use super::x86_rows::{self, Rows, Set, Source, Tile};
-use super::{Acts, Attend, BLOCK, CHUNK, MatmulTask, TILE_ROWS, Table};
+use super::{Acts, BLOCK, MatmulTask, TILE_ROWS, Table};
 
 stamp_x86!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", Zmm);
 pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend };
@@ -64,22 +63,59 @@ type Block = x86_formats::Block<__m512i>;
 /// Sixteen rows.
 impl Vector for __m512i {
     const SIGN: u8 = 0x80;
+    const LANES: usize = 16;
 
     #[inline(always)]
     unsafe fn load_16_bytes(p: *const u8, stride: usize) -> [__m512i; 4] {
         // SAFETY: readable by the caller's promise.
         unsafe {
-            // A transposition of 4 x 4 in each quarter.
-            let [r0, r1] = [load_four(p, stride), load_four(p.add(stride), stride)];
-            let [r2, r3] = [load_four(p.add(2 * stride), stride), load_four(p.add(3 * stride), stride)];
-            let (low01, high01) = (_mm512_unpacklo_epi32(r0, r1), _mm512_unpackhi_epi32(r0, r1));
-            let (low23, high23) = (_mm512_unpacklo_epi32(r2, r3), _mm512_unpackhi_epi32(r2, r3));
-            [
-                _mm512_unpacklo_epi64(low01, low23),
-                _mm512_unpackhi_epi64(low01, low23),
-                _mm512_unpacklo_epi64(high01, high23),
-                _mm512_unpackhi_epi64(high01, high23),
-            ]
+            transposed([
+                load_four(p, stride),
+                load_four(p.add(stride), stride),
+                load_four(p.add(2 * stride), stride),
+                load_four(p.add(3 * stride), stride),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn gather_16_bytes(rows: &[*const u8], at: usize) -> [__m512i; 4] {
+        let rows: &[*const u8; 16] = rows.first_chunk().expect("a row for each lane");
+        // SAFETY: readable by the caller's promise.
+        unsafe {
+            transposed([
+                gather_four([rows[0], rows[4], rows[8], rows[12]], at),
+                gather_four([rows[1], rows[5], rows[9], rows[13]], at),
+                gather_four([rows[2], rows[6], rows[10], rows[14]], at),
+                gather_four([rows[3], rows[7], rows[11], rows[15]], at),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load<T>(p: *const T) -> Self {
+        // SAFETY: readable by the caller's promise.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<T>(self, p: *mut T) {
+        // SAFETY: writable by the caller's promise.
+        unsafe { _mm512_storeu_si512(p.cast(), self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products(self, x: Self, y: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_dpwssd_epi32(self, x, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn times_plus(self, y: Self, z: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe {
+            let (x, y, z) = (_mm512_castsi512_ps(self), _mm512_castsi512_ps(y), _mm512_castsi512_ps(z));
+            _mm512_castps_si512(_mm512_fmadd_ps(x, y, z))
         }
     }
 
@@ -174,12 +210,41 @@ impl Vector for __m512i {
 /// 16 bytes of these rows, `stride` bytes apart from `p`, are readable; AVX-512F.
 #[inline(always)]
 unsafe fn load_four(p: *const u8, stride: usize) -> __m512i {
+    // SAFETY: passed on.
+    unsafe { gather_four([p, p.add(4 * stride), p.add(8 * stride), p.add(12 * stride)], 0) }
+}
+
+/// 16 bytes of four rows, `at` bytes behind where they begin.
+///
+/// # Safety
+/// They are readable; AVX-512F.
+#[inline(always)]
+unsafe fn gather_four(rows: [*const u8; 4], at: usize) -> __m512i {
     // SAFETY: readable by the caller's promise.
     unsafe {
-        let x = _mm512_castsi128_si512(_mm_loadu_si128(p.cast()));
-        let x = _mm512_inserti32x4(x, _mm_loadu_si128(p.add(4 * stride).cast()), 1);
-        let x = _mm512_inserti32x4(x, _mm_loadu_si128(p.add(8 * stride).cast()), 2);
-        _mm512_inserti32x4(x, _mm_loadu_si128(p.add(12 * stride).cast()), 3)
+        let x = _mm512_castsi128_si512(_mm_loadu_si128(rows[0].add(at).cast()));
+        let x = _mm512_inserti32x4(x, _mm_loadu_si128(rows[1].add(at).cast()), 1);
+        let x = _mm512_inserti32x4(x, _mm_loadu_si128(rows[2].add(at).cast()), 2);
+        _mm512_inserti32x4(x, _mm_loadu_si128(rows[3].add(at).cast()), 3)
+    }
+}
+
+/// A transposition of 4 x 4 in each quarter.
+///
+/// # Safety
+/// AVX-512F.
+#[inline(always)]
+unsafe fn transposed([r0, r1, r2, r3]: [__m512i; 4]) -> [__m512i; 4] {
+    // SAFETY: registers only.
+    unsafe {
+        let (low01, high01) = (_mm512_unpacklo_epi32(r0, r1), _mm512_unpackhi_epi32(r0, r1));
+        let (low23, high23) = (_mm512_unpacklo_epi32(r2, r3), _mm512_unpackhi_epi32(r2, r3));
+        [
+            _mm512_unpacklo_epi64(low01, low23),
+            _mm512_unpackhi_epi64(low01, low23),
+            _mm512_unpacklo_epi64(high01, high23),
+            _mm512_unpackhi_epi64(high01, high23),
+        ]
     }
 }
 
@@ -264,131 +329,6 @@ unsafe fn product<F: Format, S: Source<__m512i>, const T: usize>(source: S, acts
         for t in 0..T {
             let mask = u16::MAX << to.skip;
             _mm512_mask_storeu_ps(to.out.at(first + t, to.first), mask, _mm512_add_ps(acc[t], acc_m[t]));
-        }
-    }
-}
-
-/// Attention with vectors of sixteen: two keys side by side, or sixteen elements of a value.
-struct Zmm;
-impl Width for Zmm {
-    #[inline(always)]
-    unsafe fn scores<R: Row, const N: usize, const P: usize, const K: usize>(
-        keys: [[*const u8; K]; 2],
-        q: *const f32,
-        head_dim: usize,
-    ) -> [Lanes; 2] {
-        // SAFETY: part `p` of block `b` of a row, inside `head_dim`.
-        unsafe {
-            // The lower half of `dots[k]` belongs to keys[0][k], the upper to keys[1][k].
-            let mut dots = [[_mm512_setzero_ps(); P]; K];
-            for b in 0..head_dim / ROW_BLOCK {
-                for p in 0..4 {
-                    products::<R, N, P, K>(&keys, q, head_dim, b, p, &mut dots);
-                }
-            }
-            for p in 0..head_dim % ROW_BLOCK / 8 {
-                products::<R, N, P, K>(&keys, q, head_dim, head_dim / ROW_BLOCK, p, &mut dots);
-            }
-            let dots: &[__m512; 8] = dots.as_flattened().try_into().expect("K * P = 8");
-            let (mut low, mut high) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
-            for i in 0..8 {
-                low[i] = _mm512_castps512_ps256(dots[i]);
-                high[i] = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(dots[i]), 1));
-            }
-            std::mem::transmute::<[__m256; 2], [Lanes; 2]>([x86::add_lanes_of(&low), x86::add_lanes_of(&high)])
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn mix<R: Row, const N: usize, const P: usize, const K: usize>(
-        a: &Attend,
-        at: &[usize; CHUNK],
-        weights: *const f32,
-        acc: &mut [f32],
-    ) {
-        let (n16, mut i) = (a.head_dim / 16, 0);
-        // SAFETY: vectors `i..` of the rows; the rest passed on.
-        unsafe {
-            while i + 4 <= n16 {
-                mix::<R, N, P, 4>(a, at, weights, i, acc);
-                i += 4;
-            }
-            while i < n16 {
-                mix::<R, N, P, 1>(a, at, weights, i, acc);
-                i += 1;
-            }
-            if !a.head_dim.is_multiple_of(16) {
-                x86::mix::<R, N, P, 1>(a, at, weights, 2 * n16, acc);
-            }
-        }
-    }
-}
-
-/// Part `p` of block `b` of keys and queries. (No closure: one would not have the CPU features of its surroundings.)
-///
-/// # Safety
-/// As `Width::scores`, `p` inside `head_dim`; AVX-512F.
-#[inline(always)]
-unsafe fn products<R: Row, const N: usize, const P: usize, const K: usize>(
-    keys: &[[*const u8; K]; 2],
-    q: *const f32,
-    head_dim: usize,
-    b: usize,
-    p: usize,
-    dots: &mut [[__m512; P]; K],
-) {
-    // SAFETY: by the caller's promise.
-    unsafe {
-        let mut key = [_mm512_setzero_ps(); K];
-        for k in 0..K {
-            let at = b * R::TYPE.block_bytes();
-            key[k] = R::load8_of_two([keys[0][k].add(at), keys[1][k].add(at)], p);
-        }
-        for n in 0..N {
-            let q = _mm256_loadu_pd(q.add(n * head_dim + (4 * b + p) * 8).cast());
-            let q = _mm512_castpd_ps(_mm512_broadcast_f64x4(q));
-            for k in 0..K {
-                dots[k][n] = _mm512_fmadd_ps(q, key[k], dots[k][n]);
-            }
-        }
-    }
-}
-
-/// Vectors `i..i + D` of the weighted sum of values.
-///
-/// # Safety
-/// As `Width::mix`; AVX-512F.
-#[inline(always)]
-unsafe fn mix<R: Row, const N: usize, const P: usize, const D: usize>(
-    a: &Attend,
-    at: &[usize; CHUNK],
-    weights: *const f32,
-    i: usize,
-    acc: &mut [f32],
-) {
-    let row_bytes = R::TYPE.row_bytes(a.head_dim);
-    // SAFETY: vectors of rows and weights that exist, by the caller's promise.
-    unsafe {
-        let mut total = [[_mm512_setzero_ps(); D]; N];
-        for (j, at) in at.iter().enumerate().take(a.n_rows) {
-            let row = a.values.as_ptr().add(at * row_bytes + i / 2 * R::TYPE.block_bytes());
-            let mut value = [_mm512_setzero_ps(); D];
-            for c in 0..D {
-                // With more than one vector `i` is even: four are two whole blocks.
-                let half = if D > 1 { c } else { i % 2 };
-                value[c] = R::load16(row.add(half / 2 * R::TYPE.block_bytes()), half % 2);
-            }
-            for n in 0..N {
-                let weight = _mm512_set1_ps(*weights.add(j * P + n));
-                for c in 0..D {
-                    total[n][c] = _mm512_fmadd_ps(weight, value[c], total[n][c]);
-                }
-            }
-        }
-        for n in 0..N {
-            for c in 0..D {
-                _mm512_storeu_ps(acc[n * a.head_dim + (i + c) * 16..][..16].as_mut_ptr(), total[n][c]);
-            }
         }
     }
 }

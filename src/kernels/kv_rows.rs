@@ -1,18 +1,19 @@
-//! How a key or a value lies in its row of the cache. A row is blocks of 32 elements, the last one padded with zeros:
+//! How a key or a value lies in its row of the cache: blocks of 32 elements, the last one padded with zeros.
 //!
 //! ```text
-//! F16          32 x f16 (a last block is as long as it needs to be)
-//! Q8           d f16 | 32 x i8                                     x = d * q
-//! Q4, Q5, Q6   d f16 | 16 bytes: low four bits of element i in the low half of byte i, of i + 16 in its high half
-//!                    | 4 bytes for each further bit: bit e % 8 of byte e / 8 belongs to element e
-//!                                                                  x = d * (u - 2^(bits - 1))
+//! F16          32 x f16 for each block (a last block is as long as it needs to be)
+//! Q8           d f16 for each block | 32 x i8 for each                            x = d * q
+//! Q4, Q5, Q6   d f16 for each block
+//!              | 4 bytes for each block and further bit: bit e / 4 of byte e % 4 belongs to element e
+//!              | 16 bytes for each: low four bits of element i in the low half of byte i, of i + 16 in its high half
+//!                                                                                 x = d * q, -2^(bits - 1) <= q
 //! ```
 //!
-//! `d * q` has at most 19 significant bits, so that every set gets the same f32 from a row, exactly.
+//! Q4 holds `q + 8`, the others `q` in two's complement, whichever is read with less. `d * q` has at most 19 significant bits.
 
 use half::f16;
 
-use super::portable::{add_lanes, f16_bits};
+use super::portable::f16_bits;
 
 /// Elements of a block.
 pub const ROW_BLOCK: usize = 32;
@@ -55,6 +56,37 @@ impl RowType {
         }
     }
 
+    /// Blocks of a row of `head_dim` elements.
+    pub const fn n_blocks(head_dim: usize) -> usize {
+        head_dim.div_ceil(ROW_BLOCK)
+    }
+
+    /// Where the levels of block `b` begin in a row of `n_blocks`; not of F16. Scales are at `2 * b`.
+    #[inline(always)]
+    pub const fn levels_at(self, n_blocks: usize, b: usize) -> usize {
+        self.planes_at(n_blocks, n_blocks) + b * ROW_BLOCK / 8 * if self.bits() == 8 { 8 } else { 4 }
+    }
+
+    /// Where the words of further bits of block `b` begin. Here, and where scales stand, 16 bytes can be read.
+    #[inline(always)]
+    pub const fn planes_at(self, n_blocks: usize, b: usize) -> usize {
+        2 * n_blocks + 4 * b * self.planes()
+    }
+
+    /// Further bits beyond four, each in a word of its own.
+    pub const fn planes(self) -> usize {
+        match self {
+            RowType::Q6 => 2,
+            RowType::Q5 => 1,
+            _ => 0,
+        }
+    }
+
+    /// What makes levels numbers that are not negative: `q + offset`.
+    pub const fn offset(self) -> i32 {
+        1 << (self.bits() - 1)
+    }
+
     /// Rounds `x` into a row. Values beyond f16 (none in sane models) become its largest, not infinity: one entry must
     /// not poison the rest.
     pub fn store(self, x: &[f32], row: &mut [u8]) {
@@ -64,19 +96,41 @@ impl RowType {
             }
             return;
         }
-        for (x, block) in x.chunks(ROW_BLOCK).zip(row.chunks_exact_mut(self.block_bytes())) {
-            self.store_block(x, block);
+        let n_blocks = Self::n_blocks(x.len());
+        for (b, x) in x.chunks(ROW_BLOCK).enumerate() {
+            let (d, levels) = self.levels_of(x);
+            row[2 * b..][..2].copy_from_slice(&d.to_le_bytes());
+            let at = self.levels_at(n_blocks, b);
+            if self == RowType::Q8 {
+                row[at..][..ROW_BLOCK].iter_mut().zip(levels).for_each(|(byte, level)| *byte = level ^ 128);
+                continue;
+            }
+            let (first, second) = levels.split_at(ROW_BLOCK / 2);
+            for (byte, (a, b)) in row[at..][..ROW_BLOCK / 2].iter_mut().zip(first.iter().zip(second)) {
+                *byte = a & 15 | b << 4;
+            }
+            for plane in 0..self.planes() {
+                let bits = |four: &[u8; 4]| u32::from_le_bytes(*four) >> (4 + plane) & 0x0101_0101;
+                let words = levels.as_chunks::<4>().0.iter().enumerate();
+                let word = words.fold(0, |word, (g, four)| word | bits(four) << g) ^ self.flips(plane);
+                row[self.planes_at(n_blocks, b) + 4 * plane..][..4].copy_from_slice(&word.to_le_bytes());
+            }
         }
     }
 
+    /// What turns a word of further bits of `q + offset` into that of `q`, and back: the highest bit is a sign there.
+    const fn flips(self, plane: usize) -> u32 {
+        if plane + 1 == self.planes() { u32::MAX } else { 0 }
+    }
+
     /// As GGUF's Q8_0 of 8 bits: 254 steps around nought. Of fewer bits all levels are used, -2^(bits - 1) among them, and the
-    /// scale is the one of a few that leaves the least square error: see `best_scale`.
-    fn store_block(self, x: &[f32], block: &mut [u8]) {
+    /// scale is the one of a few that leaves the least square error: see `best_scale`. Levels are counted from the lowest.
+    fn levels_of(self, x: &[f32]) -> (f16, [u8; ROW_BLOCK]) {
         let mut padded = [0f32; ROW_BLOCK];
         for (to, x) in padded.iter_mut().zip(x) {
             *to = bounded(*x);
         }
-        let lowest = -((1i32 << (self.bits() - 1)) as f32);
+        let lowest = -(self.offset() as f32);
         let (d, inverse) = match self {
             RowType::Q8 => {
                 let d = f16::from_f32(padded.iter().fold(0f32, |far, x| far.max(x.abs())) / 127.0);
@@ -85,59 +139,49 @@ impl RowType {
             _ => best_scale(&padded, lowest),
         };
         let inverse = if d == f16::ZERO { 0.0 } else { inverse };
-        let (scale, data) = block.split_at_mut(2);
-        scale.copy_from_slice(&d.to_le_bytes());
-        // Counted from the lowest level.
-        let levels: [u8; ROW_BLOCK] = std::array::from_fn(|e| (level_bits(padded[e] * inverse, lowest) - lowest as i32) as u8);
-        if self == RowType::Q8 {
-            data.iter_mut().zip(levels).for_each(|(byte, level)| *byte = level.wrapping_sub(128));
-            return;
-        }
-        let (low_fours, planes) = data.split_at_mut(ROW_BLOCK / 2);
-        let (first, second) = levels.split_at(ROW_BLOCK / 2);
-        for (byte, (a, b)) in low_fours.iter_mut().zip(first.iter().zip(second)) {
-            *byte = a & 15 | b << 4;
-        }
-        for (plane, bytes) in planes.chunks_exact_mut(ROW_BLOCK / 8).enumerate() {
-            for (byte, eight) in bytes.iter_mut().zip(levels.as_chunks::<8>().0) {
-                // The product brings the lowest bit of byte k to bit 56 + k; no two meet.
-                let bits = u64::from_le_bytes(*eight) >> (4 + plane) & 0x0101_0101_0101_0101;
-                *byte = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
-            }
-        }
+        (d, std::array::from_fn(|e| (level_bits(padded[e] * inverse, lowest) - lowest as i32) as u8))
     }
 
     /// The elements of a row, `out.len()` of them.
     pub fn load(self, row: &[u8], out: &mut [f32]) {
-        for (eight, out) in out.chunks_mut(8).enumerate() {
-            let block = &row[eight / 4 * self.block_bytes()..];
-            out.copy_from_slice(&self.load8(block, eight % 4)[..out.len()]);
+        if self == RowType::F16 {
+            for (out, h) in out.iter_mut().zip(row.as_chunks::<2>().0) {
+                *out = f16_bits(u16::from_le_bytes(*h));
+            }
+            return;
+        }
+        let n_blocks = Self::n_blocks(out.len());
+        for (b, out) in out.chunks_mut(ROW_BLOCK).enumerate() {
+            let (d, levels) = (self.scale(row, b), self.levels(row, n_blocks, b));
+            for (out, level) in out.iter_mut().zip(levels) {
+                *out = d * (i32::from(level) - self.offset()) as f32;
+            }
         }
     }
 
-    /// Elements `8 * part` and on of the block that starts at `block`.
+    /// The scale of block `b`; not of F16.
     #[inline(always)]
-    pub fn load8(self, block: &[u8], part: usize) -> [f32; 8] {
-        if self == RowType::F16 {
-            let row = &block[16 * part..];
-            return std::array::from_fn(|i| f16_bits(u16::from_le_bytes([row[2 * i], row[2 * i + 1]])));
+    pub fn scale(self, row: &[u8], b: usize) -> f32 {
+        f16_bits(u16::from_le_bytes([row[2 * b], row[2 * b + 1]]))
+    }
+
+    /// `q + offset` of the elements of block `b`; not of F16.
+    #[inline(always)]
+    pub fn levels(self, row: &[u8], n_blocks: usize, b: usize) -> [u8; ROW_BLOCK] {
+        let bytes = &row[self.levels_at(n_blocks, b)..];
+        if self == RowType::Q8 {
+            return std::array::from_fn(|e| bytes[e] ^ 128);
         }
-        let (scale, data) = block.split_at(2);
-        let d = f16_bits(u16::from_le_bytes([scale[0], scale[1]]));
-        std::array::from_fn(|i| {
-            let e = 8 * part + i;
-            let q = match self {
-                RowType::Q8 => i32::from(data[e] as i8),
-                _ => {
-                    let mut u = i32::from(data[e % 16] >> (e / 16 * 4) & 15);
-                    for plane in 0..self.bits() - 4 {
-                        u |= i32::from(data[16 + 4 * plane + e / 8] >> (e % 8) & 1) << (4 + plane);
-                    }
-                    u - (1 << (self.bits() - 1))
-                }
-            };
-            d * q as f32
-        })
+        let mut levels = std::array::from_fn(|e| bytes[e % 16] >> (e / 16 * 4) & 15);
+        for plane in 0..self.planes() {
+            let at = self.planes_at(n_blocks, b) + 4 * plane;
+            let word: [u8; 4] = row[at..][..4].try_into().expect("four");
+            let word = (u32::from_le_bytes(word) ^ self.flips(plane)).to_le_bytes();
+            for (e, level) in levels.iter_mut().enumerate() {
+                *level |= (word[e % 4] >> (e / 4) & 1) << (4 + plane);
+            }
+        }
+        levels
     }
 }
 
@@ -176,13 +220,9 @@ fn best_scale(x: &[f32; ROW_BLOCK], lowest: f32) -> (f16, f32) {
     let (mut least, mut best) = (0f32, (0f32, 0f32));
     for beyond in BEYOND {
         let inverse = (lowest + beyond) / far;
-        let levels: [f32; ROW_BLOCK] = std::array::from_fn(|e| level(x[e] * inverse, lowest));
-        let (mut xq, mut qq) = ([0f32; 8], [0f32; 8]);
-        for (x, q) in x.as_chunks::<8>().0.iter().zip(levels.as_chunks::<8>().0) {
-            xq = std::array::from_fn(|l| xq[l] + x[l] * q[l]);
-            qq = std::array::from_fn(|l| qq[l] + q[l] * q[l]);
-        }
-        let (xq, qq) = (add_lanes(xq), add_lanes(qq));
+        let mut lanes = [[0f32; 4]; 2];
+        fit(x, inverse, lowest, &mut lanes);
+        let [xq, qq] = lanes.map(|l| (l[0] + l[1]) + (l[2] + l[3]));
         // What the error lacks of Σx². Not a number where all is nought, and then not the best.
         let explained = xq * xq / qq;
         if explained > least {
@@ -190,6 +230,19 @@ fn best_scale(x: &[f32; ROW_BLOCK], lowest: f32) -> (f16, f32) {
         }
     }
     (f16::from_f32(best.0), best.1)
+}
+
+/// Σxq and Σq² in four lanes each. A function of its own that writes them to memory: else LLVM, which begins at what is done
+/// with the lanes, makes vectors of two.
+#[inline(never)]
+fn fit(x: &[f32; ROW_BLOCK], inverse: f32, lowest: f32, lanes: &mut [[f32; 4]; 2]) {
+    let [mut xq, mut qq] = *lanes;
+    for x in x.as_chunks::<4>().0 {
+        let q = x.map(|x| level(x * inverse, lowest));
+        xq = std::array::from_fn(|l| xq[l] + x[l] * q[l]);
+        qq = std::array::from_fn(|l| qq[l] + q[l] * q[l]);
+    }
+    *lanes = [xq, qq];
 }
 
 /// The nearest f16 of a number that is not beyond the largest, ties to even: as `half`'s, in operations that the compiler does
@@ -205,15 +258,13 @@ fn f16_of(x: f32) -> u16 {
     (sign | if magnitude < 113 << 23 { small } else { normal }) as u16
 }
 
-/// `$call` with `$row` standing for a set's reader of rows of `$ty`: the caller's `F16`, `Q8` or `Packed<bits beyond four>`.
+/// `$call` with `$row` standing for a set's reader of levels of `$ty`: the caller's `Q8` or `Packed<bits beyond four>`;
+/// `$float` for F16.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! with_row {
-    ($ty:expr, $row:ident => $call:expr) => {
+    ($ty:expr, $row:ident => $call:expr, $float:expr) => {
         match $ty {
-            RowType::F16 => {
-                type $row = F16;
-                $call
-            }
+            RowType::F16 => $float,
             RowType::Q8 => {
                 type $row = Q8;
                 $call

@@ -8,6 +8,8 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]
+mod arm_attend;
+#[cfg(target_arch = "aarch64")]
 mod arm_blocks;
 #[cfg(target_arch = "aarch64")]
 mod arm_dense;
@@ -15,15 +17,20 @@ mod arm_dense;
 mod arm_float;
 #[cfg(target_arch = "aarch64")]
 mod arm_formats;
+pub mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_attend;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 #[cfg(target_arch = "aarch64")]
 mod dotprod_packed;
 mod float;
+#[cfg(target_arch = "aarch64")]
+mod i8mm;
 pub mod kv_rows;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -34,6 +41,8 @@ pub mod scalar;
 mod suite;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_attend;
 #[cfg(target_arch = "x86_64")]
 mod x86_formats;
 #[cfg(target_arch = "x86_64")]
@@ -63,18 +72,21 @@ pub enum SetName {
     Scalar,
     Neon,
     Dotprod,
+    I8mm,
     Avx2,
     Avx512,
 }
 
 impl SetName {
-    pub const ALL: [SetName; 5] = [SetName::Scalar, SetName::Neon, SetName::Dotprod, SetName::Avx2, SetName::Avx512];
+    pub const ALL: [SetName; 6] =
+        [SetName::Scalar, SetName::Neon, SetName::Dotprod, SetName::I8mm, SetName::Avx2, SetName::Avx512];
 
     pub fn name(self) -> &'static str {
         match self {
             SetName::Scalar => "scalar",
             SetName::Neon => "neon",
             SetName::Dotprod => "dotprod",
+            SetName::I8mm => "i8mm",
             SetName::Avx2 => "avx2",
             SetName::Avx512 => "avx512",
         }
@@ -248,14 +260,14 @@ pub struct Partial<'a> {
     pub sum: &'a mut [f32],
     /// `[n_q][head_dim]`
     pub acc: &'a mut [f32],
-    /// exp(score - highest) of each row, for who asks: `weights_len(n_q)`, laid out `[n_q / 4][CHUNK][4]` (a row's four
-    /// queries side by side). What lies behind `n_rows` and behind the last query is undefined. Empty: not asked for.
-    pub weights: &'a mut [[f32; MAX_QUERIES]],
+    /// exp(score - highest) of each row, for who asks: `[n_q][CHUNK]`. What lies behind `n_rows` is undefined. Empty: not
+    /// asked for.
+    pub weights: &'a mut [f32],
 }
 
 /// Elements of `Partial::weights`.
 pub fn weights_len(n_q: usize) -> usize {
-    n_q.div_ceil(MAX_QUERIES) * CHUNK
+    n_q * CHUNK
 }
 
 /// Order in which a head's elements are turned in pairs by RoPE.
@@ -300,6 +312,10 @@ impl Kernels {
             SetName::Neon if std::arch::is_aarch64_feature_detected!("neon") => &neon::TABLE,
             #[cfg(target_arch = "aarch64")]
             SetName::Dotprod if std::arch::is_aarch64_feature_detected!("dotprod") => &dotprod::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            SetName::I8mm if Kernels::detect(SetName::Dotprod).is_some() && std::arch::is_aarch64_feature_detected!("i8mm") => {
+                &i8mm::TABLE
+            }
             #[cfg(target_arch = "x86_64")]
             SetName::Avx2
                 if std::arch::is_x86_feature_detected!("avx2")
@@ -365,7 +381,7 @@ impl Kernels {
     /// Whether this set multiplies packed matrices better than others. The scalar set reads them because it is the
     /// specification; all others leave them to it.
     pub fn reads_packed(&self) -> bool {
-        matches!(self.name, SetName::Scalar | SetName::Dotprod)
+        matches!(self.name, SetName::Scalar | SetName::Dotprod | SetName::I8mm)
     }
 
     /// Quantises `x` = `[n_tok][n_cols]` into `buf`, one token a task.
@@ -492,6 +508,15 @@ impl Kernels {
         // SAFETY: the set's features were detected; rows are inside the buffers by the assertions above.
         unsafe { (self.table.attend)(a, out) };
     }
+}
+
+/// Turns `x` by the orthonormal Hadamard matrix of its order, a power of two; see portable.rs. The same for all sets of a family,
+/// for it takes no feature that a CPU could lack.
+pub fn hadamard(x: &mut [f32]) {
+    #[cfg(target_arch = "aarch64")]
+    arm_float::hadamard(x);
+    #[cfg(not(target_arch = "aarch64"))]
+    portable::hadamard(x);
 }
 
 /// `sum16` of each block of 32 `q`, whose whole sum is known.

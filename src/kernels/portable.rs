@@ -7,7 +7,7 @@
 //!
 //! All is `inline(always)`, so that a set that uses it compiles it with its own CPU features.
 
-use super::{Attend, BLOCK, CHUNK, MAX_QUERIES, Partial};
+use super::BLOCK;
 
 pub type Lanes = [f32; 8];
 
@@ -123,6 +123,23 @@ pub fn soft_cap(x: &mut [f32], cap: f32) {
     }
 }
 
+/// The orthonormal Hadamard matrix of the order of `x`, its own inverse: sums and differences of neighbours, of pairs of these,
+/// and so on, then one multiplication an element. Every CPU takes this order.
+pub fn hadamard(x: &mut [f32]) {
+    let mut half = 1;
+    while half < x.len() {
+        for pair in x.chunks_exact_mut(2 * half) {
+            let (a, b) = pair.split_at_mut(half);
+            for (a, b) in a.iter_mut().zip(b) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
+    }
+    let scale = 1.0 / (x.len() as f32).sqrt();
+    x.iter_mut().for_each(|x| *x *= scale);
+}
+
 /// Blocks of 32: `d = max|x| / 127`, `q = round(x / d)` (ties to even).
 #[inline(always)]
 pub fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) {
@@ -150,117 +167,6 @@ pub fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut
         }
         (d[b], sum[b], s[b]) = (scale, total, scale * total as f32);
     }
-}
-
-/// See `Attend`: scores, their maximum, weights, weighted values, for up to four queries in one pass over the rows.
-pub fn attend(a: &Attend, out: &mut Partial) {
-    let (n_q, hd) = (a.q.len() / a.head_dim, a.head_dim);
-    for first in (0..n_q).step_by(MAX_QUERIES) {
-        let n = (n_q - first).min(MAX_QUERIES);
-        let q = &a.q[first * hd..(first + n) * hd];
-        let mut part = Partial {
-            max: &mut out.max[first..first + n],
-            sum: &mut out.sum[first..first + n],
-            acc: &mut out.acc[first * hd..(first + n) * hd],
-            weights: weights_of(first, out.weights),
-        };
-        match n {
-            1 => attend_n::<1>(a, q, &mut part),
-            2 => attend_n::<2>(a, q, &mut part),
-            3 => attend_n::<3>(a, q, &mut part),
-            _ => attend_n::<4>(a, q, &mut part),
-        }
-    }
-}
-
-/// The part of `Partial::weights` that belongs to the queries from `first` on.
-pub fn weights_of(first: usize, weights: &mut [[f32; MAX_QUERIES]]) -> &mut [[f32; MAX_QUERIES]] {
-    let at = if weights.is_empty() { 0 } else { first / MAX_QUERIES * CHUNK };
-    let len = CHUNK.min(weights.len());
-    &mut weights[at..at + len]
-}
-
-fn attend_n<const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
-    let hd = a.head_dim;
-    let Partial { max, sum, acc, .. } = out;
-    let (k_bytes, v_bytes) = (a.k_type.row_bytes(hd), a.v_type.row_bytes(hd));
-    let mut weights = [[f32::NEG_INFINITY; CHUNK]; N];
-    for j in 0..a.n_rows {
-        let key = &a.keys[a.rows.get(j) * k_bytes..][..k_bytes];
-        let mut dot = [[0f32; 8]; N];
-        for i in 0..hd / 8 {
-            let k = a.k_type.load8(&key[i / 4 * a.k_type.block_bytes()..], i % 4);
-            for n in 0..N {
-                let q: &[f32; 8] = q[n * hd + i * 8..][..8].try_into().expect("eight");
-                for l in 0..8 {
-                    dot[n][l] = q[l].mul_add(k[l], dot[n][l]);
-                }
-            }
-        }
-        for n in 0..N {
-            weights[n][j] = add_lanes(dot[n]);
-        }
-    }
-    let padded = a.n_rows.next_multiple_of(8);
-    for n in 0..N {
-        let w = &mut weights[n][..padded];
-        if a.soft_cap != 0.0 {
-            soft_cap(&mut w[..a.n_rows], a.soft_cap);
-        }
-        let highest = w[..a.n_rows].iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-        let mut lanes = [0f32; 8];
-        for eight in w.as_chunks_mut::<8>().0 {
-            for l in 0..8 {
-                eight[l] = exp(eight[l] - highest);
-            }
-        }
-        w[a.n_rows..].fill(0.0);
-        for eight in w.as_chunks::<8>().0 {
-            for l in 0..8 {
-                lanes[l] += eight[l];
-            }
-        }
-        max[n] = highest;
-        sum[n] = add_lanes(lanes);
-    }
-    for i in 0..hd / 8 {
-        let mut total = [[0f32; 8]; N];
-        for j in 0..a.n_rows {
-            let value = &a.values[a.rows.get(j) * v_bytes..][..v_bytes];
-            let v = a.v_type.load8(&value[i / 4 * a.v_type.block_bytes()..], i % 4);
-            for n in 0..N {
-                for l in 0..8 {
-                    total[n][l] = weights[n][j].mul_add(v[l], total[n][l]);
-                }
-            }
-        }
-        for n in 0..N {
-            acc[n * hd + i * 8..][..8].copy_from_slice(&total[n]);
-        }
-    }
-    for (j, row) in out.weights.iter_mut().take(a.n_rows).enumerate() {
-        for n in 0..N {
-            row[n] = weights[n][j];
-        }
-    }
-}
-
-/// Adds the partial result of a later chunk to a running one: the usual rescaling of online softmax. `running` starts
-/// with `max` = -inf. One query.
-pub fn merge_partial(running: (&mut f32, &mut f32, &mut [f32]), chunk: (f32, f32, &[f32])) {
-    let (max, sum, acc) = running;
-    let (chunk_max, chunk_sum, chunk_acc) = chunk;
-    if *max == f32::NEG_INFINITY {
-        (*max, *sum) = (chunk_max, chunk_sum);
-        acc.copy_from_slice(chunk_acc);
-        return;
-    }
-    let higher = if chunk_max > *max { chunk_max } else { *max };
-    let (old, new) = (exp(*max - higher), exp(chunk_max - higher));
-    for (a, c) in acc.iter_mut().zip(chunk_acc) {
-        *a = *a * old + c * new;
-    }
-    (*max, *sum) = (higher, *sum * old + chunk_sum * new);
 }
 
 #[cfg(test)]
@@ -315,6 +221,13 @@ mod tests {
     }
 
     #[test]
+    fn hadamard_by_hand() {
+        let mut x = [1.0, 2.0, 3.0, 4.0];
+        hadamard(&mut x);
+        assert_eq!(x, [5.0, -1.0, -2.0, 0.0]);
+    }
+
+    #[test]
     fn quantize_by_hand() {
         let mut x = [0f32; 64];
         (x[0], x[1], x[2]) = (127.0, -63.5, 0.5);
@@ -322,15 +235,5 @@ mod tests {
         quantize(&x, &mut q, &mut d, &mut s, &mut sum);
         assert_eq!((&q[..3], d[0], sum[0], s[0]), (&[127i8, -64, 0][..], 1.0, 63, 63.0)); // ties to even
         assert!(q[32..].iter().all(|&q| q == 0) && d[1] == 0.0 && sum[1] == 0 && s[1] == 0.0);
-    }
-
-    #[test]
-    fn merging_chunks_is_softmax_over_all() {
-        // Two chunks of one entry each, scores 1 and 3, values 10 and 20.
-        let (mut max, mut sum, mut acc) = (f32::NEG_INFINITY, 0.0, [0f32]);
-        merge_partial((&mut max, &mut sum, &mut acc), (1.0, 1.0, &[10.0]));
-        merge_partial((&mut max, &mut sum, &mut acc), (3.0, 1.0, &[20.0]));
-        let e = (-2f64).exp();
-        assert!((f64::from(acc[0] / sum) - (10.0 * e + 20.0) / (e + 1.0)).abs() < 1e-5);
     }
 }

@@ -14,7 +14,7 @@
 //! - and a minimum for each 16 (Q2_K): besides, accm = fma(-(dmin * d_a), m0 * Σ q_a first 16 + m1 * Σ q_a last 16, accm).
 
 use super::portable::{self, Bits};
-use super::{MatmulTask, Table, float, packed};
+use super::{MatmulTask, Table, attend, float, packed};
 use crate::gguf::quant::GgmlType;
 use crate::gguf::quant::iq4::LEVELS;
 use crate::gguf::quant::kquants::scale_and_min;
@@ -29,7 +29,7 @@ pub(crate) static TABLE: Table = Table {
     gelu_mul: portable::gelu_mul,
     soft_cap: portable::soft_cap,
     l2_norm: portable::l2_norm,
-    attend: portable::attend,
+    attend: attend::attend,
 };
 
 /// 32 weights of a row: elements as integers, their scales, their minimum.

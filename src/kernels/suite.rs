@@ -261,6 +261,16 @@ fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
 }
 
 #[test]
+fn the_hadamard_turn_is_the_portable_one_bit_for_bit() {
+    for n in [8, 16, 32, 64, 128, 256, 512, 1024] {
+        let (mut got, mut want) = (random_x(n, 1), random_x(n, 1));
+        hadamard(&mut got);
+        portable::hadamard(&mut want);
+        assert_eq!(bits(&got), bits(&want), "{n}");
+    }
+}
+
+#[test]
 fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
     let scalar = Kernels::choose("scalar").unwrap();
     let types = RowType::ALL.into_iter().flat_map(|k| RowType::ALL.map(|v| (k, v)));
@@ -284,11 +294,10 @@ fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
                 let q = random_x(n_q * head_dim, 6);
                 let run = |k: Kernels, rows: Rows, soft_cap: f32| {
                     let (mut max, mut sum, mut acc) = (vec![f32::NAN; n_q], vec![f32::NAN; n_q], vec![f32::NAN; n_q * head_dim]);
-                    let mut weights = vec![[f32::NAN; MAX_QUERIES]; weights_len(n_q)];
+                    let mut weights = vec![f32::NAN; weights_len(n_q)];
                     let a = Attend { q: &q, head_dim, keys: &keys, values: &values, k_type, v_type, rows, n_rows, soft_cap };
                     k.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc, weights: &mut weights });
-                    let of = |j: usize| (0..n_q).map(move |n| (n / MAX_QUERIES * CHUNK + j, n % MAX_QUERIES));
-                    let weights: Vec<f32> = (0..n_rows).flat_map(of).map(|(row, n)| weights[row][n]).collect();
+                    let weights: Vec<f32> = weights.chunks(CHUNK).flat_map(|w| &w[..n_rows]).copied().collect();
                     (bits(&max), bits(&sum), bits(&acc), bits(&weights))
                 };
                 let table: Vec<u32> = (2..2 + n_rows as u32).collect();

@@ -19,12 +19,30 @@ use crate::gguf::quant::mxfp4::DOUBLED;
 pub trait Vector: Copy {
     /// Flips signed elements to what the products of the set take: 0, or 0x80 for those that take unsigned ones alone.
     const SIGN: u8;
+    const LANES: usize;
 
     /// 16 bytes of each row; lane `r` of vector `k` holds bytes `4k..4k+4` of row `r`.
     ///
     /// # Safety
     /// 16 bytes at `p + r * stride` are readable for every row `r`.
     unsafe fn load_16_bytes(p: *const u8, stride: usize) -> [Self; 4];
+    /// The same of rows that lie anywhere, `at` bytes behind where they begin.
+    ///
+    /// # Safety
+    /// As many rows as there are lanes at `rows`, 16 bytes readable at `at` of each.
+    unsafe fn gather_16_bytes(rows: &[*const u8], at: usize) -> [Self; 4];
+    /// Lanes of 32 bits, anywhere.
+    ///
+    /// # Safety
+    /// As many are readable.
+    unsafe fn load<T>(p: *const T) -> Self;
+    /// # Safety
+    /// As many lanes are writable.
+    unsafe fn store<T>(self, p: *mut T);
+    /// `self` and the products of the 16-bit halves of lanes, both added.
+    unsafe fn add_products(self, x: Self, y: Self) -> Self;
+    /// `fma(self, y, z)` of f32.
+    unsafe fn times_plus(self, y: Self, z: Self) -> Self;
     unsafe fn splat(x: u32) -> Self;
     unsafe fn and(self, y: Self) -> Self;
     unsafe fn or(self, y: Self) -> Self;

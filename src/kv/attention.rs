@@ -7,8 +7,9 @@
 
 use super::cache::KvCache;
 use super::policy::Policy;
-use crate::kernels::portable::{exp, merge_partial};
-use crate::kernels::{Attend, CHUNK, Kernels, MAX_QUERIES, Partial, Rows, weights_len};
+use crate::kernels::attend::merge_partial;
+use crate::kernels::portable::exp;
+use crate::kernels::{Attend, CHUNK, Kernels, Partial, Rows, weights_len};
 use crate::mem::arena::{Arena, Buf, region_bytes};
 use crate::mem::pool::Pool;
 
@@ -50,7 +51,7 @@ const PARTS: usize = 8;
 impl AttendShape {
     /// Floats of a partial result, laid out `[max][sum][acc]`: n_q, n_q, n_q * head_dim; then the weights, if asked for.
     fn partial_len(&self) -> usize {
-        let weights = if self.counts { MAX_QUERIES * weights_len(self.n_q) } else { 0 };
+        let weights = if self.counts { weights_len(self.n_q) } else { 0 };
         self.n_q * (2 + self.head_dim) + weights
     }
 
@@ -103,7 +104,7 @@ fn as_partial<'a>(buf: &'a mut [f32], shape: &AttendShape) -> Partial<'a> {
     let (max, rest) = buf.split_at_mut(shape.n_q);
     let (sum, rest) = rest.split_at_mut(shape.n_q);
     let (acc, weights) = rest.split_at_mut(shape.n_q * shape.head_dim);
-    Partial { max, sum, acc, weights: weights.as_chunks_mut().0 }
+    Partial { max, sum, acc, weights }
 }
 
 /// A layer's attention: the scale of scores is in the queries, `soft_cap` caps them (0: it does not).
@@ -223,14 +224,11 @@ fn received(shape: &AttendShape, partials: &mut [f32], running: &[f32], live: us
         for n in 0..n_q {
             partial.max[n] = exp(partial.max[n] - max[n]) / sum[n];
         }
-        for j in 0..CHUNK.min(live - chunk * CHUNK) {
-            let mut total = 0.0;
-            for (four, factors) in partial.max.chunks(MAX_QUERIES).enumerate() {
-                let weights = &partial.weights[four * CHUNK + j];
-                for (weight, factor) in weights.iter().zip(factors) {
-                    total += weight * factor;
-                }
-            }
+        let mut total = [0f32; CHUNK];
+        for (weights, factor) in partial.weights.as_chunks::<CHUNK>().0.iter().zip(&*partial.max) {
+            total.iter_mut().zip(weights).for_each(|(total, weight)| *total += weight * factor);
+        }
+        for (j, total) in total.into_iter().enumerate().take(live - chunk * CHUNK) {
             tell(chunk * CHUNK + j, total);
         }
     }

@@ -196,6 +196,8 @@ pub struct KvParams {
     pub budget_bytes: u64,
     pub policy: Policy,
     pub sinks: u32,
+    /// First tokens of the stream that hold what the system says: protected as sinks are, by every policy that protects sinks.
+    pub pinned: u32,
     /// Tokens that are protected because they are the latest; `None`: what is usual for the policy.
     pub recent: Option<Recent>,
     /// What is reserved for the rarest entries, by policies that have a reserve; `None`: what is usual for the policy.
@@ -209,6 +211,11 @@ impl KvParams {
     pub fn marks(&self) -> Marks {
         let pool = self.pool.unwrap_or(self.policy.usual_pool());
         self.policy.marks(self.reserve().0 > 0.0, pool as usize)
+    }
+
+    /// First tokens that are never evicted.
+    fn first(&self) -> u32 {
+        self.sinks.max(self.pinned)
     }
 
     fn recent(&self) -> Recent {
@@ -226,30 +233,32 @@ impl KvParams {
             // The oldest goes, in every layer: there is nothing to protect, nor to rate.
             return Ok((n_slot, Rule { policy: self.policy, protect: Protection::default(), n_rare: 0 }));
         }
-        let protect = self.policy.protection(self.sinks, self.recent().of(n_slot));
+        let protect = self.policy.protection(self.first(), self.recent().of(n_slot));
         if n_slot >= protect.min_slots() {
             let n_rare = if shape.marks.reserve { self.reserve().of(n_slot) } else { 0 };
             return Ok((n_slot, Rule { policy: self.policy, protect, n_rare }));
         }
-        let enough = (1..=shape.n_ctx).find(|&n| n >= self.policy.protection(self.sinks, self.recent().of(n)).min_slots());
+        let enough = (1..=shape.n_ctx).find(|&n| n >= self.policy.protection(self.first(), self.recent().of(n)).min_slots());
         let batch = Bytes((shape.arena_bytes(0)) as u64);
+        let (first, flag) = match self.pinned > self.sinks {
+            true => (format!("{} pinned tokens of the system's turn", self.pinned), "--system or --pin-system=false"),
+            false => (format!("{} sinks", self.sinks), "--sinks"),
+        };
         let Some(enough) = enough else {
-            let what = format!(
-                "{} sinks and the recent tokens do not fit into a context of {}; lower --sinks or --recent",
-                self.sinks, shape.n_ctx
-            );
-            return Err(Error::usage(if self.sinks as usize >= shape.n_ctx { "--sinks" } else { "--recent" }, what));
+            let what =
+                format!("{first} and the recent tokens do not fit into a context of {}; lower {flag} or --recent", shape.n_ctx);
+            let flag = if self.pinned > self.sinks { "--system" } else { "--sinks" };
+            return Err(Error::usage(if self.first() as usize >= shape.n_ctx { flag } else { "--recent" }, what));
         };
         Err(Error::budget(
             "--kv-budget",
             format!(
-                "{} holds {n_slot} tokens of {} bytes beside {batch} for a batch of {}; '{}' with {} sinks and {} recent needs {enough}: \
-                 give at least {} bytes, or lower --batch, --sinks or --recent",
+                "{} holds {n_slot} tokens of {} bytes beside {batch} for a batch of {}; '{}' with {first} and {} recent needs {enough}: \
+                 give at least {} bytes, or lower --batch, {flag} or --recent",
                 Bytes(self.budget_bytes),
                 shape.bytes_per_slot(),
                 shape.n_batch,
                 self.policy.name(),
-                protect.sinks,
                 protect.recent,
                 shape.arena_bytes(enough),
             ),
@@ -281,7 +290,7 @@ mod tests {
     fn protection_is_what_is_usual_for_the_policy_unless_it_is_given() {
         let rule = |policy: Policy, recent: Option<Recent>, rare: Option<Share>| {
             let mut kv = shape(1000);
-            let mut params = KvParams { budget_bytes: u64::MAX, policy, sinks: 4, recent, rare, pool: None };
+            let mut params = KvParams { budget_bytes: u64::MAX, policy, sinks: 4, pinned: 0, recent, rare, pool: None };
             kv.marks = params.marks();
             params.budget_bytes = kv.arena_bytes(200) as u64;
             let (n_slot, rule) = params.fit(&kv).expect("it fits");
@@ -295,6 +304,19 @@ mod tests {
         assert_eq!(rule(Policy::L2Attn, Some(Recent::Percent(10.0)), Some(Share(0.0))), (10, 0, 2));
         assert_eq!(rule(Policy::L2, None, Some(Share(0.2))), (50, 20, 0));
         assert_eq!(rule(Policy::Outlier, None, Some(Share(0.2))), (50, 0, 0), "it has no reserve");
+    }
+
+    #[test]
+    fn what_is_pinned_is_protected_as_sinks_are() {
+        let kv = shape(1000);
+        let of = |sinks: u32, pinned: u32, n_slot: usize| {
+            let (budget_bytes, policy, recent) = (kv.arena_bytes(n_slot) as u64, Policy::L2, Some(Recent::Tokens(20)));
+            KvParams { budget_bytes, policy, sinks, pinned, recent, rare: None, pool: None }.fit(&kv)
+        };
+        assert_eq!([of(4, 30, 100), of(40, 30, 100)].map(|fit| fit.expect("it fits").1.protect.sinks), [30, 40]);
+        let refused = of(4, 90, 100).expect_err("no room").to_string();
+        assert!(refused.contains("90 pinned tokens of the system's turn") && refused.contains("--pin-system=false"), "{refused}");
+        assert!(of(90, 4, 100).expect_err("no room").to_string().contains("90 sinks"));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::str::FromStr;
 
+use crate::kernels::hadamard;
 use crate::kernels::kv_rows::RowType;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,33 +94,9 @@ fn flip(x: &mut [f32]) {
     }
 }
 
-/// The orthonormal Hadamard matrix of the order of `x`, its own inverse. Additions and one multiplication an element, in
-/// one order on every CPU.
-fn hadamard(x: &mut [f32]) {
-    let mut half = 1;
-    while half < x.len() {
-        for pair in x.chunks_exact_mut(2 * half) {
-            let (a, b) = pair.split_at_mut(half);
-            for (a, b) in a.iter_mut().zip(b) {
-                (*a, *b) = (*a + *b, *a - *b);
-            }
-        }
-        half *= 2;
-    }
-    let scale = 1.0 / (x.len() as f32).sqrt();
-    x.iter_mut().for_each(|x| *x *= scale);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hadamard_by_hand() {
-        let mut x = [1.0, 2.0, 3.0, 4.0];
-        hadamard(&mut x);
-        assert_eq!(x, [5.0, -1.0, -2.0, 0.0]);
-    }
 
     #[test]
     fn turning_keeps_products_and_turns_back() {

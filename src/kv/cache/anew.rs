@@ -173,6 +173,7 @@ mod tests {
             budget_bytes: shape.arena_bytes(200) as u64,
             policy: Policy::LagKv,
             sinks: 3,
+            pinned: 0,
             recent,
             rare: None,
             pool: None,

@@ -85,7 +85,8 @@ mod tests {
         let shape =
             KvShape { n_layer: 1, n_head_kv: 1, head_dim: DIM, n_batch, n_ctx: 128, window: None, k_type, v_type, capped, marks };
         let (budget_bytes, policy) = (shape.arena_bytes(120) as u64, Policy::Window);
-        let params = KvParams { budget_bytes, policy, sinks: 1, recent: Some(Recent::Tokens(1)), rare: None, pool: None };
+        let params =
+            KvParams { budget_bytes, policy, sinks: 1, pinned: 0, recent: Some(Recent::Tokens(1)), rare: None, pool: None };
         let (mut cache, mut pool) = (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap());
         let mut arena = Arena::new(RenumberScratch::bytes(128, DIM)).unwrap();
         let mut scratch = RenumberScratch::carve(&mut arena, 128, DIM);

@@ -138,6 +138,7 @@ mod tests {
             budget_bytes: 0,
             policy,
             sinks: 2,
+            pinned: 0,
             recent: Some(Recent::Tokens(6)),
             rare: Some(Share(rare)),
             pool: Some(0),

@@ -48,7 +48,15 @@ pub fn floats(value: &serde_json::Value) -> Vec<f64> {
 
 pub fn params(budget_bytes: u64) -> SessionParams {
     SessionParams {
-        kv: KvParams { budget_bytes, policy: Policy::L2, sinks: 4, recent: Some(Recent::Percent(50.0)), rare: None, pool: None },
+        kv: KvParams {
+            budget_bytes,
+            policy: Policy::L2,
+            sinks: 4,
+            pinned: 0,
+            recent: Some(Recent::Percent(50.0)),
+            rare: None,
+            pool: None,
+        },
         k_type: Some(KvType::F16),
         v_type: Some(KvType::F16),
         n_stream: None,

@@ -1,0 +1,458 @@
+//! Attention in NEON, the same on all ARM sets: what attend.rs specifies, bit for bit. Rows are read where they lie; scores and
+//! weights lie by query, a row of the cache in each lane.
+//!
+//! Levels of keys become 16-bit integers and meet the query's in plain multiply-adds, for four products of a lane fit there
+//! (`attend::steps`). Levels of values become f32 without an integer conversion: as 16 bits they are subnormal f16, which `fcvtl`
+//! widens exactly, in units of 2^-24 that are taken off at the end.
+
+use std::arch::aarch64::*;
+
+use super::arm_blocks::widen_f16;
+use super::arm_float::{add_lanes, load, soft_cap, splat};
+use super::attend::{LEAST, QueryBlock, ROUND, WEIGHT, Weights, for_queries, give_weights};
+use super::kv_rows::{ROW_BLOCK, RowType, with_row};
+use super::{Attend, CHUNK, Partial};
+
+/// See `Attend` and attend.rs.
+///
+/// # Safety
+/// Rows `0..n_rows` lie inside `keys` and `values`.
+pub unsafe fn attend(a: &Attend, out: &mut Partial) {
+    // SAFETY: passed on.
+    unsafe { for_queries!(a, out, attend_n) }
+}
+
+/// # Safety
+/// As `attend`.
+unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
+    let mut weights = [[0f32; CHUNK]; N];
+    // SAFETY: passed on; `q` and `out` have `N` heads.
+    unsafe {
+        with_row!(a.k_type, R => level_scores::<R, N>(a, q, &mut weights), float_scores(a, q, &mut weights));
+        for (n, w) in weights.iter_mut().enumerate() {
+            (out.max[n], out.sum[n]) = to_weights(w, a.n_rows, a.soft_cap);
+        }
+        with_row!(a.v_type, R => level_mix::<R, N>(a, &weights, out.acc), float_mix(a, &weights, out.acc));
+    }
+    give_weights(&weights, a.n_rows, out.weights);
+}
+
+/// `attend::weight` of two times four.
+#[inline(always)]
+fn weight(x: [float32x4_t; 2]) -> [float32x4_t; 2] {
+    // SAFETY: registers only.
+    unsafe {
+        let x = x.map(|x| vmaxnmq_f32(x, splat(LEAST)));
+        let shifted = x.map(|x| vfmaq_f32(splat(ROUND), x, splat(std::f32::consts::LOG2_E)));
+        let n = shifted.map(|s| vsubq_f32(s, splat(ROUND)));
+        let r = [0, 1].map(|i| vfmsq_f32(x[i], n[i], splat(std::f32::consts::LN_2)));
+        let mut p = [splat(WEIGHT[0]); 2];
+        for c in &WEIGHT[1..] {
+            p = [vfmaq_f32(splat(*c), r[0], p[0]), vfmaq_f32(splat(*c), r[1], p[1])];
+        }
+        [0, 1].map(|i| {
+            let power = vshlq_n_s32::<23>(vreinterpretq_s32_f32(shifted[i]));
+            vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p[i]), power))
+        })
+    }
+}
+
+/// Scores of one query become weights; gives their maximum and sum.
+fn to_weights(w: &mut [f32; CHUNK], n_rows: usize, cap: f32) -> (f32, f32) {
+    if cap != 0.0 {
+        soft_cap(&mut w[..n_rows], cap);
+    }
+    let last = w[n_rows - 1];
+    w[n_rows..n_rows.next_multiple_of(8)].fill(last);
+    let (whole, rest) = (n_rows / 8, n_rows % 8);
+    let eights = w.as_chunks_mut::<8>().0;
+    // SAFETY: arrays of eight elements.
+    unsafe {
+        let mut highest = [splat(last); 2];
+        for w in &eights[..whole + usize::from(rest > 0)] {
+            let w = load::<2>(w.as_ptr());
+            highest = [vmaxnmq_f32(highest[0], w[0]), vmaxnmq_f32(highest[1], w[1])];
+        }
+        let max = vmaxnmvq_f32(vmaxnmq_f32(highest[0], highest[1]));
+        let mut lanes = [splat(0.0); 2];
+        for (i, eight) in eights[..whole + usize::from(rest > 0)].iter_mut().enumerate() {
+            let w = weight(load::<2>(eight.as_ptr()).map(|w| vsubq_f32(w, splat(max))));
+            vst1q_f32(eight.as_mut_ptr(), w[0]);
+            vst1q_f32(eight[4..].as_mut_ptr(), w[1]);
+            if i == whole {
+                // Only the last eight may have rows that are none.
+                eight[rest..].fill(0.0);
+            }
+            let w = load::<2>(eight.as_ptr());
+            lanes = [vaddq_f32(lanes[0], w[0]), vaddq_f32(lanes[1], w[1])];
+        }
+        (max, add_lanes(lanes))
+    }
+}
+
+/// Scores of keys in f16, four keys at a time.
+///
+/// # Safety
+/// As `attend`.
+unsafe fn float_scores<const N: usize>(a: &Attend, q: &[f32], weights: &mut Weights<N>) {
+    let (at, hd) = (a.addresses(a.keys, RowType::F16), a.head_dim);
+    assert!(q.len() == N * hd);
+    // SAFETY: rows inside `keys` by the caller's promise; `q` by the assertion.
+    unsafe {
+        for j in (0..a.n_rows).step_by(4) {
+            let mut sums = [[splat(0.0); 4]; N];
+            for pair in [0, 2] {
+                let keys = [at[j + pair], at[j + pair + 1]];
+                let mut dot = [[[splat(0.0); 2]; N]; 2];
+                let mut eight = |i: usize| {
+                    let k = keys.map(|key| widen_f16(vld1q_u16(key.add(16 * i).cast())));
+                    for n in 0..N {
+                        let q = load::<2>(q.as_ptr().add(n * hd + 8 * i));
+                        for (dot, k) in dot.iter_mut().zip(&k) {
+                            dot[n] = [vfmaq_f32(dot[n][0], q[0], k[0]), vfmaq_f32(dot[n][1], q[1], k[1])];
+                        }
+                    }
+                };
+                for block in 0..hd / ROW_BLOCK {
+                    for part in 0..4 {
+                        eight(4 * block + part);
+                    }
+                }
+                for i in hd / ROW_BLOCK * 4..hd / 8 {
+                    eight(i);
+                }
+                for (k, dot) in dot.iter().enumerate() {
+                    for n in 0..N {
+                        sums[n][pair + k] = vaddq_f32(dot[n][0], dot[n][1]);
+                    }
+                }
+            }
+            for n in 0..N {
+                let [s0, s1, s2, s3] = sums[n];
+                vst1q_f32(weights[n][j..][..4].as_mut_ptr(), vpaddq_f32(vpaddq_f32(s0, s1), vpaddq_f32(s2, s3)));
+            }
+        }
+    }
+}
+
+/// The scales of blocks `2 * pair` and `2 * pair + 1` of each row (of a block that is none: anything).
+///
+/// # Safety
+/// Rows of levels at `at`.
+#[inline(always)]
+unsafe fn scales(at: &[*const u8; CHUNK], n_rows: usize, pair: usize) -> [[f32; CHUNK]; 2] {
+    let mut d = [[0f32; CHUNK]; 2];
+    for (j, at) in at.as_chunks::<4>().0.iter().enumerate().take(n_rows.div_ceil(4)) {
+        // SAFETY: two scales, or one and the levels behind it.
+        unsafe {
+            let both = at.map(|row| row.add(4 * pair).cast::<u32>().read_unaligned());
+            let both = vreinterpretq_u16_u32(vld1q_u32(both.as_ptr()));
+            vst1q_f32(d[0][4 * j..][..4].as_mut_ptr(), widen_f16(vuzp1q_u16(both, both))[0]);
+            vst1q_f32(d[1][4 * j..][..4].as_mut_ptr(), widen_f16(vuzp2q_u16(both, both))[0]);
+        }
+    }
+    d
+}
+
+/// How the levels of one `RowType` are read; see kv_rows.rs for their bytes. `p` is a row of `n_blocks`.
+trait Levels {
+    const TYPE: RowType;
+
+    /// `q` of block `b`.
+    ///
+    /// # Safety
+    /// The row is readable.
+    unsafe fn key(p: *const u8, n_blocks: usize, b: usize) -> [int16x8_t; 4];
+
+    /// `q + offset` of one half of block `b`.
+    ///
+    /// # Safety
+    /// The row is readable.
+    unsafe fn value(p: *const u8, n_blocks: usize, b: usize, half: usize) -> [uint16x8_t; 2];
+
+    /// Products with a query, in four lanes.
+    #[inline(always)]
+    fn dot(q: &[int16x8_t; 4], key: &[int16x8_t; 4]) -> int32x4_t {
+        // SAFETY: registers only. Four products of a lane fit into it.
+        unsafe {
+            let sum = vmlaq_s16(vmulq_s16(q[0], key[0]), q[1], key[1]);
+            vpaddlq_s16(vmlaq_s16(vmlaq_s16(sum, q[2], key[2]), q[3], key[3]))
+        }
+    }
+}
+
+struct Q8;
+impl Levels for Q8 {
+    const TYPE: RowType = RowType::Q8;
+
+    #[inline(always)]
+    unsafe fn key(p: *const u8, n_blocks: usize, b: usize) -> [int16x8_t; 4] {
+        // SAFETY: the block's 32 bytes.
+        unsafe {
+            let p = p.add(Self::TYPE.levels_at(n_blocks, b)).cast();
+            let (x, y) = (vld1q_s8(p), vld1q_s8(p.add(16)));
+            [vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x), vmovl_s8(vget_low_s8(y)), vmovl_high_s8(y)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn value(p: *const u8, n_blocks: usize, b: usize, half: usize) -> [uint16x8_t; 2] {
+        // SAFETY: 16 of the block's 32 bytes.
+        unsafe { raised::<128>(vld1q_s8(p.add(Self::TYPE.levels_at(n_blocks, b) + 16 * half).cast())) }
+    }
+
+    #[inline(always)]
+    fn dot(q: &[int16x8_t; 4], key: &[int16x8_t; 4]) -> int32x4_t {
+        // SAFETY: registers only.
+        unsafe {
+            let mut sum = vmull_s16(vget_low_s16(q[0]), vget_low_s16(key[0]));
+            sum = vmlal_high_s16(sum, q[0], key[0]);
+            for i in 1..4 {
+                sum = vmlal_high_s16(vmlal_s16(sum, vget_low_s16(q[i]), vget_low_s16(key[i])), q[i], key[i]);
+            }
+            sum
+        }
+    }
+}
+
+/// `q + OFFSET` of 16.
+#[inline(always)]
+fn raised<const OFFSET: i16>(q: int8x16_t) -> [uint16x8_t; 2] {
+    // SAFETY: registers only.
+    unsafe {
+        let offset = vdupq_n_s16(OFFSET);
+        [vreinterpretq_u16_s16(vaddw_s8(offset, vget_low_s8(q))), vreinterpretq_u16_s16(vaddw_high_s8(offset, q))]
+    }
+}
+
+/// See kv_rows.rs: of bytes 0..4, then of 4..8 and so on.
+const OWN_BITS: [[u32; 4]; 2] =
+    [[0x0101_0101, 0x0202_0202, 0x0404_0404, 0x0808_0808], [0x1010_1010, 0x2020_2020, 0x4040_4040, 0x8080_8080]];
+
+/// Four bits and `PLANES` more.
+struct Packed<const PLANES: usize>;
+impl<const PLANES: usize> Packed<PLANES> {
+    /// The levels as they are stored: `q + 8` of four bits, else `q`.
+    ///
+    /// # Safety
+    /// The row is readable.
+    #[inline(always)]
+    unsafe fn half(p: *const u8, n_blocks: usize, b: usize, half: usize) -> int8x16_t {
+        // SAFETY: the block's 16 bytes, and a word for each plane.
+        unsafe {
+            let bytes = vld1q_u8(p.add(Self::TYPE.levels_at(n_blocks, b)));
+            let mut q = match half {
+                0 if PLANES == 0 => vandq_u8(bytes, vdupq_n_u8(15)),
+                0 => bytes, // The upper bits are overwritten.
+                _ => vshrq_n_u8::<4>(bytes),
+            };
+            // The bit of each element in its byte of the word.
+            let own = vreinterpretq_u8_u32(vld1q_u32(OWN_BITS[half].as_ptr()));
+            for plane in 0..PLANES {
+                let word = p.add(Self::TYPE.planes_at(n_blocks, b) + 4 * plane).cast::<u32>().read_unaligned();
+                let set = vtstq_u8(vreinterpretq_u8_u32(vdupq_n_u32(word)), own);
+                q = if plane == 0 { vsliq_n_u8::<4>(q, set) } else { vsliq_n_u8::<5>(q, set) };
+            }
+            vreinterpretq_s8_u8(q)
+        }
+    }
+}
+
+impl<const PLANES: usize> Levels for Packed<PLANES> {
+    const TYPE: RowType = [RowType::Q4, RowType::Q5, RowType::Q6][PLANES];
+
+    #[inline(always)]
+    unsafe fn key(p: *const u8, n_blocks: usize, b: usize) -> [int16x8_t; 4] {
+        // SAFETY: passed on.
+        unsafe {
+            let [x, y] = [0, 1].map(|half| Self::half(p, n_blocks, b, half));
+            // Of four bits `q + 8`.
+            let offset = vdupq_n_s16(if PLANES == 0 { -8 } else { 0 });
+            let wide = |q: int8x16_t| [vaddw_s8(offset, vget_low_s8(q)), vaddw_high_s8(offset, q)];
+            let ([k0, k1], [k2, k3]) = (wide(x), wide(y));
+            [k0, k1, k2, k3]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn value(p: *const u8, n_blocks: usize, b: usize, half: usize) -> [uint16x8_t; 2] {
+        // SAFETY: passed on.
+        let q = unsafe { Self::half(p, n_blocks, b, half) };
+        match PLANES {
+            0 => raised::<0>(q),
+            1 => raised::<16>(q),
+            _ => raised::<32>(q),
+        }
+    }
+}
+
+/// Scores of keys in levels, a block at a time, four keys at a time.
+///
+/// # Safety
+/// As `attend`.
+unsafe fn level_scores<R: Levels, const N: usize>(a: &Attend, q: &[f32], weights: &mut Weights<N>) {
+    let (at, n_blocks) = (a.addresses(a.keys, R::TYPE), RowType::n_blocks(a.head_dim));
+    // SAFETY: rows inside `keys` by the caller's promise.
+    unsafe {
+        for pair in 0..n_blocks.div_ceil(2) {
+            let d = scales(&at, a.n_rows, pair);
+            for b in 2 * pair..n_blocks.min(2 * pair + 2) {
+                let query = QueryBlock::<N>::new(R::TYPE, q, a.head_dim, b);
+                let ints = query.q.map(|q| [0, 1, 2, 3].map(|i| vld1q_s16(q[8 * i..][..8].as_ptr())));
+                for j in (0..a.n_rows).step_by(4) {
+                    let mut sums = [[vdupq_n_s32(0); 4]; N];
+                    for k in 0..4 {
+                        let key = R::key(at[j + k], n_blocks, b);
+                        for n in 0..N {
+                            sums[n][k] = R::dot(&ints[n], &key);
+                        }
+                    }
+                    let d = vld1q_f32(d[b % 2][j..][..4].as_ptr());
+                    for n in 0..N {
+                        let [s0, s1, s2, s3] = sums[n];
+                        let isum = vpaddq_s32(vpaddq_s32(s0, s1), vpaddq_s32(s2, s3));
+                        let scores = &mut weights[n][j..][..4];
+                        let score = vmulq_f32(vcvtq_f32_s32(isum), d);
+                        vst1q_f32(scores.as_mut_ptr(), vfmaq_n_f32(vld1q_f32(scores.as_ptr()), score, query.d[n]));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `total[n][i] = fma(values[i], weights[n][lane], total[n][i])`
+macro_rules! add_row {
+    ($total:ident, $values:expr, $weights:ident, $lane:literal) => {{
+        let values = $values;
+        for (total, weights) in $total.iter_mut().zip(&$weights) {
+            for (total, values) in total.iter_mut().zip(values) {
+                *total = vfmaq_laneq_f32::<$lane>(*total, values, *weights);
+            }
+        }
+    }};
+}
+
+/// Sixteen elements of `$rows` rows at a time, by fours: `$value` gives those of the row at `$p`.
+macro_rules! mix_sixteen {
+    ($at:ident, $n_rows:expr, $weights:expr, $p:ident => $value:expr) => {{
+        let mut total = [[splat(0.0); 4]; N];
+        for (j, at) in $at.as_chunks::<4>().0.iter().enumerate().take($n_rows.div_ceil(4)) {
+            let mut weights = [splat(0.0); N];
+            for n in 0..N {
+                weights[n] = vld1q_f32($weights[n].as_chunks::<4>().0[j].as_ptr());
+            }
+            macro_rules! row {
+                ($lane:literal) => {{
+                    let $p = at[$lane];
+                    add_row!(total, $value, weights, $lane);
+                }};
+            }
+            row!(0);
+            row!(1);
+            row!(2);
+            row!(3);
+        }
+        total
+    }};
+}
+
+/// # Safety
+/// As `attend`.
+unsafe fn float_mix<const N: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f32]) {
+    let (at, hd) = (a.addresses(a.values, RowType::F16), a.head_dim);
+    // SAFETY: elements of rows inside `values` by the caller's promise.
+    unsafe {
+        let mut first = 0;
+        while first + 16 <= hd {
+            let total = mix_sixteen!(at, a.n_rows, weights, p => {
+                let p = p.add(2 * first).cast();
+                let ([v0, v1], [v2, v3]) = (widen_f16(vld1q_u16(p)), widen_f16(vld1q_u16(p.add(8))));
+                [v0, v1, v2, v3]
+            });
+            for n in 0..N {
+                put(acc, n * hd + first, &total[n]);
+            }
+            first += 16;
+        }
+        if first < hd {
+            let total = mix_sixteen!(at, a.n_rows, weights, p => widen_f16(vld1q_u16(p.add(2 * first).cast())));
+            for n in 0..N {
+                put(acc, n * hd + first, &total[n][..2]);
+            }
+        }
+    }
+}
+
+/// Writes vectors to `acc` from element `at` on.
+#[inline(always)]
+fn put(acc: &mut [f32], at: usize, x: &[float32x4_t]) {
+    for (four, x) in acc[at..].as_chunks_mut::<4>().0.iter_mut().zip(x) {
+        // SAFETY: an array of four.
+        unsafe { vst1q_f32(four.as_mut_ptr(), *x) };
+    }
+}
+
+/// # Safety
+/// As `attend`.
+unsafe fn level_mix<R: Levels, const N: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f32]) {
+    let (at, n_blocks) = (a.addresses(a.values, R::TYPE), RowType::n_blocks(a.head_dim));
+    let mut scaled = [[0f32; CHUNK]; N];
+    // SAFETY: rows inside `values` by the caller's promise.
+    unsafe {
+        for pair in 0..n_blocks.div_ceil(2) {
+            let d = scales(&at, a.n_rows, pair);
+            for b in 2 * pair..n_blocks.min(2 * pair + 2) {
+                let mut sums = [0f32; N];
+                for n in 0..N {
+                    let eights = weights[n].as_chunks::<8>().0.iter().zip(d[b % 2].as_chunks::<8>().0);
+                    let mut lanes = [splat(0.0); 2];
+                    for (scaled, (w, d)) in scaled[n].as_chunks_mut::<8>().0.iter_mut().zip(eights).take(a.n_rows.div_ceil(8)) {
+                        let (w, d) = (load::<2>(w.as_ptr()), load::<2>(d.as_ptr()));
+                        for i in 0..2 {
+                            let t = vmulq_f32(w[i], d[i]);
+                            vst1q_f32(scaled[4 * i..].as_mut_ptr(), t);
+                            lanes[i] = vaddq_f32(lanes[i], t);
+                        }
+                    }
+                    sums[n] = add_lanes(lanes);
+                }
+                half::<R, N>(a, &at, &scaled, &sums, 2 * b, acc);
+                half::<R, N>(a, &at, &scaled, &sums, 2 * b + 1, acc);
+            }
+        }
+    }
+}
+
+/// Sixteen elements from `16 * i` on, fewer where the head ends.
+///
+/// # Safety
+/// As `attend`.
+#[inline(always)]
+unsafe fn half<R: Levels, const N: usize>(
+    a: &Attend,
+    at: &[*const u8; CHUNK],
+    scaled: &Weights<N>,
+    sums: &[f32; N],
+    i: usize,
+    acc: &mut [f32],
+) {
+    let (n_blocks, hd) = (RowType::n_blocks(a.head_dim), a.head_dim);
+    // SAFETY: a block of rows inside `values` by the caller's promise.
+    unsafe {
+        let total = mix_sixteen!(at, a.n_rows, scaled, p => {
+            let [low, high] = R::value(p, n_blocks, i / 2, i % 2);
+            let ([v0, v1], [v2, v3]) = (widen_f16(low), widen_f16(high));
+            [v0, v1, v2, v3]
+        });
+        for n in 0..N {
+            let offset = splat(-(R::TYPE.offset() as f32));
+            let total = total[n].map(|total| vfmaq_n_f32(vmulq_f32(total, splat((1 << 24) as f32)), offset, sums[n]));
+            let acc = &mut acc[n * hd..][..hd];
+            let end = hd.min(16 * i + 16);
+            put(&mut acc[..end], (16 * i).min(end), &total);
+        }
+    }
+}
+
+const _: () = assert!(CHUNK.is_multiple_of(8) && ROW_BLOCK == 32);
