@@ -122,11 +122,13 @@ def each(function, *ranges):
 
 
 GROUPS = {
-    "default": each(default_rows, KINDS, (2048, 4096)),
+    "default": each(default_rows, KINDS, (2048,)),
+    "default-4096": each(default_rows, KINDS, (4096,)),
     "found": each(retrieval_rows, ("passkey", "needle"), (2048,), (DEFAULT,), (KEEP[:3],)),
     "stream": each(stream_rows, (100_000, 32_768), (DEFAULT, "window")),
     "window": each(retrieval_rows, ("passkey", "needle"), (2048,), ("window",), (KEEP[1:3],)),
-    "others": each(other_rows, KINDS, (2048, 4096)),
+    "others": each(other_rows, KINDS, (2048,)),
+    "others-4096": each(other_rows, KINDS, (4096,)),
     "f16": each(f16_window_rows, KINDS, (2048, 4096)),
     "llama": each(llama_rows, KINDS, (2048,)),
     "found-others": each(retrieval_rows, ("passkey", "needle"), (2048,), OTHERS[1:], (KEEP[1:3],)),

@@ -252,7 +252,11 @@ fn the_demo_model_gives_the_ids_of_llama_cpp() {
 /// and two long texts (their count of tokens and the first of them; that the rest is right shows in the text coming back).
 #[test]
 fn the_demo_model_gives_the_golden_ids() {
-    let tokenizer = Tokenizer::from_gguf(&demo_file()).unwrap();
+    golden_ids(&Tokenizer::from_gguf(&demo_file()).unwrap());
+    golden_ids(&Tokenizer::with_tables(&demo_file()).unwrap());
+}
+
+fn golden_ids(tokenizer: &Tokenizer) {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests");
     let read = |path: &str| std::fs::read_to_string(root.join(path)).expect(path);
     let golden: serde_json::Value = serde_json::from_str(&read("golden/tokens.json")).unwrap();
@@ -385,12 +389,10 @@ fn a_model_without_a_usable_template_says_what_to_do() {
     assert!(error.contains(".gguf: ") && error.contains("line 2") && error.contains("--template NAME|FILE"), "{error}");
 }
 
-/// Random merges over three letters, some of equal results, against the crate `tokenizers`, which has its own implementation;
+/// Random merges over three letters, some of equal results, by tables and by the crate `tokenizers`, which has its own implementation;
 /// and words so long that anything but a queue would take minutes.
 #[test]
 fn merges_are_those_of_the_crate_tokenizers() {
-    use tokenizers::Model;
-    use tokenizers::models::bpe::{BPE, Vocab};
     let mut rng = fastrand::Rng::with_seed(3);
     for pre in ["gpt-2", "llama-bpe"] {
         for _ in 0..20 {
@@ -411,13 +413,11 @@ fn merges_are_those_of_the_crate_tokenizers() {
             tokens.push("cacbbca".into());
             let kinds: Vec<(&str, i32)> = tokens.iter().map(|text| (text.as_str(), NORMAL)).collect();
             let lines: Vec<String> = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
-            let ours = small_tokenizer(&small_of(pre, &kinds, &lines.iter().map(String::as_str).collect::<Vec<_>>()));
-            let vocab: Vocab = tokens.iter().cloned().zip(0..).collect();
-            let theirs =
-                BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre == "llama-bpe").build().expect("merges");
+            let file = small_of(pre, &kinds, &lines.iter().map(String::as_str).collect::<Vec<_>>());
+            let (theirs, ours) = (small_tokenizer(&file), with_file(&file, Tokenizer::with_tables).expect("tables"));
             for n in (0..200).map(|i| i % 17).chain([100_000]) {
                 let word: String = (0..n).map(|_| ['a', 'b', 'c'][rng.usize(..3)]).collect();
-                let want: Vec<u32> = theirs.tokenize(&word).expect("ids").iter().map(|token| token.id).collect();
+                let want = theirs.encode(&word, false, false).expect("ids");
                 assert_eq!(ours.encode(&word, false, false).expect("ids"), want, "{pre}: {word:.40}");
             }
         }

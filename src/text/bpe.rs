@@ -2,7 +2,8 @@
 //! first in the list of merges are joined, the leftmost first among equals, until no two are in the list.
 //!
 //! A merge is two ids and the id they make, found by a table of ranks: 280,000 of them take under 6 MiB and some tens of
-//! milliseconds, where a map of strings takes ten times that. Ids are those of llama.cpp. Refuses merges of what is no token.
+//! milliseconds, where maps of strings, as the crate `tokenizers` has them (`library_bpe.rs`), take ten times that. Ids are those of
+//! llama.cpp. Refuses merges of what is no token.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,7 +14,16 @@ use super::text_table::{NONE, PLACES, TextTable, first_place};
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, StringArray};
 
-const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
+
+/// The two tokens of a merge, or what is wrong with it.
+pub(super) fn merge_parts(rank: usize, text: &str) -> std::result::Result<(&str, &str), String> {
+    // Neither side is empty, so a leading space belongs to the left side.
+    let split = text.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| (&text[..at], &text[at + 1..]));
+    split.filter(|(_, right)| !right.is_empty()).ok_or_else(|| {
+        format!("{MERGES} {rank} is '{}', not two tokens: the file is damaged, fetch it again", text.escape_debug())
+    })
+}
 
 pub struct Bpe {
     /// In the order of the file, which is their rank: what is joined, and what that makes.
@@ -65,12 +75,7 @@ impl Bpe {
         };
         let mut both = Vec::new();
         for (rank, text) in texts.iter().enumerate() {
-            // Neither side is empty, so a leading space belongs to the left side.
-            let split = text.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| (&text[..at], &text[at + 1..]));
-            let Some((left, right)) = split.filter(|(_, right)| !right.is_empty()) else {
-                let shown = text.escape_debug();
-                return refuse(format!("{MERGES} {rank} is '{shown}', not two tokens: the file is damaged, fetch it again"));
-            };
+            let (left, right) = merge_parts(rank, text).map_err(|what| Error::unsupported(file.path(), what))?;
             both.clear();
             both.extend_from_slice(left.as_bytes());
             both.extend_from_slice(right.as_bytes());

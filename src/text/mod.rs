@@ -4,6 +4,7 @@
 //! Nothing here knows of tensors or of the cache; the command line and the server use these pieces beside a session.
 
 pub mod bpe;
+mod library_bpe;
 pub mod named_templates;
 pub mod pretokenizer;
 pub mod sampler;

@@ -2,12 +2,13 @@
 //!
 //! Byte-level BPE, the model that GGUF calls `gpt2`, and SentencePiece, `llama` (`spm.rs`); other models and unknown
 //! pre-tokenizers are refused by name. Ids are those of llama.cpp: special tokens are cut out of the text first, longest
-//! first, then, for BPE, words by the pre-tokenizer, then merges (`bpe.rs`). Nothing is cached: memory does not grow as text
+//! first, then, for BPE, words by the pre-tokenizer, then merges: by the crate `tokenizers`, or by tables where the vocabulary is large. Nothing is cached: memory does not grow as text
 //! flows. The bytes of all tokens lie in one table.
 
 use std::collections::BTreeMap;
 
 use super::bpe::{Bpe, Room};
+use super::library_bpe::LibraryBpe;
 use super::pretokenizer::PreTokenizer;
 use super::spm::Spm;
 use crate::error::{Error, Result};
@@ -144,9 +145,17 @@ enum Merging {
 
 /// Byte-level BPE: words, then merges.
 struct Words {
-    bpe: Bpe,
+    merges: Merges,
     pre: PreTokenizer,
 }
+
+enum Merges {
+    Library(LibraryBpe),
+    Tables(Bpe),
+}
+
+/// What the crate `tokenizers` may take of memory: above it tables do, in a tenth.
+const LIBRARY_BYTES: u64 = 24 << 20;
 
 pub struct Tokenizer {
     merging: Merging,
@@ -172,6 +181,15 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 
 impl Tokenizer {
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
+        Self::merging_by(file, None)
+    }
+
+    /// With byte-level merges by tables, whatever the size of the vocabulary: what the crate's are compared with.
+    pub fn with_tables(file: &GgufFile) -> Result<Self> {
+        Self::merging_by(file, Some(false))
+    }
+
+    fn merging_by(file: &GgufFile, library: Option<bool>) -> Result<Self> {
         let is_spm = is_spm(file)?;
         let pre = if is_spm { None } else { Some(pretokenizer(file)?) };
         let tokens = file.strings(TOKENS)?;
@@ -195,8 +213,12 @@ impl Tokenizer {
         let merging = match pre {
             None => Merging::Spm(Box::new(Spm::from_gguf(file, &tokens)?)),
             Some(pre) => {
-                let bpe = Bpe::from_gguf(file, &tokens, &BYTE_CHARS, pre.ignore_merges())?;
-                Merging::Bpe(Box::new(Words { bpe, pre }))
+                let whole = pre.ignore_merges();
+                let merges = match library.map_or_else(|| by_library(file, &tokens), Ok)? {
+                    true => Merges::Library(LibraryBpe::from_gguf(file, &tokens, &BYTE_CHARS, whole)?),
+                    false => Merges::Tables(Bpe::from_gguf(file, &tokens, &BYTE_CHARS, whole)?),
+                };
+                Merging::Bpe(Box::new(Words { merges, pre }))
             }
         };
         let add = |key, default| Ok::<_, Error>(file.opt_bool(key)?.unwrap_or(default));
@@ -223,7 +245,11 @@ impl Tokenizer {
             return Ok(own + tokens.len() as u64 * 5 + Spm::plan_bytes(&tokens) + FIXED_BYTES);
         }
         let own = tokens.text_bytes() as u64 + tokens.len() as u64 * 5 + FIXED_BYTES;
-        Ok(own + Bpe::plan_bytes(file, &tokens)?)
+        Ok(own
+            + match by_library(file, &tokens)? {
+                true => LibraryBpe::plan_bytes(file, &tokens)?,
+                false => Bpe::plan_bytes(file, &tokens)?,
+            })
     }
 
     /// The most bytes of the text that a tokenizer of this file merges at once, from above. Pre-tokenizers end words at
@@ -301,7 +327,7 @@ impl Tokenizer {
         let (mut done, mut opens) = (0, true);
         for (start, place) in self.find_specials(text, parse_special) {
             let special = &self.specials[place];
-            self.encode_plain(text.get(done..start).unwrap_or(""), opens, &mut ids);
+            self.encode_plain(text.get(done..start).unwrap_or(""), opens, &mut ids)?;
             done = start + special.text.len();
             if special.strips {
                 done += text[done..].len() - text[done..].trim_start_matches(|c| " \t\n\r\x0b\x0c".contains(c)).len();
@@ -312,7 +338,7 @@ impl Tokenizer {
                 ids.push(special.id);
             }
         }
-        self.encode_plain(&text[done..], opens, &mut ids);
+        self.encode_plain(&text[done..], opens, &mut ids)?;
         if let Some(eos) = self.eos.filter(|eos| add_special && self.add_eos && ids.last() != Some(eos)) {
             ids.push(eos);
         }
@@ -345,22 +371,37 @@ impl Tokenizer {
     }
 
     /// Text without special tokens; `opens`: it is the first, or follows a special token.
-    fn encode_plain(&self, text: &str, opens: bool, ids: &mut Vec<u32>) {
+    fn encode_plain(&self, text: &str, opens: bool, ids: &mut Vec<u32>) -> Result<()> {
         match &self.merging {
             Merging::Bpe(words) => words.encode(text, ids),
-            Merging::Spm(spm) => spm.encode(text, opens, ids),
+            Merging::Spm(spm) => {
+                spm.encode(text, opens, ids);
+                Ok(())
+            }
         }
     }
 }
 
+/// Whether the crate merges.
+fn by_library(file: &GgufFile, tokens: &StringArray<'_>) -> Result<bool> {
+    Ok(LibraryBpe::plan_bytes(file, tokens)? <= LIBRARY_BYTES)
+}
+
 impl Words {
-    fn encode(&self, text: &str, ids: &mut Vec<u32>) {
-        let mut room = Room::default();
-        let split = self.pre.split(text, &mut |word| {
-            self.bpe.encode(word, &BYTE_CHARS, &mut room, ids);
-            Ok::<_, std::convert::Infallible>(())
-        });
-        let Ok(()) = split;
+    fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        match &self.merges {
+            Merges::Library(bpe) => {
+                let mut room = String::new();
+                self.pre.split(text, &mut |word| bpe.encode(word, &BYTE_CHARS, &mut room, ids))
+            }
+            Merges::Tables(bpe) => {
+                let mut room = Room::default();
+                self.pre.split(text, &mut |word| {
+                    bpe.encode(word, &BYTE_CHARS, &mut room, ids);
+                    Ok(())
+                })
+            }
+        }
     }
 }
 
