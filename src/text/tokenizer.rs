@@ -150,8 +150,8 @@ struct Words {
 }
 
 enum Merges {
-    Library(LibraryBpe),
-    Tables(Bpe),
+    Library(Box<LibraryBpe>),
+    Tables(Box<Bpe>),
 }
 
 /// What the crate `tokenizers` may take of memory: above it tables do, in a tenth.
@@ -215,8 +215,8 @@ impl Tokenizer {
             Some(pre) => {
                 let whole = pre.ignore_merges();
                 let merges = match library.map_or_else(|| by_library(file, &tokens), Ok)? {
-                    true => Merges::Library(LibraryBpe::from_gguf(file, &tokens, &BYTE_CHARS, whole)?),
-                    false => Merges::Tables(Bpe::from_gguf(file, &tokens, &BYTE_CHARS, whole)?),
+                    true => Merges::Library(Box::new(LibraryBpe::from_gguf(file, &tokens, &BYTE_CHARS, whole)?)),
+                    false => Merges::Tables(Box::new(Bpe::from_gguf(file, &tokens, &BYTE_CHARS, whole)?)),
                 };
                 Merging::Bpe(Box::new(Words { merges, pre }))
             }
