@@ -2,7 +2,7 @@
 
 Owns: `make results`. A command is an indented line that begins with `lowkey eval` (continued by a backslash), its table the lines that
 begin with `|` behind it; or one that begins with `$ lowkey eval`, with the table indented directly below. Pictures that a command
-draws (--plot) go where it says. Nothing else of a document is touched, and a document only when all its commands have run.
+draws (--plot) go where it says. Nothing else of a document is touched; it is written after each command, whole.
 Refuses: commands other than `lowkey eval`.
 Run: python3 benches/results.py docs/results.md README.md   (from the top of the tree)
 """
@@ -23,10 +23,11 @@ def table_of(command, args):
     done = subprocess.run([args.lowkey, *words[1:]], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"results.py: {command}: {done.stderr.strip()}")
-    return [line for line in done.stdout.rstrip().splitlines()]
+    return done.stdout.rstrip().splitlines()
 
 
-def renewed(lines, args):
+def renew(document, args):
+    lines = document.read_text(encoding="utf-8").splitlines()
     out, at = [], 0
     while at < len(lines):
         if not COMMAND.match(lines[at]):
@@ -39,6 +40,9 @@ def renewed(lines, args):
             quoted.append(lines[at])
         at += 1
         command = " ".join(line.strip().removesuffix("\\") for line in quoted)
+        if not re.search(args.only, command):
+            out += quoted
+            continue
         indent = "    " if command.startswith("$ ") else ""
         out += quoted
         if not indent:
@@ -52,19 +56,23 @@ def renewed(lines, args):
         out += [indent + line if line else "" for line in table_of(command, args)]
         if not indent and at < len(lines) and lines[at].strip():
             out.append("")
-    return out
+        write(document, out + lines[at:])
+
+
+def write(document, lines):
+    unfinished = document.with_suffix(".part")
+    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    unfinished.rename(document)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lowkey", default="target/release/lowkey")
+    parser.add_argument("--only", default="", metavar="REGEX", help="run commands that match; leave the tables of others")
     parser.add_argument("document", nargs="+", type=pathlib.Path)
     args = parser.parse_args()
     for document in args.document:
-        lines = renewed(document.read_text(encoding="utf-8").splitlines(), args)
-        unfinished = document.with_suffix(".part")
-        unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        unfinished.rename(document)
+        renew(document, args)
 
 
 if __name__ == "__main__":
