@@ -115,10 +115,13 @@ def each(function, *ranges):
         combinations = [()]
         for values in ranges:
             combinations = [(*before, value) for before in combinations for value in values]
-        for combination in combinations:
-            function(card, *combination)
+        return [function(card, *combination) for combination in combinations]
 
     return run
+
+
+def is_complete(card, group):
+    return None not in group(card)
 
 
 GROUPS = {
@@ -150,7 +153,6 @@ def perplexity_table(card, ctx):
     for policy, source in sources:
         answers = [source(card, kind, ctx) for kind in KINDS]
         if None in answers:
-            lines.append(f"| {NAMES[policy]} | | {' | '.join('not run' for _ in KEEP)} |")
             continue
         cells, types = [], set()
         for keep in KEEP:
@@ -186,12 +188,13 @@ def found_table(card, test):
     for policy, length in [(DEFAULT, 2048), *((name, 2048) for name in OTHERS), (DEFAULT, 4096)]:
         asked = keep if policy == DEFAULT else keep[1:]
         rows = retrieval_rows(card, test, length, policy, asked)
+        if rows is None:
+            continue
         cells = []
         for k in keep:
-            here = [r for r in rows or [] if r["keep"] == k / 100]
+            here = [r for r in rows if r["keep"] == k / 100]
             n, correct = sum(r["n"] for r in here), sum(r["correct"] for r in here)
-            none = "not run" if rows is None else "nothing evicted"
-            cells.append(f"**{100 * correct / n:.0f} %** ({correct}/{n}, {wilson(correct, n)} %)" if n else none)
+            cells.append(f"**{100 * correct / n:.0f} %** ({correct}/{n}, {wilson(correct, n)} %)" if n else "nothing evicted")
         lines.append(f"| {NAMES[policy]} | {length} | {' | '.join(cells)} |")
     return lines
 
@@ -200,8 +203,10 @@ def stream_table(card, ctx):
     lines = [f"| {ctx:,} tokens of verse, 1 MiB | slots | {' | '.join(str(i) for i in range(1, 11))} |", "|---|---|" + "---|" * 10]
     for policy in (DEFAULT, "window"):
         rows = stream_rows(card, ctx, policy)
-        parts = [f"{part['ppl']:.2f}" for part in rows[0]["parts"]] if rows else ["not run"] * 10
-        lines.append(f"| {NAMES[policy]} | {rows[0]['n_slot'] if rows else ''} | {' | '.join(parts)} |")
+        if rows is None:
+            continue
+        parts = [f"{part['ppl']:.2f}" for part in rows[0]["parts"]]
+        lines.append(f"| {NAMES[policy]} | {rows[0]['n_slot']} | {' | '.join(parts)} |")
     return lines
 
 
@@ -221,14 +226,20 @@ def report(card):
     card.may_run = False
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     lines = [INTRO.format(commit=commit, tokens=WINDOWS_TOKENS, kinds=", ".join(KINDS))]
+    # Without a row below its head a table is left out.
+    show = lambda table, n_head: [*table, ""] if len(table) > n_head else []
     for ctx in (2048, 4096):
-        lines += [*perplexity_table(card, ctx), ""]
-    lines += ["## Found again", "Fifty prompts a cell, ten depths; in brackets the count and its 95 % interval.", ""]
-    for test in ("passkey", "needle"):
-        lines += [*found_table(card, test), ""]
-    lines += ["## Streams past the trained context", "Perplexity of each tenth. Texts differ from tenth to tenth: compare down the column.", ""]
-    for ctx in (32_768, 100_000):
-        lines += [*stream_table(card, ctx), ""]
+        lines += show(perplexity_table(card, ctx), 3)
+    found = [line for test in ("passkey", "needle") for line in show(found_table(card, test), 3)]
+    if found:
+        lines += ["## Found again", "Fifty prompts a cell, ten depths; in brackets the count and its 95 % interval.", "", *found]
+    streams = [line for ctx in (32_768, 100_000) for line in show(stream_table(card, ctx), 2)]
+    if streams:
+        lines += ["## Streams past the trained context", "Perplexity of each tenth. Texts differ from tenth to tenth: compare down the column.", ""]
+        lines += streams
+    missing = [name for name, group in GROUPS.items() if not is_complete(card, group)]
+    if missing:
+        lines.append(f"Not measured yet with this binary (`benches/scorecard.py {' '.join(missing)}`): {', '.join(missing)}.")
     out = ROOT / "docs" / "scorecard.md"
     unfinished = out.with_suffix(".md.part")
     unfinished.write_text("\n".join(lines).rstrip() + "\n")
