@@ -17,7 +17,7 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help build model demo test test-native test-arm lint lint-arm inlined size bench-peer peer-files arm-cost cross-image cross-build cross-test clean
+.PHONY: help build model demo test test-native test-arm lint lint-arm inlined size bench-peer peer-files scorecard results arm-cost cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -72,15 +72,15 @@ PEER_MODELS ?= models/smollm2-135m-instruct-q4_1.gguf
 bench-peer: build model .venv/peer ## speed beside llama.cpp's: same file, threads and token counts, alternating
 	.venv/bin/python benches/peer.py --lowkey target/release/lowkey $(PEER_MODELS:%=--model %) $(PEER_ARGS)
 
-# On a CPU with AMX, GCC 12 optimises the tile configuration of that code away, and what it builds crashes on batches.
-PEER_FLAGS ?= $(if $(shell grep -m1 -o amx_tile /proc/cpuinfo 2>/dev/null),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
-
 scorecard: build model .venv/peer ## what a number of bytes is worth, beside others and llama.cpp: docs/scorecard.md (hours)
 	.venv/bin/python benches/scorecard.py $(SCORECARD_ARGS)
 
 results: build model ## runs the commands of docs/results.md and puts their tables and pictures in place (half an hour)
 	@mkdir -p docs/plots
 	python3 benches/results.py docs/results.md
+
+# On a CPU with AMX, GCC 12 optimises the tile configuration of that code away, and what it builds crashes on batches.
+PEER_FLAGS ?= $(if $(shell grep -m1 -o amx_tile /proc/cpuinfo 2>/dev/null),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
 
 .venv/peer: tests/golden/requirements.txt
 	python3 -m venv .venv
