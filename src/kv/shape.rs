@@ -12,8 +12,15 @@ use crate::units::{Bytes, percent};
 
 /// Types of keys and of values that are tried where the user names none, the most exact first. What each costs in perplexity
 /// is in docs/kv-cache.md.
-const CHOICE: [(KvType, KvType); 4] =
-    [(KvType::F16, KvType::F16), (KvType::Q8_0, KvType::Q8_0), (KvType::Q6H, KvType::Q5H), (KvType::Q5H, KvType::Q4H)];
+const CHOICE: [(KvType, KvType); 7] = [
+    (KvType::F16, KvType::F16),
+    (KvType::Q8_0, KvType::Q8_0),
+    (KvType::Q8_0, KvType::Q6H),
+    (KvType::Q6H, KvType::Q6H),
+    (KvType::Q6H, KvType::Q5H),
+    (KvType::Q6H, KvType::Q4H),
+    (KvType::Q5H, KvType::Q4H),
+];
 
 /// What the model and the batch ask of the arena.
 #[derive(Clone, Copy, Debug)]
