@@ -237,9 +237,9 @@ impl Session {
         self.n_past = 0;
     }
 
-    /// Evicts at once until `n_keep` tokens are left, by `rule` and no longer by that of the stream.
-    pub fn compress(&mut self, n_keep: usize, rule: Rule) {
-        self.cache.compress(n_keep, rule, &mut self.machine.scratch.renumber[0]);
+    /// Evicts at once until `n_keep` tokens are left, by `rule` and no longer by that of the stream; the first `n_whole` layers keep all.
+    pub fn compress(&mut self, n_keep: usize, n_whole: usize, rule: Rule) {
+        self.cache.compress(n_keep, n_whole, rule, &mut self.machine.scratch.renumber[0]);
     }
 
     /// How many of `n` tokens may go in as one batch now.

@@ -187,6 +187,14 @@ fn once_evicts_after_the_prompt_and_the_latest_tokens_survive() {
     assert!(found[2]["n_slot"].as_u64().is_some_and(|n| (8..=19).contains(&n)), "{}", found[2]);
     // A tenth of the cache as a window is not even the question: nothing can be found.
     assert_eq!(of(3), (Some("once"), Some("window"), Some(0)));
+    // Two layers of thirty that keep all: 192 tokens of 3 heads, each 256 bytes of f16 beside 8 of marks, instead of `n_slot`.
+    let whole = rows(&[&args[..], &["--mode", "once", "--evict", "l2", "--recent", "8", "--kv-type", "f16", "--skip-layers", "2"]].concat());
+    for (row, whole) in [(&found[0], &whole[0]), (&found[2], &whole[1])] {
+        let number = |row: &Value, name: &str| row[name].as_u64().expect("a number");
+        assert_eq!((number(whole, "skip_layers"), number(whole, "n_slot")), (2, number(row, "n_slot")));
+        let more = number(whole, "arena_bytes") - number(row, "arena_bytes");
+        assert_eq!(more, 2 * 3 * (192 - number(row, "n_slot")) * (256 + 8));
+    }
 }
 
 #[test]
@@ -298,6 +306,8 @@ fn mistakes_are_named_by_flag() {
         (passkey(&["--samples", "18446744073709551615"]), ["--samples", "at most"]),
         (passkey(&["--mode", "twice"]), ["--mode", "once"]),
         (passkey(&["--mode", "once", "--policies", "off"]), ["--policies", "off"]),
+        (passkey(&["--skip-layers", "2"]), ["--skip-layers", "--mode once"]),
+        (passkey(&["--skip-layers", "30", "--mode", "once"]), ["--skip-layers", "29 at most"]),
         (passkey(&["--policies", "l2,off", "--lengths", "512", "--kv-budget", "4MiB"]), ["--policies", "off may not evict"]),
         (passkey(&["--lengths", "2048,16"]), ["--lengths", "question"]),
         (passkey(&["--plot", "/no/such/folder/x.svg"]), ["--plot", "folder"]),

@@ -139,8 +139,8 @@ pub enum Mode {
     /// Whenever the arena is full, from the first token on, the question coming last: as a device would run it.
     Stream,
     /// Once, when all of the prompt but its last token is in, down to this many entries: the protocol of Devoto et al. (arXiv
-    /// 2406.11430), except that no logits of the full cache count.
-    Once { n_keep: usize, rule: Rule },
+    /// 2406.11430), except that no logits of the full cache count. The first `n_whole` layers keep all.
+    Once { n_keep: usize, n_whole: usize, rule: Rule },
 }
 
 /// How many of the things asked for the model finds, or `None` if `go_on`, told the tokens taken in, stopped it.
@@ -159,12 +159,12 @@ pub fn ask(
             Some(logits) => greedy(logits)?,
             None => return Ok(None),
         },
-        Mode::Once { n_keep, rule } => {
+        Mode::Once { n_keep, n_whole, rule } => {
             let (&last, before) = prompt.tokens.split_last().expect("a prompt has a question");
             if session.prefill(before, &mut told)?.is_none() {
                 return Ok(None);
             }
-            session.compress(n_keep, rule);
+            session.compress(n_keep, n_whole, rule);
             greedy(session.step(last)?)?
         }
     };

@@ -39,13 +39,21 @@ struct HeadShare<'a> {
     centre: &'a [f32],
 }
 
+/// First layers that `compress` left whole, and how many more entries each of their heads holds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Whole {
+    n_layer: usize,
+    n_more: usize,
+}
+
 pub struct KvCache {
     shape: KvShape,
     /// Who goes in layers without a window.
     rule: Rule,
     n_slot: usize,
-    /// Taken slots; the same in every head, but no more than a layer has.
+    /// Taken slots; the same in every head, but no more than a layer has, and more in layers that were left whole.
     n_live: usize,
+    whole: Whole,
     /// Position that the next token gets.
     next_pos: Pos,
     n_evicted: u64,
@@ -78,6 +86,7 @@ impl KvCache {
             rule,
             n_slot,
             n_live: 0,
+            whole: Whole::default(),
             next_pos: 0,
             n_evicted: 0,
             budget_bytes: params.budget_bytes,
@@ -144,6 +153,7 @@ impl KvCache {
     /// Forgets everything; the memory stays.
     pub fn clear(&mut self) {
         (self.n_live, self.next_pos, self.n_evicted) = (0, 0, 0);
+        self.whole = Whole::default();
         self.marks.clear();
         self.centres.fill(0.0);
         self.is_centred = false;
@@ -166,14 +176,19 @@ impl KvCache {
         self.shape.slots(layer, self.n_slot)
     }
 
+    /// Taken slots of each head of a layer, if it had enough of them.
+    fn taken(&self, layer: usize) -> usize {
+        self.n_live + if layer < self.whole.n_layer { self.whole.n_more } else { 0 }
+    }
+
     /// Entries of each head of a layer.
     fn live(&self, layer: usize) -> usize {
-        self.n_live.min(self.slots(layer))
+        self.taken(layer).min(self.slots(layer))
     }
 
     /// Entries that the token `t` of the batch under way sees, itself included.
     pub fn live_at(&self, layer: usize, t: usize) -> usize {
-        (self.n_live + t + 1).min(self.slots(layer))
+        (self.taken(layer) + t + 1).min(self.slots(layer))
     }
 
     /// Who goes in a layer: the policy's victim; in one with a window the oldest entry, which no later token sees.
@@ -255,7 +270,7 @@ impl KvCache {
     /// rows, and decides for every token which slot it takes, evicting where a head is full.
     pub fn place(&mut self, pool: &mut Pool, layer: usize, k: &[f32], v: &[f32]) {
         let KvShape { n_head_kv, head_dim, k_type, v_type, .. } = self.shape;
-        let (n_slot, n_live, next_pos, n_past) = (self.slots(layer), self.n_live, self.next_pos, self.n_past());
+        let (n_slot, n_live, next_pos, n_past) = (self.slots(layer), self.taken(layer), self.next_pos, self.n_past());
         let (n_tok, k_bytes, v_bytes) = (k.len() / (n_head_kv * head_dim), self.shape.k_bytes(), self.shape.v_bytes());
         if n_live + n_tok > n_slot {
             self.compare_anew(layer);
@@ -340,6 +355,7 @@ impl KvCache {
         scratch: &mut [RenumberScratch],
         turn: impl Fn(usize, &mut [f32], &mut [f32], i64) + Sync,
     ) {
+        self.level(&mut scratch[0]);
         let most = self.shape.n_ctx - self.shape.n_ctx / 8;
         if self.n_live > most {
             (0..self.shape.n_layer).for_each(|layer| self.compare_anew(layer));

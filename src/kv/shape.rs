@@ -81,9 +81,14 @@ impl KvShape {
     /// Key, value, position and marks of one token in every head that no window limits; in every head, where all are limited.
     pub fn bytes_per_slot(&self) -> usize {
         let n_local = self.window.filter(|w| !w.is_everywhere()).map_or(0, |window| window.n_local(self.n_layer));
+        (self.n_layer - n_local) * self.n_head_kv * self.slot_bytes()
+    }
+
+    /// Key, value, position and marks in one head.
+    fn slot_bytes(&self) -> usize {
         let Marks { common, received, .. } = self.marks;
         let marks = size_of::<Pos>() + size_of::<f32>() * (1 + usize::from(common) + usize::from(received));
-        (self.n_layer - n_local) * self.n_head_kv * (self.k_bytes() + self.v_bytes() + marks)
+        self.k_bytes() + self.v_bytes() + marks
     }
 
     /// All bytes of an arena of `n_slot` slots, the rows of one batch included.
@@ -95,6 +100,13 @@ impl KvShape {
             + region_bytes::<u32>(self.n_head_kv * self.n_batch)
             + HeadMarks::bytes(self, n_slot)
             + region_bytes::<f32>(self.centres_len())
+    }
+
+    /// What the first `n_layer` layers take beyond `n_slot` slots if they keep `n_tok` tokens.
+    pub fn bytes_beyond(&self, n_slot: usize, n_tok: usize, n_layer: usize) -> usize {
+        let n_layer = n_layer.min(self.n_layer);
+        let (whole, kept) = (self.slots_of(n_layer, n_tok), self.slots_of(n_layer, n_slot));
+        whole.saturating_sub(kept) * self.slot_bytes()
     }
 
     /// The most slots that are of use: one for each token that a layer may see.

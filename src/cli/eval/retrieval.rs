@@ -69,6 +69,9 @@ struct RetrievalArgs {
     /// stream: the budget holds from the first token on. once: the whole prompt goes in first, then entries are evicted once
     #[arg(long, value_enum, default_value = "stream")]
     mode: HowEvicted,
+    /// With --mode once, leave the first N layers whole, beside what --keep is a share of (Devoto et al. left 2)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    skip_layers: usize,
     /// Seed of what is hidden and where texts begin
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -105,10 +108,17 @@ struct Row {
     k_type: &'static str,
     v_type: &'static str,
     n_slot: usize,
-    /// Of an arena with as many slots, whatever `--mode once` needed on the way.
+    /// Layers that keep all.
+    #[serde(skip_serializing_if = "is_none")]
+    skip_layers: usize,
+    /// Of an arena with as many slots, whatever `--mode once` needed on the way, and of what layers that keep all hold beyond them.
     arena_bytes: usize,
     n: usize,
     correct: usize,
+}
+
+fn is_none(n: &usize) -> bool {
+    *n == 0
 }
 
 /// One prompt among the many.
@@ -163,6 +173,11 @@ fn measure(
     check(args)?;
     let opened = open(&args.model.model, args.model.session.params(1))?;
     opened.warn();
+    let n_layer = opened.model.config.n_layer;
+    if args.skip_layers >= n_layer {
+        let what = format!("of {n_layer} layers all would be left whole; give {} at most", n_layer - 1);
+        return Err(Error::usage("--skip-layers", what));
+    }
     let n_ctx = opened.model.config.n_ctx;
     let longest = args.lengths.iter().copied().max().unwrap_or(0);
     if longest.saturating_add(ANSWER_TOKENS) > n_ctx {
@@ -242,6 +257,10 @@ fn check(args: &RetrievalArgs) -> Result<()> {
         return Err(Error::usage("--samples", format!("{n} prompts of a length; give at most {MAX_PROMPTS} with --depths")));
     }
     let off = policies(&args.policies, &args.model).contains(&Policy::Off);
+    if args.mode == HowEvicted::Stream && args.skip_layers > 0 {
+        let what = "a stream has no room for layers that keep all; give --mode once with it";
+        return Err(Error::usage("--skip-layers", what));
+    }
     if args.mode == HowEvicted::Once && off {
         return Err(Error::usage("--policies", "off evicts nothing, and --mode once has something to evict; leave it out"));
     }
@@ -310,7 +329,7 @@ impl Run {
         let mut model = args.model.clone();
         (model.session.k_type, model.session.v_type) = (Some(kept.kv.k_type), Some(kept.kv.v_type));
         let opened = budget_opened(&model, Budget::Whole, self.policy, whole, whole, 1, plan)?;
-        Ok((opened, Mode::Once { n_keep: kept.n_slot, rule: kept.rule }, kept.n_slot))
+        Ok((opened, Mode::Once { n_keep: kept.n_slot, n_whole: args.skip_layers, rule: kept.rule }, kept.n_slot))
     }
 
     fn row(
@@ -334,7 +353,8 @@ impl Run {
             k_type: shape.k_type.name(),
             v_type: shape.v_type.name(),
             n_slot,
-            arena_bytes: shape.arena_bytes(n_slot),
+            skip_layers: args.skip_layers,
+            arena_bytes: shape.arena_bytes(n_slot) + shape.bytes_beyond(n_slot, self.length, args.skip_layers),
             n,
             correct,
         }
@@ -361,7 +381,10 @@ fn table(rows: &[Row]) -> String {
             "\n{}| {keep} | {} | {} | {} | {} | {correct}/{n} | {:.1}% | {:.0}-{:.0}% |",
             task(first.task),
             both_names(first.k_type, first.v_type),
-            first.policy,
+            match first.skip_layers {
+                0 => first.policy.to_owned(),
+                n => format!("{}, {n} layers whole", first.policy),
+            },
             first.length,
             first.n_slot,
             percent(correct as f64 / n as f64),

@@ -2,7 +2,7 @@
 //! at once down to a number (`compress`, for what is measured of compression after the prompt). Refuses to choose by any other
 //! rule than the policy's.
 
-use super::{KvCache, RenumberScratch, copy_row};
+use super::{KvCache, RenumberScratch, Whole, copy_row};
 use crate::kv::Pos;
 use crate::kv::marks::Head;
 use crate::kv::policy::{Protected, Rule};
@@ -10,13 +10,30 @@ use crate::kv::policy::{Protected, Rule};
 impl KvCache {
     /// Evicts from every head, without newcomers, until `n_keep` entries are left: those that would go one by one by `rule`,
     /// which need not protect what the stream's does. Where all that may go has gone, the oldest recent tokens follow, and
-    /// then the latest sinks. Slots keep their order. A layer with a window that holds no more is left alone.
-    pub fn compress(&mut self, n_keep: usize, rule: Rule, scratch: &mut RenumberScratch) {
-        let n_live = self.n_live;
-        if n_live <= n_keep {
-            return;
+    /// then the latest sinks. Slots keep their order. A layer with a window that holds no more is left alone, and so are the first
+    /// `n_whole` layers (until positions are renumbered).
+    pub fn compress(&mut self, n_keep: usize, n_whole: usize, rule: Rule, scratch: &mut RenumberScratch) {
+        self.level(scratch);
+        let n_gone = self.n_live.saturating_sub(n_keep);
+        if n_gone > 0 {
+            self.thin(n_whole, n_keep, rule, scratch);
+            self.whole = Whole { n_layer: n_whole, n_more: n_gone };
+            self.n_live = n_keep;
+            self.n_evicted += n_gone as u64;
         }
-        for layer in 0..self.shape.n_layer {
+    }
+
+    /// Brings layers that were left whole down to what the others hold.
+    pub(super) fn level(&mut self, scratch: &mut RenumberScratch) {
+        if self.whole.n_more > 0 {
+            self.thin(0, self.n_live, self.rule, scratch);
+            self.whole = Whole::default();
+        }
+    }
+
+    /// Layers from `first_layer` on keep `n_keep` entries of each head at most.
+    fn thin(&mut self, first_layer: usize, n_keep: usize, rule: Rule, scratch: &mut RenumberScratch) {
+        for layer in first_layer..self.shape.n_layer {
             let (live, n_slot, first) = (self.live(layer), self.slots(layer), self.first_row(layer, 0));
             if live <= n_keep {
                 continue;
@@ -32,8 +49,6 @@ impl KvCache {
                 }
             }
         }
-        self.n_live = n_keep;
-        self.n_evicted += (n_live - n_keep) as u64;
     }
 
     /// Evicts one entry without a newcomer from every head that has one for each live token: the last slot's entry moves
@@ -114,7 +129,7 @@ mod tests {
                 feed(&mut one_by_one, &mut pool, &mut scratch, token);
             });
             let n_keep = rng.usize(1..=n);
-            at_once.compress(n_keep, at_once.rule, &mut scratch[0]);
+            at_once.compress(n_keep, 0, at_once.rule, &mut scratch[0]);
             (n_keep..n).for_each(|_| one_by_one.drop_one());
             let kept = |cache: &KvCache| {
                 let mut kept = cache.kept(0, 0).to_vec();
@@ -158,19 +173,46 @@ mod tests {
         };
         params.budget_bytes = shape.arena_bytes(48) as u64;
         let (mut cache, mut pool) = (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap());
-        for _ in 0..40 {
-            for layer in 0..2 {
-                let row: Vec<f32> = (0..32).map(|_| rng.f32() - 0.3).collect();
-                cache.rate(&mut pool, layer, &row[..16], &row[16..], |x| x.iter().map(|x| x * x).sum::<f32>().sqrt());
-                cache.place(&mut pool, layer, &row[..16], &row[16..]);
-                cache.commit(layer, 1);
-                let given: Vec<f32> = (0..96).map(|_| rng.f32()).collect();
-                cache.settle(layer, 1, |head| &given[head * 48..][..48]);
-            }
-            cache.advance(1);
-        }
+        (0..40).for_each(|_| enter(&mut cache, &mut pool, rng));
         let mut arena = Arena::new(RenumberScratch::bytes(64, 8)).unwrap();
         (cache, vec![RenumberScratch::carve(&mut arena, 64, 8)])
+    }
+
+    /// One more token.
+    fn enter(cache: &mut KvCache, pool: &mut Pool, rng: &mut fastrand::Rng) {
+        for layer in 0..2 {
+            let row: Vec<f32> = (0..32).map(|_| rng.f32() - 0.3).collect();
+            cache.rate(pool, layer, &row[..16], &row[16..], |x| x.iter().map(|x| x * x).sum::<f32>().sqrt());
+            cache.place(pool, layer, &row[..16], &row[16..]);
+            cache.commit(layer, 1);
+            let given: Vec<f32> = (0..96).map(|_| rng.f32()).collect();
+            cache.settle(layer, 1, |head| &given[head * 48..][..48]);
+        }
+        cache.advance(1);
+    }
+
+    /// The first layer keeps all, takes newcomers until its slots are full, and comes down to the others' number when positions
+    /// are renumbered; the other layer does as if there were no such layer.
+    #[test]
+    fn a_layer_that_is_left_whole_goes_on_by_itself() {
+        let mut rng = fastrand::Rng::with_seed(11);
+        let ((mut cache, mut scratch), (mut plain, _)) =
+            (filled(Policy::L2Attn, 0.3, &mut rng.clone()), filled(Policy::L2Attn, 0.3, &mut rng));
+        let before = all_kept(&cache);
+        cache.compress(16, 1, cache.rule, &mut scratch[0]);
+        plain.compress(16, 0, plain.rule, &mut scratch[0]);
+        assert_eq!((&all_kept(&cache)[..2], &all_kept(&cache)[2..]), (&before[..2], &all_kept(&plain)[2..]));
+        let mut pool = Pool::new(1).unwrap();
+        for more in 1..=18 {
+            enter(&mut cache, &mut pool, &mut rng.clone());
+            enter(&mut plain, &mut pool, &mut rng);
+            let kept = all_kept(&cache);
+            assert_eq!(kept[2..], all_kept(&plain)[2..]);
+            assert!(kept[..2].iter().all(|kept| kept.len() == (40 + more).min(48) && kept.last() == Some(&(39 + more as Pos))));
+        }
+        assert_eq!((cache.n_live(), cache.n_evicted()), (34, 24));
+        cache.renumber(&mut pool, &mut scratch, |_, _, _, _| ());
+        assert!(all_kept(&cache).iter().all(|kept| kept.iter().copied().eq(0..34)));
     }
 
     fn all_kept(cache: &KvCache) -> Vec<Vec<Pos>> {
@@ -191,7 +233,7 @@ mod tests {
                 let mut rng = fastrand::Rng::with_seed(n_keep as u64);
                 let ((mut at_once, mut scratch), (mut one_by_one, _)) =
                     (filled(policy, rare, &mut rng.clone()), filled(policy, rare, &mut rng));
-                at_once.compress(n_keep, at_once.rule, &mut scratch[0]);
+                at_once.compress(n_keep, 0, at_once.rule, &mut scratch[0]);
                 (n_keep..40).for_each(|_| one_by_one.drop_one());
                 assert_eq!(all_kept(&at_once), all_kept(&one_by_one), "{}, {rare}, to {n_keep}", policy.name());
             }
@@ -204,7 +246,7 @@ mod tests {
         let kept = |n_rare: usize| {
             let (mut cache, mut scratch) = filled(Policy::L2, 0.3, &mut fastrand::Rng::with_seed(7));
             let rule = Rule { n_rare, ..cache.rule };
-            cache.compress(16, rule, &mut scratch[0]);
+            cache.compress(16, 0, rule, &mut scratch[0]);
             all_kept(&cache)
         };
         // Without a reserve the lowest norms are kept, besides two sinks and five recent tokens (the next one is the sixth).
@@ -234,7 +276,7 @@ mod tests {
         open.sort_by(|&a, &b| like(a).total_cmp(&like(b)));
         let mut expected: Vec<Pos> = open[..13].iter().map(|&slot| slot as Pos).chain([0, 1]).chain(35..40).collect();
         expected.sort_unstable();
-        cache.compress(20, cache.rule, &mut scratch[0]);
+        cache.compress(20, 0, cache.rule, &mut scratch[0]);
         assert_eq!(all_kept(&cache)[0], expected);
     }
 }
