@@ -335,6 +335,7 @@ impl KvCache {
         self.n_evicted += (self.n_live + n_tok - live) as u64;
         self.n_live = live;
         self.next_pos += n_tok as Pos;
+        self.marks.renew_unit(self.n_past());
     }
 
     /// Whether the next `n_tok` positions would pass the trained context.

@@ -7,6 +7,7 @@ use super::Pos;
 use super::policy::{Entering, Marks, Policy, Rule, urge};
 use super::shape::KvShape;
 use super::victim::{Entries, NO_LIMIT, victim};
+use crate::kernels::portable::exp;
 use crate::mem::arena::{Arena, Buf, region_bytes};
 
 /// Tokens that means look back upon, at most: sums of so many f32 lose nothing, and a stream may change its subject.
@@ -16,9 +17,33 @@ const MEMORY: u64 = 4096;
 const HEAD_START: f32 = 32.0;
 const PRIOR: f32 = 3e-4;
 
+/// Half-lives after which scores get a new unit.
+const HALF_LIVES: u64 = 64;
+
+/// How scores age. Instead of all that is kept growing more urgent with each token, newcomers score lower: to whoever compares two
+/// of them that is the same, and a score stays what it was when its entry came.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ageing {
+    /// Tokens of the stream after which a newcomer's score is its own in the unit in which scores are kept now.
+    unit_at: u64,
+    /// Tokens by which a score doubles; 0: none does.
+    half_life: u64,
+}
+
+impl Ageing {
+    /// What the score of a newcomer is multiplied by, after `n_past` tokens.
+    fn youth(self, n_past: u64) -> f32 {
+        if self.half_life == 0 {
+            return 1.0;
+        }
+        exp(-std::f32::consts::LN_2 * ((n_past - self.unit_at) as f32 / self.half_life as f32))
+    }
+}
+
 /// The marks of all heads.
 pub struct HeadMarks {
     n_slot: usize,
+    ageing: Ageing,
     /// `[n_layer][n_head_kv][n_slot]`, as the rows of keys; `common` and `received` too.
     pub(super) positions: Buf<Pos>,
     pub(super) scores: Buf<f32>,
@@ -62,6 +87,7 @@ impl HeadMarks {
         let [positions, scores, common, received, mean, latest, latest_slots, entering, limits] = lengths(shape, n_slot);
         HeadMarks {
             n_slot,
+            ageing: Ageing { unit_at: 0, half_life: shape.marks.half_life as u64 * n_slot as u64 },
             positions: arena.carve(positions),
             scores: arena.carve(scores),
             common: arena.carve(common),
@@ -75,14 +101,27 @@ impl HeadMarks {
     }
 
     pub fn clear(&mut self) {
+        self.ageing.unit_at = 0;
         self.mean.fill(0.0);
         self.latest_slots.fill(u32::MAX);
         self.limits.fill(NO_LIMIT);
     }
 
+    /// After `n_past` tokens, between batches: a new unit for scores before newcomers' become too small. It is a power of two, so that
+    /// nothing changes but what is too old to be kept anyway.
+    pub fn renew_unit(&mut self, n_past: u64) {
+        let Ageing { unit_at, half_life } = self.ageing;
+        if half_life == 0 || n_past - unit_at < HALF_LIVES * half_life {
+            return;
+        }
+        self.ageing.unit_at += HALF_LIVES * half_life;
+        let unit = (1u128 << HALF_LIVES) as f32;
+        self.scores.iter_mut().chain(self.latest.iter_mut()).for_each(|score| *score = (*score * unit).min(f32::MAX));
+    }
+
     /// The heads of a layer, one after the other, each with what is its own.
     pub(super) fn of_layer(&mut self, shape: &KvShape, layer: usize, rule: Rule) -> impl Iterator<Item = Head<'_>> {
-        let Marks { common, received, direction, reserve, pool } = shape.marks;
+        let Marks { common, received, direction, reserve, pool, .. } = shape.marks;
         let (first, n_slot) = (shape.slots_of(layer, self.n_slot), shape.slots(layer, self.n_slot));
         let (heads, dim) = (layer * shape.n_head_kv, if direction { shape.head_dim } else { 0 });
         let per_slot = move |wanted: bool| if wanted { (first, n_slot) } else { (0, 0) };
@@ -94,9 +133,11 @@ impl HeadMarks {
         let mut latest_slots = pieces(&mut self.latest_slots, (heads * pool, pool));
         let mut entering = pieces(&mut self.entering, (0, 2 * shape.n_batch));
         let mut limits = pieces(&mut self.limits, if reserve { (heads, 1) } else { (0, 0) });
+        let ageing = self.ageing;
         let positions = self.positions[first..][..shape.n_head_kv * n_slot].chunks_exact_mut(n_slot);
         positions.map(move |positions| Head {
             rule,
+            ageing,
             positions,
             scores: next(&mut scores),
             common: next(&mut commons),
@@ -125,6 +166,7 @@ fn next<T>(mut pieces: impl Iterator<Item = T>) -> T {
 /// What belongs to one head.
 pub(super) struct Head<'a> {
     pub rule: Rule,
+    ageing: Ageing,
     pub positions: &'a mut [Pos],
     scores: &'a mut [f32],
     common: &'a mut [f32],
@@ -153,7 +195,8 @@ impl Head<'_> {
                 *mean += (k * unit - *mean) * share;
             }
         }
-        self.entering[2 * t..][..2].copy_from_slice(&[self.rule.policy.score(&entering), -entering.worth()]);
+        let score = self.rule.policy.score(&entering) * self.ageing.youth(n_past);
+        self.entering[2 * t..][..2].copy_from_slice(&[score, -entering.worth()]);
     }
 
     /// The slot of the entry among the first `n_live` that goes so that the token at `now` can enter.
@@ -315,7 +358,8 @@ mod tests {
             let [scores, common, received, mean, latest, entering] = &mut self.floats;
             let (rule, positions, latest_slots) = (self.rule, &mut self.positions[..], &mut self.latest_slots[..]);
             let limit = &mut self.limit[..];
-            Head { rule, positions, scores, common, received, mean, latest, latest_slots, entering, limit }
+            let ageing = Ageing::default();
+            Head { rule, ageing, positions, scores, common, received, mean, latest, latest_slots, entering, limit }
         }
     }
 
@@ -390,5 +434,28 @@ mod tests {
         assert!((head.mean[0] - 0.5).abs() < 1e-3 && (head.mean[1] - 0.5).abs() < 1e-3, "{:?}", head.mean);
         (0..40_000).for_each(|past| head.rate(0, u64::from(n) + past, &unit(2), &[1.0; 8], 0.0, norm));
         assert!(head.mean[2] > 0.999 && head.mean[0] < 1e-3, "{:?}", head.mean);
+    }
+
+    /// Of two entries the older one's score has doubled as often as half-lives lie between them, however long the stream is and
+    /// whenever the unit was renewed.
+    #[test]
+    fn scores_double_with_age() {
+        let mut ageing = Ageing { unit_at: 0, half_life: 100 };
+        let mut kept: Option<(u64, f32)> = None;
+        for n_past in (0..2_000_000u64).step_by(10) {
+            if n_past - ageing.unit_at >= HALF_LIVES * ageing.half_life {
+                ageing.unit_at += HALF_LIVES * ageing.half_life;
+                kept = kept.map(|(at, score)| (at, score * 2f32.powi(64)));
+            }
+            let score = 3.0 * ageing.youth(n_past);
+            assert!(score.is_normal());
+            let (at, old) = *kept.get_or_insert((n_past, score));
+            let doubled = 2f64.powf((n_past - at) as f64 / 100.0);
+            assert!((f64::from(old / score) / doubled - 1.0).abs() < 1e-4, "{n_past}");
+            if n_past - at > 1500 {
+                kept = None;
+            }
+        }
+        assert_eq!(Ageing::default().youth(12345), 1.0);
     }
 }

@@ -48,6 +48,9 @@ pub enum Policy {
 /// Tokens of a chunk of `Policy::LagKv`. (The paper's usual 128 is more than a small arena has slots.)
 pub const LAG: usize = 32;
 
+/// See `Marks::half_life`: what was rare once is not kept for ever. What was tried is in docs/kv-cache.md.
+const HALF_LIFE: u32 = 8;
+
 /// What is known of an entry when it enters, before it is rounded for storage.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Entering {
@@ -79,6 +82,8 @@ pub struct Marks {
     pub reserve: bool,
     /// The latest tokens of each head, to be pooled with those to come.
     pub pool: usize,
+    /// Tokens, as a multiple of the slots, by which a score doubles; 0: none does.
+    pub half_life: u32,
 }
 
 impl Policy {
@@ -127,6 +132,7 @@ impl Policy {
             direction: common || matches!(self, Policy::L2Attn | Policy::KeyDiffFrozen | Policy::Outlier),
             reserve: reserve && self.has_reserve(),
             pool: if self.has_pool() { pool } else { 0 },
+            half_life: if self == Policy::L2Attn { HALF_LIFE } else { 0 },
         }
     }
 
