@@ -17,6 +17,8 @@ mod arm_dense;
 mod arm_float;
 #[cfg(target_arch = "aarch64")]
 mod arm_formats;
+#[cfg(target_arch = "aarch64")]
+mod arm_wide;
 pub mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -250,8 +252,23 @@ pub struct Attend<'a> {
     pub v_type: RowType,
     pub rows: Rows<'a>,
     pub n_rows: usize,
+    /// The rows once more, brought by `Kernels::widen` to what the set reads fastest; `rows` are then not looked at. Empty: it
+    /// reads them where they lie.
+    pub wide: &'a [f32],
     /// Scores become `cap * tanh(score / cap)`; 0: they stay.
     pub soft_cap: f32,
+}
+
+impl Attend<'_> {
+    /// Rows `which` are inside `keys` and `values`.
+    fn assert_stored(&self, which: Range<usize>) {
+        let stored = |rows: &[u8], ty: RowType| rows.len() / ty.row_bytes(self.head_dim);
+        let n_stored = stored(self.keys, self.k_type).min(stored(self.values, self.v_type));
+        match self.rows {
+            Rows::Dense { first } => assert!(first + which.end <= n_stored),
+            Rows::Table(table) => assert!(table[which].iter().all(|&r| (r as usize) < n_stored)),
+        }
+    }
 }
 
 /// What a chunk leaves: for each query its highest score, the sum of exp(score - highest), and the values so weighted.
@@ -290,6 +307,8 @@ pub(crate) struct Table {
     pub soft_cap: unsafe fn(x: &mut [f32], cap: f32),
     pub l2_norm: unsafe fn(x: &[f32]) -> f32,
     pub attend: unsafe fn(&Attend, &mut Partial),
+    /// Sets that read rows as fast where they lie have none.
+    pub widen: Option<unsafe fn(&Attend, Range<usize>, &mut [f32])>,
 }
 
 /// A set of kernels that this CPU can run.
@@ -500,13 +519,31 @@ impl Kernels {
         assert!(a.head_dim % 8 == 0 && a.n_rows <= CHUNK && a.n_rows > 0);
         assert!(out.max.len() == n_q && out.sum.len() == n_q && out.acc.len() == a.q.len());
         assert!(out.weights.is_empty() || out.weights.len() == weights_len(n_q));
-        let n_stored = (a.keys.len() / a.k_type.row_bytes(a.head_dim)).min(a.values.len() / a.v_type.row_bytes(a.head_dim));
-        match a.rows {
-            Rows::Dense { first } => assert!(first + a.n_rows <= n_stored),
-            Rows::Table(table) => assert!(table[..a.n_rows].iter().all(|&r| (r as usize) < n_stored)),
+        match a.wide.is_empty() {
+            true => a.assert_stored(0..a.n_rows),
+            false => assert!(a.wide.len() == self.wide_len(a.head_dim)),
         }
         // SAFETY: the set's features were detected; rows are inside the buffers by the assertions above.
         unsafe { (self.table.attend)(a, out) };
+    }
+
+    /// Floats of `Attend::wide`; 0 where the set reads rows as fast where they lie.
+    pub fn wide_len(&self, head_dim: usize) -> usize {
+        #[cfg(target_arch = "aarch64")]
+        if self.table.widen.is_some() {
+            return arm_wide::len(head_dim);
+        }
+        let _ = head_dim;
+        0
+    }
+
+    /// Brings rows `which` of a chunk to their places in `wide`; nothing where the set needs none. A row may be brought again.
+    pub fn widen(&self, a: &Attend, which: Range<usize>, wide: &mut [f32]) {
+        let Some(widen) = self.table.widen else { return };
+        assert!(a.head_dim % 8 == 0 && which.end <= a.n_rows && a.n_rows <= CHUNK && wide.len() == self.wide_len(a.head_dim));
+        a.assert_stored(which.clone());
+        // SAFETY: the set's features were detected; the rows are inside the buffers, their places inside `wide`.
+        unsafe { widen(a, which, wide) };
     }
 }
 

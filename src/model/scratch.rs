@@ -20,6 +20,8 @@ pub struct ScratchShape {
     pub n_logits: usize,
     pub has_float: bool,
     pub counts_attention: bool,
+    /// Floats of a widened chunk of keys and values: `Kernels::wide_len`.
+    pub wide_len: usize,
 }
 
 pub struct Scratch {
@@ -50,9 +52,9 @@ struct Sizes {
 
 impl Sizes {
     fn of(c: &Config, s: &ScratchShape) -> Sizes {
-        let &ScratchShape { n_batch, n_slot, n_threads, counts_attention: counts, .. } = s;
+        let &ScratchShape { n_batch, n_slot, n_threads, counts_attention: counts, wide_len, .. } = s;
         let (n_head_kv, n_q, head_dim) = (c.n_head_kv, c.n_head / c.n_head_kv, c.head_dim);
-        let attend = AttendShape { n_slot, n_batch, n_threads, n_head_kv, n_q, head_dim, counts };
+        let attend = AttendShape { n_slot, n_batch, n_threads, n_head_kv, n_q, head_dim, counts, wide_len };
         Sizes { tile: tile_bytes(c.max_cols(), s.has_float), attend }
     }
 }

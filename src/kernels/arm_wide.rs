@@ -1,0 +1,296 @@
+//! Attention in NEON over a chunk of rows that were widened once, for the many tokens of a batch that read it: what attend.rs
+//! specifies, bit for bit, as in arm_attend.rs, with fewer loads and no conversions.
+//!
+//! ```text
+//! keys           [CHUNK][padded]     f32 of f16; or levels as i16, in the first half of a row
+//! their scales   [n_blocks][CHUNK]   f32; of levels
+//! values         [CHUNK][padded]     f32 of f16; or of levels with their offset, as `Levels::value` has them
+//! their scales   [n_blocks][CHUNK]
+//! ```
+//!
+//! `padded` is `head_dim` rounded up to whole blocks. Rows that were never widened are noughts or older rows, and are read with
+//! weights of nought only.
+
+use std::arch::aarch64::*;
+use std::ops::Range;
+
+use super::arm_attend::{Levels, Packed, Q8, add_scores, finish_levels, put, scaled_weights};
+use super::arm_blocks::widen_f16;
+use super::arm_float::{load, splat};
+use super::attend::{QueryBlock, Weights};
+use super::kv_rows::{ROW_BLOCK, RowType, with_row};
+use super::{Attend, CHUNK};
+
+/// Where the parts of a widened chunk are.
+#[derive(Clone, Copy)]
+struct Parts<T> {
+    keys: T,
+    key_scales: T,
+    values: T,
+    value_scales: T,
+}
+
+fn padded(head_dim: usize) -> usize {
+    RowType::n_blocks(head_dim) * ROW_BLOCK
+}
+
+/// Floats of a widened chunk.
+pub fn len(head_dim: usize) -> usize {
+    2 * CHUNK * (padded(head_dim) + RowType::n_blocks(head_dim))
+}
+
+impl Parts<*mut f32> {
+    fn of(wide: *mut f32, head_dim: usize) -> Self {
+        let (rows, scales) = (CHUNK * padded(head_dim), CHUNK * RowType::n_blocks(head_dim));
+        let (key_scales, values) = (wide.wrapping_add(rows), wide.wrapping_add(rows + scales));
+        Parts { keys: wide, key_scales, values, value_scales: values.wrapping_add(rows) }
+    }
+}
+
+/// Widens rows `which` of a chunk, each to its place.
+///
+/// # Safety
+/// These rows lie inside `keys` and `values`; `wide` has the chunk's length.
+pub unsafe fn widen(a: &Attend, which: Range<usize>, wide: &mut [f32]) {
+    let (parts, stride, n_blocks) = (Parts::of(wide.as_mut_ptr(), a.head_dim), padded(a.head_dim), RowType::n_blocks(a.head_dim));
+    for j in which {
+        let row = |rows: &[u8], ty: RowType| rows.as_ptr().wrapping_add(a.rows.get(j) * ty.row_bytes(a.head_dim));
+        let (key, value) = (row(a.keys, a.k_type), row(a.values, a.v_type));
+        // SAFETY: rows by the caller's promise; row `j` and column `j` of the parts.
+        unsafe {
+            let (to_key, to_value) = (parts.keys.add(j * stride), parts.values.add(j * stride));
+            let (key_scales, value_scales) = (parts.key_scales.add(j), parts.value_scales.add(j));
+            with_row!(a.k_type, R => {
+                widen_scales(key, n_blocks, key_scales);
+                for b in 0..n_blocks {
+                    for (i, levels) in R::key(key, n_blocks, b).into_iter().enumerate() {
+                        vst1q_s16(to_key.cast::<i16>().add(b * ROW_BLOCK + 8 * i), levels);
+                    }
+                }
+            }, widen_float(key, a.head_dim, to_key));
+            with_row!(a.v_type, R => {
+                widen_scales(value, n_blocks, value_scales);
+                for half in 0..2 * n_blocks {
+                    let [low, high] = R::value(value, n_blocks, half / 2, half % 2);
+                    for (i, x) in [widen_f16(low), widen_f16(high)].as_flattened().iter().enumerate() {
+                        vst1q_f32(to_value.add(16 * half + 4 * i), *x);
+                    }
+                }
+            }, widen_float(value, a.head_dim, to_value));
+        }
+    }
+}
+
+/// # Safety
+/// `n_blocks` f16 at `row`; a column of as many f32 at `to`.
+#[inline(always)]
+unsafe fn widen_scales(row: *const u8, n_blocks: usize, to: *mut f32) {
+    for b in 0..n_blocks {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            *to.add(b * CHUNK) = vgetq_lane_f32::<0>(widen_f16(vdupq_n_u16(row.add(2 * b).cast::<u16>().read_unaligned()))[0])
+        };
+    }
+}
+
+/// # Safety
+/// `n` f16 at `row`, and room for as many f32 at `to`; `n` is a multiple of eight.
+#[inline(always)]
+unsafe fn widen_float(row: *const u8, n: usize, to: *mut f32) {
+    for i in 0..n / 8 {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let [low, high] = widen_f16(vld1q_u16(row.add(16 * i).cast()));
+            vst1q_f32(to.add(8 * i), low);
+            vst1q_f32(to.add(8 * i + 4), high);
+        }
+    }
+}
+
+/// Scores of a widened chunk.
+///
+/// # Safety
+/// `a.wide` is a widened chunk; `q` has `N` heads.
+pub unsafe fn scores<const N: usize>(a: &Attend, q: &[f32], weights: &mut Weights<N>) {
+    let parts = Parts::of(a.wide.as_ptr().cast_mut(), a.head_dim);
+    // SAFETY: passed on.
+    unsafe {
+        with_row!(a.k_type, R => level_scores::<R, N>(a, parts, q, weights), match N {
+            // As many keys as their sums leave room for in registers.
+            4 => float_scores::<N, 2>(a, parts.keys, q, weights),
+            _ => float_scores::<N, 4>(a, parts.keys, q, weights),
+        });
+    }
+}
+
+/// # Safety
+/// As `scores`.
+#[inline(always)]
+unsafe fn float_scores<const N: usize, const K: usize>(a: &Attend, keys: *const f32, q: &[f32], weights: &mut Weights<N>) {
+    let (hd, stride) = (a.head_dim, padded(a.head_dim));
+    assert!(q.len() == N * hd);
+    // SAFETY: rows of the widened chunk, which has a multiple of four; `q` by the assertion.
+    unsafe {
+        for j in (0..a.n_rows).step_by(4) {
+            let mut sums = [[splat(0.0); 4]; N];
+            for first in (0..4).step_by(K) {
+                let mut key: [*const f32; K] = std::array::from_fn(|k| keys.add((j + first + k) * stride));
+                let mut query: [*const f32; N] = std::array::from_fn(|n| q.as_ptr().add(n * hd));
+                let mut dot = [[[splat(0.0); 2]; N]; K];
+                macro_rules! eight {
+                    ($i:expr) => {
+                        let q = query.map(|q| load::<2>(q.add(8 * $i)));
+                        for (dot, key) in dot.iter_mut().zip(&key) {
+                            let k = load::<2>(key.add(8 * $i));
+                            for n in 0..N {
+                                dot[n] = [vfmaq_f32(dot[n][0], q[n][0], k[0]), vfmaq_f32(dot[n][1], q[n][1], k[1])];
+                            }
+                        }
+                    };
+                }
+                for _ in 0..hd / ROW_BLOCK {
+                    eight!(0);
+                    eight!(1);
+                    eight!(2);
+                    eight!(3);
+                    key = key.map(|key| key.add(ROW_BLOCK));
+                    query = query.map(|q| q.add(ROW_BLOCK));
+                }
+                for i in 0..hd % ROW_BLOCK / 8 {
+                    eight!(i);
+                }
+                for (k, dot) in dot.iter().enumerate() {
+                    for n in 0..N {
+                        sums[n][first + k] = vaddq_f32(dot[n][0], dot[n][1]);
+                    }
+                }
+            }
+            for n in 0..N {
+                let [s0, s1, s2, s3] = sums[n];
+                vst1q_f32(weights[n][j..][..4].as_mut_ptr(), vpaddq_f32(vpaddq_f32(s0, s1), vpaddq_f32(s2, s3)));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As `scores`.
+unsafe fn level_scores<R: Levels, const N: usize>(a: &Attend, parts: Parts<*mut f32>, q: &[f32], weights: &mut Weights<N>) {
+    let stride = padded(a.head_dim);
+    for b in 0..RowType::n_blocks(a.head_dim) {
+        let query = QueryBlock::<N>::new(R::TYPE, q, a.head_dim, b);
+        // SAFETY: rows of the widened chunk, which has a multiple of four.
+        unsafe {
+            let ints = query.q.map(|q| [0, 1, 2, 3].map(|i| vld1q_s16(q[8 * i..][..8].as_ptr())));
+            for j in (0..a.n_rows).step_by(4) {
+                let mut sums = [[vdupq_n_s32(0); 4]; N];
+                for k in 0..4 {
+                    let key = parts.keys.add((j + k) * stride).cast::<i16>().add(b * ROW_BLOCK);
+                    let key = [0, 1, 2, 3].map(|i| vld1q_s16(key.add(8 * i)));
+                    for n in 0..N {
+                        sums[n][k] = R::dot(&ints[n], &key);
+                    }
+                }
+                let d = vld1q_f32(parts.key_scales.add(b * CHUNK + j));
+                add_scores(&sums, d, &query.d, j, weights);
+            }
+        }
+    }
+}
+
+/// Weighted values of a widened chunk.
+///
+/// # Safety
+/// `a.wide` is a widened chunk; `acc` has `N` heads.
+pub unsafe fn mix<const N: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f32]) {
+    let (parts, stride, hd) = (Parts::of(a.wide.as_ptr().cast_mut(), a.head_dim), padded(a.head_dim), a.head_dim);
+    let mut scaled = [[0f32; CHUNK]; N];
+    for b in 0..RowType::n_blocks(hd) {
+        // SAFETY: a block of the rows of the widened chunk, which has a multiple of four.
+        unsafe {
+            let values = parts.values.add(b * ROW_BLOCK);
+            let whole = (b + 1) * ROW_BLOCK <= hd;
+            if a.v_type == RowType::F16 {
+                let total = mix_block::<N>(values, stride, a.n_rows, weights);
+                for n in 0..N {
+                    let room = &mut acc[n * hd + b * ROW_BLOCK..(n + 1) * hd];
+                    put(if whole { &mut room[..ROW_BLOCK] } else { room }, 0, &total[n]);
+                }
+            } else {
+                let d = &*parts.value_scales.add(b * CHUNK).cast::<[f32; CHUNK]>();
+                let sums = scaled_weights(weights, d, a.n_rows, &mut scaled);
+                let total = mix_block::<N>(values, stride, a.n_rows, &scaled);
+                for n in 0..N {
+                    finish_levels(a, total[n].as_chunks::<4>().0, sums[n], 2 * b, n, acc);
+                }
+            }
+        }
+    }
+}
+
+/// `Σ_j weights[n][j] * values[j][0..32]`
+///
+/// # Safety
+/// `n_rows`, rounded up to a multiple of four, rows at `values`.
+#[inline(always)]
+unsafe fn mix_block<const N: usize>(
+    values: *const f32,
+    stride: usize,
+    n_rows: usize,
+    weights: &Weights<N>,
+) -> [[float32x4_t; 8]; N] {
+    let mut out = [[splat(0.0); 8]; N];
+    // SAFETY: passed on.
+    unsafe {
+        if N <= 3 {
+            mix_part::<N, 8>(values, stride, n_rows, weights, &mut out, 0);
+        } else {
+            // Half a block, for else the sums would not find room in registers.
+            mix_part::<N, 4>(values, stride, n_rows, weights, &mut out, 0);
+            mix_part::<N, 4>(values, stride, n_rows, weights, &mut out, 4);
+        }
+    }
+    out
+}
+
+/// Vectors `first..first + V` of `mix_block`.
+///
+/// # Safety
+/// As `mix_block`.
+#[inline(always)]
+unsafe fn mix_part<const N: usize, const V: usize>(
+    values: *const f32,
+    stride: usize,
+    n_rows: usize,
+    weights: &Weights<N>,
+    out: &mut [[float32x4_t; 8]; N],
+    first: usize,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        let mut total = [[splat(0.0); V]; N];
+        let mut row = values.add(4 * first);
+        for j in 0..n_rows.div_ceil(4) {
+            let w: [float32x4_t; N] = std::array::from_fn(|n| vld1q_f32(weights[n].as_chunks::<4>().0[j].as_ptr()));
+            macro_rules! row {
+                ($lane:literal) => {
+                    for i in (0..V).step_by(2) {
+                        let [x, y] = load::<2>(row.add(4 * i));
+                        for n in 0..N {
+                            total[n][i] = vfmaq_laneq_f32::<$lane>(total[n][i], x, w[n]);
+                            total[n][i + 1] = vfmaq_laneq_f32::<$lane>(total[n][i + 1], y, w[n]);
+                        }
+                    }
+                    row = row.add(stride);
+                };
+            }
+            row!(0);
+            row!(1);
+            row!(2);
+            row!(3);
+        }
+        for n in 0..N {
+            out[n][first..first + V].copy_from_slice(&total[n]);
+        }
+    }
+}
