@@ -102,7 +102,7 @@ impl SessionParams {
             n_logits,
             has_float: model.weights.has_float,
             counts_attention: kv.marks.received,
-            wide_len: kernels.wide_len(model.config.head_dim),
+            kernels,
         };
         Ok(Layout { kv, n_slot, rule, kernels, n_threads, scratch })
     }

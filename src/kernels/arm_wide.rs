@@ -12,6 +12,7 @@
 //! weights of nought only.
 
 use std::arch::aarch64::*;
+use std::arch::asm;
 use std::ops::Range;
 
 use super::arm_attend::{Levels, Packed, Q8, add_scores, finish_levels, put, scaled_weights};
@@ -117,16 +118,113 @@ pub unsafe fn scores<const N: usize>(a: &Attend, q: &[f32], weights: &mut Weight
     unsafe {
         with_row!(a.k_type, R => level_scores::<R, N>(a, parts, q, weights), match N {
             // As many keys as their sums leave room for in registers.
-            4 => float_scores::<N, 2>(a, parts.keys, q, weights),
-            _ => float_scores::<N, 4>(a, parts.keys, q, weights),
+            4 => float_scores::<N, 2>(a, parts.keys, q, weights, eight),
+            3 => float_scores(a, parts.keys, q, weights, eight_4x3),
+            _ => float_scores::<N, 4>(a, parts.keys, q, weights, eight),
         });
+    }
+}
+
+/// Eight elements of `K` keys times those of `N` queries, each in two vectors; all pointers move on.
+///
+/// # Safety
+/// 32 bytes at each pointer are readable.
+#[inline(always)]
+unsafe fn eight<const N: usize, const K: usize>(
+    key: &mut [*const f32; K],
+    query: &mut [*const f32; N],
+    dot: &mut [[[float32x4_t; 2]; N]; K],
+) {
+    // SAFETY: passed on.
+    unsafe {
+        let q = query.each_ref().map(|q| load::<2>(*q));
+        *query = query.map(|q| q.add(8));
+        for (key, dot) in key.iter_mut().zip(dot) {
+            let k = load::<2>(*key);
+            *key = key.add(8);
+            for n in 0..N {
+                dot[n] = [vfmaq_f32(dot[n][0], q[n][0], k[0]), vfmaq_f32(dot[n][1], q[n][1], k[1])];
+            }
+        }
+    }
+}
+
+/// `eight` of four keys and three queries, which takes all registers: compilers keep a sum in memory.
+///
+/// # Safety
+/// As `eight`.
+#[inline(always)]
+unsafe fn eight_4x3(key: &mut [*const f32; 4], query: &mut [*const f32; 3], dot: &mut [[[float32x4_t; 2]; 3]; 4]) {
+    macro_rules! of_key {
+        ($k:literal) => {
+            concat!(
+                "ldp {k0:q}, {k1:q}, [{p",
+                $k,
+                "}], #32\n",
+                "fmla {d",
+                $k,
+                "00:v}.4s, {k0:v}.4s, {q00:v}.4s\n",
+                "fmla {d",
+                $k,
+                "01:v}.4s, {k1:v}.4s, {q01:v}.4s\n",
+                "fmla {d",
+                $k,
+                "10:v}.4s, {k0:v}.4s, {q10:v}.4s\n",
+                "fmla {d",
+                $k,
+                "11:v}.4s, {k1:v}.4s, {q11:v}.4s\n",
+                "fmla {d",
+                $k,
+                "20:v}.4s, {k0:v}.4s, {q20:v}.4s\n",
+                "fmla {d",
+                $k,
+                "21:v}.4s, {k1:v}.4s, {q21:v}.4s\n"
+            )
+        };
+    }
+    let [p0, p1, p2, p3] = key;
+    let [n0, n1, n2] = query;
+    let [[[d000, d001], [d010, d011], [d020, d021]], rest @ ..] = dot;
+    let [[[d100, d101], [d110, d111], [d120, d121]], rest @ ..] = rest;
+    let [[[d200, d201], [d210, d211], [d220, d221]], rest @ ..] = rest;
+    let [[[d300, d301], [d310, d311], [d320, d321]]] = rest;
+    // SAFETY: readable by the caller's promise.
+    unsafe {
+        asm!(
+            "ldp {q00:q}, {q01:q}, [{n0}], #32",
+            "ldp {q10:q}, {q11:q}, [{n1}], #32",
+            "ldp {q20:q}, {q21:q}, [{n2}], #32",
+            of_key!(0),
+            of_key!(1),
+            of_key!(2),
+            of_key!(3),
+            p0 = inout(reg) *p0, p1 = inout(reg) *p1, p2 = inout(reg) *p2, p3 = inout(reg) *p3,
+            n0 = inout(reg) *n0, n1 = inout(reg) *n1, n2 = inout(reg) *n2,
+            k0 = out(vreg) _, k1 = out(vreg) _, q00 = out(vreg) _, q01 = out(vreg) _,
+            q10 = out(vreg) _, q11 = out(vreg) _, q20 = out(vreg) _, q21 = out(vreg) _,
+            d000 = inout(vreg) *d000, d001 = inout(vreg) *d001, d010 = inout(vreg) *d010,
+            d011 = inout(vreg) *d011, d020 = inout(vreg) *d020, d021 = inout(vreg) *d021,
+            d100 = inout(vreg) *d100, d101 = inout(vreg) *d101, d110 = inout(vreg) *d110,
+            d111 = inout(vreg) *d111, d120 = inout(vreg) *d120, d121 = inout(vreg) *d121,
+            d200 = inout(vreg) *d200, d201 = inout(vreg) *d201, d210 = inout(vreg) *d210,
+            d211 = inout(vreg) *d211, d220 = inout(vreg) *d220, d221 = inout(vreg) *d221,
+            d300 = inout(vreg) *d300, d301 = inout(vreg) *d301, d310 = inout(vreg) *d310,
+            d311 = inout(vreg) *d311, d320 = inout(vreg) *d320, d321 = inout(vreg) *d321,
+            options(readonly, nostack, preserves_flags),
+        );
     }
 }
 
 /// # Safety
 /// As `scores`.
 #[inline(always)]
-unsafe fn float_scores<const N: usize, const K: usize>(a: &Attend, keys: *const f32, q: &[f32], weights: &mut Weights<N>) {
+unsafe fn float_scores<const N: usize, const K: usize>(
+    a: &Attend,
+    keys: *const f32,
+    q: &[f32],
+    weights: &mut [[f32; CHUNK]],
+    step: unsafe fn(&mut [*const f32; K], &mut [*const f32; N], &mut [[[float32x4_t; 2]; N]; K]),
+) {
     let (hd, stride) = (a.head_dim, padded(a.head_dim));
     assert!(q.len() == N * hd);
     // SAFETY: rows of the widened chunk, which has a multiple of four; `q` by the assertion.
@@ -137,27 +235,13 @@ unsafe fn float_scores<const N: usize, const K: usize>(a: &Attend, keys: *const 
                 let mut key: [*const f32; K] = std::array::from_fn(|k| keys.add((j + first + k) * stride));
                 let mut query: [*const f32; N] = std::array::from_fn(|n| q.as_ptr().add(n * hd));
                 let mut dot = [[[splat(0.0); 2]; N]; K];
-                macro_rules! eight {
-                    ($i:expr) => {
-                        let q = query.map(|q| load::<2>(q.add(8 * $i)));
-                        for (dot, key) in dot.iter_mut().zip(&key) {
-                            let k = load::<2>(key.add(8 * $i));
-                            for n in 0..N {
-                                dot[n] = [vfmaq_f32(dot[n][0], q[n][0], k[0]), vfmaq_f32(dot[n][1], q[n][1], k[1])];
-                            }
-                        }
-                    };
-                }
                 for _ in 0..hd / ROW_BLOCK {
-                    eight!(0);
-                    eight!(1);
-                    eight!(2);
-                    eight!(3);
-                    key = key.map(|key| key.add(ROW_BLOCK));
-                    query = query.map(|q| q.add(ROW_BLOCK));
+                    for _ in 0..ROW_BLOCK / 8 {
+                        step(&mut key, &mut query, &mut dot);
+                    }
                 }
-                for i in 0..hd % ROW_BLOCK / 8 {
-                    eight!(i);
+                for _ in 0..hd % ROW_BLOCK / 8 {
+                    step(&mut key, &mut query, &mut dot);
                 }
                 for (k, dot) in dot.iter().enumerate() {
                     for n in 0..N {

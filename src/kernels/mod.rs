@@ -18,6 +18,8 @@ mod arm_float;
 #[cfg(target_arch = "aarch64")]
 mod arm_formats;
 #[cfg(target_arch = "aarch64")]
+mod arm_six;
+#[cfg(target_arch = "aarch64")]
 mod arm_wide;
 pub mod attend;
 #[cfg(target_arch = "x86_64")]
@@ -132,6 +134,8 @@ pub struct Acts<'a> {
     pub sum: &'a [i32],
     /// The sums of the first and of the last 16 `q`, i16 each, in the low and high half: one value to broadcast.
     pub sum16: &'a [i32],
+    /// `q` and `d` once more, interleaved as arm_six.rs says; empty where the set does not read them so.
+    pub six: &'a [i8],
 }
 
 impl Acts<'_> {
@@ -149,15 +153,17 @@ pub struct ActBuf {
     s: Buf<f32>,
     sum: Buf<i32>,
     sum16: Buf<i32>,
+    six: Buf<i8>,
 }
 
 impl ActBuf {
-    pub fn bytes(n_tok: usize, max_cols: usize) -> usize {
+    pub fn bytes(kernels: Kernels, n_tok: usize, max_cols: usize) -> usize {
         let blocks = n_tok * max_cols / BLOCK;
-        region_bytes::<i8>(n_tok * max_cols) + 2 * region_bytes::<f32>(blocks) + 2 * region_bytes::<i32>(blocks)
+        let plain = region_bytes::<i8>(n_tok * max_cols) + 2 * region_bytes::<f32>(blocks) + 2 * region_bytes::<i32>(blocks);
+        plain + region_bytes::<i8>(kernels.six_len(n_tok, max_cols))
     }
 
-    pub fn carve(arena: &mut Arena, n_tok: usize, max_cols: usize) -> Self {
+    pub fn carve(kernels: Kernels, arena: &mut Arena, n_tok: usize, max_cols: usize) -> Self {
         let blocks = n_tok * max_cols / BLOCK;
         ActBuf {
             q: arena.carve(n_tok * max_cols),
@@ -165,6 +171,7 @@ impl ActBuf {
             s: arena.carve(blocks),
             sum: arena.carve(blocks),
             sum16: arena.carve(blocks),
+            six: arena.carve(kernels.six_len(n_tok, max_cols)),
         }
     }
 }
@@ -318,6 +325,12 @@ pub struct Kernels {
     table: &'static Table,
 }
 
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 impl Kernels {
     /// Every set that this CPU can run, slowest first.
     pub fn available() -> impl Iterator<Item = Kernels> {
@@ -425,6 +438,12 @@ impl Kernels {
             }
         };
         pool.run(n_tok, &|_, t| one(t));
+        // A buffer that was carved for another set has no room for it.
+        let six = buf.six.get_mut(..self.six_len(n_tok, n_cols)).unwrap_or_default();
+        #[cfg(target_arch = "aarch64")]
+        if !six.is_empty() {
+            arm_six::interleave(n_tok, n_cols, &buf.q, &buf.d, six);
+        }
         Acts {
             n_tok,
             n_cols,
@@ -434,6 +453,7 @@ impl Kernels {
             s: &buf.s[..n_tok * blocks],
             sum: &buf.sum[..n_tok * blocks],
             sum16: &buf.sum16[..n_tok * blocks],
+            six,
         }
     }
 
@@ -525,6 +545,16 @@ impl Kernels {
         }
         // SAFETY: the set's features were detected; rows are inside the buffers by the assertions above.
         unsafe { (self.table.attend)(a, out) };
+    }
+
+    /// Bytes of `Acts::six`.
+    fn six_len(&self, n_tok: usize, n_cols: usize) -> usize {
+        #[cfg(target_arch = "aarch64")]
+        if self.name == SetName::Dotprod {
+            return arm_six::len(n_tok, n_cols);
+        }
+        let _ = (n_tok, n_cols);
+        0
     }
 
     /// Floats of `Attend::wide`; 0 where the set reads rows as fast where they lie.

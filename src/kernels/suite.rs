@@ -84,12 +84,12 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(n_tok: usize, n_cols: usize) -> Self {
-        let tile = tile_bytes(n_cols, true);
-        let mut arena = Arena::new(2 * region_bytes::<u8>(tile) + ActBuf::bytes(n_tok, n_cols)).unwrap();
+        let (tile, auto) = (tile_bytes(n_cols, true), Kernels::choose("auto").unwrap());
+        let mut arena = Arena::new(2 * region_bytes::<u8>(tile) + ActBuf::bytes(auto, n_tok, n_cols)).unwrap();
         Bench {
             pool: Pool::new(2).unwrap(),
             tiles: vec![arena.carve(tile), arena.carve(tile)],
-            acts: ActBuf::carve(&mut arena, n_tok, n_cols),
+            acts: ActBuf::carve(auto, &mut arena, n_tok, n_cols),
             packed: false,
         }
     }
@@ -120,7 +120,7 @@ fn quantised_products_equal_the_scalar_set_bit_for_bit() {
         for &n_cols in sizes {
             let mut bench = Bench::new(17, n_cols);
             for n_rows in [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48] {
-                for n_tok in [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17] {
+                for n_tok in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17] {
                     if n_cols > 256 && (n_rows > 17 || n_tok > 4) {
                         continue;
                     }
