@@ -409,7 +409,7 @@ unsafe fn float_mix<const N: usize>(a: &Attend, weights: &Weights<N>, acc: &mut 
 
 /// Writes vectors to `acc` from element `at` on.
 #[inline(always)]
-pub fn put(acc: &mut [f32], at: usize, x: &[float32x4_t]) {
+fn put(acc: &mut [f32], at: usize, x: &[float32x4_t]) {
     for (four, x) in acc[at..].as_chunks_mut::<4>().0.iter_mut().zip(x) {
         // SAFETY: an array of four.
         unsafe { vst1q_f32(four.as_mut_ptr(), *x) };

@@ -15,7 +15,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::arm_attend::{Levels, Packed, Q8, add_scores, finish_levels, put, scaled_weights};
+use super::arm_attend::{Levels, Packed, Q8, add_scores, finish_levels, scaled_weights};
 use super::arm_blocks::widen_f16;
 use super::arm_float::{load, splat};
 use super::attend::{QueryBlock, Weights};
@@ -97,10 +97,18 @@ unsafe fn widen_scales(row: *const u8, n_blocks: usize, to: *mut f32) {
 /// # Safety
 /// `n` f16 at `row`, and room for as many f32 at `to`; `n` is a multiple of eight.
 #[inline(always)]
-unsafe fn widen_float(row: *const u8, n: usize, to: *mut f32) {
-    for i in 0..n / 8 {
-        // SAFETY: by the caller's promise.
-        unsafe {
+unsafe fn widen_float(mut row: *const u8, n: usize, mut to: *mut f32) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        for _ in 0..n / ROW_BLOCK {
+            // All of a block at once, so that vectors are read and written in pairs.
+            let block = [0, 16, 32, 48].map(|at| widen_f16(vld1q_u16(row.add(at).cast())));
+            for (i, x) in block.as_flattened().iter().enumerate() {
+                vst1q_f32(to.add(4 * i), *x);
+            }
+            (row, to) = (row.add(2 * ROW_BLOCK), to.add(ROW_BLOCK));
+        }
+        for i in 0..n % ROW_BLOCK / 8 {
             let [low, high] = widen_f16(vld1q_u16(row.add(16 * i).cast()));
             vst1q_f32(to.add(8 * i), low);
             vst1q_f32(to.add(8 * i + 4), high);
@@ -287,74 +295,80 @@ unsafe fn level_scores<R: Levels, const N: usize>(a: &Attend, parts: Parts<*mut 
 /// # Safety
 /// `a.wide` is a widened chunk; `acc` has `N` heads.
 pub unsafe fn mix<const N: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f32]) {
-    let (parts, stride, hd) = (Parts::of(a.wide.as_ptr().cast_mut(), a.head_dim), padded(a.head_dim), a.head_dim);
-    let mut scaled = [[0f32; CHUNK]; N];
-    for b in 0..RowType::n_blocks(hd) {
-        // SAFETY: a block of the rows of the widened chunk, which has a multiple of four.
+    // SAFETY: passed on.
+    unsafe {
+        match (a.v_type, N) {
+            (RowType::F16, ..4) => float_mix::<N, 8>(a, weights, acc),
+            (_, ..4) => level_mix::<N, 8>(a, weights, acc),
+            // Half a block, for else the sums would not find room in registers.
+            (RowType::F16, _) => float_mix::<N, 4>(a, weights, acc),
+            _ => level_mix::<N, 4>(a, weights, acc),
+        }
+    }
+}
+
+/// # Safety
+/// As `mix`.
+#[inline(always)]
+unsafe fn float_mix<const N: usize, const V: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f32]) {
+    let (values, stride, hd) = (Parts::of(a.wide.as_ptr().cast_mut(), a.head_dim).values, padded(a.head_dim), a.head_dim);
+    for first in (0..hd).step_by(4 * V) {
+        // SAFETY: elements of the rows of the widened chunk, which has a multiple of four; `4 V` elements of `acc`, or of a block.
         unsafe {
-            let values = parts.values.add(b * ROW_BLOCK);
-            let whole = (b + 1) * ROW_BLOCK <= hd;
-            if a.v_type == RowType::F16 {
-                let total = mix_block::<N>(values, stride, a.n_rows, weights);
-                for n in 0..N {
-                    let room = &mut acc[n * hd + b * ROW_BLOCK..(n + 1) * hd];
-                    put(if whole { &mut room[..ROW_BLOCK] } else { room }, 0, &total[n]);
+            let total = mix_vectors::<N, V>(values.add(first), stride, a.n_rows, weights);
+            for n in 0..N {
+                let out = &mut acc[n * hd + first..(n + 1) * hd];
+                // Sums that were looked up by an index would not stay in registers.
+                let mut last = [0f32; ROW_BLOCK];
+                let to = if out.len() < 4 * V { last.as_mut_ptr() } else { out.as_mut_ptr() };
+                for (i, x) in total[n].iter().enumerate() {
+                    vst1q_f32(to.add(4 * i), *x);
                 }
-            } else {
-                let d = &*parts.value_scales.add(b * CHUNK).cast::<[f32; CHUNK]>();
-                let sums = scaled_weights(weights, d, a.n_rows, &mut scaled);
-                let total = mix_block::<N>(values, stride, a.n_rows, &scaled);
-                for n in 0..N {
-                    finish_levels(a, total[n].as_chunks::<4>().0, sums[n], 2 * b, n, acc);
+                if out.len() < 4 * V {
+                    out.copy_from_slice(&last[..out.len()]);
                 }
             }
         }
     }
 }
 
-/// `Σ_j weights[n][j] * values[j][0..32]`
+/// # Safety
+/// As `mix`.
+#[inline(always)]
+unsafe fn level_mix<const N: usize, const V: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f32]) {
+    let (parts, stride) = (Parts::of(a.wide.as_ptr().cast_mut(), a.head_dim), padded(a.head_dim));
+    let mut scaled = [[0f32; CHUNK]; N];
+    for b in 0..RowType::n_blocks(a.head_dim) {
+        // SAFETY: a block of the rows of the widened chunk, which has a multiple of four.
+        unsafe {
+            let d = &*parts.value_scales.add(b * CHUNK).cast::<[f32; CHUNK]>();
+            let sums = scaled_weights(weights, d, a.n_rows, &mut scaled);
+            for first in (0..ROW_BLOCK).step_by(4 * V) {
+                let total = mix_vectors::<N, V>(parts.values.add(b * ROW_BLOCK + first), stride, a.n_rows, &scaled);
+                for n in 0..N {
+                    finish_levels(a, total[n].as_chunks::<4>().0, sums[n], 2 * b + first / 16, n, acc);
+                }
+            }
+        }
+    }
+}
+
+/// `Σ_j weights[n][j] * values[j][0..4 V]`
 ///
 /// # Safety
 /// `n_rows`, rounded up to a multiple of four, rows at `values`.
 #[inline(always)]
-unsafe fn mix_block<const N: usize>(
+unsafe fn mix_vectors<const N: usize, const V: usize>(
     values: *const f32,
     stride: usize,
     n_rows: usize,
     weights: &Weights<N>,
-) -> [[float32x4_t; 8]; N] {
-    let mut out = [[splat(0.0); 8]; N];
-    // SAFETY: passed on.
-    unsafe {
-        if N <= 3 {
-            mix_part::<N, 8>(values, stride, n_rows, weights, &mut out, 0);
-        } else {
-            // Half a block, for else the sums would not find room in registers.
-            mix_part::<N, 4>(values, stride, n_rows, weights, &mut out, 0);
-            mix_part::<N, 4>(values, stride, n_rows, weights, &mut out, 4);
-        }
-    }
-    out
-}
-
-/// Vectors `first..first + V` of `mix_block`.
-///
-/// # Safety
-/// As `mix_block`.
-#[inline(always)]
-unsafe fn mix_part<const N: usize, const V: usize>(
-    values: *const f32,
-    stride: usize,
-    n_rows: usize,
-    weights: &Weights<N>,
-    out: &mut [[float32x4_t; 8]; N],
-    first: usize,
-) {
-    // SAFETY: passed on.
-    unsafe {
-        let mut total = [[splat(0.0); V]; N];
-        let mut row = values.add(4 * first);
-        for j in 0..n_rows.div_ceil(4) {
+) -> [[float32x4_t; V]; N] {
+    let mut total = [[splat(0.0); V]; N];
+    let mut row = values;
+    for j in 0..n_rows.div_ceil(4) {
+        // SAFETY: arrays of four weights; rows by the caller's promise.
+        unsafe {
             let w: [float32x4_t; N] = std::array::from_fn(|n| vld1q_f32(weights[n].as_chunks::<4>().0[j].as_ptr()));
             macro_rules! row {
                 ($lane:literal) => {
@@ -373,8 +387,6 @@ unsafe fn mix_part<const N: usize, const V: usize>(
             row!(2);
             row!(3);
         }
-        for n in 0..N {
-            out[n][first..first + V].copy_from_slice(&total[n]);
-        }
     }
+    total
 }

@@ -586,6 +586,14 @@ pub fn hadamard(x: &mut [f32]) {
     portable::hadamard(x);
 }
 
+/// `kv_rows::store_f16`; as `hadamard`, the same for all sets of a family.
+fn store_f16(x: &[f32], row: &mut [u8]) {
+    #[cfg(target_arch = "aarch64")]
+    arm_float::store_f16(x, row);
+    #[cfg(not(target_arch = "aarch64"))]
+    kv_rows::store_f16(x, row);
+}
+
 /// `sum16` of each block of 32 `q`, whose whole sum is known.
 fn sum_halves(q: &[i8], sum: &[i32], sum16: &mut [i32]) {
     for ((q, sum), sum16) in q.as_chunks::<BLOCK>().0.iter().zip(sum).zip(sum16) {

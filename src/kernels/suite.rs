@@ -271,6 +271,19 @@ fn the_hadamard_turn_is_the_portable_one_bit_for_bit() {
 }
 
 #[test]
+fn rows_in_f16_are_the_portable_ones() {
+    let special = [0.0, -0.0, 1e9, -1e9, f32::INFINITY, f32::NAN, 65_519.0, 1e-8, -3e-8, 6.1e-5, 1.0 / 3.0, 1.000_488_3];
+    for n in [8, 16, 80, 88] {
+        let mut x = random_x(n, 9);
+        x[..n.min(special.len())].copy_from_slice(&special[..n.min(special.len())]);
+        let (mut got, mut want) = (vec![0; 2 * n], vec![0; 2 * n]);
+        store_f16(&x, &mut got);
+        kv_rows::store_f16(&x, &mut want);
+        assert_eq!(got, want, "{n}");
+    }
+}
+
+#[test]
 fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
     let scalar = Kernels::choose("scalar").unwrap();
     let types = RowType::ALL.into_iter().flat_map(|k| RowType::ALL.map(|v| (k, v)));
