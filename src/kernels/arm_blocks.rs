@@ -445,8 +445,10 @@ pub unsafe fn batch<F: Range8, S: Set>(tile: Tile, acts: &Acts, out: Out, row: u
                 std::array::from_fn(|t| acts.s.as_ptr().add((first + t) * n_blocks)),
                 n_blocks,
             );
-            for (t, acc) in acc.into_iter().enumerate() {
-                store(acc, out.at(first + t, row));
+            let mut to = out.at(first, row);
+            for acc in acc {
+                store(acc, to);
+                to = to.wrapping_add(out.stride);
             }
         }
         for first in (by_six..acts.n_tok).step_by(TOKENS) {

@@ -54,31 +54,42 @@ impl Parts<*mut f32> {
 /// These rows lie inside `keys` and `values`; `wide` has the chunk's length.
 pub unsafe fn widen(a: &Attend, which: Range<usize>, wide: &mut [f32]) {
     let (parts, stride, n_blocks) = (Parts::of(wide.as_mut_ptr(), a.head_dim), padded(a.head_dim), RowType::n_blocks(a.head_dim));
-    for j in which {
-        let row = |rows: &[u8], ty: RowType| rows.as_ptr().wrapping_add(a.rows.get(j) * ty.row_bytes(a.head_dim));
-        let (key, value) = (row(a.keys, a.k_type), row(a.values, a.v_type));
-        // SAFETY: rows by the caller's promise; row `j` and column `j` of the parts.
-        unsafe {
-            let (to_key, to_value) = (parts.keys.add(j * stride), parts.values.add(j * stride));
-            let (key_scales, value_scales) = (parts.key_scales.add(j), parts.value_scales.add(j));
-            with_row!(a.k_type, R => {
-                widen_scales(key, n_blocks, key_scales);
+    let (k_bytes, v_bytes) = (a.k_type.row_bytes(a.head_dim), a.v_type.row_bytes(a.head_dim));
+    let key = |j: usize| a.keys.as_ptr().wrapping_add(a.rows.get(j) * k_bytes);
+    let value = |j: usize| a.values.as_ptr().wrapping_add(a.rows.get(j) * v_bytes);
+    // SAFETY: rows by the caller's promise; row `j` and column `j` of the parts.
+    unsafe {
+        with_row!(a.k_type, R => {
+            for j in which.clone() {
+                widen_scales(key(j), n_blocks, parts.key_scales.add(j));
                 for b in 0..n_blocks {
-                    for (i, levels) in R::key(key, n_blocks, b).into_iter().enumerate() {
-                        vst1q_s16(to_key.cast::<i16>().add(b * ROW_BLOCK + 8 * i), levels);
+                    let to = parts.keys.add(j * stride).cast::<i16>().add(b * ROW_BLOCK);
+                    for (i, levels) in R::key(key(j), n_blocks, b).into_iter().enumerate() {
+                        vst1q_s16(to.add(8 * i), levels);
                     }
                 }
-            }, widen_float(key, a.head_dim, to_key));
-            with_row!(a.v_type, R => {
-                widen_scales(value, n_blocks, value_scales);
+            }
+        }, {
+            for j in which.clone() {
+                widen_float(key(j), a.head_dim, parts.keys.add(j * stride));
+            }
+        });
+        with_row!(a.v_type, R => {
+            for j in which {
+                widen_scales(value(j), n_blocks, parts.value_scales.add(j));
                 for half in 0..2 * n_blocks {
-                    let [low, high] = R::value(value, n_blocks, half / 2, half % 2);
+                    let to = parts.values.add(j * stride + 16 * half);
+                    let [low, high] = R::value(value(j), n_blocks, half / 2, half % 2);
                     for (i, x) in [widen_f16(low), widen_f16(high)].as_flattened().iter().enumerate() {
-                        vst1q_f32(to_value.add(16 * half + 4 * i), *x);
+                        vst1q_f32(to.add(4 * i), *x);
                     }
                 }
-            }, widen_float(value, a.head_dim, to_value));
-        }
+            }
+        }, {
+            for j in which {
+                widen_float(value(j), a.head_dim, parts.values.add(j * stride));
+            }
+        });
     }
 }
 
