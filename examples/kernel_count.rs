@@ -1,7 +1,7 @@
 //! Runs one kernel again and again, for counting its instructions under an emulator or timing it.
 //!
 //! `kernel_count SET {matmul|packed} TYPE N_ROWS N_COLS N_TOK TIMES`, `kernel_count SET {quantize|rms_norm|silu_mul} N TIMES`,
-//! `kernel_count SET attend KV_TYPE HEAD_DIM N_QUERIES N_ROWS TIMES`, or `kernel_count SET {store|turn} KV_TYPE HEAD_DIM TIMES`,
+//! `kernel_count SET {attend|wide} KV_TYPE HEAD_DIM N_QUERIES N_ROWS TIMES` (rows where they lie, or widened once), or `kernel_count SET {store|turn} KV_TYPE HEAD_DIM TIMES`,
 //! which round a key into its row and turn it (the same on every set). The difference of two runs, divided by the difference of
 //! TIMES, is the cost of one. Prints a hash of the result, which is the same for every set.
 
@@ -20,7 +20,9 @@ fn main() {
         ("matmul" | "packed", &[n_rows, n_cols, n_tok, times]) => {
             matmul(kernels, kernel == "packed", &rest[0], n_rows, n_cols, n_tok, times)
         }
-        ("attend", &[head_dim, n_q, n_rows, times]) => attend(kernels, &rest[0], head_dim, n_q, n_rows, times),
+        ("attend" | "wide", &[head_dim, n_q, n_rows, times]) => {
+            attend(kernels, kernel == "wide", &rest[0], head_dim, n_q, n_rows, times)
+        }
         ("store", &[head_dim, times]) => store(&rest[0], head_dim, times),
         ("turn", &[head_dim, times]) => turn(&rest[0], head_dim, times),
         (_, &[n, times]) => elementwise(kernels, kernel, n, times),
@@ -52,8 +54,8 @@ fn matmul(kernels: Kernels, is_packed: bool, ty: &str, n_rows: usize, n_cols: us
     }
     let x = random(n_tok * n_cols);
     let tile = tile_bytes(n_cols, true);
-    let mut arena = Arena::new(region_bytes::<u8>(tile) + ActBuf::bytes(n_tok, n_cols)).expect("memory");
-    let (mut tiles, mut acts) = ([arena.carve::<u8>(tile)], ActBuf::carve(&mut arena, n_tok, n_cols));
+    let mut arena = Arena::new(region_bytes::<u8>(tile) + ActBuf::bytes(kernels, n_tok, n_cols)).expect("memory");
+    let (mut tiles, mut acts) = ([arena.carve::<u8>(tile)], ActBuf::carve(kernels, &mut arena, n_tok, n_cols));
     let mut pool = Pool::new(1).expect("a pool");
     let mut out = vec![0f32; n_tok * n_rows];
     let w = Matrix { ty, n_rows, n_cols, data: &data, packed: is_packed };
@@ -66,8 +68,8 @@ fn matmul(kernels: Kernels, is_packed: bool, ty: &str, n_rows: usize, n_cols: us
 
 fn elementwise(kernels: Kernels, kernel: &str, n: usize, times: usize) -> Vec<f32> {
     let (x, mut out) = (random(n), vec![0f32; n]);
-    let mut arena = Arena::new(ActBuf::bytes(1, n)).expect("memory");
-    let (mut acts, mut pool) = (ActBuf::carve(&mut arena, 1, n), Pool::new(1).expect("a pool"));
+    let mut arena = Arena::new(ActBuf::bytes(kernels, 1, n)).expect("memory");
+    let (mut acts, mut pool) = (ActBuf::carve(kernels, &mut arena, 1, n), Pool::new(1).expect("a pool"));
     for _ in 0..times {
         match kernel {
             "quantize" => out[0] = kernels.quantize(&mut pool, &x, n, &mut acts).d[0],
@@ -96,7 +98,7 @@ fn turn(ty: &str, head_dim: usize, times: usize) -> Vec<f32> {
     x
 }
 
-fn attend(kernels: Kernels, ty: &str, head_dim: usize, n_q: usize, n_rows: usize, times: usize) -> Vec<f32> {
+fn attend(kernels: Kernels, is_wide: bool, ty: &str, head_dim: usize, n_q: usize, n_rows: usize, times: usize) -> Vec<f32> {
     let ty = ty.parse::<KvType>().expect("a type of keys and values").row();
     let mut cache = vec![0; n_rows * ty.row_bytes(head_dim)];
     for (x, row) in random(n_rows * head_dim).chunks_exact(head_dim).zip(cache.chunks_exact_mut(ty.row_bytes(head_dim))) {
@@ -104,9 +106,15 @@ fn attend(kernels: Kernels, ty: &str, head_dim: usize, n_q: usize, n_rows: usize
     }
     let q = random(n_q * head_dim);
     let (mut max, mut sum, mut acc) = (vec![0f32; n_q], vec![0f32; n_q], vec![0f32; n_q * head_dim]);
+    let rows = Rows::Dense { first: 0 };
+    let mut a =
+        Attend { q: &q, head_dim, keys: &cache, values: &cache, k_type: ty, v_type: ty, rows, n_rows, wide: &[], soft_cap: 0.0 };
+    let mut wide = vec![0f32; kernels.wide_len(head_dim)];
+    if is_wide {
+        kernels.widen(&a, 0..n_rows, &mut wide);
+        a.wide = &wide;
+    }
     for _ in 0..times {
-        let rows = Rows::Dense { first: 0 };
-        let a = Attend { q: &q, head_dim, keys: &cache, values: &cache, k_type: ty, v_type: ty, rows, n_rows, soft_cap: 0.0 };
         kernels.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc, weights: &mut [] });
     }
     acc

@@ -102,6 +102,7 @@ impl SessionParams {
             n_logits,
             has_float: model.weights.has_float,
             counts_attention: kv.marks.received,
+            kernels,
         };
         Ok(Layout { kv, n_slot, rule, kernels, n_threads, scratch })
     }

@@ -11,12 +11,12 @@ use super::arm_blocks::widen_f16;
 use super::arm_float::{add_lanes, load, soft_cap, splat};
 use super::attend::{LEAST, QueryBlock, ROUND, WEIGHT, Weights, for_queries, give_weights};
 use super::kv_rows::{ROW_BLOCK, RowType, with_row};
-use super::{Attend, CHUNK, Partial};
+use super::{Attend, CHUNK, Partial, arm_wide};
 
 /// See `Attend` and attend.rs.
 ///
 /// # Safety
-/// Rows `0..n_rows` lie inside `keys` and `values`.
+/// Rows `0..n_rows` lie inside `keys` and `values`, or `wide` is a widened chunk.
 pub unsafe fn attend(a: &Attend, out: &mut Partial) {
     // SAFETY: passed on.
     unsafe { for_queries!(a, out, attend_n) }
@@ -28,11 +28,19 @@ unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
     let mut weights = [[0f32; CHUNK]; N];
     // SAFETY: passed on; `q` and `out` have `N` heads.
     unsafe {
-        with_row!(a.k_type, R => level_scores::<R, N>(a, q, &mut weights), float_scores(a, q, &mut weights));
+        if a.wide.is_empty() {
+            with_row!(a.k_type, R => level_scores::<R, N>(a, q, &mut weights), float_scores(a, q, &mut weights));
+        } else {
+            arm_wide::scores(a, q, &mut weights);
+        }
         for (n, w) in weights.iter_mut().enumerate() {
             (out.max[n], out.sum[n]) = to_weights(w, a.n_rows, a.soft_cap);
         }
-        with_row!(a.v_type, R => level_mix::<R, N>(a, &weights, out.acc), float_mix(a, &weights, out.acc));
+        if a.wide.is_empty() {
+            with_row!(a.v_type, R => level_mix::<R, N>(a, &weights, out.acc), float_mix(a, &weights, out.acc));
+        } else {
+            arm_wide::mix(a, &weights, out.acc);
+        }
     }
     give_weights(&weights, a.n_rows, out.weights);
 }
@@ -155,7 +163,7 @@ unsafe fn scales(at: &[*const u8; CHUNK], n_rows: usize, pair: usize) -> [[f32; 
 }
 
 /// How the levels of one `RowType` are read; see kv_rows.rs for their bytes. `p` is a row of `n_blocks`.
-trait Levels {
+pub trait Levels {
     const TYPE: RowType;
 
     /// `q` of block `b`.
@@ -181,7 +189,7 @@ trait Levels {
     }
 }
 
-struct Q8;
+pub struct Q8;
 impl Levels for Q8 {
     const TYPE: RowType = RowType::Q8;
 
@@ -230,7 +238,7 @@ const OWN_BITS: [[u32; 4]; 2] =
     [[0x0101_0101, 0x0202_0202, 0x0404_0404, 0x0808_0808], [0x1010_1010, 0x2020_2020, 0x4040_4040, 0x8080_8080]];
 
 /// Four bits and `PLANES` more.
-struct Packed<const PLANES: usize>;
+pub struct Packed<const PLANES: usize>;
 impl<const PLANES: usize> Packed<PLANES> {
     /// The levels as they are stored: `q + 8` of four bits, else `q`.
     ///
@@ -308,15 +316,30 @@ unsafe fn level_scores<R: Levels, const N: usize>(a: &Attend, q: &[f32], weights
                         }
                     }
                     let d = vld1q_f32(d[b % 2][j..][..4].as_ptr());
-                    for n in 0..N {
-                        let [s0, s1, s2, s3] = sums[n];
-                        let isum = vpaddq_s32(vpaddq_s32(s0, s1), vpaddq_s32(s2, s3));
-                        let scores = &mut weights[n][j..][..4];
-                        let score = vmulq_f32(vcvtq_f32_s32(isum), d);
-                        vst1q_f32(scores.as_mut_ptr(), vfmaq_n_f32(vld1q_f32(scores.as_ptr()), score, query.d[n]));
-                    }
+                    add_scores(&sums, d, &query.d, j, &mut *weights);
                 }
             }
+        }
+    }
+}
+
+/// A block's share in the scores of keys `j..j + 4`, whose products with `N` queries are in four lanes each.
+#[inline(always)]
+pub fn add_scores<const N: usize>(
+    sums: &[[int32x4_t; 4]; N],
+    d: float32x4_t,
+    d_q: &[f32; N],
+    j: usize,
+    weights: &mut Weights<N>,
+) {
+    for n in 0..N {
+        let [s0, s1, s2, s3] = sums[n];
+        let scores = &mut weights[n].as_chunks_mut::<4>().0[j / 4];
+        // SAFETY: an array of four.
+        unsafe {
+            let isum = vpaddq_s32(vpaddq_s32(s0, s1), vpaddq_s32(s2, s3));
+            let score = vmulq_f32(vcvtq_f32_s32(isum), d);
+            vst1q_f32(scores.as_mut_ptr(), vfmaq_n_f32(vld1q_f32(scores.as_ptr()), score, d_q[n]));
         }
     }
 }
@@ -403,25 +426,40 @@ unsafe fn level_mix<R: Levels, const N: usize>(a: &Attend, weights: &Weights<N>,
         for pair in 0..n_blocks.div_ceil(2) {
             let d = scales(&at, a.n_rows, pair);
             for b in 2 * pair..n_blocks.min(2 * pair + 2) {
-                let mut sums = [0f32; N];
-                for n in 0..N {
-                    let eights = weights[n].as_chunks::<8>().0.iter().zip(d[b % 2].as_chunks::<8>().0);
-                    let mut lanes = [splat(0.0); 2];
-                    for (scaled, (w, d)) in scaled[n].as_chunks_mut::<8>().0.iter_mut().zip(eights).take(a.n_rows.div_ceil(8)) {
-                        let (w, d) = (load::<2>(w.as_ptr()), load::<2>(d.as_ptr()));
-                        for i in 0..2 {
-                            let t = vmulq_f32(w[i], d[i]);
-                            vst1q_f32(scaled[4 * i..].as_mut_ptr(), t);
-                            lanes[i] = vaddq_f32(lanes[i], t);
-                        }
-                    }
-                    sums[n] = add_lanes(lanes);
-                }
+                let sums = scaled_weights(weights, &d[b % 2], a.n_rows, &mut scaled);
                 half::<R, N>(a, &at, &scaled, &sums, 2 * b, acc);
                 half::<R, N>(a, &at, &scaled, &sums, 2 * b + 1, acc);
             }
         }
     }
+}
+
+/// `scaled = weights * d` and its sum, of each query.
+#[inline(always)]
+pub fn scaled_weights<const N: usize>(
+    weights: &Weights<N>,
+    d: &[f32; CHUNK],
+    n_rows: usize,
+    scaled: &mut Weights<N>,
+) -> [f32; N] {
+    let mut sums = [0f32; N];
+    for n in 0..N {
+        let eights = weights[n].as_chunks::<8>().0.iter().zip(d.as_chunks::<8>().0);
+        // SAFETY: arrays of eight.
+        unsafe {
+            let mut lanes = [splat(0.0); 2];
+            for (scaled, (w, d)) in scaled[n].as_chunks_mut::<8>().0.iter_mut().zip(eights).take(n_rows.div_ceil(8)) {
+                let (w, d) = (load::<2>(w.as_ptr()), load::<2>(d.as_ptr()));
+                for i in 0..2 {
+                    let t = vmulq_f32(w[i], d[i]);
+                    vst1q_f32(scaled[4 * i..].as_mut_ptr(), t);
+                    lanes[i] = vaddq_f32(lanes[i], t);
+                }
+            }
+            sums[n] = add_lanes(lanes);
+        }
+    }
+    sums
 }
 
 /// Sixteen elements from `16 * i` on, fewer where the head ends.
@@ -437,7 +475,7 @@ unsafe fn half<R: Levels, const N: usize>(
     i: usize,
     acc: &mut [f32],
 ) {
-    let (n_blocks, hd) = (RowType::n_blocks(a.head_dim), a.head_dim);
+    let n_blocks = RowType::n_blocks(a.head_dim);
     // SAFETY: a block of rows inside `values` by the caller's promise.
     unsafe {
         let total = mix_sixteen!(at, a.n_rows, scaled, p => {
@@ -446,12 +484,24 @@ unsafe fn half<R: Levels, const N: usize>(
             [v0, v1, v2, v3]
         });
         for n in 0..N {
-            let offset = splat(-(R::TYPE.offset() as f32));
-            let total = total[n].map(|total| vfmaq_n_f32(vmulq_f32(total, splat((1 << 24) as f32)), offset, sums[n]));
-            let acc = &mut acc[n * hd..][..hd];
-            let end = hd.min(16 * i + 16);
-            put(&mut acc[..end], (16 * i).min(end), &total);
+            finish_levels(a, &[total[n]], sums[n], i, n, acc);
         }
+    }
+}
+
+/// Sums over values in levels become what they stand for and go to query `n` of `acc`: sixteen elements from `16 * i` on, and so on,
+/// fewer where the head ends.
+#[inline(always)]
+pub fn finish_levels(a: &Attend, totals: &[[float32x4_t; 4]], sum: f32, i: usize, n: usize, acc: &mut [f32]) {
+    let acc = &mut acc[n * a.head_dim..][..a.head_dim];
+    for (i, total) in (i..).zip(totals) {
+        // SAFETY: registers only.
+        let total = total.map(|total| unsafe {
+            let offset = splat(-(a.v_type.offset() as f32));
+            vfmaq_n_f32(vmulq_f32(total, splat((1 << 24) as f32)), offset, sum)
+        });
+        let end = acc.len().min(16 * i + 16);
+        put(&mut acc[..end], (16 * i).min(end), &total);
     }
 }
 

@@ -8,7 +8,8 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::{Acts, BLOCK, MatmulTask, Out, scalar};
+use super::arm_six::{SIX, SIX_BLOCK};
+use super::{Acts, BLOCK, MatmulTask, Out, arm_six, scalar};
 
 /// Rows that are multiplied at once.
 pub const ROWS: usize = 8;
@@ -365,6 +366,17 @@ pub trait Set {
         d: [*const f32; TOKENS],
         n_blocks: usize,
     ) -> [[float32x4_t; 2]; TOKENS];
+
+    /// Whether the set takes tokens by six where it can.
+    const SIX: bool = false;
+
+    /// `product` with six interleaved tokens.
+    ///
+    /// # Safety
+    /// The tile and the tokens have `n_blocks` blocks; the CPU features of the set.
+    unsafe fn six(_tile: *const u8, _six: *const i8, _n_blocks: usize) -> [[float32x4_t; 2]; SIX] {
+        unreachable!("no set but one that says so takes six")
+    }
 }
 
 /// A quantised matrix: eight rows at a time, from the file's layout for few tokens, else from the tile.
@@ -396,9 +408,7 @@ pub unsafe fn quantised<F: Format, S: Set>(task: &mut MatmulTask) {
         // (asserted above); the elements of `out` are the caller's.
         unsafe {
             tile.expand::<F>(p, n_blocks, |to, four| S::put(to, four));
-            for t in (0..acts.n_tok).step_by(TOKENS) {
-                tokens::<F, S>(tile, &acts, t, task.out, row);
-            }
+            batch::<F, S>(tile, &acts, task.out, row);
         }
     }
     // SAFETY: passed on.
@@ -416,12 +426,63 @@ pub unsafe fn store(x: [float32x4_t; 2], to: *mut f32) {
     }
 }
 
+/// Eight rows times all tokens, from the tile.
+///
+/// # Safety
+/// The tile holds all blocks of the rows; as `quantised`.
+#[inline(always)]
+pub unsafe fn batch<F: Range8, S: Set>(tile: Tile, acts: &Acts, out: Out, row: usize) {
+    let n_blocks = acts.n_cols / BLOCK;
+    let by_six = if S::SIX && !acts.six.is_empty() { arm_six::by_six(acts.n_tok) } else { 0 };
+    assert!(by_six / SIX * n_blocks * SIX_BLOCK <= acts.six.len());
+    // SAFETY: tokens of the batch, interleaved ones inside their buffer by the assertion; passed on.
+    unsafe {
+        for first in (0..by_six).step_by(SIX) {
+            let mut acc = S::six(tile.blocks, acts.six.as_ptr().add(first / SIX * n_blocks * SIX_BLOCK), n_blocks);
+            add_minimums::<F, SIX>(
+                &mut acc,
+                tile,
+                std::array::from_fn(|t| acts.s.as_ptr().add((first + t) * n_blocks)),
+                n_blocks,
+            );
+            let mut to = out.at(first, row);
+            for acc in acc {
+                store(acc, to);
+                to = to.wrapping_add(out.stride);
+            }
+        }
+        for first in (by_six..acts.n_tok).step_by(TOKENS) {
+            tokens::<F, S>(tile, acts, first, out, row);
+        }
+    }
+}
+
+/// # Safety
+/// The tile and each token have `n_blocks` blocks.
+#[inline(always)]
+unsafe fn add_minimums<F: Range8, const T: usize>(
+    acc: &mut [[float32x4_t; 2]; T],
+    tile: Tile,
+    s: [*const f32; T],
+    n_blocks: usize,
+) {
+    if F::HAS_MIN {
+        // SAFETY: passed on.
+        unsafe {
+            let acc_m = minimums(tile.minimums, s, n_blocks);
+            for t in 0..T {
+                acc[t] = [vaddq_f32(acc[t][0], acc_m[t][0]), vaddq_f32(acc[t][1], acc_m[t][1])];
+            }
+        }
+    }
+}
+
 /// Eight rows times tokens `first..first + TOKENS`, from the tile. Where the batch has fewer, the last is multiplied again.
 ///
 /// # Safety
 /// The tile holds all blocks of the rows; token `first` is inside the batch; as `quantised`.
 #[inline(always)]
-pub unsafe fn tokens<F: Range8, S: Set>(tile: Tile, acts: &Acts, first: usize, out: Out, row: usize) {
+unsafe fn tokens<F: Range8, S: Set>(tile: Tile, acts: &Acts, first: usize, out: Out, row: usize) {
     let n_blocks = acts.n_cols / BLOCK;
     let at = |t: usize| (first + t).min(acts.n_tok - 1) * n_blocks;
     // SAFETY: pointers to tokens of the batch; the fields of `acts` have an element for each block.
@@ -429,13 +490,7 @@ pub unsafe fn tokens<F: Range8, S: Set>(tile: Tile, acts: &Acts, first: usize, o
         let a = std::array::from_fn(|t| acts.q.as_ptr().add(at(t) * BLOCK));
         let d = std::array::from_fn(|t| acts.d.as_ptr().add(at(t)));
         let mut acc = S::product::<F>(tile.blocks, a, d, n_blocks);
-        if F::HAS_MIN {
-            let s = std::array::from_fn(|t| acts.s.as_ptr().add(at(t)));
-            let acc_m = minimums(tile.minimums, s, n_blocks);
-            for t in 0..TOKENS {
-                acc[t] = [vaddq_f32(acc[t][0], acc_m[t][0]), vaddq_f32(acc[t][1], acc_m[t][1])];
-            }
-        }
+        add_minimums::<F, TOKENS>(&mut acc, tile, std::array::from_fn(|t| acts.s.as_ptr().add(at(t))), n_blocks);
         for t in 0..TOKENS.min(acts.n_tok - first) {
             store(acc[t], out.at(first + t, row));
         }
@@ -537,22 +592,22 @@ pub fn mls_lane<const LANE: i32>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -
     x
 }
 
-/// `Σ_b m[row][b] * s[token][b]` in order, for eight rows and `TOKENS` tokens, in lanes of rows.
+/// `Σ_b m[row][b] * s[token][b]` in order, for eight rows and `T` tokens, in lanes of rows.
 ///
 /// # Safety
 /// `n_blocks` times eight minimums and as many elements at each `s` are readable.
 #[inline(always)]
-pub unsafe fn minimums(m: *const f32, s: [*const f32; TOKENS], n_blocks: usize) -> [[float32x4_t; 2]; TOKENS] {
+unsafe fn minimums<const T: usize>(m: *const f32, s: [*const f32; T], n_blocks: usize) -> [[float32x4_t; 2]; T] {
     // SAFETY: block `b`, or blocks `b..b + 4`, by the caller's promise.
     unsafe {
-        let mut acc = [[vdupq_n_f32(0.0); 2]; TOKENS];
+        let mut acc = [[vdupq_n_f32(0.0); 2]; T];
         let mut b = 0;
         while b + 4 <= n_blocks {
-            let s4: [float32x4_t; TOKENS] = std::array::from_fn(|t| vld1q_f32(s[t].add(b)));
+            let s4: [float32x4_t; T] = std::array::from_fn(|t| vld1q_f32(s[t].add(b)));
             macro_rules! step {
                 ($i:literal) => {
                     let m = [vld1q_f32(m.add((b + $i) * ROWS)), vld1q_f32(m.add((b + $i) * ROWS + 4))];
-                    for t in 0..TOKENS {
+                    for t in 0..T {
                         acc[t] = [vfmaq_laneq_f32(acc[t][0], m[0], s4[t], $i), vfmaq_laneq_f32(acc[t][1], m[1], s4[t], $i)];
                     }
                 };
@@ -565,7 +620,7 @@ pub unsafe fn minimums(m: *const f32, s: [*const f32; TOKENS], n_blocks: usize) 
         }
         while b < n_blocks {
             let m = [vld1q_f32(m.add(b * ROWS)), vld1q_f32(m.add(b * ROWS + 4))];
-            for t in 0..TOKENS {
+            for t in 0..T {
                 let s = *s[t].add(b);
                 acc[t] = [vfmaq_n_f32(acc[t][0], m[0], s), vfmaq_n_f32(acc[t][1], m[1], s)];
             }

@@ -4,8 +4,10 @@
 //! A sum in eight lanes is two vectors.
 
 use std::arch::aarch64::*;
+use std::arch::asm;
 
 use super::BLOCK;
+use super::kv_rows::{self, HUGE};
 use super::portable;
 
 /// # Safety
@@ -198,6 +200,22 @@ pub fn hadamard(x: &mut [f32]) {
             vst1q_f32(four.as_mut_ptr(), vmulq_f32(vld1q_f32(four.as_ptr()), scale));
         }
     }
+}
+
+/// `kv_rows::store_f16`; `fcvtn` rounds to the nearest, ties to even.
+pub fn store_f16(x: &[f32], row: &mut [u8]) {
+    let ((x8, x), (row16, row)) = (x.as_chunks::<8>(), row.as_chunks_mut::<16>());
+    for (x, row) in x8.iter().zip(row16) {
+        // SAFETY: arrays of eight elements.
+        unsafe {
+            let [low, high] = load::<2>(x.as_ptr()).map(|x| vminnmq_f32(vmaxnmq_f32(x, splat(-HUGE)), splat(HUGE)));
+            let mut h: uint16x8_t;
+            asm!("fcvtn {h:v}.4h, {low:v}.4s", h = out(vreg) h, low = in(vreg) low, options(pure, nomem, nostack, preserves_flags));
+            asm!("fcvtn2 {h:v}.8h, {high:v}.4s", h = inlateout(vreg) h, high = in(vreg) high, options(pure, nomem, nostack, preserves_flags));
+            vst1q_u16(row.as_mut_ptr().cast(), h);
+        }
+    }
+    kv_rows::store_f16(x, row);
 }
 
 /// Sums and differences of neighbours, and of pairs of these.

@@ -8,8 +8,8 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::arm_blocks::{
-    Format, Four, Layout, ROWS, Range8, Scales as BlockScales, Set, TILE_BLOCK, TOKENS, Tile, four_nibbles, rest,
-    scale_and_minimum, scale_only, tokens, widen_f16,
+    Format, Four, Layout, ROWS, Range8, Scales as BlockScales, Set, TILE_BLOCK, TOKENS, Tile, batch, four_nibbles, rest,
+    scale_and_minimum, scale_only, widen_f16,
 };
 use super::{Acts, BLOCK, MatmulTask, arm_blocks, arm_dense};
 use crate::gguf::quant::GgmlType;
@@ -99,14 +99,14 @@ unsafe fn quantised<F: Type, S: Set>(task: &mut MatmulTask) {
         // (asserted above); the elements of `out` are the caller's.
         unsafe {
             expand::<F, S>(rows, row_bytes, tile, n_blocks);
-            for t in (0..acts.n_tok).step_by(TOKENS) {
-                if acts.n_tok == 1 {
-                    let [[low, high]] = product::<F, S, 2, 1>(tile, &acts, [0], 0);
-                    vst1q_f32(task.out.at(0, row), low);
-                    vst1q_f32(task.out.at(0, row + 4), high);
-                } else if matches!(F::SCALES, Scales::One | Scales::OneMin) {
-                    tokens::<F, S>(tile, &acts, t, task.out, row);
-                } else {
+            if acts.n_tok == 1 {
+                let [[low, high]] = product::<F, S, 2, 1>(tile, &acts, [0], 0);
+                vst1q_f32(task.out.at(0, row), low);
+                vst1q_f32(task.out.at(0, row + 4), high);
+            } else if matches!(F::SCALES, Scales::One | Scales::OneMin) {
+                batch::<F, S>(tile, &acts, task.out, row);
+            } else {
+                for t in (0..acts.n_tok).step_by(TOKENS) {
                     // Where the batch has fewer tokens, the last is multiplied again.
                     let four: [usize; TOKENS] = std::array::from_fn(|i| (t + i).min(acts.n_tok - 1));
                     for g in 0..2 {

@@ -9,9 +9,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::arm_blocks::{
-    CACHED_ROWS, DIRECT, Format, Layout, Q4_0, Q4_1, Q8_0, ROWS, TILE_BLOCK, TOKENS, Tile, store, tokens, widen_f16,
-};
+use super::arm_blocks::{CACHED_ROWS, DIRECT, Format, Layout, Q4_0, Q4_1, Q8_0, ROWS, TILE_BLOCK, Tile, batch, store, widen_f16};
 use super::dotprod::Dotprod;
 use super::{BLOCK, MatmulTask};
 use crate::gguf::quant::GgmlType;
@@ -91,9 +89,7 @@ unsafe fn product<F: Packed>(task: &mut MatmulTask) {
         // (asserted above); the elements of `out` are the caller's.
         unsafe {
             expand::<F>(task.w.data.as_ptr().add(row * row_bytes), tile, n_blocks);
-            for t in (0..acts.n_tok).step_by(TOKENS) {
-                tokens::<F, Dotprod>(tile, &acts, t, task.out, row);
-            }
+            batch::<F, Dotprod>(tile, &acts, task.out, row);
         }
     }
 }

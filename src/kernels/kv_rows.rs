@@ -91,10 +91,7 @@ impl RowType {
     /// not poison the rest.
     pub fn store(self, x: &[f32], row: &mut [u8]) {
         if self == RowType::F16 {
-            for (x, out) in x.iter().zip(row.as_chunks_mut::<2>().0) {
-                *out = f16_of(bounded(*x)).to_le_bytes();
-            }
-            return;
+            return super::store_f16(x, row);
         }
         let n_blocks = Self::n_blocks(x.len());
         for (b, x) in x.chunks(ROW_BLOCK).enumerate() {
@@ -186,7 +183,7 @@ impl RowType {
 }
 
 /// Elements beyond it are cut: squares of them, and f16 scales, stay finite.
-const HUGE: f32 = 65504.0;
+pub const HUGE: f32 = 65504.0;
 
 /// An element within those bounds; what is not a number becomes one.
 #[expect(clippy::manual_clamp, reason = "clamp keeps NaN, which takes a branch an element")]
@@ -243,6 +240,13 @@ fn fit(x: &[f32; ROW_BLOCK], inverse: f32, lowest: f32, lanes: &mut [[f32; 4]; 2
         qq = std::array::from_fn(|l| qq[l] + q[l] * q[l]);
     }
     *lanes = [xq, qq];
+}
+
+/// Elements as f16, within the bounds.
+pub fn store_f16(x: &[f32], row: &mut [u8]) {
+    for (x, out) in x.iter().zip(row.as_chunks_mut::<2>().0) {
+        *out = f16_of(bounded(*x)).to_le_bytes();
+    }
 }
 
 /// The nearest f16 of a number that is not beyond the largest, ties to even: as `half`'s, in operations that the compiler does

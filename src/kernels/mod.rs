@@ -17,6 +17,10 @@ mod arm_dense;
 mod arm_float;
 #[cfg(target_arch = "aarch64")]
 mod arm_formats;
+#[cfg(target_arch = "aarch64")]
+mod arm_six;
+#[cfg(target_arch = "aarch64")]
+mod arm_wide;
 pub mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -130,6 +134,8 @@ pub struct Acts<'a> {
     pub sum: &'a [i32],
     /// The sums of the first and of the last 16 `q`, i16 each, in the low and high half: one value to broadcast.
     pub sum16: &'a [i32],
+    /// `q` and `d` once more, interleaved as arm_six.rs says; empty where the set does not read them so.
+    pub six: &'a [i8],
 }
 
 impl Acts<'_> {
@@ -147,15 +153,17 @@ pub struct ActBuf {
     s: Buf<f32>,
     sum: Buf<i32>,
     sum16: Buf<i32>,
+    six: Buf<i8>,
 }
 
 impl ActBuf {
-    pub fn bytes(n_tok: usize, max_cols: usize) -> usize {
+    pub fn bytes(kernels: Kernels, n_tok: usize, max_cols: usize) -> usize {
         let blocks = n_tok * max_cols / BLOCK;
-        region_bytes::<i8>(n_tok * max_cols) + 2 * region_bytes::<f32>(blocks) + 2 * region_bytes::<i32>(blocks)
+        let plain = region_bytes::<i8>(n_tok * max_cols) + 2 * region_bytes::<f32>(blocks) + 2 * region_bytes::<i32>(blocks);
+        plain + region_bytes::<i8>(kernels.six_len(n_tok, max_cols))
     }
 
-    pub fn carve(arena: &mut Arena, n_tok: usize, max_cols: usize) -> Self {
+    pub fn carve(kernels: Kernels, arena: &mut Arena, n_tok: usize, max_cols: usize) -> Self {
         let blocks = n_tok * max_cols / BLOCK;
         ActBuf {
             q: arena.carve(n_tok * max_cols),
@@ -163,6 +171,7 @@ impl ActBuf {
             s: arena.carve(blocks),
             sum: arena.carve(blocks),
             sum16: arena.carve(blocks),
+            six: arena.carve(kernels.six_len(n_tok, max_cols)),
         }
     }
 }
@@ -250,8 +259,23 @@ pub struct Attend<'a> {
     pub v_type: RowType,
     pub rows: Rows<'a>,
     pub n_rows: usize,
+    /// The rows once more, brought by `Kernels::widen` to what the set reads fastest; `rows` are then not looked at. Empty: it
+    /// reads them where they lie.
+    pub wide: &'a [f32],
     /// Scores become `cap * tanh(score / cap)`; 0: they stay.
     pub soft_cap: f32,
+}
+
+impl Attend<'_> {
+    /// Rows `which` are inside `keys` and `values`.
+    fn assert_stored(&self, which: Range<usize>) {
+        let stored = |rows: &[u8], ty: RowType| rows.len() / ty.row_bytes(self.head_dim);
+        let n_stored = stored(self.keys, self.k_type).min(stored(self.values, self.v_type));
+        match self.rows {
+            Rows::Dense { first } => assert!(first + which.end <= n_stored),
+            Rows::Table(table) => assert!(table[which].iter().all(|&r| (r as usize) < n_stored)),
+        }
+    }
 }
 
 /// What a chunk leaves: for each query its highest score, the sum of exp(score - highest), and the values so weighted.
@@ -290,6 +314,8 @@ pub(crate) struct Table {
     pub soft_cap: unsafe fn(x: &mut [f32], cap: f32),
     pub l2_norm: unsafe fn(x: &[f32]) -> f32,
     pub attend: unsafe fn(&Attend, &mut Partial),
+    /// Sets that read rows as fast where they lie have none.
+    pub widen: Option<unsafe fn(&Attend, Range<usize>, &mut [f32])>,
 }
 
 /// A set of kernels that this CPU can run.
@@ -297,6 +323,12 @@ pub(crate) struct Table {
 pub struct Kernels {
     name: SetName,
     table: &'static Table,
+}
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 impl Kernels {
@@ -406,6 +438,12 @@ impl Kernels {
             }
         };
         pool.run(n_tok, &|_, t| one(t));
+        // A buffer that was carved for another set has no room for it.
+        let six = buf.six.get_mut(..self.six_len(n_tok, n_cols)).unwrap_or_default();
+        #[cfg(target_arch = "aarch64")]
+        if !six.is_empty() {
+            arm_six::interleave(n_tok, n_cols, &buf.q, &buf.d, six);
+        }
         Acts {
             n_tok,
             n_cols,
@@ -415,6 +453,7 @@ impl Kernels {
             s: &buf.s[..n_tok * blocks],
             sum: &buf.sum[..n_tok * blocks],
             sum16: &buf.sum16[..n_tok * blocks],
+            six,
         }
     }
 
@@ -500,13 +539,41 @@ impl Kernels {
         assert!(a.head_dim % 8 == 0 && a.n_rows <= CHUNK && a.n_rows > 0);
         assert!(out.max.len() == n_q && out.sum.len() == n_q && out.acc.len() == a.q.len());
         assert!(out.weights.is_empty() || out.weights.len() == weights_len(n_q));
-        let n_stored = (a.keys.len() / a.k_type.row_bytes(a.head_dim)).min(a.values.len() / a.v_type.row_bytes(a.head_dim));
-        match a.rows {
-            Rows::Dense { first } => assert!(first + a.n_rows <= n_stored),
-            Rows::Table(table) => assert!(table[..a.n_rows].iter().all(|&r| (r as usize) < n_stored)),
+        match a.wide.is_empty() {
+            true => a.assert_stored(0..a.n_rows),
+            false => assert!(a.wide.len() == self.wide_len(a.head_dim)),
         }
         // SAFETY: the set's features were detected; rows are inside the buffers by the assertions above.
         unsafe { (self.table.attend)(a, out) };
+    }
+
+    /// Bytes of `Acts::six`.
+    fn six_len(&self, n_tok: usize, n_cols: usize) -> usize {
+        #[cfg(target_arch = "aarch64")]
+        if self.name == SetName::Dotprod {
+            return arm_six::len(n_tok, n_cols);
+        }
+        let _ = (n_tok, n_cols);
+        0
+    }
+
+    /// Floats of `Attend::wide`; 0 where the set reads rows as fast where they lie.
+    pub fn wide_len(&self, head_dim: usize) -> usize {
+        #[cfg(target_arch = "aarch64")]
+        if self.table.widen.is_some() {
+            return arm_wide::len(head_dim);
+        }
+        let _ = head_dim;
+        0
+    }
+
+    /// Brings rows `which` of a chunk to their places in `wide`; nothing where the set needs none. A row may be brought again.
+    pub fn widen(&self, a: &Attend, which: Range<usize>, wide: &mut [f32]) {
+        let Some(widen) = self.table.widen else { return };
+        assert!(a.head_dim % 8 == 0 && which.end <= a.n_rows && a.n_rows <= CHUNK && wide.len() == self.wide_len(a.head_dim));
+        a.assert_stored(which.clone());
+        // SAFETY: the set's features were detected; the rows are inside the buffers, their places inside `wide`.
+        unsafe { widen(a, which, wide) };
     }
 }
 
@@ -517,6 +584,14 @@ pub fn hadamard(x: &mut [f32]) {
     arm_float::hadamard(x);
     #[cfg(not(target_arch = "aarch64"))]
     portable::hadamard(x);
+}
+
+/// `kv_rows::store_f16`; as `hadamard`, the same for all sets of a family.
+fn store_f16(x: &[f32], row: &mut [u8]) {
+    #[cfg(target_arch = "aarch64")]
+    arm_float::store_f16(x, row);
+    #[cfg(not(target_arch = "aarch64"))]
+    kv_rows::store_f16(x, row);
 }
 
 /// `sum16` of each block of 32 `q`, whose whole sum is known.

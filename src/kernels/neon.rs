@@ -9,9 +9,11 @@ use std::arch::asm;
 use super::arm_attend::attend;
 use super::arm_blocks::{Format, Four, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32};
 use super::arm_float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
+use super::arm_wide::widen;
 use super::{BLOCK, MatmulTask, Table, arm_formats};
 
-pub(crate) static TABLE: Table = Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend };
+pub(crate) static TABLE: Table =
+    Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, widen: Some(widen) };
 
 /// # Safety
 /// The task's elements of `out` belong to the caller.

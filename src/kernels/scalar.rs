@@ -30,6 +30,7 @@ pub(crate) static TABLE: Table = Table {
     soft_cap: portable::soft_cap,
     l2_norm: portable::l2_norm,
     attend: attend::attend,
+    widen: None,
 };
 
 /// 32 weights of a row: elements as integers, their scales, their minimum.

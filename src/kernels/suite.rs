@@ -84,12 +84,12 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(n_tok: usize, n_cols: usize) -> Self {
-        let tile = tile_bytes(n_cols, true);
-        let mut arena = Arena::new(2 * region_bytes::<u8>(tile) + ActBuf::bytes(n_tok, n_cols)).unwrap();
+        let (tile, auto) = (tile_bytes(n_cols, true), Kernels::choose("auto").unwrap());
+        let mut arena = Arena::new(2 * region_bytes::<u8>(tile) + ActBuf::bytes(auto, n_tok, n_cols)).unwrap();
         Bench {
             pool: Pool::new(2).unwrap(),
             tiles: vec![arena.carve(tile), arena.carve(tile)],
-            acts: ActBuf::carve(&mut arena, n_tok, n_cols),
+            acts: ActBuf::carve(auto, &mut arena, n_tok, n_cols),
             packed: false,
         }
     }
@@ -120,7 +120,7 @@ fn quantised_products_equal_the_scalar_set_bit_for_bit() {
         for &n_cols in sizes {
             let mut bench = Bench::new(17, n_cols);
             for n_rows in [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48] {
-                for n_tok in [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17] {
+                for n_tok in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17] {
                     if n_cols > 256 && (n_rows > 17 || n_tok > 4) {
                         continue;
                     }
@@ -271,6 +271,19 @@ fn the_hadamard_turn_is_the_portable_one_bit_for_bit() {
 }
 
 #[test]
+fn rows_in_f16_are_the_portable_ones() {
+    let special = [0.0, -0.0, 1e9, -1e9, f32::INFINITY, f32::NAN, 65_519.0, 1e-8, -3e-8, 6.1e-5, 1.0 / 3.0, 1.000_488_3];
+    for n in [8, 16, 80, 88] {
+        let mut x = random_x(n, 9);
+        x[..n.min(special.len())].copy_from_slice(&special[..n.min(special.len())]);
+        let (mut got, mut want) = (vec![0; 2 * n], vec![0; 2 * n]);
+        store_f16(&x, &mut got);
+        kv_rows::store_f16(&x, &mut want);
+        assert_eq!(got, want, "{n}");
+    }
+}
+
+#[test]
 fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
     let scalar = Kernels::choose("scalar").unwrap();
     let types = RowType::ALL.into_iter().flat_map(|k| RowType::ALL.map(|v| (k, v)));
@@ -292,23 +305,42 @@ fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
             };
             for (&n_q, &n_rows) in n_qs.iter().flat_map(|q| n_rows.iter().map(move |r| (q, r))) {
                 let q = random_x(n_q * head_dim, 6);
-                let run = |k: Kernels, rows: Rows, soft_cap: f32| {
+                let run = |k: Kernels, rows: Rows, is_wide: bool, soft_cap: f32| {
                     let (mut max, mut sum, mut acc) = (vec![f32::NAN; n_q], vec![f32::NAN; n_q], vec![f32::NAN; n_q * head_dim]);
                     let mut weights = vec![f32::NAN; weights_len(n_q)];
-                    let a = Attend { q: &q, head_dim, keys: &keys, values: &values, k_type, v_type, rows, n_rows, soft_cap };
+                    let at = |rows, n_rows, wide| Attend {
+                        q: &q,
+                        head_dim,
+                        keys: &keys,
+                        values: &values,
+                        k_type,
+                        v_type,
+                        rows,
+                        n_rows,
+                        wide,
+                        soft_cap,
+                    };
+                    let mut wide = vec![0f32; k.wide_len(head_dim)];
+                    if is_wide {
+                        // Other rows at first, which all but the wanted ones stay.
+                        k.widen(&at(Rows::Dense { first: 0 }, CHUNK, &[]), 0..CHUNK, &mut wide);
+                        k.widen(&at(rows, n_rows, &[]), 0..n_rows, &mut wide);
+                    }
+                    let a = at(rows, n_rows, if is_wide { &wide } else { &[] });
                     k.attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc, weights: &mut weights });
                     let weights: Vec<f32> = weights.chunks(CHUNK).flat_map(|w| &w[..n_rows]).copied().collect();
                     (bits(&max), bits(&sum), bits(&acc), bits(&weights))
                 };
                 let table: Vec<u32> = (2..2 + n_rows as u32).collect();
                 for soft_cap in [0.0, 5.0] {
-                    let want = run(scalar, Rows::Dense { first: 2 }, soft_cap);
+                    let want = run(scalar, Rows::Dense { first: 2 }, false, soft_cap);
                     assert!(want.2.iter().chain(&want.3).all(|&b| f32::from_bits(b).is_finite()));
                     assert!(soft_cap == 0.0 || want.0.iter().all(|&max| f32::from_bits(max) <= soft_cap));
                     for kernels in Kernels::available() {
                         let what = format!("{} {k_type:?} {v_type:?} head {head_dim} n_q {n_q} rows {n_rows}", kernels.name());
-                        assert_eq!(run(kernels, Rows::Dense { first: 2 }, soft_cap), want, "{what}, cap {soft_cap}");
-                        assert_eq!(run(kernels, Rows::Table(&table), soft_cap), want, "{what}, by table, cap {soft_cap}");
+                        assert_eq!(run(kernels, Rows::Dense { first: 2 }, false, soft_cap), want, "{what}, cap {soft_cap}");
+                        assert_eq!(run(kernels, Rows::Table(&table), false, soft_cap), want, "{what}, by table, cap {soft_cap}");
+                        assert_eq!(run(kernels, Rows::Table(&table), true, soft_cap), want, "{what}, widened, cap {soft_cap}");
                     }
                 }
             }

@@ -2,8 +2,13 @@
 //! chunks of `CHUNK` whose partial results are merged in order, so neither the number of threads nor whether a token came
 //! alone or in a batch changes a bit of the result.
 //!
+//! Tokens of a batch that follow each other see the same rows but for the one slot that each of them took. So a few of them are
+//! taken past a chunk together: its rows are widened once (`Kernels::widen`), and then one row before each token.
+//!
 //! Where the policy counts attention, what each entry received is summed over the query heads of its KV head and over the
 //! tokens of the batch (`AttendRoom::given`), again in one order whatever the threads, and handed to the cache.
+
+use std::ops::Range;
 
 use super::cache::KvCache;
 use super::policy::Policy;
@@ -25,6 +30,8 @@ pub struct AttendShape {
     pub head_dim: usize,
     /// Whether attention is counted.
     pub counts: bool,
+    /// Floats of a widened chunk: `Kernels::wide_len`.
+    pub wide_len: usize,
 }
 
 /// Room for one layer's attention.
@@ -37,34 +44,46 @@ pub struct AttendRoom {
     given: Buf<f32>,
 }
 
-/// What one thread needs: a table of rows, and the partial result of a chunk (of all, if their weights are asked for)
-/// beside the running one.
+/// What one thread needs for a tile: a table of rows, a widened chunk, the partial result of one token with one chunk, and for each
+/// token of the tile the running one. Where attention is counted, also the highest scores and the weights of all chunks.
 struct ThreadRoom {
     table: Buf<u32>,
+    wide: Buf<f32>,
     partial: Buf<f32>,
     running: Buf<f32>,
+    tops: Buf<f32>,    // [TILE][n_chunks][n_q]
+    weights: Buf<f32>, // [TILE][n_chunks][n_q][CHUNK]
 }
 
 /// Parts of a batch that are counted apart, so that threads need not wait for each other and sums keep one order.
 const PARTS: usize = 8;
+/// Tokens that are taken past a chunk together, at most.
+const TILE: usize = 8;
 
 impl AttendShape {
-    /// Floats of a partial result, laid out `[max][sum][acc]`: n_q, n_q, n_q * head_dim; then the weights, if asked for.
+    /// Floats of a partial result, laid out `[max][sum][acc]`: n_q, n_q, n_q * head_dim.
     fn partial_len(&self) -> usize {
-        let weights = if self.counts { weights_len(self.n_q) } else { 0 };
-        self.n_q * (2 + self.head_dim) + weights
+        self.n_q * (2 + self.head_dim)
     }
 
     fn n_chunks(&self) -> usize {
         self.n_slot.div_ceil(CHUNK)
     }
 
-    fn partials_len(&self) -> usize {
-        self.partial_len() * if self.counts { self.n_chunks() } else { 1 }
+    /// Floats of a chunk's weights.
+    fn weights_len(&self) -> usize {
+        if self.counts { weights_len(self.n_q) } else { 0 }
     }
 
+    /// Of a partial result and its weights.
     fn split_len(&self) -> usize {
-        self.n_head_kv * self.n_chunks() * self.partial_len()
+        self.partial_len() + self.weights_len()
+    }
+
+    /// Of `tops` and `weights`.
+    fn seen_len(&self) -> [usize; 2] {
+        let chunks = TILE.min(self.n_batch) * self.n_chunks();
+        [if self.counts { chunks * self.n_q } else { 0 }, chunks * self.weights_len()]
     }
 
     /// Floats of `given` for one part.
@@ -72,38 +91,42 @@ impl AttendShape {
         if self.counts { self.n_head_kv * (self.n_slot + self.n_batch) } else { 0 }
     }
 
-    /// Tokens of a part.
-    fn part(&self) -> usize {
-        if self.counts { self.n_batch.div_ceil(PARTS) } else { 1 }
+    /// Tokens of a part. Where they are counted it decides the order of sums, so the batch at hand must not matter.
+    fn part(&self, n_tok: usize) -> usize {
+        if self.counts { self.n_batch.div_ceil(PARTS) } else { n_tok.div_ceil(PARTS) }
     }
 
     pub fn bytes(&self) -> usize {
-        let thread =
-            region_bytes::<u32>(self.n_slot) + region_bytes::<f32>(self.partials_len()) + region_bytes::<f32>(2 * self.n_q);
-        self.n_threads * thread + region_bytes::<f32>(self.split_len()) + region_bytes::<f32>(PARTS * self.given_len())
+        let floats = [self.wide_len, self.partial_len(), TILE * 2 * self.n_q].into_iter().chain(self.seen_len());
+        let thread = region_bytes::<u32>(self.n_slot) + floats.map(region_bytes::<f32>).sum::<usize>();
+        let split = self.n_head_kv * self.n_chunks() * self.split_len();
+        self.n_threads * thread + region_bytes::<f32>(split) + region_bytes::<f32>(PARTS * self.given_len())
     }
 }
 
 impl AttendRoom {
     pub fn carve(arena: &mut Arena, shape: AttendShape) -> Self {
+        let [tops, weights] = shape.seen_len();
         let thread = |_| ThreadRoom {
             table: arena.carve(shape.n_slot),
-            partial: arena.carve(shape.partials_len()),
-            running: arena.carve(2 * shape.n_q),
+            wide: arena.carve(shape.wide_len),
+            partial: arena.carve(shape.partial_len()),
+            running: arena.carve(TILE * 2 * shape.n_q),
+            tops: arena.carve(tops),
+            weights: arena.carve(weights),
         };
         AttendRoom {
             shape,
             threads: (0..shape.n_threads).map(thread).collect(),
-            split: arena.carve(shape.split_len()),
+            split: arena.carve(shape.n_head_kv * shape.n_chunks() * shape.split_len()),
             given: arena.carve(PARTS * shape.given_len()),
         }
     }
 }
 
-fn as_partial<'a>(buf: &'a mut [f32], shape: &AttendShape) -> Partial<'a> {
+fn as_partial<'a>(buf: &'a mut [f32], weights: &'a mut [f32], shape: &AttendShape) -> Partial<'a> {
     let (max, rest) = buf.split_at_mut(shape.n_q);
-    let (sum, rest) = rest.split_at_mut(shape.n_q);
-    let (acc, weights) = rest.split_at_mut(shape.n_q * shape.head_dim);
+    let (sum, acc) = rest.split_at_mut(shape.n_q);
     Partial { max, sum, acc, weights }
 }
 
@@ -121,50 +144,42 @@ impl Layer<'_> {
         AttendShape { counts: shape.counts && self.cache.counts_attention(self.layer), ..shape }
     }
 
-    fn chunk(&self, q: &[f32], rows: Rows, n_rows: usize, out: &mut Partial) {
+    fn attend<'a>(&'a self, q: &'a [f32], rows: Rows<'a>, n_rows: usize, wide: &'a [f32]) -> Attend<'a> {
         let (cache, soft_cap) = (self.cache, self.soft_cap);
         let (k_type, v_type) = (cache.shape().k_type.row(), cache.shape().v_type.row());
         let (head_dim, keys, values) = (cache.shape().head_dim, cache.keys(), cache.values());
-        self.kernels.attend(&Attend { q, head_dim, keys, values, k_type, v_type, rows, n_rows, soft_cap }, out);
+        Attend { q, head_dim, keys, values, k_type, v_type, rows, n_rows, wide, soft_cap }
     }
 
-    /// `out[t] = softmax(q[t] · keys) · values` for a batch that is placed but not yet committed; tasks are parts of the batch,
-    /// single tokens where nothing is counted. `q`, `out`: `[n_tok][n_head * head_dim]`; `q` is turned into the keys' basis.
+    /// `out[t] = softmax(q[t] · keys) · values` for a batch that is placed but not yet committed; tasks are parts of the batch.
+    /// `q`, `out`: `[n_tok][n_head * head_dim]`; `q` is turned into the keys' basis.
     pub fn attend_batch(&self, pool: &mut Pool, room: &mut AttendRoom, q: &mut [f32], out: &mut [f32], n_tok: usize) {
         let AttendRoom { shape, threads, given, .. } = room;
-        let (cache, layer, shape) = (self.cache, self.layer, &self.shape_here(*shape));
+        let (cache, shape) = (self.cache, &self.shape_here(*shape));
         let group_dim = shape.n_q * shape.head_dim;
         if cache.shape().k_type.is_turned() {
             pool.for_chunks(q, group_dim, |_, q| cache.shape().k_type.turn(q, shape.head_dim));
         }
-        let (q, part, given_len) = (&*q, shape.part(), shape.given_len());
+        let (q, part, given_len) = (&*q, shape.part(n_tok), shape.given_len());
         let row_dim = q.len() / n_tok;
         let given = &mut given[..n_tok.div_ceil(part) * given_len];
         pool.for_chunks2_with(threads, (out, part * row_dim), (given, given_len), |room, task, out, given| {
-            let ThreadRoom { table, partial, running } = room;
             given.fill(0.0);
-            for (i, out) in out.chunks_exact_mut(group_dim).enumerate() {
-                let (t, head) = (task * part + i / shape.n_head_kv, i % shape.n_head_kv);
-                let live = cache.rows_at(layer, head, t, table);
-                let q = &q[t * row_dim + head * group_dim..][..group_dim];
-                running[..shape.n_q].fill(f32::NEG_INFINITY);
-                let len = shape.partial_len();
-                for first in (0..live).step_by(CHUNK) {
-                    let n_rows = CHUNK.min(live - first);
-                    let at = if shape.counts { first / CHUNK * len } else { 0 };
-                    let partial = &mut partial[at..at + len];
-                    self.chunk(q, Rows::Table(&table[first..first + n_rows]), n_rows, &mut as_partial(partial, shape));
-                    merge(running, out, partial, shape.n_q);
+            for (i, out) in out.chunks_mut(TILE * row_dim).enumerate() {
+                let first = task * part + i * TILE;
+                let tokens = first..first + out.len() / row_dim;
+                for head in 0..shape.n_head_kv {
+                    let tile = Tile { layer: self, shape, tokens: tokens.clone(), head, row_dim };
+                    tile.attend(room, q, out);
+                    if shape.counts {
+                        tile.count(room, n_tok, &mut given[head * (shape.n_slot + shape.n_batch)..]);
+                    }
+                    for (t, out) in out.chunks_exact_mut(row_dim).enumerate() {
+                        let out = &mut out[head * group_dim..][..group_dim];
+                        normalise(&room.running[t * 2 * shape.n_q..], out, shape.n_q);
+                        cache.shape().v_type.turn_back(out, shape.head_dim);
+                    }
                 }
-                if shape.counts && (cache.policy() != Policy::Tova || t + 1 == n_tok) {
-                    let (batch, given) = (cache.batch_row(head), &mut given[head * (shape.n_slot + shape.n_batch)..]);
-                    received(shape, &mut partial[..live.div_ceil(CHUNK) * len], running, live, |slot, sum| {
-                        let row = (table[slot] as usize).checked_sub(batch).map_or(slot, |waiting| shape.n_slot + waiting);
-                        given[row] += sum;
-                    });
-                }
-                normalise(running, out, shape.n_q);
-                cache.shape().v_type.turn_back(out, shape.head_dim);
             }
         });
         if shape.counts {
@@ -181,27 +196,108 @@ impl Layer<'_> {
         let (cache, layer, shape) = (self.cache, self.layer, &self.shape_here(*shape));
         cache.shape().k_type.turn(q, shape.head_dim);
         let (q, group_dim) = (&*q, shape.n_q * shape.head_dim);
-        let (live, len) = (cache.live_at(layer, 0), shape.partial_len());
+        let (live, len) = (cache.live_at(layer, 0), shape.split_len());
         let n_chunks = live.div_ceil(CHUNK);
         pool.for_chunks(&mut split[..shape.n_head_kv * n_chunks * len], len, |task, partial| {
             let (head, chunk) = (task / n_chunks, task % n_chunks);
             let rows = Rows::Dense { first: cache.first_row(layer, head) + chunk * CHUNK };
             let n_rows = CHUNK.min(live - chunk * CHUNK);
-            self.chunk(&q[head * group_dim..][..group_dim], rows, n_rows, &mut as_partial(partial, shape));
+            let (partial, weights) = partial.split_at_mut(shape.partial_len());
+            let a = self.attend(&q[head * group_dim..][..group_dim], rows, n_rows, &[]);
+            self.kernels.attend(&a, &mut as_partial(partial, weights, shape));
         });
-        let running = &mut threads[0].running;
+        let running = &mut threads[0].running[..2 * shape.n_q];
         for (head, out) in out.chunks_exact_mut(group_dim).enumerate() {
-            running[..shape.n_q].fill(f32::NEG_INFINITY);
+            running.fill(f32::NEG_INFINITY);
             let partials = &mut split[head * n_chunks * len..][..n_chunks * len];
             for partial in partials.chunks_exact(len) {
                 merge(running, out, partial, shape.n_q);
             }
             if shape.counts {
                 let given = &mut given[head * (shape.n_slot + shape.n_batch)..];
-                received(shape, partials, running, live, |slot, sum| given[slot] = sum);
+                for (chunk, partial) in partials.chunks_exact_mut(len).enumerate() {
+                    let (partial, weights) = partial.split_at_mut(shape.partial_len());
+                    let total = received(&mut partial[..shape.n_q], weights, running);
+                    let slots = chunk * CHUNK..live.min((chunk + 1) * CHUNK);
+                    given[slots.clone()].copy_from_slice(&total[..slots.len()]);
+                }
             }
             normalise(running, out, shape.n_q);
             cache.shape().v_type.turn_back(out, shape.head_dim);
+        }
+    }
+}
+
+/// A few tokens of a batch, in one KV head.
+struct Tile<'a> {
+    layer: &'a Layer<'a>,
+    shape: &'a AttendShape,
+    tokens: Range<usize>,
+    head: usize,
+    row_dim: usize,
+}
+
+impl Tile<'_> {
+    /// Leaves what is not yet divided by the sums in `out`, and the sums in `running`.
+    fn attend(&self, room: &mut ThreadRoom, q: &[f32], out: &mut [f32]) {
+        let Tile { shape, head, row_dim, layer: &Layer { cache, kernels, layer, .. }, .. } = *self;
+        let ThreadRoom { table, wide, partial, running, tops, weights } = room;
+        running.fill(f32::NEG_INFINITY);
+        let (n_q, group_dim, mut widened) = (shape.n_q, shape.n_q * shape.head_dim, 0);
+        cache.rows_at(layer, head, self.tokens.start, table);
+        for chunk in 0..cache.live_at(layer, self.tokens.end - 1).div_ceil(CHUNK) {
+            let first = chunk * CHUNK;
+            for (i, (t, out)) in self.tokens.clone().zip(out.chunks_exact_mut(row_dim)).enumerate() {
+                let live = cache.live_at(layer, t);
+                let (slot, row) = cache.taken_at(head, t);
+                if (first..first + CHUNK).contains(&slot) {
+                    table[slot] = row;
+                }
+                if live <= first {
+                    continue;
+                }
+                let n_rows = CHUNK.min(live - first);
+                let (own, q) = (head * group_dim..(head + 1) * group_dim, &q[t * row_dim..][..row_dim]);
+                let mut a = self.layer.attend(&q[own.clone()], Rows::Table(&table[first..first + n_rows]), n_rows, &[]);
+                if widened == chunk {
+                    kernels.widen(&a, 0..n_rows, wide);
+                    widened += 1;
+                } else if (first..first + n_rows).contains(&slot) {
+                    kernels.widen(&a, slot - first..slot - first + 1, wide);
+                }
+                a.wide = wide;
+                let seen = i * shape.n_chunks() + chunk;
+                let weights = &mut weights[seen * shape.weights_len()..][..shape.weights_len()];
+                kernels.attend(&a, &mut as_partial(partial, weights, shape));
+                if shape.counts {
+                    tops[seen * n_q..][..n_q].copy_from_slice(&partial[..n_q]);
+                }
+                merge(&mut running[i * 2 * n_q..][..2 * n_q], &mut out[own], partial, n_q);
+            }
+        }
+    }
+
+    /// Adds what the tokens gave to each entry, in the order of the tokens.
+    fn count(&self, room: &mut ThreadRoom, n_tok: usize, given: &mut [f32]) {
+        let Tile { shape, head, layer: &Layer { cache, layer, .. }, .. } = *self;
+        let ThreadRoom { table, running, tops, weights, .. } = room;
+        let (n_q, batch) = (shape.n_q, cache.batch_row(head));
+        cache.rows_at(layer, head, self.tokens.start, table);
+        for (i, t) in self.tokens.clone().enumerate() {
+            let (slot, row) = cache.taken_at(head, t);
+            table[slot] = row;
+            if cache.policy() == Policy::Tova && t + 1 != n_tok {
+                continue;
+            }
+            for (chunk, rows) in table[..cache.live_at(layer, t)].chunks(CHUNK).enumerate() {
+                let seen = i * shape.n_chunks() + chunk;
+                let weights = &weights[seen * shape.weights_len()..][..shape.weights_len()];
+                let total = received(&mut tops[seen * n_q..][..n_q], weights, &running[i * 2 * n_q..][..2 * n_q]);
+                for (j, (&row, total)) in rows.iter().zip(total).enumerate() {
+                    let waiting = (row as usize).checked_sub(batch);
+                    given[waiting.map_or(chunk * CHUNK + j, |waiting| shape.n_slot + waiting)] += total;
+                }
+            }
         }
     }
 }
@@ -214,24 +310,16 @@ impl AttendRoom {
     }
 }
 
-/// Tells, for each of `live` slots, the attention it received from one token, over the query heads together: of the chunks'
-/// partial results the weights, brought to the highest score and the sum of all chunks.
-fn received(shape: &AttendShape, partials: &mut [f32], running: &[f32], live: usize, mut tell: impl FnMut(usize, f32)) {
-    let n_q = shape.n_q;
-    let (max, sum) = running.split_at(n_q);
-    for (chunk, partial) in partials.chunks_exact_mut(shape.partial_len()).enumerate() {
-        let partial = as_partial(partial, shape);
-        for n in 0..n_q {
-            partial.max[n] = exp(partial.max[n] - max[n]) / sum[n];
-        }
-        let mut total = [0f32; CHUNK];
-        for (weights, factor) in partial.weights.as_chunks::<CHUNK>().0.iter().zip(&*partial.max) {
-            total.iter_mut().zip(weights).for_each(|(total, weight)| *total += weight * factor);
-        }
-        for (j, total) in total.into_iter().enumerate().take(live - chunk * CHUNK) {
-            tell(chunk * CHUNK + j, total);
-        }
+/// The attention that each entry of a chunk received from one token, over the query heads together: the chunk's weights, brought from
+/// its own highest scores to the highest of all chunks and divided by the sums of all. `tops` become these factors.
+fn received(tops: &mut [f32], weights: &[f32], running: &[f32]) -> [f32; CHUNK] {
+    let (max, sum) = running.split_at(tops.len());
+    let mut total = [0f32; CHUNK];
+    for (n, (top, weights)) in tops.iter_mut().zip(weights.as_chunks::<CHUNK>().0).enumerate() {
+        *top = exp(*top - max[n]) / sum[n];
+        total.iter_mut().zip(weights).for_each(|(total, weight)| *total += weight * *top);
     }
+    total
 }
 
 fn merge(running: &mut [f32], out: &mut [f32], partial: &[f32], n_q: usize) {

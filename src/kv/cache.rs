@@ -311,11 +311,16 @@ impl KvCache {
         for (slot, row) in table[..live].iter_mut().enumerate() {
             *row = first + slot as u32;
         }
-        let batch = self.batch_row(head) as u32;
-        for (i, &slot) in self.taken[head * self.shape.n_batch..][..t + 1].iter().enumerate() {
-            table[slot as usize] = batch + i as u32;
+        for t in 0..=t {
+            let (slot, row) = self.taken_at(head, t);
+            table[slot] = row;
         }
         live
+    }
+
+    /// The slot that token `t` of the batch took in a head, and the row where it waits.
+    pub fn taken_at(&self, head: usize, t: usize) -> (usize, u32) {
+        (self.taken[head * self.shape.n_batch + t] as usize, (self.batch_row(head) + t) as u32)
     }
 
     /// Moves the batch's rows of this layer into the slots they took. Where a slot was taken twice the later stays.

@@ -1,6 +1,6 @@
 //! Every buffer of the forward pass, carved at start. Shapes are for a whole batch; a single token uses the first row.
 
-use crate::kernels::{ActBuf, tile_bytes};
+use crate::kernels::{ActBuf, Kernels, tile_bytes};
 use crate::kv::attention::{AttendRoom, AttendShape};
 use crate::kv::cache::RenumberScratch;
 use crate::mem::arena::{Arena, Buf, region_bytes};
@@ -20,6 +20,8 @@ pub struct ScratchShape {
     pub n_logits: usize,
     pub has_float: bool,
     pub counts_attention: bool,
+    /// Some want room of their own.
+    pub kernels: Kernels,
 }
 
 pub struct Scratch {
@@ -50,9 +52,10 @@ struct Sizes {
 
 impl Sizes {
     fn of(c: &Config, s: &ScratchShape) -> Sizes {
-        let &ScratchShape { n_batch, n_slot, n_threads, counts_attention: counts, .. } = s;
+        let &ScratchShape { n_batch, n_slot, n_threads, counts_attention: counts, kernels, .. } = s;
         let (n_head_kv, n_q, head_dim) = (c.n_head_kv, c.n_head / c.n_head_kv, c.head_dim);
-        let attend = AttendShape { n_slot, n_batch, n_threads, n_head_kv, n_q, head_dim, counts };
+        let wide_len = kernels.wide_len(head_dim);
+        let attend = AttendShape { n_slot, n_batch, n_threads, n_head_kv, n_q, head_dim, counts, wide_len };
         Sizes { tile: tile_bytes(c.max_cols(), s.has_float), attend }
     }
 }
@@ -65,7 +68,7 @@ impl Scratch {
             .map(|n| region_bytes::<f32>(s.n_batch * n))
             .sum();
         plan.private("activations", activations + Angles::bytes(c, s.n_batch));
-        plan.private("quantised activations", ActBuf::bytes(s.n_batch, c.max_cols()));
+        plan.private("quantised activations", ActBuf::bytes(s.kernels, s.n_batch, c.max_cols()));
         plan.private("logits", region_bytes::<f32>(s.n_logits * c.n_vocab));
         plan.private("weight tiles", s.n_threads * region_bytes::<u8>(sizes.tile));
         let renumber = RenumberScratch::bytes(s.n_slot, c.head_dim);
@@ -89,7 +92,7 @@ impl Scratch {
             proj: arena.carve(b * c.n_embd),
             gate: arena.carve(b * c.n_ff),
             up: arena.carve(b * c.n_ff),
-            acts: ActBuf::carve(&mut arena, b, c.max_cols()),
+            acts: ActBuf::carve(s.kernels, &mut arena, b, c.max_cols()),
             angles: Angles::carve(&mut arena, c, b),
             logits: arena.carve(s.n_logits * c.n_vocab),
             tiles: (0..s.n_threads).map(|_| arena.carve(sizes.tile)).collect(),
