@@ -188,7 +188,9 @@ fn once_evicts_after_the_prompt_and_the_latest_tokens_survive() {
     // A tenth of the cache as a window is not even the question: nothing can be found.
     assert_eq!(of(3), (Some("once"), Some("window"), Some(0)));
     // Two layers of thirty that keep all: 192 tokens of 3 heads, each 256 bytes of f16 beside 8 of marks, instead of `n_slot`.
-    let whole = rows(&[&args[..], &["--mode", "once", "--evict", "l2", "--recent", "8", "--kv-type", "f16", "--skip-layers", "2"]].concat());
+    let whole = rows(
+        &[&args[..], &["--mode", "once", "--evict", "l2", "--recent", "8", "--kv-type", "f16", "--skip-layers", "2"]].concat(),
+    );
     for (row, whole) in [(&found[0], &whole[0]), (&found[2], &whole[1])] {
         let number = |row: &Value, name: &str| row[name].as_u64().expect("a number");
         assert_eq!((number(whole, "skip_layers"), number(whole, "n_slot")), (2, number(row, "n_slot")));

@@ -18,7 +18,7 @@ pub enum Policy {
     L2High,
     /// The norm, set against what else is known: norm(k) / ((1 - cos) · norm(v) · the mean attention received), cos between the
     /// key before RoPE and the mean of its head's; the highest goes. A low norm is how much attention an entry may expect, what it
-    /// received is how much it gets. The direction is KeyDiff's measure, the product of attention and value that of CAOTE (arXiv
+    /// received is how much it gets. It ages (`Marks::half_life`). The direction is KeyDiff's measure, the product of attention and value that of CAOTE (arXiv
     /// 2504.14051).
     L2Attn,
     /// KeyDiff (Park et al. 2025, arXiv 2504.15364): the key most like the mean of the kept keys of length one goes. As in the
