@@ -177,18 +177,18 @@ impl KvCache {
     }
 
     /// Taken slots of each head of a layer, if it had enough of them.
-    fn taken(&self, layer: usize) -> usize {
+    fn n_taken(&self, layer: usize) -> usize {
         self.n_live + if layer < self.whole.n_layer { self.whole.n_more } else { 0 }
     }
 
     /// Entries of each head of a layer.
     fn live(&self, layer: usize) -> usize {
-        self.taken(layer).min(self.slots(layer))
+        self.n_taken(layer).min(self.slots(layer))
     }
 
     /// Entries that the token `t` of the batch under way sees, itself included.
     pub fn live_at(&self, layer: usize, t: usize) -> usize {
-        (self.taken(layer) + t + 1).min(self.slots(layer))
+        (self.n_taken(layer) + t + 1).min(self.slots(layer))
     }
 
     /// Who goes in a layer: the policy's victim; in one with a window the oldest entry, which no later token sees.
@@ -270,7 +270,7 @@ impl KvCache {
     /// rows, and decides for every token which slot it takes, evicting where a head is full.
     pub fn place(&mut self, pool: &mut Pool, layer: usize, k: &[f32], v: &[f32]) {
         let KvShape { n_head_kv, head_dim, k_type, v_type, .. } = self.shape;
-        let (n_slot, n_live, next_pos, n_past) = (self.slots(layer), self.taken(layer), self.next_pos, self.n_past());
+        let (n_slot, n_live, next_pos, n_past) = (self.slots(layer), self.n_taken(layer), self.next_pos, self.n_past());
         let (n_tok, k_bytes, v_bytes) = (k.len() / (n_head_kv * head_dim), self.shape.k_bytes(), self.shape.v_bytes());
         if n_live + n_tok > n_slot {
             self.compare_anew(layer);

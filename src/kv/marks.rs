@@ -38,6 +38,17 @@ impl Ageing {
         }
         exp(-std::f32::consts::LN_2 * ((n_past - self.unit_at) as f32 / self.half_life as f32))
     }
+
+    /// A new unit before newcomers' scores become too small: what all scores are to be multiplied by, a power of two, so that nothing
+    /// changes but what is too old to be kept anyway.
+    fn renew_unit(&mut self, n_past: u64) -> Option<f32> {
+        let span = HALF_LIVES * self.half_life;
+        if span == 0 || n_past - self.unit_at < span {
+            return None;
+        }
+        self.unit_at += span;
+        Some((1u128 << HALF_LIVES) as f32)
+    }
 }
 
 /// The marks of all heads.
@@ -107,16 +118,11 @@ impl HeadMarks {
         self.limits.fill(NO_LIMIT);
     }
 
-    /// After `n_past` tokens, between batches: a new unit for scores before newcomers' become too small. It is a power of two, so that
-    /// nothing changes but what is too old to be kept anyway.
+    /// After `n_past` tokens, between batches.
     pub fn renew_unit(&mut self, n_past: u64) {
-        let Ageing { unit_at, half_life } = self.ageing;
-        if half_life == 0 || n_past - unit_at < HALF_LIVES * half_life {
-            return;
+        if let Some(unit) = self.ageing.renew_unit(n_past) {
+            self.scores.iter_mut().chain(self.latest.iter_mut()).for_each(|score| *score = (*score * unit).min(f32::MAX));
         }
-        self.ageing.unit_at += HALF_LIVES * half_life;
-        let unit = (1u128 << HALF_LIVES) as f32;
-        self.scores.iter_mut().chain(self.latest.iter_mut()).for_each(|score| *score = (*score * unit).min(f32::MAX));
     }
 
     /// The heads of a layer, one after the other, each with what is its own.
@@ -443,9 +449,8 @@ mod tests {
         let mut ageing = Ageing { unit_at: 0, half_life: 100 };
         let mut kept: Option<(u64, f32)> = None;
         for n_past in (0..2_000_000u64).step_by(10) {
-            if n_past - ageing.unit_at >= HALF_LIVES * ageing.half_life {
-                ageing.unit_at += HALF_LIVES * ageing.half_life;
-                kept = kept.map(|(at, score)| (at, score * 2f32.powi(64)));
+            if let Some(unit) = ageing.renew_unit(n_past) {
+                kept = kept.map(|(at, score)| (at, score * unit));
             }
             let score = 3.0 * ageing.youth(n_past);
             assert!(score.is_normal());

@@ -215,6 +215,27 @@ mod tests {
         assert!(all_kept(&cache).iter().all(|kept| kept.iter().copied().eq(0..34)));
     }
 
+    /// Through several renewals of the unit of scores, an entry whose score was a thousandth of all others', which the reserve keeps,
+    /// leaves after some ten half-lives (8 * 48 tokens each) and not before a few.
+    #[test]
+    fn what_was_rare_once_leaves() {
+        let mut rng = fastrand::Rng::with_seed(13);
+        let (mut cache, _) = filled(Policy::L2Attn, 0.3, &mut rng);
+        let (mut pool, half_life) = (Pool::new(1).unwrap(), 8 * 48);
+        let slot = cache.kept(0, 0).iter().position(|&pos| pos == 10).expect("nothing was evicted");
+        cache.marks.scores[slot] *= 1e-3;
+        let mut left_after = None;
+        // Positions of this stream pass the context, which matters only to RoPE.
+        for n in 1..140 * half_life {
+            enter(&mut cache, &mut pool, &mut rng);
+            if left_after.is_none() && !cache.kept(0, 0).contains(&10) {
+                left_after = Some(n / half_life);
+            }
+            assert!(cache.scores(0, 0).iter().all(|score| score.is_normal()), "after {n}");
+        }
+        assert!(left_after.is_some_and(|n| (5..40).contains(&n)), "{left_after:?} half-lives");
+    }
+
     fn all_kept(cache: &KvCache) -> Vec<Vec<Pos>> {
         let sorted = |(layer, head)| {
             let mut kept = cache.kept(layer, head).to_vec();
