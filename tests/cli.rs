@@ -164,6 +164,20 @@ fn mistakes_are_one_line_that_names_the_flag_and_the_way_out() {
     std::fs::remove_file(not_gguf).expect("the temporary file");
 }
 
+/// More threads than cores are let through, slow as they are, and said to be slow.
+#[test]
+fn more_threads_than_cores_are_warned_of() {
+    let m = model();
+    let cores = std::thread::available_parallelism().expect("a count").get();
+    for (threads, warned) in [(cores, false), (cores + 1, true)] {
+        let out = run(&["run", "-m", &m, "-p", "x", "-n", "1", "--threads", &threads.to_string()]);
+        let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{stderr}");
+        let line = format!("--threads {threads} on {cores} cores");
+        assert_eq!(stderr.contains(&line), warned, "{threads}: {stderr}");
+    }
+}
+
 #[test]
 fn a_flag_that_a_policy_does_not_know_is_said_to_change_nothing() {
     let m = model();

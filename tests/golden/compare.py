@@ -133,9 +133,21 @@ def compare_prompts(reference, engines):
     }
 
 
+TABLE_HEAD = """| model | engine | KL, mean | 99th percentile | same first choice | perplexity (f32) | over f32 |
+|---|---|---|---|---|---|---|"""
+
+
+def table_row(model, engine, row):
+    more = 100 * (row["ppl"] / row["ppl_reference"] - 1)
+    return (
+        f"| {model.stem} | {engine} | {row['kl_mean']:.5f} | {row['kl_p99']:.4f} | {100 * row['top1_agreement']:.1f} % "
+        f"| {row['ppl']:.3f} ({row['ppl_reference']:.3f}) | {more:+.2f} % |"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="any llama-arch GGUF (default: the demo model)")
+    parser.add_argument("--model", nargs="*", default=[None], help="any llama-arch GGUF, or several (default: the demo model)")
     parser.add_argument("--truth", help="the same weights in F32: llama.cpp on them is the reference")
     parser.add_argument("--text", type=pathlib.Path, default=common.DATA / "prose.txt")
     parser.add_argument("--ctx", type=int, default=2048)
@@ -143,9 +155,15 @@ def main():
     parser.add_argument("--lowkey", help="the binary; without it only llama.cpp is compared")
     parser.add_argument("--lowkey-args", default="", help="more flags for lowkey, in one string")
     parser.add_argument("--no-prompts", action="store_true", help="leave the top-ten errors out")
-    parser.add_argument("-o", choices=("text", "json"), default="text")
+    parser.add_argument("-o", choices=("text", "json", "md"), default="text", help="md: a table, a row for each model and engine")
     args = parser.parse_args()
-    model = common.find_model(args.model)
+    if args.o == "md":
+        print(TABLE_HEAD)
+    for model in args.model:
+        compare_model(args, common.find_model(model))
+
+
+def compare_model(args, model):
     reference = Peer(args.truth, n_ctx=max(args.ctx, 512)) if args.truth else Reference(model)
     engines = {"llama.cpp": Peer(model, n_ctx=max(args.ctx, 512))}
     if args.lowkey:
@@ -154,6 +172,10 @@ def main():
     if not (args.no_prompts or args.truth):
         for name, more in compare_prompts(reference, engines).items():
             rows[name] |= more
+    if args.o == "md":
+        for name, row in rows.items():
+            print(table_row(model, name, row), flush=True)
+        return
     if args.o == "json":
         print(json.dumps({"model": model.name, "text": args.text.name, "ctx": args.ctx, "engines": rows}))
         return
