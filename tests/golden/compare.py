@@ -147,7 +147,7 @@ def table_row(model, engine, row):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", nargs="*", default=[None], help="any llama-arch GGUF, or several (default: the demo model)")
+    parser.add_argument("--model", nargs="+", default=[None], help="any llama-arch GGUF, or several (default: the demo model)")
     parser.add_argument("--truth", help="the same weights in F32: llama.cpp on them is the reference")
     parser.add_argument("--text", type=pathlib.Path, default=common.DATA / "prose.txt")
     parser.add_argument("--ctx", type=int, default=2048)
