@@ -101,6 +101,7 @@ impl SessionParams {
             n_threads,
             n_logits,
             has_float: model.weights.has_float,
+            has_halves: model.weights.types().any(|ty| kernels.wants_halves(ty)),
             counts_attention: kv.marks.received,
             kernels,
         };

@@ -8,8 +8,8 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::arm_six::{SIX, SIX_BLOCK};
-use super::{Acts, BLOCK, MatmulTask, Out, arm_six, scalar};
+use super::arm_float::load;
+use super::{Acts, BLOCK, MatmulTask, Out, scalar};
 
 /// Rows that are multiplied at once.
 pub const ROWS: usize = 8;
@@ -78,6 +78,23 @@ pub unsafe fn four_nibbles(p: &mut [*const u8; ROWS], first: usize) -> Four {
         );
     }
     [[l0, h0], [l1, h1], [l2, h2], [l3, h3]]
+}
+
+/// `16 * (q - 8)` of the same, which is an instruction less for each row than `q - 8`: a nibble with its top bit flipped is `q - 8`
+/// once it stands on top of a byte.
+///
+/// # Safety
+/// As `four_nibbles`.
+#[inline(always)]
+unsafe fn four_raised(p: &mut [*const u8; ROWS], first: usize) -> Four {
+    std::array::from_fn(|r| {
+        // SAFETY: as `four_nibbles`; the pointer moves within the row or to its end.
+        unsafe {
+            let x = veorq_u8(vld1q_u8(p[first + r]), vdupq_n_u8(0x88));
+            p[first + r] = p[first + r].add(16);
+            [vshlq_n_u8::<4>(x), vandq_u8(x, vdupq_n_u8(0xf0))].map(|x| vreinterpretq_s8_u8(x))
+        }
+    })
 }
 
 /// 32 bytes from each of four rows, which move behind them.
@@ -258,6 +275,8 @@ impl Format for Q8_0 {
 /// for types that have minimums or sub-scales, eight f32 or u32 a block, and eight more f32 (see arm_formats.rs).
 #[derive(Clone, Copy)]
 pub struct Tile {
+    /// Elements are sixteen times what they stand for.
+    pub raised: bool,
     pub blocks: *mut u8,
     pub minimums: *mut f32,
     pub scales_of_minimums: *mut f32,
@@ -270,16 +289,16 @@ impl Tile {
         assert!(n_blocks * (TILE_BLOCK + 2 * ROWS * size_of::<f32>()) <= task.tile.len());
         let blocks = task.tile.as_mut_ptr();
         let minimums = blocks.wrapping_add(n_blocks * TILE_BLOCK).cast::<f32>();
-        Tile { blocks, minimums, scales_of_minimums: minimums.wrapping_add(n_blocks * ROWS) }
+        Tile { raised: false, blocks, minimums, scales_of_minimums: minimums.wrapping_add(n_blocks * ROWS) }
     }
 
-    /// Expands eight rows; `put` stores the elements of four rows of a block, 128 bytes, as its set likes them.
+    /// Expands eight rows.
     ///
     /// # Safety
-    /// The pointers are at the start of rows of `n_blocks` blocks, for which `Tile::new` checked the room; `put` writes no
-    /// more than 128 bytes.
+    /// The pointers are at the start of rows of `n_blocks` blocks, for which `Tile::new` checked the room; the CPU features of the set.
     #[inline(always)]
-    pub unsafe fn expand<F: Format>(self, mut p: [*const u8; ROWS], n_blocks: usize, put: impl Fn(*mut u8, Four)) {
+    unsafe fn expand<F: Format, S: Set>(self, mut p: [*const u8; ROWS], n_blocks: usize) -> Tile {
+        let raised = S::RAISES && F::LAYOUT == Layout::Nibbles && F::OFFSET == 8;
         for b in 0..n_blocks {
             // SAFETY: block `b` of each row, and its room in the tile.
             unsafe {
@@ -292,14 +311,16 @@ impl Tile {
                     vst1q_f32(self.minimums.add(b * ROWS + 4), scales.m[1]);
                 }
                 for half in 0..2 {
-                    let mut four = F::elements(&mut p, half * 4);
-                    if F::OFFSET != 0 {
-                        four = four.map(|row| row.map(|q| vsubq_s8(q, vdupq_n_s8(F::OFFSET))));
-                    }
-                    put(to.add(half * 4 * BLOCK), four);
+                    let four = match (raised, F::OFFSET) {
+                        (true, _) => four_raised(&mut p, half * 4),
+                        (_, 0) => F::elements(&mut p, half * 4),
+                        (_, offset) => F::elements(&mut p, half * 4).map(|row| row.map(|q| vsubq_s8(q, vdupq_n_s8(offset)))),
+                    };
+                    S::put(to.add(half * 4 * BLOCK), four);
                 }
             }
         }
+        Tile { raised, ..self }
     }
 }
 
@@ -331,6 +352,8 @@ pub struct TokenBlocks {
 pub trait Set {
     /// Whether rows are fetched ahead.
     const PREFETCH: bool;
+    /// Whether `batch` takes raised tiles.
+    const RAISES: bool;
     /// What `dot` hands on from block to block of the same rows.
     type Running;
 
@@ -356,6 +379,15 @@ pub trait Set {
     /// 128 bytes of elements at `w`, a block at each `a`; the CPU features of the set.
     unsafe fn half_sums<F: Range8, const T: usize>(w: *const u8, a: [*const i8; T]) -> [[int32x4_t; 2]; T];
 
+    /// Eight rows times all tokens, from the tile.
+    ///
+    /// # Safety
+    /// The tile holds all blocks of rows `row..row + 8`, whose elements of `out` belong to the caller; the CPU features of the set.
+    unsafe fn batch<F: Range8>(tile: Tile, acts: &Acts, out: Out, row: usize);
+}
+
+/// Sets that read the tokens of a batch where they lie, four at a time.
+pub trait ByFour: Set {
     /// Eight rows of a tile with `TOKENS` tokens: `acc = fma(d_w * d_a, Σ q_w q_a, acc)` over all blocks, in lanes of rows.
     ///
     /// # Safety
@@ -366,17 +398,6 @@ pub trait Set {
         d: [*const f32; TOKENS],
         n_blocks: usize,
     ) -> [[float32x4_t; 2]; TOKENS];
-
-    /// Whether the set takes tokens by six where it can.
-    const SIX: bool = false;
-
-    /// `product` with six interleaved tokens.
-    ///
-    /// # Safety
-    /// The tile and the tokens have `n_blocks` blocks; the CPU features of the set.
-    unsafe fn six(_tile: *const u8, _six: *const i8, _n_blocks: usize) -> [[float32x4_t; 2]; SIX] {
-        unreachable!("no set but one that says so takes six")
-    }
 }
 
 /// A quantised matrix: eight rows at a time, from the file's layout for few tokens, else from the tile.
@@ -407,8 +428,8 @@ pub unsafe fn quantised<F: Format, S: Set>(task: &mut MatmulTask) {
         // SAFETY: rows `row..row + 8` are inside the matrix, their expansion inside the tile, the tokens inside the batch
         // (asserted above); the elements of `out` are the caller's.
         unsafe {
-            tile.expand::<F>(p, n_blocks, |to, four| S::put(to, four));
-            batch::<F, S>(tile, &acts, task.out, row);
+            let tile = tile.expand::<F, S>(p, n_blocks);
+            S::batch::<F>(tile, &acts, task.out, row);
         }
     }
     // SAFETY: passed on.
@@ -426,73 +447,29 @@ pub unsafe fn store(x: [float32x4_t; 2], to: *mut f32) {
     }
 }
 
-/// Eight rows times all tokens, from the tile.
+/// `Set::batch` by four tokens. Where the batch has fewer, the last is multiplied again.
 ///
 /// # Safety
-/// The tile holds all blocks of the rows; as `quantised`.
+/// As `Set::batch`.
 #[inline(always)]
-pub unsafe fn batch<F: Range8, S: Set>(tile: Tile, acts: &Acts, out: Out, row: usize) {
+pub unsafe fn by_four<F: Range8, S: ByFour>(tile: Tile, acts: &Acts, out: Out, row: usize) {
     let n_blocks = acts.n_cols / BLOCK;
-    let by_six = if S::SIX && !acts.six.is_empty() { arm_six::by_six(acts.n_tok) } else { 0 };
-    assert!(by_six / SIX * n_blocks * SIX_BLOCK <= acts.six.len());
-    // SAFETY: tokens of the batch, interleaved ones inside their buffer by the assertion; passed on.
-    unsafe {
-        for first in (0..by_six).step_by(SIX) {
-            let mut acc = S::six(tile.blocks, acts.six.as_ptr().add(first / SIX * n_blocks * SIX_BLOCK), n_blocks);
-            add_minimums::<F, SIX>(
-                &mut acc,
-                tile,
-                std::array::from_fn(|t| acts.s.as_ptr().add((first + t) * n_blocks)),
-                n_blocks,
-            );
-            let mut to = out.at(first, row);
-            for acc in acc {
-                store(acc, to);
-                to = to.wrapping_add(out.stride);
-            }
-        }
-        for first in (by_six..acts.n_tok).step_by(TOKENS) {
-            tokens::<F, S>(tile, acts, first, out, row);
-        }
-    }
-}
-
-/// # Safety
-/// The tile and each token have `n_blocks` blocks.
-#[inline(always)]
-unsafe fn add_minimums<F: Range8, const T: usize>(
-    acc: &mut [[float32x4_t; 2]; T],
-    tile: Tile,
-    s: [*const f32; T],
-    n_blocks: usize,
-) {
-    if F::HAS_MIN {
-        // SAFETY: passed on.
+    for first in (0..acts.n_tok).step_by(TOKENS) {
+        let at = |t: usize| (first + t).min(acts.n_tok - 1) * n_blocks;
+        // SAFETY: pointers to tokens of the batch; the fields of `acts` have an element for each block.
         unsafe {
-            let acc_m = minimums(tile.minimums, s, n_blocks);
-            for t in 0..T {
-                acc[t] = [vaddq_f32(acc[t][0], acc_m[t][0]), vaddq_f32(acc[t][1], acc_m[t][1])];
+            let a = std::array::from_fn(|t| acts.q.as_ptr().add(at(t) * BLOCK));
+            let d = std::array::from_fn(|t| acts.d.as_ptr().add(at(t)));
+            let mut acc = S::product::<F>(tile.blocks, a, d, n_blocks);
+            if F::HAS_MIN {
+                let acc_m = minimums::<2, TOKENS>(tile.minimums, std::array::from_fn(|t| acts.s.as_ptr().add(at(t))), n_blocks);
+                for t in 0..TOKENS {
+                    acc[t] = [vaddq_f32(acc[t][0], acc_m[t][0]), vaddq_f32(acc[t][1], acc_m[t][1])];
+                }
             }
-        }
-    }
-}
-
-/// Eight rows times tokens `first..first + TOKENS`, from the tile. Where the batch has fewer, the last is multiplied again.
-///
-/// # Safety
-/// The tile holds all blocks of the rows; token `first` is inside the batch; as `quantised`.
-#[inline(always)]
-unsafe fn tokens<F: Range8, S: Set>(tile: Tile, acts: &Acts, first: usize, out: Out, row: usize) {
-    let n_blocks = acts.n_cols / BLOCK;
-    let at = |t: usize| (first + t).min(acts.n_tok - 1) * n_blocks;
-    // SAFETY: pointers to tokens of the batch; the fields of `acts` have an element for each block.
-    unsafe {
-        let a = std::array::from_fn(|t| acts.q.as_ptr().add(at(t) * BLOCK));
-        let d = std::array::from_fn(|t| acts.d.as_ptr().add(at(t)));
-        let mut acc = S::product::<F>(tile.blocks, a, d, n_blocks);
-        add_minimums::<F, TOKENS>(&mut acc, tile, std::array::from_fn(|t| acts.s.as_ptr().add(at(t))), n_blocks);
-        for t in 0..TOKENS.min(acts.n_tok - first) {
-            store(acc[t], out.at(first + t, row));
+            for t in 0..TOKENS.min(acts.n_tok - first) {
+                store(acc[t], out.at(first + t, row));
+            }
         }
     }
 }
@@ -592,23 +569,29 @@ pub fn mls_lane<const LANE: i32>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -
     x
 }
 
-/// `Σ_b m[row][b] * s[token][b]` in order, for eight rows and `T` tokens, in lanes of rows.
+/// `Σ_b m[row][b] * s[token][b]` in order, for `G` times four rows and `T` tokens, in lanes of rows.
 ///
 /// # Safety
-/// `n_blocks` times eight minimums and as many elements at each `s` are readable.
+/// Minimums of `n_blocks` blocks of eight rows, from the first of these rows on, and as many elements at each `s` are readable.
 #[inline(always)]
-unsafe fn minimums<const T: usize>(m: *const f32, s: [*const f32; T], n_blocks: usize) -> [[float32x4_t; 2]; T] {
+pub unsafe fn minimums<const G: usize, const T: usize>(
+    m: *const f32,
+    s: [*const f32; T],
+    n_blocks: usize,
+) -> [[float32x4_t; G]; T] {
     // SAFETY: block `b`, or blocks `b..b + 4`, by the caller's promise.
     unsafe {
-        let mut acc = [[vdupq_n_f32(0.0); 2]; T];
+        let mut acc = [[vdupq_n_f32(0.0); G]; T];
         let mut b = 0;
         while b + 4 <= n_blocks {
             let s4: [float32x4_t; T] = std::array::from_fn(|t| vld1q_f32(s[t].add(b)));
             macro_rules! step {
                 ($i:literal) => {
-                    let m = [vld1q_f32(m.add((b + $i) * ROWS)), vld1q_f32(m.add((b + $i) * ROWS + 4))];
+                    let m = load::<G>(m.add((b + $i) * ROWS));
                     for t in 0..T {
-                        acc[t] = [vfmaq_laneq_f32(acc[t][0], m[0], s4[t], $i), vfmaq_laneq_f32(acc[t][1], m[1], s4[t], $i)];
+                        for g in 0..G {
+                            acc[t][g] = vfmaq_laneq_f32(acc[t][g], m[g], s4[t], $i);
+                        }
                     }
                 };
             }
@@ -619,10 +602,11 @@ unsafe fn minimums<const T: usize>(m: *const f32, s: [*const f32; T], n_blocks: 
             b += 4;
         }
         while b < n_blocks {
-            let m = [vld1q_f32(m.add(b * ROWS)), vld1q_f32(m.add(b * ROWS + 4))];
+            let m = load::<G>(m.add(b * ROWS));
             for t in 0..T {
-                let s = *s[t].add(b);
-                acc[t] = [vfmaq_n_f32(acc[t][0], m[0], s), vfmaq_n_f32(acc[t][1], m[1], s)];
+                for g in 0..G {
+                    acc[t][g] = vfmaq_n_f32(acc[t][g], m[g], *s[t].add(b));
+                }
             }
             b += 1;
         }

@@ -8,7 +8,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::arm_blocks::{
-    Format, Four, Layout, ROWS, Range8, Scales as BlockScales, Set, TILE_BLOCK, TOKENS, Tile, batch, four_nibbles, rest,
+    Format, Four, Layout, ROWS, Range8, Scales as BlockScales, Set, TILE_BLOCK, TOKENS, Tile, four_nibbles, rest,
     scale_and_minimum, scale_only, widen_f16,
 };
 use super::{Acts, BLOCK, MatmulTask, arm_blocks, arm_dense};
@@ -104,7 +104,7 @@ unsafe fn quantised<F: Type, S: Set>(task: &mut MatmulTask) {
                 vst1q_f32(task.out.at(0, row), low);
                 vst1q_f32(task.out.at(0, row + 4), high);
             } else if matches!(F::SCALES, Scales::One | Scales::OneMin) {
-                batch::<F, S>(tile, &acts, task.out, row);
+                S::batch::<F>(tile, &acts, task.out, row);
             } else {
                 for t in (0..acts.n_tok).step_by(TOKENS) {
                     // Where the batch has fewer tokens, the last is multiplied again.

@@ -9,9 +9,8 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::arm_blocks::{CACHED_ROWS, DIRECT, Format, Layout, Q4_0, Q4_1, Q8_0, ROWS, TILE_BLOCK, Tile, batch, store, widen_f16};
-use super::dotprod::Dotprod;
-use super::{BLOCK, MatmulTask};
+use super::arm_blocks::{CACHED_ROWS, DIRECT, Format, Layout, Q4_0, Q4_1, Q8_0, ROWS, TILE_BLOCK, Tile, store, widen_f16};
+use super::{BLOCK, MatmulTask, dotprod_quads};
 use crate::gguf::quant::GgmlType;
 
 /// Up to four blocks of a token: scales, scaled sums, and what the sum of products starts from (minus the offset of the
@@ -89,7 +88,7 @@ unsafe fn product<F: Packed>(task: &mut MatmulTask) {
         // (asserted above); the elements of `out` are the caller's.
         unsafe {
             expand::<F>(task.w.data.as_ptr().add(row * row_bytes), tile, n_blocks);
-            batch::<F, Dotprod>(tile, &acts, task.out, row);
+            dotprod_quads::batch::<F>(tile, &acts, task.out, row);
         }
     }
 }

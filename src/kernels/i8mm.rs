@@ -8,11 +8,11 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::arm_attend::attend;
-use super::arm_blocks::{Format, Four, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk};
+use super::arm_blocks::{ByFour, Format, Four, Range8, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four};
 use super::arm_float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
 use super::arm_wide::widen;
 use super::dotprod::Dotprod;
-use super::{MatmulTask, Table, arm_formats, dotprod_packed};
+use super::{Acts, MatmulTask, Out, Table, arm_formats, dotprod_packed};
 
 pub(crate) static TABLE: Table =
     Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, widen: Some(widen) };
@@ -66,6 +66,7 @@ unsafe fn pair_at(x: *const i8, y: *const i8) -> [int8x16_t; 2] {
 struct I8mm;
 impl Set for I8mm {
     const PREFETCH: bool = Dotprod::PREFETCH;
+    const RAISES: bool = false;
     type Running = <Dotprod as Set>::Running;
 
     #[inline(always)]
@@ -117,6 +118,14 @@ impl Set for I8mm {
         }
     }
 
+    #[inline(always)]
+    unsafe fn batch<F: Range8>(tile: Tile, acts: &Acts, out: Out, row: usize) {
+        // SAFETY: passed on.
+        unsafe { by_four::<F, Self>(tile, acts, out, row) }
+    }
+}
+
+impl ByFour for I8mm {
     /// In lanes of two rows times two tokens, brought apart at the end.
     #[inline(always)]
     unsafe fn product<F: Range8>(

@@ -18,8 +18,6 @@ mod arm_float;
 #[cfg(target_arch = "aarch64")]
 mod arm_formats;
 #[cfg(target_arch = "aarch64")]
-mod arm_six;
-#[cfg(target_arch = "aarch64")]
 mod arm_wide;
 pub mod attend;
 #[cfg(target_arch = "x86_64")]
@@ -32,6 +30,8 @@ mod avx512_attend;
 mod dotprod;
 #[cfg(target_arch = "aarch64")]
 mod dotprod_packed;
+#[cfg(target_arch = "aarch64")]
+mod dotprod_quads;
 mod float;
 #[cfg(target_arch = "aarch64")]
 mod i8mm;
@@ -132,10 +132,11 @@ pub struct Acts<'a> {
     pub d: &'a [f32],
     pub s: &'a [f32],
     pub sum: &'a [i32],
-    /// The sums of the first and of the last 16 `q`, i16 each, in the low and high half: one value to broadcast.
+    /// The sums of the first and of the last 16 `q`, i16 each, in the low and high half: one value to broadcast. Empty where no
+    /// product reads them.
     pub sum16: &'a [i32],
-    /// `q` and `d` once more, interleaved as arm_six.rs says; empty where the set does not read them so.
-    pub six: &'a [i8],
+    /// `q` and `d` once more, interleaved as dotprod_quads.rs says; empty where the set does not read them so.
+    pub quads: &'a [i8],
 }
 
 impl Acts<'_> {
@@ -153,25 +154,27 @@ pub struct ActBuf {
     s: Buf<f32>,
     sum: Buf<i32>,
     sum16: Buf<i32>,
-    six: Buf<i8>,
+    quads: Buf<i8>,
 }
 
 impl ActBuf {
-    pub fn bytes(kernels: Kernels, n_tok: usize, max_cols: usize) -> usize {
+    /// Of at most `n_tok` tokens; `has_halves` says whether `Kernels::wants_halves` of some matrix.
+    pub fn bytes(kernels: Kernels, n_tok: usize, max_cols: usize, has_halves: bool) -> usize {
         let blocks = n_tok * max_cols / BLOCK;
-        let plain = region_bytes::<i8>(n_tok * max_cols) + 2 * region_bytes::<f32>(blocks) + 2 * region_bytes::<i32>(blocks);
-        plain + region_bytes::<i8>(kernels.six_len(n_tok, max_cols))
+        let sums = region_bytes::<i32>(blocks) + region_bytes::<i32>(if has_halves { blocks } else { 0 });
+        let plain = region_bytes::<i8>(n_tok * max_cols) + 2 * region_bytes::<f32>(blocks) + sums;
+        plain + region_bytes::<i8>(kernels.quads_len(n_tok, max_cols))
     }
 
-    pub fn carve(kernels: Kernels, arena: &mut Arena, n_tok: usize, max_cols: usize) -> Self {
+    pub fn carve(kernels: Kernels, arena: &mut Arena, n_tok: usize, max_cols: usize, has_halves: bool) -> Self {
         let blocks = n_tok * max_cols / BLOCK;
         ActBuf {
             q: arena.carve(n_tok * max_cols),
             d: arena.carve(blocks),
             s: arena.carve(blocks),
             sum: arena.carve(blocks),
-            sum16: arena.carve(blocks),
-            six: arena.carve(kernels.six_len(n_tok, max_cols)),
+            sum16: arena.carve(if has_halves { blocks } else { 0 }),
+            quads: arena.carve(kernels.quads_len(n_tok, max_cols)),
         }
     }
 }
@@ -401,6 +404,12 @@ impl Kernels {
         )
     }
 
+    /// Whether products with matrices of this type read `Acts::sum16`: minimums of halves need them, and on x86 all else that is
+    /// taken off sums.
+    pub fn wants_halves(&self, ty: GgmlType) -> bool {
+        ty == GgmlType::Q2_K || matches!(self.name, SetName::Avx2 | SetName::Avx512)
+    }
+
     /// Whether this set has vector kernels for the type. What it has none for is multiplied by the scalar set, which gives
     /// the same bits, many times slower.
     pub fn is_fast(&self, ty: GgmlType) -> bool {
@@ -420,12 +429,13 @@ impl Kernels {
     pub fn quantize<'a>(&self, pool: &mut Pool, x: &'a [f32], n_cols: usize, buf: &'a mut ActBuf) -> Acts<'a> {
         assert!(n_cols % BLOCK == 0 && x.len() % n_cols == 0);
         let (n_tok, blocks) = (x.len() / n_cols, n_cols / BLOCK);
+        let halves = if buf.sum16.is_empty() { 0 } else { blocks };
         let (q, d, s, sum, sum16) = (
             SharedMut::new(&mut buf.q[..x.len()]),
             SharedMut::new(&mut buf.d[..n_tok * blocks]),
             SharedMut::new(&mut buf.s[..n_tok * blocks]),
             SharedMut::new(&mut buf.sum[..n_tok * blocks]),
-            SharedMut::new(&mut buf.sum16[..n_tok * blocks]),
+            SharedMut::new(&mut buf.sum16[..n_tok * halves]),
         );
         let one = |t: usize| {
             let at = t * blocks;
@@ -434,15 +444,17 @@ impl Kernels {
                 let (d, s, sum) = (d.range(at, blocks), s.range(at, blocks), sum.range(at, blocks));
                 let q = q.range(t * n_cols, n_cols);
                 (self.table.quantize)(&x[t * n_cols..][..n_cols], &mut *q, d, s, &mut *sum);
-                sum_halves(q, sum, sum16.range(at, blocks));
+                sum_halves(q, sum, sum16.range(t * halves, halves));
             }
         };
         pool.run(n_tok, &|_, t| one(t));
-        // A buffer that was carved for another set has no room for it.
-        let six = buf.six.get_mut(..self.six_len(n_tok, n_cols)).unwrap_or_default();
+        let quads = &mut buf.quads[..self.quads_len(n_tok, n_cols)];
         #[cfg(target_arch = "aarch64")]
-        if !six.is_empty() {
-            arm_six::interleave(n_tok, n_cols, &buf.q, &buf.d, six);
+        if !quads.is_empty() {
+            let (q, d) = (&buf.q[..x.len()], &buf.d[..n_tok * blocks]);
+            pool.for_chunks(quads, dotprod_quads::group_len(n_cols), |group, out| {
+                dotprod_quads::interleave(group, n_cols, q, d, out);
+            });
         }
         Acts {
             n_tok,
@@ -452,8 +464,8 @@ impl Kernels {
             d: &buf.d[..n_tok * blocks],
             s: &buf.s[..n_tok * blocks],
             sum: &buf.sum[..n_tok * blocks],
-            sum16: &buf.sum16[..n_tok * blocks],
-            six,
+            sum16: &buf.sum16[..n_tok * halves],
+            quads,
         }
     }
 
@@ -472,6 +484,7 @@ impl Kernels {
                     && p.out.len() >= acts.n_tok * p.w.n_rows
                     && p.w.data.len() >= p.w.n_rows * p.w.row_bytes()
                     && (!p.w.packed || packed::can_pack(p.w.ty, p.w.n_rows))
+                    && (!self.wants_halves(p.w.ty) || acts.sum16.len() == acts.sum.len())
             );
             first_task[i + 1] = first_task[i] + p.w.n_rows.div_ceil(rows_per_task);
             outs[i] = Out { ptr: p.out.as_mut_ptr(), stride: p.w.n_rows };
@@ -547,11 +560,11 @@ impl Kernels {
         unsafe { (self.table.attend)(a, out) };
     }
 
-    /// Bytes of `Acts::six`.
-    fn six_len(&self, n_tok: usize, n_cols: usize) -> usize {
+    /// Bytes of `Acts::quads`: also for sets that come to read them only where a matrix is packed.
+    fn quads_len(&self, n_tok: usize, n_cols: usize) -> usize {
         #[cfg(target_arch = "aarch64")]
-        if self.name == SetName::Dotprod {
-            return arm_six::len(n_tok, n_cols);
+        if matches!(self.name, SetName::Dotprod | SetName::I8mm) {
+            return dotprod_quads::len(n_tok, n_cols);
         }
         let _ = (n_tok, n_cols);
         0
@@ -594,7 +607,7 @@ fn store_f16(x: &[f32], row: &mut [u8]) {
     kv_rows::store_f16(x, row);
 }
 
-/// `sum16` of each block of 32 `q`, whose whole sum is known.
+/// `sum16` of each block of 32 `q`, whose whole sum is known, where there is room for it.
 fn sum_halves(q: &[i8], sum: &[i32], sum16: &mut [i32]) {
     for ((q, sum), sum16) in q.as_chunks::<BLOCK>().0.iter().zip(sum).zip(sum16) {
         let first: i32 = q[..BLOCK / 2].iter().map(|&q| i32::from(q)).sum();

@@ -7,10 +7,12 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::arm_attend::attend;
-use super::arm_blocks::{Format, Four, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, TokenBlocks, Walk, mls_lane, next_32};
+use super::arm_blocks::{
+    ByFour, Format, Four, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four, mls_lane, next_32,
+};
 use super::arm_float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
 use super::arm_wide::widen;
-use super::{BLOCK, MatmulTask, Table, arm_formats};
+use super::{Acts, BLOCK, MatmulTask, Out, Table, arm_formats};
 
 pub(crate) static TABLE: Table =
     Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, widen: Some(widen) };
@@ -187,6 +189,7 @@ unsafe fn dot4x2<F: Range8>(w: Four, a: &mut [*const i8; 2]) -> [int32x4_t; 2] {
 struct Neon;
 impl Set for Neon {
     const PREFETCH: bool = true;
+    const RAISES: bool = false;
     type Running = ();
 
     #[inline(always)]
@@ -243,6 +246,14 @@ impl Set for Neon {
         }
     }
 
+    #[inline(always)]
+    unsafe fn batch<F: Range8>(tile: Tile, acts: &Acts, out: Out, row: usize) {
+        // SAFETY: passed on.
+        unsafe { by_four::<F, Self>(tile, acts, out, row) }
+    }
+}
+
+impl ByFour for Neon {
     ///     for four rows, for each block: the block of all four rows in registers, two tokens past it at a time
     #[inline(always)]
     unsafe fn product<F: Range8>(

@@ -85,11 +85,11 @@ pub struct Bench {
 impl Bench {
     pub fn new(n_tok: usize, n_cols: usize) -> Self {
         let (tile, auto) = (tile_bytes(n_cols, true), Kernels::choose("auto").unwrap());
-        let mut arena = Arena::new(2 * region_bytes::<u8>(tile) + ActBuf::bytes(auto, n_tok, n_cols)).unwrap();
+        let mut arena = Arena::new(2 * region_bytes::<u8>(tile) + ActBuf::bytes(auto, n_tok, n_cols, true)).unwrap();
         Bench {
             pool: Pool::new(2).unwrap(),
             tiles: vec![arena.carve(tile), arena.carve(tile)],
-            acts: ActBuf::carve(auto, &mut arena, n_tok, n_cols),
+            acts: ActBuf::carve(auto, &mut arena, n_tok, n_cols, true),
             packed: false,
         }
     }
@@ -118,9 +118,9 @@ fn quantised_products_equal_the_scalar_set_bit_for_bit() {
     for ty in QUANTISED {
         let sizes: &[usize] = if ty.block_elems() == 256 { &[256, 512, 1536] } else { &[32, 64, 96, 576, 1536] };
         for &n_cols in sizes {
-            let mut bench = Bench::new(17, n_cols);
+            let mut bench = Bench::new(25, n_cols);
             for n_rows in [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48] {
-                for n_tok in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17] {
+                for n_tok in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 16, 17, 25] {
                     if n_cols > 256 && (n_rows > 17 || n_tok > 4) {
                         continue;
                     }

@@ -19,6 +19,8 @@ pub struct ScratchShape {
     /// Rows of logits that may be asked for at once.
     pub n_logits: usize,
     pub has_float: bool,
+    /// `Kernels::wants_halves` of some matrix.
+    pub has_halves: bool,
     pub counts_attention: bool,
     /// Some want room of their own.
     pub kernels: Kernels,
@@ -68,7 +70,7 @@ impl Scratch {
             .map(|n| region_bytes::<f32>(s.n_batch * n))
             .sum();
         plan.private("activations", activations + Angles::bytes(c, s.n_batch));
-        plan.private("quantised activations", ActBuf::bytes(s.kernels, s.n_batch, c.max_cols()));
+        plan.private("quantised activations", ActBuf::bytes(s.kernels, s.n_batch, c.max_cols(), s.has_halves));
         plan.private("logits", region_bytes::<f32>(s.n_logits * c.n_vocab));
         plan.private("weight tiles", s.n_threads * region_bytes::<u8>(sizes.tile));
         let renumber = RenumberScratch::bytes(s.n_slot, c.head_dim);
@@ -92,7 +94,7 @@ impl Scratch {
             proj: arena.carve(b * c.n_embd),
             gate: arena.carve(b * c.n_ff),
             up: arena.carve(b * c.n_ff),
-            acts: ActBuf::carve(s.kernels, &mut arena, b, c.max_cols()),
+            acts: ActBuf::carve(s.kernels, &mut arena, b, c.max_cols(), s.has_halves),
             angles: Angles::carve(&mut arena, c, b),
             logits: arena.carve(s.n_logits * c.n_vocab),
             tiles: (0..s.n_threads).map(|_| arena.carve(sizes.tile)).collect(),
