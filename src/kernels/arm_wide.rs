@@ -2,25 +2,27 @@
 //! specifies, bit for bit, as in arm_attend.rs, with fewer loads and no conversions.
 //!
 //! ```text
-//! keys           [CHUNK][padded]     f32 of f16; or levels as i16, in the first half of a row
-//! their scales   [n_blocks][CHUNK]   f32; of levels
-//! values         [CHUNK][padded]     f32 of f16; or of levels with their offset, as `Levels::value` has them
+//! keys           [CHUNK / 4][padded][4]   f32 of f16, by four keys: a key is a lane, and no score is added up sideways
+//!                [CHUNK][padded]          or levels as i16, in the first half of a row
+//! their scales   [n_blocks][CHUNK]        f32; of levels
+//! values         [n_blocks][CHUNK][32]    f32 of f16, or of levels with their offset, as `Levels::value` has them
 //! their scales   [n_blocks][CHUNK]
 //! ```
 //!
 //! `padded` is `head_dim` rounded up to whole blocks. Rows that were never widened are noughts or older rows, and are read with
-//! weights of nought only.
+//! weights of nought only. What is read in a loop lies in one piece, so that one load brings four vectors.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::arm_attend::{Levels, Packed, Q8, add_scores, finish_levels, scaled_weights};
 use super::arm_blocks::widen_f16;
-use super::arm_float::{load, splat};
+use super::arm_float::splat;
 use super::attend::{QueryBlock, Weights};
 use super::kv_rows::{ROW_BLOCK, RowType, with_row};
-use super::{Attend, CHUNK};
+use super::{Attend, CHUNK, MAX_HEAD_DIM};
 
 /// Where the parts of a widened chunk are.
 #[derive(Clone, Copy)]
@@ -48,10 +50,10 @@ impl Parts<*mut f32> {
     }
 }
 
-/// Widens rows `which` of a chunk, each to its place.
+/// Widens rows `which` of a chunk, each to its place; of keys in f16 all of the fours they are in.
 ///
 /// # Safety
-/// These rows lie inside `keys` and `values`; `wide` has the chunk's length.
+/// Rows of these fours lie inside `keys` and `values` as far as the chunk has them; `wide` has the chunk's length.
 pub unsafe fn widen(a: &Attend, which: Range<usize>, wide: &mut [f32]) {
     let (parts, stride, n_blocks) = (Parts::of(wide.as_mut_ptr(), a.head_dim), padded(a.head_dim), RowType::n_blocks(a.head_dim));
     let (k_bytes, v_bytes) = (a.k_type.row_bytes(a.head_dim), a.v_type.row_bytes(a.head_dim));
@@ -70,15 +72,17 @@ pub unsafe fn widen(a: &Attend, which: Range<usize>, wide: &mut [f32]) {
                 }
             }
         }, {
-            for j in which.clone() {
-                widen_float(key(j), a.head_dim, parts.keys.add(j * stride));
+            for j in (which.start / 4 * 4..which.end).step_by(4) {
+                // Behind the last row the last again.
+                let four = [0, 1, 2, 3].map(|i| key((j + i).min(a.n_rows - 1)));
+                widen_keys(four, a.head_dim, parts.keys.add(j * stride));
             }
         });
         with_row!(a.v_type, R => {
             for j in which {
                 widen_scales(value(j), n_blocks, parts.value_scales.add(j));
                 for half in 0..2 * n_blocks {
-                    let to = parts.values.add(j * stride + 16 * half);
+                    let to = parts.values.add((half / 2 * CHUNK + j) * ROW_BLOCK + half % 2 * 16);
                     let [low, high] = R::value(value(j), n_blocks, half / 2, half % 2);
                     for (i, x) in [widen_f16(low), widen_f16(high)].as_flattened().iter().enumerate() {
                         vst1q_f32(to.add(4 * i), *x);
@@ -87,7 +91,7 @@ pub unsafe fn widen(a: &Attend, which: Range<usize>, wide: &mut [f32]) {
             }
         }, {
             for j in which {
-                widen_float(value(j), a.head_dim, parts.values.add(j * stride));
+                widen_value(value(j), a.head_dim, parts.values.add(j * ROW_BLOCK));
             }
         });
     }
@@ -106,9 +110,24 @@ unsafe fn widen_scales(row: *const u8, n_blocks: usize, to: *mut f32) {
 }
 
 /// # Safety
-/// `n` f16 at `row`, and room for as many f32 at `to`; `n` is a multiple of eight.
+/// `n` f16 at each row, and room for all at `to`; `n` is a multiple of eight.
 #[inline(always)]
-unsafe fn widen_float(mut row: *const u8, n: usize, mut to: *mut f32) {
+unsafe fn widen_keys(rows: [*const u8; 4], n: usize, mut to: *mut f32) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        for i in 0..n / 8 {
+            let [x, y, z, u] = rows.map(|row| widen_f16(vld1q_u16(row.add(16 * i).cast())));
+            vst4q_f32(to, float32x4x4_t(x[0], y[0], z[0], u[0]));
+            vst4q_f32(to.add(16), float32x4x4_t(x[1], y[1], z[1], u[1]));
+            to = to.add(32);
+        }
+    }
+}
+
+/// # Safety
+/// `n` f16 at `row`, and room for its blocks, the first at `to`; `n` is a multiple of eight.
+#[inline(always)]
+unsafe fn widen_value(mut row: *const u8, n: usize, mut to: *mut f32) {
     // SAFETY: by the caller's promise.
     unsafe {
         for _ in 0..n / ROW_BLOCK {
@@ -117,7 +136,7 @@ unsafe fn widen_float(mut row: *const u8, n: usize, mut to: *mut f32) {
             for (i, x) in block.as_flattened().iter().enumerate() {
                 vst1q_f32(to.add(4 * i), *x);
             }
-            (row, to) = (row.add(2 * ROW_BLOCK), to.add(ROW_BLOCK));
+            (row, to) = (row.add(2 * ROW_BLOCK), to.add(CHUNK * ROW_BLOCK));
         }
         for i in 0..n % ROW_BLOCK / 8 {
             let [low, high] = widen_f16(vld1q_u16(row.add(16 * i).cast()));
@@ -132,149 +151,147 @@ unsafe fn widen_float(mut row: *const u8, n: usize, mut to: *mut f32) {
 /// # Safety
 /// `a.wide` is a widened chunk; `q` has `N` heads.
 pub unsafe fn scores<const N: usize>(a: &Attend, q: &[f32], weights: &mut Weights<N>) {
-    let parts = Parts::of(a.wide.as_ptr().cast_mut(), a.head_dim);
+    let (parts, hd) = (Parts::of(a.wide.as_ptr().cast_mut(), a.head_dim), a.head_dim);
     // SAFETY: passed on.
     unsafe {
         with_row!(a.k_type, R => level_scores::<R, N>(a, parts, q, weights), match N {
-            // As many keys as their sums leave room for in registers.
-            4 => float_scores::<N, 2>(a, parts.keys, q, weights, eight),
-            3 => float_scores(a, parts.keys, q, weights, eight_4x3),
-            _ => float_scores::<N, 4>(a, parts.keys, q, weights, eight),
+            1 => scores_of_one(a, parts.keys, q, weights),
+            2 => scores_of_two(a, parts.keys, q, weights),
+            3 => scores_of_three(a, parts.keys, q, weights),
+            // Sums of four queries would not find room in registers.
+            _ => {
+                scores_of_two(a, parts.keys, &q[..2 * hd], &mut weights[..2]);
+                scores_of_two(a, parts.keys, &q[2 * hd..], &mut weights[2..]);
+            }
         });
     }
 }
 
-/// Eight elements of `K` keys times those of `N` queries, each in two vectors; all pointers move on.
+/// Text of the scores: lane `l` of each query, four columns: column `c` of four keys, in `v$c`, times that of the queries.
+macro_rules! column {
+    ($op:literal, $c:literal, $l:literal; $($n:literal $q:literal),*) => {
+        concat!($($op, " {d", $l, $n, ":v}.4s, v", $c, ".4s, v", $q, ".s[", $c, "]\n"),*)
+    };
+}
+
+/// Declares the scores of keys in f16 with some queries. Each sum in eight lanes is eight vectors, a key in each lane:
 ///
-/// # Safety
-/// 32 bytes at each pointer are readable.
-#[inline(always)]
-unsafe fn eight<const N: usize, const K: usize>(
-    key: &mut [*const f32; K],
-    query: &mut [*const f32; N],
-    dot: &mut [[[float32x4_t; 2]; N]; K],
-) {
-    // SAFETY: passed on.
-    unsafe {
-        let q = query.each_ref().map(|q| load::<2>(*q));
-        *query = query.map(|q| q.add(8));
-        for (key, dot) in key.iter_mut().zip(dot) {
-            let k = load::<2>(*key);
-            *key = key.add(8);
-            for n in 0..N {
-                dot[n] = [vfmaq_f32(dot[n][0], q[n][0], k[0]), vfmaq_f32(dot[n][1], q[n][1], k[1])];
+///     for each eight columns: for both halves: four columns of four keys, of each query; a multiply-add for each column and query
+///
+/// All lanes but the first start from their first product instead of nought: the first brings the sign of a sum that is nought.
+macro_rules! float_scores {
+    ($name:ident, $first:ident, $step:ident, $n:literal, $load_queries:literal, [$($i:literal $q:literal),*], $($d:ident),*) => {
+        /// # Safety
+        /// Eight columns of four keys and of all queries at the pointers, which move on.
+        #[inline(always)]
+        unsafe fn $first(key: &mut *const f32, query: &mut *const f32) -> [float32x4_t; 8 * $n] {
+            let [$($d),*]: [float32x4_t; 8 * $n];
+            // SAFETY: by the caller's promise.
+            unsafe {
+                asm!(
+                    "ld1 {{v0.4s-v3.4s}}, [{key}], #64",
+                    $load_queries,
+                    $(concat!("movi {d0", $i, ":v}.4s, #0"),)*
+                    column!("fmla", 0, 0; $($i $q),*),
+                    column!("fmul", 1, 1; $($i $q),*),
+                    column!("fmul", 2, 2; $($i $q),*),
+                    column!("fmul", 3, 3; $($i $q),*),
+                    "ld1 {{v0.4s-v3.4s}}, [{key}], #64",
+                    $load_queries,
+                    column!("fmul", 0, 4; $($i $q),*),
+                    column!("fmul", 1, 5; $($i $q),*),
+                    column!("fmul", 2, 6; $($i $q),*),
+                    column!("fmul", 3, 7; $($i $q),*),
+                    key = inout(reg) *key, query = inout(reg) *query, $($d = out(vreg) $d,)*
+                    out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
+                    options(readonly, nostack, preserves_flags),
+                );
+            }
+            [$($d),*]
+        }
+
+        /// # Safety
+        /// As the first.
+        #[inline(always)]
+        unsafe fn $step(key: &mut *const f32, query: &mut *const f32, dot: &mut [float32x4_t; 8 * $n]) {
+            let [$($d),*] = dot;
+            // SAFETY: by the caller's promise.
+            unsafe {
+                asm!(
+                    "ld1 {{v0.4s-v3.4s}}, [{key}], #64",
+                    $load_queries,
+                    column!("fmla", 0, 0; $($i $q),*),
+                    column!("fmla", 1, 1; $($i $q),*),
+                    column!("fmla", 2, 2; $($i $q),*),
+                    column!("fmla", 3, 3; $($i $q),*),
+                    "ld1 {{v0.4s-v3.4s}}, [{key}], #64",
+                    $load_queries,
+                    column!("fmla", 0, 4; $($i $q),*),
+                    column!("fmla", 1, 5; $($i $q),*),
+                    column!("fmla", 2, 6; $($i $q),*),
+                    column!("fmla", 3, 7; $($i $q),*),
+                    key = inout(reg) *key, query = inout(reg) *query, $($d = inout(vreg) *$d,)*
+                    out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
+                    options(readonly, nostack, preserves_flags),
+                );
             }
         }
-    }
-}
 
-/// `eight` of four keys and three queries, which takes all registers: compilers keep a sum in memory.
-///
-/// # Safety
-/// As `eight`.
-#[inline(always)]
-unsafe fn eight_4x3(key: &mut [*const f32; 4], query: &mut [*const f32; 3], dot: &mut [[[float32x4_t; 2]; 3]; 4]) {
-    macro_rules! of_key {
-        ($k:literal) => {
-            concat!(
-                "ldp {k0:q}, {k1:q}, [{p",
-                $k,
-                "}], #32\n",
-                "fmla {d",
-                $k,
-                "00:v}.4s, {k0:v}.4s, {q00:v}.4s\n",
-                "fmla {d",
-                $k,
-                "01:v}.4s, {k1:v}.4s, {q01:v}.4s\n",
-                "fmla {d",
-                $k,
-                "10:v}.4s, {k0:v}.4s, {q10:v}.4s\n",
-                "fmla {d",
-                $k,
-                "11:v}.4s, {k1:v}.4s, {q11:v}.4s\n",
-                "fmla {d",
-                $k,
-                "20:v}.4s, {k0:v}.4s, {q20:v}.4s\n",
-                "fmla {d",
-                $k,
-                "21:v}.4s, {k1:v}.4s, {q21:v}.4s\n"
-            )
-        };
-    }
-    let [p0, p1, p2, p3] = key;
-    let [n0, n1, n2] = query;
-    let [[[d000, d001], [d010, d011], [d020, d021]], rest @ ..] = dot;
-    let [[[d100, d101], [d110, d111], [d120, d121]], rest @ ..] = rest;
-    let [[[d200, d201], [d210, d211], [d220, d221]], rest @ ..] = rest;
-    let [[[d300, d301], [d310, d311], [d320, d321]]] = rest;
-    // SAFETY: readable by the caller's promise.
-    unsafe {
-        asm!(
-            "ldp {q00:q}, {q01:q}, [{n0}], #32",
-            "ldp {q10:q}, {q11:q}, [{n1}], #32",
-            "ldp {q20:q}, {q21:q}, [{n2}], #32",
-            of_key!(0),
-            of_key!(1),
-            of_key!(2),
-            of_key!(3),
-            p0 = inout(reg) *p0, p1 = inout(reg) *p1, p2 = inout(reg) *p2, p3 = inout(reg) *p3,
-            n0 = inout(reg) *n0, n1 = inout(reg) *n1, n2 = inout(reg) *n2,
-            k0 = out(vreg) _, k1 = out(vreg) _, q00 = out(vreg) _, q01 = out(vreg) _,
-            q10 = out(vreg) _, q11 = out(vreg) _, q20 = out(vreg) _, q21 = out(vreg) _,
-            d000 = inout(vreg) *d000, d001 = inout(vreg) *d001, d010 = inout(vreg) *d010,
-            d011 = inout(vreg) *d011, d020 = inout(vreg) *d020, d021 = inout(vreg) *d021,
-            d100 = inout(vreg) *d100, d101 = inout(vreg) *d101, d110 = inout(vreg) *d110,
-            d111 = inout(vreg) *d111, d120 = inout(vreg) *d120, d121 = inout(vreg) *d121,
-            d200 = inout(vreg) *d200, d201 = inout(vreg) *d201, d210 = inout(vreg) *d210,
-            d211 = inout(vreg) *d211, d220 = inout(vreg) *d220, d221 = inout(vreg) *d221,
-            d300 = inout(vreg) *d300, d301 = inout(vreg) *d301, d310 = inout(vreg) *d310,
-            d311 = inout(vreg) *d311, d320 = inout(vreg) *d320, d321 = inout(vreg) *d321,
-            options(readonly, nostack, preserves_flags),
-        );
-    }
-}
-
-/// # Safety
-/// As `scores`.
-#[inline(always)]
-unsafe fn float_scores<const N: usize, const K: usize>(
-    a: &Attend,
-    keys: *const f32,
-    q: &[f32],
-    weights: &mut [[f32; CHUNK]],
-    step: unsafe fn(&mut [*const f32; K], &mut [*const f32; N], &mut [[[float32x4_t; 2]; N]; K]),
-) {
-    let (hd, stride) = (a.head_dim, padded(a.head_dim));
-    assert!(q.len() == N * hd);
-    // SAFETY: rows of the widened chunk, which has a multiple of four; `q` by the assertion.
-    unsafe {
-        for j in (0..a.n_rows).step_by(4) {
-            let mut sums = [[splat(0.0); 4]; N];
-            for first in (0..4).step_by(K) {
-                let mut key: [*const f32; K] = std::array::from_fn(|k| keys.add((j + first + k) * stride));
-                let mut query: [*const f32; N] = std::array::from_fn(|n| q.as_ptr().add(n * hd));
-                let mut dot = [[[splat(0.0); 2]; N]; K];
-                for _ in 0..hd / ROW_BLOCK {
-                    for _ in 0..ROW_BLOCK / 8 {
-                        step(&mut key, &mut query, &mut dot);
+        /// # Safety
+        /// `keys` are those of a widened chunk.
+        unsafe fn $name(a: &Attend, keys: *const f32, q: &[f32], weights: &mut [[f32; CHUNK]]) {
+            let (hd, stride) = (a.head_dim, padded(a.head_dim));
+            assert!(q.len() == $n * hd && weights.len() == $n && hd <= MAX_HEAD_DIM);
+            // Four columns of each query, then the next four.
+            let mut queries = [const { MaybeUninit::<[f32; 4]>::uninit() }; $n * MAX_HEAD_DIM / 4];
+            for n in 0..$n {
+                let fours = q[n * hd..][..hd].as_chunks::<4>().0;
+                for (to, four) in queries.iter_mut().skip(n).step_by($n).zip(fours) {
+                    to.write(*four);
+                }
+            }
+            for j in (0..a.n_rows).step_by(4) {
+                let (mut key, mut query) = (keys.wrapping_add(j * stride), queries.as_ptr().cast());
+                // SAFETY: rows of the widened chunk, which has a multiple of four; all columns of the queries were written.
+                let dot = unsafe {
+                    let mut dot = $first(&mut key, &mut query);
+                    let steps = hd / 8 - 1;
+                    for _ in 0..steps % 4 {
+                        $step(&mut key, &mut query, &mut dot);
                     }
-                }
-                for _ in 0..hd % ROW_BLOCK / 8 {
-                    step(&mut key, &mut query, &mut dot);
-                }
-                for (k, dot) in dot.iter().enumerate() {
-                    for n in 0..N {
-                        sums[n][first + k] = vaddq_f32(dot[n][0], dot[n][1]);
+                    for _ in 0..steps / 4 {
+                        $step(&mut key, &mut query, &mut dot);
+                        $step(&mut key, &mut query, &mut dot);
+                        $step(&mut key, &mut query, &mut dot);
+                        $step(&mut key, &mut query, &mut dot);
+                    }
+                    dot
+                };
+                for n in 0..$n {
+                    // SAFETY: an array of four.
+                    unsafe {
+                        let two = |l: usize| vaddq_f32(dot[l * $n + n], dot[(l + 4) * $n + n]);
+                        let sum = vaddq_f32(vaddq_f32(two(0), two(1)), vaddq_f32(two(2), two(3)));
+                        vst1q_f32(weights[n].as_chunks_mut::<4>().0[j / 4].as_mut_ptr(), sum);
                     }
                 }
             }
-            for n in 0..N {
-                let [s0, s1, s2, s3] = sums[n];
-                vst1q_f32(weights[n][j..][..4].as_mut_ptr(), vpaddq_f32(vpaddq_f32(s0, s1), vpaddq_f32(s2, s3)));
-            }
         }
-    }
+    };
 }
+
+float_scores!(
+    scores_of_one, first_of_one, step_of_one, 1, "ld1 {{v4.4s}}, [{query}], #16", [0 4],
+    d00, d10, d20, d30, d40, d50, d60, d70
+);
+float_scores!(
+    scores_of_two, first_of_two, step_of_two, 2, "ld1 {{v4.4s-v5.4s}}, [{query}], #32", [0 4, 1 5],
+    d00, d01, d10, d11, d20, d21, d30, d31, d40, d41, d50, d51, d60, d61, d70, d71
+);
+float_scores!(
+    scores_of_three, first_of_three, step_of_three, 3, "ld1 {{v4.4s-v6.4s}}, [{query}], #48", [0 4, 1 5, 2 6],
+    d00, d01, d02, d10, d11, d12, d20, d21, d22, d30, d31, d32, d40, d41, d42, d50, d51, d52, d60, d61, d62, d70, d71, d72
+);
 
 /// # Safety
 /// As `scores`.
@@ -308,12 +325,33 @@ unsafe fn level_scores<R: Levels, const N: usize>(a: &Attend, parts: Parts<*mut 
 pub unsafe fn mix<const N: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f32]) {
     // SAFETY: passed on.
     unsafe {
-        match (a.v_type, N) {
-            (RowType::F16, ..4) => float_mix::<N, 8>(a, weights, acc),
-            (_, ..4) => level_mix::<N, 8>(a, weights, acc),
-            // Half a block, for else the sums would not find room in registers.
-            (RowType::F16, _) => float_mix::<N, 4>(a, weights, acc),
-            _ => level_mix::<N, 4>(a, weights, acc),
+        match N {
+            1 => mix_of(a, weights, acc, block_of_one),
+            2 => mix_of(a, weights, acc, block_of_two),
+            3 => mix_of(a, weights, acc, block_of_three),
+            // Sums of four queries would not find room in registers.
+            _ => {
+                let (first, last) = acc.split_at_mut(2 * a.head_dim);
+                mix_of(a, &weights[..2], first, block_of_two);
+                mix_of(a, &weights[2..], last, block_of_two);
+            }
+        }
+    }
+}
+
+/// A block of values of some rows, by fours, times their weights: `Σ_j weights[n][j] * values[j][0..32]`.
+type MixBlock<const N: usize> = unsafe fn(*const f32, usize, &Weights<N>) -> [[float32x4_t; 8]; N];
+
+/// # Safety
+/// As `mix`.
+#[inline(always)]
+unsafe fn mix_of<const N: usize>(a: &Attend, weights: &[[f32; CHUNK]], acc: &mut [f32], block: MixBlock<N>) {
+    let weights = weights.first_chunk().expect("weights of all queries");
+    // SAFETY: passed on.
+    unsafe {
+        match a.v_type {
+            RowType::F16 => float_mix(a, weights, acc, block),
+            _ => level_mix(a, weights, acc, block),
         }
     }
 }
@@ -321,21 +359,21 @@ pub unsafe fn mix<const N: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f
 /// # Safety
 /// As `mix`.
 #[inline(always)]
-unsafe fn float_mix<const N: usize, const V: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f32]) {
-    let (values, stride, hd) = (Parts::of(a.wide.as_ptr().cast_mut(), a.head_dim).values, padded(a.head_dim), a.head_dim);
-    for first in (0..hd).step_by(4 * V) {
-        // SAFETY: elements of the rows of the widened chunk, which has a multiple of four; `4 V` elements of `acc`, or of a block.
+unsafe fn float_mix<const N: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f32], block: MixBlock<N>) {
+    let (values, hd) = (Parts::of(a.wide.as_ptr().cast_mut(), a.head_dim).values, a.head_dim);
+    for b in 0..RowType::n_blocks(hd) {
+        // SAFETY: a block of the rows of the widened chunk, which has a multiple of four; as many elements of `acc`, or of `last`.
         unsafe {
-            let total = mix_vectors::<N, V>(values.add(first), stride, a.n_rows, weights);
+            let total = block(values.add(b * CHUNK * ROW_BLOCK), a.n_rows.div_ceil(4), weights);
             for n in 0..N {
-                let out = &mut acc[n * hd + first..(n + 1) * hd];
+                let out = &mut acc[n * hd..(n + 1) * hd][b * ROW_BLOCK..];
                 // Sums that were looked up by an index would not stay in registers.
                 let mut last = [0f32; ROW_BLOCK];
-                let to = if out.len() < 4 * V { last.as_mut_ptr() } else { out.as_mut_ptr() };
+                let to = if out.len() < ROW_BLOCK { last.as_mut_ptr() } else { out.as_mut_ptr() };
                 for (i, x) in total[n].iter().enumerate() {
                     vst1q_f32(to.add(4 * i), *x);
                 }
-                if out.len() < 4 * V {
+                if out.len() < ROW_BLOCK {
                     out.copy_from_slice(&last[..out.len()]);
                 }
             }
@@ -346,58 +384,80 @@ unsafe fn float_mix<const N: usize, const V: usize>(a: &Attend, weights: &Weight
 /// # Safety
 /// As `mix`.
 #[inline(always)]
-unsafe fn level_mix<const N: usize, const V: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f32]) {
-    let (parts, stride) = (Parts::of(a.wide.as_ptr().cast_mut(), a.head_dim), padded(a.head_dim));
+unsafe fn level_mix<const N: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f32], block: MixBlock<N>) {
+    let parts = Parts::of(a.wide.as_ptr().cast_mut(), a.head_dim);
     let mut scaled = [[0f32; CHUNK]; N];
     for b in 0..RowType::n_blocks(a.head_dim) {
         // SAFETY: a block of the rows of the widened chunk, which has a multiple of four.
         unsafe {
             let d = &*parts.value_scales.add(b * CHUNK).cast::<[f32; CHUNK]>();
             let sums = scaled_weights(weights, d, a.n_rows, &mut scaled);
-            for first in (0..ROW_BLOCK).step_by(4 * V) {
-                let total = mix_vectors::<N, V>(parts.values.add(b * ROW_BLOCK + first), stride, a.n_rows, &scaled);
-                for n in 0..N {
-                    finish_levels(a, total[n].as_chunks::<4>().0, sums[n], 2 * b + first / 16, n, acc);
-                }
+            let total = block(parts.values.add(b * CHUNK * ROW_BLOCK), a.n_rows.div_ceil(4), &scaled);
+            for n in 0..N {
+                finish_levels(a, total[n].as_chunks::<4>().0, sums[n], 2 * b, n, acc);
             }
         }
     }
 }
 
-/// `Σ_j weights[n][j] * values[j][0..4 V]`
-///
-/// # Safety
-/// `n_rows`, rounded up to a multiple of four, rows at `values`.
-#[inline(always)]
-unsafe fn mix_vectors<const N: usize, const V: usize>(
-    values: *const f32,
-    stride: usize,
-    n_rows: usize,
-    weights: &Weights<N>,
-) -> [[float32x4_t; V]; N] {
-    let mut total = [[splat(0.0); V]; N];
-    let mut row = values;
-    for j in 0..n_rows.div_ceil(4) {
-        // SAFETY: arrays of four weights; rows by the caller's promise.
-        unsafe {
-            let w: [float32x4_t; N] = std::array::from_fn(|n| vld1q_f32(weights[n].as_chunks::<4>().0[j].as_ptr()));
-            macro_rules! row {
-                ($lane:literal) => {
-                    for i in (0..V).step_by(2) {
-                        let [x, y] = load::<2>(row.add(4 * i));
-                        for n in 0..N {
-                            total[n][i] = vfmaq_laneq_f32::<$lane>(total[n][i], x, w[n]);
-                            total[n][i + 1] = vfmaq_laneq_f32::<$lane>(total[n][i + 1], y, w[n]);
-                        }
-                    }
-                    row = row.add(stride);
-                };
-            }
-            row!(0);
-            row!(1);
-            row!(2);
-            row!(3);
-        }
-    }
-    total
+/// Text of the mix: four vectors of row `r`, of which the first is the block's vector `i`, times the weights of all queries.
+macro_rules! half_row {
+    ($r:literal, [$($n:literal),*], $i0:literal, $i1:literal, $i2:literal, $i3:literal) => {
+        concat!(
+            "ld1 {{v0.4s-v3.4s}}, [{value}], #64\n",
+            $(half_row!($r, $n, $i0 0, $i1 1, $i2 2, $i3 3)),*
+        )
+    };
+    ($r:literal, $n:literal, $($i:literal $v:literal),*) => {
+        concat!($("fmla {t", $n, $i, ":v}.4s, v", $v, ".4s, {w", $n, ":v}.s[", $r, "]\n"),*)
+    };
 }
+
+/// Declares `MixBlock` for some queries.
+///
+///     for each four rows: a vector of weights of each query; for each row: twice four vectors
+macro_rules! mix_block {
+    ($name:ident, $n:literal, $ns:tt, [$($w:ident $at:literal),*], $([$($t:ident),*]),*) => {
+        /// # Safety
+        /// `fours` times four rows at `value`, of which each has a weight.
+        #[inline(always)]
+        unsafe fn $name(mut value: *const f32, fours: usize, weights: &Weights<$n>) -> [[float32x4_t; 8]; $n] {
+            let mut total = [[splat(0.0); 8]; $n];
+            let [$([$($t),*]),*] = &mut total;
+            let mut weight = weights.as_ptr().cast::<f32>();
+            assert!(fours <= CHUNK / 4);
+            for _ in 0..fours {
+                // SAFETY: by the caller's promise; weights by the assertion.
+                unsafe {
+                    asm!(
+                        $(concat!("ldr {", stringify!($w), ":q}, [{weight}, ", $at, "]"),)*
+                        half_row!(0, $ns, 0, 1, 2, 3),
+                        half_row!(0, $ns, 4, 5, 6, 7),
+                        half_row!(1, $ns, 0, 1, 2, 3),
+                        half_row!(1, $ns, 4, 5, 6, 7),
+                        half_row!(2, $ns, 0, 1, 2, 3),
+                        half_row!(2, $ns, 4, 5, 6, 7),
+                        half_row!(3, $ns, 0, 1, 2, 3),
+                        half_row!(3, $ns, 4, 5, 6, 7),
+                        value = inout(reg) value, weight = in(reg) weight, $($w = out(vreg) _,)* $($($t = inout(vreg) *$t,)*)*
+                        out("v0") _, out("v1") _, out("v2") _, out("v3") _, options(readonly, nostack, preserves_flags),
+                    );
+                }
+                weight = weight.wrapping_add(4);
+            }
+            total
+        }
+    };
+}
+
+const _: () = assert!(CHUNK * size_of::<f32>() == 512, "the distance of weights in the text below");
+
+mix_block!(block_of_one, 1, [0], [w0 0], [t00, t01, t02, t03, t04, t05, t06, t07]);
+mix_block!(
+    block_of_two, 2, [0, 1], [w0 0, w1 512],
+    [t00, t01, t02, t03, t04, t05, t06, t07], [t10, t11, t12, t13, t14, t15, t16, t17]
+);
+mix_block!(
+    block_of_three, 3, [0, 1, 2], [w0 0, w1 512, w2 1024],
+    [t00, t01, t02, t03, t04, t05, t06, t07], [t10, t11, t12, t13, t14, t15, t16, t17], [t20, t21, t22, t23, t24, t25, t26, t27]
+);

@@ -68,6 +68,8 @@ pub const TILE_ROWS: usize = 16;
 /// Cache entries that are attended to in one go; partial results of chunks are merged in order, so the result does
 /// not depend on the number of threads. A multiple of 8.
 pub const CHUNK: usize = 128;
+/// Elements of a head, at most.
+pub const MAX_HEAD_DIM: usize = 1024;
 /// Query heads that share one pass over the keys.
 pub const MAX_QUERIES: usize = 4;
 
@@ -549,7 +551,7 @@ impl Kernels {
 
     pub fn attend(&self, a: &Attend, out: &mut Partial) {
         let n_q = a.q.len() / a.head_dim;
-        assert!(a.head_dim % 8 == 0 && a.n_rows <= CHUNK && a.n_rows > 0);
+        assert!(a.head_dim % 8 == 0 && a.head_dim <= MAX_HEAD_DIM && a.n_rows <= CHUNK && a.n_rows > 0);
         assert!(out.max.len() == n_q && out.sum.len() == n_q && out.acc.len() == a.q.len());
         assert!(out.weights.is_empty() || out.weights.len() == weights_len(n_q));
         match a.wide.is_empty() {
@@ -580,11 +582,12 @@ impl Kernels {
         0
     }
 
-    /// Brings rows `which` of a chunk to their places in `wide`; nothing where the set needs none. A row may be brought again.
+    /// Brings rows `which` of a chunk to their places in `wide`, and with them those of the same four; nothing where the set needs
+    /// none. A row may be brought again.
     pub fn widen(&self, a: &Attend, which: Range<usize>, wide: &mut [f32]) {
         let Some(widen) = self.table.widen else { return };
         assert!(a.head_dim % 8 == 0 && which.end <= a.n_rows && a.n_rows <= CHUNK && wide.len() == self.wide_len(a.head_dim));
-        a.assert_stored(which.clone());
+        a.assert_stored(which.start / 4 * 4..which.end.next_multiple_of(4).min(a.n_rows));
         // SAFETY: the set's features were detected; the rows are inside the buffers, their places inside `wide`.
         unsafe { widen(a, which, wide) };
     }

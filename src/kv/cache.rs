@@ -20,14 +20,13 @@ use super::policy::{Policy, Protection, Rule};
 pub use super::shape::{KvParams, KvShape, Recent};
 use super::types::KvType;
 use crate::error::{Error, Result};
+pub use crate::kernels::MAX_HEAD_DIM;
 use crate::mem::arena::{Arena, Buf, region_bytes};
 use crate::mem::pool::Pool;
 use crate::units::Bytes;
 
 /// KV heads of a layer at most: what `place` keeps on the stack.
 pub const MAX_HEAD_KV: usize = 128;
-/// Elements of a head at most: one fits on a stack.
-pub const MAX_HEAD_DIM: usize = 1024;
 
 /// What one head owns of the buffers that `place` writes.
 struct HeadShare<'a> {
