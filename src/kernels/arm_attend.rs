@@ -8,7 +8,7 @@
 use std::arch::aarch64::*;
 
 use super::arm_blocks::widen_f16;
-use super::arm_float::{add_lanes, load, soft_cap, splat};
+use super::arm_float::{add_lanes, by_sixteen, fifth_degree, load, scaled, shifted, soft_cap, splat};
 use super::attend::{LEAST, QueryBlock, ROUND, WEIGHT, Weights, for_queries, give_weights};
 use super::kv_rows::{ROW_BLOCK, RowType, with_row};
 use super::{Attend, CHUNK, Partial, arm_wide};
@@ -45,23 +45,17 @@ unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
     give_weights(&weights, a.n_rows, out.weights);
 }
 
-/// `attend::weight` of two times four.
+/// `attend::weight` of four times four.
 #[inline(always)]
-fn weight(x: [float32x4_t; 2]) -> [float32x4_t; 2] {
+fn weight(x: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    static TABLE: [[f32; 16]; 6] = by_sixteen(WEIGHT);
     // SAFETY: registers only.
     unsafe {
         let x = x.map(|x| vmaxnmq_f32(x, splat(LEAST)));
-        let shifted = x.map(|x| vfmaq_f32(splat(ROUND), x, splat(std::f32::consts::LOG2_E)));
+        let shifted = shifted(x);
         let n = shifted.map(|s| vsubq_f32(s, splat(ROUND)));
-        let r = [0, 1].map(|i| vfmsq_f32(x[i], n[i], splat(std::f32::consts::LN_2)));
-        let mut p = [splat(WEIGHT[0]); 2];
-        for c in &WEIGHT[1..] {
-            p = [vfmaq_f32(splat(*c), r[0], p[0]), vfmaq_f32(splat(*c), r[1], p[1])];
-        }
-        [0, 1].map(|i| {
-            let power = vshlq_n_s32::<23>(vreinterpretq_s32_f32(shifted[i]));
-            vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p[i]), power))
-        })
+        let r = std::array::from_fn(|i| vfmsq_f32(x[i], n[i], splat(std::f32::consts::LN_2)));
+        scaled(fifth_degree(&TABLE, r), shifted)
     }
 }
 
@@ -71,28 +65,29 @@ fn to_weights(w: &mut [f32; CHUNK], n_rows: usize, cap: f32) -> (f32, f32) {
         soft_cap(&mut w[..n_rows], cap);
     }
     let last = w[n_rows - 1];
-    w[n_rows..n_rows.next_multiple_of(8)].fill(last);
-    let (whole, rest) = (n_rows / 8, n_rows % 8);
-    let eights = w.as_chunks_mut::<8>().0;
-    // SAFETY: arrays of eight elements.
+    w[n_rows..n_rows.next_multiple_of(16)].fill(last);
+    let (whole, rest) = (n_rows / 16, n_rows % 16);
+    let sixteens = &mut w.as_chunks_mut::<16>().0[..n_rows.div_ceil(16)];
+    // SAFETY: arrays of sixteen elements.
     unsafe {
-        let mut highest = [splat(last); 2];
-        for w in &eights[..whole + usize::from(rest > 0)] {
-            let w = load::<2>(w.as_ptr());
-            highest = [vmaxnmq_f32(highest[0], w[0]), vmaxnmq_f32(highest[1], w[1])];
+        let mut highest = [splat(last); 4];
+        for w in &*sixteens {
+            let w = load::<4>(w.as_ptr());
+            highest = std::array::from_fn(|i| vmaxnmq_f32(highest[i], w[i]));
         }
-        let max = vmaxnmvq_f32(vmaxnmq_f32(highest[0], highest[1]));
+        let max = vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(highest[0], highest[1]), vmaxnmq_f32(highest[2], highest[3])));
         let mut lanes = [splat(0.0); 2];
-        for (i, eight) in eights[..whole + usize::from(rest > 0)].iter_mut().enumerate() {
-            let w = weight(load::<2>(eight.as_ptr()).map(|w| vsubq_f32(w, splat(max))));
-            vst1q_f32(eight.as_mut_ptr(), w[0]);
-            vst1q_f32(eight[4..].as_mut_ptr(), w[1]);
-            if i == whole {
-                // Only the last eight may have rows that are none.
-                eight[rest..].fill(0.0);
+        for (i, sixteen) in sixteens.iter_mut().enumerate() {
+            let mut w = weight(load::<4>(sixteen.as_ptr()).map(|w| vsubq_f32(w, splat(max))));
+            for (i, w) in w.iter().enumerate() {
+                vst1q_f32(sixteen[4 * i..].as_mut_ptr(), *w);
             }
-            let w = load::<2>(eight.as_ptr());
-            lanes = [vaddq_f32(lanes[0], w[0]), vaddq_f32(lanes[1], w[1])];
+            if i == whole {
+                // Only the last sixteen may have rows that are none.
+                sixteen[rest..].fill(0.0);
+                w = load(sixteen.as_ptr());
+            }
+            lanes = [vaddq_f32(vaddq_f32(lanes[0], w[0]), w[2]), vaddq_f32(vaddq_f32(lanes[1], w[1]), w[3])];
         }
         (max, add_lanes(lanes))
     }
@@ -505,4 +500,4 @@ pub fn finish_levels(a: &Attend, totals: &[[float32x4_t; 4]], sum: f32, i: usize
     }
 }
 
-const _: () = assert!(CHUNK.is_multiple_of(8) && ROW_BLOCK == 32);
+const _: () = assert!(CHUNK.is_multiple_of(16) && ROW_BLOCK == 32);

@@ -61,13 +61,14 @@ pub fn l2_norm(x: &[f32]) -> f32 {
 
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let scale = 1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt();
-    let ((x8, x), (w8, w), (out8, out)) = (x.as_chunks::<8>(), weight.as_chunks::<8>(), out.as_chunks_mut::<8>());
-    for ((x, w), out) in x8.iter().zip(w8).zip(out8) {
-        // SAFETY: arrays of eight elements.
+    let ((x16, x), (w16, w), (out16, out)) = (x.as_chunks::<16>(), weight.as_chunks::<16>(), out.as_chunks_mut::<16>());
+    for ((x, w), out) in x16.iter().zip(w16).zip(out16) {
+        // SAFETY: arrays of sixteen elements.
         unsafe {
-            let (x, w) = (load::<2>(x.as_ptr()), load::<2>(w.as_ptr()));
-            vst1q_f32(out.as_mut_ptr(), vmulq_f32(vmulq_n_f32(x[0], scale), w[0]));
-            vst1q_f32(out[4..].as_mut_ptr(), vmulq_f32(vmulq_n_f32(x[1], scale), w[1]));
+            let (x, w) = (load::<4>(x.as_ptr()), load::<4>(w.as_ptr()));
+            for i in 0..4 {
+                vst1q_f32(out[4 * i..].as_mut_ptr(), vmulq_f32(vmulq_n_f32(x[i], scale), w[i]));
+            }
         }
     }
     for ((x, w), out) in x.iter().zip(w).zip(out) {
@@ -78,61 +79,158 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 /// 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// `portable::exp` of two times four.
+/// The coefficients of a polynomial, each as often as `horner` reads it.
+pub const fn by_sixteen<const N: usize>(c: [f32; N]) -> [[f32; 16]; N] {
+    let (mut table, mut i) = ([[0.0; 16]; N], 0);
+    while i < N {
+        table[i] = [c[i]; 16];
+        i += 1;
+    }
+    table
+}
+
+/// Declares a function of four vectors, of odd degree: `p = c[0]`, then `p = fma(r, p, c[i])` for each further coefficient, of the
+/// table that `by_sixteen` makes. A fused multiply-add overwrites what it adds to, so each coefficient must be brought anew: by loads, four
+/// vectors at once, it costs a quarter of copies from registers.
+macro_rules! horner {
+    ($name:ident, $n:literal, $($step:ident)*) => {
+        #[inline(always)]
+        pub fn $name(table: &[[f32; 16]; $n], r: [float32x4_t; 4]) -> [float32x4_t; 4] {
+            let [p0, p1, p2, p3]: [float32x4_t; 4];
+            // SAFETY: reads the table.
+            unsafe {
+                asm!(
+                    "ld1 {{v0.4s-v3.4s}}, [{c}], #64",
+                    $($step!(),)*
+                    c = inout(reg) table.as_ptr() => _, r0 = in(vreg) r[0], r1 = in(vreg) r[1], r2 = in(vreg) r[2], r3 = in(vreg) r[3],
+                    out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") p0, out("v5") p1, out("v6") p2, out("v7") p3,
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+            [p0, p1, p2, p3]
+        }
+    };
+}
+
+/// Text of `horner`: from `v0` to `v3` into `v4` to `v7`.
+macro_rules! there {
+    () => {
+        "ld1 {{v4.4s-v7.4s}}, [{c}], #64
+        fmla v4.4s, {r0:v}.4s, v0.4s
+        fmla v5.4s, {r1:v}.4s, v1.4s
+        fmla v6.4s, {r2:v}.4s, v2.4s
+        fmla v7.4s, {r3:v}.4s, v3.4s"
+    };
+}
+
+/// Text of `horner`: and back.
+macro_rules! back {
+    () => {
+        "ld1 {{v0.4s-v3.4s}}, [{c}], #64
+        fmla v0.4s, {r0:v}.4s, v4.4s
+        fmla v1.4s, {r1:v}.4s, v5.4s
+        fmla v2.4s, {r2:v}.4s, v6.4s
+        fmla v3.4s, {r3:v}.4s, v7.4s"
+    };
+}
+
+horner!(fifth_degree, 6, there back there back there);
+horner!(seventh_degree, 8, there back there back there back there);
+
+/// `fma(x, log2(e), ROUND)`: an integer in the low bits. Outside the registers of `horner`, past which it is kept.
 #[inline(always)]
-fn exp(x: [float32x4_t; 2]) -> [float32x4_t; 2] {
+pub fn shifted(x: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    static TABLE: [[f32; 16]; 1] = by_sixteen([ROUND]);
+    let [s0, s1, s2, s3]: [float32x4_t; 4];
+    // SAFETY: reads the table.
+    unsafe {
+        asm!(
+            "ld1 {{v16.4s-v19.4s}}, [{c}]",
+            "fmla v16.4s, {x0:v}.4s, {log2_e:v}.4s",
+            "fmla v17.4s, {x1:v}.4s, {log2_e:v}.4s",
+            "fmla v18.4s, {x2:v}.4s, {log2_e:v}.4s",
+            "fmla v19.4s, {x3:v}.4s, {log2_e:v}.4s",
+            c = in(reg) TABLE.as_ptr(), log2_e = in(vreg) splat(std::f32::consts::LOG2_E),
+            x0 = in(vreg) x[0], x1 = in(vreg) x[1], x2 = in(vreg) x[2], x3 = in(vreg) x[3],
+            out("v16") s0, out("v17") s1, out("v18") s2, out("v19") s3,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    [s0, s1, s2, s3]
+}
+
+/// `p * 2^n`, `n` in the low bits of `shifted`: for a `p` near 1 whose product is a normal number.
+#[inline(always)]
+pub fn scaled(p: [float32x4_t; 4], shifted: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: registers only.
+    std::array::from_fn(|i| unsafe {
+        let power = vshlq_n_s32::<23>(vreinterpretq_s32_f32(shifted[i]));
+        vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p[i]), power))
+    })
+}
+
+/// `portable::exp` of four times four.
+#[inline(always)]
+fn exp(x: [float32x4_t; 4]) -> [float32x4_t; 4] {
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
+    static TAYLOR: [[f32; 16]; 8] = by_sixteen([1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0]);
     // SAFETY: registers only.
     unsafe {
         let x = x.map(|x| vminq_f32(vmaxq_f32(x, splat(-87.0)), splat(88.0)));
-        let shifted = x.map(|x| vfmaq_f32(splat(ROUND), x, splat(std::f32::consts::LOG2_E)));
+        let shifted = shifted(x);
         let n = shifted.map(|s| vsubq_f32(s, splat(ROUND)));
-        let r = [0, 1].map(|i| vfmsq_f32(vfmsq_f32(x[i], n[i], splat(LN2_HI)), n[i], splat(LN2_LO)));
-        let mut p = [splat(1.0 / 5040.0); 2];
-        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-            p = [vfmaq_f32(splat(c), r[0], p[0]), vfmaq_f32(splat(c), r[1], p[1])];
+        let r = std::array::from_fn(|i| vfmsq_f32(vfmsq_f32(x[i], n[i], splat(LN2_HI)), n[i], splat(LN2_LO)));
+        scaled(seventh_degree(&TAYLOR, r), shifted)
+    }
+}
+
+/// `x = f(x, y)`, sixteen elements at a time; behind the last there are noughts.
+#[inline(always)]
+fn by_sixteens(x: &mut [f32], y: &[f32], f: impl Fn([float32x4_t; 4], [float32x4_t; 4]) -> [float32x4_t; 4]) {
+    let sixteen = |x: &mut [f32; 16], y: &[f32; 16]| {
+        // SAFETY: arrays of sixteen elements.
+        unsafe {
+            for (i, x4) in f(load(x.as_ptr()), load(y.as_ptr())).into_iter().enumerate() {
+                vst1q_f32(x[4 * i..].as_mut_ptr(), x4);
+            }
         }
-        let power = shifted.map(|s| vaddq_s32(vshlq_n_s32(vreinterpretq_s32_f32(s), 23), vdupq_n_s32(127 << 23)));
-        [vmulq_f32(p[0], vreinterpretq_f32_s32(power[0])), vmulq_f32(p[1], vreinterpretq_f32_s32(power[1]))]
+    };
+    let ((xs, x), (ys, y)) = (x.as_chunks_mut::<16>(), y.as_chunks::<16>());
+    xs.iter_mut().zip(ys).for_each(|(x, y)| sixteen(x, y));
+    if !x.is_empty() {
+        let (mut last_x, mut last_y) = ([0f32; 16], [0f32; 16]);
+        last_x[..x.len()].copy_from_slice(x);
+        last_y[..y.len()].copy_from_slice(y);
+        sixteen(&mut last_x, &last_y);
+        x.copy_from_slice(&last_x[..x.len()]);
+    }
+}
+
+/// `x / (1 + e^-z) * up`
+#[inline(always)]
+fn gated(x: [float32x4_t; 4], z: [float32x4_t; 4], up: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: registers only.
+    unsafe {
+        let e = exp(z.map(|z| vnegq_f32(z)));
+        std::array::from_fn(|i| vmulq_f32(vdivq_f32(x[i], vaddq_f32(splat(1.0), e[i])), up[i]))
     }
 }
 
 pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
-    let ((gate8, gate), (up8, up)) = (gate.as_chunks_mut::<8>(), up.as_chunks::<8>());
-    for (gate, up) in gate8.iter_mut().zip(up8) {
-        // SAFETY: arrays of eight elements.
-        unsafe {
-            let (g, u) = (load::<2>(gate.as_ptr()), load::<2>(up.as_ptr()));
-            let e = exp(g.map(|g| vnegq_f32(g)));
-            let silu = |i: usize| vmulq_f32(vdivq_f32(g[i], vaddq_f32(splat(1.0), e[i])), u[i]);
-            vst1q_f32(gate.as_mut_ptr(), silu(0));
-            vst1q_f32(gate[4..].as_mut_ptr(), silu(1));
-        }
-    }
-    portable::silu_mul(gate, up);
+    by_sixteens(gate, up, |g, u| gated(g, g, u));
 }
 
 pub fn gelu_mul(gate: &mut [f32], up: &[f32]) {
-    let ((gate8, gate), (up8, up)) = (gate.as_chunks_mut::<8>(), up.as_chunks::<8>());
-    for (gate, up) in gate8.iter_mut().zip(up8) {
-        // SAFETY: arrays of eight elements.
-        unsafe {
-            let (g, u) = (load::<2>(gate.as_ptr()), load::<2>(up.as_ptr()));
-            let [linear, cubic] = portable::GELU.map(splat);
-            let z = g.map(|g| vmulq_f32(g, vfmaq_f32(linear, vmulq_f32(g, g), cubic)));
-            let e = exp(z.map(|z| vnegq_f32(z)));
-            let gelu = |i: usize| vmulq_f32(vdivq_f32(g[i], vaddq_f32(splat(1.0), e[i])), u[i]);
-            vst1q_f32(gate.as_mut_ptr(), gelu(0));
-            vst1q_f32(gate[4..].as_mut_ptr(), gelu(1));
-        }
-    }
-    portable::gelu_mul(gate, up);
+    let [linear, cubic] = portable::GELU.map(splat);
+    // SAFETY: registers only.
+    let z = |g| unsafe { vmulq_f32(g, vfmaq_f32(linear, vmulq_f32(g, g), cubic)) };
+    by_sixteens(gate, up, |g, u| gated(g, g.map(z), u));
 }
 
-/// `portable::soft_cap` of two times four.
+/// `portable::soft_cap` of each.
 #[inline(always)]
-fn capped(x: [float32x4_t; 2], cap: f32) -> [float32x4_t; 2] {
+fn capped(x: [float32x4_t; 4], cap: f32) -> [float32x4_t; 4] {
     // SAFETY: registers only.
     unsafe {
         let e = exp(x.map(|x| vmulq_f32(x, splat(2.0 / cap))));
@@ -144,16 +242,22 @@ fn capped(x: [float32x4_t; 2], cap: f32) -> [float32x4_t; 2] {
 }
 
 pub fn soft_cap(x: &mut [f32], cap: f32) {
-    let (x8, x) = x.as_chunks_mut::<8>();
-    for x in x8 {
-        // SAFETY: arrays of eight elements.
+    let (sixteens, rest) = x.as_chunks_mut::<16>();
+    let put = |x: &mut [f32; 16]| {
+        // SAFETY: an array of sixteen elements.
         unsafe {
-            let [low, high] = capped(load::<2>(x.as_ptr()), cap);
-            vst1q_f32(x.as_mut_ptr(), low);
-            vst1q_f32(x[4..].as_mut_ptr(), high);
+            for (i, x4) in capped(load(x.as_ptr()), cap).into_iter().enumerate() {
+                vst1q_f32(x[4 * i..].as_mut_ptr(), x4);
+            }
         }
+    };
+    sixteens.iter_mut().for_each(put);
+    if !rest.is_empty() {
+        let mut last = [0f32; 16];
+        last[..rest.len()].copy_from_slice(rest);
+        put(&mut last);
+        rest.copy_from_slice(&last[..rest.len()]);
     }
-    portable::soft_cap(x, cap);
 }
 
 /// `portable::hadamard`, two of its steps in one pass.
@@ -245,11 +349,10 @@ pub fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut
             let bits = x.map(|x| vreinterpretq_s32_f32(vfmaq_n_f32(splat(ROUND), x, inverse)));
             let half = |i: usize| vuzp1q_s16(vreinterpretq_s16_s32(bits[i]), vreinterpretq_s16_s32(bits[i + 1]));
             let quarter = |i: usize| vuzp1q_s8(vreinterpretq_s8_s16(half(i)), vreinterpretq_s8_s16(half(i + 2)));
-            vst1q_s8(q.as_mut_ptr(), quarter(0));
-            vst1q_s8(q[16..].as_mut_ptr(), quarter(4));
-            let two = |i: usize| vaddq_s32(bits[i], bits[i + 1]);
-            let total = vaddvq_s32(vaddq_s32(vaddq_s32(two(0), two(2)), vaddq_s32(two(4), two(6))));
-            let total = total.wrapping_sub((ROUND.to_bits() as i32).wrapping_mul(BLOCK as i32));
+            let (first, last) = (quarter(0), quarter(4));
+            vst1q_s8(q.as_mut_ptr(), first);
+            vst1q_s8(q[16..].as_mut_ptr(), last);
+            let total = i32::from(vaddvq_s16(vpadalq_s8(vpaddlq_s8(first), last)));
             (*d, *sum, *s) = (scale, total, scale * total as f32);
         }
     }
