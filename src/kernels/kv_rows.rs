@@ -95,23 +95,32 @@ impl RowType {
         }
         let n_blocks = Self::n_blocks(x.len());
         for (b, x) in x.chunks(ROW_BLOCK).enumerate() {
-            let (d, levels) = self.levels_of(x);
-            row[2 * b..][..2].copy_from_slice(&d.to_le_bytes());
-            let at = self.levels_at(n_blocks, b);
-            if self == RowType::Q8 {
-                row[at..][..ROW_BLOCK].iter_mut().zip(levels).for_each(|(byte, level)| *byte = level ^ 128);
-                continue;
-            }
-            let (first, second) = levels.split_at(ROW_BLOCK / 2);
-            for (byte, (a, b)) in row[at..][..ROW_BLOCK / 2].iter_mut().zip(first.iter().zip(second)) {
-                *byte = a & 15 | b << 4;
-            }
-            for plane in 0..self.planes() {
-                let bits = |four: &[u8; 4]| u32::from_le_bytes(*four) >> (4 + plane) & 0x0101_0101;
-                let words = levels.as_chunks::<4>().0.iter().enumerate();
-                let word = words.fold(0, |word, (g, four)| word | bits(four) << g) ^ self.flips(plane);
-                row[self.planes_at(n_blocks, b) + 4 * plane..][..4].copy_from_slice(&word.to_le_bytes());
-            }
+            let mut padded = [0f32; ROW_BLOCK];
+            padded[..x.len()].copy_from_slice(x);
+            let step = self.step_for(&mut padded);
+            let lowest = -(self.offset() as f32);
+            let levels = padded.map(|x| (level_bits(x * step.inverse, lowest) - lowest as i32) as u8);
+            self.put(row, n_blocks, b, step.d, &levels);
+        }
+    }
+
+    /// Writes block `b`: its scale and its levels, counted from the lowest.
+    pub(super) fn put(self, row: &mut [u8], n_blocks: usize, b: usize, d: f16, levels: &[u8; ROW_BLOCK]) {
+        row[2 * b..][..2].copy_from_slice(&d.to_le_bytes());
+        let at = self.levels_at(n_blocks, b);
+        if self == RowType::Q8 {
+            row[at..][..ROW_BLOCK].iter_mut().zip(levels).for_each(|(byte, level)| *byte = level ^ 128);
+            return;
+        }
+        let (first, second) = levels.split_at(ROW_BLOCK / 2);
+        for (byte, (a, b)) in row[at..][..ROW_BLOCK / 2].iter_mut().zip(first.iter().zip(second)) {
+            *byte = a & 15 | b << 4;
+        }
+        for plane in 0..self.planes() {
+            let bits = |four: &[u8; 4]| u32::from_le_bytes(*four) >> (4 + plane) & 0x0101_0101;
+            let words = levels.as_chunks::<4>().0.iter().enumerate();
+            let word = words.fold(0, |word, (g, four)| word | bits(four) << g) ^ self.flips(plane);
+            row[self.planes_at(n_blocks, b) + 4 * plane..][..4].copy_from_slice(&word.to_le_bytes());
         }
     }
 
@@ -121,22 +130,21 @@ impl RowType {
     }
 
     /// As GGUF's Q8_0 of 8 bits: 254 steps around nought. Of fewer bits all levels are used, -2^(bits - 1) among them, and the
-    /// scale is the one of a few that leaves the least square error: see `best_scale`. Levels are counted from the lowest.
-    fn levels_of(self, x: &[f32]) -> (f16, [u8; ROW_BLOCK]) {
-        let mut padded = [0f32; ROW_BLOCK];
-        for (to, x) in padded.iter_mut().zip(x) {
-            *to = bounded(*x);
-        }
-        let lowest = -(self.offset() as f32);
+    /// scale is the one of a few that leaves the least square error: see `best_scale`. Brings the elements, a block of them at most, within bounds.
+    pub(super) fn step_for(self, x: &mut [f32]) -> Step {
+        x.iter_mut().for_each(|x| *x = bounded(*x));
         let (d, inverse) = match self {
             RowType::Q8 => {
-                let d = f16::from_f32(padded.iter().fold(0f32, |far, x| far.max(x.abs())) / 127.0);
+                let d = f16::from_f32(x.iter().fold(0f32, |far, x| far.max(x.abs())) / 127.0);
                 (d, 1.0 / d.to_f32())
             }
-            _ => best_scale(&padded, lowest),
+            _ => {
+                let mut padded = [0f32; ROW_BLOCK];
+                padded[..x.len()].copy_from_slice(x);
+                best_scale(&padded, -(self.offset() as f32))
+            }
         };
-        let inverse = if d == f16::ZERO { 0.0 } else { inverse };
-        (d, std::array::from_fn(|e| (level_bits(padded[e] * inverse, lowest) - lowest as i32) as u8))
+        Step { d, inverse: if d == f16::ZERO { 0.0 } else { inverse } }
     }
 
     /// The elements of a row, `out.len()` of them.
@@ -182,6 +190,13 @@ impl RowType {
     }
 }
 
+/// From one level of a block to the next, and what elements are multiplied by to find theirs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Step {
+    pub d: f16,
+    pub inverse: f32,
+}
+
 /// Elements beyond it are cut: squares of them, and f16 scales, stay finite.
 pub const HUGE: f32 = 65504.0;
 
@@ -193,18 +208,24 @@ fn bounded(x: f32) -> f32 {
 }
 
 /// 1.5 * 2^23: adding it rounds to an integer, ties to even, in the low bits (`round_ties_even` is a call on CPUs before SSE4).
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
 
-/// The nearest level to x. `max` and `min` are one instruction each, several elements at a time; `clamp` is not.
+/// The nearest level to x, plus `ROUND`. `max` and `min` are one instruction each, several elements at a time; `clamp` is not.
+#[inline(always)]
+pub(super) fn bounded_level(x: f32, lowest: f32) -> f32 {
+    x.max(lowest).min(-lowest - 1.0) + ROUND
+}
+
+/// The nearest level to x.
 #[inline(always)]
 fn level(x: f32, lowest: f32) -> f32 {
-    (x.max(lowest).min(-lowest - 1.0) + ROUND) - ROUND
+    bounded_level(x, lowest) - ROUND
 }
 
 /// The same as an integer.
 #[inline(always)]
 fn level_bits(x: f32, lowest: f32) -> i32 {
-    (x.max(lowest).min(-lowest - 1.0) + ROUND).to_bits() as i32 - ROUND.to_bits() as i32
+    bounded_level(x, lowest).to_bits() as i32 - ROUND.to_bits() as i32
 }
 
 /// Scales that are tried: the element of the largest magnitude lies so many steps beyond the lowest level.

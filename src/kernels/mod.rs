@@ -41,6 +41,7 @@ mod neon;
 pub mod packed;
 pub mod portable;
 pub mod scalar;
+mod shaping;
 #[cfg(test)]
 mod suite;
 #[cfg(target_arch = "x86_64")]

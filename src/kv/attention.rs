@@ -13,6 +13,7 @@ use std::ops::Range;
 use super::cache::KvCache;
 use super::policy::Policy;
 use crate::kernels::attend::merge_partial;
+use crate::kernels::kv_rows::RowType;
 use crate::kernels::portable::exp;
 use crate::kernels::{Attend, CHUNK, Kernels, Partial, Rows, weights_len};
 use crate::mem::arena::{Arena, Buf, region_bytes};
@@ -66,8 +67,9 @@ impl AttendShape {
         self.n_q * (2 + self.head_dim)
     }
 
+    /// At most: the first token may be one of its own.
     fn n_chunks(&self) -> usize {
-        self.n_slot.div_ceil(CHUNK)
+        self.n_slot.div_ceil(CHUNK) + 1
     }
 
     /// Floats of a chunk's weights.
@@ -144,11 +146,40 @@ impl Layer<'_> {
         AttendShape { counts: shape.counts && self.cache.counts_attention(self.layer), ..shape }
     }
 
-    fn attend<'a>(&'a self, q: &'a [f32], rows: Rows<'a>, n_rows: usize, wide: &'a [f32]) -> Attend<'a> {
+    /// With `n_rows` of the cache's rows.
+    fn attend<'a>(&'a self, q: &'a [f32], rows: Rows<'a>, n_rows: usize) -> Attend<'a> {
         let (cache, soft_cap) = (self.cache, self.soft_cap);
         let (k_type, v_type) = (cache.shape().k_type.row(), cache.shape().v_type.row());
         let (head_dim, keys, values) = (cache.shape().head_dim, cache.keys(), cache.values());
-        Attend { q, head_dim, keys, values, k_type, v_type, rows, n_rows, wide, soft_cap }
+        Attend { q, head_dim, keys, values, k_type, v_type, rows, n_rows, wide: &[], soft_cap }
+    }
+
+    /// With the first token of the stream, where it is a chunk of its own.
+    fn attend_first<'a>(&'a self, q: &'a [f32], head: usize) -> Option<Attend<'a>> {
+        let (keys, values) = self.cache.first(self.layer)?;
+        let rows = Rows::Dense { first: self.layer * self.cache.shape().n_head_kv + head };
+        Some(Attend { keys, values, k_type: RowType::F16, v_type: RowType::F16, ..self.attend(q, rows, 1) })
+    }
+
+    /// Slots of the first chunk, whose row is elsewhere.
+    fn n_first(&self) -> usize {
+        usize::from(self.cache.first(self.layer).is_some())
+    }
+
+    /// Chunks of `live` slots.
+    fn n_chunks(&self, live: usize) -> usize {
+        self.n_first() + (live - self.n_first()).div_ceil(CHUNK)
+    }
+
+    /// The slots of a chunk, where `live` are taken.
+    fn slots(&self, chunk: usize, live: usize) -> Range<usize> {
+        match (chunk, self.n_first()) {
+            (0, 1) => 0..1,
+            (chunk, n_first) => {
+                let first = n_first + (chunk - n_first) * CHUNK;
+                first..live.min(first + CHUNK)
+            }
+        }
     }
 
     /// `out[t] = softmax(q[t] · keys) · values` for a batch that is placed but not yet committed; tasks are parts of the batch.
@@ -197,13 +228,14 @@ impl Layer<'_> {
         cache.shape().k_type.turn(q, shape.head_dim);
         let (q, group_dim) = (&*q, shape.n_q * shape.head_dim);
         let (live, len) = (cache.live_at(layer, 0), shape.split_len());
-        let n_chunks = live.div_ceil(CHUNK);
+        let n_chunks = self.n_chunks(live);
         pool.for_chunks(&mut split[..shape.n_head_kv * n_chunks * len], len, |task, partial| {
             let (head, chunk) = (task / n_chunks, task % n_chunks);
-            let rows = Rows::Dense { first: cache.first_row(layer, head) + chunk * CHUNK };
-            let n_rows = CHUNK.min(live - chunk * CHUNK);
+            let (q, slots) = (&q[head * group_dim..][..group_dim], self.slots(chunk, live));
+            let rows = Rows::Dense { first: cache.first_row(layer, head) + slots.start };
             let (partial, weights) = partial.split_at_mut(shape.partial_len());
-            let a = self.attend(&q[head * group_dim..][..group_dim], rows, n_rows, &[]);
+            let first = if chunk == 0 { self.attend_first(q, head) } else { None };
+            let a = first.unwrap_or_else(|| self.attend(q, rows, slots.len()));
             self.kernels.attend(&a, &mut as_partial(partial, weights, shape));
         });
         let running = &mut threads[0].running[..2 * shape.n_q];
@@ -218,7 +250,7 @@ impl Layer<'_> {
                 for (chunk, partial) in partials.chunks_exact_mut(len).enumerate() {
                     let (partial, weights) = partial.split_at_mut(shape.partial_len());
                     let total = received(&mut partial[..shape.n_q], weights, running);
-                    let slots = chunk * CHUNK..live.min((chunk + 1) * CHUNK);
+                    let slots = self.slots(chunk, live);
                     given[slots.clone()].copy_from_slice(&total[..slots.len()]);
                 }
             }
@@ -243,29 +275,31 @@ impl Tile<'_> {
         let Tile { shape, head, row_dim, layer: &Layer { cache, kernels, layer, .. }, .. } = *self;
         let ThreadRoom { table, wide, partial, running, tops, weights } = room;
         running.fill(f32::NEG_INFINITY);
-        let (n_q, group_dim, mut widened) = (shape.n_q, shape.n_q * shape.head_dim, 0);
+        let (n_q, group_dim, mut widened) = (shape.n_q, shape.n_q * shape.head_dim, self.layer.n_first());
         cache.rows_at(layer, head, self.tokens.start, table);
-        for chunk in 0..cache.live_at(layer, self.tokens.end - 1).div_ceil(CHUNK) {
-            let first = chunk * CHUNK;
+        for chunk in 0..self.layer.n_chunks(cache.live_at(layer, self.tokens.end - 1)) {
             for (i, (t, out)) in self.tokens.clone().zip(out.chunks_exact_mut(row_dim)).enumerate() {
                 let live = cache.live_at(layer, t);
-                let (slot, row) = cache.taken_at(head, t);
-                if (first..first + CHUNK).contains(&slot) {
-                    table[slot] = row;
-                }
-                if live <= first {
+                let ((slot, row), slots) = (cache.taken_at(head, t), self.layer.slots(chunk, live));
+                if slots.is_empty() {
                     continue;
                 }
-                let n_rows = CHUNK.min(live - first);
-                let (own, q) = (head * group_dim..(head + 1) * group_dim, &q[t * row_dim..][..row_dim]);
-                let mut a = self.layer.attend(&q[own.clone()], Rows::Table(&table[first..first + n_rows]), n_rows, &[]);
-                if widened == chunk {
-                    kernels.widen(&a, 0..n_rows, wide);
-                    widened += 1;
-                } else if (first..first + n_rows).contains(&slot) {
-                    kernels.widen(&a, slot - first..slot - first + 1, wide);
+                if slots.contains(&slot) {
+                    table[slot] = row;
                 }
-                a.wide = wide;
+                let (own, q) = (head * group_dim..(head + 1) * group_dim, &q[t * row_dim..][..row_dim]);
+                let first = if chunk == 0 { self.layer.attend_first(&q[own.clone()], head) } else { None };
+                let a = first.unwrap_or_else(|| {
+                    let mut a = self.layer.attend(&q[own.clone()], Rows::Table(&table[slots.clone()]), slots.len());
+                    if widened == chunk {
+                        kernels.widen(&a, 0..slots.len(), wide);
+                        widened += 1;
+                    } else if slots.contains(&slot) {
+                        kernels.widen(&a, slot - slots.start..slot - slots.start + 1, wide);
+                    }
+                    a.wide = wide;
+                    a
+                });
                 let seen = i * shape.n_chunks() + chunk;
                 let weights = &mut weights[seen * shape.weights_len()..][..shape.weights_len()];
                 kernels.attend(&a, &mut as_partial(partial, weights, shape));
@@ -289,13 +323,15 @@ impl Tile<'_> {
             if cache.policy() == Policy::Tova && t + 1 != n_tok {
                 continue;
             }
-            for (chunk, rows) in table[..cache.live_at(layer, t)].chunks(CHUNK).enumerate() {
+            let live = cache.live_at(layer, t);
+            for chunk in 0..self.layer.n_chunks(live) {
+                let slots = self.layer.slots(chunk, live);
                 let seen = i * shape.n_chunks() + chunk;
                 let weights = &weights[seen * shape.weights_len()..][..shape.weights_len()];
                 let total = received(&mut tops[seen * n_q..][..n_q], weights, &running[i * 2 * n_q..][..2 * n_q]);
-                for (j, (&row, total)) in rows.iter().zip(total).enumerate() {
-                    let waiting = (row as usize).checked_sub(batch);
-                    given[waiting.map_or(chunk * CHUNK + j, |waiting| shape.n_slot + waiting)] += total;
+                for (slot, total) in slots.zip(total) {
+                    let waiting = (table[slot] as usize).checked_sub(batch);
+                    given[waiting.map_or(slot, |waiting| shape.n_slot + waiting)] += total;
                 }
             }
         }

@@ -11,19 +11,21 @@
 //! for each token the slots as they stand at its step (`rows_at`), and `commit` moves what survived into place.
 
 mod anew;
-pub mod centre;
+pub(in crate::kv) mod first;
+pub(in crate::kv) mod rounding;
 mod thin;
 
 use super::Pos;
 use super::marks::{Head, HeadMarks};
 use super::policy::{Policy, Protection, Rule};
 pub use super::shape::{KvParams, KvShape, Recent};
-use super::types::KvType;
 use crate::error::{Error, Result};
 pub use crate::kernels::MAX_HEAD_DIM;
 use crate::mem::arena::{Arena, Buf, region_bytes};
 use crate::mem::pool::Pool;
 use crate::units::Bytes;
+use first::{First, FirstRow};
+use rounding::{Rounding, Roundings};
 
 /// KV heads of a layer at most: what `place` keeps on the stack.
 pub const MAX_HEAD_KV: usize = 128;
@@ -34,8 +36,9 @@ struct HeadShare<'a> {
     taken: &'a mut [u32],
     keys: &'a mut [u8],
     values: &'a mut [u8],
-    /// What is taken off keys, in the basis of their type; empty where nothing is.
-    centre: &'a [f32],
+    rounding: Rounding<'a>,
+    /// Where the first token of the stream is kept as well.
+    first: Option<FirstRow<'a>>,
 }
 
 /// First layers that `compress` left whole, and how many more entries each of their heads holds.
@@ -65,9 +68,9 @@ pub struct KvCache {
     marks: HeadMarks,
     /// `[n_head_kv][n_batch]`: the slot that each token of the batch takes, in the layer under way.
     taken: Buf<u32>,
-    /// `[n_layer][n_head_kv][head_dim]`: what is taken off keys, in the basis of their type; until it is fixed, the sum of keys.
-    centres: Buf<f32>,
-    is_centred: bool,
+    /// How the keys of each head are rounded.
+    roundings: Roundings,
+    first: First,
 }
 
 impl KvCache {
@@ -94,8 +97,8 @@ impl KvCache {
             values: arena.carve(rows * shape.v_bytes()),
             taken: arena.carve(batch),
             marks: HeadMarks::carve(&mut arena, &shape, n_slot),
-            centres: arena.carve(shape.centres_len()),
-            is_centred: false,
+            roundings: Roundings::carve(&mut arena, &shape),
+            first: First::carve(&mut arena, &shape),
         };
         assert_eq!(arena.used(), arena_bytes);
         cache.clear();
@@ -154,8 +157,8 @@ impl KvCache {
         (self.n_live, self.next_pos, self.n_evicted) = (0, 0, 0);
         self.whole = Whole::default();
         self.marks.clear();
-        self.centres.fill(0.0);
-        self.is_centred = false;
+        self.roundings.clear();
+        self.first.clear(self.rule.protect.sinks > 0);
     }
 
     /// Room for `n_tok` more tokens at the positions that follow, or the reason why not.
@@ -224,22 +227,17 @@ impl KvCache {
 
     /// Calls `job(head, its share)` for each KV head of a layer; many tokens in parallel.
     fn for_heads(&mut self, pool: &mut Pool, layer: usize, n_tok: usize, job: impl Fn(usize, &mut HeadShare) + Sync) {
-        let KvShape { n_head_kv, n_batch, .. } = self.shape;
+        let KvShape { n_head_kv, n_batch, head_dim, .. } = self.shape;
         let (k_bytes, v_bytes, batch) = (self.shape.k_bytes(), self.shape.v_bytes(), self.batch_row(0));
         let marks = self.marks.of_layer(&self.shape, layer, self.rule(layer));
         let taken = self.taken.chunks_exact_mut(n_batch);
         let keys = self.keys[batch * k_bytes..].chunks_exact_mut(n_batch * k_bytes);
         let values = self.values[batch * v_bytes..].chunks_exact_mut(n_batch * v_bytes);
-        let head_dim = self.shape.head_dim;
-        let centres = if self.is_centred { &self.centres[layer * n_head_kv * head_dim..] } else { &[] };
-        let rows = keys.zip(values).zip(centres.chunks(head_dim).chain(std::iter::repeat(&[][..])));
-        let mut heads = marks.zip(taken).zip(rows).map(|((marks, taken), ((keys, values), centre))| HeadShare {
-            marks,
-            taken,
-            keys,
-            values,
-            centre,
-        });
+        let exact = self.roundings.heads_from(layer * n_head_kv).zip(self.first.rows_mut(layer * n_head_kv, head_dim));
+        let mut heads =
+            marks.zip(taken).zip(keys.zip(values).zip(exact)).map(|((marks, taken), ((keys, values), (rounding, first)))| {
+                HeadShare { marks, taken, keys, values, rounding, first }
+            });
         if n_tok == 1 {
             return heads.enumerate().for_each(|(h, mut share)| job(h, &mut share));
         }
@@ -250,7 +248,7 @@ impl KvCache {
 
     /// Rates the keys before RoPE and the values (`[n_tok][n_head_kv * head_dim]`, f32) of one layer, for `place`.
     pub fn rate(&mut self, pool: &mut Pool, layer: usize, k: &[f32], v: &[f32], norm: impl Fn(&[f32]) -> f32 + Sync) {
-        self.add_to_centres(layer, k);
+        self.learn_centres(layer, k);
         if self.is_ring(layer) {
             return;
         }
@@ -274,12 +272,15 @@ impl KvCache {
         if n_live + n_tok > n_slot {
             self.compare_anew(layer);
         }
-        self.for_heads(pool, layer, n_tok, |h, HeadShare { marks, taken, keys, values, centre }| {
+        self.for_heads(pool, layer, n_tok, |h, HeadShare { marks, taken, keys, values, rounding, first }| {
             for t in 0..n_tok {
                 let at = (t * n_head_kv + h) * head_dim;
                 let (key, value) = (&k[at..at + head_dim], &v[at..at + head_dim]);
-                store(k_type, key, centre, &mut keys[t * k_bytes..][..k_bytes]);
-                store(v_type, value, &[], &mut values[t * v_bytes..][..v_bytes]);
+                rounding.store(k_type, key, &mut keys[t * k_bytes..][..k_bytes]);
+                Rounding::default().store(v_type, value, &mut values[t * v_bytes..][..v_bytes]);
+                if let Some(first) = first.as_mut().filter(|_| n_past + t as u64 == 0) {
+                    first.store((k_type, key), (v_type, value));
+                }
                 let now = next_pos + t as Pos;
                 let slot = if n_live + t < n_slot {
                     n_live + t
@@ -302,6 +303,11 @@ impl KvCache {
         for (h, mut head) in self.marks.of_layer(&self.shape, layer, self.rule(layer)).enumerate() {
             head.settle(live, given(h), n_slot, n_tok, next_pos);
         }
+    }
+
+    /// Keys and values in f16 of the first token of the stream, a row for each head of all layers, where its slot is not to be read for it.
+    pub(super) fn first(&self, layer: usize) -> Option<(&[u8], &[u8])> {
+        (self.first.is_there() && !self.is_ring(layer)).then(|| self.first.rows())
     }
 
     /// Writes into `table` the row of every entry that token `t` of the batch sees in this head, in slot order.
@@ -375,9 +381,9 @@ impl KvCache {
             let oldest = self.n_live - live;
             let keys = &mut self.keys[heads * row_bytes..][..n_head_kv * n_slot * row_bytes];
             let positions = &mut self.marks.positions[heads..][..n_head_kv * n_slot];
-            let centres = if self.is_centred { &self.centres[layer * n_head_kv * head_dim..] } else { &[] };
+            let roundings = &self.roundings;
             pool.for_chunks2_with(scratch, (keys, n_slot * row_bytes), (positions, n_slot), |scratch, head, keys, positions| {
-                let centre = centres.chunks(head_dim).nth(head).unwrap_or_default();
+                let rounding = roundings.of_head(layer * n_head_kv + head);
                 let positions = &mut positions[..live];
                 let RenumberScratch { order, key, angles } = scratch;
                 let order = &mut order[..live];
@@ -390,10 +396,10 @@ impl KvCache {
                     let (pos, new) = (&mut positions[slot as usize], (oldest + rank) as Pos);
                     if *pos != new {
                         k_type.row().load(row, key);
-                        key.iter_mut().zip(centre).for_each(|(key, centre)| *key += centre);
+                        key.iter_mut().zip(rounding.centre).for_each(|(key, centre)| *key += centre);
                         k_type.turn_back(key, head_dim);
                         turn(layer, key, angles, i64::from(new) - i64::from(*pos));
-                        store(k_type, key, centre, row);
+                        rounding.store(k_type, key, row);
                         *pos = new;
                     }
                 }
@@ -435,23 +441,11 @@ fn copy_row(shape: &KvShape, keys: &mut [u8], values: &mut [u8], from: usize, to
     values.copy_within(from * v..(from + 1) * v, to * v);
 }
 
-/// Rounds a vector into a row, in the basis of its type, `centre` taken off if there is one.
-fn store(ty: KvType, x: &[f32], centre: &[f32], row: &mut [u8]) {
-    if !ty.is_turned() {
-        return ty.row().store(x, row);
-    }
-    let mut room = [0f32; MAX_HEAD_DIM];
-    let turned = &mut room[..x.len()];
-    turned.copy_from_slice(x);
-    ty.turn(turned, x.len());
-    turned.iter_mut().zip(centre).for_each(|(x, centre)| *x -= centre);
-    ty.row().store(turned, row);
-}
-
 #[cfg(test)]
-mod tests {
+pub(in crate::kv) mod tests {
     use super::*;
     use crate::kv::policy::Marks;
+    use crate::kv::types::KvType;
 
     /// One layer, one head, as many slots as positions unless told otherwise. A token's number is its key's norm, so that it can be known again.
     pub(super) fn cache(n_ctx: usize, sinks: u32, recent: Recent) -> (KvCache, Pool, Vec<RenumberScratch>) {
@@ -482,6 +476,18 @@ mod tests {
         };
         let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, 8)).unwrap();
         let scratch = vec![RenumberScratch::carve(&mut arena, n_ctx, 8)];
+        (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap(), scratch)
+    }
+
+    /// One layer, one head of 64 elements, eight slots or so for 64 positions; the oldest goes.
+    pub(in crate::kv) fn typed_cache(k_type: KvType, v_type: KvType, sinks: u32) -> (KvCache, Pool, RenumberScratch) {
+        let (head_dim, n_ctx, marks) = (64, 64, Marks::default());
+        let shape =
+            KvShape { n_layer: 1, n_head_kv: 1, head_dim, n_batch: 1, n_ctx, window: None, k_type, v_type, capped: false, marks };
+        let (budget_bytes, policy, recent) = (shape.arena_bytes(8) as u64, Policy::Window, Some(Recent::Tokens(1)));
+        let params = KvParams { budget_bytes, policy, sinks, pinned: 0, recent, rare: None, pool: None };
+        let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, head_dim)).unwrap();
+        let scratch = RenumberScratch::carve(&mut arena, n_ctx, head_dim);
         (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap(), scratch)
     }
 
@@ -521,31 +527,8 @@ mod tests {
     #[test]
     fn renumbered_keys_are_those_of_before_whatever_they_are_stored_in() {
         for k_type in KvType::ALL {
-            let shape = KvShape {
-                n_layer: 1,
-                n_head_kv: 1,
-                head_dim: 64,
-                n_batch: 1,
-                n_ctx: 16,
-                window: None,
-                k_type,
-                v_type: KvType::F16,
-                capped: false,
-                marks: Marks::default(),
-            };
-            let budget_bytes = shape.arena_bytes(8) as u64;
-            let params = KvParams {
-                budget_bytes,
-                policy: Policy::Window,
-                sinks: 1,
-                pinned: 0,
-                recent: Some(Recent::Tokens(1)),
-                rare: None,
-                pool: None,
-            };
-            let mut cache = KvCache::new(shape, &params).unwrap();
-            let mut arena = Arena::new(RenumberScratch::bytes(16, 64)).unwrap();
-            let (mut scratch, mut pool) = (vec![RenumberScratch::carve(&mut arena, 16, 64)], Pool::new(1).unwrap());
+            let (mut cache, mut pool, scratch) = typed_cache(k_type, KvType::F16, 1);
+            let (mut scratch, shape) = (vec![scratch], *cache.shape());
             let mut rng = fastrand::Rng::with_seed(5);
             for _ in 0..16 {
                 let key: Vec<f32> = (0..64).map(|_| rng.f32() - 0.5).collect();

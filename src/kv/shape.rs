@@ -2,6 +2,8 @@
 //! message where it gives too few. Everything here is computed before any memory is taken.
 
 use super::Pos;
+use super::cache::first::First;
+use super::cache::rounding::Roundings;
 use super::marks::HeadMarks;
 use super::policy::{Marks, Policy, Protection, Rule};
 use super::types::{KvType, both_names};
@@ -99,7 +101,8 @@ impl KvShape {
             + region_bytes::<u8>(rows * self.v_bytes())
             + region_bytes::<u32>(self.n_head_kv * self.n_batch)
             + HeadMarks::bytes(self, n_slot)
-            + region_bytes::<f32>(self.centres_len())
+            + Roundings::bytes(self)
+            + First::bytes(self)
     }
 
     /// What the first `n_layer` layers take beyond `n_slot` slots if they keep `n_tok` tokens.

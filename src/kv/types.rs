@@ -62,11 +62,15 @@ impl KvType {
         }
     }
 
-    /// What is turned by one matrix each; nothing of a type that is stored as it is. The order of the matrix is the largest
-    /// power of two that divides the head, so that a head of 80 is turned in five parts of 16.
+    /// What is turned by one matrix each; nothing of a type that is stored as it is.
     fn turned_parts(self, x: &mut [f32], head_dim: usize) -> std::slice::ChunksExactMut<'_, f32> {
         let turned = if self.is_turned() { x.len() } else { 0 };
-        x[..turned].chunks_exact_mut(1 << head_dim.trailing_zeros())
+        x[..turned].chunks_exact_mut(Self::part(head_dim))
+    }
+
+    /// The order of the matrix: the largest power of two that divides the head, so that a head of 80 is turned in five parts of 16.
+    pub fn part(head_dim: usize) -> usize {
+        1 << head_dim.trailing_zeros()
     }
 }
 

@@ -129,6 +129,7 @@ pub fn forward_watched<'a>(
                 }
                 q.iter_mut().for_each(|q| *q *= c.q_scale);
 
+                cache.learn_asked(a, q, n_tok);
                 cache.place(pool, a, k, v);
                 if n_tok == 1 {
                     cache.commit(a, 1);
@@ -200,16 +201,19 @@ pub fn forward_watched<'a>(
 const POSITIONS: usize = 2048;
 
 /// Asks the cache to admit the tokens, renumbering first where their positions would pass the trained context, and
-/// fixing what is taken off keys once enough of them were seen.
+/// fixing how keys are rounded once enough of them were seen.
 fn make_room(model: &Model, pool: &mut Pool, s: &mut Scratch, cache: &mut KvCache, n_tok: usize) -> Result<()> {
     assert!(n_tok >= 1 && n_tok <= cache.shape().n_batch, "a batch of {n_tok} tokens");
     cache.admit(n_tok)?;
-    if cache.must_centre() {
-        cache.fix_centres(&mut s.renumber[0], |layer, key, angles| {
+    if cache.must_fix_roundings() {
+        cache.fix_roundings(&mut s.renumber[0], |layer, asked, centre, angles| {
             if model.config.arch.turns(layer) {
                 let (rope, angles) = (model.ropes.of(layer), &mut angles[..model.config.rope.n_rot]);
-                rope.mean_angles(model.config.n_ctx.min(POSITIONS), angles);
-                rope.turn(key, angles);
+                rope.even_out(asked);
+                if let Some(centre) = centre {
+                    rope.mean_angles(model.config.n_ctx.min(POSITIONS), angles);
+                    rope.turn(centre, angles);
+                }
             }
         });
     }

@@ -15,15 +15,15 @@ impl KvCache {
             return;
         }
         let (shape, live, n_slot, first) = (self.shape, self.live(layer), self.slots(layer), self.first_row(layer, 0));
-        let (k_bytes, v_bytes, dim) = (shape.k_bytes(), shape.v_bytes(), shape.head_dim);
+        let (k_bytes, v_bytes) = (shape.k_bytes(), shape.v_bytes());
         for (h, mut head) in self.marks.of_layer(&self.shape, layer, rule).enumerate() {
             let row = first + h * n_slot;
             let rows = Rows { shape, keys: &self.keys[row * k_bytes..], values: &self.values[row * v_bytes..] };
             match rule.policy {
                 Policy::LagKv => by_lag(&mut head, &rows, live, self.next_pos),
                 _ => {
-                    let centre = if self.is_centred { &self.centres[(layer * shape.n_head_kv + h) * dim..] } else { &[] };
-                    by_mean(&mut head, &rows, live, centre);
+                    let rounding = self.roundings.of_head(layer * shape.n_head_kv + h);
+                    by_mean(&mut head, &rows, live, rounding.centre);
                 }
             }
         }

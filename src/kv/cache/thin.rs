@@ -16,6 +16,9 @@ impl KvCache {
         self.level(scratch);
         let n_gone = self.n_live.saturating_sub(n_keep);
         if n_gone > 0 {
+            if rule.protect.sinks == 0 {
+                self.first.give_up();
+            }
             self.thin(n_whole, n_keep, rule, scratch);
             self.whole = Whole { n_layer: n_whole, n_more: n_gone };
             self.n_live = n_keep;

@@ -1,0 +1,130 @@
+//! The first token of a stream, kept in f16 beside its slot. Heads that look for nothing look at it (the attention sink of Xiao et al. 2023,
+//! arXiv 2309.17453), its key is like no other, and so what a few bits leave out of it is felt in every token that follows. Attention reads it
+//! here and all other entries from the slots. That it stays in the first slot of each head is by protection: where the stream's rule protects no
+//! sinks, where a layer is a ring, and once a rule without protection compressed, it is an entry as all are.
+
+use super::rounding::Rounding;
+use crate::kernels::kv_rows::RowType;
+use crate::kv::shape::KvShape;
+use crate::kv::types::KvType;
+use crate::mem::arena::{Arena, Buf, region_bytes};
+
+pub(in crate::kv) struct First {
+    /// `[n_layer][n_head_kv][head_dim]` in f16, in the basis of their types, the keys less what is taken off keys.
+    keys: Buf<u8>,
+    values: Buf<u8>,
+    /// Whether it is in the first slots still, where there is no ring.
+    is_there: bool,
+}
+
+/// Bytes of `keys` and of `values`; none where nothing is rounded to few bits.
+fn len(shape: &KvShape) -> usize {
+    let is_rounded = shape.k_type.is_turned() || shape.v_type.is_turned();
+    if is_rounded { shape.n_heads() * RowType::F16.row_bytes(shape.head_dim) } else { 0 }
+}
+
+/// Of one head, to be written.
+pub(in crate::kv) struct FirstRow<'a> {
+    key: &'a mut [u8],
+    value: &'a mut [u8],
+}
+
+impl First {
+    pub fn bytes(shape: &KvShape) -> usize {
+        2 * region_bytes::<u8>(len(shape))
+    }
+
+    pub fn carve(arena: &mut Arena, shape: &KvShape) -> Self {
+        First { keys: arena.carve(len(shape)), values: arena.carve(len(shape)), is_there: false }
+    }
+
+    /// For a new stream, whose rule protects its first token or not.
+    pub fn clear(&mut self, is_protected: bool) {
+        self.is_there = is_protected && !self.keys.is_empty();
+    }
+
+    /// It may have left the first slots.
+    pub fn give_up(&mut self) {
+        self.is_there = false;
+    }
+
+    pub fn is_there(&self) -> bool {
+        self.is_there
+    }
+
+    /// Keys and values of all heads, a row each.
+    pub fn rows(&self) -> (&[u8], &[u8]) {
+        (&self.keys, &self.values)
+    }
+
+    /// Of heads `from` on, one after the other.
+    pub fn rows_mut(&mut self, from: usize, head_dim: usize) -> impl Iterator<Item = Option<FirstRow<'_>>> {
+        let (len, is_there) = (RowType::F16.row_bytes(head_dim), self.is_there);
+        let [keys, values] = [&mut self.keys, &mut self.values].map(|rows| rows.chunks_exact_mut(len).skip(from));
+        let rows = keys.zip(values).map(move |(key, value)| is_there.then_some(FirstRow { key, value }));
+        rows.chain(std::iter::repeat_with(|| None))
+    }
+
+    /// Takes what keys have in common off the key of a head.
+    pub fn take_off(&mut self, head: usize, centre: &[f32], room: &mut [f32]) {
+        if let Some(row) = self.rows_mut(head, room.len()).next().flatten() {
+            RowType::F16.load(row.key, room);
+            room.iter_mut().zip(centre).for_each(|(key, centre)| *key -= centre);
+            RowType::F16.store(room, row.key);
+        }
+    }
+}
+
+impl FirstRow<'_> {
+    /// A key and a value as they are.
+    pub fn store(&mut self, (k_type, key): (KvType, &[f32]), (v_type, value): (KvType, &[f32])) {
+        Rounding::exact(k_type, key, self.key);
+        Rounding::exact(v_type, value, self.value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kv::cache::tests::typed_cache;
+    use crate::kv::policy::Rule;
+    use crate::kv::types::KvType;
+
+    use super::*;
+
+    #[test]
+    fn it_is_kept_exactly_for_as_long_as_it_is_protected() {
+        let key: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
+        let close = |got: &[u8], ty: KvType, want: &[f32]| {
+            let mut back = [0f32; 64];
+            RowType::F16.load(got, &mut back);
+            ty.turn_back(&mut back, 64);
+            back.iter().zip(want).all(|(a, b)| (a - b).abs() < 2e-3)
+        };
+        for (k_type, v_type, sinks) in
+            [(KvType::Q5H, KvType::Q4H, 1), (KvType::F16, KvType::Q4H, 1), (KvType::Q5H, KvType::Q4H, 0)]
+        {
+            let (mut cache, mut pool, mut scratch) = typed_cache(k_type, v_type, sinks);
+            for t in 0..40 {
+                let key: Vec<f32> = key.iter().map(|k| k * (1 + t) as f32).collect();
+                cache.rate(&mut pool, 0, &key, &key, |key| key[0]);
+                cache.place(&mut pool, 0, &key, &key);
+                cache.commit(0, 1);
+                cache.advance(1);
+            }
+            assert!(cache.n_evicted() > 0);
+            assert_eq!(cache.first(0).is_some(), sinks > 0, "{k_type:?} {v_type:?} {sinks}");
+            if let Some((keys, values)) = cache.first(0) {
+                assert!(close(keys, k_type, &key) && close(values, v_type, &key), "{k_type:?} {v_type:?}");
+                // By a rule that protects none it may have gone.
+                cache.compress(8, 0, cache.rule, &mut scratch);
+                assert!(cache.first(0).is_some());
+                cache.compress(4, 0, Rule { protect: Default::default(), ..cache.rule }, &mut scratch);
+                assert!(cache.first(0).is_none());
+                cache.clear();
+                assert!(cache.first(0).is_some());
+            }
+        }
+        let (exact, ..) = typed_cache(KvType::F16, KvType::Q8_0, 1);
+        assert!(exact.first(0).is_none() && First::bytes(exact.shape()) == 0);
+    }
+}
