@@ -29,6 +29,10 @@ FOUND_GOAL = {"passkey": {50: 98, 25: 97, 10: 90}, "needle": {50: 95, 25: 85, 10
 NAMES = {DEFAULT: "lowkey's default", "window": "sinks and window", "random": "random, same protection", "keydiff": "KeyDiff"}
 
 
+class Before(list):
+    """Rows that another binary gave: shown, with a mark, until they are measured anew."""
+
+
 class Card:
     def __init__(self, args):
         self.args = args
@@ -36,6 +40,7 @@ class Card:
         binary = hashlib.sha256(pathlib.Path(args.lowkey).read_bytes()).hexdigest()[:16]
         self.folder = ROOT / "target" / "scorecard" / binary
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.before = ROOT / "target" / "scorecard" / args.before if args.before else None
         self.may_run = True
 
     def kept(self, key, measure):
@@ -44,7 +49,8 @@ class Card:
         if path.is_file():
             return json.loads(path.read_text())
         if not self.may_run:
-            return None
+            before = self.before and self.before / path.name
+            return Before(json.loads(before.read_text())) if before and before.is_file() else None
         print("scorecard:", key, file=sys.stderr, flush=True)
         answer = measure()
         path.write_text(json.dumps(answer))
@@ -127,7 +133,12 @@ def each(function, *ranges):
 
 
 def is_complete(card, group):
-    return None not in group(card)
+    return not any(rows is None or isinstance(rows, Before) for rows in group(card))
+
+
+def mark(*answers):
+    """What stands behind a row's name if another binary gave it."""
+    return " °" if any(isinstance(rows, Before) for rows in answers) else ""
 
 
 GROUPS = {
@@ -168,7 +179,7 @@ def perplexity_table(card, ctx):
             types |= {f"{r['k_type']}/{r['v_type']}" for r in found}
             each_text = ", ".join(f"{100 * (ratio - 1):.1f}" for ratio in ratios)
             cells.append(f"**{over(ratios):+.2f}** ({each_text})" if ratios else "nothing evicted")
-        lines.append(f"| {NAMES[policy]} | {' '.join(sorted(types))} | {' | '.join(cells)} |")
+        lines.append(f"| {NAMES[policy]}{mark(*answers)} | {' '.join(sorted(types))} | {' | '.join(cells)} |")
     answers = [llama_rows(card, kind, ctx) for kind in KINDS] if ctx == 2048 else [None]
     for kv_type in () if None in answers else ("f16", "q8_0"):
         cells = []
@@ -198,7 +209,7 @@ def found_table(card, test):
         if rows is None:
             continue
         cells = [found_cell([r for r in rows if r["keep"] == k / 100]) for k in keep]
-        lines.append(f"| {NAMES[policy]} | {length} | {' | '.join(cells)} |")
+        lines.append(f"| {NAMES[policy]}{mark(rows)} | {length} | {' | '.join(cells)} |")
     full = full_rows(card, test, 2048)
     if full is not None:
         lines.append(f"| all in f16, whatever it takes | 2048 | {' | '.join([found_cell(full)] + ['' for _ in keep[1:]])} |")
@@ -217,7 +228,7 @@ def stream_table(card, ctx):
         if rows is None:
             continue
         parts = [f"{part['ppl']:.2f}" for part in rows[0]["parts"]]
-        lines.append(f"| {NAMES[policy]} | {rows[0]['n_slot']} | {' | '.join(parts)} |")
+        lines.append(f"| {NAMES[policy]}{mark(rows)} | {rows[0]['n_slot']} | {' | '.join(parts)} |")
     return lines
 
 
@@ -257,6 +268,8 @@ def report(card):
     missing = [name for name, group in GROUPS.items() if not is_complete(card, group)]
     if missing:
         lines.append(f"Not measured yet with this binary (`benches/scorecard.py {' '.join(missing)}`): {', '.join(missing)}.")
+    if missing and card.before:
+        lines.append(f"Rows with ° are from the binary before, {card.args.before_is}.")
     out = ROOT / "docs" / "scorecard.md"
     unfinished = out.with_suffix(".md.part")
     unfinished.write_text("\n".join(lines).rstrip() + "\n")
@@ -269,6 +282,8 @@ def main():
     parser.add_argument("--lowkey", default=str(ROOT / "target/release/lowkey"))
     parser.add_argument("--model", default=str(ROOT / "models/smollm2-135m-instruct-q4_1.gguf"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--before", metavar="HASH", help="show, marked, what the binary of this folder of target/scorecard gave, where nothing newer is there")
+    parser.add_argument("--before-is", metavar="TEXT", default="", help="what that binary is")
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join(GROUPS))
     args = parser.parse_args()
     card = Card(args)
