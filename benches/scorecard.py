@@ -241,8 +241,8 @@ proceedings (technical), As You Like It (dialogue), Paradise Lost (verse); the d
 ## Perplexity
 Per cent over a full f16 cache, of the tokens scored once the arena was full: geometric mean of three texts, {tokens:,} tokens of each, and in brackets
 each text: {kinds}. Differences below half a per cent are within the noise of such samples. At 25 % in types of few bits two thirds of a window
-and more are held, and most of what is lost is rounding (with all tokens in q5_h/q4_h, `--kv-budget 64MiB`, the three texts lose 1.8, 0.7 and 1.0), so that the
-rules hardly differ, but for the window at 4,096, and chance is as good as any; below, they do.
+and more are held, and half of what is lost is rounding (with all tokens in q5_h/q4_h, `--kv-budget 64MiB`, the three texts lose 1.0, 0.7 and 0.7), so that the
+rules hardly differ, but for the window at 4,096, and chance is about as good as any; below, they do.
 """
 
 
