@@ -155,8 +155,13 @@ impl Layer<'_> {
     /// With the first token of the stream, where it is a chunk of its own.
     fn attend_first<'a>(&'a self, q: &'a [f32], head: usize) -> Option<Attend<'a>> {
         let (keys, values) = self.cache.first(self.layer)?;
-        let rows = Rows::Dense { first: self.layer * self.cache.shape().n_head_kv + head };
-        Some(Attend { keys, values, k_type: RowType::F16, v_type: RowType::F16, ..self.attend(q, rows, 1) })
+        Some(Attend {
+            keys,
+            values,
+            k_type: RowType::F16,
+            v_type: RowType::F16,
+            ..self.attend(q, Rows::Dense { first: head }, 1)
+        })
     }
 
     /// Slots of the first chunk, whose row is elsewhere.
