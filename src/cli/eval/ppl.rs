@@ -96,7 +96,7 @@ pub fn run(args: PplArgs) -> Result<u8> {
     let mut opened = open(&args.text.model.model, args.text.model.session.params(N_LOGITS))?;
     opened.warn();
     // No token is shorter than a byte, but for the one that may begin the text.
-    let most = (text.len() + 1).saturating_sub(args.text.ctx) / stride + 1;
+    let most = (text.len() + 1).checked_sub(args.text.ctx).map_or(0, |rest| rest / stride + 1);
     plan_text(&mut opened, &text, most.min(args.windows.unwrap_or(usize::MAX)), args.text.ctx)?;
     if args.keep.is_empty() {
         opened.check()?;
@@ -140,7 +140,7 @@ pub fn run(args: PplArgs) -> Result<u8> {
 /// The lines that only `eval` knows of: the text and its tokens, a score for each of a window in this run and in that of the full cache.
 fn plan_text(opened: &mut Opened, text: &str, n_windows: usize, ctx: usize) -> Result<()> {
     opened.plan.private("text", text_bytes(&opened.model.file, text)?);
-    opened.plan.private("scores", n_windows.saturating_mul(2 * (ctx - 1) * size_of::<f64>()));
+    opened.plan.private("scores", n_windows.saturating_mul(ctx - 1).saturating_mul(2 * size_of::<f64>()));
     Ok(())
 }
 
