@@ -1,8 +1,8 @@
 //! Runs one kernel again and again, for counting its instructions under an emulator or timing it.
 //!
 //! `kernel_count SET {matmul|packed} TYPE N_ROWS N_COLS N_TOK TIMES`, `kernel_count SET {quantize|rms_norm|silu_mul} N TIMES`,
-//! `kernel_count SET {attend|wide} KV_TYPE HEAD_DIM N_QUERIES N_ROWS TIMES` (rows where they lie, or widened once), or `kernel_count SET {store|turn} KV_TYPE HEAD_DIM TIMES`,
-//! which round a key into its row and turn it (the same on every set). The difference of two runs, divided by the difference of
+//! `kernel_count SET {attend|wide} KV_TYPE HEAD_DIM N_QUERIES N_ROWS TIMES` (rows where they lie, or widened once), or `kernel_count SET {store|shape|turn}
+//! KV_TYPE HEAD_DIM TIMES`, which round a value into its row, round a key of few bits into its row, and turn it (the same on every set). The difference of two runs, divided by the difference of
 //! TIMES, is the cost of one. Prints a hash of the result, which is the same for every set.
 
 use lowkey::gguf::quant::GgmlType;
@@ -24,6 +24,7 @@ fn main() {
             attend(kernels, kernel == "wide", &rest[0], head_dim, n_q, n_rows, times)
         }
         ("store", &[head_dim, times]) => store(&rest[0], head_dim, times),
+        ("shape", &[head_dim, times]) => shape(&rest[0], head_dim, times),
         ("turn", &[head_dim, times]) => turn(&rest[0], head_dim, times),
         (_, &[n, times]) => elementwise(kernels, kernel, n, times),
         _ => panic!("SET KERNEL …"),
@@ -86,6 +87,19 @@ fn store(ty: &str, head_dim: usize, times: usize) -> Vec<f32> {
     let (x, mut row) = (random(head_dim), vec![0; ty.row_bytes(head_dim)]);
     for _ in 0..times {
         ty.store(std::hint::black_box(&x), &mut row);
+    }
+    row.into_iter().map(f32::from).collect()
+}
+
+fn shape(ty: &str, head_dim: usize, times: usize) -> Vec<f32> {
+    let ty = ty.parse::<KvType>().expect("a type of keys and values");
+    assert!(ty.is_turned(), "errors are shaped in types of few bits");
+    let (x, mut row) = (random(head_dim), vec![0; ty.row().row_bytes(head_dim)]);
+    let asked: Vec<f32> = x.iter().map(|x| 0.02 + x * x).collect();
+    let mut key = x.clone();
+    for _ in 0..times {
+        key.copy_from_slice(std::hint::black_box(&x));
+        ty.row().store_shaped(&mut key, &asked, KvType::part(head_dim), &mut row);
     }
     row.into_iter().map(f32::from).collect()
 }

@@ -78,6 +78,23 @@ impl SessionParams {
         Ok(shape.within(self.kv.budget_bytes))
     }
 
+    /// The slots and who goes from them, with the batch as large as it may be.
+    fn fit(&self, kv: &mut KvShape) -> Result<(usize, Rule)> {
+        if !kv.marks.received {
+            return self.kv.fit(kv);
+        }
+        // A token must not be judged before its attention is counted, which is after its batch: it is recent that long. So a budget
+        // that does not hold the rows of a larger batch need not.
+        let (_, rule) = loop {
+            match self.kv.fit(kv) {
+                Err(_) if kv.n_batch > 1 => kv.n_batch /= 2,
+                fitted => break fitted?,
+            }
+        };
+        kv.n_batch = kv.n_batch.min(rule.protect.recent.max(1) as usize);
+        self.kv.fit(kv)
+    }
+
     /// Checks everything that can be checked before memory is taken.
     pub fn layout(&self, model: &Model) -> Result<Layout> {
         let kernels = Kernels::choose(&self.kernels)?;
@@ -86,13 +103,7 @@ impl SessionParams {
             return Err(Error::usage("--threads", format!("{n_threads} threads; give 1 to the number of cores")));
         }
         let mut kv = self.shape(model)?;
-        let n_batch = kv.n_batch;
-        let (mut n_slot, mut rule) = self.kv.fit(&kv)?;
-        if kv.marks.received {
-            // A token must not be judged before its attention is counted, which is after its batch: it is recent that long.
-            kv.n_batch = n_batch.min(rule.protect.recent.max(1) as usize);
-            (n_slot, rule) = self.kv.fit(&kv)?;
-        }
+        let (n_slot, rule) = self.fit(&mut kv)?;
         let n_batch = kv.n_batch;
         let n_logits = self.n_logits.clamp(1, n_batch);
         let scratch = ScratchShape {

@@ -366,6 +366,12 @@ fn the_system_s_turn_is_pinned_or_refused() {
     let pinned = ask("8MiB", "--pin-system");
     let line = String::from_utf8_lossy(&pinned.stderr);
     assert!(pinned.status.success() && line.contains("tokens of the system's turn are pinned"), "{line}");
+    // As many whatever the user says, also if that is nothing.
+    let n_pinned = |line: &str| {
+        line.split_once(" tokens of the system's turn are pinned").map(|(n, _)| n.rsplit(' ').next().map(str::to_owned))
+    };
+    let args = ["run", "-m", &m, "--chat", "--system", &system, "-p", "", "-n", "1", "--temp", "0", "--log-level", "info"];
+    assert_eq!(n_pinned(&String::from_utf8_lossy(&run(&args).stderr)), n_pinned(&line));
     let free = ask("2MiB", "--pin-system=false");
     let line = String::from_utf8_lossy(&free.stderr);
     assert!(free.status.success() && !line.contains("pinned"), "{line}");

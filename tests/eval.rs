@@ -323,6 +323,10 @@ fn mistakes_are_named_by_flag() {
         (vec!["eval", "ppl", "-m", "TINY", "-f", "TEXT", "--ctx", "300", "--keep", "50%"], ["--keep", "trained for 256"]),
         (vec!["eval", "ppl", "-m", "TINY", "-f", "TEXT", "--ctx", "64", "--parts", "0"], ["--parts", "1 to 63"]),
         (vec!["eval", "ppl", "-m", "TINY", "-f", "TEXT", "--ctx", "64", "--parts", "64"], ["--parts", "1 to 63"]),
+        (
+            vec!["eval", "ppl", "-m", "TINY", "-f", "TEXT", "--ctx", "128", "--keep", "100%,25%", "--policies", "l2,off"],
+            ["--policies", "off may not evict"],
+        ),
         (vec!["eval", "passkey", "-m", "TINY", "--lengths", "128"], ["--lengths", "question"]),
         (vec!["eval", "passkey", "-m", "TINY", "--lengths", "256"], ["--lengths", "256"]),
     ] {

@@ -273,3 +273,25 @@ fn a_cleared_session_starts_anew() {
     s.clear();
     assert!(end_of(&mut s, &tokens, false) == first);
 }
+
+/// Where attention is counted a batch is no longer than the recent tokens; a budget that does not hold the rows of a longer one is enough.
+#[test]
+fn small_budgets_are_not_refused_for_rows_that_would_not_be_used() {
+    let model = lowkey_test_kit::model(&lowkey_test_kit::data(MODEL));
+    let mut params = lowkey_test_kit::params(0);
+    (params.kv.policy, params.kv.recent) = (Policy::L2Attn, None);
+    let (mut n_refused, mut n_smaller) = (0, 0);
+    for kib in 1..64 {
+        params.kv.budget_bytes = kib << 10;
+        let [long, single] = [32, 1].map(|n_batch| SessionParams { n_batch, ..params.clone() }.layout(&model));
+        assert_eq!(long.is_ok(), single.is_ok(), "{kib} KiB");
+        let Ok(long) = long else {
+            n_refused += 1;
+            continue;
+        };
+        assert!(long.kv.n_batch <= 32.min(long.rule.protect.recent.max(1) as usize), "{kib} KiB");
+        assert!(long.kv.arena_bytes(long.n_slot) as u64 <= params.kv.budget_bytes, "{kib} KiB");
+        n_smaller += usize::from(long.kv.n_batch < 32);
+    }
+    assert!(n_refused > 0 && n_smaller > 0, "{n_refused} refused, {n_smaller} with a smaller batch");
+}

@@ -223,7 +223,11 @@ fn n_pinned(args: &RunArgs, prompt: &[u32], opened: &Opened, tokenizer: &Tokeniz
     if args.system.is_none() || !args.pin_system {
         return Ok(0);
     }
-    let other = tokenizer.encode(&chat_prompt(args, String::new(), opened, tokenizer)?, true, true)?;
+    let saying = |text: &str| tokenizer.encode(&chat_prompt(args, text.into(), opened, tokenizer)?, true, true);
+    let mut other = saying("")?;
+    if other == prompt {
+        other = saying("?")?;
+    }
     let n = prompt.iter().zip(&other).take_while(|(a, b)| a == b).count() as u32;
     log::info!("{n} tokens of the system's turn are pinned");
     Ok(n)

@@ -287,22 +287,37 @@ fn level_mix<const N: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f32]) 
     }
 }
 
-/// Adds the partial result of a later chunk to a running one: the usual rescaling of online softmax. `running` starts
-/// with `max` = -inf. One query.
-pub fn merge_partial(running: (&mut f32, &mut f32, &mut [f32]), chunk: (f32, f32, &[f32])) {
-    let (max, sum, acc) = running;
-    let (chunk_max, chunk_sum, chunk_acc) = chunk;
-    if *max == f32::NEG_INFINITY {
-        (*max, *sum) = (chunk_max, chunk_sum);
-        acc.copy_from_slice(chunk_acc);
-        return;
+/// See `Kernels::merge`: the usual rescaling of online softmax.
+#[inline(always)]
+pub fn merge(running: &mut [f32], acc: &mut [f32], chunk: &Partial) {
+    let (max, sum) = running.split_at_mut(chunk.max.len());
+    let head_dim = acc.len() / max.len();
+    let chunk_accs = chunk.acc.chunks_exact(head_dim);
+    for (n, (acc, chunk_acc)) in acc.chunks_exact_mut(head_dim).zip(chunk_accs).enumerate() {
+        let (chunk_max, chunk_sum) = (chunk.max[n], chunk.sum[n]);
+        if max[n] == f32::NEG_INFINITY {
+            (max[n], sum[n]) = (chunk_max, chunk_sum);
+            acc.copy_from_slice(chunk_acc);
+            continue;
+        }
+        let higher = if chunk_max > max[n] { chunk_max } else { max[n] };
+        let (old, new) = (exp(max[n] - higher), exp(chunk_max - higher));
+        for (a, c) in acc.iter_mut().zip(chunk_acc) {
+            *a = *a * old + c * new;
+        }
+        (max[n], sum[n]) = (higher, sum[n] * old + chunk_sum * new);
     }
-    let higher = if chunk_max > *max { chunk_max } else { *max };
-    let (old, new) = (exp(*max - higher), exp(chunk_max - higher));
-    for (a, c) in acc.iter_mut().zip(chunk_acc) {
-        *a = *a * old + c * new;
+}
+
+/// See `Kernels::received`.
+#[inline(always)]
+pub fn received(tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]) {
+    let (max, sum) = running.split_at(tops.len());
+    total.fill(0.0);
+    for (n, weights) in weights.as_chunks::<CHUNK>().0.iter().enumerate() {
+        let share = exp(tops[n] - max[n]) / sum[n];
+        total.iter_mut().zip(weights).for_each(|(total, weight)| *total += weight * share);
     }
-    (*max, *sum) = (higher, *sum * old + chunk_sum * new);
 }
 
 #[cfg(test)]
@@ -399,10 +414,12 @@ mod tests {
     #[test]
     fn merging_chunks_is_softmax_over_all() {
         // Two chunks of one entry each, scores 1 and 3, values 10 and 20.
-        let (mut max, mut sum, mut acc) = (f32::NEG_INFINITY, 0.0, [0f32]);
-        merge_partial((&mut max, &mut sum, &mut acc), (1.0, 1.0, &[10.0]));
-        merge_partial((&mut max, &mut sum, &mut acc), (3.0, 1.0, &[20.0]));
+        let (mut running, mut acc) = ([f32::NEG_INFINITY, 0.0], [0f32]);
+        for (score, value) in [(1.0, 10.0), (3.0, 20.0)] {
+            let chunk = Partial { max: &mut [score], sum: &mut [1.0], acc: &mut [value], weights: &mut [] };
+            merge(&mut running, &mut acc, &chunk);
+        }
         let e = (-2f64).exp();
-        assert!((f64::from(acc[0] / sum) - (10.0 * e + 20.0) / (e + 1.0)).abs() < 1e-5);
+        assert!((f64::from(acc[0] / running[1]) - (10.0 * e + 20.0) / (e + 1.0)).abs() < 1e-5);
     }
 }

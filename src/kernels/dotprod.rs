@@ -11,10 +11,11 @@ use super::arm_attend::attend;
 use super::arm_blocks::{Format, Four, Layout, ROWS, Range8, Set, Sums, Tile, TokenBlocks, Walk, mls_lane, next_32};
 use super::arm_float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
 use super::arm_wide::widen;
+use super::attend::{merge, received};
 use super::{Acts, MatmulTask, Out, Table, arm_formats, dotprod_packed, dotprod_quads};
 
 pub(crate) static TABLE: Table =
-    Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, widen: Some(widen) };
+    Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: Some(widen) };
 
 /// # Safety
 /// The CPU features of the set; the task's elements of `out` belong to the caller.

@@ -11,11 +11,12 @@ use super::arm_attend::attend;
 use super::arm_blocks::{ByFour, Format, Four, Range8, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four};
 use super::arm_float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
 use super::arm_wide::widen;
+use super::attend::{merge, received};
 use super::dotprod::Dotprod;
 use super::{Acts, MatmulTask, Out, Table, arm_formats, dotprod_packed};
 
 pub(crate) static TABLE: Table =
-    Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, widen: Some(widen) };
+    Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: Some(widen) };
 
 /// # Safety
 /// The CPU features of the set; the task's elements of `out` belong to the caller.

@@ -320,6 +320,8 @@ pub(crate) struct Table {
     pub soft_cap: unsafe fn(x: &mut [f32], cap: f32),
     pub l2_norm: unsafe fn(x: &[f32]) -> f32,
     pub attend: unsafe fn(&Attend, &mut Partial),
+    pub merge: unsafe fn(running: &mut [f32], acc: &mut [f32], chunk: &Partial),
+    pub received: unsafe fn(tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]),
     /// Sets that read rows as fast where they lie have none.
     pub widen: Option<unsafe fn(&Attend, Range<usize>, &mut [f32])>,
 }
@@ -561,6 +563,22 @@ impl Kernels {
         }
         // SAFETY: the set's features were detected; rows are inside the buffers by the assertions above.
         unsafe { (self.table.attend)(a, out) };
+    }
+
+    /// Adds what a later chunk left to what those before it left: `running`, `[max][sum]` of each query, and `acc`. Before the first,
+    /// `max` is -inf.
+    pub fn merge(&self, running: &mut [f32], acc: &mut [f32], chunk: &Partial) {
+        assert!(running.len() == 2 * chunk.max.len() && chunk.sum.len() == chunk.max.len() && acc.len() == chunk.acc.len());
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table.merge)(running, acc, chunk) };
+    }
+
+    /// `total`: the attention that each entry of a chunk received, over the queries together. That is the chunk's weights, brought from its
+    /// own highest scores, `tops`, to the highest of all chunks and divided by the sums of all, both in `running` as `merge` left them.
+    pub fn received(&self, tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]) {
+        assert!(running.len() == 2 * tops.len() && weights.len() == weights_len(tops.len()) && total.len() <= CHUNK);
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table.received)(tops, weights, running, total) };
     }
 
     /// Bytes of `Acts::quads`: also for sets that come to read them only where a matrix is packed.

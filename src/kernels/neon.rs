@@ -12,10 +12,11 @@ use super::arm_blocks::{
 };
 use super::arm_float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
 use super::arm_wide::widen;
+use super::attend::{merge, received};
 use super::{Acts, BLOCK, MatmulTask, Out, Table, arm_formats};
 
 pub(crate) static TABLE: Table =
-    Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, widen: Some(widen) };
+    Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: Some(widen) };
 
 /// # Safety
 /// The task's elements of `out` belong to the caller.

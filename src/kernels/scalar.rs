@@ -30,6 +30,8 @@ pub(crate) static TABLE: Table = Table {
     soft_cap: portable::soft_cap,
     l2_norm: portable::l2_norm,
     attend: attend::attend,
+    merge: attend::merge,
+    received: attend::received,
     widen: None,
 };
 

@@ -348,6 +348,33 @@ fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
     }
 }
 
+#[test]
+fn chunks_are_merged_and_what_they_gave_is_counted_as_in_the_scalar_set_bit_for_bit() {
+    for (n_q, head_dim) in [(1, 8), (3, 64), (8, 80)] {
+        let run = |k: Kernels| {
+            let (mut running, mut acc) = (vec![f32::NEG_INFINITY; 2 * n_q], vec![f32::NAN; n_q * head_dim]);
+            let mut given = Vec::new();
+            for chunk in 0..3 {
+                let [mut max, sum, mut chunk_acc] =
+                    [(1, 10), (1, 20), (head_dim, 30)].map(|(n, seed)| random_x(n * n_q, seed + chunk));
+                let mut sum: Vec<f32> = sum.iter().map(|sum| 1.0 + sum * sum).collect();
+                k.merge(&mut running, &mut acc, &Partial { max: &mut max, sum: &mut sum, acc: &mut chunk_acc, weights: &mut [] });
+                for n in [1, 9, CHUNK] {
+                    let mut total = vec![f32::NAN; n];
+                    k.received(&max, &random_x(weights_len(n_q), 40 + chunk), &running, &mut total);
+                    given.extend(total);
+                }
+            }
+            [bits(&running), bits(&acc), bits(&given)]
+        };
+        let want = run(Kernels::choose("scalar").unwrap());
+        assert!(want.iter().flatten().all(|&b| f32::from_bits(b).is_finite()));
+        for kernels in Kernels::available() {
+            assert_eq!(run(kernels), want, "{} of {n_q} heads of {head_dim}", kernels.name());
+        }
+    }
+}
+
 /// CI runs the suites on emulated CPUs and says which set must have been picked on each.
 #[test]
 fn the_expected_set_is_picked() {

@@ -114,6 +114,14 @@ macro_rules! stamp_x86 {
             // SAFETY: passed on to the caller; the set has the features.
             unsafe { crate::kernels::x86_attend::attend::<$width>(a, out) }
         }
+        #[target_feature(enable = $features)]
+        unsafe fn merge(running: &mut [f32], acc: &mut [f32], chunk: &crate::kernels::Partial) {
+            crate::kernels::attend::merge(running, acc, chunk)
+        }
+        #[target_feature(enable = $features)]
+        unsafe fn received(tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]) {
+            crate::kernels::attend::received(tops, weights, running, total)
+        }
     };
 }
 pub(crate) use stamp_x86;

@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 
 use super::attend::{QueryBlock, Weights, for_queries, give_weights, sum_of, to_weights};
 use super::kv_rows::{ROW_BLOCK, RowType, with_row};
+use super::portable::soft_cap;
 use super::x86::load8;
 use super::x86_formats::Vector;
 use super::{Attend, CHUNK, Partial};
@@ -68,6 +69,10 @@ pub unsafe fn attend<W: Width>(a: &Attend, out: &mut Partial) {
 /// As `attend`; `q` and `out` have `N` heads.
 #[inline(always)]
 unsafe fn attend_n<W: Width, const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
+    if (a.n_rows, a.k_type, a.v_type) == (1, RowType::F16, RowType::F16) {
+        // SAFETY: passed on; queries and results of N heads.
+        return unsafe { one_row::<N>(a, q, out) };
+    }
     let mut weights = [[0f32; CHUNK]; N];
     let (keys, values) = (a.addresses(a.keys, a.k_type), a.addresses(a.values, a.v_type));
     // SAFETY: passed on; rows at all addresses.
@@ -87,6 +92,37 @@ unsafe fn attend_n<W: Width, const N: usize>(a: &Attend, q: &[f32], out: &mut Pa
             W::float_mix::<N>(&values, a.n_rows, &weights, a.head_dim, out.acc));
     }
     give_weights(&weights, a.n_rows, out.weights);
+}
+
+/// A row in f16 that is a chunk of its own, as the first token of a stream is: whatever its score, its weight is 1.
+///
+/// # Safety
+/// As `attend_n`.
+#[inline(always)]
+unsafe fn one_row<const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
+    assert!(q.len() == N * a.head_dim && out.acc.len() == q.len());
+    let (at, acc) = (a.rows.get(0) * RowType::F16.row_bytes(a.head_dim), out.acc.as_mut_ptr());
+    let mut scores = [0f32; 8];
+    // SAFETY: a row at `at` by the caller's promise, queries and results by the assertion.
+    unsafe {
+        let (key, value) = (a.keys.as_ptr().add(at), a.values.as_ptr().add(at));
+        let mut dots = [_mm256_setzero_ps(); 8];
+        for i in 0..a.head_dim / 8 {
+            let (key, value) = (load8(key.add(16 * i)), load8(value.add(16 * i)));
+            for n in 0..N {
+                let to = n * a.head_dim + 8 * i;
+                dots[n] = _mm256_fmadd_ps(_mm256_loadu_ps(q.as_ptr().add(to)), key, dots[n]);
+                _mm256_storeu_ps(acc.add(to), _mm256_add_ps(value, _mm256_setzero_ps()));
+            }
+        }
+        _mm256_storeu_ps(scores.as_mut_ptr(), add_lanes_of(&dots));
+    }
+    if a.soft_cap != 0.0 {
+        soft_cap(&mut scores[..N], a.soft_cap);
+    }
+    out.max.copy_from_slice(&scores[..N]);
+    out.sum.fill(1.0);
+    out.weights.iter_mut().step_by(CHUNK).for_each(|weight| *weight = 1.0);
 }
 
 /// Sixteen keys at a time: `2 P` vectors of eight scores, brought from (key, query) to (query, key).

@@ -12,9 +12,7 @@ use std::ops::Range;
 
 use super::cache::KvCache;
 use super::policy::Policy;
-use crate::kernels::attend::merge_partial;
 use crate::kernels::kv_rows::RowType;
-use crate::kernels::portable::exp;
 use crate::kernels::{Attend, CHUNK, Kernels, Partial, Rows, weights_len};
 use crate::mem::arena::{Arena, Buf, region_bytes};
 use crate::mem::pool::Pool;
@@ -157,8 +155,13 @@ impl Layer<'_> {
     /// With the first token of the stream, where it is a chunk of its own.
     fn attend_first<'a>(&'a self, q: &'a [f32], head: usize) -> Option<Attend<'a>> {
         let (keys, values) = self.cache.first(self.layer)?;
-        let rows = Rows::Dense { first: self.layer * self.cache.shape().n_head_kv + head };
-        Some(Attend { keys, values, k_type: RowType::F16, v_type: RowType::F16, ..self.attend(q, rows, 1) })
+        Some(Attend {
+            keys,
+            values,
+            k_type: RowType::F16,
+            v_type: RowType::F16,
+            ..self.attend(q, Rows::Dense { first: head }, 1)
+        })
     }
 
     /// Slots of the first chunk, whose row is elsewhere.
@@ -242,16 +245,15 @@ impl Layer<'_> {
         for (head, out) in out.chunks_exact_mut(group_dim).enumerate() {
             running.fill(f32::NEG_INFINITY);
             let partials = &mut split[head * n_chunks * len..][..n_chunks * len];
-            for partial in partials.chunks_exact(len) {
-                merge(running, out, partial, shape.n_q);
+            for partial in partials.chunks_exact_mut(len) {
+                let (partial, _) = partial.split_at_mut(shape.partial_len());
+                self.kernels.merge(running, out, &as_partial(partial, &mut [], shape));
             }
             if shape.counts {
                 let given = &mut given[head * (shape.n_slot + shape.n_batch)..];
-                for (chunk, partial) in partials.chunks_exact_mut(len).enumerate() {
-                    let (partial, weights) = partial.split_at_mut(shape.partial_len());
-                    let total = received(&mut partial[..shape.n_q], weights, running);
-                    let slots = self.slots(chunk, live);
-                    given[slots.clone()].copy_from_slice(&total[..slots.len()]);
+                for (chunk, partial) in partials.chunks_exact(len).enumerate() {
+                    let (partial, weights) = partial.split_at(shape.partial_len());
+                    self.kernels.received(&partial[..shape.n_q], weights, running, &mut given[self.slots(chunk, live)]);
                 }
             }
             normalise(running, out, shape.n_q);
@@ -302,24 +304,23 @@ impl Tile<'_> {
                 });
                 let seen = i * shape.n_chunks() + chunk;
                 let weights = &mut weights[seen * shape.weights_len()..][..shape.weights_len()];
-                kernels.attend(&a, &mut as_partial(partial, weights, shape));
+                let mut partial = as_partial(partial, weights, shape);
+                kernels.attend(&a, &mut partial);
                 if shape.counts {
-                    tops[seen * n_q..][..n_q].copy_from_slice(&partial[..n_q]);
+                    tops[seen * n_q..][..n_q].copy_from_slice(partial.max);
                 }
-                merge(&mut running[i * 2 * n_q..][..2 * n_q], &mut out[own], partial, n_q);
+                kernels.merge(&mut running[i * 2 * n_q..][..2 * n_q], &mut out[own], &partial);
             }
         }
     }
 
     /// Adds what the tokens gave to each entry, in the order of the tokens.
     fn count(&self, room: &mut ThreadRoom, n_tok: usize, given: &mut [f32]) {
-        let Tile { shape, head, layer: &Layer { cache, layer, .. }, .. } = *self;
-        let ThreadRoom { table, running, tops, weights, .. } = room;
-        let (n_q, batch) = (shape.n_q, cache.batch_row(head));
-        cache.rows_at(layer, head, self.tokens.start, table);
+        let Tile { shape, head, layer: &Layer { cache, kernels, layer, .. }, .. } = *self;
+        let ThreadRoom { running, tops, weights, .. } = room;
+        let n_q = shape.n_q;
+        let (slots_given, batch_given) = given.split_at_mut(shape.n_slot);
         for (i, t) in self.tokens.clone().enumerate() {
-            let (slot, row) = cache.taken_at(head, t);
-            table[slot] = row;
             if cache.policy() == Policy::Tova && t + 1 != n_tok {
                 continue;
             }
@@ -328,11 +329,17 @@ impl Tile<'_> {
                 let slots = self.layer.slots(chunk, live);
                 let seen = i * shape.n_chunks() + chunk;
                 let weights = &weights[seen * shape.weights_len()..][..shape.weights_len()];
-                let total = received(&mut tops[seen * n_q..][..n_q], weights, &running[i * 2 * n_q..][..2 * n_q]);
-                for (slot, total) in slots.zip(total) {
-                    let waiting = (table[slot] as usize).checked_sub(batch);
-                    given[waiting.map_or(slot, |waiting| shape.n_slot + waiting)] += total;
+                let mut total = [0f32; CHUNK];
+                let total = &mut total[..slots.len()];
+                kernels.received(&tops[seen * n_q..][..n_q], weights, &running[i * 2 * n_q..][..2 * n_q], total);
+                // A slot stands for the latest token of the batch that took it; it waits behind the slots.
+                for t in (0..=t).rev() {
+                    let (slot, _) = cache.taken_at(head, t);
+                    if slots.contains(&slot) {
+                        batch_given[t] += std::mem::take(&mut total[slot - slots.start]);
+                    }
                 }
+                kernels.add(&mut slots_given[slots], total);
             }
         }
     }
@@ -343,27 +350,6 @@ impl AttendRoom {
     pub fn given(&self, head: usize) -> &[f32] {
         let len = self.shape.n_slot + self.shape.n_batch;
         &self.given[head * len..][..len]
-    }
-}
-
-/// The attention that each entry of a chunk received from one token, over the query heads together: the chunk's weights, brought from
-/// its own highest scores to the highest of all chunks and divided by the sums of all. `tops` become these factors.
-fn received(tops: &mut [f32], weights: &[f32], running: &[f32]) -> [f32; CHUNK] {
-    let (max, sum) = running.split_at(tops.len());
-    let mut total = [0f32; CHUNK];
-    for (n, (top, weights)) in tops.iter_mut().zip(weights.as_chunks::<CHUNK>().0).enumerate() {
-        *top = exp(*top - max[n]) / sum[n];
-        total.iter_mut().zip(weights).for_each(|(total, weight)| *total += weight * *top);
-    }
-    total
-}
-
-fn merge(running: &mut [f32], out: &mut [f32], partial: &[f32], n_q: usize) {
-    let head_dim = out.len() / n_q;
-    let (max, sum) = running.split_at_mut(n_q);
-    for (i, acc) in out.chunks_exact_mut(head_dim).enumerate() {
-        let chunk_acc = &partial[2 * n_q + i * head_dim..][..head_dim];
-        merge_partial((&mut max[i], &mut sum[i], acc), (partial[i], partial[n_q + i], chunk_acc));
     }
 }
 

@@ -158,7 +158,7 @@ impl KvCache {
         self.whole = Whole::default();
         self.marks.clear();
         self.roundings.clear();
-        self.first.clear(self.rule.protect.sinks > 0);
+        self.first.clear(self.rule.protect.sinks > 0 || self.rule.policy == Policy::Off);
     }
 
     /// Room for `n_tok` more tokens at the positions that follow, or the reason why not.
@@ -227,13 +227,13 @@ impl KvCache {
 
     /// Calls `job(head, its share)` for each KV head of a layer; many tokens in parallel.
     fn for_heads(&mut self, pool: &mut Pool, layer: usize, n_tok: usize, job: impl Fn(usize, &mut HeadShare) + Sync) {
-        let KvShape { n_head_kv, n_batch, head_dim, .. } = self.shape;
+        let KvShape { n_head_kv, n_batch, .. } = self.shape;
         let (k_bytes, v_bytes, batch) = (self.shape.k_bytes(), self.shape.v_bytes(), self.batch_row(0));
         let marks = self.marks.of_layer(&self.shape, layer, self.rule(layer));
         let taken = self.taken.chunks_exact_mut(n_batch);
         let keys = self.keys[batch * k_bytes..].chunks_exact_mut(n_batch * k_bytes);
         let values = self.values[batch * v_bytes..].chunks_exact_mut(n_batch * v_bytes);
-        let exact = self.roundings.heads_from(layer * n_head_kv).zip(self.first.rows_mut(layer * n_head_kv, head_dim));
+        let exact = self.roundings.heads_from(layer * n_head_kv).zip(self.first.rows_mut(layer));
         let mut heads =
             marks.zip(taken).zip(keys.zip(values).zip(exact)).map(|((marks, taken), ((keys, values), (rounding, first)))| {
                 HeadShare { marks, taken, keys, values, rounding, first }
@@ -305,9 +305,9 @@ impl KvCache {
         }
     }
 
-    /// Keys and values in f16 of the first token of the stream, a row for each head of all layers, where its slot is not to be read for it.
+    /// Keys and values in f16 of the first token of the stream, a row for each head of a layer, where its slot is not to be read for it.
     pub(super) fn first(&self, layer: usize) -> Option<(&[u8], &[u8])> {
-        (self.first.is_there() && !self.is_ring(layer)).then(|| self.first.rows())
+        self.first.rows(layer)
     }
 
     /// Writes into `table` the row of every entry that token `t` of the batch sees in this head, in slot order.
@@ -357,23 +357,17 @@ impl KvCache {
     /// rank by age in its head as its new position, and its key is turned by the difference, in place: as if the stream
     /// had consisted of just what is kept. Order by age is unchanged, sinks are still the first positions, recent
     /// entries the last, so protection is unchanged too. In layers with a window ranks end where they end in the others, for
-    /// the newest token has one position. `turn(layer, key, angles, steps)` re-rotates one f32 key.
+    /// the newest token has one position. `set_angles(layer, steps, angles)` sets the angles by which `turn(layer, key, angles)` re-rotates one f32 key.
     ///
     /// If the entries alone would (nearly) fill the context, the policy first evicts an eighth of it.
     pub fn renumber(
         &mut self,
         pool: &mut Pool,
         scratch: &mut [RenumberScratch],
-        turn: impl Fn(usize, &mut [f32], &mut [f32], i64) + Sync,
+        set_angles: impl Fn(usize, i64, &mut [f32]) + Sync,
+        turn: impl Fn(usize, &mut [f32], &[f32]) + Sync,
     ) {
-        self.level(&mut scratch[0]);
-        let most = self.shape.n_ctx - self.shape.n_ctx / 8;
-        if self.n_live > most {
-            (0..self.shape.n_layer).for_each(|layer| self.compare_anew(layer));
-        }
-        while self.n_live > most {
-            self.drop_one();
-        }
+        self.compress(self.shape.n_ctx - self.shape.n_ctx / 8, 0, self.rule, &mut scratch[0]);
         let KvShape { n_layer, head_dim, n_head_kv, k_type, .. } = self.shape;
         let row_bytes = self.shape.k_bytes();
         for layer in 0..n_layer {
@@ -391,6 +385,8 @@ impl KvCache {
                     *slot = i as u32;
                 }
                 order.sort_unstable_by_key(|&slot| positions[slot as usize]);
+                // Neighbours that lost none between them move by as many steps: angles are set once for them.
+                let mut set = None;
                 for (rank, &slot) in order.iter().enumerate() {
                     let row = &mut keys[slot as usize * row_bytes..][..row_bytes];
                     let (pos, new) = (&mut positions[slot as usize], (oldest + rank) as Pos);
@@ -398,7 +394,11 @@ impl KvCache {
                         k_type.row().load(row, key);
                         key.iter_mut().zip(rounding.centre).for_each(|(key, centre)| *key += centre);
                         k_type.turn_back(key, head_dim);
-                        turn(layer, key, angles, i64::from(new) - i64::from(*pos));
+                        let steps = i64::from(new) - i64::from(*pos);
+                        if set.replace(steps) != Some(steps) {
+                            set_angles(layer, steps, angles);
+                        }
+                        turn(layer, key, angles);
                         rounding.store(k_type, key, row);
                         *pos = new;
                     }
@@ -442,7 +442,7 @@ fn copy_row(shape: &KvShape, keys: &mut [u8], values: &mut [u8], from: usize, to
 }
 
 #[cfg(test)]
-pub(in crate::kv) mod tests {
+mod tests {
     use super::*;
     use crate::kv::policy::Marks;
     use crate::kv::types::KvType;
@@ -480,7 +480,7 @@ pub(in crate::kv) mod tests {
     }
 
     /// One layer, one head of 64 elements, eight slots or so for 64 positions; the oldest goes.
-    pub(in crate::kv) fn typed_cache(k_type: KvType, v_type: KvType, sinks: u32) -> (KvCache, Pool, RenumberScratch) {
+    pub(super) fn typed_cache(k_type: KvType, v_type: KvType, sinks: u32) -> (KvCache, Pool, RenumberScratch) {
         let (head_dim, n_ctx, marks) = (64, 64, Marks::default());
         let shape =
             KvShape { n_layer: 1, n_head_kv: 1, head_dim, n_batch: 1, n_ctx, window: None, k_type, v_type, capped: false, marks };
@@ -494,7 +494,7 @@ pub(in crate::kv) mod tests {
     pub(super) fn feed(cache: &mut KvCache, pool: &mut Pool, scratch: &mut [RenumberScratch], token: usize) {
         cache.admit(1).unwrap();
         if cache.must_renumber(1) {
-            cache.renumber(pool, scratch, |_, _, _, _| ());
+            cache.renumber(pool, scratch, |_, _, _| (), |_, _, _| ());
         }
         let row = [token as f32; 8];
         cache.rate(pool, 0, &row, &row, |key| key[0]);
@@ -548,7 +548,7 @@ pub(in crate::kv) mod tests {
                 .collect()
             };
             let before = keys(&cache);
-            cache.renumber(&mut pool, &mut scratch, |_, _, _, _| ());
+            cache.renumber(&mut pool, &mut scratch, |_, _, _| (), |_, _, _| ());
             assert!(cache.kept(0, 0).iter().all(|&pos| (pos as usize) < cache.n_live()), "{}", k_type.name());
             let moved = keys(&cache).iter().zip(&before).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
             // Half a step of the coarsest type is a thirty-second of its largest element; turned back it is spread.

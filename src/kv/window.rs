@@ -121,7 +121,7 @@ mod tests {
                 let n = 1 + done % n_batch;
                 if cache.must_renumber(n) {
                     thinned |= cache.n_live() > n_ctx - n_ctx / 8;
-                    cache.renumber(&mut pool, &mut scratch, |_, _, _, _| ());
+                    cache.renumber(&mut pool, &mut scratch, |_, _, _| (), |_, _, _| ());
                 }
                 for layer in 0..N_LAYER {
                     let row: Vec<f32> = (done..done + n).flat_map(|token| [token as f32; 8 * HEADS]).collect();

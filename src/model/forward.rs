@@ -223,14 +223,14 @@ fn make_room(model: &Model, pool: &mut Pool, s: &mut Scratch, cache: &mut KvCach
             cache.next_pos(),
             model.config.n_ctx
         );
-        cache.renumber(pool, &mut s.renumber, |layer, key, angles, steps| {
-            if !model.config.arch.turns(layer) {
-                return;
-            }
-            let (rope, angles) = (model.ropes.of(layer), &mut angles[..model.config.rope.n_rot]);
-            rope.angles(steps, angles);
-            rope.turn(key, angles);
-        });
+        let rope = |layer| model.config.arch.turns(layer).then(|| model.ropes.of(layer));
+        let n_rot = model.config.rope.n_rot;
+        cache.renumber(
+            pool,
+            &mut s.renumber,
+            |layer, steps, angles| rope(layer).into_iter().for_each(|rope| rope.angles(steps, &mut angles[..n_rot])),
+            |layer, key, angles| rope(layer).into_iter().for_each(|rope| rope.turn(key, &angles[..n_rot])),
+        );
     }
     Ok(())
 }

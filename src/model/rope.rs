@@ -91,30 +91,32 @@ impl Rope {
 
     /// Turns one head in place.
     pub fn turn(&self, head: &mut [f32], angles: &[f32]) {
-        let angles = angles.as_chunks::<2>().0.iter();
-        self.for_pairs(head, angles, |[a, b], &[cos, sin]| [a * cos - b * sin, a * sin + b * cos]);
-    }
-
-    /// Gives both of each pair their mean: of squares of elements, what they are over all turns.
-    pub fn even_out(&self, squares: &mut [f32]) {
-        self.for_pairs(squares, std::iter::repeat(()), |[a, b], ()| [0.5 * (a + b); 2]);
-    }
-
-    /// Makes of each pair of a head what `f` makes of it and of its own of `with`.
-    #[inline(always)]
-    fn for_pairs<W>(&self, head: &mut [f32], with: impl Iterator<Item = W>, f: impl Fn([f32; 2], W) -> [f32; 2]) {
+        let (angles, _) = angles.as_chunks::<2>();
         match self.order {
             RopeOrder::Norm => {
-                for (pair, with) in head[..self.n_rot].as_chunks_mut::<2>().0.iter_mut().zip(with) {
-                    *pair = f(*pair, with);
+                for (pair, &[cos, sin]) in head[..self.n_rot].as_chunks_mut::<2>().0.iter_mut().zip(angles) {
+                    let [a, b] = *pair;
+                    *pair = [a * cos - b * sin, a * sin + b * cos];
                 }
             }
             RopeOrder::Neox => {
                 let (low, high) = head[..self.n_rot].split_at_mut(self.n_rot / 2);
-                for ((a, b), with) in low.iter_mut().zip(high).zip(with) {
-                    [*a, *b] = f([*a, *b], with);
+                for ((a, b), &[cos, sin]) in low.iter_mut().zip(high).zip(angles) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
                 }
             }
+        }
+    }
+
+    /// Gives both of each pair their mean: of squares of elements, what they are over all turns.
+    pub fn even_out(&self, squares: &mut [f32]) {
+        for i in 0..self.n_rot / 2 {
+            let (a, b) = match self.order {
+                RopeOrder::Norm => (2 * i, 2 * i + 1),
+                RopeOrder::Neox => (i, i + self.n_rot / 2),
+            };
+            let mean = 0.5 * (squares[a] + squares[b]);
+            (squares[a], squares[b]) = (mean, mean);
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::eval::ppl::{Scores, score, windows};
 use crate::kv::policy::Policy;
 use crate::kv::types::{KvType, both_names};
-use crate::session::Session;
+use crate::session::{Layout, Session};
 use crate::units::Bytes;
 
 #[derive(Args)]
@@ -95,7 +95,9 @@ pub fn run(args: PplArgs) -> Result<u8> {
     }
     let mut opened = open(&args.text.model.model, args.text.model.session.params(N_LOGITS))?;
     opened.warn();
-    plan_text(&mut opened, &text)?;
+    // No token is shorter than a byte, but for the one that may begin the text.
+    let most = (text.len() + 1).checked_sub(args.text.ctx).map_or(0, |rest| rest / stride + 1);
+    plan_text(&mut opened, &text, most.min(args.windows.unwrap_or(usize::MAX)), args.text.ctx)?;
     if args.keep.is_empty() {
         opened.check()?;
     }
@@ -135,10 +137,10 @@ pub fn run(args: PplArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// The lines that only `eval` knows of: the text and its tokens, a score for each in this run and in that of the full cache.
-fn plan_text(opened: &mut Opened, text: &str) -> Result<()> {
+/// The lines that only `eval` knows of: the text and its tokens, a score for each of a window in this run and in that of the full cache.
+fn plan_text(opened: &mut Opened, text: &str, n_windows: usize, ctx: usize) -> Result<()> {
     opened.plan.private("text", text_bytes(&opened.model.file, text)?);
-    opened.plan.private("scores", 2 * text.len() * size_of::<f64>());
+    opened.plan.private("scores", n_windows.saturating_mul(ctx - 1).saturating_mul(2 * size_of::<f64>()));
     Ok(())
 }
 
@@ -174,8 +176,15 @@ impl Eval<'_> {
     }
 
     fn open(&self, budget: Budget, policy: Policy) -> Result<Opened> {
-        let plan = |opened: &mut Opened| plan_text(opened, self.text);
-        budget_opened(&self.args.text.model, budget, policy, self.args.text.ctx, self.args.text.ctx, N_LOGITS, plan)
+        let ctx = self.args.text.ctx;
+        let plan = |opened: &mut Opened| plan_text(opened, self.text, self.n_windows, ctx);
+        let opened = budget_opened(&self.args.text.model, budget, policy, ctx, ctx, N_LOGITS, plan)?;
+        let Layout { kv, n_slot, .. } = opened.layout;
+        if policy == Policy::Off && n_slot < ctx && kv.rings().is_none() {
+            let what = format!("off may not evict, and {n_slot} slots do not hold a window of {ctx} tokens");
+            return Err(Error::usage("--policies", format!("{what}; leave it out, or give a larger budget")));
+        }
+        Ok(opened)
     }
 
     fn session(&self, budget: Budget, policy: Policy) -> Result<Session> {
@@ -219,14 +228,14 @@ impl Eval<'_> {
         // One session at a time: the plan is for one.
         drop(session);
         let evicts = n_slot < self.args.text.ctx;
-        if (evicts || !exact) && self.full.is_none() && self.has_full {
+        if (evicts || !exact) && !whole && self.full.is_none() && self.has_full {
             let Some(full) = self.score(&mut self.session(Budget::Full, Policy::Off)?, None)? else { return Ok(None) };
             self.full = Some(full);
         }
         // Where the arena never fills, rounding alone is what costs: all tokens count.
         let from = if evicts { n_slot } else { 0 };
         let ratio = match &self.full {
-            _ if !evicts && exact => Some(1.0),
+            _ if whole || !evicts && exact => Some(1.0),
             Some(full) => Some((scores.mean_after(from) - full.mean_after(from)).exp()),
             None => None,
         };

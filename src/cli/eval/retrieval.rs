@@ -173,9 +173,9 @@ fn measure(
     check(args)?;
     let opened = open(&args.model.model, args.model.session.params(1))?;
     opened.warn();
-    let n_layer = opened.model.config.n_layer;
+    let n_layer = opened.model.config.n_attn_layer();
     if args.skip_layers >= n_layer {
-        let what = format!("of {n_layer} layers all would be left whole; give {} at most", n_layer - 1);
+        let what = format!("of {n_layer} layers with attention all would be left whole; give {} at most", n_layer - 1);
         return Err(Error::usage("--skip-layers", what));
     }
     let n_ctx = opened.model.config.n_ctx;

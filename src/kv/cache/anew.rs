@@ -101,7 +101,12 @@ fn by_lag(head: &mut Head, rows: &Rows, live: usize, next_pos: Pos) {
         let (slots, behind, mut ratings) = (&slots[..n], &behind[..n_behind], [0f32; LAG]);
         add_spreads(slots, behind, key, head_dim, &mut ratings[..n]);
         add_spreads(slots, behind, value, head_dim, &mut ratings[..n]);
-        slots.iter().zip(ratings).for_each(|(&slot, rating)| head.rate_late(slot, -rating));
+        // Renumbering gathers tokens of several chunks in one: what was rated among its own stays.
+        for (&slot, rating) in slots.iter().zip(ratings) {
+            if !head.is_rated(slot) {
+                head.rate_late(slot, -rating);
+            }
+        }
     }
 }
 

@@ -3,16 +3,23 @@
 //! here and all other entries from the slots. That it stays in the first slot of each head is by protection: where the stream's rule protects no
 //! sinks, where a layer is a ring, and once a rule without protection compressed, it is an entry as all are.
 
+use std::ops::Range;
+
 use super::rounding::Rounding;
 use crate::kernels::kv_rows::RowType;
 use crate::kv::shape::KvShape;
 use crate::kv::types::KvType;
+use crate::kv::window::Window;
 use crate::mem::arena::{Arena, Buf, region_bytes};
 
 pub(in crate::kv) struct First {
-    /// `[n_layer][n_head_kv][head_dim]` in f16, in the basis of their types, the keys less what is taken off keys.
+    /// `[layers that are no rings][n_head_kv][head_dim]` in f16, in the basis of their types, the keys less what is taken off keys.
     keys: Buf<u8>,
     values: Buf<u8>,
+    window: Option<Window>,
+    /// Bytes of a row, and of the rows of a layer.
+    row: usize,
+    layer: usize,
     /// Whether it is in the first slots still, where there is no ring.
     is_there: bool,
 }
@@ -20,7 +27,13 @@ pub(in crate::kv) struct First {
 /// Bytes of `keys` and of `values`; none where nothing is rounded to few bits.
 fn len(shape: &KvShape) -> usize {
     let is_rounded = shape.k_type.is_turned() || shape.v_type.is_turned();
-    if is_rounded { shape.n_heads() * RowType::F16.row_bytes(shape.head_dim) } else { 0 }
+    let n_layer = if is_rounded { n_unlimited(shape.window, shape.n_layer) } else { 0 };
+    n_layer * shape.n_head_kv * RowType::F16.row_bytes(shape.head_dim)
+}
+
+/// How many of the first `n_layer` layers are no rings.
+fn n_unlimited(window: Option<Window>, n_layer: usize) -> usize {
+    n_layer - window.map_or(0, |window| window.n_local(n_layer))
 }
 
 /// Of one head, to be written.
@@ -35,12 +48,14 @@ impl First {
     }
 
     pub fn carve(arena: &mut Arena, shape: &KvShape) -> Self {
-        First { keys: arena.carve(len(shape)), values: arena.carve(len(shape)), is_there: false }
+        let row = RowType::F16.row_bytes(shape.head_dim);
+        let (window, layer, is_there) = (shape.window, shape.n_head_kv * row, false);
+        First { keys: arena.carve(len(shape)), values: arena.carve(len(shape)), window, row, layer, is_there }
     }
 
-    /// For a new stream, whose rule protects its first token or not.
-    pub fn clear(&mut self, is_protected: bool) {
-        self.is_there = is_protected && !self.keys.is_empty();
+    /// For a new stream, whose rule lets its first token go or not.
+    pub fn clear(&mut self, stays: bool) {
+        self.is_there = stays && !self.keys.is_empty();
     }
 
     /// It may have left the first slots.
@@ -48,26 +63,29 @@ impl First {
         self.is_there = false;
     }
 
-    pub fn is_there(&self) -> bool {
-        self.is_there
+    /// Where the rows of a layer are, if they are read.
+    fn of_layer(&self, layer: usize) -> Option<Range<usize>> {
+        let is_ring = self.window.is_some_and(|window| window.limits(layer));
+        let at = n_unlimited(self.window, layer) * self.layer;
+        (self.is_there && !is_ring).then(|| at..at + self.layer)
     }
 
-    /// Keys and values of all heads, a row each.
-    pub fn rows(&self) -> (&[u8], &[u8]) {
-        (&self.keys, &self.values)
+    /// Keys and values of a layer, a row for each head; `None` where its first slots are read as all are.
+    pub fn rows(&self, layer: usize) -> Option<(&[u8], &[u8])> {
+        self.of_layer(layer).map(|at| (&self.keys[at.clone()], &self.values[at]))
     }
 
-    /// Of heads `from` on, one after the other.
-    pub fn rows_mut(&mut self, from: usize, head_dim: usize) -> impl Iterator<Item = Option<FirstRow<'_>>> {
-        let (len, is_there) = (RowType::F16.row_bytes(head_dim), self.is_there);
-        let [keys, values] = [&mut self.keys, &mut self.values].map(|rows| rows.chunks_exact_mut(len).skip(from));
-        let rows = keys.zip(values).map(move |(key, value)| is_there.then_some(FirstRow { key, value }));
+    /// The heads of a layer, one after the other.
+    pub fn rows_mut(&mut self, layer: usize) -> impl Iterator<Item = Option<FirstRow<'_>>> {
+        let (at, row) = (self.of_layer(layer).unwrap_or(0..0), self.row);
+        let [keys, values] = [&mut self.keys, &mut self.values].map(|rows| rows[at.clone()].chunks_exact_mut(row));
+        let rows = keys.zip(values).map(|(key, value)| Some(FirstRow { key, value }));
         rows.chain(std::iter::repeat_with(|| None))
     }
 
     /// Takes what keys have in common off the key of a head.
-    pub fn take_off(&mut self, head: usize, centre: &[f32], room: &mut [f32]) {
-        if let Some(row) = self.rows_mut(head, room.len()).next().flatten() {
+    pub fn take_off(&mut self, layer: usize, head: usize, centre: &[f32], room: &mut [f32]) {
+        if let Some(row) = self.rows_mut(layer).nth(head).flatten() {
             RowType::F16.load(row.key, room);
             room.iter_mut().zip(centre).for_each(|(key, centre)| *key -= centre);
             RowType::F16.store(room, row.key);
@@ -86,7 +104,8 @@ impl FirstRow<'_> {
 #[cfg(test)]
 mod tests {
     use crate::kv::cache::tests::typed_cache;
-    use crate::kv::policy::Rule;
+    use crate::kv::cache::{KvCache, KvParams};
+    use crate::kv::policy::{Policy, Rule};
     use crate::kv::types::KvType;
 
     use super::*;
@@ -126,5 +145,33 @@ mod tests {
         }
         let (exact, ..) = typed_cache(KvType::F16, KvType::Q8_0, 1);
         assert!(exact.first(0).is_none() && First::bytes(exact.shape()) == 0);
+    }
+
+    #[test]
+    fn rings_have_none_and_who_evicts_nothing_keeps_it_without_a_sink() {
+        let (one, ..) = typed_cache(KvType::Q5H, KvType::Q4H, 1);
+        let shape = KvShape { n_layer: 6, n_head_kv: 2, ..*one.shape() };
+        let layer = 2 * 2 * RowType::F16.row_bytes(shape.head_dim);
+        for (global_every, n_unlimited) in [(0, 0), (1, 6), (3, 2), (6, 1)] {
+            let shape = KvShape { window: Some(Window { n_tok: 16, global_every }), ..shape };
+            assert_eq!(First::bytes(&shape), n_unlimited * layer);
+            let mut first = First::carve(&mut Arena::new(First::bytes(&shape).max(1)).unwrap(), &shape);
+            first.clear(true);
+            for layer in 0..6 {
+                let is_there = shape.window.is_some_and(|window| !window.limits(layer));
+                assert_eq!(first.rows(layer).is_some(), is_there);
+                assert_eq!(first.rows_mut(layer).take(2).flatten().count(), if is_there { 2 } else { 0 });
+            }
+        }
+        let params = KvParams {
+            budget_bytes: shape.arena_bytes(8) as u64,
+            policy: Policy::Off,
+            sinks: 4,
+            pinned: 0,
+            recent: None,
+            rare: None,
+            pool: None,
+        };
+        assert!(KvCache::new(shape, &params).unwrap().first(5).is_some());
     }
 }

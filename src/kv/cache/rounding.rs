@@ -182,7 +182,7 @@ impl KvCache {
             let mean = (asked.iter().sum::<f32>() / head_dim as f32).max(f32::MIN_POSITIVE);
             asked.iter_mut().for_each(|asked| *asked = *asked / mean + UNSEEN);
             let rounding = Rounding { centre, asked };
-            self.first.take_off(layer * n_head_kv + head, rounding.centre, &mut scratch.key[..head_dim]);
+            self.first.take_off(layer, head, rounding.centre, &mut scratch.key[..head_dim]);
             for row in self.keys[first * row_bytes..][..live * row_bytes].chunks_exact_mut(row_bytes) {
                 k_type.row().load(row, &mut scratch.key);
                 scratch.key.iter_mut().zip(rounding.centre).for_each(|(key, centre)| *key -= centre);

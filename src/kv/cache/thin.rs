@@ -1,6 +1,5 @@
-//! Evicting without a newcomer: one entry of each head when the context is nearly full (`drop_one`, before renumbering), or
-//! at once down to a number (`compress`, for what is measured of compression after the prompt). Refuses to choose by any other
-//! rule than the policy's.
+//! Evicting without newcomers, at once down to a number: when the context is nearly full, before renumbering, and for what is measured of
+//! compression after the prompt. Refuses to choose by any other rule than the policy's.
 
 use super::{KvCache, RenumberScratch, Whole, copy_row};
 use crate::kv::Pos;
@@ -53,30 +52,6 @@ impl KvCache {
             }
         }
     }
-
-    /// Evicts one entry without a newcomer from every head that has one for each live token: the last slot's entry moves
-    /// into the hole. Where sinks and recent tokens are all there is, the oldest recent token goes; where all are sinks, the
-    /// last of them.
-    pub(super) fn drop_one(&mut self) {
-        let last = self.n_live - 1;
-        // A ring is left alone while what remains elsewhere is still as much as it holds.
-        for layer in (0..self.shape.n_layer).filter(|&layer| last < self.shape.slots(layer, self.n_slot)) {
-            let (n_slot, first, rule) = (self.slots(layer), self.first_row(layer, 0), self.rule(layer));
-            for (h, mut head) in self.marks.of_layer(&self.shape, layer, rule).enumerate() {
-                let slot = head.victim(last + 1, self.next_pos).unwrap_or_else(|| {
-                    let slots = 0..=last;
-                    let recent = slots.clone().filter(|&slot| head.positions[slot] >= rule.protect.sinks);
-                    let oldest = recent.min_by_key(|&slot| head.positions[slot]);
-                    oldest.or(slots.max_by_key(|&slot| head.positions[slot])).unwrap_or(last)
-                });
-                head.moved(last, slot);
-                let row = first + h * n_slot;
-                copy_row(&self.shape, &mut self.keys, &mut self.values, row + last, row + slot);
-            }
-        }
-        self.n_live -= 1;
-        self.n_evicted += 1;
-    }
 }
 
 /// Of all entries of a head, as many as `order` has room for, the slots of those `n_keep` that go last, in slot order.
@@ -118,6 +93,32 @@ mod tests {
     use crate::kv::types::KvType;
     use crate::mem::arena::Arena;
     use crate::mem::pool::Pool;
+
+    impl KvCache {
+        /// Evicts one entry without a newcomer from every head that has one for each live token: the last slot's entry moves
+        /// into the hole. Where sinks and recent tokens are all there is, the oldest recent token goes; where all are sinks, the
+        /// last of them.
+        fn drop_one(&mut self) {
+            let last = self.n_live - 1;
+            // A ring is left alone while what remains elsewhere is still as much as it holds.
+            for layer in (0..self.shape.n_layer).filter(|&layer| last < self.shape.slots(layer, self.n_slot)) {
+                let (n_slot, first, rule) = (self.slots(layer), self.first_row(layer, 0), self.rule(layer));
+                for (h, mut head) in self.marks.of_layer(&self.shape, layer, rule).enumerate() {
+                    let slot = head.victim(last + 1, self.next_pos).unwrap_or_else(|| {
+                        let slots = 0..=last;
+                        let recent = slots.clone().filter(|&slot| head.positions[slot] >= rule.protect.sinks);
+                        let oldest = recent.min_by_key(|&slot| head.positions[slot]);
+                        oldest.or(slots.max_by_key(|&slot| head.positions[slot])).unwrap_or(last)
+                    });
+                    head.moved(last, slot);
+                    let row = first + h * n_slot;
+                    copy_row(&self.shape, &mut self.keys, &mut self.values, row + last, row + slot);
+                }
+            }
+            self.n_live -= 1;
+            self.n_evicted += 1;
+        }
+    }
 
     #[test]
     fn compressing_at_once_keeps_what_dropping_one_by_one_keeps() {
@@ -214,7 +215,7 @@ mod tests {
             assert!(kept[..2].iter().all(|kept| kept.len() == (40 + more).min(48) && kept.last() == Some(&(39 + more as Pos))));
         }
         assert_eq!((cache.n_live(), cache.n_evicted()), (34, 24));
-        cache.renumber(&mut pool, &mut scratch, |_, _, _, _| ());
+        cache.renumber(&mut pool, &mut scratch, |_, _, _| (), |_, _, _| ());
         assert!(all_kept(&cache).iter().all(|kept| kept.iter().copied().eq(0..34)));
     }
 
