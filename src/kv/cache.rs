@@ -19,10 +19,11 @@ use super::Pos;
 use super::marks::{Head, HeadMarks};
 use super::policy::{Policy, Protection, Rule};
 pub use super::shape::{KvParams, KvShape, Recent};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 pub use crate::kernels::MAX_HEAD_DIM;
 use crate::mem::arena::{Arena, Buf, region_bytes};
 use crate::mem::pool::Pool;
+use crate::message;
 use crate::units::Bytes;
 use first::{First, FirstRow};
 use rounding::{Rounding, Roundings};
@@ -79,7 +80,7 @@ impl KvCache {
         let arena_bytes = shape.arena_bytes(n_slot);
         assert!(arena_bytes as u64 <= params.budget_bytes);
         let mut arena = Arena::new(arena_bytes).map_err(|e| {
-            Error::budget("--kv-budget", format!("the system did not give {} for the arena: {e}", Bytes(arena_bytes as u64)))
+            Error::budget(Setting::KvBudget, format!("the system did not give {} for the arena: {e}", Bytes(arena_bytes as u64)))
         })?;
         let (slots, batch) = (shape.slots_of(shape.n_layer, n_slot), shape.n_head_kv * shape.n_batch);
         let rows = slots + batch;
@@ -166,10 +167,13 @@ impl KvCache {
         assert!(n_tok <= self.shape.n_batch);
         // What leaves a ring no later token would see: nothing of the model is lost.
         if self.rule.policy == Policy::Off && self.shape.rings().is_none() && self.n_live + n_tok > self.n_slot {
-            return Err(Error::Stopped(format!(
-                "the arena of {} tokens is full and --evict off may not evict: raise --kv-budget or choose a policy such as l2-attn",
-                self.n_slot
-            )));
+            return Err(Error::stopped(message![
+                format!("the arena of {} tokens is full and ", self.n_slot),
+                Setting::Evict,
+                " off may not evict: raise ",
+                Setting::KvBudget,
+                " or choose a policy such as l2-attn",
+            ]));
         }
         Ok(())
     }
