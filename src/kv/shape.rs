@@ -6,9 +6,8 @@ use super::cache::KvCache;
 use super::policy::{Marks, Policy, Protection, Rule};
 use super::types::{KvType, both_names};
 use super::window::Window;
-use crate::error::{Error, Result, Setting};
+use crate::error::{Error, Result, Setting, message};
 use crate::mem::arena::Arena;
-use crate::message;
 use crate::units::{Bytes, percent};
 
 /// Types of keys and of values that are tried where the user names none, the most exact first. What each costs in perplexity
