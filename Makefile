@@ -28,8 +28,8 @@ build: need-build ## the release binary for this machine: target/release/lowkey
 model: need-build ## fetch the demonstration model into models/ (98 MB; once)
 	models/fetch $(MODEL)
 
-demo: model build ## complete a long text in a fixed 4 MiB of keys and values
-	target/release/lowkey run -m $(MODEL) -f models/demo-prompt.txt --kv-budget 4MiB -n 160 --temp 0 --repeat-penalty 1.1
+demo: model build ## ask a text of 3,448 tokens a question, in 5 MiB of keys and values that hold 619
+	target/release/lowkey run -m $(MODEL) --chat -f models/demo-prompt.txt --kv-budget 5MiB --temp 0
 
 test: need-all test-native test-arm ## all tests, here and for ARM under qemu
 
