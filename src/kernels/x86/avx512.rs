@@ -2,16 +2,17 @@
 //!
 //! Built like `avx2.rs`, with vectors twice as long: lane `r` of vector `g` of a block holds columns `4g..4g+4` of row `r`.
 //! `vpdpbusd` multiplies unsigned by signed bytes and adds four products to a lane of 32 bits, so all elements are made
-//! unsigned here and the offset is taken off with the sum of the activations. A type adds only its `Format`, in x86_formats.rs.
+//! unsigned here and the offset is taken off with the sum of the activations. A type adds only its `Format`, in formats.rs.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::avx512_attend::Zmm;
-use super::x86::{F16c, stamp_x86};
-use super::x86_formats::{self, FIRST_BYTES, Format, Scales, Vector};
-use super::x86_rows::{self, Rows, Set, Source, Tile};
-use super::{Acts, BLOCK, MatmulTask, TILE_ROWS, Table};
+use super::attend512::Zmm;
+use super::float::F16c;
+use super::formats::{self, FIRST_BYTES, Format, Scales, Vector};
+use super::product::{self, Rows, Set, Source, Tile};
+use super::stamp_x86;
+use crate::kernels::{Acts, BLOCK, MatmulTask, TILE_ROWS, Table};
 
 stamp_x86!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", Zmm);
 pub(crate) static TABLE: Table =
@@ -25,7 +26,7 @@ const GROUPS: usize = BLOCK / 4;
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn matmul(task: &mut MatmulTask) {
     // SAFETY: passed on.
-    unsafe { x86_rows::matmul::<Avx512>(task) }
+    unsafe { product::matmul::<Avx512>(task) }
 }
 
 #[derive(Clone, Copy)]
@@ -59,7 +60,7 @@ unsafe fn expand<F: Format>(tile: Tile<Avx512>, p: *const u8, stride: usize, n: 
     unsafe { tile.expand::<F>(p, stride, n) }
 }
 
-type Block = x86_formats::Block<__m512i>;
+type Block = formats::Block<__m512i>;
 
 /// Sixteen rows.
 impl Vector for __m512i {

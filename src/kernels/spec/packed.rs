@@ -13,8 +13,8 @@
 //!
 //! The elements of a row are its block behind scale and minimum: 16 bytes of nibbles, or 32 int8.
 
-use super::Matrix;
 use crate::gguf::quant::GgmlType;
+use crate::kernels::Matrix;
 
 /// Rows that are interleaved; a matrix with another number of rows than a multiple of it stays as it is.
 pub const ROWS: usize = 8;

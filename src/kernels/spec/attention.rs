@@ -1,8 +1,8 @@
-//! The specification of attention over some rows of a cache; the SIMD versions, in arm_attend.rs and x86_attend.rs, give the
+//! The specification of attention over some rows of a cache; the SIMD versions, in arm/attend.rs and x86/attend.rs, give the
 //! same bits. For each query `n`:
 //!
 //! ```text
-//! score[j] = q · key[j]                                        F16 keys: eight lanes, as in portable.rs
+//! score[j] = q · key[j]                                        F16 keys: eight lanes, as in spec/arithmetic.rs
 //!          = Σ over blocks b of fma(isum * d_k[j][b], d_q[b])  keys in levels: isum = Σ q_int * level, exact, in integers
 //! w[j]     = weight(score[j] - max);  sum = Σ w in eight lanes
 //! acc[e]   = Σ over j of fma(w[j], value[j][e])                F16 values
@@ -13,9 +13,9 @@
 //! a few thousandths to the error that rounding the keys has made, and so coarsely that the products of four columns of
 //! a block fit into 16 bits.
 
-use super::kv_rows::{ROW_BLOCK, RowType};
-use super::portable::{add_lanes, exp, soft_cap};
-use super::{Attend, CHUNK, MAX_QUERIES, Partial};
+use super::arithmetic::{add_lanes, exp, soft_cap};
+use crate::kernels::rows::codec::{ROW_BLOCK, RowType};
+use crate::kernels::{Attend, CHUNK, MAX_QUERIES, Partial};
 
 /// Scores or weights of a chunk, for up to four queries.
 pub type Weights<const N: usize> = [[f32; CHUNK]; N];
@@ -101,7 +101,7 @@ macro_rules! for_queries {
         for first in (0..n_q).step_by($crate::kernels::MAX_QUERIES) {
             let n = (n_q - first).min($crate::kernels::MAX_QUERIES);
             let q = &$a.q[first * hd..(first + n) * hd];
-            let mut part = $crate::kernels::attend::part_of($out, first, n, hd);
+            let mut part = $crate::kernels::spec::attention::part_of($out, first, n, hd);
             match n {
                 1 => $call::<$($set,)? 1>($a, q, &mut part),
                 2 => $call::<$($set,)? 2>($a, q, &mut part),
@@ -111,7 +111,7 @@ macro_rules! for_queries {
         }
     }};
 }
-pub(super) use for_queries;
+pub(crate) use for_queries;
 
 /// What queries `first..first + n` leave.
 pub fn part_of<'a>(out: &'a mut Partial, first: usize, n: usize, head_dim: usize) -> Partial<'a> {

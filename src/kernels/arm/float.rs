@@ -1,4 +1,4 @@
-//! The arithmetic of `portable.rs` in NEON, which is the same on both ARM sets: the same operations in the same order, so
+//! The arithmetic of `spec/arithmetic.rs` in NEON, which is the same on both ARM sets: the same operations in the same order, so
 //! the same bits; only faster than what a compiler makes of the portable text.
 //!
 //! A sum in eight lanes is two vectors.
@@ -6,9 +6,8 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::BLOCK;
-use super::kv_rows::{self, HUGE};
-use super::portable;
+use crate::kernels::BLOCK;
+use crate::kernels::spec::arithmetic::{self, HUGE};
 
 /// # Safety
 /// `N` vectors at `p` are readable.
@@ -24,9 +23,9 @@ pub fn splat(x: f32) -> float32x4_t {
     unsafe { vdupq_n_f32(x) }
 }
 
-pub use super::portable::add;
+pub use crate::kernels::spec::arithmetic::add;
 
-/// `portable::add_lanes`
+/// `arithmetic::add_lanes`
 #[inline(always)]
 pub fn add_lanes(l: [float32x4_t; 2]) -> f32 {
     // SAFETY: registers only.
@@ -169,7 +168,7 @@ pub fn scaled(p: [float32x4_t; 4], shifted: [float32x4_t; 4]) -> [float32x4_t; 4
     })
 }
 
-/// `portable::exp` of four times four.
+/// `arithmetic::exp` of four times four.
 #[inline(always)]
 fn exp(x: [float32x4_t; 4]) -> [float32x4_t; 4] {
     const LN2_HI: f32 = 0.693_359_4;
@@ -222,13 +221,13 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
 }
 
 pub fn gelu_mul(gate: &mut [f32], up: &[f32]) {
-    let [linear, cubic] = portable::GELU.map(splat);
+    let [linear, cubic] = arithmetic::GELU.map(splat);
     // SAFETY: registers only.
     let z = |g| unsafe { vmulq_f32(g, vfmaq_f32(linear, vmulq_f32(g, g), cubic)) };
     by_sixteens(gate, up, |g, u| gated(g, g.map(z), u));
 }
 
-/// `portable::soft_cap` of each.
+/// `arithmetic::soft_cap` of each.
 #[inline(always)]
 fn capped(x: [float32x4_t; 4], cap: f32) -> [float32x4_t; 4] {
     // SAFETY: registers only.
@@ -260,10 +259,10 @@ pub fn soft_cap(x: &mut [f32], cap: f32) {
     }
 }
 
-/// `portable::hadamard`, two of its steps in one pass.
+/// `arithmetic::hadamard`, two of its steps in one pass.
 pub fn hadamard(x: &mut [f32]) {
     if !x.len().is_power_of_two() || x.len() < 16 {
-        return portable::hadamard(x);
+        return arithmetic::hadamard(x);
     }
     // SAFETY: arrays of sixteen elements.
     unsafe {
@@ -306,7 +305,7 @@ pub fn hadamard(x: &mut [f32]) {
     }
 }
 
-/// `kv_rows::store_f16`; `fcvtn` rounds to the nearest, ties to even.
+/// `arithmetic::store_f16`; `fcvtn` rounds to the nearest, ties to even.
 pub fn store_f16(x: &[f32], row: &mut [u8]) {
     let ((x8, x), (row16, row)) = (x.as_chunks::<8>(), row.as_chunks_mut::<16>());
     for (x, row) in x8.iter().zip(row16) {
@@ -319,7 +318,7 @@ pub fn store_f16(x: &[f32], row: &mut [u8]) {
             vst1q_u16(row.as_mut_ptr().cast(), h);
         }
     }
-    kv_rows::store_f16(x, row);
+    arithmetic::store_f16(x, row);
 }
 
 /// Sums and differences of neighbours, and of pairs of these.
@@ -332,7 +331,7 @@ fn butterfly([a, b, c, d]: [float32x4_t; 4]) -> [float32x4_t; 4] {
     }
 }
 
-/// Blocks of 32 in eight vectors; see `portable::quantize`.
+/// Blocks of 32 in eight vectors; see `arithmetic::quantize`.
 pub fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) {
     let (blocks, q_blocks) = (x.as_chunks::<BLOCK>().0, q.as_chunks_mut::<BLOCK>().0);
     let scales = d.iter_mut().zip(s).zip(sum);

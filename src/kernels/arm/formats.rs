@@ -1,20 +1,21 @@
 //! More block formats. IQ4_XS, MXFP4 and the K-quants are multiplied only from a tile: a `Type` says how 32 columns of a row
 //! are read; `quantised` expands eight rows of it and multiplies them with one token or with four. Q5 and IQ4_NL have a
-//! `Format` of arm_blocks.rs.
+//! `Format` of blocks.rs.
 //!
-//! What the numbers mean and in which order they are added up is fixed in scalar.rs, layouts of bytes in gguf/quant.
+//! What the numbers mean and in which order they are added up is fixed in spec/weights.rs, layouts of bytes in gguf/quant.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{
+use super::blocks::{
     Format, Four, Layout, ROWS, Range8, Scales as BlockScales, Set, TILE_BLOCK, TOKENS, Tile, four_nibbles, rest,
     scale_and_minimum, scale_only, widen_f16,
 };
-use super::{Acts, BLOCK, MatmulTask, arm_blocks, arm_dense};
+use super::{blocks, dense};
 use crate::gguf::quant::GgmlType;
 use crate::gguf::quant::iq4::LEVELS;
 use crate::gguf::quant::mxfp4::{DOUBLED, half_power_of_two};
+use crate::kernels::{Acts, BLOCK, MatmulTask};
 
 /// What scales 32 columns, beside `d`.
 #[derive(Clone, Copy, PartialEq)]
@@ -65,12 +66,12 @@ pub unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
     // SAFETY: passed on.
     unsafe {
         match task.w.ty {
-            GgmlType::Q4_0 => arm_blocks::quantised::<arm_blocks::Q4_0, S>(task),
-            GgmlType::Q4_1 => arm_blocks::quantised::<arm_blocks::Q4_1, S>(task),
-            GgmlType::Q8_0 => arm_blocks::quantised::<arm_blocks::Q8_0, S>(task),
-            GgmlType::Q5_0 => arm_blocks::quantised::<Q5_0, S>(task),
-            GgmlType::Q5_1 => arm_blocks::quantised::<Q5_1, S>(task),
-            GgmlType::IQ4_NL => arm_blocks::quantised::<Iq4Nl, S>(task),
+            GgmlType::Q4_0 => blocks::quantised::<blocks::Q4_0, S>(task),
+            GgmlType::Q4_1 => blocks::quantised::<blocks::Q4_1, S>(task),
+            GgmlType::Q8_0 => blocks::quantised::<blocks::Q8_0, S>(task),
+            GgmlType::Q5_0 => blocks::quantised::<Q5_0, S>(task),
+            GgmlType::Q5_1 => blocks::quantised::<Q5_1, S>(task),
+            GgmlType::IQ4_NL => blocks::quantised::<Iq4Nl, S>(task),
             GgmlType::MXFP4 => quantised::<Mxfp4, S>(task),
             GgmlType::IQ4_XS => quantised::<Iq4Xs, S>(task),
             GgmlType::Q2_K => quantised::<Q2K, S>(task),
@@ -78,7 +79,7 @@ pub unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
             GgmlType::Q4_K => quantised::<Q4K, S>(task),
             GgmlType::Q5_K => quantised::<Q5K, S>(task),
             GgmlType::Q6_K => quantised::<Q6K, S>(task),
-            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => arm_dense::matmul(task),
+            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => dense::matmul(task),
             ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }
     }

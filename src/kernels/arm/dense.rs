@@ -1,14 +1,14 @@
-//! Float weight matrices on ARM. A few tokens go row by row in the order of `portable.rs`, four rows at a time. For a batch
+//! Float weight matrices on ARM. A few tokens go row by row in the order of `spec/arithmetic.rs`, four rows at a time. For a batch
 //! rows are expanded into a tile and multiplied with four tokens at once; such a sum runs from the first column to the last,
 //! equal to the scalar set within f32 rounding, not bit for bit. (The crate `gemm` would have to allocate for this.)
 
 use std::arch::aarch64::*;
 
-use super::arm_blocks::{TOKENS, widen_f16};
-use super::arm_float::add_lanes;
-use super::float::{GEMM_FROM, element};
-use super::{Acts, MatmulTask, Matrix, Out};
+use super::blocks::{TOKENS, widen_f16};
+use super::float::add_lanes;
 use crate::gguf::quant::GgmlType;
+use crate::kernels::spec::float::{GEMM_FROM, element};
+use crate::kernels::{Acts, MatmulTask, Matrix, Out};
 
 /// Rows of a tile. They are stored in two halves: four rows of column 0, of column 1, …
 const ROWS: usize = 8;

@@ -7,13 +7,14 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_attend::attend;
-use super::arm_blocks::{ByFour, Format, Four, Range8, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four};
-use super::arm_float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
-use super::arm_wide::widen;
-use super::attend::{merge, received};
+use super::attend::attend;
+use super::blocks::{ByFour, Format, Four, Range8, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four};
 use super::dotprod::Dotprod;
-use super::{Acts, MatmulTask, Out, Table, arm_formats, dotprod_packed};
+use super::float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
+use super::wide::widen;
+use super::{formats, packed};
+use crate::kernels::spec::attention::{merge, received};
+use crate::kernels::{Acts, MatmulTask, Out, Table};
 
 pub(crate) static TABLE: Table =
     Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: Some(widen) };
@@ -25,8 +26,8 @@ unsafe fn matmul(task: &mut MatmulTask) {
     // SAFETY: passed on.
     unsafe {
         match task.w.packed {
-            true => dotprod_packed::matmul(task),
-            false => arm_formats::matmul::<I8mm>(task),
+            true => packed::matmul(task),
+            false => formats::matmul::<I8mm>(task),
         }
     }
 }

@@ -1,13 +1,17 @@
-//! What the x86 sets share beside products and attention: quantisation of activations, and the portable functions, stamped
-//! with the features of each set (`stamp_x86!`). Eight lanes of AVX2 are the lanes of `portable.rs`, and every sum keeps the
-//! order fixed there, so the bits are the same; only more of them are under way at once.
+//! Quantisation of activations, eight f16, and float matrices against a batch, as both x86 sets have them. Eight lanes of AVX2 are the
+//! lanes of `spec/arithmetic.rs`, and every sum keeps the order fixed there, so the bits are the same.
 //!
 //! All is `inline(always)`, to take the features of the set, which must have AVX2, FMA and F16C.
 
 use std::arch::x86_64::*;
 
-use super::BLOCK;
-use super::portable::{Lanes, LoadF16};
+use crate::kernels::spec::arithmetic::{Lanes, LoadF16};
+use crate::kernels::spec::float::{self, GEMM_FROM, element};
+use crate::kernels::{BLOCK, MatmulTask, TILE_ROWS};
+
+/// Tokens of one call of `gemm`. Larger products than 16 x 16 make it allocate room to pack its operands in; up to there it
+/// works on them where they are, and nothing may be allocated in a prefill.
+const GEMM_TOKENS: usize = 16;
 
 /// Eight f16 by `vcvtph2ps`.
 pub struct F16c;
@@ -77,51 +81,66 @@ pub unsafe fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], su
     }
 }
 
-/// The functions of a set beside `matmul`, compiled with its features.
-macro_rules! stamp_x86 {
-    ($features:literal, $width:ty) => {
-        #[target_feature(enable = $features)]
-        unsafe fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) {
-            // SAFETY: the set has the features.
-            unsafe { crate::kernels::x86::quantize(x, q, d, s, sum) }
+/// Expands `TILE_ROWS` rows at a time and multiplies them with the whole batch.
+///
+/// # Safety
+/// As `spec::float::rows`.
+#[inline(always)]
+pub unsafe fn batch<F: LoadF16>(task: &mut MatmulTask) {
+    let (acts, n_cols) = (task.acts, task.acts.n_cols);
+    if acts.n_tok < GEMM_FROM {
+        // SAFETY: passed on.
+        return unsafe { float::rows::<F>(task) };
+    }
+    let (ty, elem_bytes) = (task.w.ty, task.w.ty.block_bytes());
+    // SAFETY: f32 has no invalid bits; `align_to_mut` gives only what is aligned.
+    let (_, tile, _) = unsafe { task.tile.align_to_mut::<f32>() };
+    assert!(tile.len() >= TILE_ROWS * n_cols, "tile scratch planned without float matrices");
+    let mut first = task.rows.start;
+    while first < task.rows.end {
+        let n = TILE_ROWS.min(task.rows.end - first);
+        for r in 0..n {
+            let w = task.w.row(first + r);
+            let expanded = &mut tile[r * n_cols..][..n_cols];
+            for (i, eight) in expanded.chunks_mut(8).enumerate() {
+                if eight.len() == 8 {
+                    // SAFETY: eight elements of this row start here.
+                    eight.copy_from_slice(&unsafe { float::load8::<F>(ty, w.as_ptr().add(i * 8 * elem_bytes)) });
+                } else {
+                    for (l, out) in eight.iter_mut().enumerate() {
+                        *out = element(ty, w, i * 8 + l);
+                    }
+                }
+            }
         }
-        #[target_feature(enable = $features)]
-        unsafe fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-            crate::kernels::portable::rms_norm(x, weight, eps, out)
+        for t in (0..acts.n_tok).step_by(GEMM_TOKENS) {
+            let tokens = GEMM_TOKENS.min(acts.n_tok - t);
+            // SAFETY: out is [n_tok][stride] from column `first`, tile [n][n_cols], x [n_tok][n_cols]: all within their
+            // buffers (checked by `Kernels::matmul` and above); the elements of `out` are the caller's.
+            unsafe {
+                gemm::gemm(
+                    tokens,
+                    n,
+                    n_cols,
+                    task.out.at(t, first),
+                    1,
+                    task.out.stride as isize,
+                    false,
+                    acts.x.as_ptr().add(t * n_cols),
+                    1,
+                    n_cols as isize,
+                    tile.as_ptr(),
+                    n_cols as isize,
+                    1,
+                    0.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    gemm::Parallelism::None,
+                );
+            }
         }
-        #[target_feature(enable = $features)]
-        unsafe fn add(x: &mut [f32], y: &[f32]) {
-            crate::kernels::portable::add(x, y)
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn silu_mul(gate: &mut [f32], up: &[f32]) {
-            crate::kernels::portable::silu_mul(gate, up)
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn gelu_mul(gate: &mut [f32], up: &[f32]) {
-            crate::kernels::portable::gelu_mul(gate, up)
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn soft_cap(x: &mut [f32], cap: f32) {
-            crate::kernels::portable::soft_cap(x, cap)
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn l2_norm(x: &[f32]) -> f32 {
-            crate::kernels::portable::l2_norm(x)
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn attend(a: &crate::kernels::Attend, out: &mut crate::kernels::Partial) {
-            // SAFETY: passed on to the caller; the set has the features.
-            unsafe { crate::kernels::x86_attend::attend::<$width>(a, out) }
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn merge(running: &mut [f32], acc: &mut [f32], chunk: &crate::kernels::Partial) {
-            crate::kernels::attend::merge(running, acc, chunk)
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn received(tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]) {
-            crate::kernels::attend::received(tops, weights, running, total)
-        }
-    };
+        first += n;
+    }
 }
-pub(crate) use stamp_x86;

@@ -1,12 +1,12 @@
-//! Those loops of x86_attend.rs that are others with vectors of sixteen: two keys in f16 side by side, or sixteen elements of a
+//! Those loops of attend.rs that are others with vectors of sixteen: two keys in f16 side by side, or sixteen elements of a
 //! value. All is `inline(always)`, to take the features of the set; no closures, for those would not.
 
 use std::arch::x86_64::*;
 
-use super::CHUNK;
-use super::attend::Weights;
-use super::kv_rows::ROW_BLOCK;
-use super::x86_attend::{Levels, Width, add_lanes_of, mix8};
+use super::attend::{Levels, Width, add_lanes_of, mix8};
+use crate::kernels::CHUNK;
+use crate::kernels::rows::codec::ROW_BLOCK;
+use crate::kernels::spec::attention::Weights;
 
 /// Vectors of sixteen.
 pub struct Zmm;

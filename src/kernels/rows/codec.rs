@@ -13,7 +13,11 @@
 
 use half::f16;
 
-use super::portable::f16_bits;
+#[cfg(target_arch = "aarch64")]
+use crate::kernels::arm::float::store_f16;
+#[cfg(not(target_arch = "aarch64"))]
+use crate::kernels::spec::arithmetic::store_f16;
+use crate::kernels::spec::arithmetic::{bounded, f16_bits};
 
 /// Elements of a block.
 pub const ROW_BLOCK: usize = 32;
@@ -91,7 +95,7 @@ impl RowType {
     /// not poison the rest.
     pub fn store(self, x: &[f32], row: &mut [u8]) {
         if self == RowType::F16 {
-            return super::store_f16(x, row);
+            return store_f16(x, row);
         }
         let n_blocks = Self::n_blocks(x.len());
         for (b, x) in x.chunks(ROW_BLOCK).enumerate() {
@@ -197,16 +201,6 @@ pub(super) struct Step {
     pub inverse: f32,
 }
 
-/// Elements beyond it are cut: squares of them, and f16 scales, stay finite.
-pub const HUGE: f32 = 65504.0;
-
-/// An element within those bounds; what is not a number becomes one.
-#[expect(clippy::manual_clamp, reason = "clamp keeps NaN, which takes a branch an element")]
-#[inline(always)]
-fn bounded(x: f32) -> f32 {
-    x.max(-HUGE).min(HUGE)
-}
-
 /// 1.5 * 2^23: adding it rounds to an integer, ties to even, in the low bits (`round_ties_even` is a call on CPUs before SSE4).
 pub(super) const ROUND: f32 = 12_582_912.0;
 
@@ -263,26 +257,6 @@ fn fit(x: &[f32; ROW_BLOCK], inverse: f32, lowest: f32, lanes: &mut [[f32; 4]; 2
     *lanes = [xq, qq];
 }
 
-/// Elements as f16, within the bounds.
-pub fn store_f16(x: &[f32], row: &mut [u8]) {
-    for (x, out) in x.iter().zip(row.as_chunks_mut::<2>().0) {
-        *out = f16_of(bounded(*x)).to_le_bytes();
-    }
-}
-
-/// The nearest f16 of a number that is not beyond the largest, ties to even: as `half`'s, in operations that the compiler does
-/// on several elements at once, where `half`'s branch for each.
-#[inline(always)]
-fn f16_of(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
-    // The exponent's bias becomes 15 instead of 127; half a step and the tie's bit round the mantissa.
-    let normal = (magnitude.wrapping_sub(112 << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
-    // Below 2^-14 steps are 2^-24, which is what the mantissa of a half and more has.
-    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
-    (sign | if magnitude < 113 << 23 { small } else { normal }) as u16
-}
-
 /// `$call` with `$row` standing for a set's reader of levels of `$ty`: the caller's `Q8` or `Packed<bits beyond four>`;
 /// `$float` for F16.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -310,7 +284,7 @@ macro_rules! with_row {
     };
 }
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(super) use with_row;
+pub(crate) use with_row;
 
 #[cfg(test)]
 mod tests {
@@ -348,21 +322,6 @@ mod tests {
             }
             assert!(squares < 1.01 * plain_squares, "{ty:?}: {squares}, plainly {plain_squares}");
             assert!(ty.bits() >= 8 || squares < 0.9 * plain_squares, "{ty:?}: {squares}, plainly {plain_squares}");
-        }
-    }
-
-    #[test]
-    fn f16_is_rounded_as_half_does_it() {
-        for h in (0..=u16::MAX).map(f16::from_bits).filter(|h| h.is_finite()) {
-            let x = h.to_f32();
-            let next = f16::from_bits(h.to_bits() + 1).to_f32();
-            // The value, what lies on either side of half way to the next, and half way itself.
-            let middle = x + (next - x) / 2.0;
-            for y in [x, middle, f32::from_bits(middle.to_bits() + 1), f32::from_bits(middle.to_bits().wrapping_sub(1))] {
-                if y.abs() <= HUGE {
-                    assert_eq!(f16_of(y), f16::from_f32(y).to_bits(), "{y}");
-                }
-            }
         }
     }
 

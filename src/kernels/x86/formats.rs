@@ -3,7 +3,7 @@
 //! A vector has a lane of 32 bits for each row. 32 columns of all rows are a `Block`: lane `r` of vector `g` holds columns
 //! `4g..4g+4` of row `r` as bytes. `Format::load` makes the blocks of one block of the file, superblocks of 256 columns
 //! included, in the order of their columns, so that the products (avx2.rs, avx512.rs) know no format. Layouts of bytes are
-//! those of gguf/quant; what the numbers mean is fixed in scalar.rs. Refuses types whose scales span less than 16 columns.
+//! those of gguf/quant; what the numbers mean is fixed in spec/weights.rs. Refuses types whose scales span less than 16 columns.
 //!
 //! All is `inline(always)`, to take the features of the set.
 

@@ -1,17 +1,18 @@
-//! Packed matrices (packed.rs) on ARM with the dot product extension.
+//! Packed matrices (spec/packed.rs) on ARM with the dot product extension.
 //!
 //! Eight rows lie interleaved, so that `sdot` by lane, which multiplies each group of four bytes of one vector with the
 //! same four bytes of another, adds four columns to a sum of each of four rows, and no sum is added up sideways. One or two
-//! tokens are multiplied from the packed bytes; for more, eight rows are expanded to the tile of arm_blocks.rs, to which
-//! they are already in order. The results are those of scalar.rs, bit for bit.
+//! tokens are multiplied from the packed bytes; for more, eight rows are expanded to the tile of blocks.rs, to which
+//! they are already in order. The results are those of spec/weights.rs, bit for bit.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::arm_blocks::{CACHED_ROWS, DIRECT, Format, Layout, Q4_0, Q4_1, Q8_0, ROWS, TILE_BLOCK, Tile, store, widen_f16};
-use super::{BLOCK, MatmulTask, dotprod_quads};
+use super::blocks::{CACHED_ROWS, DIRECT, Format, Layout, Q4_0, Q4_1, Q8_0, ROWS, TILE_BLOCK, Tile, store, widen_f16};
+use super::quads;
 use crate::gguf::quant::GgmlType;
+use crate::kernels::{BLOCK, MatmulTask};
 
 /// Up to four blocks of a token: scales, scaled sums, and what the sum of products starts from (minus the offset of the
 /// weights times the sum of the token).
@@ -88,7 +89,7 @@ unsafe fn product<F: Packed>(task: &mut MatmulTask) {
         // (asserted above); the elements of `out` are the caller's.
         unsafe {
             expand::<F>(task.w.data.as_ptr().add(row * row_bytes), tile, n_blocks);
-            dotprod_quads::batch::<F>(tile, &acts, task.out, row);
+            quads::batch::<F>(tile, &acts, task.out, row);
         }
     }
 }

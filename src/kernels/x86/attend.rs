@@ -1,4 +1,4 @@
-//! Attention in AVX2 and (with avx512_attend.rs) AVX-512: what attend.rs specifies, bit for bit. Scores and weights lie by query, a row of the cache in
+//! Attention in AVX2 and (with attend512.rs) AVX-512: what spec/attention.rs specifies, bit for bit. Scores and weights lie by query, a row of the cache in
 //! each lane.
 //!
 //! Levels of keys are read as weights are: words of four columns of as many keys as a vector has lanes, transposed on the way,
@@ -8,12 +8,12 @@
 
 use std::arch::x86_64::*;
 
-use super::attend::{QueryBlock, Weights, for_queries, give_weights, sum_of, to_weights};
-use super::kv_rows::{ROW_BLOCK, RowType, with_row};
-use super::portable::soft_cap;
-use super::x86::load8;
-use super::x86_formats::Vector;
-use super::{Attend, CHUNK, Partial};
+use super::float::load8;
+use super::formats::Vector;
+use crate::kernels::rows::codec::{ROW_BLOCK, RowType, with_row};
+use crate::kernels::spec::arithmetic::soft_cap;
+use crate::kernels::spec::attention::{QueryBlock, Weights, for_queries, give_weights, sum_of, to_weights};
+use crate::kernels::{Attend, CHUNK, Partial};
 
 /// The loops that differ by the length of vectors.
 pub trait Width {
@@ -55,7 +55,7 @@ pub trait Width {
     ) -> [[[f32; ROW_BLOCK]; B]; N];
 }
 
-/// See `Attend` and attend.rs.
+/// See `Attend` and spec/attention.rs.
 ///
 /// # Safety
 /// Rows `0..n_rows` lie inside `keys` and `values`; the CPU features of the width.
@@ -200,7 +200,7 @@ unsafe fn by_query(x: &[__m256]) -> [__m256; 4] {
     }
 }
 
-/// How the levels of one `RowType` are read; see kv_rows.rs for their bytes. `p` is a row of `n_blocks`.
+/// How the levels of one `RowType` are read; see rows/codec.rs for their bytes. `p` is a row of `n_blocks`.
 pub trait Levels {
     const TYPE: RowType;
 

@@ -7,7 +7,7 @@
 //!
 //! All is `inline(always)`, so that a set that uses it compiles it with its own CPU features.
 
-use super::BLOCK;
+use crate::kernels::BLOCK;
 
 pub type Lanes = [f32; 8];
 
@@ -25,6 +25,36 @@ pub fn f16_bits(h: u16) -> f32 {
     let rescale = f32::from_bits((112 + 127) << 23);
     let magnitude = f32::from_bits(((h & 0x7fff) as u32) << 13) * rescale;
     f32::from_bits(magnitude.to_bits() | ((h & 0x8000) as u32) << 16)
+}
+
+/// Elements beyond it are cut: squares of them, and f16 scales, stay finite.
+pub const HUGE: f32 = 65504.0;
+
+/// An element within those bounds; what is not a number becomes one.
+#[expect(clippy::manual_clamp, reason = "clamp keeps NaN, which takes a branch an element")]
+#[inline(always)]
+pub fn bounded(x: f32) -> f32 {
+    x.max(-HUGE).min(HUGE)
+}
+
+/// Elements as f16, within the bounds.
+pub fn store_f16(x: &[f32], row: &mut [u8]) {
+    for (x, out) in x.iter().zip(row.as_chunks_mut::<2>().0) {
+        *out = f16_of(bounded(*x)).to_le_bytes();
+    }
+}
+
+/// The nearest f16 of a number that is not beyond the largest, ties to even: as `half`'s, in operations that the compiler does
+/// on several elements at once, where `half`'s branch for each.
+#[inline(always)]
+fn f16_of(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
+    // The exponent's bias becomes 15 instead of 127; half a step and the tie's bit round the mantissa.
+    let normal = (magnitude.wrapping_sub(112 << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    // Below 2^-14 steps are 2^-24, which is what the mantissa of a half and more has.
+    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    (sign | if magnitude < 113 << 23 { small } else { normal }) as u16
 }
 
 pub struct Bits;
@@ -210,6 +240,21 @@ mod tests {
             // SAFETY: 16 bytes on the stack.
             let got = unsafe { Bits::load8(bytes.as_ptr().cast()) };
             assert_eq!(got[3].to_bits(), half::f16::from_bits(h).to_f32().to_bits(), "{h:#06x}");
+        }
+    }
+
+    #[test]
+    fn f16_is_rounded_as_half_does_it() {
+        for h in (0..=u16::MAX).map(half::f16::from_bits).filter(|h| h.is_finite()) {
+            let x = h.to_f32();
+            let next = half::f16::from_bits(h.to_bits() + 1).to_f32();
+            // The value, what lies on either side of half way to the next, and half way itself.
+            let middle = x + (next - x) / 2.0;
+            for y in [x, middle, f32::from_bits(middle.to_bits() + 1), f32::from_bits(middle.to_bits().wrapping_sub(1))] {
+                if y.abs() <= HUGE {
+                    assert_eq!(f16_of(y), half::f16::from_f32(y).to_bits(), "{y}");
+                }
+            }
         }
     }
 

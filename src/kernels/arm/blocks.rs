@@ -8,8 +8,8 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::arm_float::load;
-use super::{Acts, BLOCK, MatmulTask, Out, scalar};
+use super::float::load;
+use crate::kernels::{Acts, BLOCK, MatmulTask, Out, spec::weights};
 
 /// Rows that are multiplied at once.
 pub const ROWS: usize = 8;
@@ -272,7 +272,7 @@ impl Format for Q8_0 {
 }
 
 /// Eight expanded rows in the scratch of a thread: for each block of 32 columns `TILE_BLOCK` bytes, and behind all of them,
-/// for types that have minimums or sub-scales, eight f32 or u32 a block, and eight more f32 (see arm_formats.rs).
+/// for types that have minimums or sub-scales, eight f32 or u32 a block, and eight more f32 (see formats.rs).
 #[derive(Clone, Copy)]
 pub struct Tile {
     /// Elements are sixteen times what they stand for.
@@ -623,6 +623,6 @@ pub unsafe fn rest(task: &mut MatmulTask, first: usize) {
         let mut rest =
             MatmulTask { w: task.w, rows: first..task.rows.end, acts: task.acts, out: task.out, tile: &mut *task.tile };
         // SAFETY: the scalar set needs no feature; passed on.
-        unsafe { (scalar::TABLE.matmul)(&mut rest) };
+        unsafe { weights::matmul(&mut rest) };
     }
 }

@@ -15,9 +15,9 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_blocks::{ROWS, Range8, TILE_BLOCK, Tile, minimums};
-use super::arm_float::splat;
-use super::{Acts, BLOCK, Out};
+use super::blocks::{ROWS, Range8, TILE_BLOCK, Tile, minimums};
+use super::float::splat;
+use crate::kernels::{Acts, BLOCK, Out};
 
 /// Tokens that are interleaved.
 const QUAD: usize = 4;

@@ -1,5 +1,5 @@
-//! Attention in NEON over a chunk of rows that were widened once, for the many tokens of a batch that read it: what attend.rs
-//! specifies, bit for bit, as in arm_attend.rs, with fewer loads and no conversions.
+//! Attention in NEON over a chunk of rows that were widened once, for the many tokens of a batch that read it: what spec/attention.rs
+//! specifies, bit for bit, as in attend.rs, with fewer loads and no conversions.
 //!
 //! ```text
 //! keys           [CHUNK / 4][padded][4]   f32 of f16, by four keys: a key is a lane, and no score is added up sideways
@@ -17,12 +17,12 @@ use std::arch::asm;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::arm_attend::{Levels, Packed, Q8, add_scores, finish_levels, scaled_weights};
-use super::arm_blocks::widen_f16;
-use super::arm_float::splat;
-use super::attend::{QueryBlock, Weights};
-use super::kv_rows::{ROW_BLOCK, RowType, with_row};
-use super::{Attend, CHUNK, MAX_HEAD_DIM};
+use super::attend::{Levels, Packed, Q8, add_scores, finish_levels, scaled_weights};
+use super::blocks::widen_f16;
+use super::float::splat;
+use crate::kernels::rows::codec::{ROW_BLOCK, RowType, with_row};
+use crate::kernels::spec::attention::{QueryBlock, Weights};
+use crate::kernels::{Attend, CHUNK, MAX_HEAD_DIM};
 
 /// Where the parts of a widened chunk are.
 #[derive(Clone, Copy)]

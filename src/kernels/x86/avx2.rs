@@ -3,16 +3,17 @@
 //! A block of eight rows is eight vectors: lane `r` of vector `g` holds columns `4g..4g+4` of row `r`, so that four
 //! activations, broadcast, meet all rows at once and no sum ever runs across lanes. A few tokens are multiplied while the
 //! block is still in registers; for more, the rows are expanded once into the tile. A type adds only its `Format`, in
-//! x86_formats.rs.
+//! formats.rs.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::x86::{F16c, stamp_x86};
-use super::x86_attend::Ymm;
-use super::x86_formats::{self, FIRST_BYTES, Format, Scales, Vector};
-use super::x86_rows::{self, Rows, Set, Source, Tile};
-use super::{Acts, BLOCK, MatmulTask, Table};
+use super::attend::Ymm;
+use super::float::F16c;
+use super::formats::{self, FIRST_BYTES, Format, Scales, Vector};
+use super::product::{self, Rows, Set, Source, Tile};
+use super::stamp_x86;
+use crate::kernels::{Acts, BLOCK, MatmulTask, Table};
 
 stamp_x86!("avx2,fma,f16c", Ymm);
 pub(crate) static TABLE: Table =
@@ -26,7 +27,7 @@ const GROUPS: usize = BLOCK / 4;
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn matmul(task: &mut MatmulTask) {
     // SAFETY: passed on.
-    unsafe { x86_rows::matmul::<Avx2>(task) }
+    unsafe { product::matmul::<Avx2>(task) }
 }
 
 #[derive(Clone, Copy)]
@@ -60,7 +61,7 @@ unsafe fn expand<F: Format>(tile: Tile<Avx2>, p: *const u8, stride: usize, n: us
     unsafe { tile.expand::<F>(p, stride, n) }
 }
 
-type Block = x86_formats::Block<__m256i>;
+type Block = formats::Block<__m256i>;
 
 /// Eight rows.
 impl Vector for __m256i {

@@ -1,9 +1,11 @@
 //! One suite for every set: each that this CPU can run against the scalar one, bit for bit, at the sizes where tiles
 //! begin and end, with outputs pre-filled with NaN so that a result nobody wrote cannot pass.
 
-use super::kv_rows::RowType;
+use super::rows::codec::RowType;
 use super::*;
 use crate::gguf::quant::GgmlType;
+use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::pool::Pool;
 
 pub const QUANTISED: [GgmlType; 13] = {
     use GgmlType::*;
@@ -209,13 +211,13 @@ fn float_products_equal_the_scalar_set() {
     for kernels in Kernels::available() {
         for ty in FLOATS {
             for (n_rows, n_cols) in [(1, 32), (16, 64), (17, 96), (33, 576)] {
-                for n_tok in [1, 2, float::GEMM_FROM - 1, float::GEMM_FROM, 17] {
+                for n_tok in [1, 2, spec::float::GEMM_FROM - 1, spec::float::GEMM_FROM, 17] {
                     let w = random_matrix(ty, n_rows, n_cols, n_rows as u64);
                     let x = random_x(n_tok * n_cols, n_tok as u64);
                     let mut bench = Bench::new(n_tok, n_cols);
                     let want = bench.matmul(scalar, ty, &w, n_cols, &x);
                     let got = bench.matmul(kernels, ty, &w, n_cols, &x);
-                    if n_tok < float::GEMM_FROM {
+                    if n_tok < spec::float::GEMM_FROM {
                         assert_eq!(bits(&got), bits(&want), "{} {ty:?}", kernels.name());
                     }
                     let largest = want.iter().fold(1f32, |a, v| a.max(v.abs()));
@@ -277,8 +279,8 @@ fn rows_in_f16_are_the_portable_ones() {
         let mut x = random_x(n, 9);
         x[..n.min(special.len())].copy_from_slice(&special[..n.min(special.len())]);
         let (mut got, mut want) = (vec![0; 2 * n], vec![0; 2 * n]);
-        store_f16(&x, &mut got);
-        kv_rows::store_f16(&x, &mut want);
+        RowType::F16.store(&x, &mut got);
+        portable::store_f16(&x, &mut want);
         assert_eq!(got, want, "{n}");
     }
 }

@@ -1,4 +1,4 @@
-//! Attention in NEON, the same on all ARM sets: what attend.rs specifies, bit for bit. Rows are read where they lie; scores and
+//! Attention in NEON, the same on all ARM sets: what spec/attention.rs specifies, bit for bit. Rows are read where they lie; scores and
 //! weights lie by query, a row of the cache in each lane.
 //!
 //! Levels of keys become 16-bit integers and meet the query's in plain multiply-adds, for four products of a lane fit there
@@ -7,13 +7,14 @@
 
 use std::arch::aarch64::*;
 
-use super::arm_blocks::widen_f16;
-use super::arm_float::{add_lanes, by_sixteen, fifth_degree, load, scaled, shifted, soft_cap, splat};
-use super::attend::{LEAST, QueryBlock, ROUND, WEIGHT, Weights, for_queries, give_weights};
-use super::kv_rows::{ROW_BLOCK, RowType, with_row};
-use super::{Attend, CHUNK, Partial, arm_wide};
+use super::blocks::widen_f16;
+use super::float::{add_lanes, by_sixteen, fifth_degree, load, scaled, shifted, soft_cap, splat};
+use super::wide;
+use crate::kernels::rows::codec::{ROW_BLOCK, RowType, with_row};
+use crate::kernels::spec::attention::{LEAST, QueryBlock, ROUND, WEIGHT, Weights, for_queries, give_weights};
+use crate::kernels::{Attend, CHUNK, Partial};
 
-/// See `Attend` and attend.rs.
+/// See `Attend` and spec/attention.rs.
 ///
 /// # Safety
 /// Rows `0..n_rows` lie inside `keys` and `values`, or `wide` is a widened chunk.
@@ -31,7 +32,7 @@ unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
         if a.wide.is_empty() {
             with_row!(a.k_type, R => level_scores::<R, N>(a, q, &mut weights), float_scores(a, q, &mut weights));
         } else {
-            arm_wide::scores(a, q, &mut weights);
+            wide::scores(a, q, &mut weights);
         }
         for (n, w) in weights.iter_mut().enumerate() {
             (out.max[n], out.sum[n]) = to_weights(w, a.n_rows, a.soft_cap);
@@ -39,7 +40,7 @@ unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
         if a.wide.is_empty() {
             with_row!(a.v_type, R => level_mix::<R, N>(a, &weights, out.acc), float_mix(a, &weights, out.acc));
         } else {
-            arm_wide::mix(a, &weights, out.acc);
+            wide::mix(a, &weights, out.acc);
         }
     }
     give_weights(&weights, a.n_rows, out.weights);
@@ -157,7 +158,7 @@ unsafe fn scales(at: &[*const u8; CHUNK], n_rows: usize, pair: usize) -> [[f32; 
     d
 }
 
-/// How the levels of one `RowType` are read; see kv_rows.rs for their bytes. `p` is a row of `n_blocks`.
+/// How the levels of one `RowType` are read; see rows/codec.rs for their bytes. `p` is a row of `n_blocks`.
 pub trait Levels {
     const TYPE: RowType;
 
@@ -228,7 +229,7 @@ fn raised<const OFFSET: i16>(q: int8x16_t) -> [uint16x8_t; 2] {
     }
 }
 
-/// See kv_rows.rs: of bytes 0..4, then of 4..8 and so on.
+/// See rows/codec.rs: of bytes 0..4, then of 4..8 and so on.
 const OWN_BITS: [[u32; 4]; 2] =
     [[0x0101_0101, 0x0202_0202, 0x0404_0404, 0x0808_0808], [0x1010_1010, 0x2020_2020, 0x4040_4040, 0x8080_8080]];
 

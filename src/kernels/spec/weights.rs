@@ -13,27 +13,13 @@
 //! - a scale for each 16 (Q3_K, Q6_K): isum = sc0 * Σ first 16 + sc1 * Σ last 16, and d_w = d of the superblock;
 //! - and a minimum for each 16 (Q2_K): besides, accm = fma(-(dmin * d_a), m0 * Σ q_a first 16 + m1 * Σ q_a last 16, accm).
 
-use super::portable::{self, Bits};
-use super::{MatmulTask, Table, attend, float, packed};
+use super::arithmetic::Bits;
+use super::{float, packed};
 use crate::gguf::quant::GgmlType;
 use crate::gguf::quant::iq4::LEVELS;
 use crate::gguf::quant::kquants::scale_and_min;
 use crate::gguf::quant::mxfp4::{DOUBLED, half_power_of_two};
-
-pub(crate) static TABLE: Table = Table {
-    matmul,
-    quantize: portable::quantize,
-    rms_norm: portable::rms_norm,
-    add: portable::add,
-    silu_mul: portable::silu_mul,
-    gelu_mul: portable::gelu_mul,
-    soft_cap: portable::soft_cap,
-    l2_norm: portable::l2_norm,
-    attend: attend::attend,
-    merge: attend::merge,
-    received: attend::received,
-    widen: None,
-};
+use crate::kernels::MatmulTask;
 
 /// 32 weights of a row: elements as integers, their scales, their minimum.
 struct Block {

@@ -1,16 +1,17 @@
 //! The way of both x86 sets through a quantised matrix: some rows at a time, a few tokens straight from the file's layout,
 //! more of them from rows that are expanded once. A `Set` brings the vectors and the products; formats are in
-//! x86_formats.rs. Matrices of fewer rows than a vector has lanes go to the scalar set, which gives the same bits.
+//! formats.rs. Matrices of fewer rows than a vector has lanes go to the scalar set, which gives the same bits.
 //!
 //! All is `inline(always)`, to take the features of the set.
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::marker::PhantomData;
 
-use super::portable::LoadF16;
-use super::x86_formats::{Block, Format, Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Vector};
-use super::{Acts, BLOCK, MatmulTask, Out, float, scalar};
+use super::float;
+use super::formats::{Block, Format, Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Vector};
 use crate::gguf::quant::GgmlType;
+use crate::kernels::spec::arithmetic::LoadF16;
+use crate::kernels::{Acts, BLOCK, MatmulTask, Out, spec::weights};
 
 /// Groups of rows between what is multiplied and what is fetched.
 const AHEAD: usize = 2;
@@ -108,7 +109,7 @@ unsafe fn quantised<S: Set, F: Format>(task: &mut MatmulTask) {
     assert!(tile.0.is_aligned());
     if end < S::ROWS {
         // SAFETY: the scalar set needs no feature; the elements of `out` are the caller's.
-        return unsafe { scalar::matmul(task) };
+        return unsafe { weights::matmul(task) };
     }
     for row in task.rows.clone().step_by(S::ROWS) {
         // At the ragged end of a matrix the last rows are read together with some before them, which are not stored.

@@ -7,12 +7,13 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_attend::attend;
-use super::arm_blocks::{Format, Four, Layout, ROWS, Range8, Set, Sums, Tile, TokenBlocks, Walk, mls_lane, next_32};
-use super::arm_float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
-use super::arm_wide::widen;
-use super::attend::{merge, received};
-use super::{Acts, MatmulTask, Out, Table, arm_formats, dotprod_packed, dotprod_quads};
+use super::attend::attend;
+use super::blocks::{Format, Four, Layout, ROWS, Range8, Set, Sums, Tile, TokenBlocks, Walk, mls_lane, next_32};
+use super::float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
+use super::wide::widen;
+use super::{formats, packed, quads};
+use crate::kernels::spec::attention::{merge, received};
+use crate::kernels::{Acts, MatmulTask, Out, Table};
 
 pub(crate) static TABLE: Table =
     Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: Some(widen) };
@@ -24,8 +25,8 @@ unsafe fn matmul(task: &mut MatmulTask) {
     // SAFETY: passed on.
     unsafe {
         match task.w.packed {
-            true => dotprod_packed::matmul(task),
-            false => arm_formats::matmul::<Dotprod>(task),
+            true => packed::matmul(task),
+            false => formats::matmul::<Dotprod>(task),
         }
     }
 }
@@ -325,6 +326,6 @@ impl Set for Dotprod {
     #[inline(always)]
     unsafe fn batch<F: Range8>(tile: Tile, acts: &Acts, out: Out, row: usize) {
         // SAFETY: passed on.
-        unsafe { dotprod_quads::batch::<F>(tile, acts, out, row) }
+        unsafe { quads::batch::<F>(tile, acts, out, row) }
     }
 }

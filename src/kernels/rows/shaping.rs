@@ -14,8 +14,8 @@
 
 use half::f16;
 
-use super::MAX_HEAD_DIM;
-use super::kv_rows::{ROUND, ROW_BLOCK, RowType, bounded_level};
+use super::codec::{ROUND, ROW_BLOCK, RowType, bounded_level};
+use crate::kernels::MAX_HEAD_DIM;
 
 impl RowType {
     /// `store` for a type of few bits and a row that was turned in parts of `part` elements, a power of two from 8 on, its errors shaped by

@@ -6,14 +6,15 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::arm_attend::attend;
-use super::arm_blocks::{
+use super::attend::attend;
+use super::blocks::{
     ByFour, Format, Four, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four, mls_lane, next_32,
 };
-use super::arm_float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
-use super::arm_wide::widen;
-use super::attend::{merge, received};
-use super::{Acts, BLOCK, MatmulTask, Out, Table, arm_formats};
+use super::float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
+use super::formats;
+use super::wide::widen;
+use crate::kernels::spec::attention::{merge, received};
+use crate::kernels::{Acts, BLOCK, MatmulTask, Out, Table};
 
 pub(crate) static TABLE: Table =
     Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: Some(widen) };
@@ -23,7 +24,7 @@ pub(crate) static TABLE: Table =
 #[target_feature(enable = "neon")]
 unsafe fn matmul(task: &mut MatmulTask) {
     // SAFETY: passed on.
-    unsafe { arm_formats::matmul::<Neon>(task) }
+    unsafe { formats::matmul::<Neon>(task) }
 }
 
 /// Whether `n` products of a type's elements and activations fit into 16 bits.
