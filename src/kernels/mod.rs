@@ -21,7 +21,7 @@ mod x86;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::gguf::quant::GgmlType;
+use crate::gguf::quant::{GgmlType, can_dequantize};
 
 pub use operands::{
     ActBuf, Acts, Attend, BLOCK, CHUNK, MAX_HEAD_DIM, MAX_QUERIES, MatmulTask, Matrix, Out, Partial, Product, RopeOrder, Rows,
@@ -149,11 +149,7 @@ impl Kernels {
 
     /// Whether matrices of this type can be multiplied.
     pub fn supports(ty: GgmlType) -> bool {
-        use GgmlType::*;
-        matches!(
-            ty,
-            F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_NL | IQ4_XS | MXFP4
-        )
+        can_dequantize(ty)
     }
 
     /// Whether products with matrices of this type read `Acts::sum16`: minimums of halves need them, and on x86 all else that is

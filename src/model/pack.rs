@@ -24,8 +24,6 @@ use crate::gguf::quant::GgmlType;
 use crate::kernels::packed::{ROWS, can_pack, pack_rows};
 use crate::mem::map::Map;
 
-use super::weights::Weights;
-
 const MAGIC: &[u8; 8] = b"LOWKEYPK";
 const VERSION: u32 = 1;
 const LAYOUT: u32 = 1;
@@ -316,8 +314,9 @@ pub struct Contents {
 }
 
 impl Contents {
-    pub fn of(file: &GgufFile, weights: &Weights) -> Contents {
-        let mut indices: Vec<usize> = weights.matrices().map(|t| t.index()).collect();
+    /// Of the tensors of `file` with these indices, those that are multiplied; what has a packed layout is packed.
+    pub fn of(file: &GgufFile, multiplied: impl Iterator<Item = usize>) -> Contents {
+        let mut indices: Vec<usize> = multiplied.collect();
         indices.sort_unstable();
         indices.dedup();
         let n_all = indices.len();

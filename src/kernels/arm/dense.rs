@@ -4,10 +4,11 @@
 
 use std::arch::aarch64::*;
 
-use super::blocks::{TOKENS, widen_f16};
+use super::blocks::TOKENS;
 use super::float::add_lanes;
-use crate::gguf::quant::GgmlType;
-use crate::kernels::spec::float::{GEMM_FROM, element};
+use super::formats::widen_f16;
+use crate::gguf::quant::{GgmlType, element};
+use crate::kernels::spec::float::GEMM_FROM;
 use crate::kernels::{Acts, MatmulTask, Matrix, Out};
 
 /// Rows of a tile. They are stored in two halves: four rows of column 0, of column 1, …

@@ -7,16 +7,12 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::attend::attend;
-use super::blocks::{Format, Four, Layout, ROWS, Range8, Set, Sums, Tile, TokenBlocks, Walk, mls_lane, next_32};
-use super::float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
-use super::wide::widen;
-use super::{formats, packed, quads};
-use crate::kernels::spec::attention::{merge, received};
+use super::blocks::{Set, Sums, Tile, TokenBlocks, Walk, mls_lane};
+use super::formats::{Format, Four, Layout, ROWS, Range8, next_32};
+use super::{packed, quads};
 use crate::kernels::{Acts, MatmulTask, Out, Table};
 
-pub(crate) static TABLE: Table =
-    Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: Some(widen) };
+pub(crate) static TABLE: Table = super::table(matmul);
 
 /// # Safety
 /// The CPU features of the set; the task's elements of `out` belong to the caller.
@@ -26,7 +22,7 @@ unsafe fn matmul(task: &mut MatmulTask) {
     unsafe {
         match task.w.packed {
             true => packed::matmul(task),
-            false => formats::matmul::<Dotprod>(task),
+            false => super::matmul::<Dotprod>(task),
         }
     }
 }
@@ -62,97 +58,39 @@ macro_rules! gather_scales_and_minimums {
     };
 }
 
-/// Text of `step`: 16 bytes of nibbles from each of four rows, into `l` and `h`.
+/// Text of `step`: 16 bytes of nibbles from each of four rows, at `p`, into `l` and `h` of rows `r`.
 macro_rules! load_nibbles {
-    ($p0:literal, $p1:literal, $p2:literal, $p3:literal) => {
+    ($($r:literal $p:literal),*) => {
         concat!(
-            "ldr {h0:q}, [{",
-            $p0,
-            "}], #16
-            ldr {h1:q}, [{",
-            $p1,
-            "}], #16
-            ldr {h2:q}, [{",
-            $p2,
-            "}], #16
-            ldr {h3:q}, [{",
-            $p3,
-            "}], #16
-            and {l0:v}.16b, {h0:v}.16b, {low:v}.16b
-            and {l1:v}.16b, {h1:v}.16b, {low:v}.16b
-            and {l2:v}.16b, {h2:v}.16b, {low:v}.16b
-            and {l3:v}.16b, {h3:v}.16b, {low:v}.16b
-            ushr {h0:v}.16b, {h0:v}.16b, #4
-            ushr {h1:v}.16b, {h1:v}.16b, #4
-            ushr {h2:v}.16b, {h2:v}.16b, #4
-            ushr {h3:v}.16b, {h3:v}.16b, #4"
+            $("ldr {h", $r, ":q}, [{", $p, "}], #16\n",)*
+            $("and {l", $r, ":v}.16b, {h", $r, ":v}.16b, {low:v}.16b\n",)*
+            $("ushr {h", $r, ":v}.16b, {h", $r, ":v}.16b, #4\n",)*
         )
     };
 }
 
-/// Text of `step`: 32 bytes from each of four rows, into `l` and `h`.
+/// Text of `step`: 32 bytes of the same.
 macro_rules! load_bytes {
-    ($p0:literal, $p1:literal, $p2:literal, $p3:literal) => {
-        concat!(
-            "ldp {l0:q}, {h0:q}, [{",
-            $p0,
-            "}], #32
-            ldp {l1:q}, {h1:q}, [{",
-            $p1,
-            "}], #32
-            ldp {l2:q}, {h2:q}, [{",
-            $p2,
-            "}], #32
-            ldp {l3:q}, {h3:q}, [{",
-            $p3,
-            "}], #32"
-        )
-    };
+    ($($r:literal $p:literal),*) => { concat!($("ldp {l", $r, ":q}, {h", $r, ":q}, [{", $p, "}], #32\n",)*) };
 }
 
-/// Text of `step`: adds the products to four partial sums for each of four rows; the totals of the rows.
+/// Text of `step`: adds the products to four partial sums `s` for each of four rows; the totals of the rows.
 macro_rules! dot4 {
     ($s0:literal, $s1:literal, $s2:literal, $s3:literal, $total:literal) => {
         concat!(
-            "sdot {",
-            $s0,
-            ":v}.4s, {l0:v}.16b, {a0:v}.16b
-            sdot {",
-            $s1,
-            ":v}.4s, {l1:v}.16b, {a0:v}.16b
-            sdot {",
-            $s2,
-            ":v}.4s, {l2:v}.16b, {a0:v}.16b
-            sdot {",
-            $s3,
-            ":v}.4s, {l3:v}.16b, {a0:v}.16b
-            sdot {",
-            $s0,
-            ":v}.4s, {h0:v}.16b, {a1:v}.16b
-            sdot {",
-            $s1,
-            ":v}.4s, {h1:v}.16b, {a1:v}.16b
-            sdot {",
-            $s2,
-            ":v}.4s, {h2:v}.16b, {a1:v}.16b
-            sdot {",
-            $s3,
-            ":v}.4s, {h3:v}.16b, {a1:v}.16b
-            addp {l0:v}.4s, {",
-            $s0,
-            ":v}.4s, {",
-            $s1,
-            ":v}.4s
-            addp {l1:v}.4s, {",
-            $s2,
-            ":v}.4s, {",
-            $s3,
-            ":v}.4s
-            addp {",
-            $total,
-            ":v}.4s, {l0:v}.4s, {l1:v}.4s"
+            dot4!(products 0 $s0, 1 $s1, 2 $s2, 3 $s3),
+            dot4!(add "l0", $s0, $s1),
+            dot4!(add "l1", $s2, $s3),
+            dot4!(add $total, "l0", "l1")
         )
     };
+    (products $($r:literal $s:literal),*) => {
+        concat!(
+            $("sdot {", $s, ":v}.4s, {l", $r, ":v}.16b, {a0:v}.16b\n",)*
+            $("sdot {", $s, ":v}.4s, {h", $r, ":v}.16b, {a1:v}.16b\n",)*
+        )
+    };
+    (add $to:literal, $x:literal, $y:literal) => { concat!("addp {", $to, ":v}.4s, {", $x, ":v}.4s, {", $y, ":v}.4s\n") };
 }
 
 /// One block of eight rows from the file's layout. Written out because compilers, left to order it, run out of registers.
@@ -164,9 +102,9 @@ macro_rules! step {
         asm!(
             $gather!(),
             "ldp {a0:q}, {a1:q}, [{token}], #32",
-            $load!("p0", "p1", "p2", "p3"),
+            $load!(0 "p0", 1 "p1", 2 "p2", 3 "p3"),
             dot4!("s0", "s1", "s2", "s3", "t0"),
-            $load!("p4", "p5", "p6", "p7"),
+            $load!(0 "p4", 1 "p5", 2 "p6", 3 "p7"),
             dot4!("s4", "s5", "s6", "s7", "t1"),
             "sub {h0:v}.4s, {t0:v}.4s, {b0:v}.4s",
             "sub {h1:v}.4s, {t1:v}.4s, {b1:v}.4s",

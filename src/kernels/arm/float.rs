@@ -23,8 +23,6 @@ pub fn splat(x: f32) -> float32x4_t {
     unsafe { vdupq_n_f32(x) }
 }
 
-pub use crate::kernels::spec::arithmetic::add;
-
 /// `arithmetic::add_lanes`
 #[inline(always)]
 pub fn add_lanes(l: [float32x4_t; 2]) -> f32 {

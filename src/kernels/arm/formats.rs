@@ -1,513 +1,91 @@
-//! More block formats. IQ4_XS, MXFP4 and the K-quants are multiplied only from a tile: a `Type` says how 32 columns of a row
-//! are read; `quantised` expands eight rows of it and multiplies them with one token or with four. Q5 and IQ4_NL have a
-//! `Format` of blocks.rs.
+//! How the block formats of weights are read on ARM, eight rows at a time: scales and minimums first, then the elements.
 //!
-//! What the numbers mean and in which order they are added up is fixed in spec/weights.rs, layouts of bytes in gguf/quant.
+//! Eight pointers walk down eight rows. Each read moves its pointer on ("post-index" addressing), so that a block of a
+//! row costs one load for its scales and one for its elements and no address arithmetic; compilers do not find this form
+//! for reads of one lane, hence the `asm!`. Nothing here needs more than NEON, which every 64-bit ARM has.
+//! To add a format: `a_format!` here, or, for one that is only read into the tile, `a_type!` in superblocks.rs; and `matmul` in mod.rs.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::blocks::{
-    Format, Four, Layout, ROWS, Range8, Scales as BlockScales, Set, TILE_BLOCK, TOKENS, Tile, four_nibbles, rest,
-    scale_and_minimum, scale_only, widen_f16,
-};
-use super::{blocks, dense};
-use crate::gguf::quant::GgmlType;
 use crate::gguf::quant::iq4::LEVELS;
-use crate::gguf::quant::mxfp4::{DOUBLED, half_power_of_two};
-use crate::kernels::{Acts, BLOCK, MatmulTask};
 
-/// What scales 32 columns, beside `d`.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Scales {
-    /// Nothing.
-    One,
-    /// A minimum: its f32.
-    OneMin,
-    /// Integer scales of the first and of the last 16: i16 each.
-    Two,
-    /// The same, and integer minimums: scale, minimum, scale, minimum, a byte each.
-    TwoMin,
-}
+/// Rows that are read at once.
+pub const ROWS: usize = 8;
 
-/// Up to 256 columns of four rows, in lanes of rows.
-pub struct FourScales {
-    pub d: [float32x4_t; 8],
-    /// See `Scales`.
-    pub x: [int32x4_t; 8],
-    /// What multiplies the integer minimums.
-    pub m: float32x4_t,
-}
-
-/// How a type is read.
-pub trait Type: Range8 {
-    /// Bytes of a block of the file, and how many times 32 columns it has.
-    const BYTES: usize;
-    const BLOCKS: usize;
-    const SCALES: Scales;
-
-    /// # Safety
-    /// A block of the file is readable at each pointer.
-    unsafe fn scales(p: [*const u8; 4]) -> FourScales;
-
-    /// Columns `32 sub..32 sub + 32`.
-    ///
-    /// # Safety
-    /// A block of the file is readable at `p`.
-    unsafe fn elements(p: *const u8, sub: usize) -> [int8x16_t; 2];
-}
-
-/// The product of a task by the type of its weights.
-///
-/// # Safety
-/// The task's elements of `out` belong to the caller; the CPU features of the set.
+/// Eight f16 as f32, by `fcvtl` and `fcvtl2`, which are part of plain NEON.
 #[inline(always)]
-pub unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
-    // SAFETY: passed on.
-    unsafe {
-        match task.w.ty {
-            GgmlType::Q4_0 => blocks::quantised::<blocks::Q4_0, S>(task),
-            GgmlType::Q4_1 => blocks::quantised::<blocks::Q4_1, S>(task),
-            GgmlType::Q8_0 => blocks::quantised::<blocks::Q8_0, S>(task),
-            GgmlType::Q5_0 => blocks::quantised::<Q5_0, S>(task),
-            GgmlType::Q5_1 => blocks::quantised::<Q5_1, S>(task),
-            GgmlType::IQ4_NL => blocks::quantised::<Iq4Nl, S>(task),
-            GgmlType::MXFP4 => quantised::<Mxfp4, S>(task),
-            GgmlType::IQ4_XS => quantised::<Iq4Xs, S>(task),
-            GgmlType::Q2_K => quantised::<Q2K, S>(task),
-            GgmlType::Q3_K => quantised::<Q3K, S>(task),
-            GgmlType::Q4_K => quantised::<Q4K, S>(task),
-            GgmlType::Q5_K => quantised::<Q5K, S>(task),
-            GgmlType::Q6_K => quantised::<Q6K, S>(task),
-            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => dense::matmul(task),
-            ty => unreachable!("{ty:?} was refused when the model was loaded"),
-        }
-    }
-}
-
-/// # Safety
-/// As `matmul`.
-#[inline(always)]
-unsafe fn quantised<F: Type, S: Set>(task: &mut MatmulTask) {
-    let (acts, row_bytes, n_blocks) = (task.acts, task.w.row_bytes(), task.acts.n_cols / BLOCK);
-    let whole = task.rows.end - task.rows.len() % ROWS;
-    assert!(whole * row_bytes <= task.w.data.len() && row_bytes == n_blocks / F::BLOCKS * F::BYTES);
-    assert!(acts.n_tok * acts.n_cols <= acts.q.len());
-    let tile = Tile::new(task);
-    for row in (task.rows.start..whole).step_by(ROWS) {
-        let rows = task.w.data.as_ptr().wrapping_add(row * row_bytes);
-        // SAFETY: eight rows from `row` on are inside the matrix, their expansion inside the tile, the tokens inside the batch
-        // (asserted above); the elements of `out` are the caller's.
-        unsafe {
-            expand::<F, S>(rows, row_bytes, tile, n_blocks);
-            if acts.n_tok == 1 {
-                let [[low, high]] = product::<F, S, 2, 1>(tile, &acts, [0], 0);
-                vst1q_f32(task.out.at(0, row), low);
-                vst1q_f32(task.out.at(0, row + 4), high);
-            } else if matches!(F::SCALES, Scales::One | Scales::OneMin) {
-                S::batch::<F>(tile, &acts, task.out, row);
-            } else {
-                for t in (0..acts.n_tok).step_by(TOKENS) {
-                    // Where the batch has fewer tokens, the last is multiplied again.
-                    let four: [usize; TOKENS] = std::array::from_fn(|i| (t + i).min(acts.n_tok - 1));
-                    for g in 0..2 {
-                        for (t, [sum]) in (t..acts.n_tok).zip(product::<F, S, 1, TOKENS>(tile, &acts, four, g)) {
-                            vst1q_f32(task.out.at(t, row + 4 * g), sum);
-                        }
-                    }
-                }
-            }
-        }
-    }
-    // SAFETY: passed on.
-    unsafe { rest(task, whole) }
-}
-
-/// # Safety
-/// Eight rows of `n_blocks` times 32 columns, `row_bytes` apart, are readable; the tile has room for them; as `quantised`.
-#[inline(always)]
-unsafe fn expand<F: Type, S: Set>(rows: *const u8, row_bytes: usize, tile: Tile, n_blocks: usize) {
-    for block in 0..n_blocks / F::BLOCKS {
-        for g in 0..2 {
-            // SAFETY: a block of each of four rows, and the room for what is in it.
-            unsafe {
-                let p: [*const u8; 4] = std::array::from_fn(|r| rows.add((4 * g + r) * row_bytes + block * F::BYTES));
-                let scales = F::scales(p);
-                // Written out, so that shifts are constants.
-                macro_rules! subs {
-                    ($($sub:literal)*) => { $(
-                        if $sub < F::BLOCKS {
-                            let b = block * F::BLOCKS + $sub;
-                            let to = tile.blocks.add(b * TILE_BLOCK);
-                            S::put(to.add(g * 4 * BLOCK), p.map(|p| F::elements(p, $sub)));
-                            vst1q_f32(to.add(ROWS * BLOCK + 16 * g).cast(), scales.d[$sub]);
-                            if F::SCALES != Scales::One {
-                                vst1q_s32(tile.minimums.add(b * ROWS + 4 * g).cast(), scales.x[$sub]);
-                            }
-                            if F::SCALES == Scales::TwoMin {
-                                vst1q_f32(tile.scales_of_minimums.add(b * ROWS + 4 * g), scales.m);
-                            }
-                        }
-                    )* };
-                }
-                subs!(0 1 2 3 4 5 6 7);
-            }
-        }
-    }
-}
-
-/// `G` times four rows of the tile, from row `4 first` on, times some tokens, in lanes of rows:
-///
-///     for each block b, token t:
-///         isum  = sc0 Σ first 16 products + sc1 Σ last 16            without the scales for types that have none
-///         acc   = fma(d * d_a, isum, acc)
-///         acc_m = fma(m, s_a, acc_m)   or   fma(m * d_a, m0 Σ first 16 a + m1 Σ last 16 a, acc_m)
-///
-/// # Safety
-/// The tile holds the rows; the tokens are inside the batch; as `quantised`.
-#[inline(always)]
-unsafe fn product<F: Type, S: Set, const G: usize, const T: usize>(
-    tile: Tile,
-    acts: &Acts,
-    tokens: [usize; T],
-    first: usize,
-) -> [[float32x4_t; G]; T] {
-    let n_blocks = acts.n_cols / BLOCK;
-    // SAFETY: block `b` of the tile and of each token.
-    unsafe {
-        let (mut acc, mut acc_m) = ([[vdupq_n_f32(0.0); G]; T], [[vdupq_n_f32(0.0); G]; T]);
-        for b in 0..n_blocks {
-            let at = tokens.map(|t| t * n_blocks + b);
-            let w = tile.blocks.add(b * TILE_BLOCK);
-            for i in 0..G {
-                let g = first + i;
-                let isum = S::half_sums::<F, T>(w.add(g * 4 * BLOCK), at.map(|at| acts.q.as_ptr().add(at * BLOCK)));
-                let d_w = vld1q_f32(w.add(ROWS * BLOCK + 16 * g).cast());
-                let extra = tile.minimums.add(b * ROWS + 4 * g).cast();
-                let x = if F::SCALES == Scales::One { vdupq_n_s32(0) } else { vld1q_s32(extra) };
-                for t in 0..T {
-                    let d_a = *acts.d.as_ptr().add(at[t]);
-                    let isum = scaled::<F>(isum[t], x);
-                    acc[t][i] = vfmaq_f32(acc[t][i], vmulq_n_f32(d_w, d_a), vcvtq_f32_s32(isum));
-                    match F::SCALES {
-                        Scales::OneMin => {
-                            acc_m[t][i] = vfmaq_n_f32(acc_m[t][i], vreinterpretq_f32_s32(x), *acts.s.as_ptr().add(at[t]))
-                        }
-                        Scales::TwoMin => {
-                            let [a0, a1] = acts.half_sums(at[t]);
-                            let sum = vmlaq_n_s32(vmulq_n_s32(byte::<8>(x), a0), byte::<24>(x), a1);
-                            let m = vld1q_f32(tile.scales_of_minimums.add(b * ROWS + 4 * g));
-                            acc_m[t][i] = vfmaq_f32(acc_m[t][i], vmulq_n_f32(m, d_a), vcvtq_f32_s32(sum));
-                        }
-                        Scales::One | Scales::Two => {}
-                    }
-                }
-            }
-        }
-        std::array::from_fn(|t| std::array::from_fn(|i| vaddq_f32(acc[t][i], acc_m[t][i])))
-    }
-}
-
-/// The sums of two halves, with their integer scales where the type has some.
-#[inline(always)]
-fn scaled<F: Type>([first, last]: [int32x4_t; 2], x: int32x4_t) -> int32x4_t {
+pub fn widen_f16(h: uint16x8_t) -> [float32x4_t; 2] {
+    let (low, high): (float32x4_t, float32x4_t);
     // SAFETY: registers only.
     unsafe {
-        match F::SCALES {
-            Scales::One | Scales::OneMin => vaddq_s32(first, last),
-            Scales::Two => vmlaq_s32(vmulq_s32(first, vshrq_n_s32::<16>(vshlq_n_s32::<16>(x))), last, vshrq_n_s32::<16>(x)),
-            Scales::TwoMin => vmlaq_s32(vmulq_s32(first, byte::<0>(x)), last, byte::<16>(x)),
-        }
+        asm!("fcvtl {low:v}.4s, {h:v}.4h", low = lateout(vreg) low, h = in(vreg) h, options(pure, nomem, nostack, preserves_flags));
+        asm!("fcvtl2 {high:v}.4s, {h:v}.8h", high = lateout(vreg) high, h = in(vreg) h, options(pure, nomem, nostack, preserves_flags));
     }
+    [low, high]
 }
 
-/// The byte that starts at bit `FROM` of each lane.
-#[inline(always)]
-fn byte<const FROM: i32>(x: int32x4_t) -> int32x4_t {
-    // SAFETY: registers only; NEON is part of every 64-bit ARM.
-    unsafe { vandq_s32(vshlq_s32(x, vdupq_n_s32(-FROM)), vdupq_n_s32(255)) }
-}
-
-/// An f16 from each row.
-///
-/// # Safety
-/// Two bytes at `p[r] + at` are readable.
-#[inline(always)]
-unsafe fn f16(p: [*const u8; 4], at: usize) -> float32x4_t {
-    // SAFETY: readable by the caller's promise.
-    let h = p.map(|p| unsafe { p.add(at).cast::<u16>().read_unaligned() });
-    // SAFETY: 16 bytes on the stack are read.
-    let h = unsafe { vld1_u16(h.as_ptr()) };
-    // SAFETY: registers only.
-    widen_f16(unsafe { vcombine_u16(h, h) })[0]
-}
-
-/// Row `r` of four times eight as lane `r` of eight vectors.
-#[inline(always)]
-fn transposed(rows: [[int32x4_t; 2]; 4]) -> [int32x4_t; 8] {
-    // SAFETY: registers only.
-    unsafe {
-        let four = |half: usize| {
-            let [a, b, c, d] = rows.map(|row| row[half]);
-            let (low_ab, high_ab) = (vreinterpretq_s64_s32(vzip1q_s32(a, b)), vreinterpretq_s64_s32(vzip2q_s32(a, b)));
-            let (low_cd, high_cd) = (vreinterpretq_s64_s32(vzip1q_s32(c, d)), vreinterpretq_s64_s32(vzip2q_s32(c, d)));
-            [vzip1q_s64(low_ab, low_cd), vzip2q_s64(low_ab, low_cd), vzip1q_s64(high_ab, high_cd), vzip2q_s64(high_ab, high_cd)]
-                .map(|x| vreinterpretq_s32_s64(x))
-        };
-        let ([a, b, c, d], [e, f, g, h]) = (four(0), four(1));
-        [a, b, c, d, e, f, g, h]
-    }
-}
-
-/// Integers of eight times four rows, each times a scale of its row.
-#[inline(always)]
-fn times(x: [int32x4_t; 8], d: float32x4_t) -> [float32x4_t; 8] {
-    // SAFETY: registers only.
-    x.map(|x| unsafe { vmulq_f32(d, vcvtq_f32_s32(x)) })
-}
-
-#[inline(always)]
-fn widen_u8(x: uint8x8_t) -> [int32x4_t; 2] {
-    // SAFETY: registers only.
-    unsafe {
-        let x = vmovl_u8(x);
-        [vmovl_u16(vget_low_u16(x)), vmovl_high_u16(x)].map(|x| vreinterpretq_s32_u32(x))
-    }
-}
-
-#[inline(always)]
-fn widen_s8(x: int8x16_t) -> [int32x4_t; 2] {
-    // SAFETY: registers only. Two i16 are a lane of 32 bits.
-    unsafe { [vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x)].map(|x| vreinterpretq_s32_s16(x)) }
-}
-
-/// Two vectors at `p`.
+/// 32 bytes at `p`, which moves behind them.
 ///
 /// # Safety
 /// 32 bytes at `p` are readable.
 #[inline(always)]
-unsafe fn bytes_32(p: *const u8) -> [uint8x16_t; 2] {
-    // SAFETY: readable by the caller's promise.
-    unsafe { [vld1q_u8(p), vld1q_u8(p.add(16))] }
-}
-
-/// Nibbles: byte `i` holds element `i` low and element `i + 16` high.
-///
-/// # Safety
-/// 16 bytes at `p` are readable.
-#[inline(always)]
-unsafe fn nibbles(p: *const u8) -> [uint8x16_t; 2] {
+pub unsafe fn next_32<T>(p: &mut *const T) -> [int8x16_t; 2] {
+    let (x, y, at): (int8x16_t, int8x16_t, *const T);
     // SAFETY: readable by the caller's promise.
     unsafe {
-        let x = vld1q_u8(p);
-        [vandq_u8(x, vdupq_n_u8(15)), vshrq_n_u8(x, 4)]
+        asm!("ldp {x:q}, {y:q}, [{p}], #32", x = lateout(vreg) x, y = lateout(vreg) y, p = inlateout(reg) *p => at, options(readonly, nostack, preserves_flags))
+    };
+    *p = at;
+    [x, y]
+}
+
+/// 16 bytes of nibbles from each of four rows, which move behind them: byte `i` holds element `i` low, element `i + 16` high.
+///
+/// # Safety
+/// 16 bytes at pointers `first..first + 4` are readable.
+#[inline(always)]
+pub unsafe fn four_nibbles(p: &mut [*const u8; ROWS], first: usize) -> Four {
+    let [l0, h0, l1, h1, l2, h2, l3, h3]: [int8x16_t; 8];
+    // SAFETY: readable by the caller's promise.
+    unsafe {
+        asm!(
+            "ldr {h0:q}, [{p0}], #16",
+            "ldr {h1:q}, [{p1}], #16",
+            "ldr {h2:q}, [{p2}], #16",
+            "ldr {h3:q}, [{p3}], #16",
+            "and {l0:v}.16b, {h0:v}.16b, {mask:v}.16b",
+            "and {l1:v}.16b, {h1:v}.16b, {mask:v}.16b",
+            "and {l2:v}.16b, {h2:v}.16b, {mask:v}.16b",
+            "and {l3:v}.16b, {h3:v}.16b, {mask:v}.16b",
+            "ushr {h0:v}.16b, {h0:v}.16b, #4",
+            "ushr {h1:v}.16b, {h1:v}.16b, #4",
+            "ushr {h2:v}.16b, {h2:v}.16b, #4",
+            "ushr {h3:v}.16b, {h3:v}.16b, #4",
+            p0 = inout(reg) p[first], p1 = inout(reg) p[first + 1], p2 = inout(reg) p[first + 2], p3 = inout(reg) p[first + 3],
+            l0 = out(vreg) l0, l1 = out(vreg) l1, l2 = out(vreg) l2, l3 = out(vreg) l3,
+            h0 = out(vreg) h0, h1 = out(vreg) h1, h2 = out(vreg) h2, h3 = out(vreg) h3,
+            mask = in(vreg) vdupq_n_u8(15), options(readonly, nostack, preserves_flags),
+        );
     }
+    [[l0, h0], [l1, h1], [l2, h2], [l3, h3]]
 }
 
-/// `q - offset`
+/// `16 * (q - 8)` of the same, which is an instruction less for each row than `q - 8`: a nibble with its top bit flipped is `q - 8`
+/// once it stands on top of a byte.
+///
+/// # Safety
+/// As `four_nibbles`.
 #[inline(always)]
-fn minus(q: [uint8x16_t; 2], offset: i8) -> [int8x16_t; 2] {
-    // SAFETY: registers only.
-    q.map(|q| unsafe { vsubq_s8(vreinterpretq_s8_u8(q), vdupq_n_s8(offset)) })
-}
-
-#[inline(always)]
-fn as_u8(x: int8x16_t) -> uint8x16_t {
-    // SAFETY: registers only.
-    unsafe { vreinterpretq_u8_s8(x) }
-}
-
-/// Elements below 16, looked up.
-#[inline(always)]
-fn levels(table: &[i8; 16], q: [uint8x16_t; 2]) -> [int8x16_t; 2] {
-    // SAFETY: 16 bytes of the table; registers.
-    q.map(|q| unsafe { vqtbl1q_s8(vld1q_s8(table.as_ptr()), q) })
-}
-
-/// Bits `shift..` of bytes, of which `mask` stay, moved up by `to`.
-#[inline(always)]
-fn bits(x: [uint8x16_t; 2], shift: usize, mask: u8, to: usize) -> [uint8x16_t; 2] {
-    // SAFETY: registers only. The matches are decided at compile time.
-    x.map(|x| unsafe {
-        let x = match shift {
-            0 => x,
-            1 => vshrq_n_u8::<1>(x),
-            2 => vshrq_n_u8::<2>(x),
-            3 => vshrq_n_u8::<3>(x),
-            4 => vshrq_n_u8::<4>(x),
-            5 => vshrq_n_u8::<5>(x),
-            6 => vshrq_n_u8::<6>(x),
-            _ => vshrq_n_u8::<7>(x),
-        };
-        let x = if mask as usize == 255 >> shift { x } else { vandq_u8(x, vdupq_n_u8(mask)) };
-        match to {
-            0 => x,
-            2 => vshlq_n_u8::<2>(x),
-            _ => vshlq_n_u8::<4>(x),
+pub unsafe fn four_raised(p: &mut [*const u8; ROWS], first: usize) -> Four {
+    std::array::from_fn(|r| {
+        // SAFETY: as `four_nibbles`; the pointer moves within the row or to its end.
+        unsafe {
+            let x = veorq_u8(vld1q_u8(p[first + r]), vdupq_n_u8(0x88));
+            p[first + r] = p[first + r].add(16);
+            [vshlq_n_u8::<4>(x), vandq_u8(x, vdupq_n_u8(0xf0))].map(|x| vreinterpretq_s8_u8(x))
         }
     })
-}
-
-#[inline(always)]
-fn or(x: [uint8x16_t; 2], y: [uint8x16_t; 2]) -> [uint8x16_t; 2] {
-    // SAFETY: registers only.
-    unsafe { [vorrq_u8(x[0], y[0]), vorrq_u8(x[1], y[1])] }
-}
-
-/// 32 of four bits: in the low halves of 32 bytes, then in their high halves.
-///
-/// # Safety
-/// 128 bytes at `p` are readable.
-#[inline(always)]
-unsafe fn fours(p: *const u8, sub: usize) -> [uint8x16_t; 2] {
-    // SAFETY: readable by the caller's promise.
-    bits(unsafe { bytes_32(p.add(sub / 2 * 32)) }, 4 * (sub % 2), 15, 0)
-}
-
-/// 32 of two bits, moved up by `to`: by bit pairs of 32 bytes.
-///
-/// # Safety
-/// 64 bytes at `p` are readable.
-#[inline(always)]
-unsafe fn twos(p: *const u8, sub: usize, to: usize) -> [uint8x16_t; 2] {
-    // SAFETY: readable by the caller's promise.
-    bits(unsafe { bytes_32(p.add(sub / 4 * 32)) }, 2 * (sub % 4), 3, to)
-}
-
-/// A type with blocks of 32.
-#[inline(always)]
-fn one(d: float32x4_t, m: float32x4_t) -> FourScales {
-    // SAFETY: registers only.
-    FourScales { d: [d; 8], x: [unsafe { vreinterpretq_s32_f32(m) }; 8], m }
-}
-
-/// Types with sub-scales in integers.
-#[inline(always)]
-fn halves(d: float32x4_t, x: [[int32x4_t; 2]; 4], m: float32x4_t) -> FourScales {
-    FourScales { d: [d; 8], x: transposed(x), m }
-}
-
-/// Declares a type; `$p` is a pointer to a block of the file and `$sub` numbers 32 columns of it.
-macro_rules! a_type {
-    ($(#[$doc:meta])* $name:ident, $bytes:literal, $blocks:literal, $scales:ident, $largest:literal, |$p:ident| $row_scales:expr, |$q:ident, $sub:ident| $elements:expr) => {
-        $(#[$doc])*
-        pub struct $name;
-        impl Range8 for $name {
-            const LARGEST: i32 = $largest;
-            const HAS_MIN: bool = matches!(Scales::$scales, Scales::OneMin | Scales::TwoMin);
-        }
-        impl Type for $name {
-            const BYTES: usize = $bytes;
-            const BLOCKS: usize = $blocks;
-            const SCALES: Scales = Scales::$scales;
-
-            #[inline(always)]
-            unsafe fn scales($p: [*const u8; 4]) -> FourScales {
-                // SAFETY: inside the block.
-                unsafe { $row_scales }
-            }
-
-            #[inline(always)]
-            unsafe fn elements($q: *const u8, $sub: usize) -> [int8x16_t; 2] {
-                // SAFETY: inside the block.
-                unsafe { $elements }
-            }
-        }
-    };
-}
-
-a_type!(
-    /// `u8 exponent; u8 qs[16]`, indices of doubled levels
-    Mxfp4, 17, 1, One, 12, |p| one(vld1q_f32(p.map(|p| half_power_of_two(*p)).as_ptr()), vdupq_n_f32(0.0)), |p, _sub| levels(&DOUBLED, nibbles(p.add(1)))
-);
-a_type!(
-    /// `f16 d; u16 high; u8 low[4]; u8 qs[128]`
-    Iq4Xs, 136, 8, One, 127,
-    |p| {
-        const SHIFT: [i16; 8] = [0, -2, -4, -6, -8, -10, -12, -14];
-        let scales = p.map(|p| {
-            let low = vreinterpret_u8_u32(vdup_n_u32(p.add(4).cast::<u32>().read_unaligned()));
-            let low = vmovl_u8(vzip1_u8(vand_u8(low, vdup_n_u8(15)), vshr_n_u8::<4>(low)));
-            let high = vshlq_u16(vdupq_n_u16(p.add(2).cast::<u16>().read_unaligned()), vld1q_s16(SHIFT.as_ptr()));
-            let scale = vorrq_u16(low, vshlq_n_u16::<4>(vandq_u16(high, vdupq_n_u16(3))));
-            let scale = vsubq_s16(vreinterpretq_s16_u16(scale), vdupq_n_s16(32));
-            [vmovl_s16(vget_low_s16(scale)), vmovl_high_s16(scale)]
-        });
-        FourScales { d: times(transposed(scales), f16(p, 0)), x: [vdupq_n_s32(0); 8], m: vdupq_n_f32(0.0) }
-    },
-    |p, sub| levels(&LEVELS, nibbles(p.add(8 + 16 * sub)))
-);
-a_type!(
-    /// `u8 scales[16]; u8 qs[64]; f16 d; f16 dmin`: scale in the low half of a byte, minimum in the high
-    Q2K, 84, 8, TwoMin, 3,
-    |p| {
-        let both = p.map(|p| {
-            let x = vld1q_u8(p);
-            let (scale, minimum) = (vandq_u8(x, vdupq_n_u8(15)), vshrq_n_u8::<4>(x));
-            [vzip1q_u8(scale, minimum), vzip2q_u8(scale, minimum)].map(|x| vreinterpretq_s32_u8(x))
-        });
-        halves(f16(p, 80), both, vnegq_f32(f16(p, 82)))
-    },
-    |p, sub| minus(twos(p.add(16), sub, 0), 0)
-);
-a_type!(
-    /// `u8 third[32]; u8 qs[64]; u8 scales[12]; f16 d`
-    Q3K, 110, 8, Two, 4,
-    |p| {
-        const SHIFT: [i8; 16] = [0, 0, 0, 0, -2, -2, -2, -2, -4, -4, -4, -4, -6, -6, -6, -6];
-        let scales = p.map(|p| {
-            let low = vld1_u8(p.add(96));
-            let low = vcombine_u8(vand_u8(low, vdup_n_u8(15)), vshr_n_u8::<4>(low));
-            let high = vreinterpretq_u8_u32(vdupq_n_u32(p.add(104).cast::<u32>().read_unaligned()));
-            let high = vandq_u8(vshlq_u8(high, vld1q_s8(SHIFT.as_ptr())), vdupq_n_u8(3));
-            let scale = vreinterpretq_s8_u8(vorrq_u8(low, vshlq_n_u8::<4>(high)));
-            widen_s8(vsubq_s8(scale, vdupq_n_s8(32)))
-        });
-        halves(f16(p, 108), scales, vdupq_n_f32(0.0))
-    },
-    |p, sub| minus(or(twos(p.add(32), sub, 0), bits(bytes_32(p), sub, 1, 2)), 4)
-);
-a_type!(
-    /// `f16 d; f16 dmin; u8 scales[12]; u8 qs[128]`
-    Q4K, 144, 8, OneMin, 15, |p| k_scales(p), |p, sub| minus(fours(p.add(16), sub), 0)
-);
-a_type!(
-    /// `f16 d; f16 dmin; u8 scales[12]; u8 fifth[32]; u8 qs[128]`
-    Q5K, 176, 8, OneMin, 31, |p| k_scales(p), |p, sub| minus(or(fours(p.add(48), sub), bits(bytes_32(p.add(16)), sub, 1, 4)), 0)
-);
-a_type!(
-    /// `u8 low[128]; u8 high[64]; i8 scales[16]; f16 d`; 64 bytes of `low` hold two runs of 64
-    Q6K, 210, 8, Two, 32,
-    |p| halves(f16(p, 208), p.map(|p| widen_s8(vld1q_s8(p.add(192).cast()))), vdupq_n_f32(0.0)),
-    |p, sub| {
-        let low = bits(bytes_32(p.add(sub / 4 * 64 + sub % 2 * 32)), 4 * (sub / 2 % 2), 15, 0);
-        minus(or(low, twos(p.add(128), sub, 4)), 32)
-    }
-);
-
-/// Scales and minimums of Q4_K and Q5_K: twelve bytes, of which the first four and the next four hold six bits of scales and
-/// of minimums 0 to 3, and two bits more of scales and minimums 4 to 7, whose other four are in the last.
-///
-/// # Safety
-/// 16 bytes at each pointer are readable.
-#[inline(always)]
-unsafe fn k_scales(p: [*const u8; 4]) -> FourScales {
-    // SAFETY: readable by the caller's promise.
-    unsafe {
-        let words = p.map(|p| [4, 8, 12].map(|at| u32::from_le(p.add(at).cast::<u32>().read_unaligned())));
-        let eight = |first: u32, last: u32| {
-            let high = last & 0x0f0f_0f0f | (first >> 6 & 0x0303_0303) << 4;
-            widen_u8(vcreate_u8(u64::from(first & 0x3f3f_3f3f) | u64::from(high) << 32))
-        };
-        let scales = words.map(|[s, _, both]| eight(s, both));
-        let minimums = words.map(|[_, m, both]| eight(m, both >> 4));
-        FourScales {
-            d: times(transposed(scales), f16(p, 0)),
-            // (-dmin) * min is -(dmin * min).
-            x: times(transposed(minimums), vnegq_f32(f16(p, 2))).map(|m| vreinterpretq_s32_f32(m)),
-            m: vdupq_n_f32(0.0),
-        }
-    }
 }
 
 /// Nibbles with a fifth bit each from the 32 bits before them, from each of four rows, which move behind them; less 16.
@@ -519,60 +97,27 @@ unsafe fn four_fives(p: &mut [*const u8; ROWS], first: usize) -> Four {
     const BYTE: [[u8; 16]; 2] =
         [[0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3]];
     const BIT: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
-    /// Text for one row: the bits that are not set make bytes of ones, into whose lower halves the nibbles go.
-    macro_rules! row {
-        ($r:literal) => {
-            concat!(
-                "ldr {h",
-                $r,
-                ":s}, [{p",
-                $r,
-                "}], #4
-                ldr {q:q}, [{p",
-                $r,
-                "}], #16
-                mvn {h",
-                $r,
-                ":v}.8b, {h",
-                $r,
-                ":v}.8b
-                tbl {l",
-                $r,
-                ":v}.16b, {{{h",
-                $r,
-                ":v}.16b}}, {low_bytes:v}.16b
-                tbl {h",
-                $r,
-                ":v}.16b, {{{h",
-                $r,
-                ":v}.16b}}, {high_bytes:v}.16b
-                cmtst {l",
-                $r,
-                ":v}.16b, {l",
-                $r,
-                ":v}.16b, {bit:v}.16b
-                cmtst {h",
-                $r,
-                ":v}.16b, {h",
-                $r,
-                ":v}.16b, {bit:v}.16b
-                bit {l",
-                $r,
-                ":v}.16b, {q:v}.16b, {nibble:v}.16b
-                sri {h",
-                $r,
-                ":v}.16b, {q:v}.16b, #4"
-            )
+    /// Text: the bits that are not set make bytes of ones, into whose lower halves the nibbles go; row after row.
+    macro_rules! rows {
+        ($($r:literal)*) => {
+            concat!($(
+                "ldr {h", $r, ":s}, [{p", $r, "}], #4\n",
+                "ldr {q:q}, [{p", $r, "}], #16\n",
+                "mvn {h", $r, ":v}.8b, {h", $r, ":v}.8b\n",
+                "tbl {l", $r, ":v}.16b, {{{h", $r, ":v}.16b}}, {low_bytes:v}.16b\n",
+                "tbl {h", $r, ":v}.16b, {{{h", $r, ":v}.16b}}, {high_bytes:v}.16b\n",
+                "cmtst {l", $r, ":v}.16b, {l", $r, ":v}.16b, {bit:v}.16b\n",
+                "cmtst {h", $r, ":v}.16b, {h", $r, ":v}.16b, {bit:v}.16b\n",
+                "bit {l", $r, ":v}.16b, {q:v}.16b, {nibble:v}.16b\n",
+                "sri {h", $r, ":v}.16b, {q:v}.16b, #4\n",
+            )*)
         };
     }
     let [l0, h0, l1, h1, l2, h2, l3, h3]: [int8x16_t; 8];
     // SAFETY: readable by the caller's promise; 16 bytes of each table.
     unsafe {
         asm!(
-            row!(0),
-            row!(1),
-            row!(2),
-            row!(3),
+            rows!(0 1 2 3),
             p0 = inout(reg) p[first], p1 = inout(reg) p[first + 1], p2 = inout(reg) p[first + 2], p3 = inout(reg) p[first + 3],
             l0 = out(vreg) l0, l1 = out(vreg) l1, l2 = out(vreg) l2, l3 = out(vreg) l3,
             h0 = out(vreg) h0, h1 = out(vreg) h1, h2 = out(vreg) h2, h3 = out(vreg) h3, q = out(vreg) _,
@@ -583,74 +128,165 @@ unsafe fn four_fives(p: &mut [*const u8; ROWS], first: usize) -> Four {
     [[l0, h0], [l1, h1], [l2, h2], [l3, h3]]
 }
 
-/// `f16 d; u8 fifth[4]; u8 qs[16]`
-pub struct Q5_0;
-impl Range8 for Q5_0 {
-    const LARGEST: i32 = 16;
-    const HAS_MIN: bool = false;
-}
-impl Format for Q5_0 {
-    const BYTES: usize = 22;
-    const LAYOUT: Layout = Layout::Other;
-    const OFFSET: i8 = 0;
-
-    #[inline(always)]
-    unsafe fn scales(p: &mut [*const u8; ROWS]) -> BlockScales {
-        // SAFETY: passed on.
-        unsafe { scale_only(p) }
-    }
-
-    #[inline(always)]
-    unsafe fn elements(p: &mut [*const u8; ROWS], first: usize) -> Four {
-        // SAFETY: 20 bytes of elements are here.
-        unsafe { four_fives(p, first) }
-    }
+/// 32 bytes from each of four rows, which move behind them.
+///
+/// # Safety
+/// 32 bytes at pointers `first..first + 4` are readable.
+#[inline(always)]
+unsafe fn four_bytes(p: &mut [*const u8; ROWS], first: usize) -> Four {
+    // SAFETY: readable by the caller's promise.
+    std::array::from_fn(|r| unsafe { next_32(&mut p[first + r]) })
 }
 
-/// `f16 d; f16 m; u8 fifth[4]; u8 qs[16]`: elements come less 16, which `OFFSET` makes good.
-pub struct Q5_1;
-impl Range8 for Q5_1 {
-    const LARGEST: i32 = 31;
-    const HAS_MIN: bool = true;
+/// A value from each row: the low four rows in the first vector, the high four in the second, in lanes of 16 or 32 bits
+/// (`LANE`, "h" or "s"). The pointers move behind them. The two vectors take turns, because each read waits for the last one
+/// into the same vector.
+macro_rules! gather {
+    ($p:ident, $width:literal, $bytes:literal) => {{
+        let [mut low, mut high]: [uint16x8_t; 2];
+        macro_rules! lane {
+            ($i:literal, $v:ident) => {
+                asm!(concat!("ld1 {{{x:v}.", $width, "}}[", $i, " & 3], [{p}], #", $bytes), x = inlateout(vreg) $v, p = inlateout(reg) $p[$i], options(readonly, nostack, preserves_flags))
+            };
+        }
+        // The first read clears the other lanes.
+        asm!(concat!("ldr {x:", $width, "}, [{p}], #", $bytes), x = lateout(vreg) low, p = inlateout(reg) $p[0], options(readonly, nostack, preserves_flags));
+        asm!(concat!("ldr {x:", $width, "}, [{p}], #", $bytes), x = lateout(vreg) high, p = inlateout(reg) $p[4], options(readonly, nostack, preserves_flags));
+        lane!(1, low);
+        lane!(5, high);
+        lane!(2, low);
+        lane!(6, high);
+        lane!(3, low);
+        lane!(7, high);
+        [low, high]
+    }};
 }
-impl Format for Q5_1 {
-    const BYTES: usize = 24;
-    const LAYOUT: Layout = Layout::Other;
-    const OFFSET: i8 = -16;
 
-    #[inline(always)]
-    unsafe fn scales(p: &mut [*const u8; ROWS]) -> BlockScales {
-        // SAFETY: passed on.
-        unsafe { scale_and_minimum(p) }
-    }
+/// A block of four rows: 32 elements each, in order.
+pub type Four = [[int8x16_t; 2]; 4];
 
-    #[inline(always)]
-    unsafe fn elements(p: &mut [*const u8; ROWS], first: usize) -> Four {
-        // SAFETY: 20 bytes of elements are here.
-        unsafe { four_fives(p, first) }
+/// Scales and minimums of a block of eight rows, one f32 lane each.
+#[derive(Clone, Copy)]
+pub struct Scales {
+    pub d: [float32x4_t; 2],
+    pub m: [float32x4_t; 2],
+}
+
+/// What the products need to know of a type's elements.
+pub trait Range8 {
+    /// The largest magnitude: says how many products with an activation fit into 16 bits.
+    const LARGEST: i32;
+    const HAS_MIN: bool;
+}
+
+/// Elements below 16, looked up.
+#[inline(always)]
+pub fn levels(table: &[i8; 16], q: [int8x16_t; 2]) -> [int8x16_t; 2] {
+    // SAFETY: 16 bytes of the table; registers.
+    q.map(|q| unsafe { vqtbl1q_s8(vld1q_s8(table.as_ptr()), vreinterpretq_u8_s8(q)) })
+}
+
+/// How elements lie in a block behind the scales.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Layout {
+    /// 16 bytes: byte `i` holds element `i` low and element `i + 16` high.
+    Nibbles,
+    Bytes,
+    /// Some way that `elements` knows.
+    Other,
+}
+
+/// How a type is read: first the scales of a block, then its elements. An element counts as `q - OFFSET`.
+pub trait Format: Range8 {
+    /// Bytes of a block of one row.
+    const BYTES: usize;
+    const LAYOUT: Layout;
+    const OFFSET: i8;
+
+    /// # Safety
+    /// Each pointer is at the start of a block.
+    unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales;
+
+    /// Rows `first..first + 4`.
+    ///
+    /// # Safety
+    /// The pointers are behind the scales of a block; they move to the start of the next.
+    unsafe fn elements(p: &mut [*const u8; ROWS], first: usize) -> Four;
+}
+
+/// One f16 for each row.
+///
+/// # Safety
+/// Two bytes at each pointer are readable.
+#[inline(always)]
+pub unsafe fn scale_only(p: &mut [*const u8; ROWS]) -> Scales {
+    // SAFETY: passed on; a vector of zeros that no type without minimums reads.
+    unsafe { Scales { d: gather!(p, "h", 2).map(|h| widen_f16(h)[0]), m: [vdupq_n_f32(0.0); 2] } }
+}
+
+/// An f16 scale and an f16 minimum for each row.
+///
+/// # Safety
+/// Four bytes at each pointer are readable.
+#[inline(always)]
+pub unsafe fn scale_and_minimum(p: &mut [*const u8; ROWS]) -> Scales {
+    // SAFETY: passed on.
+    unsafe {
+        let [low, high] = gather!(p, "s", 4);
+        Scales { d: widen_f16(vuzp1q_u16(low, high)), m: widen_f16(vuzp2q_u16(low, high)) }
     }
 }
 
-/// `f16 d; u8 qs[16]`, indices of levels
-pub struct Iq4Nl;
-impl Range8 for Iq4Nl {
-    const LARGEST: i32 = 127;
-    const HAS_MIN: bool = false;
-}
-impl Format for Iq4Nl {
-    const BYTES: usize = 18;
-    const LAYOUT: Layout = Layout::Other;
-    const OFFSET: i8 = 0;
+/// Declares a format: `$scales` and `$elements` read those of a block, the latter of rows `$first..$first + 4`.
+macro_rules! a_format {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, $layout:ident, $offset:literal, $largest:literal, $has_min:literal, $scales:ident, |$p:ident, $first:ident| $elements:expr) => {
+        $(#[$doc])*
+        pub struct $name;
+        impl Range8 for $name {
+            const LARGEST: i32 = $largest;
+            const HAS_MIN: bool = $has_min;
+        }
+        impl Format for $name {
+            const BYTES: usize = $bytes;
+            const LAYOUT: Layout = Layout::$layout;
+            const OFFSET: i8 = $offset;
 
-    #[inline(always)]
-    unsafe fn scales(p: &mut [*const u8; ROWS]) -> BlockScales {
-        // SAFETY: passed on.
-        unsafe { scale_only(p) }
-    }
+            #[inline(always)]
+            unsafe fn scales(p: &mut [*const u8; ROWS]) -> Scales {
+                // SAFETY: a block begins at each pointer, by the caller's promise.
+                unsafe { $scales(p) }
+            }
 
-    #[inline(always)]
-    unsafe fn elements(p: &mut [*const u8; ROWS], first: usize) -> Four {
-        // SAFETY: 16 bytes of elements are here.
-        unsafe { four_nibbles(p, first) }.map(|row| levels(&LEVELS, row.map(as_u8)))
-    }
+            #[inline(always)]
+            unsafe fn elements($p: &mut [*const u8; ROWS], $first: usize) -> Four {
+                // SAFETY: the rest of a block is at each pointer, by the caller's promise.
+                unsafe { $elements }
+            }
+        }
+    };
 }
+
+a_format!(
+    /// `f16 d; u8 qs[16]`
+    Q4_0, 18, Nibbles, 8, 15, false, scale_only, |p, first| four_nibbles(p, first)
+);
+a_format!(
+    /// `f16 d; f16 m; u8 qs[16]`
+    Q4_1, 20, Nibbles, 0, 15, true, scale_and_minimum, |p, first| four_nibbles(p, first)
+);
+a_format!(
+    /// `f16 d; u8 fifth[4]; u8 qs[16]`
+    Q5_0, 22, Other, 0, 16, false, scale_only, |p, first| four_fives(p, first)
+);
+a_format!(
+    /// `f16 d; f16 m; u8 fifth[4]; u8 qs[16]`: elements come less 16, which the offset makes good.
+    Q5_1, 24, Other, -16, 31, true, scale_and_minimum, |p, first| four_fives(p, first)
+);
+a_format!(
+    /// `f16 d; i8 qs[32]`
+    Q8_0, 34, Bytes, 0, 128, false, scale_only, |p, first| four_bytes(p, first)
+);
+a_format!(
+    /// `f16 d; u8 qs[16]`, indices of levels
+    Iq4Nl, 18, Other, 0, 127, false, scale_only, |p, first| four_nibbles(p, first).map(|row| levels(&LEVELS, row))
+);

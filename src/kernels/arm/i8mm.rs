@@ -7,17 +7,13 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::attend::attend;
-use super::blocks::{ByFour, Format, Four, Range8, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four};
+use super::blocks::{ByFour, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four};
 use super::dotprod::Dotprod;
-use super::float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
-use super::wide::widen;
-use super::{formats, packed};
-use crate::kernels::spec::attention::{merge, received};
+use super::formats::{Format, Four, Range8};
+use super::packed;
 use crate::kernels::{Acts, MatmulTask, Out, Table};
 
-pub(crate) static TABLE: Table =
-    Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: Some(widen) };
+pub(crate) static TABLE: Table = super::table(matmul);
 
 /// # Safety
 /// The CPU features of the set; the task's elements of `out` belong to the caller.
@@ -27,7 +23,7 @@ unsafe fn matmul(task: &mut MatmulTask) {
     unsafe {
         match task.w.packed {
             true => packed::matmul(task),
-            false => formats::matmul::<I8mm>(task),
+            false => super::matmul::<I8mm>(task),
         }
     }
 }

@@ -6,25 +6,18 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::attend::attend;
-use super::blocks::{
-    ByFour, Format, Four, ROWS, Range8, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four, mls_lane, next_32,
-};
-use super::float::{add, gelu_mul, l2_norm, quantize, rms_norm, silu_mul, soft_cap};
-use super::formats;
-use super::wide::widen;
-use crate::kernels::spec::attention::{merge, received};
+use super::blocks::{ByFour, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four, mls_lane};
+use super::formats::{Format, Four, ROWS, Range8, next_32};
 use crate::kernels::{Acts, BLOCK, MatmulTask, Out, Table};
 
-pub(crate) static TABLE: Table =
-    Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: Some(widen) };
+pub(crate) static TABLE: Table = super::table(matmul);
 
 /// # Safety
 /// The task's elements of `out` belong to the caller.
 #[target_feature(enable = "neon")]
 unsafe fn matmul(task: &mut MatmulTask) {
     // SAFETY: passed on.
-    unsafe { formats::matmul::<Neon>(task) }
+    unsafe { super::matmul::<Neon>(task) }
 }
 
 /// Whether `n` products of a type's elements and activations fit into 16 bits.

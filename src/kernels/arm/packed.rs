@@ -9,7 +9,8 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::blocks::{CACHED_ROWS, DIRECT, Format, Layout, Q4_0, Q4_1, Q8_0, ROWS, TILE_BLOCK, Tile, store, widen_f16};
+use super::blocks::{CACHED_ROWS, DIRECT, TILE_BLOCK, Tile, store};
+use super::formats::{Format, Layout, Q4_0, Q4_1, Q8_0, ROWS, widen_f16};
 use super::quads;
 use crate::gguf::quant::GgmlType;
 use crate::kernels::{BLOCK, MatmulTask};
@@ -179,66 +180,26 @@ unsafe fn expand<F: Packed>(mut p: *const u8, tile: Tile, n_blocks: usize) {
     }
 }
 
-/// Text of `step`: a vector of four columns of rows 0 to 4 and one of rows 4 to 8, times lane `k` of the token.
-macro_rules! sdot_both {
-    ($low:literal, $high:literal, $a:literal, $k:literal) => {
-        concat!(
-            "sdot {i0:v}.4s, {",
-            $low,
-            ":v}.16b, {",
-            $a,
-            ":v}.4b[",
-            $k,
-            "]
-            sdot {i1:v}.4s, {",
-            $high,
-            ":v}.16b, {",
-            $a,
-            ":v}.4b[",
-            $k,
-            "]"
-        )
-    };
-}
-
-/// Text of `step`: eight columns of eight rows, of which the vectors `w` are four each.
+/// Text of `step`: eight columns of eight rows, lane `k` of the token in `a` times a vector of four columns of rows 0 to 4 and one of
+/// rows 4 to 8.
 macro_rules! sdot_four {
-    ($w0:literal, $w1:literal, $w2:literal, $w3:literal, $h0:literal, $h1:literal, $h2:literal, $h3:literal, $a:literal) => {
-        concat!(
-            sdot_both!($w0, $h0, $a, 0),
-            "\n",
-            sdot_both!($w1, $h1, $a, 1),
-            "\n",
-            sdot_both!($w2, $h2, $a, 2),
-            "\n",
-            sdot_both!($w3, $h3, $a, 3)
-        )
+    ($a:literal, $($k:literal $low:literal $high:literal),*) => {
+        concat!($(
+            "sdot {i0:v}.4s, {", $low, ":v}.16b, {", $a, ":v}.4b[", $k, "]\n",
+            "sdot {i1:v}.4s, {", $high, ":v}.16b, {", $a, ":v}.4b[", $k, "]\n",
+        )*)
     };
 }
 
 /// Text of `step`: nibbles in `w0` to `w7`, the first four of rows 0 to 4: first the low ones, then the high ones.
 macro_rules! sdot_nibbles {
-    () => {
+    () => { sdot_nibbles!(0, 4, 1, 5, 2, 6, 3, 7) };
+    ($($w:literal),*) => {
         concat!(
-            "and {l0:v}.16b, {w0:v}.16b, {low:v}.16b
-            and {l4:v}.16b, {w4:v}.16b, {low:v}.16b
-            and {l1:v}.16b, {w1:v}.16b, {low:v}.16b
-            and {l5:v}.16b, {w5:v}.16b, {low:v}.16b
-            and {l2:v}.16b, {w2:v}.16b, {low:v}.16b
-            and {l6:v}.16b, {w6:v}.16b, {low:v}.16b
-            and {l3:v}.16b, {w3:v}.16b, {low:v}.16b
-            and {l7:v}.16b, {w7:v}.16b, {low:v}.16b\n",
-            sdot_four!("l0", "l1", "l2", "l3", "l4", "l5", "l6", "l7", "a0"),
-            "
-            ushr {w0:v}.16b, {w0:v}.16b, #4
-            ushr {w4:v}.16b, {w4:v}.16b, #4
-            ushr {w1:v}.16b, {w1:v}.16b, #4
-            ushr {w5:v}.16b, {w5:v}.16b, #4
-            ushr {w2:v}.16b, {w2:v}.16b, #4
-            ushr {w6:v}.16b, {w6:v}.16b, #4
-            ushr {w3:v}.16b, {w3:v}.16b, #4
-            ushr {w7:v}.16b, {w7:v}.16b, #4\n",
-            sdot_four!("w0", "w1", "w2", "w3", "w4", "w5", "w6", "w7", "a1")
+            $("and {l", $w, ":v}.16b, {w", $w, ":v}.16b, {low:v}.16b\n",)*
+            sdot_four!("a0", 0 "l0" "l4", 1 "l1" "l5", 2 "l2" "l6", 3 "l3" "l7"),
+            $("ushr {w", $w, ":v}.16b, {w", $w, ":v}.16b, #4\n",)*
+            sdot_four!("a1", 0 "w0" "w4", 1 "w1" "w5", 2 "w2" "w6", 3 "w3" "w7")
         )
     };
 }
@@ -277,78 +238,62 @@ macro_rules! step {
     };
 }
 
-impl Packed for Q4_0 {
-    #[inline(always)]
-    unsafe fn step<const LANE: usize>(base: *const u8, token: *const i8, x: &TokenBlocks, sums: &mut Sums) {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            step!(Q4_0, base, token, x, sums, [
-                "ldp {s:q}, {w0:q}, [{base}, {at}]",
-                "ldp {w1:q}, {w2:q}, [{base}, {at} + 32]",
-                "ldp {w3:q}, {w4:q}, [{base}, {at} + 64]",
-                "ldp {w5:q}, {w6:q}, [{base}, {at} + 96]",
-                "ldr {w7:q}, [{base}, {at} + 128]",
-                "dup {i0:v}.4s, {start:v}.s[{lane}]",
-                "dup {i1:v}.4s, {start:v}.s[{lane}]",
-                sdot_nibbles!()
-            ], start = in(vreg) x.start, low = in(vreg) x.low_nibble,
-            l2 = out(vreg) _, l3 = out(vreg) _, l4 = out(vreg) _, l5 = out(vreg) _, l6 = out(vreg) _, l7 = out(vreg) _,);
+/// Declares `step` of a type: the text behind the load of the token, and its operands besides those that all have.
+macro_rules! a_step {
+    ($name:ident, |$x:ident, $sums:ident| [$($text:expr),* $(,)?], $($operands:tt)*) => {
+        impl Packed for $name {
+            #[inline(always)]
+            unsafe fn step<const LANE: usize>(base: *const u8, token: *const i8, $x: &TokenBlocks, $sums: &mut Sums) {
+                // SAFETY: by the caller's promise.
+                unsafe { step!($name, base, token, $x, $sums, [$($text),*], $($operands)*) }
+            }
         }
-    }
+    };
 }
 
-impl Packed for Q4_1 {
-    #[inline(always)]
-    unsafe fn step<const LANE: usize>(base: *const u8, token: *const i8, x: &TokenBlocks, sums: &mut Sums) {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            step!(Q4_1, base, token, x, sums, [
-                "ldp {s:q}, {m:q}, [{base}, {at}]",
-                "ldp {w0:q}, {w1:q}, [{base}, {at} + 32]",
-                "ldp {w2:q}, {w3:q}, [{base}, {at} + 64]",
-                "ldp {w4:q}, {w5:q}, [{base}, {at} + 96]",
-                "ldp {w6:q}, {w7:q}, [{base}, {at} + 128]",
-                "movi {i0:v}.4s, #0",
-                "movi {i1:v}.4s, #0",
-                sdot_nibbles!(),
-                "fcvtl {l2:v}.4s, {m:v}.4h",
-                "fcvtl2 {l3:v}.4s, {m:v}.8h",
-                "fmla {m0:v}.4s, {l2:v}.4s, {sa:v}.s[{lane}]",
-                "fmla {m1:v}.4s, {l3:v}.4s, {sa:v}.s[{lane}]"
-            ], sa = in(vreg) x.s, low = in(vreg) x.low_nibble, m = out(vreg) _,
-            m0 = inout(vreg) sums.acc_m[0], m1 = inout(vreg) sums.acc_m[1],
-            l2 = out(vreg) _, l3 = out(vreg) _, l4 = out(vreg) _, l5 = out(vreg) _, l6 = out(vreg) _, l7 = out(vreg) _,);
-        }
-    }
-}
-
-impl Packed for Q8_0 {
-    #[inline(always)]
-    unsafe fn step<const LANE: usize>(base: *const u8, token: *const i8, x: &TokenBlocks, sums: &mut Sums) {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            step!(
-                Q8_0,
-                base,
-                token,
-                x,
-                sums,
-                [
-                    "ldr {s:q}, [{base}, {at}]",
-                    "ldp {w0:q}, {w1:q}, [{base}, {at} + 16]",
-                    "ldp {w4:q}, {w5:q}, [{base}, {at} + 144]",
-                    "ldp {w2:q}, {w3:q}, [{base}, {at} + 48]",
-                    "ldp {w6:q}, {w7:q}, [{base}, {at} + 176]",
-                    "movi {i0:v}.4s, #0",
-                    "movi {i1:v}.4s, #0",
-                    sdot_four!("w0", "w1", "w2", "w3", "w4", "w5", "w6", "w7", "a0"),
-                    "ldp {w0:q}, {w1:q}, [{base}, {at} + 80]",
-                    "ldp {w4:q}, {w5:q}, [{base}, {at} + 208]",
-                    "ldp {w2:q}, {w3:q}, [{base}, {at} + 112]",
-                    "ldp {w6:q}, {w7:q}, [{base}, {at} + 240]",
-                    sdot_four!("w0", "w1", "w2", "w3", "w4", "w5", "w6", "w7", "a1")
-                ],
-            );
-        }
-    }
-}
+a_step!(
+    Q4_0, |x, sums| [
+        "ldp {s:q}, {w0:q}, [{base}, {at}]",
+        "ldp {w1:q}, {w2:q}, [{base}, {at} + 32]",
+        "ldp {w3:q}, {w4:q}, [{base}, {at} + 64]",
+        "ldp {w5:q}, {w6:q}, [{base}, {at} + 96]",
+        "ldr {w7:q}, [{base}, {at} + 128]",
+        "dup {i0:v}.4s, {start:v}.s[{lane}]",
+        "dup {i1:v}.4s, {start:v}.s[{lane}]",
+        sdot_nibbles!()
+    ], start = in(vreg) x.start, low = in(vreg) x.low_nibble,
+    l2 = out(vreg) _, l3 = out(vreg) _, l4 = out(vreg) _, l5 = out(vreg) _, l6 = out(vreg) _, l7 = out(vreg) _,
+);
+a_step!(
+    Q4_1, |x, sums| [
+        "ldp {s:q}, {m:q}, [{base}, {at}]",
+        "ldp {w0:q}, {w1:q}, [{base}, {at} + 32]",
+        "ldp {w2:q}, {w3:q}, [{base}, {at} + 64]",
+        "ldp {w4:q}, {w5:q}, [{base}, {at} + 96]",
+        "ldp {w6:q}, {w7:q}, [{base}, {at} + 128]",
+        "movi {i0:v}.4s, #0",
+        "movi {i1:v}.4s, #0",
+        sdot_nibbles!(),
+        "fcvtl {l2:v}.4s, {m:v}.4h",
+        "fcvtl2 {l3:v}.4s, {m:v}.8h",
+        "fmla {m0:v}.4s, {l2:v}.4s, {sa:v}.s[{lane}]",
+        "fmla {m1:v}.4s, {l3:v}.4s, {sa:v}.s[{lane}]"
+    ], sa = in(vreg) x.s, low = in(vreg) x.low_nibble, m = out(vreg) _,
+    m0 = inout(vreg) sums.acc_m[0], m1 = inout(vreg) sums.acc_m[1],
+    l2 = out(vreg) _, l3 = out(vreg) _, l4 = out(vreg) _, l5 = out(vreg) _, l6 = out(vreg) _, l7 = out(vreg) _,
+);
+a_step!(Q8_0, |x, sums| [
+    "ldr {s:q}, [{base}, {at}]",
+    "ldp {w0:q}, {w1:q}, [{base}, {at} + 16]",
+    "ldp {w4:q}, {w5:q}, [{base}, {at} + 144]",
+    "ldp {w2:q}, {w3:q}, [{base}, {at} + 48]",
+    "ldp {w6:q}, {w7:q}, [{base}, {at} + 176]",
+    "movi {i0:v}.4s, #0",
+    "movi {i1:v}.4s, #0",
+    sdot_four!("a0", 0 "w0" "w4", 1 "w1" "w5", 2 "w2" "w6", 3 "w3" "w7"),
+    "ldp {w0:q}, {w1:q}, [{base}, {at} + 80]",
+    "ldp {w4:q}, {w5:q}, [{base}, {at} + 208]",
+    "ldp {w2:q}, {w3:q}, [{base}, {at} + 112]",
+    "ldp {w6:q}, {w7:q}, [{base}, {at} + 240]",
+    sdot_four!("a1", 0 "w0" "w4", 1 "w1" "w5", 2 "w2" "w6", 3 "w3" "w7")
+],);

@@ -15,8 +15,9 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::blocks::{ROWS, Range8, TILE_BLOCK, Tile, minimums};
+use super::blocks::{TILE_BLOCK, Tile, minimums};
 use super::float::splat;
+use super::formats::{ROWS, Range8};
 use crate::kernels::{Acts, BLOCK, Out};
 
 /// Tokens that are interleaved.

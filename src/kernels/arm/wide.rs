@@ -17,9 +17,9 @@ use std::arch::asm;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::attend::{Levels, Packed, Q8, add_scores, finish_levels, scaled_weights};
-use super::blocks::widen_f16;
 use super::float::splat;
+use super::formats::widen_f16;
+use super::levels::{BitPlanes, Levels, Q8, add_scores, finish_levels, scaled_weights};
 use crate::kernels::rows::codec::{ROW_BLOCK, RowType, with_row};
 use crate::kernels::spec::attention::{QueryBlock, Weights};
 use crate::kernels::{Attend, CHUNK, MAX_HEAD_DIM};

@@ -257,7 +257,7 @@ fn fit(x: &[f32; ROW_BLOCK], inverse: f32, lowest: f32, lanes: &mut [[f32; 4]; 2
     *lanes = [xq, qq];
 }
 
-/// `$call` with `$row` standing for a set's reader of levels of `$ty`: the caller's `Q8` or `Packed<bits beyond four>`;
+/// `$call` with `$row` standing for a set's reader of levels of `$ty`: the caller's `Q8` or `BitPlanes<bits beyond four>`;
 /// `$float` for F16.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! with_row {
@@ -269,15 +269,15 @@ macro_rules! with_row {
                 $call
             }
             RowType::Q6 => {
-                type $row = Packed<2>;
+                type $row = BitPlanes<2>;
                 $call
             }
             RowType::Q5 => {
-                type $row = Packed<1>;
+                type $row = BitPlanes<1>;
                 $call
             }
             RowType::Q4 => {
-                type $row = Packed<0>;
+                type $row = BitPlanes<0>;
                 $call
             }
         }

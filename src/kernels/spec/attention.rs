@@ -376,18 +376,8 @@ mod tests {
             let (mut max, mut sum, mut acc) = (vec![0f32; n_q], vec![0f32; n_q], vec![0f32; n_q * hd]);
             let mut weights = vec![0f32; weights_len(n_q)];
             let (k_type, v_type, rows) = (ty, ty, Rows::Dense { first: 0 });
-            let a = Attend {
-                q: &q,
-                head_dim: hd,
-                keys: &keys,
-                values: &values,
-                k_type,
-                v_type,
-                rows,
-                n_rows,
-                wide: &[],
-                soft_cap: 0.0,
-            };
+            let (q, keys, values) = (&q[..], &keys[..], &values[..]);
+            let a = Attend { q, head_dim: hd, keys, values, k_type, v_type, rows, n_rows, wide: &[], soft_cap: 0.0 };
             attend(&a, &mut Partial { max: &mut max, sum: &mut sum, acc: &mut acc, weights: &mut weights });
             for n in 0..n_q {
                 let dot = |j: usize| (0..hd).map(|e| f64::from(q[n * hd + e]) * f64::from(k[j * hd + e])).sum::<f64>();

@@ -2,7 +2,7 @@
 //! `x86/float.rs` and `arm/dense.rs`, whose order of summation is their own: equal to this within f32 rounding, not bit for bit.
 
 use super::arithmetic::{LoadF16, add_lanes};
-use crate::gguf::quant::GgmlType;
+use crate::gguf::quant::{GgmlType, element};
 use crate::kernels::MatmulTask;
 
 /// From this many tokens on a batch is worth a matrix product.
@@ -50,14 +50,5 @@ pub unsafe fn load8<F: LoadF16>(ty: GgmlType, p: *const u8) -> [f32; 8] {
             GgmlType::BF16 => p.cast::<[u16; 8]>().read_unaligned().map(|h| f32::from_bits(u32::from(u16::from_le(h)) << 16)),
             _ => p.cast::<[f32; 8]>().read_unaligned(),
         }
-    }
-}
-
-pub fn element(ty: GgmlType, w: &[u8], i: usize) -> f32 {
-    let half = || [w[2 * i], w[2 * i + 1]];
-    match ty {
-        GgmlType::F16 => half::f16::from_le_bytes(half()).to_f32(),
-        GgmlType::BF16 => half::bf16::from_le_bytes(half()).to_f32(),
-        _ => f32::from_le_bytes([w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3]]),
     }
 }

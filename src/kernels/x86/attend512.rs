@@ -3,7 +3,8 @@
 
 use std::arch::x86_64::*;
 
-use super::attend::{Levels, Width, add_lanes_of, mix8};
+use super::attend::{Width, add_lanes_of, mix8};
+use super::levels::Levels;
 use crate::kernels::CHUNK;
 use crate::kernels::rows::codec::ROW_BLOCK;
 use crate::kernels::spec::attention::Weights;

@@ -10,25 +10,15 @@ use std::mem::MaybeUninit;
 
 use super::attend::Ymm;
 use super::float::F16c;
-use super::formats::{self, FIRST_BYTES, Format, Scales, Vector};
-use super::product::{self, Rows, Set, Source, Tile};
+use super::formats::{self, FIRST_BYTES, Format, Scales, Vector, in_registers};
+use super::product::{self, RowsOut, Set, Source, Tile};
 use super::stamp_x86;
-use crate::kernels::{Acts, BLOCK, MatmulTask, Table};
+use crate::kernels::{Acts, Attend, BLOCK, MatmulTask, Partial, Table};
 
-stamp_x86!("avx2,fma,f16c", Ymm);
-pub(crate) static TABLE: Table =
-    Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: None };
+stamp_x86!("avx2,fma,f16c", Avx2, Ymm);
 
 /// Vectors of a block: each has four columns of every row.
 const GROUPS: usize = BLOCK / 4;
-
-/// # Safety
-/// The CPU features of the set; the task's elements of `out` belong to the caller.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn matmul(task: &mut MatmulTask) {
-    // SAFETY: passed on.
-    unsafe { product::matmul::<Avx2>(task) }
-}
 
 #[derive(Clone, Copy)]
 struct Avx2;
@@ -46,19 +36,10 @@ impl Set for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: Rows) {
+    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: RowsOut) {
         // SAFETY: passed on.
         unsafe { product::<F, _, T>(from, acts, first, to) }
     }
-}
-
-/// # Safety
-/// As `Tile::expand`.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline(never)]
-unsafe fn expand<F: Format>(tile: Tile<Avx2>, p: *const u8, stride: usize, n: usize) {
-    // SAFETY: passed on.
-    unsafe { tile.expand::<F>(p, stride, n) }
 }
 
 type Block = formats::Block<__m256i>;
@@ -108,109 +89,42 @@ impl Vector for __m256i {
     }
 
     #[inline(always)]
-    unsafe fn add_products(self, x: Self, y: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm256_add_epi32(self, _mm256_madd_epi16(x, y)) }
-    }
-
-    #[inline(always)]
-    unsafe fn times_plus(self, y: Self, z: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe {
-            let (x, y, z) = (_mm256_castsi256_ps(self), _mm256_castsi256_ps(y), _mm256_castsi256_ps(z));
-            _mm256_castps_si256(_mm256_fmadd_ps(x, y, z))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn splat(x: u32) -> Self {
         // SAFETY: registers only.
         unsafe { _mm256_set1_epi32(x as i32) }
     }
 
-    #[inline(always)]
-    unsafe fn and(self, y: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm256_and_si256(self, y) }
-    }
-
-    #[inline(always)]
-    unsafe fn or(self, y: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm256_or_si256(self, y) }
-    }
-
-    #[inline(always)]
-    unsafe fn xor(self, y: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm256_xor_si256(self, y) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(self, y: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm256_add_epi32(self, y) }
-    }
-
-    #[inline(always)]
-    unsafe fn shl(self, n: u32) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm256_sll_epi32(self, _mm_cvtsi32_si128(n as i32)) }
-    }
-
-    #[inline(always)]
-    unsafe fn shr(self, n: u32) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm256_srl_epi32(self, _mm_cvtsi32_si128(n as i32)) }
-    }
-
-    #[inline(always)]
-    unsafe fn shr_i16(self, n: u32) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm256_sra_epi16(self, _mm_cvtsi32_si128(n as i32)) }
-    }
-
-    #[inline(always)]
-    unsafe fn lookup(self, table: &[u8; 16]) -> Self {
-        // SAFETY: 16 bytes of the table.
-        unsafe { _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), self) }
-    }
-
-    #[inline(always)]
-    unsafe fn fifth_bits(self, g: usize) -> Self {
-        // SAFETY: registers only.
-        unsafe {
+    in_registers! {
+        add_products(v, x: Self, y: Self) => _mm256_add_epi32(v, _mm256_madd_epi16(x, y));
+        times_plus(v, y: Self, z: Self) => {
+            let (x, y, z) = (_mm256_castsi256_ps(v), _mm256_castsi256_ps(y), _mm256_castsi256_ps(z));
+            _mm256_castps_si256(_mm256_fmadd_ps(x, y, z))
+        };
+        and(v, y: Self) => _mm256_and_si256(v, y);
+        or(v, y: Self) => _mm256_or_si256(v, y);
+        xor(v, y: Self) => _mm256_xor_si256(v, y);
+        add(v, y: Self) => _mm256_add_epi32(v, y);
+        shl(v, n: u32) => _mm256_sll_epi32(v, _mm_cvtsi32_si128(n as i32));
+        shr(v, n: u32) => _mm256_srl_epi32(v, _mm_cvtsi32_si128(n as i32));
+        shr_i16(v, n: u32) => _mm256_sra_epi16(v, _mm_cvtsi32_si128(n as i32));
+        lookup(v, table: &[u8; 16]) => _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), v);
+        fifth_bits(v, g: usize) => {
             // The byte that holds the four bits, four times; then each of its copies keeps one.
             let copied = _mm256_shuffle_epi8(
-                self,
+                v,
                 _mm256_add_epi8(_mm256_broadcastsi128_si256(FIRST_BYTES), _mm256_set1_epi8(g as i8 / 2)),
             );
             let one = _mm256_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
             let set = _mm256_cmpeq_epi8(_mm256_and_si256(copied, one), one);
             _mm256_and_si256(set, _mm256_set1_epi8(16))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn halves(self) -> Self {
-        // SAFETY: registers only.
-        unsafe {
-            let x = _mm256_and_si256(self, _mm256_set1_epi32(0xffff));
+        };
+        halves(v) => {
+            let x = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
             let x = _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
             _mm256_castps_si256(_mm256_cvtph_ps(x))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn to_floats(self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm256_castps_si256(_mm256_cvtepi32_ps(self)) }
-    }
-
-    #[inline(always)]
-    unsafe fn times(self, y: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(self), _mm256_castsi256_ps(y))) }
+        };
+        to_floats(v) => _mm256_castps_si256(_mm256_cvtepi32_ps(v));
+        times(v, y: Self) => _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(v), _mm256_castsi256_ps(y)));
     }
 }
 
@@ -272,7 +186,7 @@ unsafe fn transposed([r0, r1, r2, r3]: [__m256i; 4]) -> [__m256i; 4] {
 /// elements of `to` belong to the caller.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)] // On its own the loop has all sixteen registers.
-unsafe fn product<F: Format, S: Source<__m256i>, const T: usize>(source: S, acts: &Acts, first: usize, to: Rows) {
+unsafe fn product<F: Format, S: Source<__m256i>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
     let n_blocks = acts.n_cols / BLOCK;
     assert!((first + T) * acts.n_cols <= acts.q.len());
     // SAFETY: pointers to token `first`; token `first + t` is `t * n_blocks` blocks behind. The other fields have one

@@ -9,25 +9,15 @@ use std::mem::MaybeUninit;
 
 use super::attend512::Zmm;
 use super::float::F16c;
-use super::formats::{self, FIRST_BYTES, Format, Scales, Vector};
-use super::product::{self, Rows, Set, Source, Tile};
+use super::formats::{self, FIRST_BYTES, Format, Scales, Vector, in_registers};
+use super::product::{self, RowsOut, Set, Source, Tile};
 use super::stamp_x86;
-use crate::kernels::{Acts, BLOCK, MatmulTask, TILE_ROWS, Table};
+use crate::kernels::{Acts, Attend, BLOCK, MatmulTask, Partial, TILE_ROWS, Table};
 
-stamp_x86!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", Zmm);
-pub(crate) static TABLE: Table =
-    Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: None };
+stamp_x86!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", Avx512, Zmm);
 
 /// Vectors of a block: each has four columns of every row.
 const GROUPS: usize = BLOCK / 4;
-
-/// # Safety
-/// The CPU features of the set; the task's elements of `out` belong to the caller.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn matmul(task: &mut MatmulTask) {
-    // SAFETY: passed on.
-    unsafe { product::matmul::<Avx512>(task) }
-}
 
 #[derive(Clone, Copy)]
 struct Avx512;
@@ -45,19 +35,10 @@ impl Set for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: Rows) {
+    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: RowsOut) {
         // SAFETY: passed on.
         unsafe { product::<F, _, T>(from, acts, first, to) }
     }
-}
-
-/// # Safety
-/// As `Tile::expand`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-#[inline(never)]
-unsafe fn expand<F: Format>(tile: Tile<Avx512>, p: *const u8, stride: usize, n: usize) {
-    // SAFETY: passed on.
-    unsafe { tile.expand::<F>(p, stride, n) }
 }
 
 type Block = formats::Block<__m512i>;
@@ -107,102 +88,35 @@ impl Vector for __m512i {
     }
 
     #[inline(always)]
-    unsafe fn add_products(self, x: Self, y: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm512_dpwssd_epi32(self, x, y) }
-    }
-
-    #[inline(always)]
-    unsafe fn times_plus(self, y: Self, z: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe {
-            let (x, y, z) = (_mm512_castsi512_ps(self), _mm512_castsi512_ps(y), _mm512_castsi512_ps(z));
-            _mm512_castps_si512(_mm512_fmadd_ps(x, y, z))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn splat(x: u32) -> Self {
         // SAFETY: registers only.
         unsafe { _mm512_set1_epi32(x as i32) }
     }
 
-    #[inline(always)]
-    unsafe fn and(self, y: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm512_and_si512(self, y) }
-    }
-
-    #[inline(always)]
-    unsafe fn or(self, y: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm512_or_si512(self, y) }
-    }
-
-    #[inline(always)]
-    unsafe fn xor(self, y: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm512_xor_si512(self, y) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(self, y: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm512_add_epi32(self, y) }
-    }
-
-    #[inline(always)]
-    unsafe fn shl(self, n: u32) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm512_sll_epi32(self, _mm_cvtsi32_si128(n as i32)) }
-    }
-
-    #[inline(always)]
-    unsafe fn shr(self, n: u32) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm512_srl_epi32(self, _mm_cvtsi32_si128(n as i32)) }
-    }
-
-    #[inline(always)]
-    unsafe fn shr_i16(self, n: u32) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm512_sra_epi16(self, _mm_cvtsi32_si128(n as i32)) }
-    }
-
-    #[inline(always)]
-    unsafe fn lookup(self, table: &[u8; 16]) -> Self {
-        // SAFETY: 16 bytes of the table.
-        unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), self) }
-    }
-
-    #[inline(always)]
-    unsafe fn fifth_bits(self, g: usize) -> Self {
-        // SAFETY: registers only.
-        unsafe {
+    in_registers! {
+        add_products(v, x: Self, y: Self) => _mm512_dpwssd_epi32(v, x, y);
+        times_plus(v, y: Self, z: Self) => {
+            let (x, y, z) = (_mm512_castsi512_ps(v), _mm512_castsi512_ps(y), _mm512_castsi512_ps(z));
+            _mm512_castps_si512(_mm512_fmadd_ps(x, y, z))
+        };
+        and(v, y: Self) => _mm512_and_si512(v, y);
+        or(v, y: Self) => _mm512_or_si512(v, y);
+        xor(v, y: Self) => _mm512_xor_si512(v, y);
+        add(v, y: Self) => _mm512_add_epi32(v, y);
+        shl(v, n: u32) => _mm512_sll_epi32(v, _mm_cvtsi32_si128(n as i32));
+        shr(v, n: u32) => _mm512_srl_epi32(v, _mm_cvtsi32_si128(n as i32));
+        shr_i16(v, n: u32) => _mm512_sra_epi16(v, _mm_cvtsi32_si128(n as i32));
+        lookup(v, table: &[u8; 16]) => _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), v);
+        fifth_bits(v, g: usize) => {
             // The byte that holds the four bits, four times; then each of its copies keeps one.
             let copied =
-                _mm512_shuffle_epi8(self, _mm512_add_epi8(_mm512_broadcast_i32x4(FIRST_BYTES), _mm512_set1_epi8(g as i8 / 2)));
+                _mm512_shuffle_epi8(v, _mm512_add_epi8(_mm512_broadcast_i32x4(FIRST_BYTES), _mm512_set1_epi8(g as i8 / 2)));
             let one = _mm512_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
             _mm512_maskz_set1_epi8(_mm512_test_epi8_mask(copied, one), 16)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn halves(self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm512_castps_si512(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(self))) }
-    }
-
-    #[inline(always)]
-    unsafe fn to_floats(self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm512_castps_si512(_mm512_cvtepi32_ps(self)) }
-    }
-
-    #[inline(always)]
-    unsafe fn times(self, y: Self) -> Self {
-        // SAFETY: registers only.
-        unsafe { _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(self), _mm512_castsi512_ps(y))) }
+        };
+        halves(v) => _mm512_castps_si512(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)));
+        to_floats(v) => _mm512_castps_si512(_mm512_cvtepi32_ps(v));
+        times(v, y: Self) => _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(v), _mm512_castsi512_ps(y)));
     }
 }
 
@@ -264,7 +178,7 @@ unsafe fn transposed([r0, r1, r2, r3]: [__m512i; 4]) -> [__m512i; 4] {
 /// elements of `to` belong to the caller.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)] // On its own the loop has all registers.
-unsafe fn product<F: Format, S: Source<__m512i>, const T: usize>(source: S, acts: &Acts, first: usize, to: Rows) {
+unsafe fn product<F: Format, S: Source<__m512i>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
     // All elements are unsigned here: signed ones have been flipped.
     let zero_point = const { if F::SIGNED { 128 } else { F::OFFSET } };
     let n_blocks = acts.n_cols / BLOCK;

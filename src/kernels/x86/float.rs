@@ -5,8 +5,9 @@
 
 use std::arch::x86_64::*;
 
+use crate::gguf::quant::element;
 use crate::kernels::spec::arithmetic::{Lanes, LoadF16};
-use crate::kernels::spec::float::{self, GEMM_FROM, element};
+use crate::kernels::spec::float::{self, GEMM_FROM};
 use crate::kernels::{BLOCK, MatmulTask, TILE_ROWS};
 
 /// Tokens of one call of `gemm`. Larger products than 16 x 16 make it allocate room to pack its operands in; up to there it

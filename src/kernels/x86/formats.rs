@@ -64,6 +64,19 @@ pub trait Vector: Copy {
     unsafe fn times(self, y: Self) -> Self;
 }
 
+/// Declares functions of a `Vector` that touch registers only, or what a reference is to; `$v` is the vector.
+macro_rules! in_registers {
+    ($($name:ident($v:ident $(, $arg:ident: $ty:ty)*) => $value:expr;)*) => { $(
+        #[inline(always)]
+        unsafe fn $name(self $(, $arg: $ty)*) -> Self {
+            let $v = self;
+            // SAFETY: registers only, by features of the caller's promise.
+            unsafe { $value }
+        }
+    )* };
+}
+pub(super) use in_registers;
+
 /// 32 columns of all rows.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -221,173 +234,6 @@ unsafe fn spread<V: Vector>(x: V, upper: bool) -> V {
     }
 }
 
-/// `f16 d; u8 qs[16]`
-pub struct Q4_0;
-impl Format for Q4_0 {
-    const BYTES: usize = 18;
-    const SCALES: Scales = Scales::One;
-    const OFFSET: i32 = 8;
-    const LARGEST: usize = 15;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16 and 2..18.
-        unsafe {
-            let [head, ..] = V::load_16_bytes(p, stride);
-            *to = Block { q: load_nibbles(p.add(2), stride), d: head.halves(), m: V::splat(0) };
-        }
-    }
-}
-
-/// `f16 d; f16 m; u8 qs[16]`
-pub struct Q4_1;
-impl Format for Q4_1 {
-    const BYTES: usize = 20;
-    const SCALES: Scales = Scales::OneMin;
-    const LARGEST: usize = 15;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16 and 4..20.
-        unsafe {
-            let [head, ..] = V::load_16_bytes(p, stride);
-            *to = Block { q: load_nibbles(p.add(4), stride), d: head.halves(), m: head.shr(16).halves() };
-        }
-    }
-}
-
-/// `f16 d; u8 fifth[4]; u8 qs[16]`
-pub struct Q5_0;
-impl Format for Q5_0 {
-    const BYTES: usize = 22;
-    const SCALES: Scales = Scales::One;
-    const OFFSET: i32 = 16;
-    const LARGEST: usize = 31;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16 and 6..22.
-        unsafe {
-            let [head, next, ..] = V::load_16_bytes(p, stride);
-            let fifth = head.shr(16).or(next.shl(16));
-            let mut q = load_nibbles::<V>(p.add(6), stride);
-            for g in 0..8 {
-                q[g] = q[g].or(fifth.fifth_bits(g));
-            }
-            *to = Block { q, d: head.halves(), m: V::splat(0) };
-        }
-    }
-}
-
-/// `f16 d; f16 m; u8 fifth[4]; u8 qs[16]`
-pub struct Q5_1;
-impl Format for Q5_1 {
-    const BYTES: usize = 24;
-    const SCALES: Scales = Scales::OneMin;
-    const LARGEST: usize = 31;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16 and 8..24.
-        unsafe {
-            let [head, fifth, ..] = V::load_16_bytes(p, stride);
-            let mut q = load_nibbles::<V>(p.add(8), stride);
-            for g in 0..8 {
-                q[g] = q[g].or(fifth.fifth_bits(g));
-            }
-            *to = Block { q, d: head.halves(), m: head.shr(16).halves() };
-        }
-    }
-}
-
-/// `f16 d; i8 qs[32]`. A magnitude of 128 is one too many for i8, not for the unsigned operand of a product.
-pub struct Q8_0;
-impl Format for Q8_0 {
-    const BYTES: usize = 34;
-    const SCALES: Scales = Scales::One;
-    const SIGNED: bool = true;
-    const LARGEST: usize = 128;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16 and 2..34.
-        unsafe {
-            let [head, ..] = V::load_16_bytes(p, stride);
-            let mut q = load_32_bytes::<V>(p.add(2), stride);
-            for g in 0..8 {
-                q[g] = q[g].xor(V::splat(bytes(V::SIGN)));
-            }
-            *to = Block { q, d: head.halves(), m: V::splat(0) };
-        }
-    }
-}
-
-/// `f16 d; u8 qs[16]`, indices of levels.
-pub struct Iq4Nl;
-impl Format for Iq4Nl {
-    const BYTES: usize = 18;
-    const SCALES: Scales = Scales::One;
-    const SIGNED: bool = true;
-    const LARGEST: usize = 127;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16 and 2..18.
-        unsafe {
-            let [head, ..] = V::load_16_bytes(p, stride);
-            *to = Block { q: load_levels(p.add(2), stride, &LEVELS, V::SIGN), d: head.halves(), m: V::splat(0) };
-        }
-    }
-}
-
-/// `u8 exponent; u8 qs[16]`, indices of levels, which are doubled: the scale is half of what the exponent says, 2^(e-128).
-pub struct Mxfp4;
-impl Format for Mxfp4 {
-    const BYTES: usize = 17;
-    const SCALES: Scales = Scales::One;
-    const OFFSET: i32 = 12;
-    const LARGEST: usize = 24;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16 and 1..17.
-        unsafe {
-            let [head, ..] = V::load_16_bytes(p, stride);
-            // 2^(e-128) may be subnormal; as a product of two normal powers it needs no case of its own:
-            // 2^(e/2 - 64) and 2^((e+1)/2 - 64), rounded down.
-            let e = head.and(V::splat(0xff));
-            let (one, bias) = (V::splat(1), V::splat(127 - 64));
-            let d = e.shr(1).add(bias).shl(23).times(e.add(one).shr(1).add(bias).shl(23));
-            *to = Block { q: load_levels(p.add(1), stride, &DOUBLED, 12), d, m: V::splat(0) };
-        }
-    }
-}
-
-/// `f16 d; u16 high; u8 low[4]; u8 qs[128]`: bits of eight scales less 32, and indices of levels.
-pub struct Iq4Xs;
-impl Format for Iq4Xs {
-    const BYTES: usize = 136;
-    const BLOCKS: usize = 8;
-    const SCALES: Scales = Scales::One;
-    const SIGNED: bool = true;
-    const LARGEST: usize = 127;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: bytes 0..16, and 16 from 8 + 16 * sub <= 120 on.
-        unsafe {
-            let [head, low, ..] = V::load_16_bytes(p, stride);
-            let (d, high) = (head.halves(), head.shr(16));
-            for sub in 0..8 {
-                let scale = low.shr(4 * sub).and(V::splat(15)).or(high.shr(2 * sub).and(V::splat(3)).shl(4));
-                let d = d.times(scale.add(V::splat(-32i32 as u32)).to_floats());
-                let q = load_levels(p.add(8 + 16 * sub as usize), stride, &LEVELS, V::SIGN);
-                *to.add(sub as usize) = Block { q, d, m: V::splat(0) };
-            }
-        }
-    }
-}
-
 /// Scales and minimums of Q4_K and Q5_K from `f16 d; f16 dmin; u8 scales[12]`: see `kquants::scale_and_min`.
 ///
 /// # Safety
@@ -409,160 +255,214 @@ unsafe fn scales_of_k<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>)
     }
 }
 
-/// `f16 d; f16 dmin; u8 scales[12]; u8 qs[128]`: 32 bytes hold a block low and the next high.
-pub struct Q4K;
-impl Format for Q4K {
-    const BYTES: usize = 144;
-    const BLOCKS: usize = 8;
-    const SCALES: Scales = Scales::OneMin;
-    const LARGEST: usize = 15;
+/// Declares a format: its constants, and `Format::load`.
+macro_rules! a_format {
+    ($(#[$doc:meta])* $name:ident, { $($const:ident: $ty:ty = $value:expr),* }, |$p:ident, $stride:ident, $to:ident| $load:expr) => {
+        $(#[$doc])*
+        pub struct $name;
+        impl Format for $name {
+            $(const $const: $ty = $value;)*
 
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: 32 bytes from 16 + 32 * pair <= 112 on; eight blocks.
-        unsafe {
-            scales_of_k(p, stride, to);
+            #[inline(always)]
+            unsafe fn load<V: Vector>($p: *const u8, $stride: usize, $to: *mut Block<V>) {
+                // SAFETY: all that is read lies inside a block of each row, as the formats say; `BLOCKS` blocks are written.
+                unsafe { $load }
+            }
+        }
+    };
+}
+
+a_format!(
+    /// `f16 d; u8 qs[16]`
+    Q4_0, { BYTES: usize = 18, SCALES: Scales = Scales::One, OFFSET: i32 = 8, LARGEST: usize = 15 }, |p, stride, to| {
+        // Inside the blocks: bytes 0..16 and 2..18.
+        let [head, ..] = V::load_16_bytes(p, stride);
+        *to = Block { q: load_nibbles(p.add(2), stride), d: head.halves(), m: V::splat(0) };
+    }
+);
+a_format!(
+    /// `f16 d; f16 m; u8 qs[16]`
+    Q4_1, { BYTES: usize = 20, SCALES: Scales = Scales::OneMin, LARGEST: usize = 15 }, |p, stride, to| {
+        // Inside the blocks: bytes 0..16 and 4..20.
+        let [head, ..] = V::load_16_bytes(p, stride);
+        *to = Block { q: load_nibbles(p.add(4), stride), d: head.halves(), m: head.shr(16).halves() };
+    }
+);
+a_format!(
+    /// `f16 d; u8 fifth[4]; u8 qs[16]`
+    Q5_0, { BYTES: usize = 22, SCALES: Scales = Scales::One, OFFSET: i32 = 16, LARGEST: usize = 31 }, |p, stride, to| {
+        // Inside the blocks: bytes 0..16 and 6..22.
+        let [head, next, ..] = V::load_16_bytes(p, stride);
+        let fifth = head.shr(16).or(next.shl(16));
+        let mut q = load_nibbles::<V>(p.add(6), stride);
+        for g in 0..8 {
+            q[g] = q[g].or(fifth.fifth_bits(g));
+        }
+        *to = Block { q, d: head.halves(), m: V::splat(0) };
+    }
+);
+a_format!(
+    /// `f16 d; f16 m; u8 fifth[4]; u8 qs[16]`
+    Q5_1, { BYTES: usize = 24, SCALES: Scales = Scales::OneMin, LARGEST: usize = 31 }, |p, stride, to| {
+        // Inside the blocks: bytes 0..16 and 8..24.
+        let [head, fifth, ..] = V::load_16_bytes(p, stride);
+        let mut q = load_nibbles::<V>(p.add(8), stride);
+        for g in 0..8 {
+            q[g] = q[g].or(fifth.fifth_bits(g));
+        }
+        *to = Block { q, d: head.halves(), m: head.shr(16).halves() };
+    }
+);
+a_format!(
+    /// `f16 d; i8 qs[32]`. A magnitude of 128 is one too many for i8, not for the unsigned operand of a product.
+    Q8_0, { BYTES: usize = 34, SCALES: Scales = Scales::One, SIGNED: bool = true, LARGEST: usize = 128 }, |p, stride, to| {
+        // Inside the blocks: bytes 0..16 and 2..34.
+        let [head, ..] = V::load_16_bytes(p, stride);
+        let mut q = load_32_bytes::<V>(p.add(2), stride);
+        for g in 0..8 {
+            q[g] = q[g].xor(V::splat(bytes(V::SIGN)));
+        }
+        *to = Block { q, d: head.halves(), m: V::splat(0) };
+    }
+);
+a_format!(
+    /// `f16 d; u8 qs[16]`, indices of levels.
+    Iq4Nl, { BYTES: usize = 18, SCALES: Scales = Scales::One, SIGNED: bool = true, LARGEST: usize = 127 }, |p, stride, to| {
+        // Inside the blocks: bytes 0..16 and 2..18.
+        let [head, ..] = V::load_16_bytes(p, stride);
+        *to = Block { q: load_levels(p.add(2), stride, &LEVELS, V::SIGN), d: head.halves(), m: V::splat(0) };
+    }
+);
+a_format!(
+    /// `u8 exponent; u8 qs[16]`, indices of levels, which are doubled: the scale is half of what the exponent says, 2^(e-128).
+    Mxfp4, { BYTES: usize = 17, SCALES: Scales = Scales::One, OFFSET: i32 = 12, LARGEST: usize = 24 }, |p, stride, to| {
+        // Inside the blocks: bytes 0..16 and 1..17.
+        let [head, ..] = V::load_16_bytes(p, stride);
+        // 2^(e-128) may be subnormal; as a product of two normal powers it needs no case of its own:
+        // 2^(e/2 - 64) and 2^((e+1)/2 - 64), rounded down.
+        let e = head.and(V::splat(0xff));
+        let (one, bias) = (V::splat(1), V::splat(127 - 64));
+        let d = e.shr(1).add(bias).shl(23).times(e.add(one).shr(1).add(bias).shl(23));
+        *to = Block { q: load_levels(p.add(1), stride, &DOUBLED, 12), d, m: V::splat(0) };
+    }
+);
+a_format!(
+    /// `f16 d; u16 high; u8 low[4]; u8 qs[128]`: bits of eight scales less 32, and indices of levels.
+    Iq4Xs, { BYTES: usize = 136, BLOCKS: usize = 8, SCALES: Scales = Scales::One, SIGNED: bool = true, LARGEST: usize = 127 }, |p, stride, to| {
+        // Inside the blocks: bytes 0..16, and 16 from 8 + 16 * sub <= 120 on.
+        let [head, low, ..] = V::load_16_bytes(p, stride);
+        let (d, high) = (head.halves(), head.shr(16));
+        for sub in 0..8 {
+            let scale = low.shr(4 * sub).and(V::splat(15)).or(high.shr(2 * sub).and(V::splat(3)).shl(4));
+            let d = d.times(scale.add(V::splat(-32i32 as u32)).to_floats());
+            let q = load_levels(p.add(8 + 16 * sub as usize), stride, &LEVELS, V::SIGN);
+            *to.add(sub as usize) = Block { q, d, m: V::splat(0) };
+        }
+    }
+);
+a_format!(
+    /// `f16 d; f16 dmin; u8 scales[12]; u8 qs[128]`: 32 bytes hold a block low and the next high.
+    Q4K, { BYTES: usize = 144, BLOCKS: usize = 8, SCALES: Scales = Scales::OneMin, LARGEST: usize = 15 }, |p, stride, to| {
+        // Inside the blocks: 32 bytes from 16 + 32 * pair <= 112 on; eight blocks.
+        scales_of_k(p, stride, to);
+        for pair in 0..4 {
+            let q = load_32_bytes::<V>(p.add(16 + 32 * pair), stride);
+            for g in 0..8 {
+                (*to.add(2 * pair)).q[g] = moved(q[g], 0, 0, 15);
+                (*to.add(2 * pair + 1)).q[g] = moved(q[g], 4, 0, 15);
+            }
+        }
+    }
+);
+a_format!(
+    /// `f16 d; f16 dmin; u8 scales[12]; u8 fifth[32]; u8 qs[128]`: as Q4_K; fifth bits by planes, one for each block.
+    Q5K, { BYTES: usize = 176, BLOCKS: usize = 8, SCALES: Scales = Scales::OneMin, LARGEST: usize = 31 }, |p, stride, to| {
+        // Inside the blocks: 16 bytes from 32 on and from 48 + 32 * pair + 16 <= 160 on; eight blocks.
+        scales_of_k(p, stride, to);
+        for half in 0..2 {
+            let fifth = V::load_16_bytes(p.add(16 + 16 * half), stride);
             for pair in 0..4 {
-                let q = load_32_bytes::<V>(p.add(16 + 32 * pair), stride);
-                for g in 0..8 {
-                    (*to.add(2 * pair)).q[g] = moved(q[g], 0, 0, 15);
-                    (*to.add(2 * pair + 1)).q[g] = moved(q[g], 4, 0, 15);
+                let q = V::load_16_bytes(p.add(48 + 32 * pair + 16 * half), stride);
+                let plane = 2 * pair as u32;
+                for g in 0..4 {
+                    (*to.add(2 * pair)).q[4 * half + g] = moved(q[g], 0, 0, 15).or(moved(fifth[g], plane, 4, 16));
+                    (*to.add(2 * pair + 1)).q[4 * half + g] = moved(q[g], 4, 0, 15).or(moved(fifth[g], plane + 1, 4, 16));
                 }
             }
         }
     }
-}
-
-/// `f16 d; f16 dmin; u8 scales[12]; u8 fifth[32]; u8 qs[128]`: as Q4_K; fifth bits by planes, one for each block.
-pub struct Q5K;
-impl Format for Q5K {
-    const BYTES: usize = 176;
-    const BLOCKS: usize = 8;
-    const SCALES: Scales = Scales::OneMin;
-    const LARGEST: usize = 31;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: 16 bytes from 32 on and from 48 + 32 * pair + 16 <= 160 on; eight blocks.
-        unsafe {
-            scales_of_k(p, stride, to);
-            for half in 0..2 {
-                let fifth = V::load_16_bytes(p.add(16 + 16 * half), stride);
-                for pair in 0..4 {
-                    let q = V::load_16_bytes(p.add(48 + 32 * pair + 16 * half), stride);
-                    let plane = 2 * pair as u32;
-                    for g in 0..4 {
-                        (*to.add(2 * pair)).q[4 * half + g] = moved(q[g], 0, 0, 15).or(moved(fifth[g], plane, 4, 16));
-                        (*to.add(2 * pair + 1)).q[4 * half + g] = moved(q[g], 4, 0, 15).or(moved(fifth[g], plane + 1, 4, 16));
-                    }
+);
+a_format!(
+    /// `u8 low[128]; u8 high[64]; i8 scales[16]; f16 d`: for each four blocks, 64 bytes hold two low and two high, and bit pairs
+    /// of 32 bytes their upper bits.
+    Q6K, { BYTES: usize = 210, BLOCKS: usize = 8, SCALES: Scales = Scales::Two, OFFSET: i32 = 32, LARGEST: usize = 63 }, |p, stride, to| {
+        // Inside the blocks: the last 16 bytes are 194..210; eight blocks.
+        let (scales, [.., d]) = (V::load_16_bytes(p.add(192), stride), V::load_16_bytes(p.add(194), stride));
+        let d = d.shr(16).halves();
+        for sub in 0..8 {
+            (*to.add(sub)).d = d;
+            (*to.add(sub)).m = spread(scales[sub / 2], sub % 2 == 1).shr_i16(8);
+        }
+        for part in 0..4 {
+            let (four, half) = (part / 2, part % 2);
+            let low = p.add(64 * four + 16 * half);
+            let low = [V::load_16_bytes(low, stride), V::load_16_bytes(low.add(32), stride)];
+            let high = V::load_16_bytes(p.add(128 + 32 * four + 16 * half), stride);
+            for i in 0..4 {
+                for g in 0..4 {
+                    let low = moved(low[i % 2][g], 4 * (i as u32 / 2), 0, 15);
+                    (*to.add(4 * four + i)).q[4 * half + g] = low.or(moved(high[g], 2 * i as u32, 4, 0x30));
                 }
             }
         }
     }
-}
-
-/// `u8 low[128]; u8 high[64]; i8 scales[16]; f16 d`: for each four blocks, 64 bytes hold two low and two high, and bit pairs
-/// of 32 bytes their upper bits.
-pub struct Q6K;
-impl Format for Q6K {
-    const BYTES: usize = 210;
-    const BLOCKS: usize = 8;
-    const SCALES: Scales = Scales::Two;
-    const OFFSET: i32 = 32;
-    const LARGEST: usize = 63;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: the last 16 bytes are 194..210; eight blocks.
-        unsafe {
-            let (scales, [.., d]) = (V::load_16_bytes(p.add(192), stride), V::load_16_bytes(p.add(194), stride));
-            let d = d.shr(16).halves();
-            for sub in 0..8 {
-                (*to.add(sub)).d = d;
-                (*to.add(sub)).m = spread(scales[sub / 2], sub % 2 == 1).shr_i16(8);
-            }
-            for part in 0..4 {
-                let (four, half) = (part / 2, part % 2);
-                let low = p.add(64 * four + 16 * half);
-                let low = [V::load_16_bytes(low, stride), V::load_16_bytes(low.add(32), stride)];
-                let high = V::load_16_bytes(p.add(128 + 32 * four + 16 * half), stride);
-                for i in 0..4 {
-                    for g in 0..4 {
-                        let low = moved(low[i % 2][g], 4 * (i as u32 / 2), 0, 15);
-                        (*to.add(4 * four + i)).q[4 * half + g] = low.or(moved(high[g], 2 * i as u32, 4, 0x30));
-                    }
+);
+a_format!(
+    /// `u8 third[32]; u8 qs[64]; u8 scales[12]; f16 d`: bit pairs of 32 bytes for each four blocks, third bits by planes.
+    Q3K, { BYTES: usize = 110, BLOCKS: usize = 8, SCALES: Scales = Scales::Two, OFFSET: i32 = 4, LARGEST: usize = 7 }, |p, stride, to| {
+        // Inside the blocks: the last 16 bytes are 94..110; eight blocks.
+        let [a, b, c, d] = V::load_16_bytes(p.add(94), stride);
+        let (low, high) = ([a.shr(16).or(b.shl(16)), b.shr(16).or(c.shl(16))], c.shr(16).or(d.shl(16)));
+        let d = d.shr(16).halves();
+        for sub in 0..8 {
+            // Four scales at a time, six bits each; flipping the topmost and extending it takes 32 off.
+            let four = sub as u32 / 2;
+            let scales = moved(low[sub / 2 % 2], 4 * (four / 2), 0, 15).or(moved(high, 2 * four, 4, 0x30));
+            (*to.add(sub)).d = d;
+            (*to.add(sub)).m = spread(scales, sub % 2 == 1).shl(2).xor(V::splat(0x8000_8000)).shr_i16(10);
+        }
+        for part in 0..4 {
+            let (four, half) = (part / 2, part % 2);
+            let third = V::load_16_bytes(p.add(16 * half), stride);
+            let q = V::load_16_bytes(p.add(32 + 32 * four + 16 * half), stride);
+            for i in 0..4 {
+                let plane = (4 * four + i) as u32;
+                for g in 0..4 {
+                    let low = moved(q[g], 2 * i as u32, 0, 3);
+                    (*to.add(4 * four + i)).q[4 * half + g] = low.or(moved(third[g], plane, 2, 4));
                 }
             }
         }
     }
-}
-
-/// `u8 third[32]; u8 qs[64]; u8 scales[12]; f16 d`: bit pairs of 32 bytes for each four blocks, third bits by planes.
-pub struct Q3K;
-impl Format for Q3K {
-    const BYTES: usize = 110;
-    const BLOCKS: usize = 8;
-    const SCALES: Scales = Scales::Two;
-    const OFFSET: i32 = 4;
-    const LARGEST: usize = 7;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: the last 16 bytes are 94..110; eight blocks.
-        unsafe {
-            let [a, b, c, d] = V::load_16_bytes(p.add(94), stride);
-            let (low, high) = ([a.shr(16).or(b.shl(16)), b.shr(16).or(c.shl(16))], c.shr(16).or(d.shl(16)));
-            let d = d.shr(16).halves();
-            for sub in 0..8 {
-                // Four scales at a time, six bits each; flipping the topmost and extending it takes 32 off.
-                let four = sub as u32 / 2;
-                let scales = moved(low[sub / 2 % 2], 4 * (four / 2), 0, 15).or(moved(high, 2 * four, 4, 0x30));
-                (*to.add(sub)).d = d;
-                (*to.add(sub)).m = spread(scales, sub % 2 == 1).shl(2).xor(V::splat(0x8000_8000)).shr_i16(10);
-            }
-            for part in 0..4 {
-                let (four, half) = (part / 2, part % 2);
-                let third = V::load_16_bytes(p.add(16 * half), stride);
-                let q = V::load_16_bytes(p.add(32 + 32 * four + 16 * half), stride);
-                for i in 0..4 {
-                    let plane = (4 * four + i) as u32;
-                    for g in 0..4 {
-                        let low = moved(q[g], 2 * i as u32, 0, 3);
-                        (*to.add(4 * four + i)).q[4 * half + g] = low.or(moved(third[g], plane, 2, 4));
-                    }
+);
+a_format!(
+    /// `u8 scales[16]; u8 qs[64]; f16 d; f16 dmin`: scale low and minimum high; bit pairs of 32 bytes for each four blocks.
+    Q2K, { BYTES: usize = 84, BLOCKS: usize = 8, SCALES: Scales = Scales::TwoMin, LARGEST: usize = 3 }, |p, stride, to| {
+        // Inside the blocks: the last 16 bytes are 68..84; eight blocks.
+        let (scales, [.., d]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(68), stride));
+        for sub in 0..8 {
+            let high = spread(scales[sub / 2], sub % 2 == 1);
+            (*to.add(sub)).d = d.xor(V::splat(1 << 31));
+            (*to.add(sub)).m = high.shr(8).and(V::splat(0x000f_000f)).or(high.shr(4).and(V::splat(0x0f00_0f00)));
+        }
+        for part in 0..4 {
+            let (four, half) = (part / 2, part % 2);
+            let q = V::load_16_bytes(p.add(16 + 32 * four + 16 * half), stride);
+            for i in 0..4 {
+                for g in 0..4 {
+                    (*to.add(4 * four + i)).q[4 * half + g] = moved(q[g], 2 * i as u32, 0, 3);
                 }
             }
         }
     }
-}
-
-/// `u8 scales[16]; u8 qs[64]; f16 d; f16 dmin`: scale low and minimum high; bit pairs of 32 bytes for each four blocks.
-pub struct Q2K;
-impl Format for Q2K {
-    const BYTES: usize = 84;
-    const BLOCKS: usize = 8;
-    const SCALES: Scales = Scales::TwoMin;
-    const LARGEST: usize = 3;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
-        // SAFETY: all of it lies inside the blocks: the last 16 bytes are 68..84; eight blocks.
-        unsafe {
-            let (scales, [.., d]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(68), stride));
-            for sub in 0..8 {
-                let high = spread(scales[sub / 2], sub % 2 == 1);
-                (*to.add(sub)).d = d.xor(V::splat(1 << 31));
-                (*to.add(sub)).m = high.shr(8).and(V::splat(0x000f_000f)).or(high.shr(4).and(V::splat(0x0f00_0f00)));
-            }
-            for part in 0..4 {
-                let (four, half) = (part / 2, part % 2);
-                let q = V::load_16_bytes(p.add(16 + 32 * four + 16 * half), stride);
-                for i in 0..4 {
-                    for g in 0..4 {
-                        (*to.add(4 * four + i)).q[4 * half + g] = moved(q[g], 2 * i as u32, 0, 3);
-                    }
-                }
-            }
-        }
-    }
-}
+);

@@ -38,7 +38,7 @@ pub trait Set: Copy {
     /// # Safety
     /// `from` has a block for each 32 columns; the tokens are in the batch; their elements of `to` belong to the caller; the CPU
     /// features of the set.
-    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: Rows);
+    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: RowsOut);
 }
 
 /// All tokens of `acts`, as many at once as the set takes.
@@ -46,7 +46,7 @@ pub trait Set: Copy {
 /// # Safety
 /// As `Set::product`.
 #[inline(always)]
-unsafe fn product<S: Set, F: Format, From: Source<S::V>>(from: From, acts: &Acts, to: Rows) {
+unsafe fn product<S: Set, F: Format, From: Source<S::V>>(from: From, acts: &Acts, to: RowsOut) {
     const { assert!(S::TOKENS == 4 || S::TOKENS == 8) };
     let (n_tok, mut t) = (acts.n_tok, 0);
     // SAFETY: tokens `t..t + T` are inside the batch; the rest passed on.
@@ -113,7 +113,7 @@ unsafe fn quantised<S: Set, F: Format>(task: &mut MatmulTask) {
     }
     for row in task.rows.clone().step_by(S::ROWS) {
         // At the ragged end of a matrix the last rows are read together with some before them, which are not stored.
-        let to = Rows { first: row.min(end - S::ROWS), skip: row - row.min(end - S::ROWS), out: task.out };
+        let to = RowsOut { first: row.min(end - S::ROWS), skip: row - row.min(end - S::ROWS), out: task.out };
         // SAFETY: `ROWS` rows from `to.first` on are inside the matrix, their expansion inside the tile (asserted above);
         // the elements of `out` but those skipped are the caller's.
         unsafe {
@@ -130,7 +130,7 @@ unsafe fn quantised<S: Set, F: Format>(task: &mut MatmulTask) {
 
 /// Where the products of `ROWS` rows go: all but the first `skip` are stored.
 #[derive(Clone, Copy)]
-pub struct Rows {
+pub struct RowsOut {
     pub first: usize,
     pub skip: usize,
     pub out: Out,
