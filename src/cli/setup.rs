@@ -21,6 +21,9 @@ pub struct Opened {
 
 pub fn open(model: &str, params: SessionParams) -> Result<Opened> {
     let model = Model::load(GgufFile::open(&resolve(model)?)?)?;
+    if let Some(why) = &model.unused_pack {
+        log::warn!("{}", super::flags::spelled(why));
+    }
     let layout = params.layout(&model)?;
     let mut opened = Opened { model, params, layout, plan: Plan::default() };
     opened.replan()?;

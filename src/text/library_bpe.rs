@@ -60,7 +60,7 @@ impl LibraryBpe {
         for run in word.as_bytes().split(|&byte| !self.known_bytes[byte as usize]) {
             room.clear();
             room.extend(run.iter().map(|&byte| alphabet[byte as usize]));
-            let tokens = self.bpe.tokenize(room).map_err(|error| Error::Stopped(format!("cannot tokenize '{word}': {error}")))?;
+            let tokens = self.bpe.tokenize(room).map_err(|error| Error::stopped(format!("cannot tokenize '{word}': {error}")))?;
             ids.extend(tokens.iter().map(|token| token.id));
         }
         Ok(())

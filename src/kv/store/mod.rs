@@ -19,7 +19,7 @@ use super::layout::{AttnLayer, Head, KvShape, MAX_HEAD_KV};
 use super::policy::marks::{HeadMarks, Marks, StoredHead};
 use super::policy::table::Judges;
 use super::policy::{Policy, Rule, keydiff, lagkv};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 use crate::units::Bytes;
@@ -87,7 +87,7 @@ impl KvCache {
         let arena_bytes = shape.arena_bytes(n_slot);
         assert!(arena_bytes as u64 <= budget_bytes);
         let mut cache = Arena::fill(|arena| KvCache::carve(arena, &shape, n_slot)).map_err(|e| {
-            Error::budget("--kv-budget", format!("the system did not give {} for the arena: {e}", Bytes(arena_bytes as u64)))
+            Error::budget(Setting::KvBudget, format!("the system did not give {} for the arena: {e}", Bytes(arena_bytes as u64)))
         })?;
         (cache.rule, cache.arena_bytes, cache.budget_bytes) = (rule, arena_bytes, budget_bytes);
         cache.clear();

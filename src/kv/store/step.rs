@@ -13,13 +13,14 @@
 //! its attention is done, for its first tokens still see what its last ones overwrite; one token alone goes to its slot at once.
 
 use super::{HeadShare, KvCache, KvScratch, copy_row};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::kernels::Kernels;
 use crate::kv::attention::{AttendScratch, LayerAttention};
 use crate::kv::layout::{AttnLayer, Head, KvShape};
 use crate::kv::policy::Policy;
 use crate::kv::{Pos, Rotary};
 use crate::mem::pool::Pool;
+use crate::message;
 
 /// Tokens on their way in. Dropped before `finish` it leaves the cache as if they had never come.
 #[must_use]
@@ -48,10 +49,13 @@ impl KvCache {
         assert!(n_tok >= 1 && n_tok <= self.together(self.shape.n_batch), "a batch of {n_tok} tokens");
         // What leaves a ring no later token would see: nothing of the model is lost.
         if self.rule.policy == Policy::Off && self.shape.ring_len().is_none() && self.n_live + n_tok > self.n_slot {
-            return Err(Error::Stopped(format!(
-                "the arena of {} tokens is full and --evict off may not evict: raise --kv-budget or choose a policy such as l2-attn",
-                self.n_slot
-            )));
+            return Err(Error::stopped(message![
+                format!("the arena of {} tokens is full and ", self.n_slot),
+                Setting::Evict,
+                " off may not evict: raise ",
+                Setting::KvBudget,
+                " or choose a policy such as l2-attn",
+            ]));
         }
         self.calibrate(&mut scratch[0], rotary);
         if self.next_pos as usize + n_tok > self.shape.n_ctx {
