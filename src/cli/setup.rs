@@ -21,6 +21,9 @@ pub struct Opened {
 
 pub fn open(model: &str, params: SessionParams) -> Result<Opened> {
     let model = Model::load(GgufFile::open(&resolve(model)?)?)?;
+    if let Some(why) = &model.unused_pack {
+        log::warn!("{}", super::flags::spelled(why));
+    }
     let layout = params.layout(&model)?;
     let mut opened = Opened { model, params, layout, plan: Plan::default() };
     opened.replan()?;
@@ -84,7 +87,7 @@ impl Opened {
 
     /// Takes the memory.
     pub fn start(self) -> Result<(Session, Plan)> {
-        let session = Session::new(self.model, &self.params)?;
+        let session = Session::new(self.model, &self.layout)?;
         log::info!(
             "all memory is taken: {} slots, {} threads, kernels {}",
             session.cache().n_slot(),

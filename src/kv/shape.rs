@@ -2,14 +2,13 @@
 //! message where it gives too few. Everything here is computed before any memory is taken.
 
 use super::Pos;
-use super::cache::first::First;
-use super::cache::rounding::Roundings;
-use super::marks::HeadMarks;
+use super::cache::KvCache;
 use super::policy::{Marks, Policy, Protection, Rule};
 use super::types::{KvType, both_names};
 use super::window::Window;
-use crate::error::{Error, Result};
-use crate::mem::arena::region_bytes;
+use crate::error::{Error, Result, Setting};
+use crate::mem::arena::Arena;
+use crate::message;
 use crate::units::{Bytes, percent};
 
 /// Types of keys and of values that are tried where the user names none, the most exact first. What each costs in perplexity
@@ -93,16 +92,11 @@ impl KvShape {
         self.k_bytes() + self.v_bytes() + marks
     }
 
-    /// All bytes of an arena of `n_slot` slots, the rows of one batch included.
+    /// All bytes of an arena of `n_slot` slots, the rows of one batch included: what `KvCache` carves.
     pub fn arena_bytes(&self, n_slot: usize) -> usize {
-        let slots = self.slots_of(self.n_layer, n_slot);
-        let rows = slots + self.n_head_kv * self.n_batch;
-        region_bytes::<u8>(rows * self.k_bytes())
-            + region_bytes::<u8>(rows * self.v_bytes())
-            + region_bytes::<u32>(self.n_head_kv * self.n_batch)
-            + HeadMarks::bytes(self, n_slot)
-            + Roundings::bytes(self)
-            + First::bytes(self)
+        let mut arena = Arena::measure();
+        KvCache::carve(&mut arena, self, n_slot);
+        arena.used()
     }
 
     /// What the first `n_layer` layers take beyond `n_slot` slots if they keep `n_tok` tokens.
@@ -262,28 +256,36 @@ impl KvParams {
         }
         let enough = (1..=shape.n_ctx).find(|&n| n >= self.policy.protection(self.first(), self.recent().of(n)).min_slots());
         let batch = Bytes((shape.arena_bytes(0)) as u64);
-        let (first, flag) = match self.pinned > self.sinks {
-            true => (format!("{} pinned tokens of the system's turn", self.pinned), "--system or --pin-system=false"),
-            false => (format!("{} sinks", self.sinks), "--sinks"),
+        let (first, setting) = match self.pinned > self.sinks {
+            true => (format!("{} pinned tokens of the system's turn", self.pinned), Setting::System),
+            false => (format!("{} sinks", self.sinks), Setting::Sinks),
         };
+        let unpin = if setting == Setting::System { message![", give ", Setting::PinSystem] } else { "".into() };
         let Some(enough) = enough else {
-            let what =
-                format!("{first} and the recent tokens do not fit into a context of {}; lower {flag} or --recent", shape.n_ctx);
-            let flag = if self.pinned > self.sinks { "--system" } else { "--sinks" };
-            return Err(Error::usage(if self.first() as usize >= shape.n_ctx { flag } else { "--recent" }, what));
+            let what = format!("{first} and the recent tokens do not fit into a context of {}; lower ", shape.n_ctx);
+            let blamed = if self.first() as usize >= shape.n_ctx { setting } else { Setting::Recent };
+            return Err(Error::usage(blamed, message![what, setting, unpin, " or ", Setting::Recent]));
         };
         Err(Error::budget(
-            "--kv-budget",
-            format!(
-                "{} holds {n_slot} tokens of {} bytes beside {batch} for a batch of {}; '{}' with {first} and {} recent needs {enough}: \
-                 give at least {} bytes, or lower --batch, {flag} or --recent",
-                Bytes(self.budget_bytes),
-                shape.bytes_per_slot(),
-                shape.n_batch,
-                self.policy.name(),
-                protect.recent,
-                shape.arena_bytes(enough),
-            ),
+            Setting::KvBudget,
+            message![
+                format!(
+                    "{} holds {n_slot} tokens of {} bytes beside {batch} for a batch of {}; '{}' with {first} and {} recent needs {enough}: \
+                     give at least {} bytes, or lower ",
+                    Bytes(self.budget_bytes),
+                    shape.bytes_per_slot(),
+                    shape.n_batch,
+                    self.policy.name(),
+                    protect.recent,
+                    shape.arena_bytes(enough),
+                ),
+                Setting::Batch,
+                ", ",
+                setting,
+                unpin,
+                " or ",
+                Setting::Recent,
+            ],
         ))
     }
 }
@@ -337,7 +339,7 @@ mod tests {
         };
         assert_eq!([of(4, 30, 100), of(40, 30, 100)].map(|fit| fit.expect("it fits").1.protect.sinks), [30, 40]);
         let refused = of(4, 90, 100).expect_err("no room").to_string();
-        assert!(refused.contains("90 pinned tokens of the system's turn") && refused.contains("--pin-system=false"), "{refused}");
+        assert!(refused.contains("90 pinned tokens of the system's turn") && refused.contains("not pinned"), "{refused}");
         assert!(of(90, 4, 100).expect_err("no room").to_string().contains("90 sinks"));
     }
 

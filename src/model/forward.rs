@@ -1,6 +1,6 @@
 //! One pass: tokens in, logits out. Read it top to bottom; the rest of the crate serves these lines.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result};
 use crate::gguf::GgufFile;
 use crate::gguf::quant::dequantize_row;
 use crate::kernels::{Kernels, Product};
@@ -19,6 +19,8 @@ pub struct Model {
     pub file: GgufFile,
     /// The pack beside the file, if there is one that is the model's.
     pub pack: Option<Pack>,
+    /// Why one that is there is not used.
+    pub unused_pack: Option<Message>,
     pub config: Config,
     pub weights: Weights,
     pub ropes: Ropes,
@@ -27,7 +29,11 @@ pub struct Model {
 impl Model {
     pub fn load(file: GgufFile) -> Result<Model> {
         let mut model = Self::load_without_pack(file)?;
-        model.pack = Pack::beside(&model.file);
+        match Pack::beside(&model.file) {
+            Some(Ok(pack)) => model.pack = Some(pack),
+            Some(Err(why)) => model.unused_pack = Some(why),
+            None => {}
+        }
         Ok(model)
     }
 
@@ -35,7 +41,7 @@ impl Model {
         let config = Config::from_gguf(&file)?;
         let weights = Weights::bind(&file, &config)?;
         let ropes = Ropes::new(&config, weights.rope_freqs.as_deref());
-        Ok(Model { file, pack: None, config, weights, ropes })
+        Ok(Model { file, pack: None, unused_pack: None, config, weights, ropes })
     }
 
     /// What these kernels read weights from.

@@ -80,7 +80,7 @@ impl Merge for LibraryBpe {
     fn merge(&self, run: &[u8], _opens: bool, room: &mut String, parts: &mut Vec<Part>) -> Result<()> {
         room.clear();
         room.extend(run.iter().map(|&byte| BYTE_CHARS[byte as usize]));
-        let tokens = self.bpe.tokenize(room).map_err(|error| Error::Stopped(format!("cannot tokenize '{room}': {error}")))?;
+        let tokens = self.bpe.tokenize(room).map_err(|error| Error::stopped(format!("cannot tokenize '{room}': {error}")))?;
         parts.clear();
         // A character of the alphabet is a byte of the text.
         parts.extend(tokens.iter().map(|token| Part { id: token.id, len: token.value.chars().count() as u32 }));
