@@ -4,9 +4,8 @@
 
 use crate::error::{Error, Result, Setting, message};
 use crate::kernels::Kernels;
-use crate::kv::cache::{KvCache, KvParams, KvShape};
 use crate::kv::policy::Rule;
-use crate::kv::types::KvType;
+use crate::kv::{AttnLayer, KvCache, KvParams, KvShape, KvType};
 use crate::mem::arena::Arena;
 use crate::mem::plan::Plan;
 use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
@@ -75,7 +74,7 @@ impl SessionParams {
             k_type: KvType::F16,
             v_type: KvType::F16,
             capped: c.soft_caps.is_some(),
-            marks: self.kv.marks(),
+            keeps: self.kv.keeps(),
         };
         shape.choose_types(self.kv.budget_bytes, self.n_stream, self.k_type, self.v_type);
         Ok(shape.within(self.kv.budget_bytes))
@@ -83,7 +82,7 @@ impl SessionParams {
 
     /// The slots and who goes from them, with the batch as large as it may be.
     fn fit(&self, kv: &mut KvShape) -> Result<(usize, Rule)> {
-        if !kv.marks.received {
+        if !kv.keeps.received {
             return self.kv.fit(kv);
         }
         // A token must not be judged before its attention is counted, which is after its batch: it is recent that long. So a budget
@@ -107,16 +106,13 @@ impl SessionParams {
         }
         let mut kv = self.shape(model)?;
         let (n_slot, rule) = self.fit(&mut kv)?;
-        let n_batch = kv.n_batch;
-        let n_logits = self.n_logits.clamp(1, n_batch);
         let scratch = ScratchShape {
-            n_batch,
+            kv,
             n_slot,
             n_threads,
-            n_logits,
+            n_logits: self.n_logits.clamp(1, kv.n_batch),
             has_float: model.weights.has_float,
             has_halves: model.weights.types().any(|ty| kernels.wants_halves(ty)),
-            counts_attention: kv.marks.received,
             kernels,
         };
         let (kv_budget_bytes, mlock) = (self.kv.budget_bytes, self.mlock);
@@ -262,7 +258,7 @@ impl Session {
 
     /// Evicts at once until `n_keep` tokens are left, by `rule` and no longer by that of the stream; the first `n_whole` layers keep all.
     pub fn compress(&mut self, n_keep: usize, n_whole: usize, rule: Rule) {
-        self.cache.compress(n_keep, n_whole, rule, &mut self.machine.scratch.renumber[0]);
+        self.cache.compress(n_keep, n_whole, rule, &mut self.machine.scratch.cache[0]);
     }
 
     /// How many of `n` tokens may go in as one batch now.
@@ -306,7 +302,7 @@ impl Session {
     }
 
     /// As many tokens in as go `together`; `watch` sees the queries and the cache of each layer (`forward_watched`).
-    pub fn prefill_watched(&mut self, tokens: &[u32], watch: impl FnMut(usize, &KvCache, &[f32])) -> Result<()> {
+    pub fn prefill_watched(&mut self, tokens: &[u32], watch: impl FnMut(AttnLayer, &KvCache, &[f32])) -> Result<()> {
         assert!(tokens.len() <= self.n_batch);
         self.n_past += tokens.len() as u64;
         forward_watched(&self.model, &mut self.machine, &mut self.cache, tokens, Logits::None, watch)?;

@@ -40,7 +40,7 @@ impl Folder {
     /// A sound pack.
     fn packed(&self) -> Vec<u8> {
         let model = Model::load_without_pack(self.file()).expect("a model");
-        let contents = Contents::of(&model.file, &model.weights);
+        let contents = Contents::of(&model.file, model.weights.matrices().map(|t| t.index()));
         let mut bytes = Vec::new();
         assert!(contents.write(&model.file, &mut bytes, &mut || true).expect("a vector takes all"));
         assert_eq!(bytes.len() as u64, contents.file_bytes);

@@ -50,7 +50,7 @@ struct Answer<'a> {
 pub fn run(args: PackArgs) -> Result<u8> {
     let model = Model::load_without_pack(GgufFile::open(&resolve(&args.model)?)?)?;
     let path = Pack::path_of(model.file.path());
-    let contents = Contents::of(&model.file, &model.weights);
+    let contents = Contents::of(&model.file, model.weights.matrices().map(|t| t.index()));
     interrupt::defer();
     let outcome = match Pack::open(&path, &model.file) {
         found if args.verify => verify(&path, found, &model)?,

@@ -115,9 +115,10 @@ impl Opened {
             );
         }
         let kv = &self.params.kv;
-        for (flag, given, taken) in
-            [("--rare", kv.rare.is_some(), kv.policy.has_reserve()), ("--pool", kv.pool.is_some(), kv.policy.has_pool())]
-        {
+        for (flag, given, taken) in [
+            ("--rare", kv.rare.is_some(), kv.policy.row().reserve.is_some()),
+            ("--pool", kv.pool.is_some(), kv.policy.row().pool.is_some()),
+        ] {
             if given && !taken {
                 log::warn!("{flag} changes nothing with --evict {}", kv.policy.name());
             }

@@ -1,4 +1,4 @@
-//! The pack: a file beside the model with its matrices in the interleaved layout of kernels/packed.rs, so that they can be
+//! The pack: a file beside the model with its matrices in the interleaved layout of kernels/spec/packed.rs, so that they can be
 //! mapped and read in place. Owns the file's format, the check of a pack against its model, and what is written into one.
 //! A pack is only ever a faster copy: one that is stale, damaged or of another kind is left aside with a line that says so.
 //! Refuses to choose kernels (they say whether they read it) and to create files (cli/pack.rs does).
@@ -6,7 +6,7 @@
 //! Little-endian. 72 bytes of header, a directory, then the tensors, each at a multiple of 64:
 //!
 //! ```text
-//!  0  "LOWKEYPK"    8  u32 version (1)    12  u32 layout (1: eight rows interleaved, kernels/packed.rs)
+//!  0  "LOWKEYPK"    8  u32 version (1)    12  u32 layout (1: eight rows interleaved, kernels/spec/packed.rs)
 //! 16  u64 bytes of the model's files      24  u64 its time of modification, nanoseconds since 1970; 0 for unknown
 //! 32  u128 XXH3 of the model's files      48  u32 tensors    52  u32 0    56  u64 bytes of this file
 //! 64  u64 XXH3 of bytes 0..64 and the directory
@@ -24,8 +24,6 @@ use crate::gguf::GgufFile;
 use crate::gguf::quant::GgmlType;
 use crate::kernels::packed::{ROWS, can_pack, pack_rows};
 use crate::mem::map::Map;
-
-use super::weights::Weights;
 
 const MAGIC: &[u8; 8] = b"LOWKEYPK";
 const VERSION: u32 = 1;
@@ -317,8 +315,9 @@ pub struct Contents {
 }
 
 impl Contents {
-    pub fn of(file: &GgufFile, weights: &Weights) -> Contents {
-        let mut indices: Vec<usize> = weights.matrices().map(|t| t.index()).collect();
+    /// Of the tensors of `file` with these indices, those that are multiplied; what has a packed layout is packed.
+    pub fn of(file: &GgufFile, multiplied: impl Iterator<Item = usize>) -> Contents {
+        let mut indices: Vec<usize> = multiplied.collect();
         indices.sort_unstable();
         indices.dedup();
         let n_all = indices.len();

@@ -13,7 +13,7 @@ use crate::cli::{interrupt, progress};
 use crate::error::{Error, Result};
 use crate::eval::correlation::{self, Coefficients, Queries};
 use crate::eval::ppl::windows;
-use crate::kv::policy::Policy;
+use crate::kv::Policy;
 use crate::session::Session;
 
 #[derive(Args)]
