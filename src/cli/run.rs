@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::mem::plan::Plan;
 use crate::session::Session;
-use crate::text::{ChatTemplate, Message, Sampler, Tokenizer};
+use crate::text::{ChatTemplate, Message, Rendered, Sampler, Tokenizer};
 use crate::units::Bytes;
 
 use super::args::{ModelArgs, SampleArgs};
@@ -66,6 +66,10 @@ pub struct RunArgs {
     /// With --chat: a Jinja template to use instead of the model's own: a file, or a name such as chatml, llama3, gemma
     #[arg(long, value_name = "NAME|FILE", requires = "chat")]
     template: Option<String>,
+    /// Let control tokens that are written out in the messages be read as control tokens, as llama.cpp does; without it they are
+    /// text. (Without --chat the whole prompt is read so.)
+    #[arg(long, requires = "chat")]
+    parse_special: bool,
     /// End when this text has been generated (may be given several times); it is not printed
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -129,18 +133,32 @@ pub fn run(args: RunArgs) -> Result<u8> {
     let n_vocab = opened.model.config.n_vocab;
     let mut sampler = Sampler::new(sampling, n_vocab)?;
     let (n_kept, n_top) = if args.json { (args.n as usize, args.top_logprobs.min(n_vocab)) } else { (0, 0) };
-    let system_bytes = text_bytes(&opened.model.file, args.system.as_deref().unwrap_or_default())?;
-    let prompt_bytes = text_bytes(&opened.model.file, &text)?;
-    plan_run(&mut opened, prompt_bytes + system_bytes, sampling.repeat_last_n, n_kept, n_top)?;
+    let chat = if args.chat { Some(Chat::new(&args, text.len(), &opened)?) } else { None };
+    // What is rendered is at least the messages, and is planned again when it is there.
+    let mut texts =
+        Texts { prompt: text_bytes(&opened.model.file, &text)?, template: chat.as_ref().map_or(0, |chat| chat.bytes) };
+    if let Some(system) = &args.system {
+        texts.prompt += text_bytes(&opened.model.file, system)?;
+    }
+    plan_run(&mut opened, &texts, sampling.repeat_last_n, n_kept, n_top)?;
     opened.check()?;
     opened.warn();
     let tokenizer = opened.tokenizer()?;
-    let prompt = encode_prompt(&args, text, &opened, &tokenizer)?;
-    opened.params.kv.pinned = n_pinned(&args, &prompt, &opened, &tokenizer)?;
+    let text = match &chat {
+        Some(chat) => chat.render(&tokenizer, text)?,
+        None => Rendered::from(text),
+    };
+    texts.prompt = texts.prompt.max(text_bytes(&opened.model.file, &text.text)?);
+    opened.replan()?;
+    plan_run(&mut opened, &texts, sampling.repeat_last_n, n_kept, n_top)?;
+    opened.check()?;
+    let prompt = encode_prompt(&args, &text, &tokenizer)?;
+    drop(text);
+    opened.params.kv.pinned = n_pinned(&args, &prompt, chat.as_ref(), &tokenizer)?;
     // Now that the longest stream is known, types can be chosen for it.
     opened.params.n_stream = usize::try_from(args.n).ok().map(|n| prompt.len().saturating_add(n));
     opened.replan()?;
-    plan_run(&mut opened, prompt_bytes + system_bytes, sampling.repeat_last_n, n_kept, n_top)?;
+    plan_run(&mut opened, &texts, sampling.repeat_last_n, n_kept, n_top)?;
     opened.check()?;
     let (mut session, plan) = opened.start()?;
     check_tokens(&session, &prompt)?;
@@ -179,10 +197,19 @@ pub fn run(args: RunArgs) -> Result<u8> {
     }
 }
 
+/// Bytes for making tokens of the prompt, and for rendering it before.
+struct Texts {
+    prompt: usize,
+    template: usize,
+}
+
 /// The lines that only `run` knows of.
-fn plan_run(opened: &mut Opened, text_bytes: usize, repeat_last_n: usize, n_kept: usize, n_top: usize) -> Result<()> {
+fn plan_run(opened: &mut Opened, texts: &Texts, repeat_last_n: usize, n_kept: usize, n_top: usize) -> Result<()> {
     opened.plan.private("sampler", Sampler::bytes(opened.model.config.n_vocab, repeat_last_n));
-    opened.plan.private("prompt", text_bytes);
+    opened.plan.private("prompt", texts.prompt);
+    if texts.template > 0 {
+        opened.plan.private("template", texts.template);
+    }
     if n_kept > 0 {
         let bytes = Kept::bytes(n_kept, n_top).ok_or_else(|| {
             Error::usage("-n", format!("{n_kept} tokens are more than --json can hold until the end; give a smaller number"))
@@ -192,12 +219,8 @@ fn plan_run(opened: &mut Opened, text_bytes: usize, repeat_last_n: usize, n_kept
     Ok(())
 }
 
-fn encode_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let text = match args.chat {
-        true => chat_prompt(args, text, opened, tokenizer)?,
-        false => text,
-    };
-    let mut prompt = tokenizer.encode(&text, true, true)?;
+fn encode_prompt(args: &RunArgs, text: &Rendered, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let mut prompt = tokenizer.encode_pieces(&text.pieces(), true)?;
     prompt.shrink_to_fit();
     if prompt.is_empty() {
         let flag = if args.file.is_some() { "--file" } else { "--prompt" };
@@ -206,24 +229,43 @@ fn encode_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Toke
     Ok(prompt)
 }
 
-fn chat_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Tokenizer) -> Result<String> {
-    let template = match &args.template {
-        Some(name) => ChatTemplate::named(name)?,
-        None => ChatTemplate::from_gguf(&opened.model.file)?,
-    };
-    let system = args.system.as_ref().map(|system| Message::new("system", system));
-    let messages: Vec<_> = system.into_iter().chain([Message::new("user", text)]).collect();
-    let name =
-        |id: Option<u32>| id.map_or(String::new(), |id| String::from_utf8_lossy(tokenizer.token_bytes(id, true)).into_owned());
-    template.render(&messages, true, &name(tokenizer.bos()), &name(tokenizer.eos()))
+/// The template of `--chat`, and what comes before the user's turn.
+struct Chat<'a> {
+    template: ChatTemplate,
+    system: Option<&'a str>,
+    parse_special: bool,
+    /// Private memory for rendering, from above.
+    bytes: usize,
+}
+
+impl<'a> Chat<'a> {
+    fn new(args: &'a RunArgs, text_bytes: usize, opened: &Opened) -> Result<Self> {
+        let template = match &args.template {
+            Some(name) => ChatTemplate::named(name)?,
+            None => ChatTemplate::from_gguf(&opened.model.file)?,
+        };
+        let system = args.system.as_deref();
+        let bytes = template.plan_bytes(text_bytes + system.map_or(0, str::len));
+        Ok(Chat { template, system, parse_special: args.parse_special, bytes })
+    }
+
+    fn render(&self, tokenizer: &Tokenizer, text: String) -> Result<Rendered> {
+        let system = self.system.map(|system| Message::new("system", system));
+        let messages: Vec<_> = system.into_iter().chain([Message::new("user", text)]).collect();
+        match self.parse_special {
+            true => {
+                let [bos, eos] = tokenizer.bos_and_eos_texts();
+                Ok(Rendered::from(self.template.render(&messages, true, &bos, &eos)?))
+            }
+            false => self.template.render_for(tokenizer, &messages, true),
+        }
+    }
 }
 
 /// First tokens of the prompt that hold the system's turn, if it is to stay: what is the same whatever the user says.
-fn n_pinned(args: &RunArgs, prompt: &[u32], opened: &Opened, tokenizer: &Tokenizer) -> Result<u32> {
-    if args.system.is_none() || !args.pin_system {
-        return Ok(0);
-    }
-    let saying = |text: &str| tokenizer.encode(&chat_prompt(args, text.into(), opened, tokenizer)?, true, true);
+fn n_pinned(args: &RunArgs, prompt: &[u32], chat: Option<&Chat>, tokenizer: &Tokenizer) -> Result<u32> {
+    let Some(chat) = chat.filter(|chat| chat.system.is_some() && args.pin_system) else { return Ok(0) };
+    let saying = |text: &str| tokenizer.encode_pieces(&chat.render(tokenizer, text.into())?.pieces(), true);
     let mut other = saying("")?;
     if other == prompt {
         other = saying("?")?;

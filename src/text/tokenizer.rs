@@ -293,6 +293,17 @@ impl Tokenizer {
         self.eos
     }
 
+    /// What is written for the tokens that begin and end a text, nothing where there is none.
+    pub fn bos_and_eos_texts(&self) -> [String; 2] {
+        [self.bos, self.eos]
+            .map(|id| id.map_or(String::new(), |id| String::from_utf8_lossy(self.token_bytes(id, true)).into_owned()))
+    }
+
+    /// The texts of all control tokens that `encode` may read.
+    pub fn control_texts(&self) -> impl Iterator<Item = &str> {
+        self.specials.iter().filter(|special| !special.user_defined).map(|special| &*special.text)
+    }
+
     /// Whether a generation is over with this token.
     pub fn is_eog(&self, id: u32) -> bool {
         self.ends.binary_search(&id).is_ok()
