@@ -56,7 +56,7 @@ fn outcome(source: &str, messages: &[Message]) -> Result<String, String> {
     assert!(plan == 0 || peak <= plan, "{peak} bytes of {plan} planned: {}", shown());
     outcome.map_err(|error| {
         let line = error.to_string();
-        assert!(error.exit_code() == 1 && line.lines().count() == 1 && line.contains("--template NAME|FILE"), "{line}");
+        assert!(error.exit_code() == 1 && line.lines().count() == 1 && line.contains("by name or file"), "{line}");
         assert!(line.len() < 2000, "{line}");
         line
     })

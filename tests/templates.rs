@@ -76,7 +76,7 @@ fn templates_are_rendered_as_jinja2_renders_them() {
                 (Err(error), want) if want.starts_with("refused: ") => {
                     error.to_string().contains(want.strip_prefix("refused: ").expect("a prefix"))
                 }
-                (Err(error), want) if want.starts_with("failed: ") => error.to_string().contains("--template NAME|FILE"),
+                (Err(error), want) if want.starts_with("failed: ") => error.to_string().contains("by name or file"),
                 (Ok(_), "failed: 'NoneType' object is not iterable") => LENIENT.contains(&name.as_str()),
                 (Ok(text), want) => fnv1a(text) == want,
                 (Err(_), _) => false,
@@ -194,7 +194,7 @@ fn instruct_shape_that_insists_on_alternation() {
         {% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}";
     assert_eq!(render(source, &conversation()[1..]).unwrap(), "<s>[INST] Hi <b>\"you\"</b> [/INST]Hello!</s>[INST] Bye [/INST]");
     let error = render(source, &conversation()).unwrap_err().to_string();
-    assert!(error.contains("must alternate") && error.contains("--template NAME|FILE") && error.contains("line 1"), "{error}");
+    assert!(error.contains("must alternate") && error.contains("by name or file") && error.contains("line 1"), "{error}");
     assert!(!error.contains('\n') && !error.contains("raise_exception"), "{error}");
 }
 
@@ -257,12 +257,12 @@ fn a_broken_template_says_where_and_what_to_do() {
         ("{% if true %}", "line 1", "end of input"),
     ] {
         let error = ChatTemplate::new(source).err().expect(source).to_string();
-        assert!(error.contains(line) && error.contains(word) && error.contains("--template NAME|FILE"), "{error}");
+        assert!(error.contains(line) && error.contains(word) && error.contains("by name or file"), "{error}");
         assert!(!error.contains('\n'), "{error}");
     }
     for (source, word) in [("x\n{{ messages.nothing.more }}", "undefined"), ("x\n{{ missing_function() }}", "missing_function")] {
         let error = render(source, &[]).unwrap_err().to_string();
-        assert!(error.contains("line 2") && error.contains(word) && error.contains("--template NAME|FILE"), "{error}");
+        assert!(error.contains("line 2") && error.contains(word) && error.contains("by name or file"), "{error}");
     }
 }
 
@@ -281,7 +281,7 @@ fn small_templates_give_what_jinja2_gives() {
         let (source, want) = (row[0].as_str().expect("a template"), row[1].as_str());
         match (render(source, &messages), want) {
             (Ok(got), Some(want)) if got == want => {}
-            (Err(error), None) => assert!(error.to_string().contains("--template NAME|FILE"), "{source}: {error}"),
+            (Err(error), None) => assert!(error.to_string().contains("by name or file"), "{source}: {error}"),
             (got, want) => match OTHERWISE.iter().find(|part| source.contains(**part)) {
                 Some(part) => drop(otherwise.insert(part)),
                 None => wrong.push(format!("{source:?}\n  {want:?}\n  {got:?}")),

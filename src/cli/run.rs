@@ -224,7 +224,7 @@ fn encode_prompt(args: &RunArgs, text: &Rendered, tokenizer: &Tokenizer) -> Resu
     prompt.shrink_to_fit();
     if prompt.is_empty() {
         let flag = if args.file.is_some() { "--file" } else { "--prompt" };
-        return Err(Error::Stopped(format!("{flag}: the prompt is empty, 0 tokens to start from; give some text")));
+        return Err(Error::stopped(format!("{flag}: the prompt is empty, 0 tokens to start from; give some text")));
     }
     Ok(prompt)
 }

@@ -3,17 +3,12 @@
 //!
 //! Nothing here knows of tensors or of the cache; the command line and the server use these pieces beside a session.
 
-pub mod bpe;
 pub mod chat;
-mod library_bpe;
-pub mod pretokenizer;
 pub mod sampler;
-pub mod spm;
-pub mod text_table;
 pub mod tokenizer;
-pub mod utf8_stream;
+pub mod utf8;
 
 pub use chat::{ChatTemplate, Message, Rendered, named as named_templates};
 pub use sampler::{Sampler, SamplerParams, greedy, top_logprobs};
 pub use tokenizer::{Piece, Tokenizer};
-pub use utf8_stream::Utf8Stream;
+pub use utf8::Utf8Stream;

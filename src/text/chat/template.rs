@@ -2,8 +2,7 @@
 //! library would render it (block trimming, Python's string and dict methods, `raise_exception`, `strftime_now`, `tojson`).
 //!
 //! Refuses a template that does not parse, one that asks for more work or memory than its conversation deserves, and a
-//! conversation that the template itself refuses, saying where. Never guesses another template: the user gives one with
-//! `--template NAME|FILE`.
+//! conversation that the template itself refuses, saying where. Never guesses another template: the user names one.
 
 use std::io::Read;
 use std::path::Path;
@@ -12,9 +11,10 @@ use std::sync::Arc;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Message as Text, Result, Setting};
 use crate::gguf::GgufFile;
 use crate::mem::confined::confined;
+use crate::message;
 use crate::text::Tokenizer;
 use crate::units::Bytes;
 
@@ -45,7 +45,11 @@ pub struct ChatTemplate {
 }
 
 const NAME: &str = "chat template";
-const REMEDY: &str = "give another with --template NAME|FILE";
+
+/// What is wrong with a template, and what to do.
+fn refusal(what: String) -> Text {
+    message![format!("{NAME}{what}set "), Setting::Template, " to another, by name or file"]
+}
 
 /// Instructions that any template may take, each 64 bytes of text that is made or read, and as many more for each message and each
 /// byte of the conversation.
@@ -88,18 +92,19 @@ impl ChatTemplate {
         });
         let source = read.map_err(|e| {
             let names = NAMED.map(|(known, models, _)| format!("{known} ({models})")).join(", ");
-            Error::usage("--template", format!("{name}: {e}; give a file, or one of these names: {names}"))
+            Error::usage(Setting::Template, format!("{name}: {e}; give a file, or one of these names: {names}"))
         })?;
-        Self::new(&source).map_err(|e| Error::usage("--template", format!("{name}: {e}")))
+        Self::new(&source).map_err(|e| Error::usage(Setting::Template, message![format!("{name}: "), e.message()]))
     }
 
     /// The template in the model file, `tokenizer.chat_template`.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
         let Some(source) = file.opt_str("tokenizer.chat_template")? else {
-            let what = "has no chat template (metadata tokenizer.chat_template), so it may not be a chat model; give one with --template NAME|FILE";
+            let what = "has no chat template (metadata tokenizer.chat_template), so it may not be a chat model; set ";
+            let what = message![what, Setting::Template, " to one, by name or file"];
             return Err(Error::unsupported(file.path(), what));
         };
-        Self::new(source).map_err(|error| Error::unsupported(file.path(), error.to_string()))
+        Self::new(source).map_err(|error| Error::unsupported(file.path(), error.message()))
     }
 
     /// Private memory for rendering messages of so many bytes, from above; what would take more is refused.
@@ -128,7 +133,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(fuel as u64));
         confine(self.source.len(), text_bytes, move || {
             let rendered = environment.get_template(NAME).and_then(|template| template.render(Value::from_pairs(context)));
-            rendered.map_err(|error| Error::Stopped(describe(&error)))
+            rendered.map_err(|error| Error::stopped(describe(&error)))
         })?
     }
 
@@ -151,18 +156,18 @@ fn heap_bytes(source_bytes: usize, text_bytes: usize) -> usize {
 fn confine<T: Send + 'static>(source_bytes: usize, text_bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let bytes = heap_bytes(source_bytes, text_bytes);
     confined(bytes, STACK_BYTES, work).ok_or_else(|| {
-        Error::Stopped(format!(
-            "{NAME}: it takes more memory than {}, which a conversation of this size may; {REMEDY}",
+        Error::stopped(refusal(format!(
+            ": it takes more memory than {}, which a conversation of this size may; ",
             Bytes(bytes as u64)
-        ))
+        )))
     })
 }
 
 fn compile(source: &str, clock: Clock) -> Result<Environment<'static>> {
-    let stopped = |error: minijinja::Error| Error::Stopped(describe(&error));
+    let stopped = |error: minijinja::Error| Error::stopped(describe(&error));
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(stopped)?;
-    let (source, names) = prepare(source, syntax.clone())
-        .map_err(|(line, what)| Error::Stopped(format!("{NAME}, line {line}: {what}; {REMEDY}")))?;
+    let (source, names) =
+        prepare(source, syntax.clone()).map_err(|(line, what)| Error::stopped(refusal(format!(", line {line}: {what}; "))))?;
     let mut environment = Environment::new();
     environment.set_syntax(syntax);
     environment.set_recursion_limit(MAX_RECURSION);
@@ -181,16 +186,15 @@ fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Err
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
 }
 
-fn describe(error: &minijinja::Error) -> String {
+fn describe(error: &minijinja::Error) -> Text {
     let line = error.line().map(|line| format!(", line {line}")).unwrap_or_default();
     // A raised message, or a text that something could not be done with, may be as long as the conversation.
     let detail: String = error.detail().unwrap_or_default().replace('\n', " ").chars().take(400).collect();
-    match detail.strip_prefix(RAISED) {
-        Some(message) => format!("{NAME}{line}: it refuses this conversation: {message}; change the messages or {REMEDY}"),
-        None if error.kind() == ErrorKind::OutOfFuel => {
-            format!("{NAME}{line}: it asks for more work than a conversation of this size may; {REMEDY}")
-        }
-        None if detail.is_empty() => format!("{NAME}{line}: {}; {REMEDY}", error.kind()),
-        None => format!("{NAME}{line}: {}: {detail}; {REMEDY}", error.kind()),
-    }
+    let what = match detail.strip_prefix(RAISED) {
+        Some(message) => format!("it refuses this conversation: {message}; change the messages or "),
+        None if error.kind() == ErrorKind::OutOfFuel => "it asks for more work than a conversation of this size may; ".into(),
+        None if detail.is_empty() => format!("{}; ", error.kind()),
+        None => format!("{}: {detail}; ", error.kind()),
+    };
+    refusal(format!("{line}: {what}"))
 }

@@ -8,9 +8,7 @@ pub mod gguf_writer;
 use std::path::{Path, PathBuf};
 
 use lowkey::gguf::GgufFile;
-use lowkey::kv::policy::Policy;
-use lowkey::kv::shape::{KvParams, Recent};
-use lowkey::kv::types::KvType;
+use lowkey::kv::{KvParams, KvType, Policy, Recent};
 use lowkey::model::forward::Model;
 use lowkey::session::{Session, SessionParams};
 
@@ -74,7 +72,9 @@ pub fn model(path: &Path) -> Model {
 }
 
 pub fn session(path: &Path, params: &SessionParams) -> Session {
-    Session::new(model(path), params).expect("a session")
+    let model = model(path);
+    let layout = params.layout(&model).expect("a layout");
+    Session::new(model, &layout).expect("a session")
 }
 
 /// The bytes that give exactly `n_slot` slots to a session with these parameters.
