@@ -12,9 +12,8 @@ use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Message as Text, Result, Setting};
+use crate::error::{Error, Message as Text, Result, Setting, message};
 use crate::gguf::GgufFile;
-use crate::message;
 
 use super::named_templates::NAMED;
 
