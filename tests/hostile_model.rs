@@ -15,7 +15,7 @@ use lowkey::mem::plan::Plan;
 use lowkey::model::forward::Model;
 use lowkey::session::{Session, SessionParams};
 use lowkey::text::{ChatTemplate, Sampler, SamplerParams, Tokenizer, top_logprobs};
-use lowkey_test_kit::gguf_writer::{self as w, GgufWriter, array, string};
+use lowkey_test_kit::gguf_writer::{self as w, GgufWriter, array, string, take_apart};
 
 /// Counts what is on the heap, and gives nothing beyond a cap: a test binary that asks for more ends with a message.
 struct Capped;
@@ -140,39 +140,6 @@ fn run(label: &str, path: &TempPath, n_threads: usize) -> Fate {
 fn case(label: &str, path: &TempPath, bytes: &[u8], n_threads: usize) -> Fate {
     std::fs::write(&path.0, bytes).expect("a temporary file");
     catch_unwind(AssertUnwindSafe(|| run(label, path, n_threads))).unwrap_or_else(|_| panic!("{label}: panicked, see above"))
-}
-
-/// Takes a file apart. Own files, known to be sound.
-fn take_apart(name: &str) -> GgufWriter {
-    let bytes = std::fs::read(lowkey_test_kit::data(name)).expect(name);
-    let index = lowkey::gguf::parse(&bytes).expect(name);
-    let mut at = 24;
-    let mut file = GgufWriter::new();
-    let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight")) as usize;
-    let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four"));
-    let width = |ty: u32| [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8][ty as usize];
-    for (key, _) in index.metadata(&bytes) {
-        at += 8 + key.len();
-        let ty = u32_at(at);
-        at += 4;
-        let start = at;
-        match ty {
-            w::STRING => at += 8 + u64_at(at),
-            w::ARRAY => {
-                let (elem, n) = (u32_at(at), u64_at(at + 4));
-                at += 12;
-                for _ in 0..n {
-                    at += if elem == w::STRING { 8 + u64_at(at) } else { width(elem) };
-                }
-            }
-            scalar => at += width(scalar),
-        }
-        file.raw(key, ty, bytes[start..at].to_vec());
-    }
-    for t in index.tensors() {
-        file.tensor(&t.name, t.shape(), t.ty.id(), bytes[t.offset as usize..][..t.n_bytes as usize].to_vec());
-    }
-    file
 }
 
 /// A sound file of each family, Llama's first; under emulation that one alone.

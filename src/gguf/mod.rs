@@ -7,6 +7,7 @@
 
 mod cursor;
 mod error;
+mod foreign;
 mod parse;
 pub mod quant;
 mod split;

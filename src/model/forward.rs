@@ -10,6 +10,7 @@ use crate::mem::arena::Buf;
 use crate::mem::pool::Pool;
 
 use super::config::Config;
+use super::guard::Guard;
 use super::pack::Pack;
 use super::rope::Ropes;
 use super::scratch::Scratch;
@@ -58,6 +59,7 @@ pub struct Machine {
     pub kernels: Kernels,
     pub pool: Pool,
     pub scratch: Scratch,
+    pub guard: Guard,
 }
 
 /// Takes `tokens` (at most a batch of them) into the cache and returns the wanted rows of logits, `[rows][n_vocab]`.
@@ -82,11 +84,12 @@ pub fn forward_watched<'a>(
     mut watch: impl FnMut(usize, &KvCache, &[f32]),
 ) -> Result<&'a [f32]> {
     let Model { config: c, weights, ropes, .. } = model;
-    let Machine { kernels, pool, scratch: s } = machine;
+    let Machine { kernels, pool, scratch: s, guard } = machine;
     let (kernels, n_tok) = (*kernels, tokens.len());
     let file = &model.files(kernels);
     make_room(model, pool, s, cache, n_tok)?;
     embed(model, tokens, &mut s.x)?;
+    guard.always(&s.x[..n_tok * c.n_embd]);
     s.angles.set(ropes, cache.next_pos(), n_tok);
     let score_cap = c.soft_caps.map_or(0.0, |caps| caps.scores);
     // The first of the rows that are still computed: in the last layer only those whose logits are wanted.
@@ -116,6 +119,9 @@ pub fn forward_watched<'a>(
                     add_bias(kernels, k, k_bias);
                     add_bias(kernels, v, v_bias);
                 }
+                guard.see(q, c.q_dim());
+                guard.see(k, c.kv_dim());
+                guard.see(v, c.kv_dim());
                 if let Some([q_norm, k_norm]) = &layer.qk_norm {
                     norm_heads(kernels, pool, q, c.q_dim(), q_norm, c.rms_eps);
                     norm_heads(kernels, pool, k, c.kv_dim(), k_norm, c.rms_eps);
@@ -145,6 +151,7 @@ pub fn forward_watched<'a>(
                 let convs = s.convs.as_mut().expect("carved for a model with convolutions");
                 convs.mix((conv, n_conv), (kernels, file), (pool, &mut s.tiles), acts, mixed);
                 n_conv += 1;
+                guard.see(mixed, c.q_dim());
             }
         }
 
@@ -175,21 +182,25 @@ pub fn forward_watched<'a>(
             let up = &up[t * c.n_ff..][..c.n_ff];
             if c.arch.is_gemma { kernels.gelu_mul(gate, up) } else { kernels.silu_mul(gate, up) }
         });
+        guard.see(gate, c.n_ff);
         let acts = kernels.quantize(pool, gate, c.n_ff, &mut s.acts);
         kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: layer.ffn_down.in_file(file), out: &mut *proj }]);
         add_to(kernels, pool, x, proj, &layer.ffn_post_norm, c.rms_eps, x_norm);
     }
     cache.advance(n_tok);
     if wanted == Logits::None {
-        return Ok(&[]);
+        return guard.judge(model, false).map(|()| &[][..]);
     }
 
     let rows = n_tok - first;
     let (x, x_norm) = (&s.x[first * c.n_embd..][..rows * c.n_embd], &mut s.x_norm[..rows * c.n_embd]);
     rms_norm(kernels, pool, x, &weights.output_norm, c.rms_eps, x_norm);
+    guard.always(x_norm);
     let acts = kernels.quantize(pool, x_norm, c.n_embd, &mut s.acts);
     let logits = &mut s.logits[..rows * c.n_vocab];
     kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: weights.output.in_file(file), out: &mut *logits }]);
+    guard.see(logits, c.n_vocab);
+    guard.judge(model, true)?;
     if let Some(caps) = c.soft_caps {
         pool.for_chunks(logits, c.n_vocab.div_ceil(64), |_, logits| kernels.soft_cap(logits, caps.logits));
     }

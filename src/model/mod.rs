@@ -4,6 +4,8 @@
 pub mod arch;
 pub mod config;
 pub mod forward;
+pub mod guard;
+mod keys;
 pub mod pack;
 pub mod rope;
 pub mod scratch;
