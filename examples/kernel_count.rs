@@ -55,7 +55,7 @@ fn matmul(kernels: Kernels, is_packed: bool, ty: &str, n_rows: usize, n_cols: us
     }
     let x = random(n_tok * n_cols);
     let tile = tile_bytes(n_cols, true);
-    let mut arena = Arena::new(region_bytes::<u8>(tile) + ActBuf::bytes(kernels, n_tok, n_cols, true)).expect("memory");
+    let mut arena = Arena::take(region_bytes::<u8>(tile) + ActBuf::bytes(kernels, n_tok, n_cols, true)).expect("memory");
     let (mut tiles, mut acts) = ([arena.carve::<u8>(tile)], ActBuf::carve(kernels, &mut arena, n_tok, n_cols, true));
     let mut pool = Pool::new(1).expect("a pool");
     let mut out = vec![0f32; n_tok * n_rows];
@@ -69,7 +69,7 @@ fn matmul(kernels: Kernels, is_packed: bool, ty: &str, n_rows: usize, n_cols: us
 
 fn elementwise(kernels: Kernels, kernel: &str, n: usize, times: usize) -> Vec<f32> {
     let (x, mut out) = (random(n), vec![0f32; n]);
-    let mut arena = Arena::new(ActBuf::bytes(kernels, 1, n, true)).expect("memory");
+    let mut arena = Arena::take(ActBuf::bytes(kernels, 1, n, true)).expect("memory");
     let (mut acts, mut pool) = (ActBuf::carve(kernels, &mut arena, 1, n, true), Pool::new(1).expect("a pool"));
     for _ in 0..times {
         match kernel {

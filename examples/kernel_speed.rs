@@ -71,7 +71,7 @@ struct Run {
 impl Run {
     fn new() -> Run {
         let (tile, kernels) = (tile_bytes(N_FF, false), Kernels::choose("auto").expect("some set"));
-        let mut arena = Arena::new(region_bytes::<u8>(tile) + ActBuf::bytes(kernels, BATCH, N_FF, true)).expect("memory");
+        let mut arena = Arena::take(region_bytes::<u8>(tile) + ActBuf::bytes(kernels, BATCH, N_FF, true)).expect("memory");
         let x = std::iter::repeat_with(|| fastrand::f32() - 0.5).take(BATCH * N_FF).collect();
         let (tiles, acts) = ([arena.carve(tile)], ActBuf::carve(kernels, &mut arena, BATCH, N_FF, true));
         Run { pool: Pool::new(1).expect("no thread is started"), tiles, acts, x, out: vec![0.0; BATCH * N_VOCAB] }

@@ -7,6 +7,7 @@ use crate::kernels::Kernels;
 use crate::kv::cache::{KvCache, KvParams, KvShape};
 use crate::kv::policy::Rule;
 use crate::kv::types::KvType;
+use crate::mem::arena::Arena;
 use crate::mem::plan::Plan;
 use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
 use crate::model::forward::{Logits, Machine, Model, forward, forward_watched};
@@ -52,7 +53,9 @@ pub struct Layout {
     pub rule: Rule,
     pub kernels: Kernels,
     pub n_threads: usize,
+    kv_budget_bytes: u64,
     scratch: ScratchShape,
+    mlock: bool,
 }
 
 impl SessionParams {
@@ -117,7 +120,8 @@ impl SessionParams {
             counts_attention: kv.marks.received,
             kernels,
         };
-        Ok(Layout { kv, n_slot, rule, kernels, n_threads, scratch })
+        let (kv_budget_bytes, mlock) = (self.kv.budget_bytes, self.mlock);
+        Ok(Layout { kv, n_slot, rule, kernels, n_threads, kv_budget_bytes, scratch, mlock })
     }
 }
 
@@ -199,10 +203,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// Takes all the memory there will be. `plan` has been checked by the caller.
-    pub fn new(model: Model, params: &SessionParams) -> Result<Session> {
-        let layout = params.layout(&model)?;
-        if params.mlock {
+    /// Takes all the memory there will be: what `Layout::plan` showed, which has been checked by the caller.
+    pub fn new(model: Model, layout: &Layout) -> Result<Session> {
+        if layout.mlock {
             let pack = model.files(layout.kernels).pack.map(|pack| pack.map());
             model.file.maps().chain(pack).try_for_each(|map| map.lock()).map_err(|e| {
                 Error::usage(
@@ -214,10 +217,10 @@ impl Session {
                 )
             })?;
         }
-        let cache = KvCache::new(layout.kv, &params.kv)?;
+        let cache = KvCache::new(layout.kv, layout.n_slot, layout.rule, layout.kv_budget_bytes)?;
         let no_memory =
             |e: std::io::Error| Error::budget("--memory", format!("the system did not give what the plan asks for: {e}"));
-        let scratch = Scratch::new(&model.config, &layout.scratch).map_err(no_memory)?;
+        let scratch = Arena::fill(|arena| Scratch::carve(arena, &model.config, &layout.scratch)).map_err(no_memory)?;
         let pool = Pool::new(layout.n_threads)
             .map_err(|e| Error::usage("--threads", format!("cannot start {} threads: {e}", layout.n_threads)))?;
         let machine = Machine { kernels: layout.kernels, pool, scratch, guard: Guard::default() };

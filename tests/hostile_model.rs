@@ -105,7 +105,7 @@ fn run(label: &str, path: &TempPath, n_threads: usize) -> Fate {
         layout.plan(&model, &mut plan);
         let bytes = plan.private_bytes();
         assert!(bytes < PLAN_CAP, "{label}: a plan of {bytes} bytes for a file of {}", model.file.file_bytes());
-        Session::new(model, &params)
+        Session::new(model, &layout)
     });
     let mut session = match start {
         Ok(session) => session,

@@ -77,7 +77,8 @@ fn logits(model: &Path, kernels: &str, with_pack: bool) -> Vec<u32> {
     (params.kernels, params.n_batch) = (kernels.into(), 8);
     let model = Model::load(GgufFile::open(model).expect("a model")).expect("a model this engine runs");
     assert_eq!(model.files(Kernels::choose(kernels).expect("a set")).pack.is_some(), with_pack, "{kernels}");
-    let mut session = Session::new(model, &params).expect("a session");
+    let layout = params.layout(&model).expect("a layout");
+    let mut session = Session::new(model, &layout).expect("a session");
     let bits = |logits: &[f32]| logits.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     let mut all = bits(session.prefill(&[1, 7, 30, 200, 5], |_| true).expect("logits").expect("logits"));
     all.extend(bits(session.step(9).expect("logits")));

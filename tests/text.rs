@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lowkey::gguf::GgufFile;
-use lowkey::text::{ChatTemplate, Message, Tokenizer, Utf8Stream};
+use lowkey::text::{ChatTemplate, Message, Piece, Tokenizer, Utf8Stream};
 use lowkey_test_kit::families::spm_vocabulary;
 use lowkey_test_kit::gguf_writer::GgufWriter;
 
@@ -119,6 +119,28 @@ fn merges_specials_and_bytes_on_a_small_vocabulary() {
             && tokenizer.is_control(0)
             && !tokenizer.is_control(10)
     );
+}
+
+#[test]
+fn control_tokens_are_matched_only_in_the_pieces_that_say_so() {
+    let tokenizer = small_tokenizer(&small("gpt-2"));
+    let marks = |text| Piece { text, parse_special: true };
+    let says = |text| Piece { text, parse_special: false };
+    for (pieces, want) in [
+        (&[][..], &[][..]),
+        (&[marks("<s>"), says("a<s>"), marks("b</s>")], &[0, 2, 3, 1]),
+        // A token may lie in several pieces that are parsed, with nothing between them.
+        (&[marks("<"), marks("s"), says(""), marks(">a")], &[0, 2]),
+        (&[marks("<"), says("s>a")], &[2]),
+        (&[says("<s"), marks(">a")], &[2]),
+        (&[says("a<s"), marks("></s>")], &[2, 1]),
+        // User-defined tokens are matched in all of them, and across.
+        (&[says("a|"), marks("b"), says("<u"), says(">")], &[11, 10]),
+        // Merges reach across pieces.
+        (&[says("a"), marks("b"), says("c a")], &[8, 7]),
+    ] {
+        assert_eq!(tokenizer.encode_pieces(pieces, false).unwrap(), want, "{pieces:?}");
+    }
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl Opened {
 
     /// Takes the memory.
     pub fn start(self) -> Result<(Session, Plan)> {
-        let session = Session::new(self.model, &self.params)?;
+        let session = Session::new(self.model, &self.layout)?;
         log::info!(
             "all memory is taken: {} slots, {} threads, kernels {}",
             session.cache().n_slot(),

@@ -85,7 +85,7 @@ pub struct Bench {
 impl Bench {
     pub fn new(n_tok: usize, n_cols: usize) -> Self {
         let (tile, auto) = (tile_bytes(n_cols, true), Kernels::choose("auto").unwrap());
-        let mut arena = Arena::new(2 * region_bytes::<u8>(tile) + ActBuf::bytes(auto, n_tok, n_cols, true)).unwrap();
+        let mut arena = Arena::take(2 * region_bytes::<u8>(tile) + ActBuf::bytes(auto, n_tok, n_cols, true)).unwrap();
         Bench {
             pool: Pool::new(2).unwrap(),
             tiles: vec![arena.carve(tile), arena.carve(tile)],

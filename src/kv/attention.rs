@@ -14,7 +14,7 @@ use super::cache::KvCache;
 use super::policy::Policy;
 use crate::kernels::kv_rows::RowType;
 use crate::kernels::{Attend, CHUNK, Kernels, Partial, Rows, weights_len};
-use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 
 /// What decides the size of the room.
@@ -94,13 +94,6 @@ impl AttendShape {
     /// Tokens of a part. Where they are counted it decides the order of sums, so the batch at hand must not matter.
     fn part(&self, n_tok: usize) -> usize {
         if self.counts { self.n_batch.div_ceil(PARTS) } else { n_tok.div_ceil(PARTS) }
-    }
-
-    pub fn bytes(&self) -> usize {
-        let floats = [self.wide_len, self.partial_len(), TILE * 2 * self.n_q].into_iter().chain(self.seen_len());
-        let thread = region_bytes::<u32>(self.n_slot) + floats.map(region_bytes::<f32>).sum::<usize>();
-        let split = self.n_head_kv * self.n_chunks() * self.split_len();
-        self.n_threads * thread + region_bytes::<f32>(split) + region_bytes::<f32>(PARTS * self.given_len())
     }
 }
 

@@ -11,17 +11,17 @@
 //! for each token the slots as they stand at its step (`rows_at`), and `commit` moves what survived into place.
 
 mod anew;
-pub(in crate::kv) mod first;
-pub(in crate::kv) mod rounding;
+mod first;
+mod rounding;
 mod thin;
 
 use super::Pos;
 use super::marks::{Head, HeadMarks};
-use super::policy::{Policy, Protection, Rule};
+use super::policy::{Policy, Rule};
 pub use super::shape::{KvParams, KvShape, Recent};
 use crate::error::{Error, Result};
 pub use crate::kernels::MAX_HEAD_DIM;
-use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 use crate::units::Bytes;
 use first::{First, FirstRow};
@@ -59,8 +59,8 @@ pub struct KvCache {
     /// Position that the next token gets.
     next_pos: Pos,
     n_evicted: u64,
-    budget_bytes: u64,
     arena_bytes: usize,
+    budget_bytes: u64,
     /// `[n_layer][n_head_kv][n_slot]` rows (fewer in layers with a window), then `[n_head_kv][n_batch]` rows of the batch under way.
     keys: Buf<u8>,
     values: Buf<u8>,
@@ -74,35 +74,39 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    pub fn new(shape: KvShape, params: &KvParams) -> Result<KvCache> {
-        let (n_slot, rule) = params.fit(&shape)?;
+    /// Takes the memory of `n_slot` slots, which `KvParams::fit` found for this shape.
+    pub fn new(shape: KvShape, n_slot: usize, rule: Rule, budget_bytes: u64) -> Result<KvCache> {
         let arena_bytes = shape.arena_bytes(n_slot);
-        assert!(arena_bytes as u64 <= params.budget_bytes);
-        let mut arena = Arena::new(arena_bytes).map_err(|e| {
+        assert!(arena_bytes as u64 <= budget_bytes);
+        let mut cache = Arena::fill(|arena| KvCache::carve(arena, &shape, n_slot)).map_err(|e| {
             Error::budget("--kv-budget", format!("the system did not give {} for the arena: {e}", Bytes(arena_bytes as u64)))
         })?;
-        let (slots, batch) = (shape.slots_of(shape.n_layer, n_slot), shape.n_head_kv * shape.n_batch);
-        let rows = slots + batch;
-        let mut cache = KvCache {
-            shape,
-            rule,
+        (cache.rule, cache.arena_bytes, cache.budget_bytes) = (rule, arena_bytes, budget_bytes);
+        cache.clear();
+        Ok(cache)
+    }
+
+    /// Every buffer of the arena.
+    pub(super) fn carve(arena: &mut Arena, shape: &KvShape, n_slot: usize) -> KvCache {
+        let batch = shape.n_head_kv * shape.n_batch;
+        let rows = shape.slots_of(shape.n_layer, n_slot) + batch;
+        KvCache {
+            shape: *shape,
+            rule: Rule::RING,
             n_slot,
             n_live: 0,
             whole: Whole::default(),
             next_pos: 0,
             n_evicted: 0,
-            budget_bytes: params.budget_bytes,
-            arena_bytes,
+            arena_bytes: 0,
+            budget_bytes: 0,
             keys: arena.carve(rows * shape.k_bytes()),
             values: arena.carve(rows * shape.v_bytes()),
             taken: arena.carve(batch),
-            marks: HeadMarks::carve(&mut arena, &shape, n_slot),
-            roundings: Roundings::carve(&mut arena, &shape),
-            first: First::carve(&mut arena, &shape),
-        };
-        assert_eq!(arena.used(), arena_bytes);
-        cache.clear();
-        Ok(cache)
+            marks: HeadMarks::carve(arena, shape, n_slot),
+            roundings: Roundings::carve(arena, shape),
+            first: First::carve(arena, shape),
+        }
     }
 
     pub fn shape(&self) -> &KvShape {
@@ -196,7 +200,7 @@ impl KvCache {
     /// Who goes in a layer: the policy's victim; in one with a window the oldest entry, which no later token sees.
     fn rule(&self, layer: usize) -> Rule {
         match self.is_ring(layer) {
-            true => Rule { policy: Policy::Window, protect: Protection::default(), n_rare: 0 },
+            true => Rule::RING,
             false => self.rule,
         }
     }
@@ -418,10 +422,6 @@ pub struct RenumberScratch {
 }
 
 impl RenumberScratch {
-    pub fn bytes(n_slot: usize, head_dim: usize) -> usize {
-        region_bytes::<u32>(n_slot) + 2 * region_bytes::<f32>(head_dim)
-    }
-
     pub fn carve(arena: &mut Arena, n_slot: usize, head_dim: usize) -> Self {
         RenumberScratch { order: arena.carve(n_slot), key: arena.carve(head_dim), angles: arena.carve(head_dim) }
     }
@@ -442,7 +442,7 @@ fn copy_row(shape: &KvShape, keys: &mut [u8], values: &mut [u8], from: usize, to
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::kv::policy::Marks;
     use crate::kv::types::KvType;
@@ -450,6 +450,11 @@ mod tests {
     /// One layer, one head, as many slots as positions unless told otherwise. A token's number is its key's norm, so that it can be known again.
     pub(super) fn cache(n_ctx: usize, sinks: u32, recent: Recent) -> (KvCache, Pool, Vec<RenumberScratch>) {
         cache_of(n_ctx, n_ctx, sinks, recent)
+    }
+
+    pub(in crate::kv) fn cache_for(shape: KvShape, params: &KvParams) -> KvCache {
+        let (n_slot, rule) = params.fit(&shape).unwrap();
+        KvCache::new(shape, n_slot, rule, params.budget_bytes).unwrap()
     }
 
     fn cache_of(n_slot: usize, n_ctx: usize, sinks: u32, recent: Recent) -> (KvCache, Pool, Vec<RenumberScratch>) {
@@ -474,9 +479,8 @@ mod tests {
             rare: None,
             pool: None,
         };
-        let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, 8)).unwrap();
-        let scratch = vec![RenumberScratch::carve(&mut arena, n_ctx, 8)];
-        (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap(), scratch)
+        let scratch = vec![Arena::fill(|arena| RenumberScratch::carve(arena, n_ctx, 8)).unwrap()];
+        (cache_for(shape, &params), Pool::new(1).unwrap(), scratch)
     }
 
     /// One layer, one head of 64 elements, eight slots or so for 64 positions; the oldest goes.
@@ -486,9 +490,8 @@ mod tests {
             KvShape { n_layer: 1, n_head_kv: 1, head_dim, n_batch: 1, n_ctx, window: None, k_type, v_type, capped: false, marks };
         let (budget_bytes, policy, recent) = (shape.arena_bytes(8) as u64, Policy::Window, Some(Recent::Tokens(1)));
         let params = KvParams { budget_bytes, policy, sinks, pinned: 0, recent, rare: None, pool: None };
-        let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, head_dim)).unwrap();
-        let scratch = RenumberScratch::carve(&mut arena, n_ctx, head_dim);
-        (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap(), scratch)
+        let scratch = Arena::fill(|arena| RenumberScratch::carve(arena, n_ctx, head_dim)).unwrap();
+        (cache_for(shape, &params), Pool::new(1).unwrap(), scratch)
     }
 
     pub(super) fn feed(cache: &mut KvCache, pool: &mut Pool, scratch: &mut [RenumberScratch], token: usize) {

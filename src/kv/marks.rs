@@ -8,7 +8,7 @@ use super::policy::{Entering, Marks, Policy, Rule, urge};
 use super::shape::KvShape;
 use super::victim::{Entries, NO_LIMIT, victim};
 use crate::kernels::portable::exp;
-use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::arena::{Arena, Buf};
 
 /// Tokens that means look back upon, at most: sums of so many f32 lose nothing, and a stream may change its subject.
 const MEMORY: u64 = 4096;
@@ -72,42 +72,22 @@ pub struct HeadMarks {
     limits: Buf<i32>,
 }
 
-/// Lengths of the buffers, in the order of the fields; each element takes four bytes.
-fn lengths(shape: &KvShape, n_slot: usize) -> [usize; 9] {
-    let (slots, heads, m) = (shape.slots_of(shape.n_layer, n_slot), shape.n_heads(), shape.marks);
-    let if_so = |wanted: bool, n: usize| if wanted { n } else { 0 };
-    [
-        slots,
-        slots,
-        if_so(m.common, slots),
-        if_so(m.received, slots),
-        if_so(m.direction, heads * shape.head_dim),
-        2 * heads * m.pool,
-        heads * m.pool,
-        2 * shape.n_head_kv * shape.n_batch,
-        if_so(m.reserve, heads),
-    ]
-}
-
 impl HeadMarks {
-    pub fn bytes(shape: &KvShape, n_slot: usize) -> usize {
-        lengths(shape, n_slot).into_iter().map(region_bytes::<f32>).sum()
-    }
-
     pub fn carve(arena: &mut Arena, shape: &KvShape, n_slot: usize) -> Self {
-        let [positions, scores, common, received, mean, latest, latest_slots, entering, limits] = lengths(shape, n_slot);
+        let (slots, heads, m) = (shape.slots_of(shape.n_layer, n_slot), shape.n_heads(), shape.marks);
+        let if_so = |wanted: bool, n: usize| if wanted { n } else { 0 };
         HeadMarks {
             n_slot,
-            ageing: Ageing { unit_at: 0, half_life: shape.marks.half_life as u64 * n_slot as u64 },
-            positions: arena.carve(positions),
-            scores: arena.carve(scores),
-            common: arena.carve(common),
-            received: arena.carve(received),
-            mean: arena.carve(mean),
-            latest: arena.carve(latest),
-            latest_slots: arena.carve(latest_slots),
-            entering: arena.carve(entering),
-            limits: arena.carve(limits),
+            ageing: Ageing { unit_at: 0, half_life: m.half_life as u64 * n_slot as u64 },
+            positions: arena.carve(slots),
+            scores: arena.carve(slots),
+            common: arena.carve(if_so(m.common, slots)),
+            received: arena.carve(if_so(m.received, slots)),
+            mean: arena.carve(if_so(m.direction, heads * shape.head_dim)),
+            latest: arena.carve(2 * heads * m.pool),
+            latest_slots: arena.carve(heads * m.pool),
+            entering: arena.carve(2 * shape.n_head_kv * shape.n_batch),
+            limits: arena.carve(if_so(m.reserve, heads)),
         }
     }
 

@@ -214,6 +214,11 @@ pub struct Rule {
     pub n_rare: usize,
 }
 
+impl Rule {
+    /// Of a layer with a window: the oldest entry goes, which no later token sees.
+    pub const RING: Rule = Rule { policy: Policy::Window, protect: Protection { sinks: 0, recent: 0 }, n_rare: 0 };
+}
+
 impl FromStr for Policy {
     type Err = String;
 

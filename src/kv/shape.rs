@@ -2,14 +2,12 @@
 //! message where it gives too few. Everything here is computed before any memory is taken.
 
 use super::Pos;
-use super::cache::first::First;
-use super::cache::rounding::Roundings;
-use super::marks::HeadMarks;
+use super::cache::KvCache;
 use super::policy::{Marks, Policy, Protection, Rule};
 use super::types::{KvType, both_names};
 use super::window::Window;
 use crate::error::{Error, Result};
-use crate::mem::arena::region_bytes;
+use crate::mem::arena::Arena;
 use crate::units::{Bytes, percent};
 
 /// Types of keys and of values that are tried where the user names none, the most exact first. What each costs in perplexity
@@ -93,16 +91,11 @@ impl KvShape {
         self.k_bytes() + self.v_bytes() + marks
     }
 
-    /// All bytes of an arena of `n_slot` slots, the rows of one batch included.
+    /// All bytes of an arena of `n_slot` slots, the rows of one batch included: what `KvCache` carves.
     pub fn arena_bytes(&self, n_slot: usize) -> usize {
-        let slots = self.slots_of(self.n_layer, n_slot);
-        let rows = slots + self.n_head_kv * self.n_batch;
-        region_bytes::<u8>(rows * self.k_bytes())
-            + region_bytes::<u8>(rows * self.v_bytes())
-            + region_bytes::<u32>(self.n_head_kv * self.n_batch)
-            + HeadMarks::bytes(self, n_slot)
-            + Roundings::bytes(self)
-            + First::bytes(self)
+        let mut arena = Arena::measure();
+        KvCache::carve(&mut arena, self, n_slot);
+        arena.used()
     }
 
     /// What the first `n_layer` layers take beyond `n_slot` slots if they keep `n_tok` tokens.

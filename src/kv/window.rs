@@ -41,6 +41,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::cache::tests::cache_for;
     use crate::kv::cache::{KvCache, KvParams, KvShape, Recent, RenumberScratch};
     use crate::kv::policy::{Marks, Policy};
     use crate::kv::types::KvType;
@@ -112,10 +113,9 @@ mod tests {
                 rare: None,
                 pool: None,
             };
-            let mut cache = KvCache::new(shape, &params).unwrap();
+            let mut cache = cache_for(shape, &params);
             let (n_slot, mut pool) = (cache.n_slot(), Pool::new(1).unwrap());
-            let mut arena = Arena::new(RenumberScratch::bytes(n_ctx, 8)).unwrap();
-            let mut scratch = [RenumberScratch::carve(&mut arena, n_ctx, 8)];
+            let mut scratch = [Arena::fill(|arena| RenumberScratch::carve(arena, n_ctx, 8)).unwrap()];
             let (mut table, mut done, mut thinned) = (vec![0; n_slot], 0, false);
             while done < 150 {
                 let n = 1 + done % n_batch;
@@ -182,7 +182,7 @@ mod tests {
             rare: None,
             pool: None,
         };
-        let (mut cache, mut pool) = (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap());
+        let (mut cache, mut pool) = (cache_for(shape, &params), Pool::new(1).unwrap());
         for _ in 0..8 {
             cache.admit(4).unwrap();
             (0..N_LAYER).for_each(|layer| {

@@ -1,7 +1,8 @@
 //! One block of anonymous memory, taken from the system once, made resident at once, and carved into typed buffers.
 //!
-//! Nothing is ever given back to the block and nothing grows: a `Buf` is a slice whose length was decided by a plan.
-//! Carving more than the block holds is a mistake of ours and panics; the plan was checked before.
+//! The same carving runs on two arenas: one that measures, which counts bytes and hands out empty buffers, and one that
+//! takes memory. So what a plan shows is what is taken, by construction. Nothing is ever given back to the block and nothing
+//! grows; carving more than the block holds is a mistake of ours and panics.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -36,42 +37,72 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for f32 {}
 
 pub struct Arena {
-    block: Arc<MmapMut>,
+    /// `None` in an arena that measures.
+    block: Option<Arc<MmapMut>>,
     base: *mut u8,
     bytes: usize,
     used: usize,
+    parts: Vec<(&'static str, usize)>,
 }
 
 impl Arena {
+    /// An arena that counts what is carved from it and hands out empty buffers.
+    pub const fn measure() -> Self {
+        Arena { block: None, base: std::ptr::null_mut(), bytes: usize::MAX, used: 0, parts: Vec::new() }
+    }
+
     /// Takes `bytes` from the system and touches every page, so that resident memory does not grow later.
-    pub fn new(bytes: usize) -> std::io::Result<Self> {
+    pub fn take(bytes: usize) -> std::io::Result<Self> {
         let mut block = MmapOptions::new().len(bytes.max(ALIGN)).populate().map_anon()?;
         // `populate` is a wish; writing is a fact.
         for page in block.chunks_mut(4096) {
             page[0] = 0;
         }
         let base = block.as_mut_ptr();
-        Ok(Arena { block: Arc::new(block), base, bytes, used: 0 })
+        Ok(Arena { block: Some(Arc::new(block)), base, bytes, used: 0, parts: Vec::new() })
     }
 
-    /// The next `n` elements, zeroed.
+    /// Measures what `carve` carves, takes as much, and carves it.
+    pub fn fill<T>(carve: impl Fn(&mut Arena) -> T) -> std::io::Result<T> {
+        let mut measured = Arena::measure();
+        carve(&mut measured);
+        let mut arena = Arena::take(measured.used)?;
+        let carved = carve(&mut arena);
+        assert!(arena.used == measured.used && arena.parts == measured.parts, "what was taken is what was measured");
+        Ok(carved)
+    }
+
+    /// The next `n` elements, zeroed; none where nothing but their bytes is asked.
     pub fn carve<T: Plain>(&mut self, n: usize) -> Buf<T> {
         let bytes = region_bytes::<T>(n);
         assert!(
-            self.used + bytes <= self.bytes,
+            bytes <= self.bytes - self.used,
             "arena of {} bytes has no room for {bytes} more after {}",
             self.bytes,
             self.used
         );
-        // SAFETY: `used + bytes <= self.bytes`, so the pointer stays inside the block; it is ALIGN-aligned because the
-        // mapping is page-aligned and every region is a multiple of ALIGN.
-        let start = unsafe { self.base.add(self.used) }.cast::<T>();
+        let at = self.used;
         self.used += bytes;
-        Buf { start, len: n, _block: self.block.clone(), _owns: PhantomData }
+        if let Some((_, part_bytes)) = self.parts.last_mut() {
+            *part_bytes += bytes;
+        }
+        let Some(block) = &self.block else {
+            return Buf { start: std::ptr::dangling_mut(), len: 0, _block: None, _owns: PhantomData };
+        };
+        // SAFETY: `at + bytes <= self.bytes`, so the pointer stays inside the block; it is ALIGN-aligned because the
+        // mapping is page-aligned and every region is a multiple of ALIGN.
+        let start = unsafe { self.base.add(at) }.cast::<T>();
+        Buf { start, len: n, _block: Some(block.clone()), _owns: PhantomData }
     }
 
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// What is carved from here on belongs to the line `name` of the plan.
+    pub fn begin_part(&mut self, name: &'static str) {
+        self.parts.push((name, 0));
+    }
+
+    /// The parts that were begun, in order, and their bytes.
+    pub fn parts(&self) -> &[(&'static str, usize)] {
+        &self.parts
     }
 
     pub fn used(&self) -> usize {
@@ -83,7 +114,7 @@ impl Arena {
 pub struct Buf<T> {
     start: *mut T,
     len: usize,
-    _block: Arc<MmapMut>,
+    _block: Option<Arc<MmapMut>>,
     _owns: PhantomData<T>,
 }
 
@@ -95,7 +126,7 @@ unsafe impl<T: Plain> Sync for Buf<T> {}
 impl<T> Deref for Buf<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `carve` checked the range; memory is initialised (zeroed by the system) and T is Plain.
+        // SAFETY: `carve` checked the range, or it is empty and aligned; memory is initialised (zeroed by the system) and T is Plain.
         unsafe { std::slice::from_raw_parts(self.start, self.len) }
     }
 }
@@ -113,22 +144,28 @@ mod tests {
 
     #[test]
     fn carved_buffers_are_disjoint_aligned_and_zeroed() {
-        let mut arena = Arena::new(region_bytes::<f32>(5) + region_bytes::<u8>(1) + region_bytes::<i8>(64)).unwrap();
-        let mut a = arena.carve::<f32>(5);
-        let mut b = arena.carve::<u8>(1);
-        let c = arena.carve::<i8>(64);
-        assert_eq!(arena.used(), arena.bytes());
+        let carve = |arena: &mut Arena| (arena.carve::<f32>(5), arena.carve::<u8>(1), arena.carve::<i8>(64));
+        let (mut a, mut b, c) = Arena::fill(carve).unwrap();
         a.fill(f32::NAN);
         b[0] = 7;
-        drop(arena);
         drop(a);
         assert_eq!((b[0], &c[..]), (7, &[0i8; 64][..]));
         assert_eq!((b.as_ptr() as usize % ALIGN, c.as_ptr() as usize % ALIGN), (0, 0));
     }
 
     #[test]
+    fn an_arena_that_measures_counts_by_part_and_gives_nothing() {
+        let mut arena = Arena::measure();
+        assert!(arena.carve::<f32>(17).is_empty());
+        arena.begin_part("one");
+        (0..2).for_each(|_| drop(arena.carve::<u8>(1)));
+        arena.begin_part("none");
+        assert_eq!((arena.used(), arena.parts()), (256, &[("one", 128), ("none", 0)][..]));
+    }
+
+    #[test]
     #[should_panic(expected = "no room")]
     fn carving_past_the_end_is_our_mistake() {
-        Arena::new(64).unwrap().carve::<f32>(17);
+        Arena::take(64).unwrap().carve::<f32>(17);
     }
 }

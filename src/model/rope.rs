@@ -5,7 +5,7 @@
 use crate::kernels::RopeOrder;
 use crate::kv::Pos;
 use crate::kv::window::Window;
-use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::arena::{Arena, Buf};
 
 use super::config::{Config, RopeConfig, RopeScaling};
 
@@ -128,11 +128,6 @@ pub struct Angles {
 }
 
 impl Angles {
-    pub fn bytes(config: &Config, n_batch: usize) -> usize {
-        let n_ropes = if config.local_rope.is_some() { 2 } else { 1 };
-        n_ropes * region_bytes::<f32>(n_batch * config.rope.n_rot)
-    }
-
     pub fn carve(arena: &mut Arena, config: &Config, n_batch: usize) -> Self {
         let mut one = || arena.carve(n_batch * config.rope.n_rot);
         Angles { global: one(), local: config.local_rope.as_ref().map(|_| one()) }

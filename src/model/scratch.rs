@@ -3,7 +3,7 @@
 use crate::kernels::{ActBuf, Kernels, tile_bytes};
 use crate::kv::attention::{AttendRoom, AttendShape};
 use crate::kv::cache::RenumberScratch;
-use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::arena::{Arena, Buf};
 use crate::mem::plan::Plan;
 
 use super::config::Config;
@@ -46,62 +46,36 @@ pub struct Scratch {
     pub convs: Option<ShortConvs>,
 }
 
-/// One place that knows all sizes: `plan` adds them up, `carve` takes them.
-struct Sizes {
-    tile: usize,
-    attend: AttendShape,
-}
-
-impl Sizes {
-    fn of(c: &Config, s: &ScratchShape) -> Sizes {
+impl Scratch {
+    pub fn carve(arena: &mut Arena, c: &Config, s: &ScratchShape) -> Scratch {
         let &ScratchShape { n_batch, n_slot, n_threads, counts_attention: counts, kernels, .. } = s;
+        arena.begin_part("activations");
+        let mut rows = |n: usize| arena.carve(n_batch * n);
+        let [x, x_norm, proj] = [c.n_embd; 3].map(&mut rows);
+        let [q, mixed] = [c.q_dim(); 2].map(&mut rows);
+        let [k, v] = [c.kv_dim(); 2].map(&mut rows);
+        let [gate, up] = [c.n_ff; 2].map(&mut rows);
+        let angles = Angles::carve(arena, c, n_batch);
+        arena.begin_part("quantised activations");
+        let acts = ActBuf::carve(kernels, arena, n_batch, c.max_cols(), s.has_halves);
+        arena.begin_part("logits");
+        let logits = arena.carve(s.n_logits * c.n_vocab);
+        arena.begin_part("weight tiles");
+        let tiles = (0..n_threads).map(|_| arena.carve(tile_bytes(c.max_cols(), s.has_float))).collect();
+        arena.begin_part("attention scratch");
         let (n_head_kv, n_q, head_dim) = (c.n_head_kv, c.n_head / c.n_head_kv, c.head_dim);
         let wide_len = kernels.wide_len(head_dim);
         let attend = AttendShape { n_slot, n_batch, n_threads, n_head_kv, n_q, head_dim, counts, wide_len };
-        Sizes { tile: tile_bytes(c.max_cols(), s.has_float), attend }
+        let attend = AttendRoom::carve(arena, attend);
+        let renumber = (0..n_threads).map(|_| RenumberScratch::carve(arena, n_slot, head_dim)).collect();
+        let convs = ShortConvs::carve(arena, c, n_batch);
+        Scratch { x, x_norm, q, k, v, mixed, proj, gate, up, acts, angles, logits, tiles, attend, renumber, convs }
     }
-}
 
-impl Scratch {
+    /// A line for each part that `carve` begins.
     pub fn plan(c: &Config, s: &ScratchShape, plan: &mut Plan) {
-        let sizes = Sizes::of(c, s);
-        let activations: usize = [c.n_embd, c.n_embd, c.n_embd, c.q_dim(), c.q_dim(), c.kv_dim(), c.kv_dim(), c.n_ff, c.n_ff]
-            .iter()
-            .map(|n| region_bytes::<f32>(s.n_batch * n))
-            .sum();
-        plan.private("activations", activations + Angles::bytes(c, s.n_batch));
-        plan.private("quantised activations", ActBuf::bytes(s.kernels, s.n_batch, c.max_cols(), s.has_halves));
-        plan.private("logits", region_bytes::<f32>(s.n_logits * c.n_vocab));
-        plan.private("weight tiles", s.n_threads * region_bytes::<u8>(sizes.tile));
-        let renumber = RenumberScratch::bytes(s.n_slot, c.head_dim);
-        plan.private("attention scratch", sizes.attend.bytes() + s.n_threads * renumber);
-        ShortConvs::plan(c, s.n_batch, plan);
-    }
-
-    pub fn new(c: &Config, s: &ScratchShape) -> std::io::Result<Scratch> {
-        let sizes = Sizes::of(c, s);
-        let mut plan = Plan::default();
-        Scratch::plan(c, s, &mut plan);
-        let mut arena = Arena::new(plan.private_bytes() as usize)?;
-        let b = s.n_batch;
-        let scratch = Scratch {
-            x: arena.carve(b * c.n_embd),
-            x_norm: arena.carve(b * c.n_embd),
-            q: arena.carve(b * c.q_dim()),
-            k: arena.carve(b * c.kv_dim()),
-            v: arena.carve(b * c.kv_dim()),
-            mixed: arena.carve(b * c.q_dim()),
-            proj: arena.carve(b * c.n_embd),
-            gate: arena.carve(b * c.n_ff),
-            up: arena.carve(b * c.n_ff),
-            acts: ActBuf::carve(s.kernels, &mut arena, b, c.max_cols(), s.has_halves),
-            angles: Angles::carve(&mut arena, c, b),
-            logits: arena.carve(s.n_logits * c.n_vocab),
-            tiles: (0..s.n_threads).map(|_| arena.carve(sizes.tile)).collect(),
-            attend: AttendRoom::carve(&mut arena, sizes.attend),
-            convs: ShortConvs::carve(&mut arena, c, b),
-            renumber: (0..s.n_threads).map(|_| RenumberScratch::carve(&mut arena, s.n_slot, c.head_dim)).collect(),
-        };
-        Ok(scratch)
+        let mut arena = Arena::measure();
+        Scratch::carve(&mut arena, c, s);
+        arena.parts().iter().for_each(|&(name, bytes)| plan.private(name, bytes));
     }
 }

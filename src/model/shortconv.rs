@@ -11,8 +11,7 @@
 //! in order, plain multiplications and additions, the same on every CPU.
 
 use crate::kernels::{Acts, Kernels, Product};
-use crate::mem::arena::{Arena, Buf, region_bytes};
-use crate::mem::plan::Plan;
+use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 
 use super::config::Config;
@@ -30,21 +29,13 @@ pub struct ShortConvs {
 
 impl ShortConvs {
     /// `None` for a model without convolutions.
-    fn sizes(c: &Config, n_batch: usize) -> Option<[usize; 4]> {
-        let past = c.conv.as_ref()?.n_tap - 1;
-        Some([c.n_conv_layer() * past * c.n_embd, n_batch * c.n_embd, n_batch * c.n_embd, (past + n_batch) * c.n_embd])
-    }
-
-    pub fn plan(c: &Config, n_batch: usize, plan: &mut Plan) {
-        if let Some([state, room @ ..]) = Self::sizes(c, n_batch) {
-            plan.private("convolution state", region_bytes::<f32>(state));
-            plan.private("convolution scratch", room.into_iter().map(region_bytes::<f32>).sum());
-        }
-    }
-
     pub fn carve(arena: &mut Arena, c: &Config, n_batch: usize) -> Option<ShortConvs> {
-        let [state, gate_in, gate_out, rows] = Self::sizes(c, n_batch)?.map(|n| arena.carve(n));
-        Some(ShortConvs { n_embd: c.n_embd, n_tap: c.conv.as_ref()?.n_tap, state, gate_in, gate_out, rows })
+        let (n_tap, n_embd) = (c.conv.as_ref()?.n_tap, c.n_embd);
+        arena.begin_part("convolution state");
+        let state = arena.carve(c.n_conv_layer() * (n_tap - 1) * n_embd);
+        arena.begin_part("convolution scratch");
+        let [gate_in, gate_out] = [(); 2].map(|()| arena.carve(n_batch * n_embd));
+        Some(ShortConvs { n_embd, n_tap, state, gate_in, gate_out, rows: arena.carve((n_tap - 1 + n_batch) * n_embd) })
     }
 
     /// Forgets the stream.

@@ -182,7 +182,7 @@ impl<'a> Binder<'a> {
         if norm_bytes as u64 > file.file_bytes() {
             return Err(Error::unsupported(file.path(), "the metadata names more layers than the file can hold"));
         }
-        let norms = Arena::new(norm_bytes).map_err(|e| Error::io(file.path(), e))?;
+        let norms = Arena::take(norm_bytes).map_err(|e| Error::io(file.path(), e))?;
         Ok(Binder { file, norms, used: vec![false; file.tensors().len()] })
     }
 

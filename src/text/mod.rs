@@ -16,5 +16,5 @@ pub mod utf8_stream;
 
 pub use sampler::{Sampler, SamplerParams, greedy, top_logprobs};
 pub use template::{ChatTemplate, Message};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Piece, Tokenizer};
 pub use utf8_stream::Utf8Stream;

@@ -6,6 +6,7 @@
 //! flows. The bytes of all tokens lie in one table.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::bpe::{Bpe, Room};
 use super::library_bpe::LibraryBpe;
@@ -135,6 +136,14 @@ struct Special {
     user_defined: bool,
     /// Swallows the white space behind it.
     strips: bool,
+}
+
+/// A part of a text: whether control tokens that are written out in it become those tokens (a template's own marks), or are text
+/// like any other (what a user says). Tokens that the file calls user-defined are matched in both.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece<'a> {
+    pub text: &'a str,
+    pub parse_special: bool,
 }
 
 /// How text between special tokens becomes ids.
@@ -318,6 +327,35 @@ impl Tokenizer {
     /// template. `add_special`: the model's beginning and end tokens are added where its file asks for them and the text does not
     /// have them already.
     pub fn encode(&self, text: &str, parse_special: bool, add_special: bool) -> Result<Vec<u32>> {
+        self.encode_pieces(&[Piece { text, parse_special }], add_special)
+    }
+
+    /// The ids of the pieces as one text. Control tokens are matched only where they lie wholly in pieces whose special tokens
+    /// are parsed, which may be several in a row; words and merges reach across pieces.
+    pub fn encode_pieces(&self, pieces: &[Piece<'_>], add_special: bool) -> Result<Vec<u32>> {
+        let mut trusted: Vec<Range<usize>> = Vec::new();
+        let mut n_bytes = 0;
+        for piece in pieces {
+            let range = n_bytes..n_bytes + piece.text.len();
+            n_bytes = range.end;
+            match trusted.last_mut() {
+                _ if !piece.parse_special || range.is_empty() => {}
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => trusted.push(range),
+            }
+        }
+        match pieces {
+            [piece] => self.encode_trusting(piece.text, &trusted, add_special),
+            _ => {
+                let mut text = String::with_capacity(n_bytes);
+                pieces.iter().for_each(|piece| text.push_str(piece.text));
+                self.encode_trusting(&text, &trusted, add_special)
+            }
+        }
+    }
+
+    /// `trusted`: where control tokens may be matched, in order and apart.
+    fn encode_trusting(&self, text: &str, trusted: &[Range<usize>], add_special: bool) -> Result<Vec<u32>> {
         // About four bytes a token in prose.
         let mut ids = Vec::with_capacity(text.len() / 4 + 2);
         if let Some(bos) = self.bos.filter(|_| add_special && self.add_bos) {
@@ -325,7 +363,7 @@ impl Tokenizer {
         }
         // Where the text behind the last special token begins, and whether there is no other text before it.
         let (mut done, mut opens) = (0, true);
-        for (start, place) in self.find_specials(text, parse_special) {
+        for (start, place) in self.find_specials(text, trusted) {
             let special = &self.specials[place];
             self.encode_plain(text.get(done..start).unwrap_or(""), opens, &mut ids)?;
             done = start + special.text.len();
@@ -347,12 +385,17 @@ impl Tokenizer {
 
     /// Where special tokens stand in the text, by start, with their place in `specials`. A longer one claims its text before a
     /// shorter, an earlier before a later of the same.
-    fn find_specials(&self, text: &str, parse_special: bool) -> BTreeMap<usize, usize> {
+    fn find_specials(&self, text: &str, trusted: &[Range<usize>]) -> BTreeMap<usize, usize> {
         let bytes = text.as_bytes();
+        let is_trusted = |start: usize, end: usize| {
+            trusted.get(trusted.partition_point(|range| range.end < end)).is_some_and(|range| range.start <= start)
+        };
         let mut found = Vec::new();
         for start in (0..bytes.len()).filter(|at| self.special_starts[bytes[*at] as usize]) {
             for (place, special) in self.specials.iter().enumerate() {
-                if (parse_special || special.user_defined) && bytes[start..].starts_with(special.text.as_bytes()) {
+                if bytes[start..].starts_with(special.text.as_bytes())
+                    && (special.user_defined || is_trusted(start, start + special.text.len()))
+                {
                     found.push((place, start));
                 }
             }

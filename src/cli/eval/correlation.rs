@@ -94,7 +94,7 @@ pub fn run(args: CorrelationArgs) -> Result<u8> {
         Ok(())
     };
     let opened = budget_opened(&args.text.model, Budget::Full, Policy::Off, args.text.ctx, args.text.ctx, 1, plan)?;
-    let mut session = Session::new(opened.model, &opened.params)?;
+    let mut session = Session::new(opened.model, &opened.layout)?;
     check_tokens(&session, &tokens)?;
     interrupt.defer();
     let bar = progress::tokens("full cache".into(), windows.len() * args.text.ctx);

@@ -189,7 +189,7 @@ impl Eval<'_> {
 
     fn session(&self, budget: Budget, policy: Policy) -> Result<Session> {
         let opened = self.open(budget, policy)?;
-        let session = Session::new(opened.model, &opened.params)?;
+        let session = Session::new(opened.model, &opened.layout)?;
         check_tokens(&session, self.tokens)?;
         Ok(session)
     }

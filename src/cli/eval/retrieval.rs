@@ -212,7 +212,7 @@ fn measure(
     for run in runs {
         bar.set_message(run.name(tasks[run.task]));
         let (opened, mode, n_slot) = run.open(args, &plan)?;
-        let mut session = Session::new(opened.model, &opened.params)?;
+        let mut session = Session::new(opened.model, &opened.layout)?;
         for place in 0..args.depths {
             let depth = depth_of(place, args.depths);
             let (mut n, mut correct) = (0, 0);

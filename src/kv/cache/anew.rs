@@ -156,6 +156,7 @@ mod tests {
     /// Every other token is the same in all channels, which is no news to LagKV: those go first, once they were rated.
     #[test]
     fn what_is_even_goes_first() {
+        use crate::kv::cache::tests::cache_for;
         use crate::kv::cache::{KvParams, Recent};
         use crate::kv::policy::Marks;
         use crate::kv::types::KvType;
@@ -183,7 +184,7 @@ mod tests {
             rare: None,
             pool: None,
         };
-        let (mut cache, mut pool) = (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap());
+        let (mut cache, mut pool) = (cache_for(shape, &params), Pool::new(1).unwrap());
         let mut rng = fastrand::Rng::with_seed(9);
         for t in 0..260 {
             let row: [f32; 8] = if t % 2 == 1 { [0.1; 8] } else { std::array::from_fn(|_| rng.f32() - 0.5) };

@@ -10,7 +10,7 @@ use crate::kernels::kv_rows::RowType;
 use crate::kv::shape::KvShape;
 use crate::kv::types::KvType;
 use crate::kv::window::Window;
-use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::arena::{Arena, Buf};
 
 pub(in crate::kv) struct First {
     /// `[layers that are no rings][n_head_kv][head_dim]` in f16, in the basis of their types, the keys less what is taken off keys.
@@ -43,10 +43,6 @@ pub(in crate::kv) struct FirstRow<'a> {
 }
 
 impl First {
-    pub fn bytes(shape: &KvShape) -> usize {
-        2 * region_bytes::<u8>(len(shape))
-    }
-
     pub fn carve(arena: &mut Arena, shape: &KvShape) -> Self {
         let row = RowType::F16.row_bytes(shape.head_dim);
         let (window, layer, is_there) = (shape.window, shape.n_head_kv * row, false);
@@ -103,8 +99,8 @@ impl FirstRow<'_> {
 
 #[cfg(test)]
 mod tests {
-    use crate::kv::cache::tests::typed_cache;
-    use crate::kv::cache::{KvCache, KvParams};
+    use crate::kv::cache::KvParams;
+    use crate::kv::cache::tests::{cache_for, typed_cache};
     use crate::kv::policy::{Policy, Rule};
     use crate::kv::types::KvType;
 
@@ -144,7 +140,7 @@ mod tests {
             }
         }
         let (exact, ..) = typed_cache(KvType::F16, KvType::Q8_0, 1);
-        assert!(exact.first(0).is_none() && First::bytes(exact.shape()) == 0);
+        assert!(exact.first(0).is_none() && exact.first.keys.is_empty());
     }
 
     #[test]
@@ -154,8 +150,8 @@ mod tests {
         let layer = 2 * 2 * RowType::F16.row_bytes(shape.head_dim);
         for (global_every, n_unlimited) in [(0, 0), (1, 6), (3, 2), (6, 1)] {
             let shape = KvShape { window: Some(Window { n_tok: 16, global_every }), ..shape };
-            assert_eq!(First::bytes(&shape), n_unlimited * layer);
-            let mut first = First::carve(&mut Arena::new(First::bytes(&shape).max(1)).unwrap(), &shape);
+            let mut first = Arena::fill(|arena| First::carve(arena, &shape)).unwrap();
+            assert_eq!(first.keys.len() + first.values.len(), n_unlimited * layer);
             first.clear(true);
             for layer in 0..6 {
                 let is_there = shape.window.is_some_and(|window| !window.limits(layer));
@@ -172,6 +168,6 @@ mod tests {
             rare: None,
             pool: None,
         };
-        assert!(KvCache::new(shape, &params).unwrap().first(5).is_some());
+        assert!(cache_for(shape, &params).first(5).is_some());
     }
 }

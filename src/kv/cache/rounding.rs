@@ -16,7 +16,7 @@ use super::{KvCache, MAX_HEAD_DIM, RenumberScratch};
 use crate::kernels::kv_rows::RowType;
 use crate::kv::shape::KvShape;
 use crate::kv::types::KvType;
-use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::arena::{Arena, Buf};
 
 /// Tokens from which is learned how to round.
 pub const SEEN: usize = 64;
@@ -77,21 +77,12 @@ pub(in crate::kv) struct Roundings {
     head_dim: usize,
 }
 
-/// Floats of `centres` and of `asked`; none where keys are stored exactly.
-fn lengths(shape: &KvShape) -> [usize; 2] {
-    let turned = if shape.k_type.is_turned() { shape.n_heads() * shape.head_dim } else { 0 };
-    [if shape.capped { 0 } else { turned }, turned]
-}
-
 impl Roundings {
-    pub fn bytes(shape: &KvShape) -> usize {
-        lengths(shape).into_iter().map(region_bytes::<f32>).sum()
-    }
-
     pub fn carve(arena: &mut Arena, shape: &KvShape) -> Self {
-        let [centres, asked] = lengths(shape);
-        let (centres, asked) = (arena.carve(centres), arena.carve(asked));
-        Roundings { centres, asked, is_fixed: false, head_dim: shape.head_dim }
+        // None where keys are stored exactly.
+        let turned = if shape.k_type.is_turned() { shape.n_heads() * shape.head_dim } else { 0 };
+        let centres = arena.carve(if shape.capped { 0 } else { turned });
+        Roundings { centres, asked: arena.carve(turned), is_fixed: false, head_dim: shape.head_dim }
     }
 
     pub fn clear(&mut self) {
@@ -195,6 +186,7 @@ impl KvCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::cache::tests::cache_for;
     use crate::kv::cache::{KvParams, Recent};
     use crate::kv::policy::{Marks, Policy};
     use crate::mem::arena::Arena;
@@ -215,9 +207,8 @@ mod tests {
         let (budget_bytes, policy) = (shape.arena_bytes(120) as u64, Policy::Window);
         let params =
             KvParams { budget_bytes, policy, sinks: 1, pinned: 0, recent: Some(Recent::Tokens(1)), rare: None, pool: None };
-        let (mut cache, mut pool) = (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap());
-        let mut arena = Arena::new(RenumberScratch::bytes(128, DIM)).unwrap();
-        let mut scratch = RenumberScratch::carve(&mut arena, 128, DIM);
+        let (mut cache, mut pool) = (cache_for(shape, &params), Pool::new(1).unwrap());
+        let mut scratch = Arena::fill(|arena| RenumberScratch::carve(arena, 128, DIM)).unwrap();
         let mut rng = fastrand::Rng::with_seed(3);
         // What keys have in common is larger than what they differ in.
         let common: Vec<f32> = (0..DIM).map(|_| 8.0 * (rng.f32() - 0.5)).collect();

@@ -86,7 +86,7 @@ fn last_to_go<'a>(head: &Head, now: Pos, n_keep: usize, order: &'a mut [u32]) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::cache::tests::{cache, feed};
+    use crate::kv::cache::tests::{cache, cache_for, feed};
     use crate::kv::cache::{KvParams, KvShape, Recent};
     use crate::kv::policy::{Marks, Policy};
     use crate::kv::shape::Share;
@@ -176,10 +176,9 @@ mod tests {
             marks,
         };
         params.budget_bytes = shape.arena_bytes(48) as u64;
-        let (mut cache, mut pool) = (KvCache::new(shape, &params).unwrap(), Pool::new(1).unwrap());
+        let (mut cache, mut pool) = (cache_for(shape, &params), Pool::new(1).unwrap());
         (0..40).for_each(|_| enter(&mut cache, &mut pool, rng));
-        let mut arena = Arena::new(RenumberScratch::bytes(64, 8)).unwrap();
-        (cache, vec![RenumberScratch::carve(&mut arena, 64, 8)])
+        (cache, vec![Arena::fill(|arena| RenumberScratch::carve(arena, 64, 8)).unwrap()])
     }
 
     /// One more token.

@@ -74,7 +74,9 @@ pub fn model(path: &Path) -> Model {
 }
 
 pub fn session(path: &Path, params: &SessionParams) -> Session {
-    Session::new(model(path), params).expect("a session")
+    let model = model(path);
+    let layout = params.layout(&model).expect("a layout");
+    Session::new(model, &layout).expect("a session")
 }
 
 /// The bytes that give exactly `n_slot` slots to a session with these parameters.
