@@ -17,7 +17,7 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help build model demo test test-native test-arm lint lint-arm inlined size bench-peer peer-files scorecard results arm-cost cross-image cross-build cross-test clean
+.PHONY: help build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer peer-files scorecard results arm-cost cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -45,6 +45,10 @@ test-arm: model ## all tests for ARM (static), as Raspberry Pi 3, 4, 5 and newer
 		echo "== ARM tests as $$cpu, expecting kernels $$kernels"; \
 		QEMU_CPU=$$cpu LOWKEY_EXPECT_KERNELS=$$kernels $(ARM_CARGO) test $(ARM_TESTS); \
 	done
+
+FUZZ_CASES ?= 25000
+fuzz: ## the program given model files with things wrong at random, under limits of space and time (minutes)
+	LOWKEY_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test --locked --test fuzz_model -- --nocapture
 
 lint: ## formatting and clippy; a warning is an error
 	$(CARGO) fmt --all --check

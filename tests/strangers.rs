@@ -7,7 +7,7 @@ use lowkey::gguf::GgufFile;
 use lowkey::kernels::Kernels;
 use lowkey::kv::types::KvType;
 use lowkey::model::forward::Model;
-use lowkey::session::{Session, SessionParams};
+use lowkey::session::SessionParams;
 use lowkey_test_kit::families::family_model;
 use lowkey_test_kit::gguf_writer::{self as w, GgufWriter, array, take_apart};
 use lowkey_test_kit::{golden, params};
@@ -36,7 +36,8 @@ fn load(path: &TempPath, file: &GgufWriter) -> Result<Model, String> {
 }
 
 fn logits(path: &TempPath, file: &GgufWriter) -> Vec<u32> {
-    let mut session = Session::new(load(path, file).expect("a model"), &params(1 << 20)).expect("a session");
+    load(path, file).expect("a model");
+    let mut session = lowkey_test_kit::session(&path.0, &params(1 << 20));
     let tokens: Vec<u32> = (1..20).collect();
     let logits = session.prefill(&tokens, |_| true).expect("logits").expect("not stopped");
     logits.iter().map(|l| l.to_bits()).collect()
@@ -185,16 +186,46 @@ fn keys_that_change_nothing_are_ignored_and_others_refused() {
     };
     for key in ["ssm.inner_size", "nextn_predict_layers", "expert_count", "a_key_of_tomorrow", "attention.q_lora_rank"] {
         let key = format!("llama.{key}");
-        refused(&path, &with(&|f| drop(f.u32(&key, 7))), &[&key, "use a"]);
+        refused(
+            &path,
+            &with(&|f| {
+                f.u32(&key, 7);
+            }),
+            &[&key, "use a"],
+        );
     }
     for (key, value) in [("logit_scale", 0.5), ("attention.scale", 1.0), ("attention.clamp_kqv", 8.0), ("embedding_scale", 12.0)]
     {
         let key = format!("llama.{key}");
-        refused(&path, &with(&|f| drop(f.f32(&key, value))), &[&key, "not known here"]);
+        refused(
+            &path,
+            &with(&|f| {
+                f.f32(&key, value);
+            }),
+            &[&key, "not known here"],
+        );
     }
-    refused(&path, &with(&|f| drop(f.bool("llama.attention.causal", false))), &["llama.attention.causal", "later tokens"]);
-    refused(&path, &with(&|f| drop(f.bool("llama.use_parallel_residual", true))), &["use_parallel_residual"]);
-    refused(&path, &with(&|f| drop(f.str("llama.rope.scaling.type", "longrope"))), &["llama.rope.scaling.type is 'longrope'"]);
+    refused(
+        &path,
+        &with(&|f| {
+            f.bool("llama.attention.causal", false);
+        }),
+        &["llama.attention.causal", "later tokens"],
+    );
+    refused(
+        &path,
+        &with(&|f| {
+            f.bool("llama.use_parallel_residual", true);
+        }),
+        &["use_parallel_residual"],
+    );
+    refused(
+        &path,
+        &with(&|f| {
+            f.str("llama.rope.scaling.type", "longrope");
+        }),
+        &["llama.rope.scaling.type is 'longrope'"],
+    );
     let mut gemma3 = family("gemma3-q8");
     refused(&path, gemma3.f32("gemma3.final_logit_softcapping", 30.0), &["gemma3.final_logit_softcapping"]);
 }
@@ -224,7 +255,11 @@ fn gguf_files_that_are_no_model_say_what_they_are() {
         change(&mut file);
         file
     };
-    let typed = |ty: &'static str| of(&|f| drop(f.str("general.type", ty)));
+    let typed = |ty: &'static str| {
+        of(&|f| {
+            f.str("general.type", ty);
+        })
+    };
     let arch = |name: &'static str| of(&|f| f.keys[0].2 = w::string(name.as_bytes()));
     let lora = of(&|f| f.tensors.iter_mut().for_each(|t| t.name.push_str(".lora_a")));
     for (file, says) in [
@@ -317,4 +352,28 @@ fn found_by_all(path: &TempPath, label: &str) -> String {
     lines.dedup();
     assert_eq!(lines.len(), 1, "{label}: {lines:?}");
     lines.remove(0)
+}
+
+#[test]
+fn every_command_that_computes_ends_with_the_name_of_a_damaged_tensor() {
+    let path = TempPath::new("commands");
+    let mut file = take_apart("tiny-gqa.gguf");
+    let down = file.tensors.iter_mut().find(|t| t.name == "blk.1.ffn_down.weight").expect("a tensor");
+    let row_bytes = down.data.len() / down.dims[1] as usize;
+    down.data[3 * row_bytes..][..2].copy_from_slice(&[0, 0x7e]);
+    std::fs::write(&path.0, file.build()).expect("a temporary file");
+    let (model, text) = (path.0.to_str().expect("UTF-8"), lowkey_test_kit::data("prose.txt"));
+    let text = text.to_str().expect("UTF-8");
+    for args in [
+        &["run", "-m", model, "-p", "Hello", "-n", "4"][..],
+        &["run", "-m", model, "-f", text, "-n", "4", "--json"],
+        &["eval", "ppl", "-m", model, "-f", text, "--ctx", "64", "--windows", "1"],
+        &["bench", "-m", model, "-p", "16", "-n", "2", "-r", "1"],
+    ] {
+        let out = lowkey_test_kit::lowkey!().args(args).output().expect("the binary starts");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {said}");
+        let wanted = "tensor blk.1.ffn_down.weight, row 3: a scale is not a number: the file is damaged; fetch it again";
+        assert!(said.trim_end().ends_with(wanted), "{args:?}: {said}");
+    }
 }

@@ -3,13 +3,17 @@
 //! ends the process at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::error::{Error, Result};
 
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt {
+    raised: Arc<AtomicBool>,
+    /// Of the latest signal.
+    code: Arc<AtomicUsize>,
+}
 
 impl Interrupt {
     /// Ctrl-C alone: what a stream needs.
@@ -23,22 +27,28 @@ impl Interrupt {
     }
 
     fn of(signals: &[(i32, i32)]) -> Result<Self> {
-        let flag = Arc::new(AtomicBool::new(true));
+        let (flag, latest) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(130)));
         for &(signal, code) in signals {
             // In this order: the first looks at the flag as it was before the second raises it.
             signal_hook::flag::register_conditional_shutdown(signal, code, flag.clone())
+                .and_then(|_| signal_hook::flag::register_usize(signal, latest.clone(), code as usize))
                 .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
                 .map_err(|e| Error::io(format!("signal {signal}"), e))?;
         }
-        Ok(Interrupt(flag))
+        Ok(Interrupt { raised: flag, code: latest })
     }
 
     /// From here on there is something to end in order.
     pub fn defer(&self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.raised.store(false, Ordering::Relaxed);
     }
 
     pub fn raised(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.raised.load(Ordering::Relaxed)
+    }
+
+    /// What the process ends with that was told to: 130 after Ctrl-C, 143 after SIGTERM.
+    pub fn exit_code(&self) -> u8 {
+        self.code.load(Ordering::Relaxed) as u8
     }
 }

@@ -53,15 +53,16 @@ pub fn run(args: PackArgs) -> Result<u8> {
     let path = Pack::path_of(model.file.path());
     let contents = Contents::of(&model.file, &model.weights);
     interrupt.defer();
+    Unfinished::sweep(&path);
     let outcome = match Pack::open(&path, &model.file) {
         found if args.verify => verify(&path, found, &model, &interrupt)?,
-        Some(Ok(pack)) if !args.force && pack.is_in_time(&model.file) => Some("present"),
+        Some(Ok(pack)) if !args.force && pack.is_fresh(&model.file).is_ok() => Some("present"),
         Some(Err(why @ (Unusable::Foreign | Unusable::Unreadable(_)))) if !args.force => {
             return Err(Error::unsupported(&path, why.to_string()));
         }
         _ => write(&path, &contents, &model, &interrupt)?,
     };
-    let Some(outcome) = outcome else { return Ok(130) };
+    let Some(outcome) = outcome else { return Ok(interrupt.exit_code()) };
     answer(&args, &path, outcome, &contents)?;
     Ok(0)
 }

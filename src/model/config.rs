@@ -118,13 +118,14 @@ impl Config {
             None => return Err(refuse(format!("{n_head} heads do not divide an embedding of {n_embd}"))),
         };
         let trained = keys.count("context_length")?;
-        let freq_base = keys.opt_float("rope.freq_base")?;
         let rope = RopeConfig {
             order: arch.rope_order,
             n_rot: keys.opt_count("rope.dimension_count")?.unwrap_or(head_dim),
             // A family whose layers turn by two bases has no usual one.
-            freq_base: freq_base
-                .map_or_else(|| arch.local_base.map_or(Ok(10_000.0), |_| file.f32(&keys.key("rope.freq_base"))), Ok)?,
+            freq_base: match keys.opt_float("rope.freq_base")? {
+                None if arch.local_base.is_none() => 10_000.0,
+                _ => keys.float("rope.freq_base")?,
+            },
             scaling: rope_scaling(&keys, trained as u32)?,
             attn_factor: keys.opt_float("rope.scaling.attn_factor")?.filter(|&f| f != 0.0).unwrap_or(1.0),
         };
@@ -145,7 +146,7 @@ impl Config {
             n_ff: keys.count("feed_forward_length")?,
             n_vocab: file.strings("tokenizer.ggml.tokens")?.len(),
             n_ctx,
-            rms_eps: keys.opt_float(RMS_EPS)?.map_or_else(|| file.f32(&keys.key(RMS_EPS)), Ok)?,
+            rms_eps: keys.float("attention.layer_norm_rms_epsilon")?,
             local_rope,
             rope,
             window,
@@ -332,7 +333,6 @@ fn soft_caps(keys: &Keys) -> Result<Option<SoftCaps>> {
 /// What RoPE's frequencies are divided by within the original context, and beyond it.
 pub(super) const SHORT_FACTORS: &str = "rope_factors_short.weight";
 pub(super) const LONG_FACTORS: &str = "rope_factors_long.weight";
-const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
 
 fn rope_scaling(keys: &Keys, n_ctx: u32) -> Result<RopeScaling> {
     const TYPE: &str = "rope.scaling.type";

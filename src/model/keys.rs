@@ -94,8 +94,17 @@ impl<'a> Keys<'a> {
         match self.opt_count(name)? {
             Some(0) => self.refuse(name, "is 0: convert the model again with a current tool"),
             Some(n) => Ok(n),
-            None => self.file.u32(&self.key(name)).map(|n| n as usize),
+            None => self.missing(name, "u32"),
         }
+    }
+
+    /// A number that must be there.
+    pub fn float(&self, name: &str) -> Result<f32> {
+        self.opt_float(name)?.map_or_else(|| self.missing(name, "f32"), Ok)
+    }
+
+    fn missing<T>(&self, name: &str, wanted: &'static str) -> Result<T> {
+        Err(Error::gguf(self.file.path(), GgufError::MissingKey { key: self.key(name), wanted }))
     }
 
     /// -1 and the largest `u32` stand for none.
