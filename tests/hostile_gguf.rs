@@ -409,3 +409,11 @@ fn the_demo_model_opens() {
     lowkey::gguf::quant::dequantize_row(embd.ty, &file.data(embd)[..embd.row_bytes()], &mut row).expect("a row");
     assert!(row.iter().all(|x| x.is_finite() && x.abs() < 10.0) && row.iter().any(|&x| x != 0.0));
 }
+
+#[test]
+fn messages_are_one_line_whatever_the_name() {
+    let key = format!("a\nb\u{1b}[31m{}", "x".repeat(500));
+    let shown = GgufError::DuplicateKey { key }.to_string();
+    assert!(shown.starts_with("metadata key a\\nb\\u{1b}[31mxxx"), "{shown}");
+    assert!(!shown.contains('\n') && shown.len() < 200, "{shown}");
+}

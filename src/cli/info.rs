@@ -42,7 +42,7 @@ pub fn run(args: InfoArgs) -> Result<u8> {
         Ok(model) => summary.add_model(&model).err(),
         Err(error) => Some(error),
     };
-    let verdict = verdict.map(|e| e.to_string());
+    let verdict = verdict.map(|e| super::flags::spelled(&e.message()));
     if let Some(json) = &mut json {
         (json["runs"], json["why_not"]) = (json!(verdict.is_none()), json!(verdict));
         (json["summary"], json["pack"]) = (json!(summary), pack);
@@ -67,7 +67,7 @@ fn pack_state(file: &GgufFile) -> Json {
             "fresh, and {} (some rows were compared, not every byte: `lowkey pack --verify` does that)",
             if reads { "used on this machine" } else { "not read by the kernel set of this machine" }
         ),
-        Some(Err(why)) => format!("not used: {why}"),
+        Some(Err(why)) => format!("not used: {}", super::flags::spelled(&why.message())),
     };
     json!({ "path": path.display().to_string(), "state": state, "used_here": reads && state.starts_with("fresh") })
 }

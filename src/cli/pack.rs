@@ -51,14 +51,14 @@ pub fn run(args: PackArgs) -> Result<u8> {
     let interrupt = Interrupt::catch_with_term()?;
     let model = Model::load_without_pack(GgufFile::open(&resolve(&args.model)?)?)?;
     let path = Pack::path_of(model.file.path());
-    let contents = Contents::of(&model.file, &model.weights);
+    let contents = Contents::of(&model.file, model.weights.matrices().map(|t| t.index()));
     interrupt.defer();
     Unfinished::sweep(&path);
     let outcome = match Pack::open(&path, &model.file) {
         found if args.verify => verify(&path, found, &model, &interrupt)?,
         Some(Ok(pack)) if !args.force && pack.is_fresh(&model.file).is_ok() => Some("present"),
         Some(Err(why @ (Unusable::Foreign | Unusable::Unreadable(_)))) if !args.force => {
-            return Err(Error::unsupported(&path, why.to_string()));
+            return Err(Error::unsupported(&path, why.message()));
         }
         _ => write(&path, &contents, &model, &interrupt)?,
     };
@@ -121,7 +121,7 @@ fn verify(
     model: &Model,
     interrupt: &Interrupt,
 ) -> Result<Option<&'static str>> {
-    let refuse = |why: Unusable| Error::unsupported(path, why.to_string());
+    let refuse = |why: Unusable| Error::unsupported(path, why.message());
     let Some(pack) = found else {
         return Err(Error::unsupported(path, "no such file: run `lowkey pack` without --verify"));
     };

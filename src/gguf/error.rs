@@ -289,24 +289,3 @@ impl fmt::Display for Dims<'_> {
         Ok(())
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_one_line_whatever_the_name() {
-        let key = format!("a\nb\u{1b}[31m{}", "x".repeat(500));
-        let shown = GgufError::DuplicateKey { key }.to_string();
-        assert!(shown.starts_with("metadata key a\\nb\\u{1b}[31mxxx"), "{shown}");
-        assert!(!shown.contains('\n') && shown.len() < 200, "{shown}");
-    }
-
-    #[test]
-    fn incomplete_downloads_read_as_promised() {
-        let error = GgufError::OutOfRange { tensor: "blk.3.ffn_up.weight".into(), end: 98_400_000, file_bytes: 98_362_432 };
-        let wanted =
-            "tensor blk.3.ffn_up.weight ends at byte 98400000, file has 98362432: the download is incomplete; fetch it again";
-        assert_eq!(error.to_string(), wanted);
-    }
-}

@@ -9,7 +9,7 @@ const GIVE: &str = "give the path of a .gguf model";
 const AGAIN: &str = "fetch it again";
 
 /// How a file begins, what it is, what to do.
-const KNOWN: [(&[u8], &str, &str); 34] = [
+const KNOWN: [(&[u8], &str, &str); 23] = [
     (b"lmgg", "a model in ggml's format, which is older than GGUF", CONVERT),
     (b"fmgg", "a model in ggml's format ggmf, which is older than GGUF", CONVERT),
     (b"tjgg", "a model in ggml's format ggjt, which is older than GGUF", CONVERT),
@@ -24,10 +24,7 @@ const KNOWN: [(&[u8], &str, &str); 34] = [
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", UNPACK),
     (b"Rar!", "a RAR archive", UNPACK),
     (b"PK", "a zip archive", UNPACK),
-    (b"\x80\x02", "a Python pickle, such as a PyTorch checkpoint", CONVERT),
-    (b"\x80\x03", "a Python pickle, such as a PyTorch checkpoint", CONVERT),
-    (b"\x80\x04", "a Python pickle, such as a PyTorch checkpoint", CONVERT),
-    (b"\x80\x05", "a Python pickle, such as a PyTorch checkpoint", CONVERT),
+    (b"\x80", "a Python pickle, such as a PyTorch checkpoint", CONVERT),
     (b"\x89HDF", "an HDF5 file, such as Keras weights", CONVERT),
     (b"\x93NUMPY", "an array of NumPy", CONVERT),
     (
@@ -38,16 +35,8 @@ const KNOWN: [(&[u8], &str, &str); 34] = [
     (b"LOWKEYPK", "a pack, which lies beside a model", "give the .gguf file that it is named after"),
     (b"MZ", "a program, such as a llamafile", UNPACK),
     (b"\x7fELF", "a program", GIVE),
-    (b"%PDF", "a PDF document", GIVE),
-    (b"\x89PNG", "a picture", GIVE),
-    (b"#!", "a script", GIVE),
-    (b"<!DOCTYPE", "a web page", LINK),
-    (b"<!doctype", "a web page", LINK),
-    (b"<html", "a web page", LINK),
-    (b"<HTML", "a web page", LINK),
     (b"<?xml", "XML, such as a server's refusal", LINK),
-    (b"<", "a web page, or XML", LINK),
-    (b"---\n", "the text of a model card", GIVE),
+    (b"<", "a web page", LINK),
 ];
 
 /// The refusal of a file that begins with `bytes`, a few hundred of which are enough.

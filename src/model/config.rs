@@ -4,10 +4,9 @@
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, Value};
 use crate::kernels::{BLOCK, RopeOrder};
-use crate::kv::cache::{MAX_HEAD_DIM, MAX_HEAD_KV};
-use crate::kv::window::Window;
+use crate::kv::layout::{AttnLayer, MAX_HEAD_DIM, MAX_HEAD_KV, Window};
 
-use super::arch::{Arch, SoftCaps};
+use super::arch::{Arch, ModelLayer, SoftCaps};
 use super::keys::{CAPS, CONV, Keys, printable};
 
 #[derive(Clone, Debug)]
@@ -89,6 +88,12 @@ impl Config {
     /// Layers that have keys and values. In the cache they are counted by themselves.
     pub fn n_attn_layer(&self) -> usize {
         self.n_layer - self.n_conv_layer()
+    }
+
+    /// The layers that have keys and values, as the cache counts them and as the model does.
+    pub fn attn_layers(&self) -> impl Iterator<Item = (AttnLayer, ModelLayer)> {
+        let is_conv = |i: &usize| self.conv.as_ref().is_some_and(|conv| conv.layers[*i]);
+        (0..self.n_layer).filter(move |i| !is_conv(i)).enumerate().map(|(attn, i)| (AttnLayer(attn), ModelLayer(i)))
     }
 
     /// The widest row of activations that is quantised.
@@ -289,7 +294,7 @@ fn window(keys: &Keys, n_ctx: usize) -> Result<Option<Window>> {
         let flag = |value: Value| if let Value::Bool(on) = value { Some(i128::from(on)) } else { value.as_int() };
         let flags: Vec<Option<i128>> = list.iter().map(flag).collect();
         if flags.iter().all(|flag| matches!(flag, Some(0 | 1))) {
-            let differs = |&i: &usize| flags.get(i) != Some(&Some(window.limits(i).into()));
+            let differs = |&i: &usize| flags.get(i) != Some(&Some(window.limits(AttnLayer(i)).into()));
             return match (0..keys.n_layer.max(flags.len())).find(differs) {
                 None => Ok(Some(window)),
                 Some(i) => {

@@ -58,7 +58,7 @@ fn culprit(model: &Model) -> Error {
         );
     }
     if let Some(Err(why)) = model.pack.as_ref().and_then(|pack| pack.verify(file, &mut || true)) {
-        return Error::unsupported(Pack::path_of(file.path()), why.to_string());
+        return Error::unsupported(Pack::path_of(file.path()), why.message());
     }
     let what = "the model computes what is not a finite number, though its weights are finite: use another quantisation of it";
     Error::unsupported(file.path(), what)

@@ -1,4 +1,4 @@
-//! The pack: a file beside the model with its matrices in the interleaved layout of kernels/packed.rs, so that they can be
+//! The pack: a file beside the model with its matrices in the interleaved layout of kernels/spec/packed.rs, so that they can be
 //! mapped and read in place. Owns the file's format, the check of a pack against its model, and what is written into one.
 //! A pack is only ever a faster copy: one that is stale, damaged or of another kind is left aside with a line that says so.
 //! Refuses to choose kernels (they say whether they read it) and to create files (cli/pack.rs does).
@@ -6,7 +6,7 @@
 //! Little-endian. 72 bytes of header, a directory, then the tensors, each at a multiple of 64:
 //!
 //! ```text
-//!  0  "LOWKEYPK"    8  u32 version (1)    12  u32 layout (1: eight rows interleaved, kernels/packed.rs)
+//!  0  "LOWKEYPK"    8  u32 version (1)    12  u32 layout (1: eight rows interleaved, kernels/spec/packed.rs)
 //! 16  u64 bytes of the model's files      24  u64 its time of modification, nanoseconds since 1970; 0 for unknown
 //! 32  u128 XXH3 of the model's files      48  u32 tensors    52  u32 0    56  u64 bytes of this file
 //! 64  u64 XXH3 of bytes 0..64 and the directory
@@ -20,12 +20,12 @@ use std::time::UNIX_EPOCH;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use crate::error::{Message, Setting};
 use crate::gguf::GgufFile;
 use crate::gguf::quant::GgmlType;
 use crate::kernels::packed::{ROWS, can_pack, pack_rows};
 use crate::mem::map::Map;
-
-use super::weights::Weights;
+use crate::message;
 
 const MAGIC: &[u8; 8] = b"LOWKEYPK";
 const VERSION: u32 = 1;
@@ -73,18 +73,23 @@ pub enum Unusable {
     Unreadable(String),
 }
 
-impl std::fmt::Display for Unusable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Unusable {
+    /// Why, and what to do.
+    pub fn message(&self) -> Message {
         match self {
-            Unusable::Foreign => f.write_str("this is no pack: move it away, or run `lowkey pack --force` on the model"),
-            Unusable::Other => f.write_str("made by another version of lowkey: run `lowkey pack` on the model"),
-            Unusable::Damaged(what) => write!(f, "damaged ({what}): run `lowkey pack` on the model"),
-            Unusable::OtherModel => f.write_str("made of another model file: run `lowkey pack` on the model"),
-            Unusable::OtherTime => f.write_str(
-                "the model was modified or copied after it was packed: run `lowkey pack --verify` on the model, which accepts it if the contents are the same",
-            ),
-            Unusable::Wrong(tensor) => write!(f, "tensor {tensor} is not the model's: run `lowkey pack --force` on the model"),
-            Unusable::Unreadable(why) => f.write_str(why),
+            Unusable::Foreign => message!["this is no pack: move it away, or run ", Setting::PackAnew, " on the model"],
+            Unusable::Other => message!["made by another version of lowkey: run ", Setting::Pack, " on the model"],
+            Unusable::Damaged(what) => message![format!("damaged ({what}): run "), Setting::Pack, " on the model"],
+            Unusable::OtherModel => message!["made of another model file: run ", Setting::Pack, " on the model"],
+            Unusable::OtherTime => message![
+                "the model was modified or copied after it was packed: run ",
+                Setting::PackCheck,
+                " on the model, which accepts it if the contents are the same"
+            ],
+            Unusable::Wrong(tensor) => {
+                message![format!("tensor {tensor} is not the model's: run "), Setting::PackAnew, " on the model"]
+            }
+            Unusable::Unreadable(why) => why.clone().into(),
         }
     }
 }
@@ -154,16 +159,11 @@ impl Pack {
         model.with_file_name(name)
     }
 
-    /// The pack beside a model, if one is there and is the model's; one that is not is named in the log.
-    pub fn beside(file: &GgufFile) -> Option<Pack> {
+    /// The pack beside a model, if one is there; an error says why it is not used.
+    pub fn beside(file: &GgufFile) -> Option<Result<Pack, Message>> {
         let path = Self::path_of(file.path());
-        match Self::open(&path, file)?.and_then(|pack| pack.in_time(file)) {
-            Ok(pack) => Some(pack),
-            Err(why) => {
-                log::warn!("{}: not used: {why}", path.display());
-                None
-            }
-        }
+        let pack = Self::open(&path, file)?.and_then(|pack| pack.in_time(file));
+        Some(pack.map_err(|why| message![format!("{}: not used: ", path.display()), why.message()]))
     }
 
     /// `None` where there is no such file. The model's time of modification is not looked at.
@@ -340,8 +340,9 @@ pub struct Contents {
 }
 
 impl Contents {
-    pub fn of(file: &GgufFile, weights: &Weights) -> Contents {
-        let mut indices: Vec<usize> = weights.matrices().map(|t| t.index()).collect();
+    /// Of the tensors of `file` with these indices, those that are multiplied; what has a packed layout is packed.
+    pub fn of(file: &GgufFile, multiplied: impl Iterator<Item = usize>) -> Contents {
+        let mut indices: Vec<usize> = multiplied.collect();
         indices.sort_unstable();
         indices.dedup();
         let n_all = indices.len();

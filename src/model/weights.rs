@@ -52,7 +52,7 @@ impl Tensor {
     }
 
     pub fn is_float(&self) -> bool {
-        matches!(self.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
+        self.ty.is_float()
     }
 }
 

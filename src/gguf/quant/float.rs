@@ -2,21 +2,20 @@
 //!
 //! Little-endian bytes in, f32 out, exactly. Owns the reading of the f16 scales of every other family.
 
-use half::{bf16, f16 as Half};
+use half::{bf16, f16};
 
-/// The f16 in the first two bytes of a field.
-pub(super) fn scale(bytes: &[u8]) -> f32 {
-    Half::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+use super::GgmlType;
+
+/// The f16 in bytes `at` and `at + 1`.
+pub(super) fn f16_at(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
-pub(super) fn f32(block: &[u8], out: &mut [f32]) {
-    out[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
-}
-
-pub(super) fn f16(block: &[u8], out: &mut [f32]) {
-    out[0] = scale(block);
-}
-
-pub(super) fn bf16(block: &[u8], out: &mut [f32]) {
-    out[0] = bf16::from_le_bytes([block[0], block[1]]).to_f32();
+/// Element `i` of a row of a float type.
+pub fn element(ty: GgmlType, row: &[u8], i: usize) -> f32 {
+    match ty {
+        GgmlType::F16 => f16_at(row, 2 * i),
+        GgmlType::BF16 => bf16::from_le_bytes([row[2 * i], row[2 * i + 1]]).to_f32(),
+        _ => f32::from_le_bytes([row[4 * i], row[4 * i + 1], row[4 * i + 2], row[4 * i + 3]]),
+    }
 }

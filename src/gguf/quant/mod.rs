@@ -6,11 +6,13 @@
 
 mod float;
 pub(crate) mod iq4;
-pub(crate) mod kquants;
+mod kquants;
 mod legacy;
 pub(crate) mod mxfp4;
 
 use std::fmt;
+
+pub use float::element;
 
 /// Written once: variant, id in the file, elements per block, bytes per block.
 macro_rules! ggml_types {
@@ -87,6 +89,11 @@ impl GgmlType {
     pub const fn id(self) -> u32 {
         self as u32
     }
+
+    /// Of the types that can be run: those that are not quantised.
+    pub const fn is_float(self) -> bool {
+        matches!(self, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
+    }
 }
 
 impl fmt::Display for GgmlType {
@@ -109,9 +116,75 @@ impl fmt::Display for Unsupported {
 
 impl std::error::Error for Unsupported {}
 
+/// 32 weights of a row, as a block of the file holds them: element `i` is `d * sc[i / 16] * q[i]`, and its minimum (`Min`) besides.
+pub struct Block {
+    pub q: [i8; 32],
+    /// Scales of the halves; 1 for types with one scale for each 32.
+    pub sc: [i32; 2],
+    pub d: f32,
+    /// The minimum, or what multiplies those of the halves.
+    pub m: f32,
+    pub m_sub: [i32; 2],
+}
+
+/// What is added to the elements of a `Block`.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Min {
+    None,
+    /// `m`
+    Whole,
+    /// `m * m_sub[i / 16]`
+    Halves,
+}
+
+impl Block {
+    /// One scale, `offset` below each of the elements.
+    fn new(q: [u8; 32], offset: i8, d: f32, m: f32) -> Block {
+        Block { q: q.map(|q| q as i8 - offset), sc: [1; 2], d, m, m_sub: [0; 2] }
+    }
+
+    fn of_levels(levels: &[i8; 16], q: [u8; 32], d: f32) -> Block {
+        Block { q: q.map(|q| levels[usize::from(q)]), sc: [1; 2], d, m: 0.0, m_sub: [0; 2] }
+    }
+
+    fn expand(&self, min: Min, out: &mut [f32]) {
+        for (i, (out, q)) in out.iter_mut().zip(self.q).enumerate() {
+            let x = self.d * self.sc[i / 16] as f32 * f32::from(q);
+            *out = match min {
+                Min::None => x,
+                Min::Whole => x + self.m,
+                Min::Halves => x + self.m * self.m_sub[i / 16] as f32,
+            };
+        }
+    }
+}
+
+/// Columns `32 * sub` and on of a block, whose bytes have the length of the table above.
+pub type Unpack = fn(bytes: &[u8], sub: usize) -> Block;
+
+/// How a quantised type is unpacked: the one place that knows, for `dequantize_row` and for the kernels' specification.
+pub fn unpacking(ty: GgmlType) -> Option<(Unpack, Min)> {
+    Some(match ty {
+        GgmlType::Q4_0 => (legacy::q4_0, Min::None),
+        GgmlType::Q4_1 => (legacy::q4_1, Min::Whole),
+        GgmlType::Q5_0 => (legacy::q5_0, Min::None),
+        GgmlType::Q5_1 => (legacy::q5_1, Min::Whole),
+        GgmlType::Q8_0 => (legacy::q8_0, Min::None),
+        GgmlType::Q2_K => (kquants::q2_k, Min::Halves),
+        GgmlType::Q3_K => (kquants::q3_k, Min::None),
+        GgmlType::Q4_K => (kquants::q4_k, Min::Whole),
+        GgmlType::Q5_K => (kquants::q5_k, Min::Whole),
+        GgmlType::Q6_K => (kquants::q6_k, Min::None),
+        GgmlType::IQ4_NL => (iq4::iq4_nl, Min::None),
+        GgmlType::IQ4_XS => (iq4::iq4_xs, Min::None),
+        GgmlType::MXFP4 => (mxfp4::mxfp4, Min::None),
+        _ => return None,
+    })
+}
+
 /// Whether [`dequantize_row`] knows the type.
 pub fn can_dequantize(ty: GgmlType) -> bool {
-    block_fn(ty).is_some()
+    ty.is_float() || unpacking(ty).is_some()
 }
 
 /// Expands whole blocks, such as a row, to f32: `out.len()` is a multiple of the type's `block_elems`, and `bytes` are the
@@ -120,36 +193,15 @@ pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(),
     let (block_elems, block_bytes) = (ty.block_elems(), ty.block_bytes());
     assert_eq!(out.len() % block_elems, 0, "{ty}: {} elements are not whole blocks", out.len());
     assert_eq!(bytes.len(), out.len() / block_elems * block_bytes, "{ty}: bytes do not match {} elements", out.len());
-    let expand = block_fn(ty).ok_or(Unsupported { ty })?;
+    if ty.is_float() {
+        out.iter_mut().enumerate().for_each(|(i, out)| *out = element(ty, bytes, i));
+        return Ok(());
+    }
+    let (unpack, min) = unpacking(ty).ok_or(Unsupported { ty })?;
     for (block, out) in bytes.chunks_exact(block_bytes).zip(out.chunks_exact_mut(block_elems)) {
-        expand(block, out);
+        out.chunks_exact_mut(32).enumerate().for_each(|(sub, out)| unpack(block, sub).expand(min, out));
     }
     Ok(())
-}
-
-/// Expands one block; both slices have the lengths of the table above.
-type BlockFn = fn(&[u8], &mut [f32]);
-
-fn block_fn(ty: GgmlType) -> Option<BlockFn> {
-    Some(match ty {
-        GgmlType::F32 => float::f32,
-        GgmlType::F16 => float::f16,
-        GgmlType::BF16 => float::bf16,
-        GgmlType::Q4_0 => legacy::q4_0,
-        GgmlType::Q4_1 => legacy::q4_1,
-        GgmlType::Q5_0 => legacy::q5_0,
-        GgmlType::Q5_1 => legacy::q5_1,
-        GgmlType::Q8_0 => legacy::q8_0,
-        GgmlType::Q2_K => kquants::q2_k,
-        GgmlType::Q3_K => kquants::q3_k,
-        GgmlType::Q4_K => kquants::q4_k,
-        GgmlType::Q5_K => kquants::q5_k,
-        GgmlType::Q6_K => kquants::q6_k,
-        GgmlType::IQ4_NL => iq4::iq4_nl,
-        GgmlType::IQ4_XS => iq4::iq4_xs,
-        GgmlType::MXFP4 => mxfp4::mxfp4,
-        _ => return None,
-    })
 }
 
 #[cfg(test)]

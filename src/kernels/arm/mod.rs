@@ -1,0 +1,68 @@
+//! The sets for 64-bit ARM: NEON (every one), with dot product, with the matrix extension for int8. They share how formats are
+//! read (formats, superblocks), the way through a matrix (blocks), attention (attend, wide), and what is no product (float); a
+//! set brings its integer products.
+
+mod attend;
+mod blocks;
+mod dense;
+pub mod dotprod;
+pub mod float;
+mod formats;
+pub mod i8mm;
+mod levels;
+pub mod neon;
+mod packed;
+pub mod quads;
+mod superblocks;
+pub mod wide;
+
+use crate::gguf::quant::GgmlType;
+use crate::kernels::spec::{arithmetic, attention};
+use crate::kernels::{MatmulTask, Table};
+use blocks::Set;
+
+/// A set with these products; all else is the same on every ARM.
+const fn table(matmul: unsafe fn(&mut MatmulTask)) -> Table {
+    Table {
+        matmul,
+        quantize: float::quantize,
+        rms_norm: float::rms_norm,
+        add: arithmetic::add,
+        silu_mul: float::silu_mul,
+        gelu_mul: float::gelu_mul,
+        soft_cap: float::soft_cap,
+        l2_norm: float::l2_norm,
+        attend: attend::attend,
+        merge: attention::merge,
+        received: attention::received,
+        widen: Some(wide::widen),
+    }
+}
+
+/// The product of a task by the type of its weights.
+///
+/// # Safety
+/// The task's elements of `out` belong to the caller; the CPU features of the set.
+#[inline(always)]
+unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
+    // SAFETY: passed on.
+    unsafe {
+        match task.w.ty {
+            GgmlType::Q4_0 => blocks::quantised::<formats::Q4_0, S>(task),
+            GgmlType::Q4_1 => blocks::quantised::<formats::Q4_1, S>(task),
+            GgmlType::Q8_0 => blocks::quantised::<formats::Q8_0, S>(task),
+            GgmlType::Q5_0 => blocks::quantised::<formats::Q5_0, S>(task),
+            GgmlType::Q5_1 => blocks::quantised::<formats::Q5_1, S>(task),
+            GgmlType::IQ4_NL => blocks::quantised::<formats::Iq4Nl, S>(task),
+            GgmlType::MXFP4 => superblocks::quantised::<superblocks::Mxfp4, S>(task),
+            GgmlType::IQ4_XS => superblocks::quantised::<superblocks::Iq4Xs, S>(task),
+            GgmlType::Q2_K => superblocks::quantised::<superblocks::Q2K, S>(task),
+            GgmlType::Q3_K => superblocks::quantised::<superblocks::Q3K, S>(task),
+            GgmlType::Q4_K => superblocks::quantised::<superblocks::Q4K, S>(task),
+            GgmlType::Q5_K => superblocks::quantised::<superblocks::Q5K, S>(task),
+            GgmlType::Q6_K => superblocks::quantised::<superblocks::Q6K, S>(task),
+            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => dense::matmul(task),
+            ty => unreachable!("{ty:?} was refused when the model was loaded"),
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The Hadamard turn of a row, before it is rounded to few bits and after.
+
+/// Turns `x` by the orthonormal Hadamard matrix of its order, a power of two; see spec/arithmetic.rs. The same for all sets of a family,
+/// for it takes no feature that a CPU could lack.
+pub fn hadamard(x: &mut [f32]) {
+    #[cfg(target_arch = "aarch64")]
+    crate::kernels::arm::float::hadamard(x);
+    #[cfg(not(target_arch = "aarch64"))]
+    crate::kernels::spec::arithmetic::hadamard(x);
+}

@@ -1,0 +1,284 @@
+//! The arithmetic that is not a dot product of integers, written once and compiled once for each set.
+//!
+//! This file fixes the order of every f32 sum, so that all sets on all CPUs give the same bits:
+//! - a sum over elements runs in 8 lanes, lane `i` taking elements `i, i+8, i+16 …` with fused multiply-add;
+//! - lanes are added as `((l0+l4)+(l1+l5)) + ((l2+l6)+(l3+l7))`, which is what NEON's and AVX's pairwise adds do;
+//! - everything else is elementwise.
+//!
+//! All is `inline(always)`, so that a set that uses it compiles it with its own CPU features.
+
+use crate::kernels::BLOCK;
+
+pub type Lanes = [f32; 8];
+
+/// How a set reads eight f16.
+pub trait LoadF16 {
+    /// # Safety
+    /// 16 readable bytes at `p`; the set's CPU features.
+    unsafe fn load8(p: *const u8) -> Lanes;
+}
+
+/// f16 to f32 in integer arithmetic. Exact for every finite value: the exponent is moved over and rescaled by 2^112,
+/// which also normalises subnormals. (Infinity and NaN do not occur: rows are rounded from finite f32 and clamped.)
+#[inline(always)]
+pub fn f16_bits(h: u16) -> f32 {
+    let rescale = f32::from_bits((112 + 127) << 23);
+    let magnitude = f32::from_bits(((h & 0x7fff) as u32) << 13) * rescale;
+    f32::from_bits(magnitude.to_bits() | ((h & 0x8000) as u32) << 16)
+}
+
+/// Elements beyond it are cut: squares of them, and f16 scales, stay finite.
+pub const HUGE: f32 = 65504.0;
+
+/// An element within those bounds; what is not a number becomes one.
+#[expect(clippy::manual_clamp, reason = "clamp keeps NaN, which takes a branch an element")]
+#[inline(always)]
+pub fn bounded(x: f32) -> f32 {
+    x.max(-HUGE).min(HUGE)
+}
+
+/// Elements as f16, within the bounds.
+pub fn store_f16(x: &[f32], row: &mut [u8]) {
+    for (x, out) in x.iter().zip(row.as_chunks_mut::<2>().0) {
+        *out = f16_of(bounded(*x)).to_le_bytes();
+    }
+}
+
+/// The nearest f16 of a number that is not beyond the largest, ties to even: as `half`'s, in operations that the compiler does
+/// on several elements at once, where `half`'s branch for each.
+#[inline(always)]
+fn f16_of(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
+    // The exponent's bias becomes 15 instead of 127; half a step and the tie's bit round the mantissa.
+    let normal = (magnitude.wrapping_sub(112 << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    // Below 2^-14 steps are 2^-24, which is what the mantissa of a half and more has.
+    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    (sign | if magnitude < 113 << 23 { small } else { normal }) as u16
+}
+
+pub struct Bits;
+impl LoadF16 for Bits {
+    #[inline(always)]
+    unsafe fn load8(p: *const u8) -> Lanes {
+        // SAFETY: 16 readable bytes by the caller's promise; u16 has no alignment demands in `read_unaligned`.
+        let h = unsafe { p.cast::<[u16; 8]>().read_unaligned() };
+        h.map(f16_bits)
+    }
+}
+
+#[inline(always)]
+pub fn add_lanes(l: Lanes) -> f32 {
+    ((l[0] + l[4]) + (l[1] + l[5])) + ((l[2] + l[6]) + (l[3] + l[7]))
+}
+
+#[inline(always)]
+fn sum_of_squares(x: &[f32]) -> f32 {
+    let mut lanes = [0f32; 8];
+    let (whole, rest) = x.as_chunks::<8>();
+    for x in whole {
+        for i in 0..8 {
+            lanes[i] = x[i].mul_add(x[i], lanes[i]);
+        }
+    }
+    for (i, x) in rest.iter().enumerate() {
+        lanes[i] = x.mul_add(*x, lanes[i]);
+    }
+    add_lanes(lanes)
+}
+
+#[inline(always)]
+pub fn l2_norm(x: &[f32]) -> f32 {
+    sum_of_squares(x).sqrt()
+}
+
+#[inline(always)]
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = 1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt();
+    for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * w;
+    }
+}
+
+#[inline(always)]
+pub fn add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+/// e^x for x in [-87, 88], clamped outside: x = n ln 2 + r, the Taylor polynomial of degree 7 on |r| <= ln 2 / 2, times 2^n.
+/// Error below 2 units in the last place (tested); the same operations in the same order on every CPU.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits.
+    const LN2_HI: f32 = 0.693_359_4;
+    const LN2_LO: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, x));
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = r.mul_add(p, c);
+    }
+    // 2^n, n in [-126, 127]: the low bits of `shifted` hold n.
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
+}
+
+#[inline(always)]
+pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        *g = *g / (1.0 + exp(-*g)) * u;
+    }
+}
+
+/// GELU by its tanh (Hendrycks & Gimpel 2016, arXiv 1606.08415), times `up`. `x/2 (1 + tanh(z/2))` is `x / (1 + e^-z)`.
+#[inline(always)]
+pub fn gelu_mul(gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        let z = *g * (*g * *g).mul_add(GELU[1], GELU[0]);
+        *g = *g / (1.0 + exp(-z)) * u;
+    }
+}
+
+/// `2 sqrt(2/pi)`, and that times 0.044715: of x and of its cube.
+pub const GELU: [f32; 2] = [1.595_769, 0.071_354_81];
+
+/// `cap * tanh(x / cap)`: what is far below the cap stays, nothing passes it.
+#[inline(always)]
+pub fn soft_cap(x: &mut [f32], cap: f32) {
+    for x in x {
+        *x = cap * (1.0 - 2.0 / (exp(*x * (2.0 / cap)) + 1.0));
+    }
+}
+
+/// The orthonormal Hadamard matrix of the order of `x`, its own inverse: sums and differences of neighbours, of pairs of these,
+/// and so on, then one multiplication an element. Every CPU takes this order.
+pub fn hadamard(x: &mut [f32]) {
+    let mut half = 1;
+    while half < x.len() {
+        for pair in x.chunks_exact_mut(2 * half) {
+            let (a, b) = pair.split_at_mut(half);
+            for (a, b) in a.iter_mut().zip(b) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
+    }
+    let scale = 1.0 / (x.len() as f32).sqrt();
+    x.iter_mut().for_each(|x| *x *= scale);
+}
+
+/// Blocks of 32: `d = max|x| / 127`, `q = round(x / d)` (ties to even).
+#[inline(always)]
+pub fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) {
+    const ROUND: f32 = 12_582_912.0;
+    let (blocks, _) = x.as_chunks::<BLOCK>();
+    let (q_blocks, _) = q.as_chunks_mut::<BLOCK>();
+    for (b, (x, q)) in blocks.iter().zip(q_blocks).enumerate() {
+        let mut lanes = [0f32; 8];
+        for i in 0..BLOCK {
+            let magnitude = x[i].abs();
+            lanes[i % 8] = if magnitude > lanes[i % 8] { magnitude } else { lanes[i % 8] };
+        }
+        let max = lanes.iter().fold(0f32, |a, &b| if b > a { b } else { a });
+        let scale = max / 127.0;
+        // Below the smallest normal number 1/scale overflows: such a block is nought.
+        let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
+        let mut rounded = [0i32; BLOCK];
+        for i in 0..BLOCK {
+            rounded[i] = (x[i].mul_add(inverse, ROUND)).to_bits() as i32 - ROUND.to_bits() as i32;
+        }
+        let mut total = 0i32;
+        for i in 0..BLOCK {
+            q[i] = rounded[i] as i8;
+            total += rounded[i];
+        }
+        (d[b], sum[b], s[b]) = (scale, total, scale * total as f32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_exact_to_two_units() {
+        let mut x = -87.0f32;
+        let mut worst = 0f64;
+        while x < 88.0 {
+            let want = f64::from(x).exp();
+            let ulp = f64::from(f32::from_bits((want as f32).to_bits() + 1)) - f64::from(want as f32);
+            worst = worst.max((f64::from(exp(x)) - want).abs() / ulp);
+            x += 0.000_731;
+        }
+        assert!(worst < 2.0, "{worst} units in the last place");
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(-1e9) > 0.0 && exp(-1e9) < 1e-37 && exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn gelu_and_the_soft_cap_are_what_f64_says() {
+        let x: Vec<f32> = (-4000..=4000).map(|i| i as f32 * 0.01).collect();
+        let (mut gelu, mut capped) = (x.clone(), x.clone());
+        gelu_mul(&mut gelu, &vec![1.0; x.len()]);
+        soft_cap(&mut capped, 5.0);
+        for ((&x, &gelu), &capped) in x.iter().zip(&gelu).zip(&capped) {
+            let x = f64::from(x);
+            let want = 0.5 * x * (1.0 + (std::f64::consts::FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x)).tanh());
+            assert!((f64::from(gelu) - want).abs() <= 1e-6 * want.abs() + 1e-7, "gelu of {x}: {gelu}, {want}");
+            assert!((f64::from(capped) - 5.0 * (x / 5.0).tanh()).abs() < 3e-6, "cap of {x}: {capped}");
+        }
+        assert!(capped.iter().all(|capped| capped.abs() <= 5.0) && gelu[0].abs() < 1e-30);
+    }
+
+    #[test]
+    fn f16_by_bits_is_exact_for_every_finite_value() {
+        for h in (0..=u16::MAX).filter(|h| h & 0x7c00 != 0x7c00) {
+            let bytes = [h; 8];
+            // SAFETY: 16 bytes on the stack.
+            let got = unsafe { Bits::load8(bytes.as_ptr().cast()) };
+            assert_eq!(got[3].to_bits(), half::f16::from_bits(h).to_f32().to_bits(), "{h:#06x}");
+        }
+    }
+
+    #[test]
+    fn f16_is_rounded_as_half_does_it() {
+        for h in (0..=u16::MAX).map(half::f16::from_bits).filter(|h| h.is_finite()) {
+            let x = h.to_f32();
+            let next = half::f16::from_bits(h.to_bits() + 1).to_f32();
+            // The value, what lies on either side of half way to the next, and half way itself.
+            let middle = x + (next - x) / 2.0;
+            for y in [x, middle, f32::from_bits(middle.to_bits() + 1), f32::from_bits(middle.to_bits().wrapping_sub(1))] {
+                if y.abs() <= HUGE {
+                    assert_eq!(f16_of(y), half::f16::from_f32(y).to_bits(), "{y}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rms_norm_by_hand() {
+        let mut out = [0f32; 4];
+        rms_norm(&[3.0, -4.0, 0.0, 0.0], &[1.0, 2.0, 1.0, 1.0], 0.0, &mut out);
+        assert_eq!(out, [1.2, -3.2, 0.0, 0.0]); // rms = sqrt(25/4) = 2.5
+    }
+
+    #[test]
+    fn hadamard_by_hand() {
+        let mut x = [1.0, 2.0, 3.0, 4.0];
+        hadamard(&mut x);
+        assert_eq!(x, [5.0, -1.0, -2.0, 0.0]);
+    }
+
+    #[test]
+    fn quantize_by_hand() {
+        let mut x = [0f32; 64];
+        (x[0], x[1], x[2]) = (127.0, -63.5, 0.5);
+        let (mut q, mut d, mut s, mut sum) = ([9i8; 64], [9f32; 2], [9f32; 2], [9i32; 2]);
+        quantize(&x, &mut q, &mut d, &mut s, &mut sum);
+        assert_eq!((&q[..3], d[0], sum[0], s[0]), (&[127i8, -64, 0][..], 1.0, 63, 63.0)); // ties to even
+        assert!(q[32..].iter().all(|&q| q == 0) && d[1] == 0.0 && sum[1] == 0 && s[1] == 0.0);
+    }
+}

@@ -1,0 +1,24 @@
+//! The specification: the set `scalar`, which every other one must equal bit for bit, and which runs where no better one can.
+
+pub mod arithmetic;
+pub mod attention;
+pub mod float;
+pub mod packed;
+pub mod weights;
+
+use super::Table;
+
+pub(crate) static TABLE: Table = Table {
+    matmul: weights::matmul,
+    quantize: arithmetic::quantize,
+    rms_norm: arithmetic::rms_norm,
+    add: arithmetic::add,
+    silu_mul: arithmetic::silu_mul,
+    gelu_mul: arithmetic::gelu_mul,
+    soft_cap: arithmetic::soft_cap,
+    l2_norm: arithmetic::l2_norm,
+    attend: attention::attend,
+    merge: attention::merge,
+    received: attention::received,
+    widen: None,
+};

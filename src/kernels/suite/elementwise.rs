@@ -1,0 +1,74 @@
+//! What is done element by element, and what no set has of its own.
+
+use half::f16;
+
+use super::fixtures::{Bench, bits, random_x};
+use crate::kernels::rows::codec::RowType;
+use crate::kernels::{Kernels, hadamard};
+
+#[test]
+fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
+    let scalar = Kernels::choose("scalar").unwrap();
+    for kernels in Kernels::available() {
+        for n in [1, 7, 8, 9, 31, 64, 576] {
+            let (x, y) = (random_x(n, 1), random_x(n, 2));
+            let run = |k: Kernels| {
+                let mut norm = vec![f32::NAN; n];
+                k.rms_norm(&x, &y, 1e-5, &mut norm);
+                let (mut sum, mut silu, mut gelu, mut capped) = (x.clone(), x.clone(), x.clone(), x.clone());
+                k.add(&mut sum, &y);
+                k.silu_mul(&mut silu, &y);
+                k.gelu_mul(&mut gelu, &y);
+                k.soft_cap(&mut capped, 1.5);
+                [bits(&norm), bits(&sum), bits(&silu), bits(&gelu), bits(&capped), bits(&[k.l2_norm(&x)])]
+            };
+            assert_eq!(run(kernels), run(scalar), "{} n = {n}", kernels.name());
+        }
+        for n_cols in [32, 64, 576] {
+            let x = random_x(3 * n_cols, 3);
+            let run = |k: Kernels| {
+                let mut bench = Bench::new(3, n_cols);
+                let a = k.quantize(&mut bench.pool, &x, n_cols, &mut bench.acts);
+                (a.q.to_vec(), bits(a.d), bits(a.s), a.sum.to_vec(), a.sum16.to_vec())
+            };
+            assert_eq!(run(kernels), run(scalar), "{} n_cols = {n_cols}", kernels.name());
+        }
+    }
+}
+
+/// The matrix by its definition: element (i, j) is the parity of the bits that i and j share.
+#[test]
+fn the_hadamard_turn_is_the_orthonormal_matrix() {
+    for n in [8, 16, 32, 64, 128, 256, 512, 1024] {
+        let (mut got, x) = (random_x(n, 1), random_x(n, 1));
+        hadamard(&mut got);
+        for (i, got) in got.iter().enumerate() {
+            let signed = |j: usize| if (i & j).count_ones() % 2 == 0 { f64::from(x[j]) } else { -f64::from(x[j]) };
+            let want = (0..n).map(signed).sum::<f64>() / (n as f64).sqrt();
+            assert!((f64::from(*got) - want).abs() < 1e-5, "element {i} of {n}: {got}, {want}");
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            let mut want = x;
+            crate::kernels::spec::arithmetic::hadamard(&mut want);
+            assert_eq!(bits(&got), bits(&want), "{n}: not the bits of the specification");
+        }
+    }
+}
+
+#[test]
+fn rows_in_f16_are_rounded_as_half_does_it() {
+    let special = [0.0, -0.0, 1e9, -1e9, f32::INFINITY, f32::NEG_INFINITY, 65_519.0, 1e-8, -3e-8, 6.1e-5, 1.0 / 3.0, 1.000_488_3];
+    for n in [8, 16, 80, 88] {
+        let mut x = random_x(n, 9);
+        x[..n.min(special.len())].copy_from_slice(&special[..n.min(special.len())]);
+        let mut got = vec![0; 2 * n];
+        RowType::F16.store(&x, &mut got);
+        let want: Vec<u8> = x.iter().flat_map(|x| f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes()).collect();
+        assert_eq!(got, want, "{n}");
+        // What is no number becomes one.
+        x.fill(f32::NAN);
+        RowType::F16.store(&x, &mut got);
+        assert!(got.as_chunks::<2>().0.iter().all(|h| f16::from_le_bytes(*h).is_finite()));
+    }
+}

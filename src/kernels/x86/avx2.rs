@@ -1,0 +1,266 @@
+//! The set for x86 with AVX2, FMA and F16C: eight rows of weights at a time, one f32 lane each.
+//!
+//! A block of eight rows is eight vectors: lane `r` of vector `g` holds columns `4g..4g+4` of row `r`, so that four
+//! activations, broadcast, meet all rows at once and no sum ever runs across lanes. A few tokens are multiplied while the
+//! block is still in registers; for more, the rows are expanded once into the tile. A type adds only its `Format`, in
+//! formats.rs.
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use super::attend::Ymm;
+use super::float::F16c;
+use super::formats::{self, FIRST_BYTES, Format, Scales, Vector, in_registers};
+use super::product::{self, RowsOut, Set, Source, Tile};
+use super::stamp_x86;
+use crate::kernels::{Acts, Attend, BLOCK, MatmulTask, Partial, Table};
+
+stamp_x86!("avx2,fma,f16c", Avx2, Ymm);
+
+/// Vectors of a block: each has four columns of every row.
+const GROUPS: usize = BLOCK / 4;
+
+#[derive(Clone, Copy)]
+struct Avx2;
+impl Set for Avx2 {
+    type V = __m256i;
+    type F16 = F16c;
+    const ROWS: usize = 8;
+    const DIRECT: usize = 2;
+    const TOKENS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn expand<F: Format>(tile: Tile<Self>, p: *const u8, stride: usize, n: usize) {
+        // SAFETY: passed on.
+        unsafe { expand::<F>(tile, p, stride, n) }
+    }
+
+    #[inline(always)]
+    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: RowsOut) {
+        // SAFETY: passed on.
+        unsafe { product::<F, _, T>(from, acts, first, to) }
+    }
+}
+
+type Block = formats::Block<__m256i>;
+
+/// Eight rows.
+impl Vector for __m256i {
+    const SIGN: u8 = 0;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn load_16_bytes(p: *const u8, stride: usize) -> [__m256i; 4] {
+        // SAFETY: readable by the caller's promise.
+        unsafe {
+            transposed([
+                load_pair(p, stride),
+                load_pair(p.add(stride), stride),
+                load_pair(p.add(2 * stride), stride),
+                load_pair(p.add(3 * stride), stride),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn gather_16_bytes(rows: &[*const u8], at: usize) -> [__m256i; 4] {
+        let rows: &[*const u8; 8] = rows.first_chunk().expect("a row for each lane");
+        // SAFETY: readable by the caller's promise.
+        unsafe {
+            transposed([
+                gather_pair([rows[0], rows[4]], at),
+                gather_pair([rows[1], rows[5]], at),
+                gather_pair([rows[2], rows[6]], at),
+                gather_pair([rows[3], rows[7]], at),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load<T>(p: *const T) -> Self {
+        // SAFETY: readable by the caller's promise.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<T>(self, p: *mut T) {
+        // SAFETY: writable by the caller's promise.
+        unsafe { _mm256_storeu_si256(p.cast(), self) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: u32) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm256_set1_epi32(x as i32) }
+    }
+
+    in_registers! {
+        add_products(v, x: Self, y: Self) => _mm256_add_epi32(v, _mm256_madd_epi16(x, y));
+        times_plus(v, y: Self, z: Self) => {
+            let (x, y, z) = (_mm256_castsi256_ps(v), _mm256_castsi256_ps(y), _mm256_castsi256_ps(z));
+            _mm256_castps_si256(_mm256_fmadd_ps(x, y, z))
+        };
+        and(v, y: Self) => _mm256_and_si256(v, y);
+        or(v, y: Self) => _mm256_or_si256(v, y);
+        xor(v, y: Self) => _mm256_xor_si256(v, y);
+        add(v, y: Self) => _mm256_add_epi32(v, y);
+        shl(v, n: u32) => _mm256_sll_epi32(v, _mm_cvtsi32_si128(n as i32));
+        shr(v, n: u32) => _mm256_srl_epi32(v, _mm_cvtsi32_si128(n as i32));
+        shr_i16(v, n: u32) => _mm256_sra_epi16(v, _mm_cvtsi32_si128(n as i32));
+        lookup(v, table: &[u8; 16]) => _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), v);
+        fifth_bits(v, g: usize) => {
+            // The byte that holds the four bits, four times; then each of its copies keeps one.
+            let copied = _mm256_shuffle_epi8(
+                v,
+                _mm256_add_epi8(_mm256_broadcastsi128_si256(FIRST_BYTES), _mm256_set1_epi8(g as i8 / 2)),
+            );
+            let one = _mm256_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
+            let set = _mm256_cmpeq_epi8(_mm256_and_si256(copied, one), one);
+            _mm256_and_si256(set, _mm256_set1_epi8(16))
+        };
+        halves(v) => {
+            let x = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
+            let x = _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+            _mm256_castps_si256(_mm256_cvtph_ps(x))
+        };
+        to_floats(v) => _mm256_castps_si256(_mm256_cvtepi32_ps(v));
+        times(v, y: Self) => _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(v), _mm256_castsi256_ps(y)));
+    }
+}
+
+/// 16 bytes of a row, and of the fourth after it.
+///
+/// # Safety
+/// 16 bytes at `p` and `p + 4 * stride` are readable; AVX2.
+#[inline(always)]
+unsafe fn load_pair(p: *const u8, stride: usize) -> __m256i {
+    // SAFETY: passed on.
+    unsafe { gather_pair([p, p.add(4 * stride)], 0) }
+}
+
+/// 16 bytes of two rows, `at` bytes behind where they begin.
+///
+/// # Safety
+/// They are readable; AVX2.
+#[inline(always)]
+unsafe fn gather_pair(rows: [*const u8; 2], at: usize) -> __m256i {
+    // SAFETY: readable by the caller's promise.
+    unsafe {
+        let low = _mm256_castsi128_si256(_mm_loadu_si128(rows[0].add(at).cast()));
+        _mm256_inserti128_si256(low, _mm_loadu_si128(rows[1].add(at).cast()), 1)
+    }
+}
+
+/// A transposition of 4 x 4 in each half.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn transposed([r0, r1, r2, r3]: [__m256i; 4]) -> [__m256i; 4] {
+    // SAFETY: registers only.
+    unsafe {
+        let (low01, high01) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpackhi_epi32(r0, r1));
+        let (low23, high23) = (_mm256_unpacklo_epi32(r2, r3), _mm256_unpackhi_epi32(r2, r3));
+        [
+            _mm256_unpacklo_epi64(low01, low23),
+            _mm256_unpackhi_epi64(low01, low23),
+            _mm256_unpacklo_epi64(high01, high23),
+            _mm256_unpackhi_epi64(high01, high23),
+        ]
+    }
+}
+
+/// Eight rows times `T` tokens:
+///
+///     for each block b, group g of 4 columns, token t:
+///         pairs[t]  += q[b][g] (u8) * broadcast(a[t][b][4g..4g+4])      16 bits, two columns each
+///         after SUMMED groups: isum[t] += pairs[t].even + pairs[t].odd  32 bits, a lane for each row
+///     isum[t] -= OFFSET * Σa
+///     acc[t] = fma(d * d_a, isum, acc[t]);  acc_m[t] = fma(m, s_a, acc_m[t])
+///
+/// Signed elements as |q| * (a with the sign of q). With a scale for each half of a block the pairs are multiplied by it when
+/// they are added up, and Σa = sc0 Σa0 + sc1 Σa1.
+///
+/// # Safety
+/// `source` has a block for each 32 columns; tokens `first..first + T` are inside `acts`; the features of the set; the
+/// elements of `to` belong to the caller.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)] // On its own the loop has all sixteen registers.
+unsafe fn product<F: Format, S: Source<__m256i>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
+    let n_blocks = acts.n_cols / BLOCK;
+    assert!((first + T) * acts.n_cols <= acts.q.len());
+    // SAFETY: pointers to token `first`; token `first + t` is `t * n_blocks` blocks behind. The other fields have one
+    // element for each block of `q`.
+    unsafe {
+        let (q, d) = (acts.q.as_ptr().add(first * acts.n_cols), acts.d.as_ptr().add(first * n_blocks));
+        let (s, sum) = (acts.s.as_ptr().add(first * n_blocks), acts.sum.as_ptr().add(first * n_blocks));
+        let sum16 = acts.sum16.as_ptr().add(first * n_blocks);
+        let mut acc = [_mm256_setzero_ps(); T];
+        let mut acc_m = [_mm256_setzero_ps(); T];
+        let mut room = MaybeUninit::<[Block; 8]>::uninit();
+        for file_block in 0..n_blocks / F::BLOCKS {
+            let blocks = source.blocks::<F>(file_block, room.as_mut_ptr().cast());
+            for sub in 0..F::BLOCKS {
+                let (block, b) = (&*blocks.add(sub), file_block * F::BLOCKS + sub);
+                source.look_ahead::<F>(b);
+                let scales = match F::SCALES {
+                    Scales::TwoMin => _mm256_and_si256(block.m, _mm256_set1_epi16(0xff)),
+                    _ => block.m,
+                };
+                let mut isum = [_mm256_setzero_si256(); T];
+                for first_g in (0..GROUPS).step_by(F::SUMMED) {
+                    let mut pairs = [_mm256_setzero_si256(); T];
+                    for g in first_g..first_g + F::SUMMED {
+                        let w = block.q[g];
+                        let magnitude = if F::SIGNED { _mm256_abs_epi8(w) } else { w };
+                        for t in 0..T {
+                            let four = q.add((t * n_blocks + b) * BLOCK + 4 * g).cast::<i32>().read_unaligned();
+                            let a = _mm256_set1_epi32(four);
+                            let a = if F::SIGNED { _mm256_sign_epi8(a, w) } else { a };
+                            pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(magnitude, a));
+                        }
+                    }
+                    let factors = match (F::SCALES.halves(), first_g < GROUPS / 2) {
+                        (false, _) => _mm256_set1_epi16(1),
+                        (true, true) => _mm256_blend_epi16(scales, _mm256_slli_epi32(scales, 16), 0xaa),
+                        (true, false) => _mm256_blend_epi16(_mm256_srli_epi32(scales, 16), scales, 0xaa),
+                    };
+                    for t in 0..T {
+                        isum[t] = _mm256_add_epi32(isum[t], _mm256_madd_epi16(pairs[t], factors));
+                    }
+                }
+                let (w_d, w_m) = block.scales::<F>();
+                let (w_d, w_m) = (_mm256_castsi256_ps(w_d), _mm256_castsi256_ps(w_m));
+                let sub_offset = _mm256_mullo_epi16(scales, _mm256_set1_epi16(F::OFFSET as i16));
+                for t in 0..T {
+                    let at = t * n_blocks + b;
+                    let (d, halves) = (_mm256_set1_ps(*d.add(at)), _mm256_set1_epi32(*sum16.add(at)));
+                    if F::OFFSET != 0 {
+                        let offset = match F::SCALES.halves() {
+                            true => _mm256_madd_epi16(sub_offset, halves),
+                            false => _mm256_set1_epi32(*sum.add(at) * F::OFFSET),
+                        };
+                        isum[t] = _mm256_sub_epi32(isum[t], offset);
+                    }
+                    acc[t] = _mm256_fmadd_ps(_mm256_mul_ps(w_d, d), _mm256_cvtepi32_ps(isum[t]), acc[t]);
+                    if F::SCALES == Scales::OneMin {
+                        acc_m[t] = _mm256_fmadd_ps(w_m, _mm256_set1_ps(*s.add(at)), acc_m[t]);
+                    }
+                    if F::SCALES == Scales::TwoMin {
+                        let minimum = _mm256_cvtepi32_ps(_mm256_madd_epi16(_mm256_srli_epi16(block.m, 8), halves));
+                        acc_m[t] = _mm256_fmadd_ps(_mm256_mul_ps(w_m, d), minimum, acc_m[t]);
+                    }
+                }
+            }
+        }
+        for t in 0..T {
+            let (at, sum) = (to.out.at(first + t, to.first), _mm256_add_ps(acc[t], acc_m[t]));
+            if to.skip == 0 {
+                _mm256_storeu_ps(at, sum);
+            } else {
+                let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+                _mm256_maskstore_ps(at, _mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(to.skip as i32 - 1)), sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The sets for x86: AVX2 (eight rows of weights at a time), and AVX-512 with VNNI (sixteen). They share how formats are read
+//! (formats), the way through a matrix (product), attention (attend), and what `float` has; a set brings vectors and products.
+
+mod attend;
+mod attend512;
+pub mod avx2;
+pub mod avx512;
+mod float;
+mod formats;
+mod levels;
+mod product;
+
+/// The functions of a set `$set` with vectors for attention of `$width`, compiled with its features.
+macro_rules! stamp_x86 {
+    ($features:literal, $set:ty, $width:ty) => {
+        use $crate::kernels::spec::{arithmetic, attention};
+        use $crate::kernels::x86::{attend, float};
+
+        stamp_x86! { $features;
+            matmul(task: &mut MatmulTask) = product::matmul::<$set>;
+            quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) = float::quantize;
+            rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = arithmetic::rms_norm;
+            add(x: &mut [f32], y: &[f32]) = arithmetic::add;
+            silu_mul(gate: &mut [f32], up: &[f32]) = arithmetic::silu_mul;
+            gelu_mul(gate: &mut [f32], up: &[f32]) = arithmetic::gelu_mul;
+            soft_cap(x: &mut [f32], cap: f32) = arithmetic::soft_cap;
+            l2_norm(x: &[f32]) -> f32 = arithmetic::l2_norm;
+            attend(a: &Attend, out: &mut Partial) = attend::attend::<$width>;
+            merge(running: &mut [f32], acc: &mut [f32], chunk: &Partial) = attention::merge;
+            received(tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]) = attention::received;
+        }
+        pub(crate) static TABLE: Table =
+            Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: None };
+
+        /// # Safety
+        /// As `Tile::expand`.
+        #[target_feature(enable = $features)]
+        #[inline(never)]
+        unsafe fn expand<F: Format>(tile: Tile<$set>, p: *const u8, stride: usize, n: usize) {
+            // SAFETY: passed on.
+            unsafe { tile.expand::<F>(p, stride, n) }
+        }
+    };
+    ($features:literal; $($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $function:expr;)*) => { $(
+        #[target_feature(enable = $features)]
+        #[allow(unused_unsafe, reason = "some of the functions are safe")]
+        unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: the set has the features; the rest is passed on.
+            unsafe { $function($($arg),*) }
+        }
+    )* };
+}
+pub(crate) use stamp_x86;

@@ -1,0 +1,211 @@
+//! The way of both x86 sets through a quantised matrix: some rows at a time, a few tokens straight from the file's layout,
+//! more of them from rows that are expanded once. A `Set` brings the vectors and the products; formats are in
+//! formats.rs. Matrices of fewer rows than a vector has lanes go to the scalar set, which gives the same bits.
+//!
+//! All is `inline(always)`, to take the features of the set.
+
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::marker::PhantomData;
+
+use super::float;
+use super::formats::{Block, Format, Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Vector};
+use crate::gguf::quant::GgmlType;
+use crate::kernels::spec::arithmetic::LoadF16;
+use crate::kernels::{Acts, BLOCK, MatmulTask, Out, spec::weights};
+
+/// Groups of rows between what is multiplied and what is fetched.
+const AHEAD: usize = 2;
+
+/// What a set brings along. Its functions cross into functions that are compiled with its CPU features.
+pub trait Set: Copy {
+    type V: Vector;
+    type F16: LoadF16;
+    /// Rows that are multiplied at once: the lanes of a vector.
+    const ROWS: usize;
+    /// Up to this many tokens are multiplied straight from the file's layout.
+    const DIRECT: usize;
+    /// Tokens that are multiplied at once where there are many: 4 or 8.
+    const TOKENS: usize;
+
+    /// `Tile::expand`, out of line.
+    ///
+    /// # Safety
+    /// As `Tile::expand`.
+    unsafe fn expand<F: Format>(tile: Tile<Self>, p: *const u8, stride: usize, n: usize);
+
+    /// Tokens `first..first + T` of `acts`.
+    ///
+    /// # Safety
+    /// `from` has a block for each 32 columns; the tokens are in the batch; their elements of `to` belong to the caller; the CPU
+    /// features of the set.
+    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: RowsOut);
+}
+
+/// All tokens of `acts`, as many at once as the set takes.
+///
+/// # Safety
+/// As `Set::product`.
+#[inline(always)]
+unsafe fn product<S: Set, F: Format, From: Source<S::V>>(from: From, acts: &Acts, to: RowsOut) {
+    const { assert!(S::TOKENS == 4 || S::TOKENS == 8) };
+    let (n_tok, mut t) = (acts.n_tok, 0);
+    // SAFETY: tokens `t..t + T` are inside the batch; the rest passed on.
+    unsafe {
+        while S::TOKENS == 8 && t + 8 <= n_tok {
+            S::product::<F, _, 8>(from, acts, t, to);
+            t += 8;
+        }
+        while t + 4 <= n_tok {
+            S::product::<F, _, 4>(from, acts, t, to);
+            t += 4;
+        }
+        match n_tok - t {
+            1 => S::product::<F, _, 1>(from, acts, t, to),
+            2 => S::product::<F, _, 2>(from, acts, t, to),
+            3 => S::product::<F, _, 3>(from, acts, t, to),
+            _ => {}
+        }
+    }
+}
+
+/// The product of a task by the type of its weights.
+///
+/// # Safety
+/// The CPU features of the set; the task's elements of `out` belong to the caller.
+#[inline(always)]
+pub unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
+    // SAFETY: passed on.
+    unsafe {
+        match task.w.ty {
+            GgmlType::Q4_0 => quantised::<S, Q4_0>(task),
+            GgmlType::Q4_1 => quantised::<S, Q4_1>(task),
+            GgmlType::Q5_0 => quantised::<S, Q5_0>(task),
+            GgmlType::Q5_1 => quantised::<S, Q5_1>(task),
+            GgmlType::Q8_0 => quantised::<S, Q8_0>(task),
+            GgmlType::IQ4_NL => quantised::<S, Iq4Nl>(task),
+            GgmlType::MXFP4 => quantised::<S, Mxfp4>(task),
+            GgmlType::IQ4_XS => quantised::<S, Iq4Xs>(task),
+            GgmlType::Q2_K => quantised::<S, Q2K>(task),
+            GgmlType::Q3_K => quantised::<S, Q3K>(task),
+            GgmlType::Q4_K => quantised::<S, Q4K>(task),
+            GgmlType::Q5_K => quantised::<S, Q5K>(task),
+            GgmlType::Q6_K => quantised::<S, Q6K>(task),
+            GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => float::batch::<S::F16>(task),
+            ty => unreachable!("{ty:?} was refused when the model was loaded"),
+        }
+    }
+}
+
+/// # Safety
+/// As `matmul`.
+#[inline(always)]
+unsafe fn quantised<S: Set, F: Format>(task: &mut MatmulTask) {
+    let (acts, stride, n_blocks) = (task.acts, task.w.row_bytes(), task.acts.n_cols / BLOCK);
+    let end = task.rows.end;
+    let tile_bytes = n_blocks * size_of::<Block<S::V>>();
+    assert!(end <= task.w.n_rows && end * stride <= task.w.data.len() && tile_bytes <= task.tile.len());
+    assert!(n_blocks.is_multiple_of(F::BLOCKS) && n_blocks / F::BLOCKS * F::BYTES == stride);
+    let tile = Tile::<S>(task.tile.as_mut_ptr().cast());
+    assert!(tile.0.is_aligned());
+    if end < S::ROWS {
+        // SAFETY: the scalar set needs no feature; the elements of `out` are the caller's.
+        return unsafe { weights::matmul(task) };
+    }
+    for row in task.rows.clone().step_by(S::ROWS) {
+        // At the ragged end of a matrix the last rows are read together with some before them, which are not stored.
+        let to = RowsOut { first: row.min(end - S::ROWS), skip: row - row.min(end - S::ROWS), out: task.out };
+        // SAFETY: `ROWS` rows from `to.first` on are inside the matrix, their expansion inside the tile (asserted above);
+        // the elements of `out` but those skipped are the caller's.
+        unsafe {
+            let rows = task.w.data.as_ptr().add(to.first * stride);
+            if acts.n_tok <= S::DIRECT {
+                product::<S, F, _>(Native::<S>(rows, stride, PhantomData), &acts, to);
+            } else {
+                S::expand::<F>(tile, rows, stride, n_blocks / F::BLOCKS);
+                product::<S, F, _>(tile, &acts, to);
+            }
+        }
+    }
+}
+
+/// Where the products of `ROWS` rows go: all but the first `skip` are stored.
+#[derive(Clone, Copy)]
+pub struct RowsOut {
+    pub first: usize,
+    pub skip: usize,
+    pub out: Out,
+}
+
+/// Where the blocks of some rows come from, one block of the file after the other.
+pub trait Source<V>: Copy {
+    /// The 32-column blocks of block `b` of the file, in `room` or elsewhere.
+    ///
+    /// # Safety
+    /// Block `b` is readable, `room` holds eight blocks; the CPU features of the set.
+    unsafe fn blocks<F: Format>(self, b: usize, room: *mut Block<V>) -> *const Block<V>;
+
+    /// Called for each block of 32 columns.
+    fn look_ahead<F: Format>(self, b: usize);
+}
+
+/// The file's layout, from a first row on, by the bytes between rows: blocks are put together in registers, or in the room
+/// where they are many.
+#[derive(Clone, Copy)]
+pub struct Native<S>(*const u8, usize, PhantomData<S>);
+impl<S: Set> Source<S::V> for Native<S> {
+    #[inline(always)]
+    unsafe fn blocks<F: Format>(self, b: usize, room: *mut Block<S::V>) -> *const Block<S::V> {
+        // SAFETY: passed on.
+        unsafe { F::load(self.0.add(b * F::BYTES), self.1, room) };
+        room
+    }
+
+    #[inline(always)]
+    fn look_ahead<F: Format>(self, b: usize) {
+        prefetch::<S, F>(self.0, self.1, b);
+    }
+}
+
+/// Expanded rows.
+#[derive(Clone, Copy)]
+pub struct Tile<S: Set>(*mut Block<S::V>);
+impl<S: Set> Tile<S> {
+    /// # Safety
+    /// `n` blocks of `ROWS` rows of the file at `p` are readable, `n * F::BLOCKS` blocks of the tile writable; the features
+    /// of the set.
+    #[inline(always)]
+    pub unsafe fn expand<F: Format>(self, p: *const u8, stride: usize, n: usize) {
+        for b in 0..n {
+            for sub in 0..F::BLOCKS {
+                prefetch::<S, F>(p, stride, b * F::BLOCKS + sub);
+            }
+            // SAFETY: block `b` of both.
+            unsafe { F::load(p.add(b * F::BYTES), stride, self.0.add(b * F::BLOCKS)) };
+        }
+    }
+}
+impl<S: Set> Source<S::V> for Tile<S> {
+    #[inline(always)]
+    unsafe fn blocks<F: Format>(self, b: usize, _: *mut Block<S::V>) -> *const Block<S::V> {
+        // SAFETY: inside the tile.
+        unsafe { self.0.add(b * F::BLOCKS) }
+    }
+
+    #[inline(always)]
+    fn look_ahead<F: Format>(self, _: usize) {}
+}
+
+/// Asks for the bytes that are met `AHEAD` groups of rows later. Hardware sees as many slow streams as there are rows and
+/// fetches too late: this makes decoding from memory two to four times as fast.
+///
+/// For each 32 columns that are multiplied, block `b` of them, as many bytes: a core has few loads under way at once, and a
+/// burst of prefetches, such as for a superblock, would wait for them.
+#[inline(always)]
+fn prefetch<S: Set, F: Format>(rows: *const u8, stride: usize, b: usize) {
+    let bytes = const { S::ROWS * F::BYTES / F::BLOCKS };
+    let ahead = rows.wrapping_add(S::ROWS * AHEAD * stride + b * bytes);
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: a prefetch reads nothing, even where no memory is.
+        unsafe { _mm_prefetch(ahead.wrapping_add(line).cast(), _MM_HINT_T0) };
+    }
+}

@@ -1,0 +1,343 @@
+//! How much fits into a budget: the types of keys and values, the slots, which entries are protected in them, and the message where
+//! they are too few. All of it is known before any memory is taken.
+
+use super::layout::KvShape;
+use super::policy::{Keeps, Policy, Protection, Rule};
+use super::store::KvCache;
+use super::types::KvType;
+use crate::error::{Error, Result, Setting};
+use crate::mem::arena::Arena;
+use crate::message;
+use crate::units::{Bytes, percent};
+
+/// Types of keys and of values that are tried where the user names none, the most exact first. What each costs in perplexity
+/// is in docs/kv-cache.md.
+const CHOICE: [(KvType, KvType); 7] = [
+    (KvType::F16, KvType::F16),
+    (KvType::Q8_0, KvType::Q8_0),
+    (KvType::Q8_0, KvType::Q6H),
+    (KvType::Q6H, KvType::Q6H),
+    (KvType::Q6H, KvType::Q5H),
+    (KvType::Q6H, KvType::Q4H),
+    (KvType::Q5H, KvType::Q4H),
+];
+
+impl KvShape {
+    /// All bytes of an arena of `n_slot` slots, the rows of one batch included: what `KvCache` carves.
+    pub fn arena_bytes(&self, n_slot: usize) -> usize {
+        let mut arena = Arena::measure();
+        KvCache::carve(&mut arena, self, n_slot);
+        arena.used()
+    }
+
+    /// Where all layers have a window they are rings, and no policy keeps anything, only if the budget holds the whole window. In
+    /// a smaller arena the policy decides what is kept, as in a model whose context is as long as the window: all that it holds
+    /// see each other.
+    pub fn within(self, budget_bytes: u64) -> KvShape {
+        let rings = KvShape { keeps: Keeps::default(), ..self };
+        match self.ring_len() {
+            Some(n_tok) if rings.slots_within(budget_bytes) < n_tok => {
+                KvShape { n_ctx: n_tok, n_batch: self.n_batch.min(n_tok / 8), window: None, ..self }
+            }
+            Some(_) => rings,
+            None => self,
+        }
+    }
+
+    /// Sets the types to those the user wants. What he leaves open is chosen: the most exact with which all tokens of the stream
+    /// (of the trained context, where its length is not known) stay in the budget, so that nothing is evicted; else the smallest,
+    /// for more tokens are then worth more than exact ones.
+    pub fn choose_types(&mut self, budget_bytes: u64, n_stream: Option<usize>, k: Option<KvType>, v: Option<KvType>) {
+        let n_tok = self.most_slots().min(n_stream.unwrap_or(usize::MAX)).max(1);
+        for (k_type, v_type) in CHOICE {
+            (self.k_type, self.v_type) = (k.unwrap_or(k_type), v.unwrap_or(v_type));
+            if self.slots_within(budget_bytes) >= n_tok {
+                break;
+            }
+        }
+    }
+
+    /// The most slots that fit into `budget_bytes`: no more than are of use, and no more than rows can be numbered.
+    pub fn slots_within(&self, budget_bytes: u64) -> usize {
+        let fits = |n: usize| self.arena_bytes(n) as u64 <= budget_bytes;
+        let numbered = (u32::MAX as usize - self.n_head_kv * self.n_batch) / self.n_heads();
+        let (mut low, mut high) = (0, self.most_slots().min(numbered));
+        if fits(high) {
+            return high;
+        }
+        while low + 1 < high {
+            let middle = (low + high) / 2;
+            if fits(middle) { low = middle } else { high = middle }
+        }
+        low
+    }
+}
+
+/// `--recent`: a count of tokens, or a share of the slots.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Recent {
+    Tokens(u32),
+    Percent(f32),
+}
+
+impl Recent {
+    pub fn of(self, n_slot: usize) -> u32 {
+        match self {
+            Recent::Tokens(n) => n,
+            Recent::Percent(p) => (n_slot as f64 * f64::from(p) / 100.0) as u32,
+        }
+    }
+}
+
+impl std::str::FromStr for Recent {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let tokens = || text.parse().ok().map(Recent::Tokens);
+        percent(text)
+            .map(|p| Recent::Percent(p as f32))
+            .or_else(tokens)
+            .ok_or(format!("'{text}' is not a number of tokens, such as 64, or a share of the slots, such as 50%"))
+    }
+}
+
+/// `--rare`: a share of the slots, 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share(pub f32);
+
+impl Share {
+    pub fn of(self, n_slot: usize) -> usize {
+        (n_slot as f64 * f64::from(self.0)) as usize
+    }
+}
+
+impl std::str::FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let share = percent(text).map(|p| Share((p / 100.0) as f32));
+        share.ok_or(format!("'{text}' is not a share of the slots, such as 25%"))
+    }
+}
+
+/// What the user asks of the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct KvParams {
+    pub budget_bytes: u64,
+    pub policy: Policy,
+    pub sinks: u32,
+    /// First tokens of the stream that hold what the system says: protected as sinks are, by every policy that protects sinks.
+    pub pinned: u32,
+    /// Tokens that are protected because they are the latest; `None`: what is usual for the policy.
+    pub recent: Option<Recent>,
+    /// What is reserved for the rarest entries, by policies that have a reserve; `None`: what is usual for the policy.
+    pub rare: Option<Share>,
+    /// An entry is rated as its best neighbour within this many tokens; `None`: what is usual for the policy.
+    pub pool: Option<u32>,
+}
+
+impl KvParams {
+    /// What these rules keep of entries beside a score and a position.
+    pub fn keeps(&self) -> Keeps {
+        self.policy.row().keeps(self.reserve().0 > 0.0, self.pool)
+    }
+
+    /// First tokens that are never evicted.
+    fn first(&self) -> u32 {
+        self.sinks.max(self.pinned)
+    }
+
+    fn recent(&self) -> Recent {
+        self.recent.unwrap_or(Recent::Percent(self.policy.row().recent_percent))
+    }
+
+    fn reserve(&self) -> Share {
+        self.rare.unwrap_or(Share(self.policy.row().reserve_share()))
+    }
+
+    /// The slots that the budget gives and who goes from them, or the message that says which budget would do.
+    pub fn fit(&self, shape: &KvShape) -> Result<(usize, Rule)> {
+        let n_slot = shape.slots_within(self.budget_bytes);
+        if shape.ring_len() == Some(n_slot) {
+            // The oldest goes, in every layer: there is nothing to protect, nor to rate.
+            return Ok((n_slot, Rule { policy: self.policy, protect: Protection::default(), n_reserved: 0 }));
+        }
+        let protect = self.policy.row().protection(self.first(), self.recent().of(n_slot));
+        if n_slot >= protect.min_slots() {
+            let n_reserved = if shape.keeps.reserve { self.reserve().of(n_slot) } else { 0 };
+            return Ok((n_slot, Rule { policy: self.policy, protect, n_reserved }));
+        }
+        let enough =
+            (1..=shape.n_ctx).find(|&n| n >= self.policy.row().protection(self.first(), self.recent().of(n)).min_slots());
+        let batch = Bytes((shape.arena_bytes(0)) as u64);
+        let (first, setting) = match self.pinned > self.sinks {
+            true => (format!("{} pinned tokens of the system's turn", self.pinned), Setting::System),
+            false => (format!("{} sinks", self.sinks), Setting::Sinks),
+        };
+        let unpin = if setting == Setting::System { message![", give ", Setting::PinSystem] } else { "".into() };
+        let Some(enough) = enough else {
+            let what = format!("{first} and the recent tokens do not fit into a context of {}; lower ", shape.n_ctx);
+            let blamed = if self.first() as usize >= shape.n_ctx { setting } else { Setting::Recent };
+            return Err(Error::usage(blamed, message![what, setting, unpin, " or ", Setting::Recent]));
+        };
+        Err(Error::budget(
+            Setting::KvBudget,
+            message![
+                format!(
+                    "{} holds {n_slot} tokens of {} bytes beside {batch} for a batch of {}; '{}' with {first} and {} recent needs {enough}: \
+                     give at least {} bytes, or lower ",
+                    Bytes(self.budget_bytes),
+                    shape.bytes_per_slot(),
+                    shape.n_batch,
+                    self.policy.name(),
+                    protect.recent,
+                    shape.arena_bytes(enough),
+                ),
+                Setting::Batch,
+                ", ",
+                setting,
+                unpin,
+                " or ",
+                Setting::Recent,
+            ],
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::layout::Window;
+    use crate::kv::testkit::tiny_shape;
+
+    fn shape(n_ctx: usize) -> KvShape {
+        KvShape { n_layer: 2, n_head_kv: 3, head_dim: 64, n_batch: 8, n_ctx, ..tiny_shape() }
+    }
+
+    /// What docs/kv-cache.md and the help say of each policy, and that a flag is stronger.
+    #[test]
+    fn protection_is_what_is_usual_for_the_policy_unless_it_is_given() {
+        let rule = |policy: Policy, recent: Option<Recent>, rare: Option<Share>| {
+            let mut kv = shape(1000);
+            let mut params = KvParams { budget_bytes: u64::MAX, policy, sinks: 4, pinned: 0, recent, rare, pool: None };
+            kv.keeps = params.keeps();
+            params.budget_bytes = kv.arena_bytes(200) as u64;
+            let (n_slot, rule) = params.fit(&kv).expect("it fits");
+            assert!((200..204).contains(&n_slot), "{n_slot}");
+            let share = |n: usize| (n as f64 * 100.0 / n_slot as f64).round() as u32;
+            (share(rule.protect.recent as usize), share(rule.n_reserved), params.keeps().pool)
+        };
+        assert_eq!(rule(Policy::L2Attn, None, None), (30, 45, 2));
+        assert_eq!(rule(Policy::L2, None, None), (50, 0, 0));
+        assert_eq!(rule(Policy::Outlier, None, None), (50, 0, 0));
+        assert_eq!(rule(Policy::L2Attn, Some(Recent::Percent(10.0)), Some(Share(0.0))), (10, 0, 2));
+        assert_eq!(rule(Policy::L2, None, Some(Share(0.2))), (50, 20, 0));
+        assert_eq!(rule(Policy::Outlier, None, Some(Share(0.2))), (50, 0, 0), "it has no reserve");
+    }
+
+    #[test]
+    fn what_is_pinned_is_protected_as_sinks_are() {
+        let kv = shape(1000);
+        let of = |sinks: u32, pinned: u32, n_slot: usize| {
+            let (budget_bytes, policy, recent) = (kv.arena_bytes(n_slot) as u64, Policy::L2, Some(Recent::Tokens(20)));
+            KvParams { budget_bytes, policy, sinks, pinned, recent, rare: None, pool: None }.fit(&kv)
+        };
+        assert_eq!([of(4, 30, 100), of(40, 30, 100)].map(|fit| fit.expect("it fits").1.protect.sinks), [30, 40]);
+        let refused = of(4, 90, 100).expect_err("no room").to_string();
+        assert!(refused.contains("90 pinned tokens of the system's turn") && refused.contains("not pinned"), "{refused}");
+        assert!(of(90, 4, 100).expect_err("no room").to_string().contains("90 sinks"));
+    }
+
+    #[test]
+    fn types_are_the_most_exact_that_hold_the_stream_or_else_the_smallest() {
+        let mut kv = shape(1000);
+        let mut chosen = |budget: u64, n_stream: Option<usize>, k: Option<KvType>, v: Option<KvType>| {
+            kv.choose_types(budget, n_stream, k, v);
+            (kv.k_type, kv.v_type)
+        };
+        for pair in CHOICE {
+            let of = |n: usize| KvShape { k_type: pair.0, v_type: pair.1, ..shape(1000) }.arena_bytes(n) as u64;
+            assert_eq!(chosen(of(1000), None, None, None), pair, "the whole context");
+            assert_eq!(chosen(of(1000), Some(5000), None, None), pair, "no stream has more positions than the context");
+            assert_eq!(chosen(of(300), Some(300), None, None), pair);
+            // A slot fewer: the next type, or the same if there is none.
+            let next = CHOICE.iter().position(|&p| p == pair).map(|i| CHOICE[(i + 1).min(CHOICE.len() - 1)]);
+            assert_eq!(Some(chosen(of(299), Some(300), None, None)), next);
+        }
+        let small = (KvType::Q5H, KvType::Q4H);
+        assert_eq!([chosen(0, None, None, None), chosen(20_000, Some(300), None, None)], [small, small]);
+        // What the user names stays.
+        assert_eq!(chosen(0, None, Some(KvType::F16), None), (KvType::F16, KvType::Q4H));
+        assert_eq!(chosen(u64::MAX, None, None, Some(KvType::Q4_0)), (KvType::F16, KvType::Q4_0));
+    }
+
+    /// Of random shapes: what is measured is what is taken, and a slot costs the same wherever it is the next one.
+    #[test]
+    fn what_is_measured_is_what_is_taken() {
+        let mut rng = fastrand::Rng::with_seed(4);
+        for _ in 0..300 {
+            let policy = rng.choice(Policy::all()).unwrap();
+            let mut shape = KvShape {
+                n_layer: rng.usize(1..9),
+                n_head_kv: rng.usize(1..5),
+                head_dim: 8 * rng.usize(1..17),
+                n_batch: rng.usize(1..33),
+                n_ctx: 1024,
+                window: rng.bool().then(|| Window { n_tok: rng.usize(1..200), global_every: rng.usize(..4) }),
+                k_type: rng.choice(KvType::ALL).unwrap(),
+                v_type: rng.choice(KvType::ALL).unwrap(),
+                capped: rng.bool(),
+                keeps: policy.row().keeps(rng.bool(), Some(rng.u32(..4))),
+            };
+            if shape.head_dim % 32 != 0 {
+                (shape.k_type, shape.v_type) = (KvType::F16, KvType::F16);
+            }
+            let n_slot = rng.usize(1..300);
+            let mut arena = Arena::take(shape.arena_bytes(n_slot)).unwrap();
+            KvCache::carve(&mut arena, &shape, n_slot);
+            assert_eq!(arena.used(), shape.arena_bytes(n_slot), "{shape:?}");
+            let step = |n: usize| shape.arena_bytes(n + 64) - shape.arena_bytes(n);
+            if shape.ring_len().is_none() {
+                assert_eq!(step(256), 64 * shape.bytes_per_slot(), "{shape:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_byte_of_a_ring_is_in_the_budget() {
+        let window = Some(Window { n_tok: 6, global_every: 3 });
+        let shape = KvShape { n_layer: 5, n_head_kv: 2, n_batch: 4, n_ctx: 100, window, ..tiny_shape() };
+        for n in [1, 5, 6, 7, 50, 100] {
+            // A budget one byte short of n slots gives fewer, whether the windows are whole or not.
+            assert!(shape.slots_within(shape.arena_bytes(n) as u64) >= n);
+            assert!(shape.slots_within(shape.arena_bytes(n) as u64 - 1) < n);
+        }
+        // Beyond the windows a token costs what layer 2 of the five needs for it; up to there all do.
+        let row = shape.k_bytes() + shape.v_bytes() + 8;
+        assert_eq!(shape.bytes_per_slot(), 2 * row);
+        assert_eq!(shape.arena_bytes(96) - shape.arena_bytes(64), 32 * shape.bytes_per_slot());
+        assert_eq!(shape.full_f16_bytes(50), 2 * 2 * 16 * (50 + 4 * 6));
+    }
+
+    #[test]
+    fn no_shape_overflows_and_rows_can_be_numbered() {
+        for (n_layer, n_head_kv, head_dim, n_ctx) in [(1, 1, 8, 8), (128, 128, 1024, 1 << 24), (65_536, 8, 1024, 1 << 24)] {
+            let (n_batch, v_type) = (n_ctx / 8, if head_dim > 8 { KvType::Q4H } else { KvType::F16 });
+            let shape = KvShape { n_layer, n_head_kv, head_dim, n_batch, n_ctx, v_type, ..tiny_shape() };
+            for budget in [0, 1, 1 << 20, 1 << 40, u64::MAX] {
+                let n = shape.slots_within(budget);
+                let rows = shape.n_heads() * n + n_head_kv * shape.n_batch;
+                assert!(n <= n_ctx && rows <= u32::MAX as usize);
+                assert!(n == 0 || shape.arena_bytes(n) as u64 <= budget);
+            }
+        }
+    }
+
+    #[test]
+    fn shares_of_the_slots_never_exceed_them() {
+        for n in (1..200_000).chain((1 << 24) - 1000..=1 << 24) {
+            assert_eq!(Recent::Percent(100.0).of(n), n as u32);
+            assert!(Recent::Percent(50.0).of(n) as usize == n / 2);
+        }
+    }
+}
