@@ -2,7 +2,7 @@
 //! stand, how long a file may be.
 //!
 //! The source is read as text, so that code for other processors is checked too. Comments and strings are blanked out
-//! first; what is left is searched for paths from the crate's root. docs/architecture.md explains the order.
+//! first; what is left is searched for paths from the crate's root. docs/design.md explains the order.
 //! Refuses cleverness: a path that climbs with `super::super::` is a violation, since nobody should have to count.
 
 use std::collections::BTreeSet;
