@@ -158,7 +158,7 @@ fn a_directory_that_lies_is_refused() {
         assert!(lie(48, &count.to_le_bytes()).is_some(), "{count} tensors");
     }
     assert!(lie(16, &1u64.to_le_bytes()).is_some_and(|why| why.contains("another model")));
-    assert!(lie(24, &1u64.to_le_bytes()).is_some_and(|why| why.contains("--verify")));
+    assert!(lie(24, &1u64.to_le_bytes()).is_some_and(|why| why.contains("check of the pack")));
     for i in 0..n {
         let entry = 72 + i * 24;
         for index in [21u32, u32::MAX] {

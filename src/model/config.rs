@@ -126,11 +126,7 @@ impl Config {
         let rope = RopeConfig {
             order: arch.rope_order,
             n_rot: keys.opt_count("rope.dimension_count")?.unwrap_or(head_dim),
-            // A family whose layers turn by two bases has no usual one.
-            freq_base: match keys.opt_float("rope.freq_base")? {
-                None if arch.local_base.is_none() => 10_000.0,
-                _ => keys.float("rope.freq_base")?,
-            },
+            freq_base: keys.opt_float("rope.freq_base")?.unwrap_or(10_000.0),
             scaling: rope_scaling(&keys, trained as u32)?,
             attn_factor: keys.opt_float("rope.scaling.attn_factor")?.filter(|&f| f != 0.0).unwrap_or(1.0),
         };
