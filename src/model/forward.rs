@@ -8,6 +8,7 @@ use crate::kv::{AttnLayer, KvCache};
 use crate::mem::pool::Pool;
 
 use super::config::Config;
+use super::guard::Guard;
 use super::mixers::Pass;
 use super::pack::Pack;
 use super::rope::Ropes;
@@ -63,6 +64,7 @@ pub struct Machine {
     pub kernels: Kernels,
     pub pool: Pool,
     pub scratch: Scratch,
+    pub guard: Guard,
 }
 
 /// Takes `tokens` (at most a batch of them) into the cache and returns the wanted rows of logits, `[rows][n_vocab]`.
@@ -89,6 +91,7 @@ pub fn forward_watched<'a>(
     let n_tok = tokens.len();
     let mut step = cache.begin(n_tok, &mut machine.pool, &mut machine.scratch.cache, &model.ropes)?;
     embed(model, tokens, &mut machine.scratch.x)?;
+    machine.guard.always(&machine.scratch.x[..n_tok * model.config.n_embd]);
     machine.scratch.angles.set(&model.ropes, step.cache().next_pos(), n_tok);
     let mut pass = Pass::new(model, machine, n_tok);
     // Layers with keys and values, and those with a convolution, are each counted by themselves.
@@ -117,11 +120,11 @@ pub fn forward_watched<'a>(
         pass.feed_forward(layer, first);
     }
     step.finish();
-    Ok(match wanted {
-        Logits::None => &[],
+    match wanted {
+        Logits::None => pass.end(),
         Logits::Last => pass.logits(n_tok - 1),
         Logits::All => pass.logits(0),
-    })
+    }
 }
 
 fn embed(model: &Model, tokens: &[u32], x: &mut [f32]) -> Result<()> {

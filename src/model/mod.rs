@@ -4,6 +4,8 @@
 pub mod arch;
 pub mod config;
 pub mod forward;
+pub mod guard;
+mod keys;
 mod mixers;
 pub mod pack;
 pub mod rope;
