@@ -5,9 +5,8 @@ use super::layout::KvShape;
 use super::policy::{Keeps, Policy, Protection, Rule};
 use super::store::KvCache;
 use super::types::KvType;
-use crate::error::{Error, Result, Setting};
+use crate::error::{Error, Result, Setting, message};
 use crate::mem::arena::Arena;
-use crate::message;
 use crate::units::{Bytes, percent};
 
 /// Types of keys and of values that are tried where the user names none, the most exact first. What each costs in perplexity

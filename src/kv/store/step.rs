@@ -13,14 +13,13 @@
 //! its attention is done, for its first tokens still see what its last ones overwrite; one token alone goes to its slot at once.
 
 use super::{HeadShare, KvCache, KvScratch, copy_row};
-use crate::error::{Error, Result, Setting};
+use crate::error::{Error, Result, Setting, message};
 use crate::kernels::Kernels;
 use crate::kv::attention::{AttendScratch, LayerAttention};
 use crate::kv::layout::{AttnLayer, Head, KvShape};
 use crate::kv::policy::Policy;
 use crate::kv::{Pos, Rotary};
 use crate::mem::pool::Pool;
-use crate::message;
 
 /// Tokens on their way in. Dropped before `finish` it leaves the cache as if they had never come.
 #[must_use]
