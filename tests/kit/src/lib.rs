@@ -4,6 +4,7 @@
 
 pub mod families;
 pub mod gguf_writer;
+pub mod tiny;
 
 use std::path::{Path, PathBuf};
 
