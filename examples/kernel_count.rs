@@ -7,7 +7,7 @@
 
 use lowkey::gguf::quant::GgmlType;
 use lowkey::kernels::{ActBuf, Attend, Kernels, Matrix, Partial, Product, Rows, packed, tile_bytes};
-use lowkey::kv::types::KvType;
+use lowkey::kv::KvType;
 use lowkey::mem::arena::Arena;
 use lowkey::mem::pool::Pool;
 

@@ -1,38 +1,176 @@
 //! The one error type of the crate, and the exit code that goes with each kind.
 //!
 //! Every message is one line that says what is wrong, where, and what to do about it. Mistakes of the user
-//! (flags, files, budgets) are values of this type; mistakes of ours are `assert!`s.
+//! (settings, files, budgets) are values of this type; mistakes of ours are `assert!`s. The library does not know what a
+//! program calls its settings: a message carries them as `Setting`s, which read as plain words here, and which the command
+//! line spells as flags (`Message::spelled`).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// What a message may name as the cause or as the remedy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    KvBudget,
+    Evict,
+    Sinks,
+    Recent,
+    Batch,
+    Threads,
+    Kernels,
+    Memory,
+    Mlock,
+    System,
+    /// That the system's turn is never evicted; as a remedy, that it may be.
+    PinSystem,
+    Template,
+    Temp,
+    TopP,
+    MinP,
+    RepeatPenalty,
+    RepeatLastN,
+    /// The text that is read.
+    File,
+    /// Lengths of prompts in tests of retrieval.
+    Lengths,
+    /// A picture of the result.
+    Plot,
+    /// Writing a model's pack; anew even where there is one; checking the one that is there.
+    Pack,
+    PackAnew,
+    PackCheck,
+    /// One of the program above the library, as it is to be shown.
+    Own(&'static str),
+}
+
+impl Setting {
+    pub fn words(self) -> &'static str {
+        match self {
+            Setting::KvBudget => "the KV budget",
+            Setting::Evict => "the eviction policy",
+            Setting::Sinks => "the number of sinks",
+            Setting::Recent => "the number of recent tokens",
+            Setting::Batch => "the batch",
+            Setting::Threads => "the number of threads",
+            Setting::Kernels => "the kernel set",
+            Setting::Memory => "the memory limit",
+            Setting::Mlock => "locking the weights",
+            Setting::System => "the system's turn",
+            Setting::PinSystem => "a system's turn that is not pinned",
+            Setting::Template => "the chat template",
+            Setting::Temp => "the temperature",
+            Setting::TopP => "top-p",
+            Setting::MinP => "min-p",
+            Setting::RepeatPenalty => "the repeat penalty",
+            Setting::RepeatLastN => "the window of the repeat penalty",
+            Setting::File => "the text",
+            Setting::Lengths => "the prompt lengths",
+            Setting::Plot => "the picture",
+            Setting::Pack => "the packing",
+            Setting::PackAnew => "the packing anew",
+            Setting::PackCheck => "the check of the pack",
+            Setting::Own(name) => name,
+        }
+    }
+}
+
+impl From<&'static str> for Setting {
+    fn from(name: &'static str) -> Self {
+        Setting::Own(name)
+    }
+}
+
+/// Text in which settings are named.
+#[derive(Clone, Debug, Default)]
+pub struct Message(Vec<Part>);
+
+#[derive(Clone, Debug)]
+enum Part {
+    Text(Cow<'static, str>),
+    Setting(Setting),
+}
+
+impl From<String> for Message {
+    fn from(text: String) -> Self {
+        Message(vec![Part::Text(text.into())])
+    }
+}
+
+impl From<&'static str> for Message {
+    fn from(text: &'static str) -> Self {
+        Message(vec![Part::Text(text.into())])
+    }
+}
+
+impl From<Setting> for Message {
+    fn from(setting: Setting) -> Self {
+        Message(vec![Part::Setting(setting)])
+    }
+}
+
+impl FromIterator<Message> for Message {
+    fn from_iter<I: IntoIterator<Item = Message>>(messages: I) -> Self {
+        Message(messages.into_iter().flat_map(|message| message.0).collect())
+    }
+}
+
+/// A `Message` of texts and settings: `message!["the arena is full: raise ", Setting::KvBudget]`.
+#[macro_export]
+macro_rules! message {
+    ($($part:expr),+ $(,)?) => {
+        [$($crate::error::Message::from($part)),+].into_iter().collect::<$crate::error::Message>()
+    };
+}
+
+impl Message {
+    /// The text, with settings as `spell` calls them.
+    pub fn spelled(&self, spell: &dyn Fn(Setting) -> String) -> String {
+        let part = |part: &Part| match part {
+            Part::Text(text) => text.to_string(),
+            Part::Setting(setting) => spell(*setting),
+        };
+        self.0.iter().map(part).collect()
+    }
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.spelled(&|setting| setting.words().into()))
+    }
+}
+
 #[derive(Debug)]
 pub enum Error {
-    /// A flag whose value cannot be used: exit 2. `flag` is spelt as the user typed it, `--kv-budget`.
-    Usage { flag: &'static str, what: String },
+    /// A setting whose value cannot be used: exit 2.
+    Usage { setting: Setting, what: Message },
     /// The operating system refused something about a file.
     Io { path: PathBuf, source: std::io::Error },
     /// The bytes of a model file are not what the format promises.
     Gguf { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     /// The file is well-formed and asks for something this engine does not do.
-    Unsupported { path: PathBuf, what: String },
-    /// A size set by the user does not hold what was asked: exit 1. Names the flag and the size that would do.
-    Budget { flag: &'static str, what: String },
+    Unsupported { path: PathBuf, what: Message },
+    /// A size set by the user does not hold what was asked: exit 1. Says which size would do.
+    Budget { setting: Setting, what: Message },
     /// The stream cannot go on (an arena that may not evict is full, an empty prompt …).
-    Stopped(String),
+    Stopped(Message),
     /// The reader of our output went away: exit 0, silently.
     BrokenPipe,
 }
 
 impl Error {
-    pub fn usage(flag: &'static str, what: impl Into<String>) -> Self {
-        Error::Usage { flag, what: what.into() }
+    pub fn usage(setting: impl Into<Setting>, what: impl Into<Message>) -> Self {
+        Error::Usage { setting: setting.into(), what: what.into() }
     }
 
-    pub fn budget(flag: &'static str, what: impl Into<String>) -> Self {
-        Error::Budget { flag, what: what.into() }
+    pub fn budget(setting: impl Into<Setting>, what: impl Into<Message>) -> Self {
+        Error::Budget { setting: setting.into(), what: what.into() }
+    }
+
+    pub fn stopped(what: impl Into<Message>) -> Self {
+        Error::Stopped(what.into())
     }
 
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
@@ -43,8 +181,20 @@ impl Error {
         Error::Gguf { path: path.as_ref().to_owned(), source: Box::new(source) }
     }
 
-    pub fn unsupported(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
+    pub fn unsupported(path: impl AsRef<Path>, what: impl Into<Message>) -> Self {
         Error::Unsupported { path: path.as_ref().to_owned(), what: what.into() }
+    }
+
+    /// The line as it is shown.
+    pub fn message(&self) -> Message {
+        match self {
+            Error::Usage { setting, what } | Error::Budget { setting, what } => message![*setting, ": ", what.clone()],
+            Error::Io { path, source } => format!("{}: {source}", path.display()).into(),
+            Error::Gguf { path, source } => format!("{}: {source}", path.display()).into(),
+            Error::Unsupported { path, what } => message![format!("{}: ", path.display()), what.clone()],
+            Error::Stopped(what) => what.clone(),
+            Error::BrokenPipe => "the reader of the output has gone".into(),
+        }
     }
 
     /// 0 done, 1 failure, 2 usage.
@@ -59,14 +209,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Usage { flag, what } | Error::Budget { flag, what } => write!(f, "{flag}: {what}"),
-            Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
-            Error::Gguf { path, source } => write!(f, "{}: {source}", path.display()),
-            Error::Unsupported { path, what } => write!(f, "{}: {what}", path.display()),
-            Error::Stopped(what) => f.write_str(what),
-            Error::BrokenPipe => f.write_str("the reader of the output has gone"),
-        }
+        self.message().fmt(f)
     }
 }
 

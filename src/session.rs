@@ -2,14 +2,14 @@
 //! Everything is taken from the system in `Session::new`, by a plan that `Layout::plan` shows beforehand; `prefill` and
 //! `step` allocate nothing (tests/no_alloc.rs arms an allocator to check it).
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::kernels::Kernels;
-use crate::kv::cache::{KvCache, KvParams, KvShape};
 use crate::kv::policy::Rule;
-use crate::kv::types::KvType;
+use crate::kv::{AttnLayer, KvCache, KvParams, KvShape, KvType};
 use crate::mem::arena::Arena;
 use crate::mem::plan::Plan;
 use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
+use crate::message;
 use crate::model::forward::{Logits, Machine, Model, forward, forward_watched};
 use crate::model::scratch::{Scratch, ScratchShape};
 use crate::model::shortconv::ShortConvs;
@@ -62,7 +62,7 @@ impl SessionParams {
     pub fn shape(&self, model: &Model) -> Result<KvShape> {
         let c = &model.config;
         if self.n_batch == 0 || self.n_batch > 1 << 16 {
-            return Err(Error::usage("--batch", format!("a batch of {} tokens; give 1 to 65536", self.n_batch)));
+            return Err(Error::usage(Setting::Batch, format!("a batch of {} tokens; give 1 to 65536", self.n_batch)));
         }
         let mut shape = KvShape {
             n_layer: c.n_attn_layer(),
@@ -75,7 +75,7 @@ impl SessionParams {
             k_type: KvType::F16,
             v_type: KvType::F16,
             capped: c.soft_caps.is_some(),
-            marks: self.kv.marks(),
+            keeps: self.kv.keeps(),
         };
         shape.choose_types(self.kv.budget_bytes, self.n_stream, self.k_type, self.v_type);
         Ok(shape.within(self.kv.budget_bytes))
@@ -83,7 +83,7 @@ impl SessionParams {
 
     /// The slots and who goes from them, with the batch as large as it may be.
     fn fit(&self, kv: &mut KvShape) -> Result<(usize, Rule)> {
-        if !kv.marks.received {
+        if !kv.keeps.received {
             return self.kv.fit(kv);
         }
         // A token must not be judged before its attention is counted, which is after its batch: it is recent that long. So a budget
@@ -103,20 +103,17 @@ impl SessionParams {
         let kernels = Kernels::choose(&self.kernels)?;
         let n_threads = self.n_threads.unwrap_or_else(default_threads);
         if n_threads == 0 || n_threads > 1024 {
-            return Err(Error::usage("--threads", format!("{n_threads} threads; give 1 to the number of cores")));
+            return Err(Error::usage(Setting::Threads, format!("{n_threads} threads; give 1 to the number of cores")));
         }
         let mut kv = self.shape(model)?;
         let (n_slot, rule) = self.fit(&mut kv)?;
-        let n_batch = kv.n_batch;
-        let n_logits = self.n_logits.clamp(1, n_batch);
         let scratch = ScratchShape {
-            n_batch,
+            kv,
             n_slot,
             n_threads,
-            n_logits,
+            n_logits: self.n_logits.clamp(1, kv.n_batch),
             has_float: model.weights.has_float,
             has_halves: model.weights.types().any(|ty| kernels.wants_halves(ty)),
-            counts_attention: kv.marks.received,
             kernels,
         };
         let (kv_budget_bytes, mlock) = (self.kv.budget_bytes, self.mlock);
@@ -144,14 +141,21 @@ impl Layout {
 pub fn check_memory(plan: &Plan, memory_bytes: Option<u64>) -> Result<()> {
     match memory_bytes {
         Some(limit) if plan.private_bytes() > limit => Err(Error::budget(
-            "--memory",
-            format!(
-                "the plan takes {} of private memory, {} is allowed; the largest parts are {}: give at least {} bytes, or lower --kv-budget, --batch or --threads",
-                Bytes(plan.private_bytes()),
-                Bytes(limit),
-                plan.largest(3),
-                plan.private_bytes(),
-            ),
+            Setting::Memory,
+            message![
+                format!(
+                    "the plan takes {} of private memory, {} is allowed; the largest parts are {}: give at least {} bytes, or lower ",
+                    Bytes(plan.private_bytes()),
+                    Bytes(limit),
+                    plan.largest(3),
+                    plan.private_bytes(),
+                ),
+                Setting::KvBudget,
+                ", ",
+                Setting::Batch,
+                " or ",
+                Setting::Threads,
+            ],
         )),
         _ => Ok(()),
     }
@@ -208,9 +212,9 @@ impl Session {
             let pack = model.files(layout.kernels).pack.map(|pack| pack.map());
             model.file.maps().chain(pack).try_for_each(|map| map.lock()).map_err(|e| {
                 Error::usage(
-                    "--mlock",
+                    Setting::Mlock,
                     format!(
-                        "the system did not lock {} of weights ({e}); raise `ulimit -l` or leave the flag out",
+                        "the system did not lock {} of weights ({e}); raise `ulimit -l` or leave it out",
                         Bytes(model.file.file_bytes())
                     ),
                 )
@@ -218,10 +222,10 @@ impl Session {
         }
         let cache = KvCache::new(layout.kv, layout.n_slot, layout.rule, layout.kv_budget_bytes)?;
         let no_memory =
-            |e: std::io::Error| Error::budget("--memory", format!("the system did not give what the plan asks for: {e}"));
+            |e: std::io::Error| Error::budget(Setting::Memory, format!("the system did not give what the plan asks for: {e}"));
         let scratch = Arena::fill(|arena| Scratch::carve(arena, &model.config, &layout.scratch)).map_err(no_memory)?;
         let pool = Pool::new(layout.n_threads)
-            .map_err(|e| Error::usage("--threads", format!("cannot start {} threads: {e}", layout.n_threads)))?;
+            .map_err(|e| Error::usage(Setting::Threads, format!("cannot start {} threads: {e}", layout.n_threads)))?;
         let machine = Machine { kernels: layout.kernels, pool, scratch };
         Ok(Session { model, machine, cache, n_batch: layout.kv.n_batch, n_logits: layout.scratch.n_logits, n_past: 0 })
     }
@@ -255,7 +259,7 @@ impl Session {
 
     /// Evicts at once until `n_keep` tokens are left, by `rule` and no longer by that of the stream; the first `n_whole` layers keep all.
     pub fn compress(&mut self, n_keep: usize, n_whole: usize, rule: Rule) {
-        self.cache.compress(n_keep, n_whole, rule, &mut self.machine.scratch.renumber[0]);
+        self.cache.compress(n_keep, n_whole, rule, &mut self.machine.scratch.cache[0]);
     }
 
     /// How many of `n` tokens may go in as one batch now.
@@ -267,7 +271,7 @@ impl Session {
     /// number of tokens done after each batch and may stop by returning false: then there are no logits.
     pub fn prefill(&mut self, tokens: &[u32], mut go_on: impl FnMut(usize) -> bool) -> Result<Option<&[f32]>> {
         if tokens.is_empty() {
-            return Err(Error::Stopped("the prompt is empty: 0 tokens to start from; give some text".into()));
+            return Err(Error::stopped("the prompt is empty: 0 tokens to start from; give some text"));
         }
         let mut done = 0;
         loop {
@@ -299,7 +303,7 @@ impl Session {
     }
 
     /// As many tokens in as go `together`; `watch` sees the queries and the cache of each layer (`forward_watched`).
-    pub fn prefill_watched(&mut self, tokens: &[u32], watch: impl FnMut(usize, &KvCache, &[f32])) -> Result<()> {
+    pub fn prefill_watched(&mut self, tokens: &[u32], watch: impl FnMut(AttnLayer, &KvCache, &[f32])) -> Result<()> {
         assert!(tokens.len() <= self.n_batch);
         self.n_past += tokens.len() as u64;
         forward_watched(&self.model, &mut self.machine, &mut self.cache, tokens, Logits::None, watch)?;

@@ -2,9 +2,7 @@
 //! models that both sides write by one rule. Each kernel set of this CPU, in batches that take each way through a matrix.
 
 use lowkey::kernels::Kernels;
-use lowkey::kv::policy::Policy;
-use lowkey::kv::shape::Recent;
-use lowkey::kv::types::KvType;
+use lowkey::kv::{AttnLayer, Head, KvType, Policy, Recent};
 use lowkey::session::{Session, SessionParams};
 use lowkey_test_kit::families::family_model;
 use lowkey_test_kit::gguf_writer::GgufWriter;
@@ -116,7 +114,8 @@ fn windows_beside_eviction_give_the_same_bits_in_batches_and_on_every_set() {
                 let mut session = session(&path.0, &p);
                 let logits = session.prefill(&tokens, |_| true).expect("logits").expect("not stopped");
                 let bits: Vec<u32> = logits.iter().map(|l| l.to_bits()).collect();
-                let kept: Vec<_> = (0..session.model().config.n_layer).map(|l| session.cache().kept(l, 0).to_vec()).collect();
+                let kept: Vec<_> =
+                    (0..session.model().config.n_layer).map(|l| session.cache().kept(AttnLayer(l), Head(0)).to_vec()).collect();
                 assert_eq!(
                     (kept[0].len(), session.cache().n_live()),
                     (5.min(session.cache().n_slot()), session.cache().n_slot())
@@ -321,7 +320,7 @@ fn other_families_evict_what_the_reference_evicts() {
                 let label = format!("{name}, {policy:?}, {}, batches of {n_batch}", kernels.name());
                 for (layer, heads) in stream["kept"].as_array().expect("layers").iter().enumerate() {
                     for (head, want) in heads.as_array().expect("heads").iter().enumerate() {
-                        let mut got = session.cache().kept(layer, head).to_vec();
+                        let mut got = session.cache().kept(AttnLayer(layer), Head(head)).to_vec();
                         got.sort_unstable();
                         assert_eq!(got, ids(want), "{label}, layer {layer}, head {head}");
                     }

@@ -4,9 +4,7 @@
 //! Why tolerances at all: activations are quantised to int8 here (as in llama.cpp) and not in the reference.
 
 use lowkey::eval::ppl;
-use lowkey::kv::cache::Recent;
-use lowkey::kv::policy::Policy;
-use lowkey::kv::types::KvType;
+use lowkey::kv::{AttnLayer, Head, KvType, Policy, Recent};
 use lowkey::session::SessionParams;
 use lowkey_test_kit::{demo_model, emulated, floats, golden, ids, params, session};
 
@@ -162,7 +160,7 @@ fn eviction_keeps_what_the_reference_keeps() {
         for head in row["kept"].as_array().into_iter().flatten() {
             let (layer, index) =
                 (head["layer"].as_u64().expect("a layer") as usize, head["head"].as_u64().expect("a head") as usize);
-            let got = session.cache().kept(layer, index);
+            let got = session.cache().kept(AttnLayer(layer), Head(index));
             let want = ids(&head["positions"]);
             let same = want.iter().filter(|p| got.contains(p)).count();
             let least = if policy == Policy::Window { n_slot } else { n_slot * 85 / 100 };
@@ -227,7 +225,7 @@ fn tiny_f32_streams_keep_exactly_what_the_reference_keeps() {
                 let logits = session.prefill(&tokens, |_| true).expect("prefill").expect("not stopped").to_vec();
                 for (layer, heads) in stream["kept"].as_array().expect("layers").iter().enumerate() {
                     for (head, want) in heads.as_array().expect("heads").iter().enumerate() {
-                        let mut got = session.cache().kept(layer, head).to_vec();
+                        let mut got = session.cache().kept(AttnLayer(layer), Head(head)).to_vec();
                         got.sort_unstable();
                         assert_eq!(got, ids(want), "{name}, {policy:?}, batches of {n_batch}, layer {layer}, head {head}");
                     }

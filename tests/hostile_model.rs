@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lowkey::gguf::{GgmlType, GgufFile};
-use lowkey::kv::cache::Recent;
+use lowkey::kv::{AttnLayer, Head, Recent};
 use lowkey::mem::plan::Plan;
 use lowkey::model::forward::Model;
 use lowkey::session::{Session, SessionParams};
@@ -454,7 +454,7 @@ fn a_context_of_eight_tokens_streams() {
             for t in 0..4 * n_ctx {
                 let logits = session.step(t % 250).expect("a step");
                 assert!(logits.iter().all(|l| l.is_finite()), "context {n_ctx}, step {t}");
-                let mut kept = session.cache().kept(0, 0).to_vec();
+                let mut kept = session.cache().kept(AttnLayer(0), Head(0)).to_vec();
                 kept.sort_unstable();
                 assert!(kept.windows(2).all(|p| p[0] < p[1]), "distinct positions: {kept:?}");
                 assert!(kept.contains(&(session.cache().next_pos() - 1)), "the newcomer is kept: {kept:?}");

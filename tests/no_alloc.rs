@@ -4,9 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use lowkey::kv::policy::Policy;
-use lowkey::kv::shape::Share;
-use lowkey::kv::types::KvType;
+use lowkey::kv::{KvType, Policy, Share};
 
 struct Counting;
 

@@ -111,7 +111,7 @@ fn a_pack_cut_anywhere_is_left_aside() {
     for n in (0..1000).chain((1000..bytes.len()).step_by(997)) {
         fs::write(folder.pack(), &bytes[..n]).expect("a file");
         let wanted = if (1..8).contains(&n) { "this is no pack" } else { "damaged" };
-        let why = folder.open().err().unwrap_or_else(|| panic!("{n} bytes of it were taken for a pack")).to_string();
+        let why = folder.open().err().unwrap_or_else(|| panic!("{n} bytes of it were taken for a pack")).message().to_string();
         assert!(why.starts_with(wanted), "{n} bytes: {why}");
     }
     let longer = [&bytes[..], &[0]].concat();
@@ -151,7 +151,7 @@ fn a_directory_that_lies_is_refused() {
             bytes[64..72].copy_from_slice(&sum.to_le_bytes());
         }
         fs::write(folder.pack(), &bytes).expect("a file");
-        folder.open().err().map(|why| why.to_string())
+        folder.open().err().map(|why| why.message().to_string())
     };
     assert_eq!(lie(0, b"L"), None, "no lie, no refusal");
     for count in [n as u32 + 1, 100_000, u32::MAX] {

@@ -180,7 +180,7 @@ fn a_pack_is_of_all_parts() {
         let file = GgufFile::open(&folder.part(3)).expect("a split model");
         Pack::open(&path, &file).expect("it is there").and_then(|pack| pack.in_time(&file))
     };
-    let pack = open().unwrap_or_else(|why| panic!("{why}"));
+    let pack = open().unwrap_or_else(|why| panic!("{}", why.message()));
     assert!(matches!(pack.verify(&model.file, &mut || true), Some(Ok(()))));
     let touched = fs::File::options().write(true).open(folder.part(2)).expect("a part");
     touched.set_modified(std::time::SystemTime::UNIX_EPOCH).expect("a time");

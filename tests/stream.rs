@@ -1,11 +1,9 @@
 //! The stream's promises, on a small model that is quick to run: a batch is the same as token by token, bit for bit, for
-//! every policy, budget, batch size and number of threads; the arena never moves; sinks and recent tokens survive;
-//! any length runs.
+//! every policy that judges at entry, every budget, batch size and number of threads; the arena never moves; sinks and
+//! recent tokens survive; any length runs. Which entries a policy keeps is checked in tests/policies.rs.
 
 use lowkey::kernels::Kernels;
-use lowkey::kv::policy::Policy;
-use lowkey::kv::shape::{Recent, Share};
-use lowkey::kv::types::KvType;
+use lowkey::kv::{AttnLayer, Head, KvCache, KvType, Policy, Recent, Share};
 use lowkey::session::{Session, SessionParams};
 
 const MODEL: &str = "tiny-gqa.gguf";
@@ -39,17 +37,21 @@ fn end_of(session: &mut Session, tokens: &[u32], one_by_one: bool) -> (Vec<u32>,
     } else {
         last = bits(session.prefill(tokens, |_| true).expect("prefill").expect("nobody stopped it"));
     }
-    let c = &session.model().config;
-    let kept =
-        (0..c.n_layer).flat_map(|l| (0..c.n_head_kv).map(move |h| (l, h))).map(|(l, h)| session.cache().kept(l, h).to_vec());
-    let kept = kept.collect();
+    let kept = heads(session.cache()).map(|(layer, head)| session.cache().kept(layer, head).to_vec()).collect();
     (last, kept)
+}
+
+/// Every head of every layer.
+fn heads(cache: &KvCache) -> impl Iterator<Item = (AttnLayer, Head)> {
+    let shape = *cache.shape();
+    shape.layers().flat_map(move |layer| shape.heads().map(move |head| (layer, head)))
 }
 
 #[test]
 fn a_batch_is_the_same_as_token_by_token_bit_for_bit() {
     let tokens = tokens(100);
-    for (policy, rare, pool) in FIXED {
+    assert_eq!(fixed().count(), 16);
+    for (policy, rare, pool) in fixed() {
         for n_slot in [9, 24, 99, 100, 130] {
             let with = |s: &mut SessionParams| (s.kv.policy, s.kv.rare, s.kv.pool) = (policy, Some(Share(rare)), Some(pool));
             let want = end_of(&mut session(n_slot, with), &tokens, true);
@@ -67,24 +69,22 @@ fn a_batch_is_the_same_as_token_by_token_bit_for_bit() {
     }
 }
 
-/// Policies whose scores are fixed when an entry enters, with a reserve and with neighbours pooled too.
-const FIXED: [(Policy, f32, u32); 9] = [
-    (Policy::L2, 0.0, 0),
-    (Policy::L2, 0.4, 0),
-    (Policy::L2, 0.25, 3),
-    (Policy::L2Paper, 0.0, 0),
-    (Policy::L2High, 0.0, 2),
-    (Policy::KeyDiffFrozen, 0.0, 0),
-    (Policy::Outlier, 0.0, 0),
-    (Policy::Random, 0.0, 0),
-    (Policy::Window, 0.0, 0),
-];
+/// Policies whose scores are fixed when an entry enters, by the table, with a reserve and with neighbours pooled too.
+fn fixed() -> impl Iterator<Item = (Policy, f32, u32)> {
+    let fixed = Policy::all().filter(|p| p.row().is_exact_in_batches() && *p != Policy::Off);
+    fixed.flat_map(|policy| {
+        let row = policy.row();
+        let more = [(0.4, 0, row.reserve.is_some()), (0.25, 3, row.reserve.is_some()), (0.0, 2, row.pool.is_some())];
+        let more = more.into_iter().filter(|(.., fits)| *fits).map(|(rare, pool, _)| (rare, pool));
+        [(0.0, 0)].into_iter().chain(more).map(move |(rare, pool)| (policy, rare, pool))
+    })
+}
 
 /// Policies that count attention, or compare anew, see a batch as one: but on every set and with any threads alike.
 #[test]
 fn every_policy_decides_alike_on_every_set_and_keeps_sinks_and_recent_tokens() {
     let tokens = tokens(90);
-    for policy in Policy::ALL.into_iter().filter(|&p| p != Policy::Off) {
+    for policy in Policy::all().filter(|&p| p != Policy::Off) {
         let run = |name: &str, n_threads: usize| {
             let mut s = session(24, |s| {
                 (s.kv.policy, s.kv.rare, s.kv.recent) = (policy, Some(Share(0.3)), Some(Recent::Tokens(8)));
@@ -103,9 +103,9 @@ fn every_policy_decides_alike_on_every_set_and_keeps_sinks_and_recent_tokens() {
         }
         for kept in &want.0.1 {
             let has = |pos: u32| kept.contains(&pos);
-            let free = matches!(policy, Policy::L2Paper | Policy::Window);
-            assert!(policy == Policy::L2Paper || (0..4).all(has), "{}: sinks of {kept:?}", policy.name());
-            assert!(free || (82..90).all(has), "{}: recent tokens of {kept:?}", policy.name());
+            let row = policy.row();
+            assert!(!row.keeps_sinks || (0..4).all(has), "{}: sinks of {kept:?}", row.name);
+            assert!(!row.keeps_recent || (82..90).all(has), "{}: recent tokens of {kept:?}", row.name);
         }
     }
 }
@@ -123,7 +123,7 @@ fn attention_received_adds_up() {
         let (single, batched) = (run(true), run(false));
         let c = &single.model().config;
         let given = (c.n_head / c.n_head_kv) as f32 * if policy == Policy::H2o { 40.0 } else { 1.0 };
-        for (layer, head) in (0..c.n_layer).flat_map(|l| (0..c.n_head_kv).map(move |h| (l, h))) {
+        for (layer, head) in heads(single.cache()) {
             let (a, b) = (single.cache().received(layer, head), batched.cache().received(layer, head));
             let sum: f32 = a.iter().sum();
             assert!((sum - given).abs() < 1e-3 * given, "{}: {sum} of {given}", policy.name());
@@ -175,7 +175,7 @@ fn scores_are_those_of_the_unrounded_key() {
     let kept = |k: KvType| {
         let mut s = session(24, |s| (s.k_type, s.v_type) = (Some(k), Some(k)));
         s.prefill(&tokens, |_| true).expect("prefill");
-        (0..s.model().config.n_head_kv).map(|h| s.cache().kept(0, h).to_vec()).collect::<Vec<_>>()
+        s.cache().shape().heads().map(|h| s.cache().kept(AttnLayer(0), h).to_vec()).collect::<Vec<_>>()
     };
     for k in KvType::ALL {
         assert_eq!(kept(k), kept(KvType::F16), "{}", k.name());
@@ -189,53 +189,18 @@ fn sinks_and_recent_tokens_survive_and_slots_are_distinct() {
     for (i, &token) in tokens(90).iter().enumerate() {
         s.step(token).expect("a step");
         let now = i as u32;
-        for layer in 0..s.model().config.n_layer {
-            for head in 0..s.model().config.n_head_kv {
-                let mut kept = s.cache().kept(layer, head).to_vec();
-                kept.sort_unstable();
-                let n = kept.len();
-                kept.dedup();
-                assert_eq!((kept.len(), n), (n, 20.min(i + 1)), "step {i}: each slot holds its own token");
-                let must = (0..3.min(now + 1)).chain(now.saturating_sub(5)..=now);
-                assert!(must.into_iter().all(|p| kept.binary_search(&p).is_ok()), "step {i}: {kept:?}");
-            }
+        for (layer, head) in heads(s.cache()) {
+            let mut kept = s.cache().kept(layer, head).to_vec();
+            kept.sort_unstable();
+            let n = kept.len();
+            kept.dedup();
+            assert_eq!((kept.len(), n), (n, 20.min(i + 1)), "step {i}: each slot holds its own token");
+            let must = (0..3.min(now + 1)).chain(now.saturating_sub(5)..=now);
+            assert!(must.into_iter().all(|p| kept.binary_search(&p).is_ok()), "step {i}: {kept:?}");
         }
     }
     assert_eq!(s.cache().keys().as_ptr(), base);
     assert_eq!(s.cache().n_evicted(), 70);
-}
-
-#[test]
-fn the_kept_set_is_what_a_naive_model_keeps() {
-    // Norms are read back from a session whose arena holds everything; the naive model sorts.
-    let tokens = tokens(60);
-    for (policy, sinks, recent) in [(Policy::L2, 4, 8), (Policy::L2Paper, 0, 0), (Policy::Window, 4, 0)] {
-        let mut small = session(17, |s| (s.kv.policy, s.kv.sinks, s.kv.recent) = (policy, sinks, Some(Recent::Tokens(recent))));
-        small.prefill(&tokens, |_| true).expect("prefill");
-        // In the first layer keys depend on the token and its position alone, so eviction elsewhere cannot change them.
-        let mut whole = session(60, |s| s.kv.policy = Policy::L2);
-        whole.prefill(&tokens, |_| true).expect("prefill");
-        for head in 0..small.model().config.n_head_kv {
-            let score: Vec<f32> = match policy {
-                Policy::Window => vec![0.0; 60],
-                _ => whole.cache().scores(0, head).to_vec(),
-            };
-            let mut kept: Vec<usize> = Vec::new();
-            for now in 0..60 {
-                if kept.len() == 17 {
-                    let mut old: Vec<usize> =
-                        kept.iter().copied().filter(|&p| p >= sinks as usize && p + recent as usize <= now).collect();
-                    old.sort_by(|&a, &b| score[b].total_cmp(&score[a]).then(a.cmp(&b)));
-                    kept.retain(|&p| p != old[0]);
-                }
-                kept.push(now);
-            }
-            let mut got: Vec<usize> = small.cache().kept(0, head).iter().map(|&p| p as usize).collect();
-            got.sort_unstable();
-            kept.sort_unstable();
-            assert_eq!(got, kept, "{policy:?}, head {head}");
-        }
-    }
 }
 
 #[test]
@@ -253,16 +218,30 @@ fn a_stream_past_the_trained_context_is_renumbered_and_goes_on() {
         let mut s = session(n_slot, |_| ());
         let n_ctx = s.model().config.n_ctx;
         assert_eq!(n_ctx, 256, "the test's numbers are for this context");
+        let mut sinks = None;
         for (i, &token) in tokens(3 * n_ctx).iter().enumerate() {
             let logits = s.step(token).expect("a step");
             assert!(logits.iter().all(|l| l.is_finite()), "step {i}");
             assert!(s.cache().next_pos() as usize <= n_ctx);
+            if i == 3 {
+                sinks = Some(first_entries(s.cache()));
+            }
         }
-        let mut kept = s.cache().kept(1, 0).to_vec();
-        kept.sort_unstable();
-        assert_eq!(kept[..4], [0, 1, 2, 3], "sinks stay the first positions");
+        // Their positions never changed, so nor did their bytes: those that are first are those that were.
+        assert!(sinks == Some(first_entries(s.cache())), "sinks stay, and stay the first positions, in {n_slot} slots");
         assert_eq!(s.n_past(), 3 * n_ctx as u64);
     }
+}
+
+/// The bytes of keys and values of the four first positions, in every head.
+fn first_entries(cache: &KvCache) -> Vec<Vec<u8>> {
+    let (k_bytes, v_bytes) = (cache.shape().k_bytes(), cache.shape().v_bytes());
+    let entry = |(layer, head): (AttnLayer, Head), pos: u32| {
+        let slot = cache.kept(layer, head).iter().position(|&p| p == pos).expect("a first position");
+        let row = cache.first_row(layer, head) + slot;
+        [&cache.keys()[row * k_bytes..][..k_bytes], &cache.values()[row * v_bytes..][..v_bytes]].concat()
+    };
+    heads(cache).flat_map(|head| (0..4).map(move |pos| (head, pos))).map(|(head, pos)| entry(head, pos)).collect()
 }
 
 #[test]

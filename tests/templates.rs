@@ -73,7 +73,7 @@ fn templates_are_rendered_as_jinja2_renders_them() {
                 (Err(error), want) if want.starts_with("refused: ") => {
                     error.to_string().contains(want.strip_prefix("refused: ").expect("a prefix"))
                 }
-                (Err(error), want) if want.starts_with("failed: ") => error.to_string().contains("--template NAME|FILE"),
+                (Err(error), want) if want.starts_with("failed: ") => error.to_string().contains("by name or file"),
                 (Ok(_), "failed: 'NoneType' object is not iterable") => LENIENT.contains(&name.as_str()),
                 (Ok(text), want) => fnv1a(text) == want,
                 (Err(_), _) => false,

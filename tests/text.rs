@@ -1,6 +1,7 @@
 //! Text to ids and back, and chat templates: on the demo model against ids that llama.cpp gives, and on small vocabularies written
 //! here where each rule can be seen alone.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -143,6 +144,56 @@ fn control_tokens_are_matched_only_in_the_pieces_that_say_so() {
     }
 }
 
+/// Converters write -1, the largest number or another beyond the vocabulary for a token that a model does not have.
+#[test]
+fn a_special_id_that_is_no_token_is_none() {
+    type Write = fn(&mut GgufWriter, &str);
+    let sentinels: [Write; 5] = [
+        |file, key| drop(file.i32(key, -1)),
+        |file, key| drop(file.u32(key, u32::MAX)),
+        |file, key| drop(file.u32(key, 1 << 20)),
+        |file, key| drop(file.u64(key, u64::MAX)),
+        |file, key| drop(file.i32(key, 1_000_000)),
+    ];
+    for write in sentinels {
+        for name in
+            ["bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask", "fim_pre", "fim_pad", "fim_sep", "prefix"]
+        {
+            let key = format!("tokenizer.ggml.{name}_token_id");
+            let mut file = small("gpt-2");
+            file.keys.retain(|entry| entry.0 != key);
+            write(&mut file, &key);
+            // What is none is not added either.
+            file.bool("tokenizer.ggml.add_bos_token", true).bool("tokenizer.ggml.add_eos_token", true);
+            let tokenizer = small_tokenizer(&file);
+            let (bos, eos) = (Some(0).filter(|_| name != "bos"), Some(1).filter(|_| name != "eos"));
+            assert_eq!((tokenizer.bos(), tokenizer.eos()), (bos, eos), "{key}");
+            let want: Vec<u32> = bos.into_iter().chain([2]).chain(eos).collect();
+            assert_eq!(tokenizer.encode("a", true, true).unwrap(), want, "{key}");
+        }
+        // SentencePiece's usual ids stand for a missing key, not for one that says none.
+        let golden = lowkey_test_kit::golden("spm.json");
+        let mut file = spm_vocabulary(&golden["models"]["usual"]);
+        file.keys.retain(|entry| entry.0 != "tokenizer.ggml.bos_token_id");
+        assert_eq!(small_tokenizer(&file).bos(), Some(1));
+        write(&mut file, "tokenizer.ggml.bos_token_id");
+        assert_eq!(small_tokenizer(&file).bos(), None);
+    }
+}
+
+#[test]
+fn keys_are_read_in_the_types_that_converters_write() {
+    let mut file = small("gpt-2");
+    file.keys.retain(|entry| entry.0 != "tokenizer.ggml.eos_token_id");
+    file.i32("tokenizer.ggml.eos_token_id", 8).u8("tokenizer.ggml.add_bos_token", 1).u32("tokenizer.ggml.add_eos_token", 0);
+    assert_eq!(small_tokenizer(&file).encode("a", true, true).unwrap(), [0, 2]);
+    assert_eq!(small_tokenizer(&file).eos(), Some(8));
+    let mut odd = small("gpt-2");
+    odd.u8("tokenizer.ggml.add_bos_token", 7);
+    let error = with_file(&odd, Tokenizer::from_gguf).err().expect("a refusal");
+    assert!(error.contains("tokenizer.ggml.add_bos_token") && error.contains("bool"), "{error}");
+}
+
 #[test]
 fn beginning_and_end_are_added_once_and_only_where_the_file_asks() {
     let adding = |pre, bos: Option<bool>, eos: Option<bool>| {
@@ -197,7 +248,7 @@ fn vocabularies_that_cannot_be_used_are_refused_by_name() {
         }
     };
     type Change<'a> = &'a dyn Fn(&mut GgufWriter);
-    let cases: [(Change<'_>, &[&str]); 12] = [
+    let cases: [(Change<'_>, &[&str]); 10] = [
         (&set("tokenizer.ggml.model", "bert"), &["tokenizer.ggml.model", "'bert'"]),
         (&set("tokenizer.ggml.pre", "frobnitz"), &["tokenizer.ggml.pre", "'frobnitz'"]),
         (&without("tokenizer.ggml.pre"), &["tokenizer.ggml.pre", "missing"]),
@@ -208,20 +259,6 @@ fn vocabularies_that_cannot_be_used_are_refused_by_name() {
         (&with_tokens(&["a", "b"], &["a b"]), &["merges", "ab"]),
         (&with_tokens(&["a", "b"], &["ab"]), &["merges 0", "'ab'"]),
         (&with_tokens(&["a", "b"], &["a "]), &["merges 0", "'a '"]),
-        (
-            &|file: &mut GgufWriter| {
-                without("tokenizer.ggml.eos_token_id")(file);
-                file.u32("tokenizer.ggml.eos_token_id", 16);
-            },
-            &["tokenizer.ggml.eos_token_id", "16"],
-        ),
-        (
-            &|file: &mut GgufWriter| {
-                without("tokenizer.ggml.bos_token_id")(file);
-                file.bool("tokenizer.ggml.add_bos_token", true);
-            },
-            &["tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id"],
-        ),
     ];
     for (change, words) in cases {
         let error = refusal(change);
@@ -341,6 +378,12 @@ fn sentencepiece_vocabularies_that_cannot_be_used_are_refused() {
         file.f32s("tokenizer.ggml.scores", &[0.0]);
     };
     assert!(refusal(&short).contains("tokenizer.ggml.scores has 1 values"));
+    let no_number = |file: &mut GgufWriter| {
+        without("tokenizer.ggml.scores")(file);
+        let n = golden["models"]["usual"]["tokens"].as_array().expect("tokens").len() + 256;
+        file.f32s("tokenizer.ggml.scores", &(0..n).map(|id| if id == 7 { f32::NAN } else { 0.0 }).collect::<Vec<_>>());
+    };
+    assert!(refusal(&no_number).contains("tokenizer.ggml.scores 7 is not a number"));
     let few = |tokens: &'static [&'static str]| {
         move |file: &mut GgufWriter| {
             for key in ["tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.scores"] {
@@ -351,22 +394,6 @@ fn sentencepiece_vocabularies_that_cannot_be_used_are_refused() {
     };
     assert!(refusal(&few(&["a", "b", "c"])).contains("0x00"));
     assert!(refusal(&few(&["a", "b", "a"])).contains("tokens 0 and 2 are both 'a'"));
-}
-
-/// What merging takes is planned by the longest word, before there is a tokenizer.
-#[test]
-fn the_longest_word_is_known_from_the_file() {
-    let golden = lowkey_test_kit::golden("spm.json");
-    let longest = |file: &GgufWriter, text| with_file(file, |file| Tokenizer::longest_word(file, text)).expect("a number");
-    let bpe = small("gpt-2");
-    for (text, want) in [("", 0), ("abc", 3), ("a bcd e", 1 + 3 + 1), ("\u{e9}\u{e9}", 4), ("a    b", 5), ("    ", 4)] {
-        assert_eq!(longest(&bpe, text), want, "{text:?}");
-    }
-    let usual = spm_vocabulary(&golden["models"]["usual"]);
-    for (text, want) in [("", 0), ("abc", 3), ("a bcd e", 4), ("a    b", 5), ("a\nbc d", 4), ("    ", 4)] {
-        assert_eq!(longest(&usual, text), 1 + want, "{text:?}");
-    }
-    assert_eq!(longest(&spm_vocabulary(&golden["models"]["over-spaces"]), "a bcd e"), 1 + 7, "merged as a whole");
 }
 
 #[test]
@@ -404,26 +431,28 @@ fn the_demo_models_own_template() {
 #[test]
 fn a_model_without_a_usable_template_says_what_to_do() {
     let error = with_file(&small("gpt-2"), ChatTemplate::from_gguf).err().expect("a refusal");
-    assert!(error.contains("tokenizer.chat_template") && error.contains("--template NAME|FILE"), "{error}");
+    assert!(error.contains("tokenizer.chat_template") && error.contains("by name or file"), "{error}");
     let mut broken = small("gpt-2");
     broken.str("tokenizer.chat_template", "{% for m in messages %}\n{{ m.content }");
     let error = with_file(&broken, ChatTemplate::from_gguf).err().expect("a refusal");
-    assert!(error.contains(".gguf: ") && error.contains("line 2") && error.contains("--template NAME|FILE"), "{error}");
+    assert!(error.contains(".gguf: ") && error.contains("line 2") && error.contains("by name or file"), "{error}");
 }
 
-/// Random merges over three letters, some of equal results, by tables and by the crate `tokenizers`, which has its own implementation;
-/// and words so long that anything but a queue would take minutes.
+/// Random merges over three letters, some of equal results, in words of any length: against the crate `tokenizers`, which merges
+/// each as a whole.
 #[test]
 fn merges_are_those_of_the_crate_tokenizers() {
+    use tokenizers::Model;
     let mut rng = fastrand::Rng::with_seed(3);
     for pre in ["gpt-2", "llama-bpe"] {
-        for _ in 0..20 {
+        for round in 0..20 {
             let mut tokens: Vec<String> = ["a", "b", "c"].map(String::from).into();
             let mut merges: Vec<(String, String)> = Vec::new();
             for _ in 0..25 {
                 let pair = (tokens[rng.usize(..tokens.len())].clone(), tokens[rng.usize(..tokens.len())].clone());
                 let made = format!("{}{}", pair.0, pair.1);
-                if made.len() > 9 || merges.contains(&pair) {
+                // Among them some whose tokens are longer than a window.
+                if made.len() > if round == 7 { 6000 } else { 9 } || merges.contains(&pair) {
                     continue;
                 }
                 if !tokens.contains(&made) {
@@ -431,17 +460,138 @@ fn merges_are_those_of_the_crate_tokenizers() {
                 }
                 merges.push(pair);
             }
+            if round == 7 {
+                let mut a = "a".to_string();
+                while a.len() < 6000 {
+                    if !merges.contains(&(a.clone(), a.clone())) {
+                        merges.push((a.clone(), a.clone()));
+                    }
+                    a = a.repeat(2);
+                    tokens.push(a.clone());
+                }
+                (tokens.sort(), tokens.dedup());
+            }
             // A word that no merge makes.
             tokens.push("cacbbca".into());
             let kinds: Vec<(&str, i32)> = tokens.iter().map(|text| (text.as_str(), NORMAL)).collect();
             let lines: Vec<String> = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
             let file = small_of(pre, &kinds, &lines.iter().map(String::as_str).collect::<Vec<_>>());
-            let (theirs, ours) = (small_tokenizer(&file), with_file(&file, Tokenizer::with_tables).expect("tables"));
-            for n in (0..200).map(|i| i % 17).chain([100_000]) {
-                let word: String = (0..n).map(|_| ['a', 'b', 'c'][rng.usize(..3)]).collect();
-                let want = theirs.encode(&word, false, false).expect("ids");
-                assert_eq!(ours.encode(&word, false, false).expect("ids"), want, "{pre}: {word:.40}");
+            let (library, tables) = (small_tokenizer(&file), with_file(&file, Tokenizer::with_tables).expect("tables"));
+            let vocab = tokens.iter().cloned().zip(0u32..).collect::<tokenizers::models::bpe::Vocab>();
+            let whole = tokenizers::models::bpe::BPE::builder().vocab_and_merges(vocab, merges).cache_capacity(0);
+            let whole = whole.ignore_merges(pre == "llama-bpe").build().expect("merges");
+            for n in (0..200).map(|i| i % 17).chain([2047, 2048, 2049, 10_000, 100_000]) {
+                let letters = if n > 17 && rng.bool() { 1 } else { 3 };
+                let word: String = (0..n).map(|_| ['a', 'b', 'c'][rng.usize(..letters)]).collect();
+                let want: Vec<u32> = whole.tokenize(&word).expect("tokens").iter().map(|token| token.id).collect();
+                assert_eq!(library.encode(&word, false, false).expect("ids"), want, "{pre}: {word:.40}");
+                assert_eq!(tables.encode(&word, false, false).expect("ids"), want, "{pre}: {word:.40}, by tables");
             }
         }
+    }
+}
+
+/// The best two neighbours of the whole text, again and again.
+fn joined_naively(text: &str, scores: &HashMap<String, f32>) -> Vec<String> {
+    let mut parts: Vec<String> = text.chars().map(String::from).collect();
+    let score = |pair: &[String]| scores.get(&pair.concat()).copied().unwrap_or(f32::NEG_INFINITY);
+    let mut pairs: Vec<f32> = parts.windows(2).map(score).collect();
+    while let Some(best) = pairs.iter().copied().reduce(f32::max).filter(|best| best.is_finite()) {
+        let at = pairs.iter().position(|score| *score == best).expect("it is there");
+        let right = parts.remove(at + 1);
+        parts[at] += &right;
+        pairs.remove(at);
+        for left in at.saturating_sub(1)..(at + 1).min(pairs.len()) {
+            pairs[left] = score(&parts[left..left + 2]);
+        }
+    }
+    parts
+}
+
+/// SentencePiece merges over the whole text, whatever its length.
+#[test]
+fn long_texts_are_merged_as_a_whole() {
+    let golden = lowkey_test_kit::golden("spm.json");
+    let mut rng = fastrand::Rng::with_seed(5);
+    for (name, model) in golden["models"].as_object().expect("models") {
+        let file = spm_vocabulary(model);
+        let tokenizer = small_tokenizer(&file);
+        let rows: Vec<(String, f32, i32)> = serde_json::from_value(model["tokens"].clone()).expect("tokens");
+        let bytes = (0..256).map(|byte| (format!("<0x{byte:02X}>"), 0.0, 6));
+        let rows: Vec<_> = rows[..3].iter().cloned().chain(bytes).chain(rows[3..].iter().cloned()).collect();
+        let scores: HashMap<String, f32> = rows.iter().map(|row| (row.0.clone(), row.1)).collect();
+        let prefix = if model["space_prefix"] == true { "\u{2581}" } else { "" };
+        let alphabet: Vec<char> = rows[259..].iter().flat_map(|row| row.0.chars()).chain(" é中<".chars()).collect();
+        for n in [1, 50, 2047, 3000, 7000] {
+            for letters in [1, 3, alphabet.len()] {
+                let some: Vec<char> = (0..letters).map(|_| alphabet[rng.usize(..alphabet.len())]).collect();
+                let text: String = (0..n).map(|_| some[rng.usize(..letters)]).collect();
+                // Such tokens are cut out first.
+                if rows.iter().any(|row| row.2 == USER && text.contains(&row.0)) {
+                    continue;
+                }
+                let ids = tokenizer.encode(&text, false, false).unwrap();
+                let got: Vec<&str> = ids.iter().map(|id| rows[*id as usize].0.as_str()).collect();
+                let parts = joined_naively(&(prefix.to_string() + &text).replace(' ', "\u{2581}"), &scores);
+                // Bytes of a character without a token are tokens of their own.
+                let as_tokens = |part: String| match scores.contains_key(&part) {
+                    true => vec![part],
+                    false => part.bytes().map(|byte| format!("<0x{byte:02X}>")).collect(),
+                };
+                let want: Vec<String> = parts.into_iter().flat_map(as_tokens).collect();
+                assert_eq!(got, want, "{name}: {text:.60}");
+            }
+        }
+    }
+}
+
+/// Special tokens as llama.cpp cuts them out, one after the other through the whole text.
+#[test]
+fn special_tokens_claim_the_text_in_order() {
+    let mut rng = fastrand::Rng::with_seed(9);
+    for round in 0..300 {
+        let letters = ["a", "b", "<", "é"];
+        let word =
+            |rng: &mut fastrand::Rng, n: usize| -> String { (0..n).map(|_| letters[rng.usize(..letters.len())]).collect() };
+        let mut tokens: Vec<(String, i32)> = ["a", "b", "<", "Ã", "©"].map(|text| (text.to_string(), NORMAL)).into();
+        for _ in 0..rng.usize(1..12) {
+            let n = rng.usize(1..5);
+            let text = word(&mut rng, n);
+            if tokens.iter().all(|token| token.0 != text) {
+                tokens.push((text, [CONTROL, USER][rng.usize(..2)]));
+            }
+        }
+        let kinds: Vec<(&str, i32)> = tokens.iter().map(|(text, kind)| (text.as_str(), *kind)).collect();
+        let tokenizer = small_tokenizer(&small_of("gpt-2", &kinds, &[]));
+        let texts: Vec<(String, bool)> = (0..rng.usize(1..6)).map(|_| (word(&mut rng, round % 9), rng.bool())).collect();
+        let text: String = texts.iter().map(|(text, _)| text.as_str()).collect();
+        let parsed: Vec<bool> = texts.iter().flat_map(|(text, parse)| text.bytes().map(|_| *parse)).collect();
+        let mut owner: Vec<Option<(usize, usize)>> = vec![None; text.len()];
+        let mut order: Vec<usize> = (0..tokens.len()).filter(|&id| tokens[id].1 != NORMAL).collect();
+        order.sort_by_key(|&id| std::cmp::Reverse(tokens[id].0.len()));
+        for id in order {
+            for start in 0..text.len() {
+                let range = start..start + tokens[id].0.len();
+                let may = text.as_bytes()[start..].starts_with(tokens[id].0.as_bytes())
+                    && owner[range.clone()].iter().all(Option::is_none)
+                    && (tokens[id].1 == USER || parsed[range.clone()].iter().all(|parse| *parse));
+                if may {
+                    owner[range].fill(Some((id, start)));
+                }
+            }
+        }
+        let plain = |byte: u8| {
+            ["a", "b", "<"].iter().position(|text| text.as_bytes() == [byte]).unwrap_or(if byte == 0xc3 { 3 } else { 4 })
+        };
+        let want: Vec<u32> = owner
+            .iter()
+            .enumerate()
+            .filter_map(|(at, owner)| match owner {
+                Some((id, start)) => (*start == at).then_some(*id as u32),
+                None => Some(plain(text.as_bytes()[at]) as u32),
+            })
+            .collect();
+        let pieces: Vec<Piece> = texts.iter().map(|(text, parse)| Piece { text, parse_special: *parse }).collect();
+        assert_eq!(tokenizer.encode_pieces(&pieces, false).unwrap(), want, "{texts:?} with {tokens:?}");
     }
 }

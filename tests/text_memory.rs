@@ -5,7 +5,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use lowkey::gguf::GgufFile;
-use lowkey::text::{Sampler, SamplerParams, Tokenizer, Utf8Stream, top_logprobs};
+use lowkey::text::{Piece, Sampler, SamplerParams, Tokenizer, Utf8Stream, top_logprobs};
+use lowkey_test_kit::gguf_writer::GgufWriter;
 
 struct Counting;
 
@@ -44,6 +45,121 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// What `work` takes at its highest point beside what was there.
+fn peak_of<T>(work: impl FnOnce() -> T) -> (usize, T) {
+    let before = LIVE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let result = work();
+    (PEAK.load(Relaxed) - before, result)
+}
+
+/// The demo model's vocabulary, SentencePiece's, Gemma's where it is there, and the rules for cutting words whose words are longest.
+fn vocabularies() -> Vec<(String, GgufFile)> {
+    let golden = lowkey_test_kit::golden("spm.json");
+    let mut files = Vec::new();
+    for name in ["usual", "over-spaces"] {
+        files.push((name.to_string(), lowkey_test_kit::families::spm_vocabulary(&golden["models"][name])));
+    }
+    let golden = lowkey_test_kit::golden("bpe.json");
+    let list = |key: &str| -> Vec<String> { serde_json::from_value(golden[key].clone()).expect(key) };
+    let (tokens, merges) = (list("tokens"), list("merges"));
+    for pre in ["deepseek-coder", "deepseek-llm", "falcon", "llama-bpe", "gpt-4o"] {
+        // Thousands of special tokens, some of which overlap.
+        let specials = (0..4000).map(|i| format!("<|special_{i}|>")).chain(["<|im_".into(), "<|im_<|im_start|>".into()]);
+        let own = tokens.iter().map(|text| (text.clone(), 1));
+        let all: Vec<(String, i32)> = own.chain(specials.map(|text| (text, 3))).collect();
+        let mut file = GgufWriter::new();
+        file.str("tokenizer.ggml.model", "gpt2").str("tokenizer.ggml.pre", pre);
+        file.strs("tokenizer.ggml.tokens", &all.iter().map(|token| token.0.as_str()).collect::<Vec<_>>());
+        file.i32s("tokenizer.ggml.token_type", &all.iter().map(|token| token.1).collect::<Vec<_>>());
+        file.strs("tokenizer.ggml.merges", &merges.iter().map(String::as_str).collect::<Vec<_>>());
+        files.push((pre.to_string(), file));
+    }
+    let open = |(name, writer): (String, GgufWriter)| {
+        let path = std::env::temp_dir().join(format!("lowkey-text-memory-{}-{name}.gguf", std::process::id()));
+        std::fs::write(&path, writer.build()).expect("a file");
+        let file = GgufFile::open(&path).expect("a vocabulary");
+        std::fs::remove_file(&path).expect("the file");
+        (name, file)
+    };
+    let mut files: Vec<(String, GgufFile)> = files.into_iter().map(open).collect();
+    let demo = lowkey_test_kit::demo_model();
+    files.push(("demo".into(), GgufFile::open(&demo).expect("the demo model")));
+    let gemma = demo.with_file_name("gemma3-270m-q4_k_m.gguf");
+    if gemma.is_file() {
+        files.push(("gemma".into(), GgufFile::open(&gemma).expect("Gemma")));
+    }
+    files
+}
+
+/// Texts of every kind: ids and working memory within the plan, of which most is used, in a time that grows as the text does.
+fn texts_take_what_is_planned(name: &str, file: &GgufFile, tokenizer: &Tokenizer) {
+    let kinds = [
+        "7",
+        " ",
+        "\t",
+        "\n",
+        "\r\n",
+        "\u{3000}",
+        "😀",
+        "😀 ",
+        "👩\u{200d}👩\u{200d}👧 ",
+        "سلام ",
+        "م",
+        "中",
+        "漢字。",
+        "ไทย",
+        "e\u{301}",
+        "\u{301}",
+        "a",
+        "A",
+        "aB",
+        "É",
+        "éA",
+        "'",
+        "'s ",
+        "<",
+        "</",
+        "<u<u",
+        "<|im_end|>",
+        "<|im_<|im_start|>",
+        "<|special_77|><|special_3999|>",
+        "<unused1><unused12>\n\n",
+        "\u{2581}",
+        "\u{fffd}\u{0}",
+        "~/",
+        "12a",
+        " 1",
+        "the lamp of the town was lit ",
+        "x = y;\n\t",
+    ];
+    let mut over = Vec::new();
+    for kind in kinds {
+        for n_bytes in [0, 1, 700, 200_000] {
+            let text = kind.repeat(n_bytes / kind.len() + 1);
+            let begun = std::time::Instant::now();
+            let (peak, ids) = peak_of(|| tokenizer.encode(&text, true, true).unwrap());
+            let took = begun.elapsed().as_secs_f64();
+            let plan = 4 * ids.len() + tokenizer.work_bytes(text.len());
+            assert!(peak <= plan, "{name}: {} bytes of {kind:?} took {peak} bytes and planned {plan}", text.len());
+            assert!(tokenizer.work_bytes(text.len()) <= Tokenizer::most_work_bytes(file, text.len()).unwrap());
+            assert!(took < 5.0, "{name}: {} bytes of {kind:?} took {took} s", text.len());
+            if n_bytes > 1000 {
+                over.push((text.len() + plan) as f64 / (text.len() + peak) as f64);
+                println!("{name}: {kind:?}: {} ids, peak {peak} of {plan}, {took:.3} s", ids.len());
+            }
+            let pieces = [Piece { text: &text, parse_special: true }, Piece { text: &text, parse_special: false }];
+            let (peak, ids) = peak_of(|| tokenizer.encode_pieces(&pieces, true).unwrap());
+            let plan = 2 * text.len() + 4 * ids.len() + tokenizer.work_bytes(2 * text.len());
+            assert!(peak <= plan, "{name}: two pieces of {kind:?} took {peak} bytes and planned {plan}");
+        }
+    }
+    over.sort_by(f64::total_cmp);
+    let median = over[over.len() / 2];
+    println!("{name}: the plan is {median:.2} times the peak in the median");
+    assert!(median <= 1.25, "{name}: the plan is {median:.2} times the peak");
+}
+
 #[test]
 fn memory_is_as_planned_and_tokens_cost_none() {
     let file = GgufFile::open(&lowkey_test_kit::demo_model()).expect("the demo model");
@@ -68,29 +184,12 @@ fn memory_is_as_planned_and_tokens_cost_none() {
     }
     assert_eq!(LIVE.load(Relaxed), live, "encoding left memory behind");
 
-    // SentencePiece: the same two figures, and what merging a word takes beside the ids, as `cli/text.rs` plans it.
-    let golden = lowkey_test_kit::golden("spm.json");
-    for name in ["usual", "over-spaces"] {
-        let path = std::env::temp_dir().join(format!("lowkey-text-memory-{}-{name}.gguf", std::process::id()));
-        std::fs::write(&path, lowkey_test_kit::families::spm_vocabulary(&golden["models"][name]).build()).expect("a file");
-        let file = GgufFile::open(&path).expect("a vocabulary");
+    for (name, file) in vocabularies() {
         let plan = Tokenizer::plan_bytes(&file).unwrap() as usize;
-        let before = LIVE.load(Relaxed);
-        PEAK.store(before, Relaxed);
-        let spm = Tokenizer::from_gguf(&file).unwrap();
-        let peak = PEAK.load(Relaxed) - before;
+        let (peak, tokenizer) = peak_of(|| Tokenizer::from_gguf(&file).unwrap());
+        println!("{name}: planned {plan}, peak {peak}");
         assert!(peak <= plan, "{name}: the tokenizer took {peak} bytes and planned {plan}");
-        for text in ["the lamp of the town was lit ".repeat(300), "x".repeat(20_000), "\u{4e2d}".repeat(5_000), " ".repeat(9_000)]
-        {
-            let plan = text.len() * 5 + Tokenizer::longest_word(&file, &text).unwrap() * 128;
-            let before = LIVE.load(Relaxed);
-            PEAK.store(before, Relaxed);
-            let ids = spm.encode(&text, true, true).unwrap();
-            let peak = PEAK.load(Relaxed) - before;
-            println!("{name}: {} ids, planned {plan} with the text, took {peak} without", ids.len());
-            assert!(peak + text.len() <= plan, "{name}: encoding took {peak} bytes and planned {plan}");
-        }
-        std::fs::remove_file(&path).expect("the file");
+        texts_take_what_is_planned(&name, &file, &tokenizer);
     }
 
     let logits: Vec<f32> = (0..tokenizer.n_vocab()).map(|id| (id as f32 * 0.7).sin() * 8.0).collect();

@@ -4,9 +4,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::kv::policy::Policy;
-use crate::kv::shape::{KvParams, Recent, Share};
-use crate::kv::types::KvType;
+use crate::kv::{KvParams, KvType, Policy, Recent, Share};
 use crate::session::{DEFAULT_BATCH, SessionParams};
 use crate::text::SamplerParams;
 use crate::units::Bytes;
@@ -41,11 +39,7 @@ pub struct SessionArgs {
     /// --k-type and --v-type at once
     #[arg(long, value_name = "TYPE")]
     pub kv_type: Option<KvType>,
-    /// Who goes when the arena is full. With sinks and recent tokens protected: l2-attn (the highest key norm, set against
-    /// direction, value and received attention), l2 (the highest key norm), l2-high (the lowest), keydiff, keydiff-frozen, outlier,
-    /// ratio, lagkv, tova, h2o, random. Else: window (the oldest; sinks are protected), l2-paper (l2, nothing protected), off (nobody: the
-    /// stream stops)
-    #[arg(long, value_name = "POLICY", default_value = "l2-attn")]
+    #[arg(long, value_name = "POLICY", default_value = "l2-attn", help = crate::kv::policy::table::help())]
     pub evict: Policy,
     /// First tokens of the stream that are never evicted
     #[arg(long, value_name = "N", default_value = "4")]

@@ -5,8 +5,7 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::kv::shape::KvParams;
-use crate::kv::types::KvType;
+use crate::kv::{KvParams, KvType};
 use crate::mem::available::available_bytes;
 use crate::model::forward::Model;
 use crate::session::SessionParams;

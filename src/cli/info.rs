@@ -42,7 +42,7 @@ pub fn run(args: InfoArgs) -> Result<u8> {
         Ok(model) => summary.add_model(&model).err(),
         Err(error) => Some(error),
     };
-    let verdict = verdict.map(|e| e.to_string());
+    let verdict = verdict.map(|e| super::flags::spelled(&e.message()));
     if let Some(json) = &mut json {
         (json["runs"], json["why_not"]) = (json!(verdict.is_none()), json!(verdict));
         (json["summary"], json["pack"]) = (json!(summary), pack);
@@ -65,7 +65,7 @@ fn pack_state(file: &GgufFile) -> Json {
         None => "none".to_owned(),
         Some(Ok(_)) if reads => "fresh, and used on this machine".to_owned(),
         Some(Ok(_)) => "fresh, and not read by the kernel set of this machine".to_owned(),
-        Some(Err(why)) => format!("not used: {why}"),
+        Some(Err(why)) => format!("not used: {}", super::flags::spelled(&why.message())),
     };
     json!({ "path": path.display().to_string(), "state": state, "used_here": reads && state.starts_with("fresh") })
 }

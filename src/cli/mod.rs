@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod board;
 mod eval;
+mod flags;
 mod info;
 mod interrupt;
 mod kept;
@@ -79,7 +80,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(code) => code,
         Err(Error::BrokenPipe) => 0,
         Err(error) => {
-            say(&format!("lowkey: {}", one_line(&error.to_string())));
+            say(&format!("lowkey: {}", one_line(&flags::spelled(&error.message()))));
             error.exit_code()
         }
     }

@@ -57,7 +57,7 @@ pub fn run(args: PackArgs) -> Result<u8> {
         found if args.verify => verify(&path, found, &model, &interrupt)?,
         Some(Ok(pack)) if !args.force && pack.is_in_time(&model.file) => Some("present"),
         Some(Err(why @ (Unusable::Foreign | Unusable::Unreadable(_)))) if !args.force => {
-            return Err(Error::unsupported(&path, why.to_string()));
+            return Err(Error::unsupported(&path, why.message()));
         }
         _ => write(&path, &contents, &model, &interrupt)?,
     };
@@ -120,7 +120,7 @@ fn verify(
     model: &Model,
     interrupt: &Interrupt,
 ) -> Result<Option<&'static str>> {
-    let refuse = |why: Unusable| Error::unsupported(path, why.to_string());
+    let refuse = |why: Unusable| Error::unsupported(path, why.message());
     let Some(pack) = found else {
         return Err(Error::unsupported(path, "no such file: run `lowkey pack` without --verify"));
     };

@@ -201,7 +201,7 @@ fn encode_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Toke
     prompt.shrink_to_fit();
     if prompt.is_empty() {
         let flag = if args.file.is_some() { "--file" } else { "--prompt" };
-        return Err(Error::Stopped(format!("{flag}: the prompt is empty, 0 tokens to start from; give some text")));
+        return Err(Error::stopped(format!("{flag}: the prompt is empty, 0 tokens to start from; give some text")));
     }
     Ok(prompt)
 }

@@ -21,6 +21,9 @@ pub struct Opened {
 
 pub fn open(model: &str, params: SessionParams) -> Result<Opened> {
     let model = Model::load(GgufFile::open(&resolve(model)?)?)?;
+    if let Some(why) = &model.unused_pack {
+        log::warn!("{}", super::flags::spelled(why));
+    }
     let layout = params.layout(&model)?;
     let mut opened = Opened { model, params, layout, plan: Plan::default() };
     opened.replan()?;
@@ -63,9 +66,10 @@ impl Opened {
             );
         }
         let kv = &self.params.kv;
-        for (flag, given, taken) in
-            [("--rare", kv.rare.is_some(), kv.policy.has_reserve()), ("--pool", kv.pool.is_some(), kv.policy.has_pool())]
-        {
+        for (flag, given, taken) in [
+            ("--rare", kv.rare.is_some(), kv.policy.row().reserve.is_some()),
+            ("--pool", kv.pool.is_some(), kv.policy.row().pool.is_some()),
+        ] {
             if given && !taken {
                 log::warn!("{flag} changes nothing with --evict {}", kv.policy.name());
             }

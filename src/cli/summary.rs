@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::gguf::GgufFile;
 use crate::gguf::quant::GgmlType;
 use crate::kernels::Kernels;
-use crate::kv::types::KvType;
+use crate::kv::KvType;
 use crate::model::config::{RopeConfig, RopeScaling};
 use crate::model::forward::Model;
 use crate::session::SessionParams;

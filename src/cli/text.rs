@@ -36,11 +36,8 @@ fn read_at_most(from: impl Read, expected: u64, name: &str) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| Error::usage("--file", format!("{name} is not UTF-8 text; give a text file")))
 }
 
-/// Merging a word takes a list and a queue of its parts, and by the crate `tokenizers` a small string for each: measured at 105 bytes for each byte of the word at most.
-const WORD_BYTES: usize = 128;
-
-/// Bytes for turning a text into tokens, from above: the text, its ids (a token is a byte at least, its id four), and the
-/// merging of its longest word.
+/// Bytes for turning a text into tokens, from above, before there is a tokenizer: the text, its ids (a token is a byte at least,
+/// its id four; a beginning and an end may be added), and working memory.
 pub fn text_bytes(file: &GgufFile, text: &str) -> Result<usize> {
-    Ok(text.len() * 5 + Tokenizer::longest_word(file, text)? * WORD_BYTES)
+    Ok(text.len() + 4 * (text.len() + 2) + Tokenizer::most_work_bytes(file, text.len())?)
 }

@@ -5,7 +5,7 @@
 //! Refuses nothing itself; a cache that evicts would show only what survived.
 
 use crate::error::Result;
-use crate::kv::cache::KvCache;
+use crate::kv::{AttnLayer, KvCache};
 use crate::session::Session;
 
 /// Whose attention counts.
@@ -106,17 +106,17 @@ pub fn measure(
 
 impl Received {
     /// Adds what the queries `[n_tok][n_head * head_dim]` of a batch give to each key before them. Scaled by 1/sqrt(head_dim).
-    fn take(&mut self, layer: usize, cache: &KvCache, q: &[f32]) {
+    fn take(&mut self, layer: AttnLayer, cache: &KvCache, q: &[f32]) {
         let (head_dim, n_q, ctx) = (self.head_dim, self.n_q, self.ctx);
         let shape = cache.shape();
         let (k_bytes, k_type, q_dim) = (shape.k_bytes(), shape.k_type.row(), shape.n_head_kv * n_q * head_dim);
         let n_tok = q.len() / q_dim;
         // The batch is committed, not yet counted as live.
         let first = cache.n_live();
-        for head in 0..shape.n_head_kv {
+        for head in shape.heads() {
             let rows = cache.keys()[cache.first_row(layer, head) * k_bytes..].chunks_exact(k_bytes);
             let keys = self.keys.chunks_exact_mut(head_dim).take(first + n_tok);
-            let place = (layer * shape.n_head_kv + head) * ctx;
+            let place = (layer.0 * shape.n_head_kv + head.0) * ctx;
             for ((row, key), norm) in rows.zip(keys).zip(&mut self.norms[place..]) {
                 k_type.load(row, key);
                 *norm = key.iter().map(|&k| f64::from(k) * f64::from(k)).sum::<f64>().sqrt();
@@ -124,7 +124,7 @@ impl Received {
             let sums = &mut self.sums[place..][..ctx];
             let skipped = self.queries.of(ctx).1.saturating_sub(first).min(n_tok);
             for t in skipped..n_tok {
-                let group = &q[t * q_dim + head * n_q * head_dim..][..n_q * head_dim];
+                let group = &q[t * q_dim + head.0 * n_q * head_dim..][..n_q * head_dim];
                 let n_keys = first + t + 1;
                 for q in group.chunks_exact(head_dim) {
                     probabilities(q, &self.keys[..n_keys * head_dim], &mut self.row[..n_keys]);

@@ -5,7 +5,7 @@
 //! The text is a ring: a prompt begins at a paragraph that is drawn, and goes on at the text's beginning where it ends.
 
 use super::retrieval::{Answer, Draft, Encoder, Prompt};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 
 /// The user's text, cut into sentences.
 pub struct Haystack<'a> {
@@ -211,7 +211,7 @@ pub fn prompt(
     rng: &mut fastrand::Rng,
 ) -> Result<Prompt> {
     if hay.paragraphs.is_empty() {
-        return Err(Error::usage("--file", "the text is empty; give one to hide a fact in"));
+        return Err(Error::usage(Setting::File, "the text is empty; give one to hide a fact in"));
     }
     let start = hay.paragraphs[rng.usize(..hay.paragraphs.len())];
     let fact = fact(sample, rng);

@@ -7,7 +7,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 
 /// A map: one cell for each column and row.
 pub struct Map {
@@ -42,7 +42,7 @@ const MOST_ABREAST: usize = 3;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 fn failed(e: impl Display) -> Error {
-    Error::Stopped(format!("--plot: the picture cannot be drawn: {e}; leave --plot out"))
+    Error::budget(Setting::Plot, format!("the picture cannot be drawn: {e}; leave it out"))
 }
 
 /// All maps in one picture, with what columns and rows are.

@@ -4,8 +4,9 @@
 //! Answers are greedy and judged by their text alone. Refuses prompts longer than asked for: a length is the most that the
 //! whole prompt has in tokens.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::kv::policy::Rule;
+use crate::message;
 use crate::session::Session;
 use crate::text::{ChatTemplate, Message, Tokenizer, greedy};
 
@@ -102,14 +103,14 @@ impl Encoder<'_> {
         };
         let short = |n: usize| {
             let what = format!("the text ends after {n} sentences, before a prompt of {length} tokens is full");
-            Error::usage("--file", format!("{what}; give a longer text, or smaller --lengths"))
+            Error::usage(Setting::File, message![what, "; give a longer text, or smaller ", Setting::Lengths])
         };
         let (mut low, mut step) = (0, 1);
         let mut best = match attempt(0)? {
             Some(first) if first.0.len() <= length => first,
             Some((least, _)) => {
                 let what = format!("{length} tokens do not hold the question alone, which takes {}; give more", least.len());
-                return Err(Error::usage("--lengths", what));
+                return Err(Error::usage(Setting::Lengths, what));
             }
             None => return Err(short(0)),
         };

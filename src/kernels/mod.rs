@@ -28,7 +28,7 @@ mod x86;
 
 use std::ops::Range;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::gguf::quant::{GgmlType, can_dequantize};
 
 pub use operands::{
@@ -141,10 +141,13 @@ impl Kernels {
             return Ok(Kernels::available().last().expect("scalar always runs"));
         }
         let Some(name) = SetName::ALL.into_iter().find(|n| n.name() == wanted) else {
-            return Err(Error::usage("--kernels", format!("'{wanted}' is not a kernel set; this CPU runs auto, {}", names())));
+            return Err(Error::usage(
+                Setting::Kernels,
+                format!("'{wanted}' is not a kernel set; this CPU runs auto, {}", names()),
+            ));
         };
         Kernels::detect(name)
-            .ok_or_else(|| Error::usage("--kernels", format!("this CPU cannot run '{wanted}'; it runs auto, {}", names())))
+            .ok_or_else(|| Error::usage(Setting::Kernels, format!("this CPU cannot run '{wanted}'; it runs auto, {}", names())))
     }
 
     pub fn name(&self) -> &'static str {

@@ -6,37 +6,35 @@
 //! taken past a chunk together: its rows are widened once (`Kernels::widen`), and then one row before each token.
 //!
 //! Where the policy counts attention, what each entry received is summed over the query heads of its KV head and over the
-//! tokens of the batch (`AttendRoom::given`), again in one order whatever the threads, and handed to the cache.
+//! tokens of the batch (`AttendScratch::given`), again in one order whatever the threads, and handed to the cache.
 
 use std::ops::Range;
 
-use super::cache::KvCache;
-use super::policy::Policy;
+use super::layout::{AttnLayer, Head, KvShape};
+use super::policy::table::Received;
+use super::store::KvCache;
 use crate::kernels::kv_rows::RowType;
 use crate::kernels::{Attend, CHUNK, Kernels, Partial, Rows, weights_len};
 use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 
-/// What decides the size of the room.
+/// What decides the size of the scratch.
 #[derive(Clone, Copy, Debug)]
 pub struct AttendShape {
+    pub kv: KvShape,
     pub n_slot: usize,
-    pub n_batch: usize,
     pub n_threads: usize,
-    pub n_head_kv: usize,
     /// Query heads of a KV head.
     pub n_q: usize,
-    pub head_dim: usize,
-    /// Whether attention is counted.
-    pub counts: bool,
-    /// Floats of a widened chunk: `Kernels::wide_len`.
-    pub wide_len: usize,
+    pub kernels: Kernels,
+    /// Caps scores (0: it does not); their scale is in the queries.
+    pub soft_cap: f32,
 }
 
-/// Room for one layer's attention.
-pub struct AttendRoom {
+/// The buffers of one layer's attention.
+pub struct AttendScratch {
     shape: AttendShape,
-    threads: Vec<ThreadRoom>,
+    threads: Vec<ThreadScratch>,
     /// Partial results of one token: `[n_head_kv][n_chunk][partial_len]`.
     split: Buf<f32>,
     /// Attention given by parts of a batch: `[PARTS][n_head_kv][n_slot + n_batch]`, the slots and then the batch's rows.
@@ -45,7 +43,7 @@ pub struct AttendRoom {
 
 /// What one thread needs for a tile: a table of rows, a widened chunk, the partial result of one token with one chunk, and for each
 /// token of the tile the running one. Where attention is counted, also the highest scores and the weights of all chunks.
-struct ThreadRoom {
+struct ThreadScratch {
     table: Buf<u32>,
     wide: Buf<f32>,
     partial: Buf<f32>,
@@ -60,9 +58,13 @@ const PARTS: usize = 8;
 const TILE: usize = 8;
 
 impl AttendShape {
+    fn counts(&self) -> bool {
+        self.kv.keeps.received
+    }
+
     /// Floats of a partial result, laid out `[max][sum][acc]`: n_q, n_q, n_q * head_dim.
     fn partial_len(&self) -> usize {
-        self.n_q * (2 + self.head_dim)
+        self.n_q * (2 + self.kv.head_dim)
     }
 
     /// At most: the first token may be one of its own.
@@ -72,7 +74,7 @@ impl AttendShape {
 
     /// Floats of a chunk's weights.
     fn weights_len(&self) -> usize {
-        if self.counts { weights_len(self.n_q) } else { 0 }
+        if self.counts() { weights_len(self.n_q) } else { 0 }
     }
 
     /// Of a partial result and its weights.
@@ -82,36 +84,36 @@ impl AttendShape {
 
     /// Of `tops` and `weights`.
     fn seen_len(&self) -> [usize; 2] {
-        let chunks = TILE.min(self.n_batch) * self.n_chunks();
-        [if self.counts { chunks * self.n_q } else { 0 }, chunks * self.weights_len()]
+        let chunks = TILE.min(self.kv.n_batch) * self.n_chunks();
+        [if self.counts() { chunks * self.n_q } else { 0 }, chunks * self.weights_len()]
     }
 
     /// Floats of `given` for one part.
     fn given_len(&self) -> usize {
-        if self.counts { self.n_head_kv * (self.n_slot + self.n_batch) } else { 0 }
+        if self.counts() { self.kv.n_head_kv * (self.n_slot + self.kv.n_batch) } else { 0 }
     }
 
     /// Tokens of a part. Where they are counted it decides the order of sums, so the batch at hand must not matter.
     fn part(&self, n_tok: usize) -> usize {
-        if self.counts { self.n_batch.div_ceil(PARTS) } else { n_tok.div_ceil(PARTS) }
+        if self.counts() { self.kv.n_batch.div_ceil(PARTS) } else { n_tok.div_ceil(PARTS) }
     }
 }
 
-impl AttendRoom {
+impl AttendScratch {
     pub fn carve(arena: &mut Arena, shape: AttendShape) -> Self {
         let [tops, weights] = shape.seen_len();
-        let thread = |_| ThreadRoom {
+        let thread = |_| ThreadScratch {
             table: arena.carve(shape.n_slot),
-            wide: arena.carve(shape.wide_len),
+            wide: arena.carve(shape.kernels.wide_len(shape.kv.head_dim)),
             partial: arena.carve(shape.partial_len()),
             running: arena.carve(TILE * 2 * shape.n_q),
             tops: arena.carve(tops),
             weights: arena.carve(weights),
         };
-        AttendRoom {
+        AttendScratch {
             shape,
             threads: (0..shape.n_threads).map(thread).collect(),
-            split: arena.carve(shape.n_head_kv * shape.n_chunks() * shape.split_len()),
+            split: arena.carve(shape.kv.n_head_kv * shape.n_chunks() * shape.split_len()),
             given: arena.carve(PARTS * shape.given_len()),
         }
     }
@@ -123,43 +125,36 @@ fn as_partial<'a>(buf: &'a mut [f32], weights: &'a mut [f32], shape: &AttendShap
     Partial { max, sum, acc, weights }
 }
 
-/// A layer's attention: the scale of scores is in the queries, `soft_cap` caps them (0: it does not).
-pub struct Layer<'a> {
+/// The attention of a layer whose tokens have been taken in.
+pub(super) struct LayerAttention<'a> {
     pub cache: &'a KvCache,
-    pub kernels: Kernels,
-    pub layer: usize,
-    pub soft_cap: f32,
+    pub layer: AttnLayer,
 }
 
-impl Layer<'_> {
+impl LayerAttention<'_> {
     /// Of this layer: a ring's attention is not counted.
-    fn shape_here(&self, shape: AttendShape) -> AttendShape {
-        AttendShape { counts: shape.counts && self.cache.counts_attention(self.layer), ..shape }
+    fn shape_here(&self, mut shape: AttendShape) -> AttendShape {
+        shape.kv.keeps.received &= self.cache.counts_attention(self.layer);
+        shape
     }
 
     /// With `n_rows` of the cache's rows.
-    fn attend<'a>(&'a self, q: &'a [f32], rows: Rows<'a>, n_rows: usize) -> Attend<'a> {
-        let (cache, soft_cap) = (self.cache, self.soft_cap);
-        let (k_type, v_type) = (cache.shape().k_type.row(), cache.shape().v_type.row());
-        let (head_dim, keys, values) = (cache.shape().head_dim, cache.keys(), cache.values());
-        Attend { q, head_dim, keys, values, k_type, v_type, rows, n_rows, wide: &[], soft_cap }
+    fn attend<'a>(&'a self, q: &'a [f32], rows: Rows<'a>, n_rows: usize, soft_cap: f32) -> Attend<'a> {
+        let KvShape { k_type, v_type, head_dim, .. } = *self.cache.shape();
+        let (keys, values) = (self.cache.keys(), self.cache.values());
+        Attend { q, head_dim, keys, values, k_type: k_type.row(), v_type: v_type.row(), rows, n_rows, wide: &[], soft_cap }
     }
 
     /// With the first token of the stream, where it is a chunk of its own.
-    fn attend_first<'a>(&'a self, q: &'a [f32], head: usize) -> Option<Attend<'a>> {
-        let (keys, values) = self.cache.first(self.layer)?;
-        Some(Attend {
-            keys,
-            values,
-            k_type: RowType::F16,
-            v_type: RowType::F16,
-            ..self.attend(q, Rows::Dense { first: head }, 1)
-        })
+    fn attend_first<'a>(&'a self, q: &'a [f32], head: Head, soft_cap: f32) -> Option<Attend<'a>> {
+        let (keys, values) = self.cache.sink_rows(self.layer)?;
+        let (k_type, v_type) = (RowType::F16, RowType::F16);
+        Some(Attend { keys, values, k_type, v_type, ..self.attend(q, Rows::Dense { first: head.0 }, 1, soft_cap) })
     }
 
     /// Slots of the first chunk, whose row is elsewhere.
     fn n_first(&self) -> usize {
-        usize::from(self.cache.first(self.layer).is_some())
+        usize::from(self.cache.sink_rows(self.layer).is_some())
     }
 
     /// Chunks of `live` slots.
@@ -180,36 +175,36 @@ impl Layer<'_> {
 
     /// `out[t] = softmax(q[t] · keys) · values` for a batch that is placed but not yet committed; tasks are parts of the batch.
     /// `q`, `out`: `[n_tok][n_head * head_dim]`; `q` is turned into the keys' basis.
-    pub fn attend_batch(&self, pool: &mut Pool, room: &mut AttendRoom, q: &mut [f32], out: &mut [f32], n_tok: usize) {
-        let AttendRoom { shape, threads, given, .. } = room;
+    pub fn attend_batch(&self, pool: &mut Pool, scratch: &mut AttendScratch, q: &mut [f32], out: &mut [f32], n_tok: usize) {
+        let AttendScratch { shape, threads, given, .. } = scratch;
         let (cache, shape) = (self.cache, &self.shape_here(*shape));
-        let group_dim = shape.n_q * shape.head_dim;
+        let group_dim = shape.n_q * shape.kv.head_dim;
         if cache.shape().k_type.is_turned() {
-            pool.for_chunks(q, group_dim, |_, q| cache.shape().k_type.turn(q, shape.head_dim));
+            pool.for_chunks(q, group_dim, |_, q| cache.shape().k_type.turn(q, shape.kv.head_dim));
         }
         let (q, part, given_len) = (&*q, shape.part(n_tok), shape.given_len());
         let row_dim = q.len() / n_tok;
         let given = &mut given[..n_tok.div_ceil(part) * given_len];
-        pool.for_chunks2_with(threads, (out, part * row_dim), (given, given_len), |room, task, out, given| {
+        pool.for_chunks2_with(threads, (out, part * row_dim), (given, given_len), |scratch, task, out, given| {
             given.fill(0.0);
             for (i, out) in out.chunks_mut(TILE * row_dim).enumerate() {
                 let first = task * part + i * TILE;
                 let tokens = first..first + out.len() / row_dim;
-                for head in 0..shape.n_head_kv {
-                    let tile = Tile { layer: self, shape, tokens: tokens.clone(), head, row_dim };
-                    tile.attend(room, q, out);
-                    if shape.counts {
-                        tile.count(room, n_tok, &mut given[head * (shape.n_slot + shape.n_batch)..]);
+                for head in shape.kv.heads() {
+                    let tile = TokenTile { layer: self, shape, tokens: tokens.clone(), head, row_dim };
+                    tile.attend(scratch, q, out);
+                    if shape.counts() {
+                        tile.count(scratch, n_tok, &mut given[head.0 * (shape.n_slot + shape.kv.n_batch)..]);
                     }
                     for (t, out) in out.chunks_exact_mut(row_dim).enumerate() {
-                        let out = &mut out[head * group_dim..][..group_dim];
-                        normalise(&room.running[t * 2 * shape.n_q..], out, shape.n_q);
-                        cache.shape().v_type.turn_back(out, shape.head_dim);
+                        let out = &mut out[head.0 * group_dim..][..group_dim];
+                        normalise(&scratch.running[t * 2 * shape.n_q..], out, shape.n_q);
+                        cache.shape().v_type.turn_back(out, shape.kv.head_dim);
                     }
                 }
             }
         });
-        if shape.counts {
+        if shape.counts() {
             let (sum, parts) = given.split_at_mut(given_len);
             for part in parts.chunks_exact(given_len) {
                 sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
@@ -218,21 +213,21 @@ impl Layer<'_> {
     }
 
     /// The same for one token that is already committed; tasks are (KV head, chunk), so that few heads keep many threads busy.
-    pub fn attend_one(&self, pool: &mut Pool, room: &mut AttendRoom, q: &mut [f32], out: &mut [f32]) {
-        let AttendRoom { shape, threads, split, given } = room;
+    pub fn attend_one(&self, pool: &mut Pool, scratch: &mut AttendScratch, q: &mut [f32], out: &mut [f32]) {
+        let AttendScratch { shape, threads, split, given } = scratch;
         let (cache, layer, shape) = (self.cache, self.layer, &self.shape_here(*shape));
-        cache.shape().k_type.turn(q, shape.head_dim);
-        let (q, group_dim) = (&*q, shape.n_q * shape.head_dim);
+        cache.shape().k_type.turn(q, shape.kv.head_dim);
+        let (q, group_dim) = (&*q, shape.n_q * shape.kv.head_dim);
         let (live, len) = (cache.live_at(layer, 0), shape.split_len());
         let n_chunks = self.n_chunks(live);
-        pool.for_chunks(&mut split[..shape.n_head_kv * n_chunks * len], len, |task, partial| {
+        pool.for_chunks(&mut split[..shape.kv.n_head_kv * n_chunks * len], len, |task, partial| {
             let (head, chunk) = (task / n_chunks, task % n_chunks);
             let (q, slots) = (&q[head * group_dim..][..group_dim], self.slots(chunk, live));
-            let rows = Rows::Dense { first: cache.first_row(layer, head) + slots.start };
+            let rows = Rows::Dense { first: cache.first_row(layer, Head(head)) + slots.start };
             let (partial, weights) = partial.split_at_mut(shape.partial_len());
-            let first = if chunk == 0 { self.attend_first(q, head) } else { None };
-            let a = first.unwrap_or_else(|| self.attend(q, rows, slots.len()));
-            self.kernels.attend(&a, &mut as_partial(partial, weights, shape));
+            let first = if chunk == 0 { self.attend_first(q, Head(head), shape.soft_cap) } else { None };
+            let a = first.unwrap_or_else(|| self.attend(q, rows, slots.len(), shape.soft_cap));
+            shape.kernels.attend(&a, &mut as_partial(partial, weights, shape));
         });
         let running = &mut threads[0].running[..2 * shape.n_q];
         for (head, out) in out.chunks_exact_mut(group_dim).enumerate() {
@@ -240,37 +235,37 @@ impl Layer<'_> {
             let partials = &mut split[head * n_chunks * len..][..n_chunks * len];
             for partial in partials.chunks_exact_mut(len) {
                 let (partial, _) = partial.split_at_mut(shape.partial_len());
-                self.kernels.merge(running, out, &as_partial(partial, &mut [], shape));
+                shape.kernels.merge(running, out, &as_partial(partial, &mut [], shape));
             }
-            if shape.counts {
-                let given = &mut given[head * (shape.n_slot + shape.n_batch)..];
+            if shape.counts() {
+                let given = &mut given[head * (shape.n_slot + shape.kv.n_batch)..];
                 for (chunk, partial) in partials.chunks_exact(len).enumerate() {
                     let (partial, weights) = partial.split_at(shape.partial_len());
-                    self.kernels.received(&partial[..shape.n_q], weights, running, &mut given[self.slots(chunk, live)]);
+                    shape.kernels.received(&partial[..shape.n_q], weights, running, &mut given[self.slots(chunk, live)]);
                 }
             }
             normalise(running, out, shape.n_q);
-            cache.shape().v_type.turn_back(out, shape.head_dim);
+            cache.shape().v_type.turn_back(out, shape.kv.head_dim);
         }
     }
 }
 
 /// A few tokens of a batch, in one KV head.
-struct Tile<'a> {
-    layer: &'a Layer<'a>,
+struct TokenTile<'a> {
+    layer: &'a LayerAttention<'a>,
     shape: &'a AttendShape,
     tokens: Range<usize>,
-    head: usize,
+    head: Head,
     row_dim: usize,
 }
 
-impl Tile<'_> {
+impl TokenTile<'_> {
     /// Leaves what is not yet divided by the sums in `out`, and the sums in `running`.
-    fn attend(&self, room: &mut ThreadRoom, q: &[f32], out: &mut [f32]) {
-        let Tile { shape, head, row_dim, layer: &Layer { cache, kernels, layer, .. }, .. } = *self;
-        let ThreadRoom { table, wide, partial, running, tops, weights } = room;
+    fn attend(&self, scratch: &mut ThreadScratch, q: &[f32], out: &mut [f32]) {
+        let TokenTile { shape, head, row_dim, layer: &LayerAttention { cache, layer }, .. } = *self;
+        let ThreadScratch { table, wide, partial, running, tops, weights } = scratch;
         running.fill(f32::NEG_INFINITY);
-        let (n_q, group_dim, mut widened) = (shape.n_q, shape.n_q * shape.head_dim, self.layer.n_first());
+        let (n_q, group_dim, mut widened) = (shape.n_q, shape.n_q * shape.kv.head_dim, self.layer.n_first());
         cache.rows_at(layer, head, self.tokens.start, table);
         for chunk in 0..self.layer.n_chunks(cache.live_at(layer, self.tokens.end - 1)) {
             for (i, (t, out)) in self.tokens.clone().zip(out.chunks_exact_mut(row_dim)).enumerate() {
@@ -282,15 +277,16 @@ impl Tile<'_> {
                 if slots.contains(&slot) {
                     table[slot] = row;
                 }
-                let (own, q) = (head * group_dim..(head + 1) * group_dim, &q[t * row_dim..][..row_dim]);
-                let first = if chunk == 0 { self.layer.attend_first(&q[own.clone()], head) } else { None };
+                let (own, q) = (head.0 * group_dim..(head.0 + 1) * group_dim, &q[t * row_dim..][..row_dim]);
+                let first = if chunk == 0 { self.layer.attend_first(&q[own.clone()], head, shape.soft_cap) } else { None };
                 let a = first.unwrap_or_else(|| {
-                    let mut a = self.layer.attend(&q[own.clone()], Rows::Table(&table[slots.clone()]), slots.len());
+                    let mut a =
+                        self.layer.attend(&q[own.clone()], Rows::Table(&table[slots.clone()]), slots.len(), shape.soft_cap);
                     if widened == chunk {
-                        kernels.widen(&a, 0..slots.len(), wide);
+                        shape.kernels.widen(&a, 0..slots.len(), wide);
                         widened += 1;
                     } else if slots.contains(&slot) {
-                        kernels.widen(&a, slot - slots.start..slot - slots.start + 1, wide);
+                        shape.kernels.widen(&a, slot - slots.start..slot - slots.start + 1, wide);
                     }
                     a.wide = wide;
                     a
@@ -298,23 +294,23 @@ impl Tile<'_> {
                 let seen = i * shape.n_chunks() + chunk;
                 let weights = &mut weights[seen * shape.weights_len()..][..shape.weights_len()];
                 let mut partial = as_partial(partial, weights, shape);
-                kernels.attend(&a, &mut partial);
-                if shape.counts {
+                shape.kernels.attend(&a, &mut partial);
+                if shape.counts() {
                     tops[seen * n_q..][..n_q].copy_from_slice(partial.max);
                 }
-                kernels.merge(&mut running[i * 2 * n_q..][..2 * n_q], &mut out[own], &partial);
+                shape.kernels.merge(&mut running[i * 2 * n_q..][..2 * n_q], &mut out[own], &partial);
             }
         }
     }
 
     /// Adds what the tokens gave to each entry, in the order of the tokens.
-    fn count(&self, room: &mut ThreadRoom, n_tok: usize, given: &mut [f32]) {
-        let Tile { shape, head, layer: &Layer { cache, kernels, layer, .. }, .. } = *self;
-        let ThreadRoom { running, tops, weights, .. } = room;
-        let n_q = shape.n_q;
+    fn count(&self, scratch: &mut ThreadScratch, n_tok: usize, given: &mut [f32]) {
+        let TokenTile { shape, head, layer: &LayerAttention { cache, layer }, .. } = *self;
+        let ThreadScratch { running, tops, weights, .. } = scratch;
+        let (n_q, only_last) = (shape.n_q, cache.policy().row().received() == Some(Received::Latest));
         let (slots_given, batch_given) = given.split_at_mut(shape.n_slot);
         for (i, t) in self.tokens.clone().enumerate() {
-            if cache.policy() == Policy::Tova && t + 1 != n_tok {
+            if only_last && t + 1 != n_tok {
                 continue;
             }
             let live = cache.live_at(layer, t);
@@ -324,7 +320,7 @@ impl Tile<'_> {
                 let weights = &weights[seen * shape.weights_len()..][..shape.weights_len()];
                 let mut total = [0f32; CHUNK];
                 let total = &mut total[..slots.len()];
-                kernels.received(&tops[seen * n_q..][..n_q], weights, &running[i * 2 * n_q..][..2 * n_q], total);
+                shape.kernels.received(&tops[seen * n_q..][..n_q], weights, &running[i * 2 * n_q..][..2 * n_q], total);
                 // A slot stands for the latest token of the batch that took it; it waits behind the slots.
                 for t in (0..=t).rev() {
                     let (slot, _) = cache.taken_at(head, t);
@@ -332,17 +328,17 @@ impl Tile<'_> {
                         batch_given[t] += std::mem::take(&mut total[slot - slots.start]);
                     }
                 }
-                kernels.add(&mut slots_given[slots], total);
+                shape.kernels.add(&mut slots_given[slots], total);
             }
         }
     }
 }
 
-impl AttendRoom {
+impl AttendScratch {
     /// What the tokens of the latest batch gave a KV head: to each slot, and behind the slots to each token of the batch.
-    pub fn given(&self, head: usize) -> &[f32] {
-        let len = self.shape.n_slot + self.shape.n_batch;
-        &self.given[head * len..][..len]
+    pub(super) fn given(&self, head: Head) -> &[f32] {
+        let len = self.shape.n_slot + self.shape.kv.n_batch;
+        &self.given[head.0 * len..][..len]
     }
 }
 

@@ -1,14 +1,33 @@
-//! Keys and values in a fixed arena: `policy` says what makes an entry go, `victim` finds the one that does, `cache` holds the entries, `attention` reads them.
+//! Keys and values in a fixed arena. `layout` says what a model asks of it and `budget` how much of that fits; `policy` says
+//! which entry is evicted; `store` holds the entries and takes in the tokens of a step; `attention` reads them.
 
 pub mod attention;
-pub mod cache;
-pub mod marks;
+pub mod budget;
+pub mod layout;
 pub mod policy;
-pub mod shape;
+pub mod store;
+#[cfg(test)]
+pub(crate) mod testkit;
 pub mod types;
-pub mod victim;
-pub mod window;
+
+pub use budget::{KvParams, Recent, Share};
+pub use layout::{AttnLayer, Head, KvShape, Window};
+pub use policy::Policy;
+pub use store::KvCache;
+pub use types::KvType;
 
 /// Logical position of a token: how many tokens came before it in the stream (renumbered near the trained context's
-/// end, see `cache::KvCache::renumber`). Never the count of what is kept.
+/// end, see `store::renumber`). Never the count of what is kept.
 pub type Pos = u32;
+
+/// How positions turn the keys of a layer: what the model knows of RoPE and the cache does not.
+pub trait Rotary: Sync {
+    /// Sets the angles by which a key moves on by `steps` positions.
+    fn set_angles(&self, layer: AttnLayer, steps: i64, angles: &mut [f32]);
+    /// Turns one key by these angles.
+    fn turn(&self, layer: AttnLayer, key: &mut [f32], angles: &[f32]);
+    /// Makes of squares of a query's elements their mean over all positions.
+    fn mean_squares(&self, layer: AttnLayer, squares: &mut [f32]);
+    /// Makes of a key before RoPE the mean of what it is at all positions; `angles` is left as anything.
+    fn mean_key(&self, layer: AttnLayer, key: &mut [f32], angles: &mut [f32]);
+}

@@ -5,8 +5,8 @@
 
 use std::str::FromStr;
 
-use crate::kernels::hadamard;
 use crate::kernels::kv_rows::RowType;
+use crate::kernels::{MAX_HEAD_DIM, hadamard};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvType {
@@ -60,6 +60,28 @@ impl KvType {
             hadamard(part);
             flip(part);
         }
+    }
+
+    /// Rounds a vector into a row.
+    pub fn store(self, x: &[f32], row: &mut [u8]) {
+        match self.is_turned() {
+            true => self.turned(x, |x| self.row().store(x, row)),
+            false => self.row().store(x, row),
+        }
+    }
+
+    /// Puts a vector into a row of f16, in the basis of this type.
+    pub fn store_f16(self, x: &[f32], row: &mut [u8]) {
+        self.turned(x, |x| RowType::F16.store(x, row));
+    }
+
+    /// Hands on a vector in the basis of this type.
+    pub fn turned(self, x: &[f32], then: impl FnOnce(&mut [f32])) {
+        let mut room = [0f32; MAX_HEAD_DIM];
+        let turned = &mut room[..x.len()];
+        turned.copy_from_slice(x);
+        self.turn(turned, x.len());
+        then(turned);
     }
 
     /// What is turned by one matrix each; nothing of a type that is stored as it is.

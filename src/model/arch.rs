@@ -4,6 +4,10 @@
 
 use crate::kernels::RopeOrder::{self, Neox, Norm};
 
+/// A layer of the model, whatever mixes its tokens. (`kv::AttnLayer` counts those with keys and values.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelLayer(pub usize);
+
 #[derive(Debug, PartialEq)]
 pub struct Arch {
     /// `general.architecture`: also the prefix of the other keys.
@@ -98,7 +102,7 @@ impl Arch {
     }
 
     /// Whether queries and keys of the layer are turned by their positions.
-    pub fn turns(&self, layer: usize) -> bool {
+    pub fn turns(&self, ModelLayer(layer): ModelLayer) -> bool {
         self.unturned_every == 0 || !(layer + 1).is_multiple_of(self.unturned_every)
     }
 }
@@ -109,7 +113,7 @@ mod tests {
 
     #[test]
     fn every_fourth_layer_of_smollm3_is_unturned() {
-        let unturned = |name| (0..9).filter(|&i| !Arch::by_name(name).expect("listed").turns(i)).collect::<Vec<_>>();
+        let unturned = |name| (0..9).filter(|&i| !Arch::by_name(name).expect("listed").turns(ModelLayer(i))).collect::<Vec<_>>();
         assert_eq!((unturned("smollm3"), unturned("llama")), (vec![3, 7], vec![]));
         assert_eq!(Arch::by_name("Llama"), None);
     }

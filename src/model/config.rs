@@ -4,10 +4,9 @@
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, Value};
 use crate::kernels::{BLOCK, RopeOrder};
-use crate::kv::cache::{MAX_HEAD_DIM, MAX_HEAD_KV};
-use crate::kv::window::Window;
+use crate::kv::layout::{AttnLayer, MAX_HEAD_DIM, MAX_HEAD_KV, Window};
 
-use super::arch::{Arch, SoftCaps};
+use super::arch::{Arch, ModelLayer, SoftCaps};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -88,6 +87,12 @@ impl Config {
     /// Layers that have keys and values. In the cache they are counted by themselves.
     pub fn n_attn_layer(&self) -> usize {
         self.n_layer - self.n_conv_layer()
+    }
+
+    /// The layers that have keys and values, as the cache counts them and as the model does.
+    pub fn attn_layers(&self) -> impl Iterator<Item = (AttnLayer, ModelLayer)> {
+        let is_conv = |i: &usize| self.conv.as_ref().is_some_and(|conv| conv.layers[*i]);
+        (0..self.n_layer).filter(move |i| !is_conv(i)).enumerate().map(|(attn, i)| (AttnLayer(attn), ModelLayer(i)))
     }
 
     /// The widest row of activations that is quantised.

@@ -19,10 +19,12 @@ use std::time::UNIX_EPOCH;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use crate::error::{Message, Setting};
 use crate::gguf::GgufFile;
 use crate::gguf::quant::GgmlType;
 use crate::kernels::packed::{ROWS, can_pack, pack_rows};
 use crate::mem::map::Map;
+use crate::message;
 
 const MAGIC: &[u8; 8] = b"LOWKEYPK";
 const VERSION: u32 = 1;
@@ -70,18 +72,23 @@ pub enum Unusable {
     Unreadable(String),
 }
 
-impl std::fmt::Display for Unusable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Unusable {
+    /// Why, and what to do.
+    pub fn message(&self) -> Message {
         match self {
-            Unusable::Foreign => f.write_str("this is no pack: move it away, or run `lowkey pack --force` on the model"),
-            Unusable::Other => f.write_str("made by another version of lowkey: run `lowkey pack` on the model"),
-            Unusable::Damaged(what) => write!(f, "damaged ({what}): run `lowkey pack` on the model"),
-            Unusable::OtherModel => f.write_str("made of another model file: run `lowkey pack` on the model"),
-            Unusable::OtherTime => f.write_str(
-                "the model was modified or copied after it was packed: run `lowkey pack --verify` on the model, which accepts it if the contents are the same",
-            ),
-            Unusable::Wrong(tensor) => write!(f, "tensor {tensor} is not the model's: run `lowkey pack --force` on the model"),
-            Unusable::Unreadable(why) => f.write_str(why),
+            Unusable::Foreign => message!["this is no pack: move it away, or run ", Setting::PackAnew, " on the model"],
+            Unusable::Other => message!["made by another version of lowkey: run ", Setting::Pack, " on the model"],
+            Unusable::Damaged(what) => message![format!("damaged ({what}): run "), Setting::Pack, " on the model"],
+            Unusable::OtherModel => message!["made of another model file: run ", Setting::Pack, " on the model"],
+            Unusable::OtherTime => message![
+                "the model was modified or copied after it was packed: run ",
+                Setting::PackCheck,
+                " on the model, which accepts it if the contents are the same"
+            ],
+            Unusable::Wrong(tensor) => {
+                message![format!("tensor {tensor} is not the model's: run "), Setting::PackAnew, " on the model"]
+            }
+            Unusable::Unreadable(why) => why.clone().into(),
         }
     }
 }
@@ -151,16 +158,11 @@ impl Pack {
         model.with_file_name(name)
     }
 
-    /// The pack beside a model, if one is there and is the model's; one that is not is named in the log.
-    pub fn beside(file: &GgufFile) -> Option<Pack> {
+    /// The pack beside a model, if one is there; an error says why it is not used.
+    pub fn beside(file: &GgufFile) -> Option<Result<Pack, Message>> {
         let path = Self::path_of(file.path());
-        match Self::open(&path, file)?.and_then(|pack| pack.in_time(file)) {
-            Ok(pack) => Some(pack),
-            Err(why) => {
-                log::warn!("{}: not used: {why}", path.display());
-                None
-            }
-        }
+        let pack = Self::open(&path, file)?.and_then(|pack| pack.in_time(file));
+        Some(pack.map_err(|why| message![format!("{}: not used: ", path.display()), why.message()]))
     }
 
     /// `None` where there is no such file. The model's time of modification is not looked at.

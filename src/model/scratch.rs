@@ -1,8 +1,9 @@
 //! Every buffer of the forward pass, carved at start. Shapes are for a whole batch; a single token uses the first row.
 
 use crate::kernels::{ActBuf, Kernels, tile_bytes};
-use crate::kv::attention::{AttendRoom, AttendShape};
-use crate::kv::cache::RenumberScratch;
+use crate::kv::KvShape;
+use crate::kv::attention::{AttendScratch, AttendShape};
+use crate::kv::store::KvScratch;
 use crate::mem::arena::{Arena, Buf};
 use crate::mem::plan::Plan;
 
@@ -13,7 +14,7 @@ use super::shortconv::ShortConvs;
 /// What decides the size of the scratch.
 #[derive(Clone, Copy, Debug)]
 pub struct ScratchShape {
-    pub n_batch: usize,
+    pub kv: KvShape,
     pub n_slot: usize,
     pub n_threads: usize,
     /// Rows of logits that may be asked for at once.
@@ -21,7 +22,6 @@ pub struct ScratchShape {
     pub has_float: bool,
     /// `Kernels::wants_halves` of some matrix.
     pub has_halves: bool,
-    pub counts_attention: bool,
     /// Some want room of their own.
     pub kernels: Kernels,
 }
@@ -40,15 +40,16 @@ pub struct Scratch {
     pub angles: Angles,   // [n_batch][n_rot], of each rope
     pub logits: Buf<f32>, // [n_logits][n_vocab]
     pub tiles: Vec<Buf<u8>>,
-    pub attend: AttendRoom,
-    pub renumber: Vec<RenumberScratch>,
+    pub attend: AttendScratch,
+    pub cache: Vec<KvScratch>,
     /// With what convolutions remember of the stream.
     pub convs: Option<ShortConvs>,
 }
 
 impl Scratch {
     pub fn carve(arena: &mut Arena, c: &Config, s: &ScratchShape) -> Scratch {
-        let &ScratchShape { n_batch, n_slot, n_threads, counts_attention: counts, kernels, .. } = s;
+        let &ScratchShape { kv, n_slot, n_threads, kernels, .. } = s;
+        let n_batch = kv.n_batch;
         arena.begin_part("activations");
         let mut rows = |n: usize| arena.carve(n_batch * n);
         let [x, x_norm, proj] = [c.n_embd; 3].map(&mut rows);
@@ -63,13 +64,11 @@ impl Scratch {
         arena.begin_part("weight tiles");
         let tiles = (0..n_threads).map(|_| arena.carve(tile_bytes(c.max_cols(), s.has_float))).collect();
         arena.begin_part("attention scratch");
-        let (n_head_kv, n_q, head_dim) = (c.n_head_kv, c.n_head / c.n_head_kv, c.head_dim);
-        let wide_len = kernels.wide_len(head_dim);
-        let attend = AttendShape { n_slot, n_batch, n_threads, n_head_kv, n_q, head_dim, counts, wide_len };
-        let attend = AttendRoom::carve(arena, attend);
-        let renumber = (0..n_threads).map(|_| RenumberScratch::carve(arena, n_slot, head_dim)).collect();
+        let (n_q, soft_cap) = (c.n_head / c.n_head_kv, c.soft_caps.map_or(0.0, |caps| caps.scores));
+        let attend = AttendScratch::carve(arena, AttendShape { kv, n_slot, n_threads, n_q, kernels, soft_cap });
+        let cache = (0..n_threads).map(|_| KvScratch::carve(arena, n_slot, c.head_dim)).collect();
         let convs = ShortConvs::carve(arena, c, n_batch);
-        Scratch { x, x_norm, q, k, v, mixed, proj, gate, up, acts, angles, logits, tiles, attend, renumber, convs }
+        Scratch { x, x_norm, q, k, v, mixed, proj, gate, up, acts, angles, logits, tiles, attend, cache, convs }
     }
 
     /// A line for each part that `carve` begins.

@@ -3,18 +3,13 @@
 //!
 //! Nothing here knows of tensors or of the cache; the command line and the server use these pieces beside a session.
 
-pub mod bpe;
-mod library_bpe;
 pub mod named_templates;
-pub mod pretokenizer;
 pub mod sampler;
-pub mod spm;
 pub mod template;
-pub mod text_table;
 pub mod tokenizer;
-pub mod utf8_stream;
+pub mod utf8;
 
 pub use sampler::{Sampler, SamplerParams, greedy, top_logprobs};
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::{Piece, Tokenizer};
-pub use utf8_stream::Utf8Stream;
+pub use utf8::Utf8Stream;

@@ -6,7 +6,7 @@
 
 use std::cmp::Ordering;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplerParams {
@@ -33,17 +33,17 @@ impl Default for SamplerParams {
 
 impl SamplerParams {
     pub fn validate(&self) -> Result<()> {
-        let check = |flag, good: bool, value: f32, range: &str| match good {
+        let check = |setting, good: bool, value: f32, range: &str| match good {
             true => Ok(()),
-            false => Err(Error::usage(flag, format!("{value} cannot be used: write {range}"))),
+            false => Err(Error::usage(setting, format!("{value} cannot be used: write {range}"))),
         };
-        check("--temp", self.temp.is_finite(), self.temp, "a number, 0 for always the most likely token")?;
-        check("--top-p", (0.0..=1.0).contains(&self.top_p), self.top_p, "a number from 0 to 1, 1 for no limit")?;
-        check("--min-p", (0.0..=1.0).contains(&self.min_p), self.min_p, "a number from 0 to 1, 0 for no limit")?;
+        check(Setting::Temp, self.temp.is_finite(), self.temp, "a number, 0 for always the most likely token")?;
+        check(Setting::TopP, (0.0..=1.0).contains(&self.top_p), self.top_p, "a number from 0 to 1, 1 for no limit")?;
+        check(Setting::MinP, (0.0..=1.0).contains(&self.min_p), self.min_p, "a number from 0 to 1, 0 for no limit")?;
         let penalty = self.repeat_penalty;
-        check("--repeat-penalty", penalty.is_finite() && penalty > 0.0, penalty, "a number above 0, 1 for no penalty")?;
+        check(Setting::RepeatPenalty, penalty.is_finite() && penalty > 0.0, penalty, "a number above 0, 1 for no penalty")?;
         if self.repeat_last_n > MAX_LAST_N {
-            return Err(Error::usage("--repeat-last-n", format!("{} is too many: at most {MAX_LAST_N}", self.repeat_last_n)));
+            return Err(Error::usage(Setting::RepeatLastN, format!("{} is too many: at most {MAX_LAST_N}", self.repeat_last_n)));
         }
         Ok(())
     }
@@ -249,7 +249,7 @@ fn most_likely(logits: &[f32]) -> Option<u32> {
 }
 
 fn no_number() -> Error {
-    Error::Stopped("the model's logits are not numbers: its weights are damaged; fetch the model again".into())
+    Error::stopped("the model's logits are not numbers: its weights are damaged; fetch the model again")
 }
 
 /// exp of a difference to the largest logit, never above 1.
@@ -470,20 +470,20 @@ mod tests {
     }
 
     #[test]
-    fn bad_values_are_refused_by_flag() {
+    fn bad_values_are_refused_by_name() {
         let cases = [
-            (SamplerParams { temp: f32::NAN, ..ALL }, "--temp"),
-            (SamplerParams { temp: f32::INFINITY, ..ALL }, "--temp"),
-            (SamplerParams { top_p: 1.01, ..ALL }, "--top-p"),
-            (SamplerParams { top_p: f32::NAN, ..ALL }, "--top-p"),
-            (SamplerParams { min_p: -0.1, ..ALL }, "--min-p"),
-            (SamplerParams { repeat_penalty: 0.0, ..ALL }, "--repeat-penalty"),
-            (SamplerParams { repeat_last_n: usize::MAX, ..ALL }, "--repeat-last-n"),
+            (SamplerParams { temp: f32::NAN, ..ALL }, Setting::Temp),
+            (SamplerParams { temp: f32::INFINITY, ..ALL }, Setting::Temp),
+            (SamplerParams { top_p: 1.01, ..ALL }, Setting::TopP),
+            (SamplerParams { top_p: f32::NAN, ..ALL }, Setting::TopP),
+            (SamplerParams { min_p: -0.1, ..ALL }, Setting::MinP),
+            (SamplerParams { repeat_penalty: 0.0, ..ALL }, Setting::RepeatPenalty),
+            (SamplerParams { repeat_last_n: usize::MAX, ..ALL }, Setting::RepeatLastN),
         ];
-        for (params, flag) in cases {
-            let error = Sampler::new(params, 4).err().expect(flag);
+        for (params, setting) in cases {
+            let error = Sampler::new(params, 4).err().expect("a refusal");
             assert_eq!(error.exit_code(), 2);
-            assert!(error.to_string().starts_with(flag), "{error}");
+            assert!(error.to_string().starts_with(setting.words()), "{error}");
         }
     }
 

@@ -2,7 +2,7 @@
 //! library would render it (block trimming, Python's string and dict methods, `raise_exception`, `strftime_now`, `tojson`).
 //!
 //! Refuses a template that does not parse and a conversation that the template itself refuses, saying where. Never guesses
-//! another template: the user gives one with `--template NAME|FILE`.
+//! another template: the user names one.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,8 +12,9 @@ use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Message as Text, Result, Setting};
 use crate::gguf::GgufFile;
+use crate::message;
 
 use super::named_templates::NAMED;
 
@@ -36,7 +37,6 @@ pub struct ChatTemplate {
 }
 
 const NAME: &str = "chat template";
-const REMEDY: &str = "give another with --template NAME|FILE";
 
 impl ChatTemplate {
     pub fn new(source: &str) -> Result<Self> {
@@ -47,7 +47,7 @@ impl ChatTemplate {
     pub fn with_clock(source: &str, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| Error::Stopped(describe(&error)))?);
+        environment.set_syntax(syntax.map_err(|error| Error::stopped(describe(&error)))?);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
@@ -56,7 +56,7 @@ impl ChatTemplate {
         // To Python `none` is not iterable: templates ask `tools is iterable` before they count tools.
         environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         let source = without_generation_marks(source);
-        environment.add_template_owned(NAME, source).map_err(|error| Error::Stopped(describe(&error)))?;
+        environment.add_template_owned(NAME, source).map_err(|error| Error::stopped(describe(&error)))?;
         Ok(ChatTemplate { environment })
     }
 
@@ -68,18 +68,19 @@ impl ChatTemplate {
         }
         let source = std::fs::read_to_string(name).map_err(|e| {
             let names = NAMED.map(|(known, models, _)| format!("{known} ({models})")).join(", ");
-            Error::usage("--template", format!("{name}: {e}; give a file, or one of these names: {names}"))
+            Error::usage(Setting::Template, format!("{name}: {e}; give a file, or one of these names: {names}"))
         })?;
-        Self::new(&source).map_err(|e| Error::usage("--template", format!("{name}: {e}")))
+        Self::new(&source).map_err(|e| Error::usage(Setting::Template, message![format!("{name}: "), e.message()]))
     }
 
     /// The template in the model file, `tokenizer.chat_template`.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
         let Some(source) = file.opt_str("tokenizer.chat_template")? else {
-            let what = "has no chat template (metadata tokenizer.chat_template), so it may not be a chat model; give one with --template NAME|FILE";
+            let what = "has no chat template (metadata tokenizer.chat_template), so it may not be a chat model; set ";
+            let what = message![what, Setting::Template, " to one, by name or file"];
             return Err(Error::unsupported(file.path(), what));
         };
-        Self::new(source).map_err(|error| Error::unsupported(file.path(), error.to_string()))
+        Self::new(source).map_err(|error| Error::unsupported(file.path(), error.message()))
     }
 
     /// The text of the conversation; with `add_generation_prompt` it ends where the assistant's answer begins. `bos` and `eos` are
@@ -94,7 +95,7 @@ impl ChatTemplate {
             documents => (),
         };
         let rendered = self.environment.get_template(NAME).and_then(|template| template.render(context));
-        rendered.map_err(|error| Error::Stopped(describe(&error)))
+        rendered.map_err(|error| Error::stopped(describe(&error)))
     }
 }
 
@@ -105,14 +106,15 @@ fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Err
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
 }
 
-fn describe(error: &minijinja::Error) -> String {
+fn describe(error: &minijinja::Error) -> Text {
     let line = error.line().map(|line| format!(", line {line}")).unwrap_or_default();
     let detail = error.detail().unwrap_or_default().replace('\n', " ");
-    match detail.strip_prefix(RAISED) {
-        Some(message) => format!("{NAME}{line}: it refuses this conversation: {message}; change the messages or {REMEDY}"),
-        None if detail.is_empty() => format!("{NAME}{line}: {}; {REMEDY}", error.kind()),
-        None => format!("{NAME}{line}: {}: {detail}; {REMEDY}", error.kind()),
-    }
+    let what = match detail.strip_prefix(RAISED) {
+        Some(message) => format!("it refuses this conversation: {message}; change the messages or "),
+        None if detail.is_empty() => format!("{}; ", error.kind()),
+        None => format!("{}: {detail}; ", error.kind()),
+    };
+    message![format!("{NAME}{line}: {what}set "), Setting::Template, " to another, by name or file"]
 }
 
 /// Training templates mark the assistant's words with `{% generation %}` and `{% endgeneration %}`, an extension of `transformers`
@@ -369,10 +371,7 @@ mod tests {
             "<s>[INST] Hi <b>\"you\"</b> [/INST]Hello!</s>[INST] Bye [/INST]"
         );
         let error = render(source, &conversation()).unwrap_err().to_string();
-        assert!(
-            error.contains("must alternate") && error.contains("--template NAME|FILE") && error.contains("line 1"),
-            "{error}"
-        );
+        assert!(error.contains("must alternate") && error.contains("by name or file") && error.contains("line 1"), "{error}");
         assert!(!error.contains('\n') && !error.contains("raise_exception"), "{error}");
     }
 
@@ -435,14 +434,14 @@ mod tests {
             ("{% if true %}", "line 1", "end of input"),
         ] {
             let error = ChatTemplate::new(source).err().expect(source).to_string();
-            assert!(error.contains(line) && error.contains(word) && error.contains("--template NAME|FILE"), "{error}");
+            assert!(error.contains(line) && error.contains(word) && error.contains("by name or file"), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }
         for (source, word) in
             [("x\n{{ messages.nothing.more }}", "undefined"), ("x\n{{ missing_function() }}", "missing_function")]
         {
             let error = render(source, &[]).unwrap_err().to_string();
-            assert!(error.contains("line 2") && error.contains(word) && error.contains("--template NAME|FILE"), "{error}");
+            assert!(error.contains("line 2") && error.contains(word) && error.contains("by name or file"), "{error}");
         }
     }
 

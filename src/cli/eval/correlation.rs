@@ -14,7 +14,7 @@ use crate::cli::text::{read_text, text_bytes};
 use crate::error::{Error, Result};
 use crate::eval::correlation::{self, Coefficients, Queries};
 use crate::eval::ppl::windows;
-use crate::kv::policy::Policy;
+use crate::kv::Policy;
 use crate::session::Session;
 
 #[derive(Args)]

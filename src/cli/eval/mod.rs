@@ -12,9 +12,7 @@ use clap::Subcommand;
 use super::args::ModelArgs;
 use super::setup::{Opened, open};
 use crate::error::{Error, Result};
-use crate::kv::cache::KvShape;
-use crate::kv::policy::Policy;
-use crate::kv::types::KvType;
+use crate::kv::{KvShape, KvType, Policy};
 use crate::units::percent;
 
 #[derive(clap::Args)]

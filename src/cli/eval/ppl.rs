@@ -16,7 +16,7 @@ use crate::cli::text::{read_text, text_bytes};
 use crate::cli::unfinished::Unfinished;
 use crate::error::{Error, Result};
 use crate::eval::ppl::{Scores, score, windows};
-use crate::kv::policy::Policy;
+use crate::kv::Policy;
 use crate::kv::types::{KvType, both_names};
 use crate::session::{Layout, Session};
 use crate::units::Bytes;
@@ -180,7 +180,7 @@ impl Eval<'_> {
         let plan = |opened: &mut Opened| plan_text(opened, self.text, self.n_windows, ctx);
         let opened = budget_opened(&self.args.text.model, budget, policy, ctx, ctx, N_LOGITS, plan)?;
         let Layout { kv, n_slot, .. } = opened.layout;
-        if policy == Policy::Off && n_slot < ctx && kv.rings().is_none() {
+        if policy == Policy::Off && n_slot < ctx && kv.ring_len().is_none() {
             let what = format!("off may not evict, and {n_slot} slots do not hold a window of {ctx} tokens");
             return Err(Error::usage("--policies", format!("{what}; leave it out, or give a larger budget")));
         }

@@ -17,7 +17,7 @@ use crate::eval::needle::{self, Haystack};
 use crate::eval::passkey;
 use crate::eval::retrieval::{ANSWER_TOKENS, Encoder, Mode, Prompt, ask, depth_of, rng, wilson};
 use crate::eval::ruler::{self, Task};
-use crate::kv::policy::Policy;
+use crate::kv::Policy;
 use crate::kv::types::both_names;
 use crate::session::Session;
 use crate::text::ChatTemplate;

@@ -67,6 +67,18 @@ impl GgufWriter {
         self.raw(key, U32, value.to_le_bytes().to_vec())
     }
 
+    pub fn i32(&mut self, key: &str, value: i32) -> &mut Self {
+        self.raw(key, I32, value.to_le_bytes().to_vec())
+    }
+
+    pub fn u64(&mut self, key: &str, value: u64) -> &mut Self {
+        self.raw(key, U64, value.to_le_bytes().to_vec())
+    }
+
+    pub fn u8(&mut self, key: &str, value: u8) -> &mut Self {
+        self.raw(key, U8, vec![value])
+    }
+
     pub fn f32(&mut self, key: &str, value: f32) -> &mut Self {
         self.raw(key, F32, value.to_le_bytes().to_vec())
     }

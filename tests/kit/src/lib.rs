@@ -8,9 +8,7 @@ pub mod gguf_writer;
 use std::path::{Path, PathBuf};
 
 use lowkey::gguf::GgufFile;
-use lowkey::kv::policy::Policy;
-use lowkey::kv::shape::{KvParams, Recent};
-use lowkey::kv::types::KvType;
+use lowkey::kv::{KvParams, KvType, Policy, Recent};
 use lowkey::model::forward::Model;
 use lowkey::session::{Session, SessionParams};
 

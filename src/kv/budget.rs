@@ -1,13 +1,13 @@
-//! Sizes of the arena: what the model and the batch ask for, what the user allows, how many slots that gives, and the
-//! message where it gives too few. Everything here is computed before any memory is taken.
+//! How much fits into a budget: the types of keys and values, the slots, which entries are protected in them, and the message where
+//! they are too few. All of it is known before any memory is taken.
 
-use super::Pos;
-use super::cache::KvCache;
-use super::policy::{Marks, Policy, Protection, Rule};
-use super::types::{KvType, both_names};
-use super::window::Window;
-use crate::error::{Error, Result};
+use super::layout::KvShape;
+use super::policy::{Keeps, Policy, Protection, Rule};
+use super::store::KvCache;
+use super::types::KvType;
+use crate::error::{Error, Result, Setting};
 use crate::mem::arena::Arena;
+use crate::message;
 use crate::units::{Bytes, percent};
 
 /// Types of keys and of values that are tried where the user names none, the most exact first. What each costs in perplexity
@@ -22,75 +22,7 @@ const CHOICE: [(KvType, KvType); 7] = [
     (KvType::Q5H, KvType::Q4H),
 ];
 
-/// What the model and the batch ask of the arena.
-#[derive(Clone, Copy, Debug)]
-pub struct KvShape {
-    pub n_layer: usize,
-    pub n_head_kv: usize,
-    pub head_dim: usize,
-    /// Tokens of one prefill batch.
-    pub n_batch: usize,
-    /// The trained context: more slots than this would never be used.
-    pub n_ctx: usize,
-    /// Which layers see the latest tokens only, if any does.
-    pub window: Option<Window>,
-    /// How keys and values are stored.
-    pub k_type: KvType,
-    pub v_type: KvType,
-    /// Whether the model caps scores: then what is added to all scores of a query is not lost in softmax.
-    pub capped: bool,
-    /// What the policy keeps of entries and heads, beside a score and a position for each entry.
-    pub marks: Marks,
-}
-
 impl KvShape {
-    pub fn n_heads(&self) -> usize {
-        self.n_layer * self.n_head_kv
-    }
-
-    /// Slots of each head of a layer where layers without a window have `n_slot`.
-    pub fn slots(&self, layer: usize, n_slot: usize) -> usize {
-        self.window.map_or(n_slot, |window| window.slots(layer, n_slot))
-    }
-
-    /// Slots of all heads of the first `n_layer` layers.
-    pub(super) fn slots_of(&self, n_layer: usize, n_slot: usize) -> usize {
-        self.n_head_kv * self.window.map_or(n_layer * n_slot, |window| window.slots_of(n_layer, n_slot))
-    }
-
-    /// `f16`, or `q5_h/q4_h` where keys and values differ.
-    pub fn type_names(&self) -> String {
-        both_names(self.k_type.name(), self.v_type.name())
-    }
-
-    /// Bytes of one stored key.
-    pub fn k_bytes(&self) -> usize {
-        self.k_type.row().row_bytes(self.head_dim)
-    }
-
-    /// Bytes of one stored value.
-    pub fn v_bytes(&self) -> usize {
-        self.v_type.row().row_bytes(self.head_dim)
-    }
-
-    /// Keys and values of `n` tokens in f16, without anything beside them: what shares of a full cache refer to.
-    pub fn full_f16_bytes(&self, n: usize) -> usize {
-        2 * KvType::F16.row().row_bytes(self.head_dim) * self.slots_of(self.n_layer, n)
-    }
-
-    /// Key, value, position and marks of one token in every head that no window limits; in every head, where all are limited.
-    pub fn bytes_per_slot(&self) -> usize {
-        let n_local = self.window.filter(|w| !w.is_everywhere()).map_or(0, |window| window.n_local(self.n_layer));
-        (self.n_layer - n_local) * self.n_head_kv * self.slot_bytes()
-    }
-
-    /// Key, value, position and marks in one head.
-    fn slot_bytes(&self) -> usize {
-        let Marks { common, received, .. } = self.marks;
-        let marks = size_of::<Pos>() + size_of::<f32>() * (1 + usize::from(common) + usize::from(received));
-        self.k_bytes() + self.v_bytes() + marks
-    }
-
     /// All bytes of an arena of `n_slot` slots, the rows of one batch included: what `KvCache` carves.
     pub fn arena_bytes(&self, n_slot: usize) -> usize {
         let mut arena = Arena::measure();
@@ -98,29 +30,12 @@ impl KvShape {
         arena.used()
     }
 
-    /// What the first `n_layer` layers take beyond `n_slot` slots if they keep `n_tok` tokens.
-    pub fn bytes_beyond(&self, n_slot: usize, n_tok: usize, n_layer: usize) -> usize {
-        let n_layer = n_layer.min(self.n_layer);
-        let (whole, kept) = (self.slots_of(n_layer, n_tok), self.slots_of(n_layer, n_slot));
-        whole.saturating_sub(kept) * self.slot_bytes()
-    }
-
-    /// The most slots that are of use: one for each token that a layer may see.
-    pub fn most_slots(&self) -> usize {
-        self.rings().map_or(self.n_ctx, |n_tok| self.n_ctx.min(n_tok))
-    }
-
-    /// Slots of each ring, where all layers are rings.
-    pub fn rings(&self) -> Option<usize> {
-        self.window.filter(|window| window.is_everywhere()).map(|window| window.n_tok)
-    }
-
     /// Where all layers have a window they are rings, and no policy keeps anything, only if the budget holds the whole window. In
     /// a smaller arena the policy decides what is kept, as in a model whose context is as long as the window: all that it holds
     /// see each other.
     pub fn within(self, budget_bytes: u64) -> KvShape {
-        let rings = KvShape { marks: Marks::default(), ..self };
-        match self.rings() {
+        let rings = KvShape { keeps: Keeps::default(), ..self };
+        match self.ring_len() {
             Some(n_tok) if rings.slots_within(budget_bytes) < n_tok => {
                 KvShape { n_ctx: n_tok, n_batch: self.n_batch.min(n_tok / 8), window: None, ..self }
             }
@@ -223,9 +138,8 @@ pub struct KvParams {
 
 impl KvParams {
     /// What these rules keep of entries beside a score and a position.
-    pub fn marks(&self) -> Marks {
-        let pool = self.pool.unwrap_or(self.policy.usual_pool());
-        self.policy.marks(self.reserve().0 > 0.0, pool as usize)
+    pub fn keeps(&self) -> Keeps {
+        self.policy.row().keeps(self.reserve().0 > 0.0, self.pool)
     }
 
     /// First tokens that are never evicted.
@@ -234,49 +148,58 @@ impl KvParams {
     }
 
     fn recent(&self) -> Recent {
-        self.recent.unwrap_or(Recent::Percent(self.policy.usual_recent()))
+        self.recent.unwrap_or(Recent::Percent(self.policy.row().recent_percent))
     }
 
     fn reserve(&self) -> Share {
-        self.rare.unwrap_or(Share(self.policy.usual_reserve()))
+        self.rare.unwrap_or(Share(self.policy.row().reserve_share()))
     }
 
     /// The slots that the budget gives and who goes from them, or the message that says which budget would do.
     pub fn fit(&self, shape: &KvShape) -> Result<(usize, Rule)> {
         let n_slot = shape.slots_within(self.budget_bytes);
-        if shape.rings() == Some(n_slot) {
+        if shape.ring_len() == Some(n_slot) {
             // The oldest goes, in every layer: there is nothing to protect, nor to rate.
-            return Ok((n_slot, Rule { policy: self.policy, protect: Protection::default(), n_rare: 0 }));
+            return Ok((n_slot, Rule { policy: self.policy, protect: Protection::default(), n_reserved: 0 }));
         }
-        let protect = self.policy.protection(self.first(), self.recent().of(n_slot));
+        let protect = self.policy.row().protection(self.first(), self.recent().of(n_slot));
         if n_slot >= protect.min_slots() {
-            let n_rare = if shape.marks.reserve { self.reserve().of(n_slot) } else { 0 };
-            return Ok((n_slot, Rule { policy: self.policy, protect, n_rare }));
+            let n_reserved = if shape.keeps.reserve { self.reserve().of(n_slot) } else { 0 };
+            return Ok((n_slot, Rule { policy: self.policy, protect, n_reserved }));
         }
-        let enough = (1..=shape.n_ctx).find(|&n| n >= self.policy.protection(self.first(), self.recent().of(n)).min_slots());
+        let enough =
+            (1..=shape.n_ctx).find(|&n| n >= self.policy.row().protection(self.first(), self.recent().of(n)).min_slots());
         let batch = Bytes((shape.arena_bytes(0)) as u64);
-        let (first, flag) = match self.pinned > self.sinks {
-            true => (format!("{} pinned tokens of the system's turn", self.pinned), "--system or --pin-system=false"),
-            false => (format!("{} sinks", self.sinks), "--sinks"),
+        let (first, setting) = match self.pinned > self.sinks {
+            true => (format!("{} pinned tokens of the system's turn", self.pinned), Setting::System),
+            false => (format!("{} sinks", self.sinks), Setting::Sinks),
         };
+        let unpin = if setting == Setting::System { message![", give ", Setting::PinSystem] } else { "".into() };
         let Some(enough) = enough else {
-            let what =
-                format!("{first} and the recent tokens do not fit into a context of {}; lower {flag} or --recent", shape.n_ctx);
-            let flag = if self.pinned > self.sinks { "--system" } else { "--sinks" };
-            return Err(Error::usage(if self.first() as usize >= shape.n_ctx { flag } else { "--recent" }, what));
+            let what = format!("{first} and the recent tokens do not fit into a context of {}; lower ", shape.n_ctx);
+            let blamed = if self.first() as usize >= shape.n_ctx { setting } else { Setting::Recent };
+            return Err(Error::usage(blamed, message![what, setting, unpin, " or ", Setting::Recent]));
         };
         Err(Error::budget(
-            "--kv-budget",
-            format!(
-                "{} holds {n_slot} tokens of {} bytes beside {batch} for a batch of {}; '{}' with {first} and {} recent needs {enough}: \
-                 give at least {} bytes, or lower --batch, {flag} or --recent",
-                Bytes(self.budget_bytes),
-                shape.bytes_per_slot(),
-                shape.n_batch,
-                self.policy.name(),
-                protect.recent,
-                shape.arena_bytes(enough),
-            ),
+            Setting::KvBudget,
+            message![
+                format!(
+                    "{} holds {n_slot} tokens of {} bytes beside {batch} for a batch of {}; '{}' with {first} and {} recent needs {enough}: \
+                     give at least {} bytes, or lower ",
+                    Bytes(self.budget_bytes),
+                    shape.bytes_per_slot(),
+                    shape.n_batch,
+                    self.policy.name(),
+                    protect.recent,
+                    shape.arena_bytes(enough),
+                ),
+                Setting::Batch,
+                ", ",
+                setting,
+                unpin,
+                " or ",
+                Setting::Recent,
+            ],
         ))
     }
 }
@@ -284,20 +207,11 @@ impl KvParams {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::layout::Window;
+    use crate::kv::testkit::tiny_shape;
 
     fn shape(n_ctx: usize) -> KvShape {
-        KvShape {
-            n_layer: 2,
-            n_head_kv: 3,
-            head_dim: 64,
-            n_batch: 8,
-            n_ctx,
-            window: None,
-            k_type: KvType::F16,
-            v_type: KvType::F16,
-            capped: false,
-            marks: Marks::default(),
-        }
+        KvShape { n_layer: 2, n_head_kv: 3, head_dim: 64, n_batch: 8, n_ctx, ..tiny_shape() }
     }
 
     /// What docs/kv-cache.md and the help say of each policy, and that a flag is stronger.
@@ -306,12 +220,12 @@ mod tests {
         let rule = |policy: Policy, recent: Option<Recent>, rare: Option<Share>| {
             let mut kv = shape(1000);
             let mut params = KvParams { budget_bytes: u64::MAX, policy, sinks: 4, pinned: 0, recent, rare, pool: None };
-            kv.marks = params.marks();
+            kv.keeps = params.keeps();
             params.budget_bytes = kv.arena_bytes(200) as u64;
             let (n_slot, rule) = params.fit(&kv).expect("it fits");
             assert!((200..204).contains(&n_slot), "{n_slot}");
             let share = |n: usize| (n as f64 * 100.0 / n_slot as f64).round() as u32;
-            (share(rule.protect.recent as usize), share(rule.n_rare), params.marks().pool)
+            (share(rule.protect.recent as usize), share(rule.n_reserved), params.keeps().pool)
         };
         assert_eq!(rule(Policy::L2Attn, None, None), (30, 45, 2));
         assert_eq!(rule(Policy::L2, None, None), (50, 0, 0));
@@ -330,7 +244,7 @@ mod tests {
         };
         assert_eq!([of(4, 30, 100), of(40, 30, 100)].map(|fit| fit.expect("it fits").1.protect.sinks), [30, 40]);
         let refused = of(4, 90, 100).expect_err("no room").to_string();
-        assert!(refused.contains("90 pinned tokens of the system's turn") && refused.contains("--pin-system=false"), "{refused}");
+        assert!(refused.contains("90 pinned tokens of the system's turn") && refused.contains("not pinned"), "{refused}");
         assert!(of(90, 4, 100).expect_err("no room").to_string().contains("90 sinks"));
     }
 
@@ -355,5 +269,75 @@ mod tests {
         // What the user names stays.
         assert_eq!(chosen(0, None, Some(KvType::F16), None), (KvType::F16, KvType::Q4H));
         assert_eq!(chosen(u64::MAX, None, None, Some(KvType::Q4_0)), (KvType::F16, KvType::Q4_0));
+    }
+
+    /// Of random shapes: what is measured is what is taken, and a slot costs the same wherever it is the next one.
+    #[test]
+    fn what_is_measured_is_what_is_taken() {
+        let mut rng = fastrand::Rng::with_seed(4);
+        for _ in 0..300 {
+            let policy = rng.choice(Policy::all()).unwrap();
+            let mut shape = KvShape {
+                n_layer: rng.usize(1..9),
+                n_head_kv: rng.usize(1..5),
+                head_dim: 8 * rng.usize(1..17),
+                n_batch: rng.usize(1..33),
+                n_ctx: 1024,
+                window: rng.bool().then(|| Window { n_tok: rng.usize(1..200), global_every: rng.usize(..4) }),
+                k_type: rng.choice(KvType::ALL).unwrap(),
+                v_type: rng.choice(KvType::ALL).unwrap(),
+                capped: rng.bool(),
+                keeps: policy.row().keeps(rng.bool(), Some(rng.u32(..4))),
+            };
+            if shape.head_dim % 32 != 0 {
+                (shape.k_type, shape.v_type) = (KvType::F16, KvType::F16);
+            }
+            let n_slot = rng.usize(1..300);
+            let mut arena = Arena::take(shape.arena_bytes(n_slot)).unwrap();
+            KvCache::carve(&mut arena, &shape, n_slot);
+            assert_eq!(arena.used(), shape.arena_bytes(n_slot), "{shape:?}");
+            let step = |n: usize| shape.arena_bytes(n + 64) - shape.arena_bytes(n);
+            if shape.ring_len().is_none() {
+                assert_eq!(step(256), 64 * shape.bytes_per_slot(), "{shape:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_byte_of_a_ring_is_in_the_budget() {
+        let window = Some(Window { n_tok: 6, global_every: 3 });
+        let shape = KvShape { n_layer: 5, n_head_kv: 2, n_batch: 4, n_ctx: 100, window, ..tiny_shape() };
+        for n in [1, 5, 6, 7, 50, 100] {
+            // A budget one byte short of n slots gives fewer, whether the windows are whole or not.
+            assert!(shape.slots_within(shape.arena_bytes(n) as u64) >= n);
+            assert!(shape.slots_within(shape.arena_bytes(n) as u64 - 1) < n);
+        }
+        // Beyond the windows a token costs what layer 2 of the five needs for it; up to there all do.
+        let row = shape.k_bytes() + shape.v_bytes() + 8;
+        assert_eq!(shape.bytes_per_slot(), 2 * row);
+        assert_eq!(shape.arena_bytes(96) - shape.arena_bytes(64), 32 * shape.bytes_per_slot());
+        assert_eq!(shape.full_f16_bytes(50), 2 * 2 * 16 * (50 + 4 * 6));
+    }
+
+    #[test]
+    fn no_shape_overflows_and_rows_can_be_numbered() {
+        for (n_layer, n_head_kv, head_dim, n_ctx) in [(1, 1, 8, 8), (128, 128, 1024, 1 << 24), (65_536, 8, 1024, 1 << 24)] {
+            let (n_batch, v_type) = (n_ctx / 8, if head_dim > 8 { KvType::Q4H } else { KvType::F16 });
+            let shape = KvShape { n_layer, n_head_kv, head_dim, n_batch, n_ctx, v_type, ..tiny_shape() };
+            for budget in [0, 1, 1 << 20, 1 << 40, u64::MAX] {
+                let n = shape.slots_within(budget);
+                let rows = shape.n_heads() * n + n_head_kv * shape.n_batch;
+                assert!(n <= n_ctx && rows <= u32::MAX as usize);
+                assert!(n == 0 || shape.arena_bytes(n) as u64 <= budget);
+            }
+        }
+    }
+
+    #[test]
+    fn shares_of_the_slots_never_exceed_them() {
+        for n in (1..200_000).chain((1 << 24) - 1000..=1 << 24) {
+            assert_eq!(Recent::Percent(100.0).of(n), n as u32);
+            assert!(Recent::Percent(50.0).of(n) as usize == n / 2);
+        }
     }
 }

@@ -1,12 +1,13 @@
 //! The choice of who goes, for one head and one newcomer: of the entries that are neither protected nor of the reserve the
-//! most urgent, of equals the oldest. It is asked for every head of every token, so it is a few straight passes over what a
+//! one of the highest priority, of equals the oldest. It is asked for every head of every token, so it is a few straight passes over what a
 //! head knows of its entries, in integers that order as the numbers do: loops that compilers turn into vectors. Pure, but for
 //! the limit of the reserve, which a head remembers because it hardly moves from one token to the next.
 
 use std::cmp::Ordering;
 
-use super::Pos;
-use super::policy::{Policy, Rule, urge};
+use super::Rule;
+use super::table::Priority;
+use crate::kv::Pos;
 
 /// What a head knows of its entries, by slot. Positions are unlike each other.
 #[derive(Clone, Copy, Debug)]
@@ -29,28 +30,30 @@ pub const NO_LIMIT: i32 = i32::MIN;
 /// was left at the last time.
 pub fn victim(rule: Rule, entries: Entries, now: Pos, limit: &mut i32) -> Option<usize> {
     let open = rule.protect.open(now)?;
-    let from = match rule.n_rare {
+    let from = match rule.n_reserved {
         0 => NO_LIMIT,
-        n_rare => {
-            *limit = entries.limit(open, n_rare, *limit);
+        n_reserved => {
+            *limit = entries.limit(open, n_reserved, *limit);
             *limit
         }
     };
-    match rule.policy {
-        // A loop of its own: what `urge` matches is known in it.
-        Policy::L2Attn => entries.most_urgent(open, from, |score, received| urge(Policy::L2Attn, score, received)),
-        policy => entries.most_urgent(open, from, |score, received| urge(policy, score, received)),
+    match rule.policy.row().priority {
+        // A loop of its own: what `Priority::of` matches is known in it.
+        Priority::ScorePerReceived => {
+            entries.highest(open, from, |score, received| Priority::ScorePerReceived.of(score, received))
+        }
+        priority => entries.highest(open, from, |score, received| priority.of(score, received)),
     }
 }
 
 impl Entries<'_> {
-    /// Of the open entries that are at least as common as `from` the slot of the one with the highest `urge(score, received)`,
+    /// Of the open entries that are at least as common as `from` the slot of the one with the highest `priority(score, received)`,
     /// of equals the oldest.
-    fn most_urgent(&self, open: Open, from: i32, urge: impl Fn(f32, f32) -> f32) -> Option<usize> {
+    fn highest(&self, open: Open, from: i32, priority: impl Fn(f32, f32) -> f32) -> Option<usize> {
         // Asked of all, protected or not: a loop without branches.
         let rank = |pos: Pos, score: f32, received: f32, common: f32| {
-            let urge = order(urge(score, received)).max(i32::MIN + 1);
-            if is_open(pos, open) & (order(common) >= from) { urge } else { i32::MIN }
+            let priority = order(priority(score, received)).max(i32::MIN + 1);
+            if is_open(pos, open) & (order(common) >= from) { priority } else { i32::MIN }
         };
         let each = || self.positions.iter().zip(self.scores).zip(self.received.iter().zip(self.common));
         let mut highest = i32::MIN;
@@ -64,13 +67,13 @@ impl Entries<'_> {
         self.positions.iter().position(|&pos| pos == goes).filter(|_| highest > i32::MIN)
     }
 
-    /// How common an open entry must be to be outside the reserve of `n_rare`: as the last of those that are not of it, one at
+    /// How common an open entry must be to be outside the reserve of `n_reserved`: as the last of those that are not of it, one at
     /// least, most common first. `last` is what it was: since then an entry left and another one opened, so it is that or near.
-    fn limit(&self, open: Open, n_rare: usize, last: i32) -> i32 {
+    fn limit(&self, open: Open, n_reserved: usize, last: i32) -> i32 {
         let mut at = last;
         for _ in 0..4 {
             let counts = self.count(open, at);
-            match counts.compare(n_rare) {
+            match counts.compare(n_reserved) {
                 Ordering::Less => at = counts.next_above,
                 Ordering::Equal => return at,
                 Ordering::Greater => at = counts.next_below,
@@ -80,7 +83,7 @@ impl Entries<'_> {
         let (mut low, mut high) = (i64::from(i32::MIN), i64::from(i32::MAX) + 1);
         while high - low > 1 {
             let middle = (low + high).div_euclid(2);
-            match self.count(open, middle as i32).compare(n_rare) {
+            match self.count(open, middle as i32).compare(n_reserved) {
                 Ordering::Less | Ordering::Equal => low = middle,
                 Ordering::Greater => high = middle,
             }
@@ -113,8 +116,8 @@ struct Counts {
 
 impl Counts {
     /// The limit they were counted at beside the right one.
-    fn compare(&self, n_rare: usize) -> Ordering {
-        let n_common = self.n_open.saturating_sub(n_rare as u32).max(1);
+    fn compare(&self, n_reserved: usize) -> Ordering {
+        let n_common = self.n_open.saturating_sub(n_reserved as u32).max(1);
         if self.n_from < n_common {
             Ordering::Greater
         } else if self.n_above >= n_common {
@@ -138,22 +141,22 @@ fn order(x: f32) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::policy::Protection;
+    use crate::kv::policy::{Policy, Protection};
 
-    /// The definition, word for word: of the open ones all but the least common `n_rare` may go, one at least; of those the
-    /// most urgent, of equals the oldest.
+    /// The definition, word for word: of the open ones all but the least common `n_reserved` may go, one at least; of those the
+    /// one of the highest priority, of equals the oldest.
     fn naive(rule: Rule, e: &Entries, now: Pos) -> Option<usize> {
-        let Rule { policy, protect, n_rare } = rule;
+        let Rule { policy, protect, n_reserved } = rule;
         let is_open = |&s: &usize| {
             e.positions[s] >= protect.sinks && i64::from(e.positions[s]) <= i64::from(now) - i64::from(protect.recent)
         };
         let mut open: Vec<usize> = (0..e.positions.len()).filter(is_open).collect();
         open.sort_by(|&a, &b| e.common[b].total_cmp(&e.common[a]));
-        let n_common = open.len().saturating_sub(n_rare).max(1).min(open.len());
+        let n_common = open.len().saturating_sub(n_reserved).max(1).min(open.len());
         let limit = e.common[*open.get(n_common.checked_sub(1)?)?];
-        let urge = |s: usize| urge(policy, e.scores[s], e.received[s]);
+        let priority = |s: usize| policy.row().priority.of(e.scores[s], e.received[s]);
         let may_go = open.into_iter().filter(|&s| e.common[s] >= limit);
-        may_go.min_by(|&a, &b| urge(b).total_cmp(&urge(a)).then(e.positions[a].cmp(&e.positions[b])))
+        may_go.min_by(|&a, &b| priority(b).total_cmp(&priority(a)).then(e.positions[a].cmp(&e.positions[b])))
     }
 
     /// Any entries, with ties; the limit is left over from another question.
@@ -173,8 +176,8 @@ mod tests {
             let entries = Entries { positions: &positions, scores: &scores, received: &received, common: &common };
             let now = positions.iter().max().map_or(0, |p| p + 1);
             let protect = Protection { sinks: rng.u32(..6), recent: rng.u32(..8) };
-            let policy = [Policy::L2, Policy::L2Attn, Policy::H2o, Policy::Window][rng.usize(..4)];
-            let rule = Rule { policy, protect, n_rare: if rng.bool() { 0 } else { rng.usize(..n + 3) } };
+            let policy = rng.choice(Policy::all()).unwrap();
+            let rule = Rule { policy, protect, n_reserved: if rng.bool() { 0 } else { rng.usize(..n + 3) } };
             assert_eq!(victim(rule, entries, now, &mut limit), naive(rule, &entries, now), "{rule:?} {entries:?}");
         }
     }
@@ -184,7 +187,7 @@ mod tests {
     fn the_limit_follows_a_stream() {
         let mut rng = fastrand::Rng::with_seed(2);
         let (n, mut limit) = (64usize, NO_LIMIT);
-        let rule = Rule { policy: Policy::L2, protect: Protection { sinks: 2, recent: 16 }, n_rare: 20 };
+        let rule = Rule { policy: Policy::L2, protect: Protection { sinks: 2, recent: 16 }, n_reserved: 20 };
         let mut positions: Vec<Pos> = (0..n as Pos).collect();
         let [mut scores, mut common] = [(); 2].map(|()| (0..n).map(|_| rng.f32()).collect::<Vec<f32>>());
         for now in n as Pos..3_000 {
@@ -199,7 +202,7 @@ mod tests {
     #[test]
     fn protected_entries_stay_whatever_their_score() {
         // Position 0 is a sink, 8 and 9 are recent at step 10 with recent 3 (8, 9 and 10 itself).
-        let rule = Rule { policy: Policy::L2, protect: Protection { sinks: 1, recent: 3 }, n_rare: 0 };
+        let rule = Rule { policy: Policy::L2, protect: Protection { sinks: 1, recent: 3 }, n_reserved: 0 };
         let of = |scores: &[f32], positions: &[Pos]| {
             victim(rule, Entries { positions, scores, received: scores, common: scores }, 10, &mut NO_LIMIT.clone())
         };
@@ -213,8 +216,8 @@ mod tests {
     #[test]
     fn not_a_number_does_not_panic() {
         for nan in [f32::NAN, -f32::NAN, f32::from_bits(u32::MAX)] {
-            for n_rare in [0, 1, 5] {
-                let (rule, scores) = (Rule { policy: Policy::L2Attn, protect: Protection::default(), n_rare }, [nan; 3]);
+            for n_reserved in [0, 1, 5] {
+                let (rule, scores) = (Rule { policy: Policy::L2Attn, protect: Protection::default(), n_reserved }, [nan; 3]);
                 let entries = Entries { positions: &[0, 1, 2], scores: &scores, received: &scores, common: &scores };
                 assert_eq!(victim(rule, entries, 3, &mut NO_LIMIT.clone()), Some(0));
             }

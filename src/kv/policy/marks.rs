@@ -3,11 +3,12 @@
 //! it is carved from the arena and none of it grows. Means forget what is far behind, so that they are as good after ten million
 //! tokens as after ten thousand; the sums of H2O are the paper's, and lose what is small beside them.
 
-use super::Pos;
-use super::policy::{Entering, Marks, Policy, Rule, urge};
-use super::shape::KvShape;
+use super::ageing::Ageing;
+use super::table::Received;
 use super::victim::{Entries, NO_LIMIT, victim};
-use crate::kernels::portable::exp;
+use super::{Entering, Keeps, Rule};
+use crate::kv::Pos;
+use crate::kv::layout::{AttnLayer, KvShape};
 use crate::mem::arena::{Arena, Buf};
 
 /// Tokens that means look back upon, at most: sums of so many f32 lose nothing, and a stream may change its subject.
@@ -17,50 +18,16 @@ const MEMORY: u64 = 4096;
 const HEAD_START: f32 = 32.0;
 const PRIOR: f32 = 3e-4;
 
-/// Half-lives after which scores get a new unit.
-const HALF_LIVES: u64 = 64;
-
-/// How scores age. Instead of all that is kept growing more urgent with each token, newcomers score lower: to whoever compares two
-/// of them that is the same, and a score stays what it was when its entry came.
-#[derive(Clone, Copy, Debug, Default)]
-struct Ageing {
-    /// Tokens of the stream after which a newcomer's score is its own in the unit in which scores are kept now.
-    unit_at: u64,
-    /// Tokens by which a score doubles; 0: none does.
-    half_life: u64,
-}
-
-impl Ageing {
-    /// What the score of a newcomer is multiplied by, after `n_past` tokens.
-    fn youth(self, n_past: u64) -> f32 {
-        if self.half_life == 0 {
-            return 1.0;
-        }
-        exp(-std::f32::consts::LN_2 * ((n_past - self.unit_at) as f32 / self.half_life as f32))
-    }
-
-    /// A new unit before newcomers' scores become too small: what all scores are to be multiplied by, a power of two, so that nothing
-    /// changes but what is too old to be kept anyway.
-    fn renew_unit(&mut self, n_past: u64) -> Option<f32> {
-        let span = HALF_LIVES * self.half_life;
-        if span == 0 || n_past - self.unit_at < span {
-            return None;
-        }
-        self.unit_at += span;
-        Some((1u128 << HALF_LIVES) as f32)
-    }
-}
-
 /// The marks of all heads.
-pub struct HeadMarks {
+pub struct Marks {
     n_slot: usize,
     ageing: Ageing,
     /// `[n_layer][n_head_kv][n_slot]`, as the rows of keys; `common` and `received` too.
-    pub(super) positions: Buf<Pos>,
-    pub(super) scores: Buf<f32>,
+    pub positions: Buf<Pos>,
+    pub scores: Buf<f32>,
     /// The worth with the sign of a score: the higher the sooner.
     common: Buf<f32>,
-    pub(super) received: Buf<f32>,
+    pub received: Buf<f32>,
     /// `[n_layer][n_head_kv][head_dim]`: mean of the keys before RoPE, each of length one.
     mean: Buf<f32>,
     /// `[n_layer][n_head_kv][pool]`: `score` and `common` of the latest tokens before pooling (`[2]`), and their slots.
@@ -72,11 +39,11 @@ pub struct HeadMarks {
     limits: Buf<i32>,
 }
 
-impl HeadMarks {
+impl Marks {
     pub fn carve(arena: &mut Arena, shape: &KvShape, n_slot: usize) -> Self {
-        let (slots, heads, m) = (shape.slots_of(shape.n_layer, n_slot), shape.n_heads(), shape.marks);
+        let (slots, heads, m) = (shape.slots_of(shape.n_layer, n_slot), shape.n_heads(), shape.keeps);
         let if_so = |wanted: bool, n: usize| if wanted { n } else { 0 };
-        HeadMarks {
+        Marks {
             n_slot,
             ageing: Ageing { unit_at: 0, half_life: m.half_life as u64 * n_slot as u64 },
             positions: arena.carve(slots),
@@ -106,10 +73,10 @@ impl HeadMarks {
     }
 
     /// The heads of a layer, one after the other, each with what is its own.
-    pub(super) fn of_layer(&mut self, shape: &KvShape, layer: usize, rule: Rule) -> impl Iterator<Item = Head<'_>> {
-        let Marks { common, received, direction, reserve, pool, .. } = shape.marks;
-        let (first, n_slot) = (shape.slots_of(layer, self.n_slot), shape.slots(layer, self.n_slot));
-        let (heads, dim) = (layer * shape.n_head_kv, if direction { shape.head_dim } else { 0 });
+    pub fn of_layer(&mut self, shape: &KvShape, layer: AttnLayer, rule: Rule) -> impl Iterator<Item = HeadMarks<'_>> {
+        let Keeps { common, received, direction, reserve, pool, .. } = shape.keeps;
+        let (first, n_slot) = (shape.slots_of(layer.0, self.n_slot), shape.slots(layer, self.n_slot));
+        let (heads, dim) = (layer.0 * shape.n_head_kv, if direction { shape.head_dim } else { 0 });
         let per_slot = move |wanted: bool| if wanted { (first, n_slot) } else { (0, 0) };
         let mut scores = pieces(&mut self.scores, (first, n_slot));
         let mut commons = pieces(&mut self.common, per_slot(common));
@@ -121,7 +88,7 @@ impl HeadMarks {
         let mut limits = pieces(&mut self.limits, if reserve { (heads, 1) } else { (0, 0) });
         let ageing = self.ageing;
         let positions = self.positions[first..][..shape.n_head_kv * n_slot].chunks_exact_mut(n_slot);
-        positions.map(move |positions| Head {
+        positions.map(move |positions| HeadMarks {
             rule,
             ageing,
             positions,
@@ -150,7 +117,7 @@ fn next<T>(mut pieces: impl Iterator<Item = T>) -> T {
 }
 
 /// What belongs to one head.
-pub(super) struct Head<'a> {
+pub struct HeadMarks<'a> {
     pub rule: Rule,
     ageing: Ageing,
     pub positions: &'a mut [Pos],
@@ -165,12 +132,12 @@ pub(super) struct Head<'a> {
     limit: &'a mut [i32],
 }
 
-impl Head<'_> {
+impl HeadMarks<'_> {
     /// Rates the token `t` of the batch, the `n_past`-th of the stream, by its key before RoPE and its value.
     pub fn rate(&mut self, t: usize, n_past: u64, key: &[f32], value: &[f32], noise: f32, norm: impl Fn(&[f32]) -> f32) {
         let key_norm = norm(key);
         let mut entering = Entering { key_norm, value_norm: 0.0, cos: 0.0, noise };
-        if self.rule.policy.asks_value() || !self.common.is_empty() {
+        if self.rule.policy.row().reads_value || !self.common.is_empty() {
             entering.value_norm = norm(value);
         }
         if !self.mean.is_empty() {
@@ -181,7 +148,7 @@ impl Head<'_> {
                 *mean += (k * unit - *mean) * share;
             }
         }
-        let score = self.rule.policy.score(&entering) * self.ageing.youth(n_past);
+        let score = (self.rule.policy.row().score)(&entering) * self.ageing.youth(n_past);
         self.entering[2 * t..][..2].copy_from_slice(&[score, -entering.worth()]);
     }
 
@@ -222,7 +189,7 @@ impl Head<'_> {
             *c = common;
         }
         if let Some(received) = self.received.get_mut(slot) {
-            *received = if self.rule.policy == Policy::L2Attn { PRIOR } else { 0.0 };
+            *received = if self.rule.policy.row().received() == Some(Received::Mean) { PRIOR } else { 0.0 };
         }
     }
 
@@ -230,21 +197,21 @@ impl Head<'_> {
     /// to each slot, then from `waiting` on to each token of the batch, which is in its slot only if it came alone.
     pub fn settle(&mut self, n_live: usize, given: &[f32], waiting: usize, n_tok: usize, next_pos: Pos) {
         let last = next_pos + n_tok as Pos - 1;
-        match self.rule.policy {
-            Policy::L2Attn if n_tok == 1 => {
+        match self.rule.policy.row().received() {
+            Some(Received::Mean) if n_tok == 1 => {
                 for ((received, &pos), given) in self.received[..n_live].iter_mut().zip(&*self.positions).zip(given) {
                     *received = mean_received(*received, *given, 1, last, pos);
                 }
             }
-            policy => {
+            how => {
                 for (slot, (received, &pos)) in self.received[..n_live].iter_mut().zip(&*self.positions).enumerate() {
                     let (n_seen, given) = match pos.checked_sub(next_pos) {
                         Some(t) if n_tok > 1 => (n_tok as Pos - t, given[waiting + t as usize]),
                         _ => (n_tok as Pos, given[slot]),
                     };
-                    *received = match policy {
-                        Policy::Tova => given,
-                        Policy::H2o => *received + given,
+                    *received = match how {
+                        Some(Received::Latest) => given,
+                        Some(Received::Sum) => *received + given,
                         _ => mean_received(*received, given, n_seen, last, pos),
                     };
                 }
@@ -270,8 +237,8 @@ impl Head<'_> {
     }
 
     /// How much the entry ought to go, the reserve aside.
-    pub fn urge(&self, slot: usize) -> f32 {
-        urge(self.rule.policy, self.scores[slot], *self.received.get(slot).unwrap_or(&0.0))
+    pub fn priority(&self, slot: usize) -> f32 {
+        self.rule.policy.row().priority.of(self.scores[slot], *self.received.get(slot).unwrap_or(&0.0))
     }
 
     /// How common the entry is: the reserve is for the least common.
@@ -293,6 +260,24 @@ impl Head<'_> {
     }
 }
 
+/// Keys and values of a head, by slot.
+pub struct StoredHead<'a> {
+    pub shape: KvShape,
+    pub keys: &'a [u8],
+    pub values: &'a [u8],
+}
+
+impl StoredHead<'_> {
+    /// In the basis in which it is stored.
+    pub fn key(&self, slot: usize, out: &mut [f32]) {
+        self.shape.k_type.row().load(&self.keys[slot * self.shape.k_bytes()..], out);
+    }
+
+    pub fn value(&self, slot: usize, out: &mut [f32]) {
+        self.shape.v_type.row().load(&self.values[slot * self.shape.v_bytes()..], out);
+    }
+}
+
 /// The mean attention that the entry at `pos` received until `last`, the latest `n_tok` tokens, its own among them if it is new,
 /// having given it `given` together. Renumbering makes entries younger than they are; their means then learn a little faster.
 fn mean_received(mean: f32, given: f32, n_tok: Pos, last: Pos, pos: Pos) -> f32 {
@@ -302,7 +287,7 @@ fn mean_received(mean: f32, given: f32, n_tok: Pos, last: Pos, pos: Pos) -> f32 
 }
 
 /// Of vectors of a multiple of eight elements, as heads are; 0 where there is no direction yet.
-pub(super) fn cosine(a: &[f32], a_norm: f32, b: &[f32], b_norm: f32) -> f32 {
+pub fn cosine(a: &[f32], a_norm: f32, b: &[f32], b_norm: f32) -> f32 {
     let mut dot = [0f32; 8];
     for (a, b) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0) {
         for l in 0..8 {
@@ -316,96 +301,18 @@ pub(super) fn cosine(a: &[f32], a_norm: f32, b: &[f32], b_norm: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::policy::Protection;
-
-    /// What a head owns, for a policy with a reserve, pooled neighbours and a mean direction.
-    struct Owned {
-        rule: Rule,
-        positions: Vec<Pos>,
-        floats: [Vec<f32>; 6],
-        limit: [i32; 1],
-        latest_slots: Vec<u32>,
-    }
-
-    impl Owned {
-        fn new(policy: Policy, n_slot: usize, dim: usize, pool: usize, n_rare: usize) -> Self {
-            let rule = Rule { policy, protect: Protection { sinks: 1, recent: 3 }, n_rare };
-            let lens = [n_slot, n_slot, n_slot, dim, 2 * pool, 2];
-            Owned {
-                rule,
-                positions: vec![0; n_slot],
-                floats: lens.map(|n| vec![0.0; n]),
-                latest_slots: vec![u32::MAX; pool],
-                limit: [NO_LIMIT],
-            }
-        }
-
-        fn head(&mut self) -> Head<'_> {
-            let [scores, common, received, mean, latest, entering] = &mut self.floats;
-            let (rule, positions, latest_slots) = (self.rule, &mut self.positions[..], &mut self.latest_slots[..]);
-            let limit = &mut self.limit[..];
-            let ageing = Ageing::default();
-            Head { rule, ageing, positions, scores, common, received, mean, latest, latest_slots, entering, limit }
-        }
-    }
-
-    /// `l2` keeps the entries of the highest worth whatever their norm; `l2-attn` those of the lowest score, and of the rest counts
-    /// the attention too.
-    #[test]
-    fn the_reserve_goes_by_what_the_policy_says() {
-        for (policy, goes) in [(Policy::L2, 2), (Policy::L2Attn, 3)] {
-            let mut owned = Owned::new(policy, 6, 8, 0, 1);
-            owned.positions = (1..7).collect();
-            // Open at step 9 with the three latest protected: all. The reserve of one: for l2 slot 0, for l2-attn slot 1.
-            owned.floats[0] = vec![9.0, 1.0, 8.0, 7.0, 6.0, 5.0];
-            owned.floats[1] = vec![-5.0, -4.0, -3.0, -2.0, -1.0, -0.5];
-            owned.floats[2] = vec![0.5, 0.01, 0.4, 0.1, 0.5, 0.5];
-            if policy == Policy::L2Attn {
-                owned.floats[1].clear();
-            }
-            assert_eq!(owned.head().victim(6, 9), Some(goes), "{}", policy.name());
-        }
-    }
-
-    #[test]
-    fn pooled_scores_are_the_best_within_reach() {
-        let mut rng = fastrand::Rng::with_seed(5);
-        for pool in [0usize, 1, 3] {
-            let (n, mut owned) = (30usize, Owned::new(Policy::L2, 30, 8, pool, 0));
-            let raw: Vec<[f32; 2]> = (0..n).map(|_| [rng.f32(), -rng.f32()]).collect();
-            for (t, raw) in raw.iter().enumerate() {
-                owned.floats[5].copy_from_slice(raw);
-                owned.head().enter(t, 0, t as u64, t as Pos);
-            }
-            for t in 0..n {
-                let near = || raw[t.saturating_sub(pool)..(t + pool + 1).min(n)].iter();
-                let lowest = [0, 1].map(|i| near().map(|r| r[i]).fold(1.0, f32::min));
-                assert_eq!([owned.floats[0][t], owned.floats[1][t]], lowest, "token {t}, pool {pool}");
-            }
-        }
-    }
-
-    #[test]
-    fn directions_are_compared_with_the_mean_so_far() {
-        let mut owned = Owned::new(Policy::KeyDiffFrozen, 1, 8, 0, 0);
-        let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
-        let mut cos = |n_past: u64, key: [f32; 8]| {
-            owned.head().rate(0, n_past, &key, &[1.0; 8], 0.0, norm);
-            owned.floats[5][0]
-        };
-        let along = |i: usize, length: f32| std::array::from_fn(|j| if i == j { length } else { 0.0 });
-        // No mean yet; the same direction whatever its length; then one at a right angle, and half way between both.
-        assert_eq!([cos(0, along(0, 5.0)), cos(1, along(0, 0.1)), cos(2, along(1, 2.0))], [0.0, 1.0, 0.0]);
-        // The mean is now (2, 1) / 3.
-        assert!((cos(3, along(0, 1.0)) - 2.0 / 5f32.sqrt()).abs() < 1e-6);
-    }
+    use crate::kv::policy::{Policy, Protection};
 
     /// Ten million steps: means neither run away nor stand still, and a change of subject is learned.
     #[test]
     fn means_are_sound_after_ten_million_steps() {
         let n = if cfg!(target_arch = "aarch64") { 1_000_000u32 } else { 10_000_000 };
-        let mut owned = Owned::new(Policy::L2Attn, 1, 8, 0, 0);
-        let mut head = owned.head();
+        let rule = Rule { policy: Policy::L2Attn, protect: Protection::default(), n_reserved: 0 };
+        let [scores, common, received, mean, entering] = &mut [1, 0, 1, 8, 2].map(|n| vec![0.0; n]);
+        let (positions, latest, latest_slots, limit) = (&mut [0][..], &mut [][..], &mut [][..], &mut [][..]);
+        let ageing = Ageing::default();
+        let mut head =
+            HeadMarks { rule, ageing, positions, scores, common, received, mean, latest, latest_slots, entering, limit };
         head.enter(0, 0, 0, 0);
         for now in 0..n {
             head.settle(1, &[if now % 2 == 0 { 0.001 } else { 0.003 }], 1, 1, now);
@@ -420,27 +327,5 @@ mod tests {
         assert!((head.mean[0] - 0.5).abs() < 1e-3 && (head.mean[1] - 0.5).abs() < 1e-3, "{:?}", head.mean);
         (0..40_000).for_each(|past| head.rate(0, u64::from(n) + past, &unit(2), &[1.0; 8], 0.0, norm));
         assert!(head.mean[2] > 0.999 && head.mean[0] < 1e-3, "{:?}", head.mean);
-    }
-
-    /// Of two entries the older one's score has doubled as often as half-lives lie between them, however long the stream is and
-    /// whenever the unit was renewed.
-    #[test]
-    fn scores_double_with_age() {
-        let mut ageing = Ageing { unit_at: 0, half_life: 100 };
-        let mut kept: Option<(u64, f32)> = None;
-        for n_past in (0..2_000_000u64).step_by(10) {
-            if let Some(unit) = ageing.renew_unit(n_past) {
-                kept = kept.map(|(at, score)| (at, score * unit));
-            }
-            let score = 3.0 * ageing.youth(n_past);
-            assert!(score.is_normal());
-            let (at, old) = *kept.get_or_insert((n_past, score));
-            let doubled = 2f64.powf((n_past - at) as f64 / 100.0);
-            assert!((f64::from(old / score) / doubled - 1.0).abs() < 1e-4, "{n_past}");
-            if n_past - at > 1500 {
-                kept = None;
-            }
-        }
-        assert_eq!(Ageing::default().youth(12345), 1.0);
     }
 }

@@ -59,6 +59,11 @@ impl TextTable {
         tokens.text_bytes() as u64 + tokens.len() as u64 * 4 * (1 + PLACES as u64) + 4
     }
 
+    /// Bytes of the longest text.
+    pub fn longest(&self) -> usize {
+        self.starts.windows(2).map(|ends| (ends[1] - ends[0]) as usize).max().unwrap_or(0)
+    }
+
     fn text(&self, id: u32) -> &[u8] {
         &self.texts[self.starts[id as usize] as usize..self.starts[id as usize + 1] as usize]
     }

@@ -10,7 +10,11 @@ use std::collections::BinaryHeap;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::bytes::BYTE_CHARS;
+use super::ids::Part;
 use super::text_table::{NONE, PLACES, TextTable, first_place};
+use super::windows::Merge;
+use super::words::WordMerge;
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, StringArray};
 
@@ -35,11 +39,12 @@ pub struct Bpe {
     byte_ids: [u32; 256],
     /// Where a word that is a token is taken whole, whatever the merges say.
     whole: Option<TextTable>,
+    longest: usize,
 }
 
 /// A part of the word: a byte at first, later a token. Parts are a list, linked both ways.
 #[derive(Clone, Copy)]
-struct Part {
+struct Link {
     id: u32,
     prev: u32,
     next: u32,
@@ -48,17 +53,15 @@ struct Part {
 /// Two neighbours in the list of merges: their rank, then the place of the left one. Out of date where they are others by now.
 type Candidate = Reverse<(u32, u32)>;
 
-/// Room for the merging of words, taken anew for each text.
+/// Working memory.
 #[derive(Default)]
 pub struct Room {
-    parts: Vec<Part>,
+    links: Vec<Link>,
     candidates: BinaryHeap<Candidate>,
-    spelled: String,
 }
 
 impl Bpe {
-    /// `alphabet`: the characters that stand for the bytes.
-    pub fn from_gguf(file: &GgufFile, tokens: &StringArray<'_>, alphabet: &[char; 256], takes_whole: bool) -> Result<Bpe> {
+    pub fn from_gguf(file: &GgufFile, tokens: &StringArray<'_>, takes_whole: bool) -> Result<Bpe> {
         let texts = file.strings(MERGES)?;
         let refuse = |what: String| Err(Error::unsupported(file.path(), what));
         if u32::try_from(texts.len()).is_err() {
@@ -70,8 +73,9 @@ impl Bpe {
             pairs: vec![[NONE; 2]; texts.len()].into_boxed_slice(),
             made: vec![NONE; texts.len()].into_boxed_slice(),
             by_pair: vec![NONE; texts.len() * PLACES].into_boxed_slice(),
-            byte_ids: alphabet.map(|c| table.find(c.encode_utf8(&mut utf8).as_bytes()).unwrap_or(NONE)),
+            byte_ids: BYTE_CHARS.map(|c| table.find(c.encode_utf8(&mut utf8).as_bytes()).unwrap_or(NONE)),
             whole: None,
+            longest: table.longest(),
         };
         let mut both = Vec::new();
         for (rank, text) in texts.iter().enumerate() {
@@ -126,56 +130,62 @@ impl Bpe {
         }
         Some(self.by_pair[self.place(pair)]).filter(|&rank| rank != NONE)
     }
+}
 
-    /// Appends the ids of a word.
-    pub fn encode(&self, word: &str, alphabet: &[char; 256], room: &mut Room, ids: &mut Vec<u32>) {
-        if let Some(table) = &self.whole {
-            room.spelled.clear();
-            room.spelled.extend(word.bytes().map(|byte| alphabet[byte as usize]));
-            if let Some(id) = table.find(room.spelled.as_bytes()) {
-                return ids.push(id);
-            }
-        }
-        // No merge reaches across the place of a byte that has no token.
-        for run in word.as_bytes().split(|&byte| self.byte_ids[byte as usize] == NONE) {
-            self.merge(run, room, ids);
-        }
+impl WordMerge for Bpe {
+    fn byte_id(&self, byte: u8) -> u32 {
+        self.byte_ids[byte as usize]
     }
 
-    fn merge(&self, run: &[u8], room: &mut Room, ids: &mut Vec<u32>) {
-        let Room { parts, candidates, .. } = room;
+    fn token(&self, spelled: &str) -> Option<u32> {
+        self.whole.as_ref()?.find(spelled.as_bytes())
+    }
+}
+
+impl Merge for Bpe {
+    type Room = Room;
+
+    fn longest(&self) -> usize {
+        self.longest
+    }
+
+    fn merge(&self, run: &[u8], _opens: bool, room: &mut Room, parts: &mut Vec<Part>) -> Result<()> {
+        let Room { links, candidates } = room;
         let n = run.len() as u32;
-        parts.clear();
-        parts.extend(run.iter().zip(0..n).map(|(&byte, i)| Part {
+        links.clear();
+        links.extend(run.iter().zip(0..n).map(|(&byte, i)| Link {
             id: self.byte_ids[byte as usize],
             prev: i.wrapping_sub(1),
             next: if i + 1 < n { i + 1 } else { NONE },
         }));
         // Each join takes a candidate out and puts two in, at most.
         candidates.reserve(2 * run.len());
-        let candidate = |parts: &[Part], left: u32| -> Option<Candidate> {
-            let part = parts.get(left as usize)?;
-            let next = parts.get(part.next as usize)?;
-            Some(Reverse((self.rank([part.id, next.id])?, left)))
+        let candidate = |links: &[Link], left: u32| -> Option<Candidate> {
+            let link = links.get(left as usize)?;
+            let next = links.get(link.next as usize)?;
+            Some(Reverse((self.rank([link.id, next.id])?, left)))
         };
-        candidates.extend((0..n).filter_map(|left| candidate(parts, left)));
+        candidates.extend((0..n).filter_map(|left| candidate(links, left)));
         while let Some(Reverse((rank, left))) = candidates.pop() {
-            let (l, next) = (left as usize, parts[left as usize].next);
+            let (l, next) = (left as usize, links[left as usize].next);
             // A part that was joined to its left has no id.
-            let now = [parts[l].id, parts.get(next as usize).map_or(NONE, |part| part.id)];
+            let now = [links[l].id, links.get(next as usize).map_or(NONE, |link| link.id)];
             if now != self.pairs[rank as usize] {
                 continue;
             }
-            let after = parts[next as usize].next;
-            parts[next as usize].id = NONE;
-            (parts[l].id, parts[l].next) = (self.made[rank as usize], after);
-            if let Some(part) = parts.get_mut(after as usize) {
-                part.prev = left;
+            let after = links[next as usize].next;
+            links[next as usize].id = NONE;
+            (links[l].id, links[l].next) = (self.made[rank as usize], after);
+            if let Some(link) = links.get_mut(after as usize) {
+                link.prev = left;
             }
-            let before = parts[l].prev;
-            candidates.extend(candidate(parts, before));
-            candidates.extend(candidate(parts, left));
+            let before = links[l].prev;
+            candidates.extend(candidate(links, before));
+            candidates.extend(candidate(links, left));
         }
-        ids.extend(parts.iter().map(|part| part.id).filter(|&id| id != NONE));
+        parts.clear();
+        let joined = links.iter().zip(0..n).filter(|(link, _)| link.id != NONE);
+        parts.extend(joined.map(|(link, at)| Part { id: link.id, len: link.next.min(n) - at }));
+        Ok(())
     }
 }

@@ -5,18 +5,22 @@ use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 
 use super::bpe::{MERGES, merge_parts};
+use super::bytes::BYTE_CHARS;
+use super::ids::Part;
+use super::text_table::NONE;
+use super::windows::Merge;
+use super::words::WordMerge;
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, StringArray};
 
 pub struct LibraryBpe {
     bpe: BPE,
-    /// Bytes that have a token; the others drop out of the text, as in llama.cpp.
-    known_bytes: [bool; 256],
+    byte_ids: [u32; 256],
+    longest: usize,
 }
 
 impl LibraryBpe {
-    /// `alphabet`: the characters that stand for the bytes.
-    pub fn from_gguf(file: &GgufFile, tokens: &StringArray<'_>, alphabet: &[char; 256], takes_whole: bool) -> Result<Self> {
+    pub fn from_gguf(file: &GgufFile, tokens: &StringArray<'_>) -> Result<Self> {
         let refuse = |what: String| Error::unsupported(file.path(), what);
         let mut vocab = Vocab::default();
         vocab.reserve(tokens.len());
@@ -29,16 +33,17 @@ impl LibraryBpe {
             }
         }
         let mut utf8 = [0; 4];
-        let known_bytes = alphabet.map(|c| vocab.contains_key(&*c.encode_utf8(&mut utf8)));
+        let byte_ids = BYTE_CHARS.map(|c| vocab.get(&*c.encode_utf8(&mut utf8)).copied().unwrap_or(NONE));
         let texts = file.strings(MERGES)?;
         let mut merges = Vec::with_capacity(texts.len());
         for (rank, text) in texts.iter().enumerate() {
             let (left, right) = merge_parts(rank, text).map_err(refuse)?;
             merges.push((left.to_owned(), right.to_owned()));
         }
-        let builder = BPE::builder().vocab_and_merges(vocab, merges).cache_capacity(0).ignore_merges(takes_whole);
+        // Words that are tokens are taken whole by the caller: a window of a word is none.
+        let builder = BPE::builder().vocab_and_merges(vocab, merges).cache_capacity(0);
         let bpe = builder.build().map_err(|e| refuse(format!("{MERGES} do not fit the tokens: {e}; fetch the model again")))?;
-        Ok(LibraryBpe { bpe, known_bytes })
+        Ok(LibraryBpe { bpe, byte_ids, longest: tokens.iter().map(str::len).max().unwrap_or(0) })
     }
 
     /// Bytes of `from_gguf` at its highest point, from above.
@@ -53,16 +58,32 @@ impl LibraryBpe {
         let merge_table = table_bytes(n_merges, 16) * 3 / 2;
         Ok(2 * string_table + merge_table + n_merges * 48 + merge_chunks)
     }
+}
 
-    /// Appends the ids of a word.
-    pub fn encode(&self, word: &str, alphabet: &[char; 256], room: &mut String, ids: &mut Vec<u32>) -> Result<()> {
-        // No merge reaches across the place of a byte that has no token.
-        for run in word.as_bytes().split(|&byte| !self.known_bytes[byte as usize]) {
-            room.clear();
-            room.extend(run.iter().map(|&byte| alphabet[byte as usize]));
-            let tokens = self.bpe.tokenize(room).map_err(|error| Error::Stopped(format!("cannot tokenize '{word}': {error}")))?;
-            ids.extend(tokens.iter().map(|token| token.id));
-        }
+impl WordMerge for LibraryBpe {
+    fn byte_id(&self, byte: u8) -> u32 {
+        self.byte_ids[byte as usize]
+    }
+
+    fn token(&self, spelled: &str) -> Option<u32> {
+        self.bpe.token_to_id(spelled)
+    }
+}
+
+impl Merge for LibraryBpe {
+    type Room = String;
+
+    fn longest(&self) -> usize {
+        self.longest
+    }
+
+    fn merge(&self, run: &[u8], _opens: bool, room: &mut String, parts: &mut Vec<Part>) -> Result<()> {
+        room.clear();
+        room.extend(run.iter().map(|&byte| BYTE_CHARS[byte as usize]));
+        let tokens = self.bpe.tokenize(room).map_err(|error| Error::stopped(format!("cannot tokenize '{room}': {error}")))?;
+        parts.clear();
+        // A character of the alphabet is a byte of the text.
+        parts.extend(tokens.iter().map(|token| Part { id: token.id, len: token.value.chars().count() as u32 }));
         Ok(())
     }
 }

@@ -5,14 +5,12 @@
 
 use std::ops::Range;
 
-use super::rounding::Rounding;
 use crate::kernels::kv_rows::RowType;
-use crate::kv::shape::KvShape;
+use crate::kv::layout::{AttnLayer, Head, KvShape, Window};
 use crate::kv::types::KvType;
-use crate::kv::window::Window;
 use crate::mem::arena::{Arena, Buf};
 
-pub(in crate::kv) struct First {
+pub struct SinkRows {
     /// `[layers that are no rings][n_head_kv][head_dim]` in f16, in the basis of their types, the keys less what is taken off keys.
     keys: Buf<u8>,
     values: Buf<u8>,
@@ -37,16 +35,16 @@ fn n_unlimited(window: Option<Window>, n_layer: usize) -> usize {
 }
 
 /// Of one head, to be written.
-pub(in crate::kv) struct FirstRow<'a> {
+pub struct SinkRow<'a> {
     key: &'a mut [u8],
     value: &'a mut [u8],
 }
 
-impl First {
+impl SinkRows {
     pub fn carve(arena: &mut Arena, shape: &KvShape) -> Self {
         let row = RowType::F16.row_bytes(shape.head_dim);
         let (window, layer, is_there) = (shape.window, shape.n_head_kv * row, false);
-        First { keys: arena.carve(len(shape)), values: arena.carve(len(shape)), window, row, layer, is_there }
+        SinkRows { keys: arena.carve(len(shape)), values: arena.carve(len(shape)), window, row, layer, is_there }
     }
 
     /// For a new stream, whose rule lets its first token go or not.
@@ -60,28 +58,28 @@ impl First {
     }
 
     /// Where the rows of a layer are, if they are read.
-    fn of_layer(&self, layer: usize) -> Option<Range<usize>> {
+    fn of_layer(&self, layer: AttnLayer) -> Option<Range<usize>> {
         let is_ring = self.window.is_some_and(|window| window.limits(layer));
-        let at = n_unlimited(self.window, layer) * self.layer;
+        let at = n_unlimited(self.window, layer.0) * self.layer;
         (self.is_there && !is_ring).then(|| at..at + self.layer)
     }
 
     /// Keys and values of a layer, a row for each head; `None` where its first slots are read as all are.
-    pub fn rows(&self, layer: usize) -> Option<(&[u8], &[u8])> {
+    pub fn rows(&self, layer: AttnLayer) -> Option<(&[u8], &[u8])> {
         self.of_layer(layer).map(|at| (&self.keys[at.clone()], &self.values[at]))
     }
 
     /// The heads of a layer, one after the other.
-    pub fn rows_mut(&mut self, layer: usize) -> impl Iterator<Item = Option<FirstRow<'_>>> {
+    pub fn rows_mut(&mut self, layer: AttnLayer) -> impl Iterator<Item = Option<SinkRow<'_>>> {
         let (at, row) = (self.of_layer(layer).unwrap_or(0..0), self.row);
         let [keys, values] = [&mut self.keys, &mut self.values].map(|rows| rows[at.clone()].chunks_exact_mut(row));
-        let rows = keys.zip(values).map(|(key, value)| Some(FirstRow { key, value }));
+        let rows = keys.zip(values).map(|(key, value)| Some(SinkRow { key, value }));
         rows.chain(std::iter::repeat_with(|| None))
     }
 
-    /// Takes what keys have in common off the key of a head.
-    pub fn take_off(&mut self, layer: usize, head: usize, centre: &[f32], room: &mut [f32]) {
-        if let Some(row) = self.rows_mut(layer).nth(head).flatten() {
+    /// Subtracts what keys have in common from the key of a head.
+    pub fn subtract(&mut self, layer: AttnLayer, head: Head, centre: &[f32], room: &mut [f32]) {
+        if let Some(row) = self.rows_mut(layer).nth(head.0).flatten() {
             RowType::F16.load(row.key, room);
             room.iter_mut().zip(centre).for_each(|(key, centre)| *key -= centre);
             RowType::F16.store(room, row.key);
@@ -89,22 +87,32 @@ impl First {
     }
 }
 
-impl FirstRow<'_> {
+impl SinkRow<'_> {
     /// A key and a value as they are.
     pub fn store(&mut self, (k_type, key): (KvType, &[f32]), (v_type, value): (KvType, &[f32])) {
-        Rounding::exact(k_type, key, self.key);
-        Rounding::exact(v_type, value, self.value);
+        k_type.store_f16(key, self.key);
+        v_type.store_f16(value, self.value);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::kv::cache::KvParams;
-    use crate::kv::cache::tests::{cache_for, typed_cache};
-    use crate::kv::policy::{Policy, Rule};
-    use crate::kv::types::KvType;
-
     use super::*;
+    use crate::kv::policy::Rule;
+    use crate::kv::testkit::Tiny;
+    use crate::kv::{KvCache, Policy};
+
+    /// Eight slots or so for 64 positions; the oldest goes.
+    fn tiny(k_type: KvType, v_type: KvType, sinks: u32) -> Tiny {
+        Tiny::with(8, |shape, params| {
+            (shape.head_dim, shape.n_ctx, shape.k_type, shape.v_type) = (64, 64, k_type, v_type);
+            (params.policy, params.sinks) = (Policy::Window, sinks);
+        })
+    }
+
+    fn first(cache: &KvCache) -> Option<(&[u8], &[u8])> {
+        cache.sink_rows(AttnLayer(0))
+    }
 
     #[test]
     fn it_is_kept_exactly_for_as_long_as_it_is_protected() {
@@ -118,56 +126,45 @@ mod tests {
         for (k_type, v_type, sinks) in
             [(KvType::Q5H, KvType::Q4H, 1), (KvType::F16, KvType::Q4H, 1), (KvType::Q5H, KvType::Q4H, 0)]
         {
-            let (mut cache, mut pool, mut scratch) = typed_cache(k_type, v_type, sinks);
+            let mut tiny = tiny(k_type, v_type, sinks);
             for t in 0..40 {
                 let key: Vec<f32> = key.iter().map(|k| k * (1 + t) as f32).collect();
-                cache.rate(&mut pool, 0, &key, &key, |key| key[0]);
-                cache.place(&mut pool, 0, &key, &key);
-                cache.commit(0, 1);
-                cache.advance(1);
+                tiny.feed(&key, &key);
             }
-            assert!(cache.n_evicted() > 0);
-            assert_eq!(cache.first(0).is_some(), sinks > 0, "{k_type:?} {v_type:?} {sinks}");
-            if let Some((keys, values)) = cache.first(0) {
+            assert!(tiny.cache.n_evicted() > 0);
+            assert_eq!(first(&tiny.cache).is_some(), sinks > 0, "{k_type:?} {v_type:?} {sinks}");
+            if let Some((keys, values)) = first(&tiny.cache) {
                 assert!(close(keys, k_type, &key) && close(values, v_type, &key), "{k_type:?} {v_type:?}");
                 // By a rule that protects none it may have gone.
-                cache.compress(8, 0, cache.rule, &mut scratch);
-                assert!(cache.first(0).is_some());
-                cache.compress(4, 0, Rule { protect: Default::default(), ..cache.rule }, &mut scratch);
-                assert!(cache.first(0).is_none());
-                cache.clear();
-                assert!(cache.first(0).is_some());
+                let rule = tiny.cache.rule;
+                tiny.cache.compress(8, 0, rule, &mut tiny.scratch[0]);
+                assert!(first(&tiny.cache).is_some());
+                tiny.cache.compress(4, 0, Rule { protect: Default::default(), ..rule }, &mut tiny.scratch[0]);
+                assert!(first(&tiny.cache).is_none());
+                tiny.cache.clear();
+                assert!(first(&tiny.cache).is_some());
             }
         }
-        let (exact, ..) = typed_cache(KvType::F16, KvType::Q8_0, 1);
-        assert!(exact.first(0).is_none() && exact.first.keys.is_empty());
+        let exact = tiny(KvType::F16, KvType::Q8_0, 1).cache;
+        assert!(first(&exact).is_none() && exact.sink_rows.keys.is_empty());
     }
 
     #[test]
-    fn rings_have_none_and_who_evicts_nothing_keeps_it_without_a_sink() {
-        let (one, ..) = typed_cache(KvType::Q5H, KvType::Q4H, 1);
-        let shape = KvShape { n_layer: 6, n_head_kv: 2, ..*one.shape() };
+    fn rings_have_none_and_a_policy_that_evicts_nothing_keeps_it_without_a_sink() {
+        let shape = KvShape { n_layer: 6, n_head_kv: 2, ..*tiny(KvType::Q5H, KvType::Q4H, 1).cache.shape() };
         let layer = 2 * 2 * RowType::F16.row_bytes(shape.head_dim);
         for (global_every, n_unlimited) in [(0, 0), (1, 6), (3, 2), (6, 1)] {
             let shape = KvShape { window: Some(Window { n_tok: 16, global_every }), ..shape };
-            let mut first = Arena::fill(|arena| First::carve(arena, &shape)).unwrap();
-            assert_eq!(first.keys.len() + first.values.len(), n_unlimited * layer);
-            first.clear(true);
-            for layer in 0..6 {
-                let is_there = shape.window.is_some_and(|window| !window.limits(layer));
-                assert_eq!(first.rows(layer).is_some(), is_there);
-                assert_eq!(first.rows_mut(layer).take(2).flatten().count(), if is_there { 2 } else { 0 });
+            let mut rows = Arena::fill(|arena| SinkRows::carve(arena, &shape)).unwrap();
+            assert_eq!(rows.keys.len() + rows.values.len(), n_unlimited * layer);
+            rows.clear(true);
+            for layer in shape.layers() {
+                let is_there = !shape.is_ring(layer);
+                assert_eq!(rows.rows(layer).is_some(), is_there);
+                assert_eq!(rows.rows_mut(layer).take(2).flatten().count(), if is_there { 2 } else { 0 });
             }
         }
-        let params = KvParams {
-            budget_bytes: shape.arena_bytes(8) as u64,
-            policy: Policy::Off,
-            sinks: 4,
-            pinned: 0,
-            recent: None,
-            rare: None,
-            pool: None,
-        };
-        assert!(cache_for(shape, &params).first(5).is_some());
+        let off = Tiny::with(8, |of, params| (*of, params.policy) = (shape, Policy::Off));
+        assert!(off.cache.sink_rows(AttnLayer(5)).is_some());
     }
 }

@@ -1,0 +1,63 @@
+//! How scores age, so that what was rare once is not kept for ever. Instead of all that is kept growing more urgent with each token, newcomers
+//! score lower: to whoever compares two entries that is the same, and a score stays what it was when its entry came.
+
+use crate::kernels::portable::exp;
+
+/// Half-lives after which scores get a new unit.
+const HALF_LIVES: u64 = 64;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ageing {
+    /// Tokens of the stream after which a newcomer's score is its own in the unit in which scores are kept now.
+    pub unit_at: u64,
+    /// Tokens by which a score doubles; 0: none does.
+    pub half_life: u64,
+}
+
+impl Ageing {
+    /// What the score of a newcomer is multiplied by, after `n_past` tokens.
+    pub fn youth(self, n_past: u64) -> f32 {
+        if self.half_life == 0 {
+            return 1.0;
+        }
+        exp(-std::f32::consts::LN_2 * ((n_past - self.unit_at) as f32 / self.half_life as f32))
+    }
+
+    /// A new unit before newcomers' scores become too small: what all scores are to be multiplied by, a power of two, so that nothing
+    /// changes but what is too old to be kept anyway.
+    pub fn renew_unit(&mut self, n_past: u64) -> Option<f32> {
+        let span = HALF_LIVES * self.half_life;
+        if span == 0 || n_past - self.unit_at < span {
+            return None;
+        }
+        self.unit_at += span;
+        Some((1u128 << HALF_LIVES) as f32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of two entries the older one's score has doubled as often as half-lives lie between them, however long the stream is and
+    /// whenever the unit was renewed.
+    #[test]
+    fn scores_double_with_age() {
+        let mut ageing = Ageing { unit_at: 0, half_life: 100 };
+        let mut kept: Option<(u64, f32)> = None;
+        for n_past in (0..2_000_000u64).step_by(10) {
+            if let Some(unit) = ageing.renew_unit(n_past) {
+                kept = kept.map(|(at, score)| (at, score * unit));
+            }
+            let score = 3.0 * ageing.youth(n_past);
+            assert!(score.is_normal());
+            let (at, old) = *kept.get_or_insert((n_past, score));
+            let doubled = 2f64.powf((n_past - at) as f64 / 100.0);
+            assert!((f64::from(old / score) / doubled - 1.0).abs() < 1e-4, "{n_past}");
+            if n_past - at > 1500 {
+                kept = None;
+            }
+        }
+        assert_eq!(Ageing::default().youth(12345), 1.0);
+    }
+}

@@ -1,0 +1,106 @@
+//! Renumbering: what is kept gets new positions before the stream passes the trained context.
+
+use super::{KvCache, KvScratch};
+use crate::kv::layout::{Head, KvShape};
+use crate::kv::{Pos, Rotary};
+use crate::mem::pool::Pool;
+
+impl KvCache {
+    /// Past the trained context RoPE's angles mean nothing to the model. So before it is reached, every entry gets its
+    /// rank by age in its head as its new position, and its key is turned by the difference, in place: as if the stream
+    /// had consisted of just what is kept. Order by age is unchanged, sinks are still the first positions, recent
+    /// entries the last, so protection is unchanged too. In layers with a window ranks end where they end in the others, for
+    /// the newest token has one position.
+    ///
+    /// If the entries alone would (nearly) fill the context, the policy first evicts an eighth of it.
+    pub(super) fn renumber(&mut self, pool: &mut Pool, scratch: &mut [KvScratch], rotary: &impl Rotary) {
+        self.compress(self.shape.n_ctx - self.shape.n_ctx / 8, 0, self.rule, &mut scratch[0]);
+        let KvShape { head_dim, n_head_kv, k_type, .. } = self.shape;
+        let row_bytes = self.shape.k_bytes();
+        for layer in self.shape.layers() {
+            let (n_slot, live, heads) = (self.slots(layer), self.live(layer), self.first_row(layer, Head(0)));
+            let oldest = self.n_live - live;
+            let keys = &mut self.keys[heads * row_bytes..][..n_head_kv * n_slot * row_bytes];
+            let positions = &mut self.marks.positions[heads..][..n_head_kv * n_slot];
+            let roundings = &self.roundings;
+            pool.for_chunks2_with(scratch, (keys, n_slot * row_bytes), (positions, n_slot), |scratch, head, keys, positions| {
+                let rounding = roundings.of_head(layer, Head(head));
+                let positions = &mut positions[..live];
+                let KvScratch { order, key, angles } = scratch;
+                let order = &mut order[..live];
+                for (i, slot) in order.iter_mut().enumerate() {
+                    *slot = i as u32;
+                }
+                order.sort_unstable_by_key(|&slot| positions[slot as usize]);
+                // Neighbours that lost none between them move by as many steps: angles are set once for them.
+                let mut set = None;
+                for (rank, &slot) in order.iter().enumerate() {
+                    let row = &mut keys[slot as usize * row_bytes..][..row_bytes];
+                    let (pos, new) = (&mut positions[slot as usize], (oldest + rank) as Pos);
+                    if *pos != new {
+                        rounding.load(k_type, row, key);
+                        k_type.turn_back(key, head_dim);
+                        let steps = i64::from(new) - i64::from(*pos);
+                        if set.replace(steps) != Some(steps) {
+                            rotary.set_angles(layer, steps, angles);
+                        }
+                        rotary.turn(layer, key, angles);
+                        rounding.store(k_type, key, row);
+                        *pos = new;
+                    }
+                }
+            });
+        }
+        self.next_pos = self.n_live as Pos;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kv::testkit::Tiny;
+    use crate::kv::{KvCache, KvType, Policy, Recent};
+
+    #[test]
+    fn thinning_a_context_that_is_all_protected_drops_the_oldest_recent_or_the_last_sinks() {
+        let after_17 = |sinks: u32, recent: Recent| {
+            let mut tiny = Tiny::new(16, 16, sinks, recent);
+            (0..17).for_each(|t| tiny.feed_number(t));
+            tiny.numbers()
+        };
+        assert_eq!(after_17(2, Recent::Tokens(14)), [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
+        assert_eq!(after_17(0, Recent::Percent(100.0)), (2..17).collect::<Vec<_>>());
+        assert_eq!(after_17(15, Recent::Tokens(1)), (0..14).chain([16]).collect::<Vec<_>>());
+    }
+
+    /// Renumbering rounds keys again, in the basis they are stored in, and moves them no further than that.
+    #[test]
+    fn renumbered_keys_are_those_of_before_whatever_they_are_stored_in() {
+        for k_type in KvType::ALL {
+            let mut tiny = Tiny::with(8, |shape, params| {
+                (shape.head_dim, shape.n_ctx, shape.k_type) = (64, 64, k_type);
+                (params.policy, params.sinks) = (Policy::Window, 1);
+            });
+            let (shape, mut rng) = (*tiny.cache.shape(), fastrand::Rng::with_seed(5));
+            for _ in 0..16 {
+                let key: Vec<f32> = (0..64).map(|_| rng.f32() - 0.5).collect();
+                tiny.feed(&key, &key);
+            }
+            let keys = |cache: &KvCache| -> Vec<f32> {
+                let rows = cache.keys().chunks_exact(shape.k_bytes()).take(cache.n_live());
+                rows.flat_map(|row| {
+                    let mut key = [0f32; 64];
+                    k_type.row().load(row, &mut key);
+                    k_type.turn_back(&mut key, 64);
+                    key
+                })
+                .collect()
+            };
+            let before = keys(&tiny.cache);
+            tiny.cache.renumber(&mut tiny.pool, &mut tiny.scratch, &());
+            assert!(tiny.kept(0, 0).iter().all(|&pos| (pos as usize) < tiny.cache.n_live()), "{}", k_type.name());
+            let moved = keys(&tiny.cache).iter().zip(&before).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+            // Half a step of the coarsest type is a thirty-second of its largest element; turned back it is spread.
+            assert!(moved < 0.05, "{}: moved by {moved}", k_type.name());
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! A step: a token or a batch of tokens enters the cache, layer by layer. The order of what must be done is here and in the types:
+//!
+//! ```text
+//! begin      room is made: the stream may end here, keys may be rounded anew, positions renumbered
+//! rate       for each layer: what the policy reads of keys before RoPE and of values
+//! take       keys and values are rounded, and each token gets a slot, evicting where a head is full
+//! attend     each token sees the slots as they stand when it enters; the policy learns what attention fell on them
+//! finish     the tokens are in
+//! ```
+//!
+//! A batch is exactly the same as token by token where scores are fixed at insertion, as most policies' are: which entry goes at which
+//! token is known before attention runs. The others judge by what was known before the batch. A batch's rows wait behind the slots until
+//! its attention is done, for its first tokens still see what its last ones overwrite; one token alone goes to its slot at once.
+
+use super::{HeadShare, KvCache, KvScratch, copy_row};
+use crate::error::{Error, Result, Setting};
+use crate::kernels::Kernels;
+use crate::kv::attention::{AttendScratch, LayerAttention};
+use crate::kv::layout::{AttnLayer, Head, KvShape};
+use crate::kv::policy::Policy;
+use crate::kv::{Pos, Rotary};
+use crate::mem::pool::Pool;
+use crate::message;
+
+/// Tokens on their way in. Dropped before `finish` it leaves the cache as if they had never come.
+#[must_use]
+pub struct Step<'a> {
+    cache: &'a mut KvCache,
+    n_tok: usize,
+    /// The layer that is next.
+    next: AttnLayer,
+}
+
+/// A layer whose newcomers have been rated.
+#[must_use]
+pub struct Rated<'a> {
+    cache: &'a mut KvCache,
+    layer: AttnLayer,
+    n_tok: usize,
+}
+
+/// A layer whose newcomers have a slot.
+#[must_use]
+pub struct Taken<'a>(Rated<'a>);
+
+impl KvCache {
+    /// Makes room for `n_tok` more tokens at the positions that follow, or says why the stream cannot go on.
+    pub fn begin(&mut self, n_tok: usize, pool: &mut Pool, scratch: &mut [KvScratch], rotary: &impl Rotary) -> Result<Step<'_>> {
+        assert!(n_tok >= 1 && n_tok <= self.together(self.shape.n_batch), "a batch of {n_tok} tokens");
+        // What leaves a ring no later token would see: nothing of the model is lost.
+        if self.rule.policy == Policy::Off && self.shape.ring_len().is_none() && self.n_live + n_tok > self.n_slot {
+            return Err(Error::stopped(message![
+                format!("the arena of {} tokens is full and ", self.n_slot),
+                Setting::Evict,
+                " off may not evict: raise ",
+                Setting::KvBudget,
+                " or choose a policy such as l2-attn",
+            ]));
+        }
+        self.calibrate(&mut scratch[0], rotary);
+        if self.next_pos as usize + n_tok > self.shape.n_ctx {
+            let (pos, n_ctx) = (self.next_pos, self.shape.n_ctx);
+            log::debug!("position {pos} nears the trained context of {n_ctx}: renumbering what is kept");
+            self.renumber(pool, scratch, rotary);
+        }
+        Ok(Step { cache: self, n_tok, next: AttnLayer(0) })
+    }
+
+    /// Moves the batch's rows of this layer into the slots they took. Where a slot was taken twice the later stays.
+    fn commit(&mut self, layer: AttnLayer, n_tok: usize) {
+        for head in self.shape.heads() {
+            let (first, batch) = (self.first_row(layer, head), self.batch_row(head));
+            for t in 0..n_tok {
+                let (slot, _) = self.taken_at(head, t);
+                copy_row(&self.shape, &mut self.keys, &mut self.values, batch + t, first + slot);
+            }
+        }
+    }
+}
+
+impl Step<'_> {
+    pub fn cache(&self) -> &KvCache {
+        self.cache
+    }
+
+    /// Rates the keys before RoPE and the values (`[n_tok][n_head_kv * head_dim]`, f32) of the next layer.
+    pub fn rate(&mut self, layer: AttnLayer, pool: &mut Pool, kernels: Kernels, k: &[f32], v: &[f32]) -> Rated<'_> {
+        let (cache, n_tok) = (&mut *self.cache, self.n_tok);
+        let KvShape { n_head_kv, head_dim, .. } = cache.shape;
+        assert!(layer == self.next && k.len() == n_tok * n_head_kv * head_dim, "each layer once, in order");
+        self.next.0 += 1;
+        cache.learn_centres(layer, k);
+        let n_past = cache.n_past();
+        if !cache.shape.is_ring(layer) {
+            cache.for_heads(pool, layer, n_tok, |h, share| {
+                for t in 0..n_tok {
+                    let (at, n_past) = ((t * n_head_kv + h) * head_dim, n_past + t as u64);
+                    let (key, value) = (&k[at..at + head_dim], &v[at..at + head_dim]);
+                    let noise = noise(layer.0 * n_head_kv + h, n_past);
+                    share.marks.rate(t, n_past, key, value, noise, |x| kernels.l2_norm(x));
+                }
+            });
+        }
+        Rated { cache, layer, n_tok }
+    }
+
+    /// The tokens are in.
+    pub fn finish(self) {
+        let Step { cache, n_tok, next } = self;
+        assert!(next.0 == cache.shape.n_layer, "every layer was told");
+        let live = (cache.n_live + n_tok).min(cache.n_slot);
+        cache.n_evicted += (cache.n_live + n_tok - live) as u64;
+        cache.n_live = live;
+        cache.next_pos += n_tok as Pos;
+        cache.marks.renew_unit(cache.n_past());
+    }
+}
+
+impl<'a> Rated<'a> {
+    /// Takes in the keys and values, now with the keys turned, and sees the queries (`[n_tok][n_head * head_dim]`, those of the heads of a KV head
+    /// one after the other): rounds into the batch's rows, and decides for every token which slot it takes.
+    pub fn take(self, pool: &mut Pool, q: &[f32], k: &[f32], v: &[f32]) -> Taken<'a> {
+        let Rated { cache, layer, n_tok } = self;
+        let KvShape { n_head_kv, head_dim, k_type, v_type, .. } = cache.shape;
+        cache.learn_query_weights(layer, q, n_tok);
+        let (n_slot, n_live, next_pos, n_past) = (cache.slots(layer), cache.n_taken(layer), cache.next_pos, cache.n_past());
+        let (k_bytes, v_bytes) = (cache.shape.k_bytes(), cache.shape.v_bytes());
+        if n_live + n_tok > n_slot {
+            cache.rejudge(layer);
+        }
+        cache.for_heads(pool, layer, n_tok, |h, HeadShare { marks, taken, keys, values, rounding, sink }| {
+            for t in 0..n_tok {
+                let at = (t * n_head_kv + h) * head_dim;
+                let (key, value) = (&k[at..at + head_dim], &v[at..at + head_dim]);
+                rounding.store(k_type, key, &mut keys[t * k_bytes..][..k_bytes]);
+                v_type.store(value, &mut values[t * v_bytes..][..v_bytes]);
+                if let Some(sink) = sink.as_mut().filter(|_| n_past + t as u64 == 0) {
+                    sink.store((k_type, key), (v_type, value));
+                }
+                let now = next_pos + t as Pos;
+                let slot = if n_live + t < n_slot {
+                    n_live + t
+                } else {
+                    marks.victim(n_slot, now).expect("the budget was checked to leave an entry that may go")
+                };
+                marks.enter(slot, t, n_past + t as u64, now);
+                taken[t] = slot as u32;
+            }
+        });
+        Taken(Rated { cache, layer, n_tok })
+    }
+}
+
+impl Taken<'_> {
+    /// The cache as it is before attention.
+    pub fn cache(&self) -> &KvCache {
+        self.0.cache
+    }
+
+    /// `out[t] = softmax(q[t] · keys) · values`. `q`, `out`: `[n_tok][n_head * head_dim]`; `q` is turned into the keys' basis.
+    pub fn attend(self, pool: &mut Pool, scratch: &mut AttendScratch, q: &mut [f32], out: &mut [f32]) {
+        let Taken(Rated { cache, layer, n_tok }) = self;
+        if n_tok == 1 {
+            cache.commit(layer, 1);
+            LayerAttention { cache, layer }.attend_one(pool, scratch, q, out);
+        } else {
+            LayerAttention { cache, layer }.attend_batch(pool, scratch, q, out, n_tok);
+            cache.commit(layer, n_tok);
+        }
+        if cache.counts_attention(layer) {
+            let (n_slot, live, next_pos) = (cache.slots(layer), cache.live_at(layer, n_tok - 1), cache.next_pos);
+            for (h, mut head) in cache.marks.of_layer(&cache.shape, layer, cache.rule).enumerate() {
+                head.settle(live, scratch.given(Head(h)), n_slot, n_tok, next_pos);
+            }
+        }
+    }
+}
+
+/// A number in 0..1 for each token of each head, the same in every run.
+fn noise(head: usize, token: u64) -> f32 {
+    let mut x = (token << 16 ^ head as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ x >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    (x >> 40) as f32 / (1u64 << 24) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kv::layout::{AttnLayer, Head, Window};
+    use crate::kv::testkit::Tiny;
+    use crate::kv::{KvCache, KvType, Policy, Recent};
+
+    #[test]
+    fn one_slot_is_enough_for_one_token_at_a_time() {
+        let mut one = Tiny::new(1, 8, 0, Recent::Tokens(1));
+        // The rounding of regions may give a slot or two more.
+        let n_slot = one.cache.n_slot();
+        for t in 0..40 {
+            one.feed_number(t);
+            assert!(one.numbers().contains(&t) && one.numbers().len() == n_slot.min(t + 1));
+        }
+        assert_eq!(one.cache.n_evicted(), 40 - n_slot as u64);
+    }
+
+    #[test]
+    fn a_step_that_is_dropped_leaves_no_token() {
+        let mut tiny = Tiny::new(4, 8, 0, Recent::Tokens(1));
+        (0..7).for_each(|t| tiny.feed_number(t));
+        let before = (tiny.numbers(), tiny.cache.n_live(), tiny.cache.n_evicted(), tiny.cache.next_pos());
+        drop(tiny.cache.begin(1, &mut tiny.pool, &mut tiny.scratch, &()).unwrap());
+        assert_eq!(before, (tiny.numbers(), tiny.cache.n_live(), tiny.cache.n_evicted(), tiny.cache.next_pos()));
+    }
+
+    const HEADS: usize = 2;
+
+    /// Five layers, every third without a window.
+    fn windowed(n_tok: usize, n_slot: usize, n_batch: usize, n_ctx: usize, policy: Policy) -> Tiny {
+        Tiny::with(n_slot, |shape, params| {
+            (shape.n_layer, shape.n_head_kv, shape.n_batch, shape.n_ctx) = (5, HEADS, n_batch, n_ctx);
+            shape.window = Some(Window { n_tok, global_every: 3 });
+            (params.policy, params.sinks, params.recent) = (policy, 1, Some(Recent::Tokens(2)));
+        })
+    }
+
+    /// The token that each row of a head's values was made from: f16 holds its number.
+    fn tokens_in(cache: &KvCache, rows: &[u32]) -> Vec<usize> {
+        let bytes = cache.shape().v_bytes();
+        let token = |&row: &u32| {
+            let mut value = [0f32; 8];
+            KvType::F16.row().load(&cache.values()[row as usize * bytes..][..bytes], &mut value);
+            value[0] as usize
+        };
+        let mut tokens: Vec<_> = rows.iter().map(token).collect();
+        tokens.sort_unstable();
+        tokens
+    }
+
+    /// Whatever is evicted elsewhere and however a stream is cut into batches, a token sees in a layer with a window just
+    /// the tokens of the window, at their true distances, past the trained context too.
+    #[test]
+    fn layers_with_a_window_hold_the_latest_tokens_and_the_others_follow_the_policy() {
+        for (n_tok, n_slot, n_batch, n_ctx) in
+            [(3, 7, 1, 64), (3, 7, 4, 64), (5, 40, 8, 64), (6, 4, 3, 64), (30, 32, 4, 32), (3, 9, 4, 16)]
+        {
+            let mut tiny = windowed(n_tok, n_slot, n_batch, n_ctx, Policy::L2);
+            let n_slot = tiny.cache.n_slot();
+            let (mut table, mut done, mut thinned) = (vec![0; n_slot], 0, false);
+            while done < 150 {
+                let n = 1 + done % n_batch;
+                thinned |= tiny.cache.next_pos() as usize + n > n_ctx && tiny.cache.n_live() > n_ctx - n_ctx / 8;
+                let values: Vec<f32> = (done..done + n).flat_map(|token| [token as f32; 8 * HEADS]).collect();
+                let keys: Vec<f32> = values.iter().map(|token| token % 7.0).collect();
+                let see = |layer: AttnLayer, cache: &KvCache| {
+                    for (head, t) in cache.shape().heads().flat_map(|h| (0..n).map(move |t| (h, t))) {
+                        let live = cache.rows_at(layer, head, t, &mut table);
+                        assert_eq!(live, cache.live_at(layer, t));
+                        let (seen, now) = (tokens_in(cache, &table[..live]), done + t);
+                        if layer.0 % 3 != 2 && !thinned {
+                            let first = (now + 1).saturating_sub(n_tok.min(n_slot));
+                            assert_eq!(seen, (first..=now).collect::<Vec<_>>(), "window {n_tok}, token {now}");
+                        } else if layer.0 % 3 == 2 {
+                            assert!(seen.contains(&0) && seen.contains(&now), "the sink, and the token itself");
+                        }
+                    }
+                };
+                tiny.feed_each(|_| [vec![0.0; keys.len()], keys.clone(), values.clone()], see);
+                done += n;
+                for layer in 0..5 {
+                    let (kept, next) = (tiny.kept(layer, 0), tiny.cache.next_pos());
+                    assert_eq!(kept.last(), Some(&(next - 1)), "the newest token has one position everywhere");
+                    assert!(layer % 3 == 2 || kept.iter().copied().eq(next - kept.len() as u32..next));
+                }
+            }
+        }
+    }
+
+    /// `--evict off` keeps what the layers without a window saw, and no more than that.
+    #[test]
+    fn evict_off_stops_when_the_other_layers_are_full() {
+        let mut tiny = windowed(3, 32, 4, 64, Policy::Off);
+        (0..8).for_each(|_| tiny.feed(&[1.0; 4 * 8 * HEADS], &[1.0; 4 * 8 * HEADS]));
+        let cache = &mut tiny.cache;
+        assert_eq!((cache.n_slot(), cache.n_live(), cache.n_evicted()), (32, 32, 0));
+        assert_eq!(cache.kept(AttnLayer(0), Head(0)).len(), 3);
+        assert!(cache.begin(1, &mut tiny.pool, &mut tiny.scratch, &()).is_err());
+    }
+}
