@@ -14,7 +14,7 @@ use super::bytes::BYTE_CHARS;
 use super::ids::Part;
 use super::text_table::{NONE, PLACES, TextTable, first_place};
 use super::windows::Merge;
-use super::words::WordMerge;
+use super::windows::WordMerge;
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, StringArray};
 

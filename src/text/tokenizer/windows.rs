@@ -29,6 +29,15 @@ pub trait Merge {
     fn longest(&self) -> usize;
 }
 
+/// Merges within words.
+pub trait WordMerge: Merge {
+    /// The token of a byte, or `NONE`: such bytes drop out of the text, as in llama.cpp.
+    fn byte_id(&self, byte: u8) -> u32;
+
+    /// The token whose text, in the byte alphabet, is this.
+    fn token(&self, spelled: &str) -> Option<u32>;
+}
+
 /// Bytes of text in a window over a vocabulary whose longest token has so many: several parts are in each.
 pub fn window_bytes(longest: usize) -> usize {
     WINDOW.max(longest.saturating_mul(4))

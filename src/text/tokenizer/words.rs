@@ -6,7 +6,7 @@ use super::ids::Ids;
 use super::library_bpe::LibraryBpe;
 use super::pretokenizer::PreTokenizer;
 use super::text_table::NONE;
-use super::windows::{Merge, Windows};
+use super::windows::{Merge, Windows, WordMerge};
 use crate::error::Result;
 use crate::gguf::{GgufFile, StringArray};
 
@@ -21,15 +21,6 @@ pub struct Words {
 enum Merges {
     Library(Box<LibraryBpe>),
     Tables(Box<Bpe>),
-}
-
-/// Merges within words.
-pub trait WordMerge: Merge {
-    /// The token of a byte, or `NONE`: such bytes drop out of the text, as in llama.cpp.
-    fn byte_id(&self, byte: u8) -> u32;
-
-    /// The token whose text, in the byte alphabet, is this.
-    fn token(&self, spelled: &str) -> Option<u32>;
 }
 
 /// Working memory for the length of one text.
