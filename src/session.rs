@@ -2,14 +2,13 @@
 //! Everything is taken from the system in `Session::new`, by a plan that `Layout::plan` shows beforehand; `prefill` and
 //! `step` allocate nothing (tests/no_alloc.rs arms an allocator to check it).
 
-use crate::error::{Error, Result, Setting};
+use crate::error::{Error, Result, Setting, message};
 use crate::kernels::Kernels;
 use crate::kv::policy::Rule;
 use crate::kv::{AttnLayer, KvCache, KvParams, KvShape, KvType};
 use crate::mem::arena::Arena;
 use crate::mem::plan::Plan;
 use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
-use crate::message;
 use crate::model::forward::{Logits, Machine, Model, forward, forward_watched};
 use crate::model::scratch::{Scratch, ScratchShape};
 use crate::model::shortconv::ShortConvs;

@@ -80,7 +80,7 @@ fn run_answers_in_json() {
     assert_eq!(memory["weights_bytes"].as_u64(), Some(std::fs::metadata(demo_model()).expect("the model").len()));
     if emulated().is_none() {
         let (plan, peak) = (memory["plan_bytes"].as_u64(), memory["rss_anon_peak_bytes"].as_u64());
-        assert!(peak > Some(2 << 20) && peak <= plan, "peak {peak:?} within the plan {plan:?}");
+        assert!(peak > plan.map(|plan| plan / 2) && peak <= plan, "peak {peak:?} within the plan {plan:?}");
     }
     assert!(answer["threads"].as_u64() >= Some(1));
 }
@@ -149,7 +149,7 @@ fn mistakes_are_one_line_that_names_the_flag_and_the_way_out() {
         (&["run", "-m", &m, "-p", "x", "--threads", "0"], 2, &["--threads"]),
         (&["run", "-m", &m, "-p", "x", "--top-p", "7"], 2, &["--top-p"]),
         (&["run", "-m", &m, "-p", "x", "--json", "-n", "-1"], 2, &["-n", "--json"]),
-        (&["run", "-m", &m], 2, &["--prompt"]),
+        (&["run", "-m", &m], 2, &["--prompt", "-f"]),
         (&["run", "-m", &m, "-p", "x", "--chat", "--template", "chatmll"], 2, &["--template", "chatmll", "chatml (", "a file"]),
         (&["run", "-m", &m, "-p", "x", "--no-such-flag"], 2, &["--no-such-flag"]),
         (&["eval", "ppl", "-m", &m, "-f", &not_gguf_path], 2, &["--file", "fewer than one window", "--ctx"]),
@@ -162,6 +162,47 @@ fn mistakes_are_one_line_that_names_the_flag_and_the_way_out() {
         }
     }
     std::fs::remove_file(not_gguf).expect("the temporary file");
+}
+
+/// `plan` is told what `run` is told, and says the same sum; what the system sees at the peak is within it, and not far below.
+#[test]
+fn the_plan_is_the_run_s_whatever_the_flags() {
+    let m = model();
+    let long: Vec<String> = (0..12).map(|i| format!("{i}{}", "stop".repeat(30_000))).collect();
+    let stops: Vec<&str> = long.iter().flat_map(|stop| ["--stop", stop]).collect();
+    let text = lowkey_test_kit::data("prose.txt").to_str().expect("UTF-8").to_owned();
+    let sets: [&[&str]; 6] = [
+        &["-p", "The capital of France is", "-n", "8", "--kv-budget", "2MiB"],
+        &["-p", "x", "-n", "30", "--top-logprobs", "49152"],
+        &stops,
+        &["-p", "x", "-n", "4", "--repeat-last-n", "500000", "--repeat-penalty", "1.1"],
+        &["--chat", "--system", "Be brief.", "-p", "Hello", "-n", "4"],
+        &["-f", &text, "-n", "4", "--kv-budget", "3MiB", "--batch", "32", "--threads", "1"],
+    ];
+    for flags in sets {
+        let of = |command: &[&'static str]| -> Vec<String> {
+            let prompt: &[&str] = if flags.contains(&"-p") || flags.contains(&"-f") { &[] } else { &["-p", "x", "-n", "4"] };
+            [command, &["-m", &m, "--json", "--temp", "0"], prompt, flags].concat().iter().map(|arg| arg.to_string()).collect()
+        };
+        let planned = |command: &[&'static str]| {
+            let args = of(command);
+            json(&args.iter().map(String::as_str).collect::<Vec<_>>())["private_bytes"].as_u64()
+        };
+        let (out, peak) = lowkey_test_kit::watched(lowkey!().args(of(&["run"])));
+        let answer: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+        let plan = answer["memory"]["plan_bytes"].as_u64().expect("a plan");
+        let name = flags[..flags.len().min(2)].concat().chars().take(40).collect::<String>();
+        assert_eq!((planned(&["plan"]), planned(&["plan", "run"])), (Some(plan), Some(plan)), "{name}");
+        if emulated().is_none() {
+            assert!(peak <= plan && peak > plan / 2, "{name}: peak {peak}, plan {plan}");
+        }
+    }
+    let bench = ["-m", &m, "-p", "8", "-n", "2", "-d", "0,300", "-r", "1", "-o", "json"];
+    let plan = json(&[&["plan", "bench"], &bench[..]].concat())["private_bytes"].as_u64().expect("bytes");
+    if emulated().is_none() {
+        let (_, peak) = lowkey_test_kit::watched(lowkey!().arg("bench").args(bench));
+        assert!(peak <= plan && peak > plan / 2, "peak {peak}, plan {plan}");
+    }
 }
 
 /// More threads than cores are let through, slow as they are, and said to be slow.

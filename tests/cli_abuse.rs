@@ -212,6 +212,147 @@ fn every_flag_reads_its_variable() {
     assert!(out.status.success() && !out.stdout.starts_with(b"{"));
 }
 
+/// The command line wins over a variable; an empty one is none; one that needs a flag which is not there says nothing; a wrong
+/// value names its variable, whoever finds it.
+#[test]
+fn variables_stand_in_where_the_command_line_is_silent() {
+    let m = tiny();
+    let with = |vars: &[(&str, &str)], more: &[&str]| {
+        let args = [&["run", "-m", &m, "-n", "1", "--temp", "0"], more].concat();
+        lowkey!().args(args).envs(vars.iter().copied()).stdin(Stdio::null()).output().expect("it starts")
+    };
+    let plain = with(&[], &["-p", "hi"]).stdout;
+    for vars in [
+        &[("LOWKEY_FILE", "/no/such/file")][..],
+        &[("LOWKEY_SYSTEM", "x"), ("LOWKEY_TEMPLATE", "y"), ("LOWKEY_TOP_LOGPROBS", "3")],
+        &[("LOWKEY_MEMORY", ""), ("LOWKEY_KV_BUDGET", ""), ("LOWKEY_JSON", "")],
+        &[("LOWKEY_N", "7"), ("LOWKEY_TEMP", "none"), ("LOWKEY_PROMPT", "something else")],
+    ] {
+        let out = with(vars, &["-p", "hi"]);
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success() && out.stdout == plain, "{vars:?}: {stderr}");
+    }
+    let text = data("prose.txt").to_str().expect("UTF-8").to_owned();
+    for (vars, code, name) in [
+        (&[("LOWKEY_KV_BUDGET", "4MB")][..], 2, "LOWKEY_KV_BUDGET"),
+        (&[("LOWKEY_KV_BUDGET", "4")], 1, "LOWKEY_KV_BUDGET"),
+        (&[("LOWKEY_TOP_P", "7")], 2, "LOWKEY_TOP_P"),
+        (&[("LOWKEY_SEED", "x")], 2, "LOWKEY_SEED"),
+        (&[("LOWKEY_MEMORY", "1")], 1, "LOWKEY_MEMORY"),
+        (&[("LOWKEY_FILE", &text), ("LOWKEY_PROMPT", "x")], 2, "LOWKEY_FILE"),
+    ] {
+        let prompt: &[&str] = if vars.len() == 2 { &[] } else { &["-p", "hi"] };
+        let out = with(vars, prompt);
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(code) && stderr.contains(name) && stderr.lines().count() == 1, "{vars:?}: {stderr}");
+    }
+}
+
+/// As llama.cpp has it: one line break at the end of a file is not a part of the prompt.
+#[test]
+fn one_line_break_at_the_end_of_a_prompt_s_file_is_left_out() {
+    let folder = TempFolder::new("newline");
+    let ids = |text: &str| {
+        let file = folder.file("prompt.txt");
+        std::fs::write(&file, text).expect("a text");
+        let out = run(&["run", "-m", &tiny(), "-f", &file, "-n", "1", "--json"]);
+        let answer: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+        answer["prompt_tokens"].as_array().expect("ids").len()
+    };
+    let plain = ids("hi");
+    assert_eq!([ids("hi\n"), ids("hi\r\n")], [plain, plain]);
+    assert!(ids("hi\n\n") > plain && ids("hi\r") > plain && ids("\nhi") > plain);
+}
+
+#[test]
+fn minus_one_is_what_llama_cpp_makes_of_it_and_no_number_is_said_in_words() {
+    let m = tiny();
+    let minus = ["--seed", "-1", "--top-k", "-1", "--repeat-last-n", "-1", "--threads", "-1", "--repeat-penalty", "1.1"];
+    let out = run(&[&["run", "-m", &m, "-p", "x", "-n", "3"], &minus[..]].concat());
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let flags = ["--seed", "--top-k", "--repeat-last-n", "--threads", "--sinks", "--batch", "--pool", "-n", "--temp", "--top-p"];
+    for flag in flags.iter().chain(&["--min-p", "--repeat-penalty", "--top-logprobs", "--recent", "--rare"]) {
+        for value in ["x", "-7.5x", "1e", "99999999999999999999999999"] {
+            let out = run(&["run", "-m", &m, "-p", "x", "-n", "1", "--json", flag, value]);
+            let stderr = String::from_utf8_lossy(&out.stderr);
+            let is_good = stderr.lines().count() == 1 && stderr.contains(flag) && !stderr.contains("found in string");
+            assert!(out.status.success() || is_good && !stderr.contains("literal"), "{flag} {value}: {stderr}");
+        }
+    }
+}
+
+/// Paths are bytes, wherever one is given.
+#[cfg(unix)]
+#[test]
+fn paths_need_not_be_utf_8() {
+    use std::ffi::{OsStr, OsString};
+    use std::os::unix::ffi::OsStrExt;
+    let folder = TempFolder::new("bytes");
+    let path = |name: &[u8]| folder.0.join(OsStr::from_bytes(name)).into_os_string();
+    let (m, text) = (path(b"m\xff.gguf"), path(b"t\xfe.txt"));
+    std::fs::copy(tiny(), &m).expect("a copy");
+    std::fs::copy(data("prose.txt"), &text).expect("a copy");
+    std::fs::write(path(b"chat\xfd.jinja"), "{{ messages[0].content }}").expect("a template");
+    let plot = path(b"p\xfc.svg");
+    for line in [
+        "tokenize -m M x",
+        "tokenize -m M -f T",
+        "info M",
+        "plan -m M -p x",
+        "run -m M -p x -n 1",
+        "run -m M -f T -n 1 --evict l2",
+        "run -m M -p x -n 1 --chat --template C",
+        "bench -m M -p 4 -n 2 -r 1",
+        "eval ppl -m M -f T --ctx 32 --windows 1 --plot P",
+    ] {
+        let args = line.split(' ').map(|word| match word {
+            "M" => m.clone(),
+            "T" => text.clone(),
+            "C" => path(b"chat\xfd.jinja"),
+            "P" => plot.clone(),
+            word => OsString::from(word),
+        });
+        let out = lowkey!().args(args).stdin(Stdio::null()).output().expect("it starts");
+        assert!(out.status.success(), "{line}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+    let out = lowkey!().args(["run", "-p", "x", "-n", "1"]).env("LOWKEY_MODEL", &m).output().expect("it starts");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let out = lowkey!().args(["run", "-m"]).arg(&m).arg("-p").arg(OsStr::from_bytes(b"\xff")).output().expect("it starts");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(2) && stderr.contains("not UTF-8"), "{stderr}");
+}
+
+/// More than the system would give is one line at the start, not the end of the process in the middle.
+#[test]
+fn what_the_system_would_not_give_is_refused_at_start() {
+    if lowkey_test_kit::emulated().is_some() {
+        return println!("limits under emulation are the emulator's");
+    }
+    let m = tiny();
+    let limited = |limit: &str, kib: u64, more: &str| {
+        let line = format!("ulimit {limit} {kib}; exec {} run -m {m} -p x -n 1 {more}", env!("CARGO_BIN_EXE_lowkey"));
+        Command::new("bash").args(["-c", &line]).stdin(Stdio::null()).output().expect("bash is there")
+    };
+    for limit in ["-v", "-d"] {
+        for kib in [9_000, 12_000, 20_000, 40_000, 60_000] {
+            let out = limited(limit, kib, "--kv-budget 60MiB --kv-type f16 --evict l2");
+            let stderr = String::from_utf8_lossy(&out.stderr);
+            let one_line = stderr.lines().count() == 1 && stderr.starts_with("lowkey: ");
+            assert!(out.status.code() == Some(1) && one_line || out.status.success(), "{limit} {kib}: {stderr}");
+        }
+        let out = limited(limit, 40_000, "--kv-budget 60MiB --kv-type f16 --evict l2");
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert!(stderr.contains("--kv-budget") && stderr.contains("ulimit"), "{stderr}");
+        let out = limited(limit, 3_000_000, "--kv-budget 60MiB --kv-type f16 --evict l2");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+    // No machine has that much; with a flag it is tried all the same.
+    let huge = ["run", "-m", &m, "-p", "x", "-n", "1", "--json", "--top-logprobs", "300", "-n", "2000000000"];
+    refused(&huge, 1, &["private memory", "answer", "--overcommit"]);
+    let out = run(&[&huge[..], &["--overcommit"]].concat());
+    assert!(!out.status.success() && !String::from_utf8_lossy(&out.stderr).contains("--overcommit"));
+}
+
 fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").args([name, &child.id().to_string()]).status().expect("kill is there");
     assert!(sent.success());
@@ -263,7 +404,7 @@ fn an_interrupted_eval_leaves_no_partial_file() {
     let folder = TempFolder::new("eval");
     let text = folder.file("long.txt");
     std::fs::write(&text, std::fs::read_to_string(data("prose.txt")).expect("prose").repeat(200)).expect("a text");
-    for (name, code) in [("-INT", 130), ("-TERM", 130)] {
+    for (name, code) in [("-INT", 130), ("-TERM", 143)] {
         let out = folder.file("logits.npy");
         let args = ["eval", "ppl", "-m", &tiny(), "-f", &text, "--ctx", "256", "--logits-out", &out];
         let (stdout, stderr) = interrupted(spawn(&args, Stdio::null()), name, || folder.names().len() == 2, code);
@@ -295,4 +436,69 @@ fn logits_are_written_whole_or_not_at_all() {
     let mut bytes = Vec::new();
     File::open(&out).expect("the file").read_to_end(&mut bytes).expect("its bytes");
     assert_eq!(bytes.len(), 128 + 64 * 300 * 4, "two windows of 32 tokens, 300 logits each");
+}
+
+/// A reader that does not read holds nobody up once the user wants the end.
+#[test]
+fn a_signal_ends_a_run_whose_reader_does_not_read() {
+    if lowkey_test_kit::emulated().is_some() {
+        return println!("signals under emulation are the emulator's");
+    }
+    for (name, code, json) in [("-INT", 130, false), ("-TERM", 143, false), ("-INT", 130, true)] {
+        let mut args = vec!["run", "-m", "M", "-p", "x", "-n", "200000", "--ignore-eos", "--kv-budget", "100KiB", "--batch", "4"];
+        let m = tiny();
+        args[2] = &m;
+        if json {
+            args.extend(["--json", "--top-logprobs", "20", "-n", "3000"]);
+            args.remove(6);
+            args.remove(5);
+        }
+        let mut child = spawn(&args, Stdio::null());
+        // The pipe is full when nothing is computed any more.
+        let ticks = |child: &Child| {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("its times");
+            stat.rsplit(' ').nth(52 - 14).and_then(|ticks| ticks.parse::<u64>().ok())
+        };
+        let started = Instant::now();
+        loop {
+            let before = ticks(&child);
+            std::thread::sleep(Duration::from_millis(400));
+            if before == ticks(&child) {
+                break;
+            }
+            assert!(started.elapsed() < Duration::from_secs(60) && child.try_wait().expect("a child").is_none(), "never full");
+        }
+        signal(&child, name);
+        let sent = Instant::now();
+        while child.try_wait().expect("a child").is_none() {
+            assert!(sent.elapsed() < Duration::from_secs(3), "{name}: it waits for its reader");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let out = child.wait_with_output().expect("its output");
+        assert_eq!(out.status.code(), Some(code), "{name}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+}
+
+/// The request to end ends every command with its own code, wherever it is.
+#[test]
+fn a_request_to_end_is_143_in_every_command() {
+    if lowkey_test_kit::emulated().is_some() {
+        return println!("signals under emulation are the emulator's");
+    }
+    let m = tiny();
+    for args in [
+        &["run", "-m", &m, "-f", "-"][..],
+        &["plan", "-m", &m, "-f", "-"],
+        &["tokenize", "-m", &m, "-f", "-"],
+        &["eval", "ppl", "-m", &m, "-f", "-"],
+        &["bench", "-m", &m, "-r", "100000"],
+        &["run", "-m", &m, "-p", "x", "-n", "-1", "--ignore-eos"],
+    ] {
+        let mut child = spawn(args, Stdio::piped());
+        let stdin = child.stdin.take();
+        let reader = child.stdout.take().map(|mut out| std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink())));
+        std::thread::sleep(Duration::from_millis(500));
+        interrupted(child, "-TERM", || true, 143);
+        drop((stdin, reader));
+    }
 }

@@ -1,14 +1,10 @@
 //! Every row of the table of policies against a naive model of it: a stream of random keys, values and queries goes through
 //! small caches, and each entry that leaves must be one that the definition, written down here in f64, lets go.
 
-use lowkey::kernels::Kernels;
-use lowkey::kv::attention::{AttendScratch, AttendShape};
 use lowkey::kv::policy::Rule;
 use lowkey::kv::policy::table::TABLE;
-use lowkey::kv::store::KvScratch;
-use lowkey::kv::{AttnLayer, KvCache, KvParams, KvShape, KvType, Policy, Recent, Rotary, Share};
-use lowkey::mem::arena::Arena;
-use lowkey::mem::pool::Pool;
+use lowkey::kv::{Policy, Recent, Share};
+use lowkey_test_kit::tiny::Tiny;
 
 const DIM: usize = 8;
 const POOL: u32 = 2;
@@ -17,16 +13,6 @@ const LAG: u32 = 32;
 /// A mean of attention begins as if this many tokens had given `PRIOR` each.
 const HEAD_START: f64 = 32.0;
 const PRIOR: f64 = 3e-4;
-
-/// Keys that no position turns.
-struct Unturned;
-
-impl Rotary for Unturned {
-    fn set_angles(&self, _: AttnLayer, _: i64, _: &mut [f32]) {}
-    fn turn(&self, _: AttnLayer, _: &mut [f32], _: &[f32]) {}
-    fn mean_squares(&self, _: AttnLayer, _: &mut [f32]) {}
-    fn mean_key(&self, _: AttnLayer, _: &mut [f32], _: &mut [f32]) {}
-}
 
 type Vector = [f64; DIM];
 
@@ -190,54 +176,31 @@ impl Naive {
 fn check(policy: Policy, rare: f32, pool: u32, seed: u64) {
     let n_slot = if policy == Policy::LagKv { 110 } else { 24 };
     let recent = if policy == Policy::LagKv { 2 * LAG + 8 } else { 6 };
-    let (rare, pool) = (Some(Share(rare)), Some(pool));
-    let mut params = KvParams { budget_bytes: 0, policy, sinks: 2, pinned: 0, recent: Some(Recent::Tokens(recent)), rare, pool };
-    let (k_type, v_type, keeps) = (KvType::F16, KvType::F16, params.keeps());
-    let shape = KvShape {
-        n_layer: 2,
-        n_head_kv: 2,
-        head_dim: DIM,
-        n_batch: 1,
-        n_ctx: 1024,
-        window: None,
-        k_type,
-        v_type,
-        capped: false,
-        keeps,
-    };
-    params.budget_bytes = shape.arena_bytes(n_slot) as u64;
-    let (n_slot, rule) = params.fit(&shape).expect("it fits");
-    let kernels = Kernels::choose("auto").expect("a set");
-    let attend = AttendShape { kv: shape, n_slot, n_threads: 1, n_q: 1, kernels, soft_cap: 0.0 };
-    let mut attend = Arena::fill(|arena| AttendScratch::carve(arena, attend)).expect("memory");
-    let mut scratch = [Arena::fill(|arena| KvScratch::carve(arena, n_slot, DIM)).expect("memory")];
-    let mut threads = Pool::new(1).expect("no thread");
-    let mut cache = KvCache::new(shape, n_slot, rule, params.budget_bytes).expect("memory");
-    let naive = || Naive { rule, n_slot, pool: keeps.pool as u32, kept: Vec::new(), raw: Vec::new(), mean: [0.0; DIM] };
+    let mut tiny = Tiny::with(n_slot, |shape, params| {
+        (shape.n_layer, shape.n_head_kv, shape.n_ctx) = (2, 2, 1024);
+        (params.policy, params.sinks, params.recent) = (policy, 2, Some(Recent::Tokens(recent)));
+        (params.rare, params.pool) = (Some(Share(rare)), Some(pool));
+    });
+    let (shape, rule, n_slot) = (*tiny.cache.shape(), tiny.rule, tiny.cache.n_slot());
+    let heads = || shape.layers().flat_map(|layer| shape.heads().map(move |head| (layer, head)));
+    let naive = || Naive { rule, n_slot, pool: shape.keeps.pool as u32, kept: Vec::new(), raw: Vec::new(), mean: [0.0; DIM] };
     let mut model: Vec<Naive> = (0..4).map(|_| naive()).collect();
     let mut rng = fastrand::Rng::with_seed(seed);
     let tolerance = if policy.row().received().is_some() { 2e-3 } else { 1e-5 };
     let mut n_not_oldest = 0;
     for now in 0..300u32 {
-        let Ok(mut step) = cache.begin(1, &mut threads, &mut scratch, &Unturned) else {
+        // Numbers that f16 holds as they are.
+        let mut row = || -> Vec<f32> { (0..2 * DIM).map(|_| rng.i32(-64..=64) as f32 / 32.0).collect() };
+        let rows = [(); 2].map(|()| [(); 3].map(|()| row()));
+        if !tiny.feed(1, |layer| rows[layer.0].clone(), |_, _| ()) {
             assert!(policy == Policy::Off && now as usize == n_slot, "{}: stopped after {now}", policy.name());
             return;
-        };
-        let mut rows = Vec::new();
-        for layer in shape.layers() {
-            // Numbers that f16 holds as they are.
-            let mut row = || -> Vec<f32> { (0..2 * DIM).map(|_| rng.i32(-64..=64) as f32 / 32.0).collect() };
-            let (mut q, k, v, mut out) = (row(), row(), row(), [0.0; 2 * DIM]);
-            rows.push([q.clone(), k.clone(), v.clone()]);
-            let rated = step.rate(layer, &mut threads, kernels, &k, &v);
-            rated.take(&mut threads, &q, &k, &v).attend(&mut threads, &mut attend, &mut q, &mut out);
         }
-        step.finish();
-        for ((layer, head), naive) in shape.layers().flat_map(|l| shape.heads().map(move |h| (l, h))).zip(&mut model) {
+        for ((layer, head), naive) in heads().zip(&mut model) {
             let [q, k, v] =
                 [0, 1, 2].map(|i| -> Vector { std::array::from_fn(|d| f64::from(rows[layer.0][i][head.0 * DIM + d])) });
             naive.rate(&k, &v);
-            let kept = cache.kept(layer, head);
+            let kept = tiny.cache.kept(layer, head);
             if naive.kept.len() == n_slot {
                 let may = naive.may_leave(now, tolerance);
                 let left: Vec<u32> = naive.kept.iter().map(|e| e.pos).filter(|pos| !kept.contains(pos)).collect();

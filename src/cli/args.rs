@@ -1,5 +1,8 @@
 //! Flags that several commands share. Every flag also reads `LOWKEY_<FLAG>`.
 
+use std::path::PathBuf;
+use std::str::FromStr;
+
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -12,17 +15,20 @@ use crate::units::Bytes;
 #[derive(Args, Clone)]
 pub struct ModelArgs {
     /// A GGUF file, or a name that `lowkey models` lists
-    #[arg(short, long, value_name = "MODEL")]
-    pub model: String,
+    #[arg(short, long, value_name = "MODEL", required = true)]
+    pub model: Option<PathBuf>,
     #[command(flatten)]
     pub session: SessionArgs,
+    /// Nothing but the plan is wanted, and nothing is refused for its size.
+    #[arg(skip)]
+    pub only_plan: bool,
 }
 
 #[derive(Args, Clone)]
 pub struct SessionArgs {
-    /// Threads [default: what CPU affinity and the cgroup's quota allow]
+    /// Threads [default, and -1: what CPU affinity and the cgroup's quota allow]
     #[arg(short, long, value_name = "N")]
-    pub threads: Option<usize>,
+    pub threads: Option<OrMinusOne<usize>>,
     /// Kernel set: auto, or one that `lowkey info` lists for this machine
     #[arg(long, value_name = "SET", default_value = "auto")]
     pub kernels: String,
@@ -60,6 +66,9 @@ pub struct SessionArgs {
     /// All private memory of the process: refuse to start if the plan does not fit
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
+    /// Start even where more private memory is planned than the system has left
+    #[arg(long)]
+    pub overcommit: bool,
     /// Lock the weights in memory
     #[arg(long)]
     pub mlock: bool,
@@ -106,7 +115,7 @@ impl SessionArgs {
                 pool: self.pool,
             },
             n_batch: self.batch,
-            n_threads: self.threads,
+            n_threads: self.threads.and_then(|n| n.0),
             kernels: self.kernels.clone(),
             n_logits,
             memory_bytes: self.memory.map(|m| m.0),
@@ -115,17 +124,29 @@ impl SessionArgs {
     }
 }
 
+/// A whole number, or -1, which leaves the choice to the program, as llama.cpp has it.
+#[derive(Clone, Copy, Debug)]
+pub struct OrMinusOne<N>(pub Option<N>);
+
+impl<N: FromStr> FromStr for OrMinusOne<N> {
+    type Err = N::Err;
+
+    fn from_str(text: &str) -> std::result::Result<Self, N::Err> {
+        if text == "-1" { Ok(OrMinusOne(None)) } else { text.parse().map(|n| OrMinusOne(Some(n))) }
+    }
+}
+
 #[derive(Args, Clone)]
 pub struct SampleArgs {
-    /// Seed of the sampler [default: from the clock]
+    /// Seed of the sampler [default, and -1: from the clock]
     #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
+    pub seed: Option<OrMinusOne<u64>>,
     /// Temperature; 0 always takes the most likely token
-    #[arg(long, value_name = "T", default_value = "0.8", allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", default_value = "0.8")]
     pub temp: f32,
-    /// Sample among the K most likely tokens; 0 for all
+    /// Sample among the K most likely tokens; 0 or -1 for all
     #[arg(long, value_name = "K", default_value = "40")]
-    pub top_k: usize,
+    pub top_k: OrMinusOne<usize>,
     /// Sample among the fewest tokens whose probabilities add up to P
     #[arg(long, value_name = "P", default_value = "0.95")]
     pub top_p: f32,
@@ -135,22 +156,23 @@ pub struct SampleArgs {
     /// Divide the logits of recent tokens by this (multiply if negative); 1 for none
     #[arg(long, value_name = "R", default_value = "1.0")]
     pub repeat_penalty: f32,
-    /// How many recent tokens --repeat-penalty looks at
+    /// How many recent tokens --repeat-penalty looks at; -1 for as many as the model was trained for
     #[arg(long, value_name = "N", default_value = "64")]
-    pub repeat_last_n: usize,
+    pub repeat_last_n: OrMinusOne<usize>,
 }
 
 impl SampleArgs {
-    pub fn params(&self) -> SamplerParams {
+    /// For a model of `n_ctx` positions.
+    pub fn params(&self, n_ctx: usize) -> SamplerParams {
         let clock = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         SamplerParams {
             temp: self.temp,
-            top_k: self.top_k,
+            top_k: self.top_k.0.unwrap_or(0),
             top_p: self.top_p,
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
-            repeat_last_n: self.repeat_last_n,
-            seed: self.seed.unwrap_or_else(clock),
+            repeat_last_n: self.repeat_last_n.0.unwrap_or(n_ctx),
+            seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(clock),
         }
     }
 }
@@ -173,9 +195,13 @@ enum Output {
 }
 
 impl OutputArgs {
+    pub fn is_json(&self) -> bool {
+        self.json || self.output == Output::Json
+    }
+
     /// One JSON array, or what `table` makes of the rows.
     pub fn answer<R: Serialize>(&self, rows: &[R], table: impl Fn(&[R]) -> String) -> Result<()> {
-        match self.json || self.output == Output::Json {
+        match self.is_json() {
             true => super::answer_json(&rows),
             false => super::answer(&table(rows)),
         }

@@ -12,15 +12,15 @@ use crate::error::{Error, Result};
 use crate::session::Session;
 
 use super::args::{ModelArgs, OutputArgs};
-use super::setup::open;
+use super::setup::{Done, open_with};
 
 #[derive(Args)]
 pub struct BenchArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub model: ModelArgs,
     /// Tokens of the prefill test; 0 leaves it out
-    // Not LOWKEY_PROMPT: that is a text.
-    #[arg(short = 'p', long, value_name = "N", env = "LOWKEY_PROMPT_TOKENS", hide_env = true, default_value_t = 512)]
+    // Its variable is not LOWKEY_PROMPT: that is a text.
+    #[arg(id = "prompt_tokens", short = 'p', long = "prompt", value_name = "N", default_value_t = 512)]
     prompt: usize,
     /// Tokens of the decode test; 0 leaves it out
     #[arg(short, long, value_name = "N", default_value_t = 128)]
@@ -32,7 +32,7 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     runs: usize,
     #[command(flatten)]
-    output: OutputArgs,
+    pub output: OutputArgs,
 }
 
 /// Tokens of the longest stream: days of work, and 64 MiB of ids.
@@ -52,7 +52,7 @@ struct Row {
     runs: usize,
 }
 
-pub fn run(args: BenchArgs) -> Result<u8> {
+pub fn run(args: BenchArgs) -> Result<Done> {
     if args.runs == 0 || (args.prompt == 0 && args.n == 0) {
         return Err(Error::usage("--runs", "nothing to measure; give at least one run of one test"));
     }
@@ -64,9 +64,12 @@ pub fn run(args: BenchArgs) -> Result<u8> {
     }
     let mut params = args.model.session.params(1);
     params.n_stream = Some(longest);
-    let mut opened = open(&args.model.model, params)?;
-    opened.plan.private("tokens", longest.max(1) * size_of::<u32>());
+    let mut opened = open_with(&args.model, params)?;
+    opened.plan.private("tokens", longest.max(1) * size_of::<u32>() + 2 * args.runs * size_of::<f64>());
     opened.check()?;
+    if args.model.only_plan {
+        return Ok(Done::Planned(opened));
+    }
     opened.warn();
     let (mut session, _) = opened.start()?;
     let tokens = random_tokens(longest, session.model().config.n_vocab);
@@ -90,7 +93,7 @@ pub fn run(args: BenchArgs) -> Result<u8> {
         rows.extend(tests.into_iter().zip(seconds).map(|((test, n, _), seconds)| row(&session, test, depth, n, seconds)));
     }
     args.output.answer(&rows, table)?;
-    Ok(0)
+    Ok(Done::Exit(0))
 }
 
 /// Any tokens do: time does not depend on what they say.

@@ -1,4 +1,15 @@
-//! What the command line calls the settings of the library.
+//! Flags and their variables: every flag also reads `LOWKEY_<FLAG>`, and what the library calls a setting is a flag here, or
+//! the variable that gave it.
+//!
+//! A variable stands in where the command line does not say otherwise: it is put among the arguments, before they are parsed,
+//! unless it is empty, or its flag or one that excludes it was given, or it needs a flag that was not.
+
+use std::ffi::{OsStr, OsString};
+use std::sync::OnceLock;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::error::{Message, Setting};
 
@@ -32,7 +43,152 @@ fn flag(setting: Setting) -> &'static str {
     }
 }
 
+/// Flags that variables gave, and the variables.
+static FROM_VARIABLES: OnceLock<Vec<Variable>> = OnceLock::new();
+
 /// A message of the library as a user of the command line reads it.
 pub fn spelled(message: &Message) -> String {
-    message.spelled(&|setting| flag(setting).to_owned())
+    message.spelled(&|setting| {
+        let flag = flag(setting);
+        let given = FROM_VARIABLES
+            .get()
+            .and_then(|all| all.iter().find(|v| v.flag.trim_start_matches('-') == flag.trim_start_matches('-')));
+        given.map_or(flag, |variable| &variable.name).to_owned()
+    })
+}
+
+/// One that is set and counts.
+struct Variable {
+    /// With its dashes.
+    flag: String,
+    name: String,
+    argument: OsString,
+}
+
+/// Parses the arguments and the variables.
+pub fn parse(command: &Command, args: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
+    let command = command.clone().mut_args(bear_minus).mut_subcommands(bear_minus_below);
+    let mut relaxed = command.clone().ignore_errors(true);
+    relaxed.build();
+    let given = relaxed.clone().try_get_matches_from(&args)?;
+    let (leaf, matches, at) = leaf(&relaxed, &given, &args);
+    let mut variables = variables(leaf, matches);
+    let with = |variables: &[Variable]| {
+        let inserted = variables.iter().map(|v| v.argument.clone());
+        let all = args[..at].iter().cloned().chain(inserted).chain(args[at..].iter().cloned());
+        command.clone().try_get_matches_from(all)
+    };
+    let mut parsed = with(&variables);
+    if parsed.as_ref().is_err_and(|error| error.kind() == ErrorKind::InvalidUtf8) {
+        let of_variable = variables.iter().find(|v| v.argument.to_str().is_none()).map(|v| v.name.clone());
+        let argument = args.iter().find(|arg| arg.to_str().is_none()).map(|arg| arg.to_string_lossy().into_owned());
+        let what = format!("{}: not UTF-8 text", of_variable.or(argument).unwrap_or_default());
+        return Err(clap::Error::raw(ErrorKind::InvalidUtf8, what));
+    }
+    if let Err(error) = &parsed {
+        // A variable that needs a flag which nobody gave says nothing.
+        let (missing, anyway) = (lacking(error), with(&[]).err().map_or(Vec::new(), |e| lacking(&e)));
+        if missing.iter().any(|flag| !anyway.contains(flag)) {
+            variables.retain(|v| match with(std::slice::from_ref(v)) {
+                Err(alone) => !lacking(&alone).iter().any(|flag| missing.contains(flag) && !anyway.contains(flag)),
+                Ok(_) => true,
+            });
+            parsed = with(&variables);
+        }
+    }
+    let variables = FROM_VARIABLES.get_or_init(|| variables);
+    parsed.map_err(|error| named(error, variables))
+}
+
+/// Values may begin with a minus, so that what is wrong with one is said by who knows.
+fn bear_minus(arg: Arg) -> Arg {
+    match arg.get_action() {
+        ArgAction::Set | ArgAction::Append => arg.allow_negative_numbers(true),
+        _ => arg,
+    }
+}
+
+fn bear_minus_below(command: Command) -> Command {
+    command.mut_args(bear_minus).mut_subcommands(bear_minus_below)
+}
+
+/// The subcommand that was named, what was given to it, and where in `args` its own arguments begin.
+fn leaf<'a>(command: &'a Command, matches: &'a ArgMatches, args: &[OsString]) -> (&'a Command, &'a ArgMatches, usize) {
+    let (mut command, mut matches, mut at) = (command, matches, 1.min(args.len()));
+    while let Some((name, below)) = matches.subcommand() {
+        let Some(found) = command.find_subcommand(name) else { break };
+        at += args[at..].iter().position(|arg| arg == name).map_or(0, |i| i + 1);
+        (command, matches) = (found, below);
+    }
+    (command, matches, at)
+}
+
+/// Variables of flags that were not given, and that nothing given excludes.
+fn variables(command: &Command, matches: &ArgMatches) -> Vec<Variable> {
+    let ids = matches.ids().map(clap::Id::as_str);
+    let given: Vec<&str> = ids.filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine)).collect();
+    let excludes = |one: &Arg, id: &str| command.get_arg_conflicts_with(one).iter().any(|other| other.get_id() == id);
+    let of = |arg: &Arg| {
+        let (id, long) = (arg.get_id().as_str(), arg.get_long()?);
+        let name = format!("LOWKEY_{}", id.to_uppercase());
+        let value = std::env::var_os(&name).filter(|value| !value.is_empty())?;
+        let excluded = |other: &Arg| excludes(arg, other.get_id().as_str()) || excludes(other, id);
+        if given.contains(&id) || command.get_arguments().any(|o| given.contains(&o.get_id().as_str()) && excluded(o)) {
+            return None;
+        }
+        let flag = format!("--{long}");
+        let argument = match arg.get_action() {
+            ArgAction::Set | ArgAction::Append => [OsStr::new(&flag), OsStr::new("="), &value].into_iter().collect(),
+            ArgAction::SetTrue if is_on(&value) => OsString::from(&flag),
+            _ => return None,
+        };
+        Some(Variable { flag, name, argument })
+    };
+    command.get_arguments().filter_map(of).collect()
+}
+
+/// A switch is on unless its variable says no.
+fn is_on(value: &OsStr) -> bool {
+    let value = value.to_string_lossy().to_lowercase();
+    !["0", "n", "no", "f", "false", "off"].contains(&value.as_str())
+}
+
+/// Flags without which the others cannot be.
+fn lacking(error: &clap::Error) -> Vec<String> {
+    match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(flags))) => flags.clone(),
+        _ => Vec::new(),
+    }
+}
+
+/// The error with the names of variables for the flags that came from them.
+fn named(mut error: clap::Error, variables: &[Variable]) -> clap::Error {
+    let rename = |text: &str| {
+        let flag = text.split([' ', '=']).next().unwrap_or(text);
+        variables.iter().find(|v| v.flag == flag).map_or(text.to_owned(), |v| v.name.clone())
+    };
+    for kind in [ContextKind::InvalidArg, ContextKind::PriorArg] {
+        let renamed = match error.get(kind) {
+            Some(ContextValue::String(text)) => ContextValue::String(rename(text)),
+            Some(ContextValue::Strings(texts)) => ContextValue::Strings(texts.iter().map(|text| rename(text)).collect()),
+            _ => continue,
+        };
+        error.insert(kind, renamed);
+    }
+    error
+}
+
+/// What is wrong with a number, as a sentence.
+pub fn why_no_number(error: &clap::Error) -> Option<&'static str> {
+    use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
+    let source = std::error::Error::source(error)?;
+    if source.is::<ParseFloatError>() {
+        return Some("not a number; write one such as 0.8");
+    }
+    let negative = matches!(error.get(ContextKind::InvalidValue), Some(ContextValue::String(text)) if text.starts_with('-') && text[1..].bytes().all(|b| b.is_ascii_digit()));
+    Some(match source.downcast_ref::<ParseIntError>()?.kind() {
+        IntErrorKind::PosOverflow => "more than this can be",
+        _ if negative => "less than 0, which this cannot be",
+        _ => "not a whole number; write one in digits",
+    })
 }

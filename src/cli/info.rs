@@ -1,6 +1,8 @@
 //! `lowkey info`: what a GGUF file holds (summary.rs has the short of it), whether this engine can run it, whether a pack
 //! is there, and the kernel sets of this machine.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde_json::{Map, Value as Json, json};
 
@@ -18,7 +20,7 @@ use super::summary::Summary;
 pub struct InfoArgs {
     /// A GGUF file, or a name that `lowkey models` lists
     #[arg(value_name = "MODEL")]
-    model: String,
+    model: PathBuf,
     /// List every tensor too
     #[arg(long)]
     tensors: bool,

@@ -1,44 +1,50 @@
-//! Ctrl-C. While a model is opened there is nothing to finish: the process ends at once, with 130. From `defer` on the
-//! first one only raises a flag, so that the command can end in order (statistics, no partial file), and a second one
+//! Ctrl-C and the request to end. While there is nothing to finish the process ends at once, with 130 or 143. From `defer` on
+//! the first signal only raises a flag, so that the command can end in order (statistics, no partial file), and a second one
 //! ends the process at once.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::error::{Error, Result};
 
-pub struct Interrupt(Arc<AtomicBool>);
+struct Signals {
+    /// Whether a signal ends the process at once.
+    at_once: Arc<AtomicBool>,
+    /// The exit code that the first one asks for; 0 before.
+    code: Arc<AtomicUsize>,
+}
 
-impl Interrupt {
-    /// Ctrl-C alone: what a stream needs.
-    pub fn catch() -> Result<Self> {
-        Self::of(&[(SIGINT, 130)])
-    }
+static SIGNALS: OnceLock<Signals> = OnceLock::new();
 
-    /// The request to end too, for commands that write files.
-    pub fn catch_with_term() -> Result<Self> {
-        Self::of(&[(SIGINT, 130), (SIGTERM, 143)])
+/// Signals are a process's: this is called once, before anything else.
+pub fn catch() -> Result<()> {
+    let signals = Signals { at_once: Arc::new(AtomicBool::new(true)), code: Arc::default() };
+    for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
+        // In this order: the first looks at the flag as it was before the second raises it.
+        signal_hook::flag::register_conditional_shutdown(signal, code, signals.at_once.clone())
+            .and_then(|_| signal_hook::flag::register(signal, signals.at_once.clone()))
+            .and_then(|_| signal_hook::flag::register_usize(signal, signals.code.clone(), code as usize))
+            .map_err(|e| Error::io(format!("signal {signal}"), e))?;
     }
+    let _ = SIGNALS.set(signals);
+    Ok(())
+}
 
-    fn of(signals: &[(i32, i32)]) -> Result<Self> {
-        let flag = Arc::new(AtomicBool::new(true));
-        for &(signal, code) in signals {
-            // In this order: the first looks at the flag as it was before the second raises it.
-            signal_hook::flag::register_conditional_shutdown(signal, code, flag.clone())
-                .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
-                .map_err(|e| Error::io(format!("signal {signal}"), e))?;
-        }
-        Ok(Interrupt(flag))
+/// From here on there is something to end in order.
+pub fn defer() {
+    if let Some(signals) = SIGNALS.get() {
+        signals.at_once.store(false, Ordering::Relaxed);
     }
+}
 
-    /// From here on there is something to end in order.
-    pub fn defer(&self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
+/// The exit code that a signal asked for.
+pub fn code() -> Option<u8> {
+    let code = SIGNALS.get()?.code.load(Ordering::Relaxed);
+    (code > 0).then_some(code as u8)
+}
 
-    pub fn raised(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
+pub fn raised() -> bool {
+    code().is_some()
 }

@@ -86,8 +86,8 @@ fn fetched(entry: &Entry) -> Option<PathBuf> {
 }
 
 /// The file that `-m` means.
-pub fn resolve(model: &str) -> Result<PathBuf> {
-    let path = Path::new(model);
+pub fn resolve(path: &Path) -> Result<PathBuf> {
+    let model = path.to_string_lossy();
     if path.exists() || model.contains('/') || model.ends_with(".gguf") {
         return Ok(path.to_owned());
     }
@@ -142,9 +142,9 @@ mod tests {
             assert!(e.sha256.is_some() || e.sources.iter().all(|s| s.kind == "page" && s.url.is_some()), "{}: a page", e.name);
             assert!(e.sha256.as_ref().is_none_or(|sum| sum.len() == 64) && !e.boards().is_empty());
         }
-        let error = super::resolve("smollm3-3b").unwrap_err().to_string();
+        let error = super::resolve("smollm3-3b".as_ref()).unwrap_err().to_string();
         assert!(error.contains("download SmolLM3-Q4_K_M.gguf from https://"), "{error}");
-        let error = super::resolve("no-such-model").unwrap_err().to_string();
+        let error = super::resolve("no-such-model".as_ref()).unwrap_err().to_string();
         assert!(error.contains("smollm2-135m-instruct") && error.starts_with("--model"), "{error}");
     }
 }

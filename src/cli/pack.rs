@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
@@ -14,7 +14,7 @@ use crate::model::forward::Model;
 use crate::model::pack::{Contents, Pack, Unusable};
 use crate::units::Bytes;
 
-use super::interrupt::Interrupt;
+use super::interrupt;
 use super::models::resolve;
 use super::unfinished::Unfinished;
 
@@ -22,7 +22,7 @@ use super::unfinished::Unfinished;
 pub struct PackArgs {
     /// A GGUF file, or a name that `lowkey models` lists
     #[arg(value_name = "MODEL")]
-    model: String,
+    model: PathBuf,
     /// Write it even where there is one already
     #[arg(long)]
     force: bool,
@@ -48,20 +48,19 @@ struct Answer<'a> {
 }
 
 pub fn run(args: PackArgs) -> Result<u8> {
-    let interrupt = Interrupt::catch_with_term()?;
     let model = Model::load_without_pack(GgufFile::open(&resolve(&args.model)?)?)?;
     let path = Pack::path_of(model.file.path());
     let contents = Contents::of(&model.file, model.weights.matrices().map(|t| t.index()));
-    interrupt.defer();
+    interrupt::defer();
     let outcome = match Pack::open(&path, &model.file) {
-        found if args.verify => verify(&path, found, &model, &interrupt)?,
+        found if args.verify => verify(&path, found, &model)?,
         Some(Ok(pack)) if !args.force && pack.is_in_time(&model.file) => Some("present"),
         Some(Err(why @ (Unusable::Foreign | Unusable::Unreadable(_)))) if !args.force => {
             return Err(Error::unsupported(&path, why.message()));
         }
-        _ => write(&path, &contents, &model, &interrupt)?,
+        _ => write(&path, &contents, &model)?,
     };
-    let Some(outcome) = outcome else { return Ok(130) };
+    let Some(outcome) = outcome else { return Ok(interrupt::code().unwrap_or(1)) };
     answer(&args, &path, outcome, &contents)?;
     Ok(0)
 }
@@ -91,7 +90,7 @@ fn answer(args: &PackArgs, path: &Path, outcome: &str, contents: &Contents) -> R
 }
 
 /// `None` where the user interrupted.
-fn write(path: &Path, contents: &Contents, model: &Model, interrupt: &Interrupt) -> Result<Option<&'static str>> {
+fn write(path: &Path, contents: &Contents, model: &Model) -> Result<Option<&'static str>> {
     if contents.n_tensors() == 0 {
         return Err(Error::unsupported(
             model.file.path(),
@@ -100,8 +99,8 @@ fn write(path: &Path, contents: &Contents, model: &Model, interrupt: &Interrupt)
     }
     let failed = |e| no_room(path, contents, e);
     let mut unfinished = Unfinished::create(path).map_err(failed)?;
-    let whole = contents.write(&model.file, &mut unfinished.out, &mut || !interrupt.raised());
-    if !whole.map_err(failed)? || interrupt.raised() {
+    let whole = contents.write(&model.file, &mut unfinished.out, &mut || !interrupt::raised());
+    if !whole.map_err(failed)? || interrupt::raised() {
         return Ok(None);
     }
     unfinished.finish().map_err(failed)?;
@@ -114,18 +113,13 @@ fn no_room(path: &Path, contents: &Contents, e: std::io::Error) -> Error {
 }
 
 /// `None` where the user interrupted.
-fn verify(
-    path: &Path,
-    found: Option<std::result::Result<Pack, Unusable>>,
-    model: &Model,
-    interrupt: &Interrupt,
-) -> Result<Option<&'static str>> {
+fn verify(path: &Path, found: Option<std::result::Result<Pack, Unusable>>, model: &Model) -> Result<Option<&'static str>> {
     let refuse = |why: Unusable| Error::unsupported(path, why.message());
     let Some(pack) = found else {
         return Err(Error::unsupported(path, "no such file: run `lowkey pack` without --verify"));
     };
     let pack = pack.map_err(refuse)?;
-    match pack.verify(&model.file, &mut || !interrupt.raised()) {
+    match pack.verify(&model.file, &mut || !interrupt::raised()) {
         None => return Ok(None),
         Some(checked) => checked.map_err(refuse)?,
     }

@@ -1,27 +1,39 @@
 //! `lowkey plan`: every byte a model would use, before it uses any.
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::error::Result;
 use crate::mem::plan::{Kind, Plan};
-use crate::text::{Sampler, SamplerParams};
 use crate::units::Bytes;
 
-use super::args::ModelArgs;
+use super::bench::{self, BenchArgs};
 use super::board;
-use super::setup::open;
+use super::eval::{self, EvalArgs};
+use super::run::{self, RunArgs};
+use super::setup::{Done, Opened};
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct PlanArgs {
+    /// What is planned, with all of its flags [default: run]
+    #[command(subcommand)]
+    of: Option<Of>,
     #[command(flatten)]
-    model: ModelArgs,
+    run: RunArgs,
     /// Whether it fits on a board too, and with how much context: pi-zero-2w, pi-4-2g, pi-5-8g, all, or here
     #[arg(long, value_name = "BOARD")]
     board: Option<String>,
-    /// One JSON object on stdout
-    #[arg(long)]
-    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Of {
+    /// What `lowkey run` takes
+    Run(Box<RunArgs>),
+    /// What `lowkey eval` takes: the most of all its budgets and policies
+    Eval(EvalArgs),
+    /// What `lowkey bench` takes
+    Bench(Box<BenchArgs>),
 }
 
 #[derive(Serialize)]
@@ -31,7 +43,7 @@ struct Answer<'a> {
     file_bytes: u64,
     kv: Kv,
     /// For each board that was asked for; empty without `--board`.
-    boards: Vec<board::Row>,
+    boards: &'a [board::Row],
     /// Into `--memory`, and on every board that was asked for.
     fits: bool,
 }
@@ -55,24 +67,39 @@ struct Kv {
 }
 
 pub fn run(args: PlanArgs) -> Result<u8> {
-    let session = &args.model.session;
-    let mut opened = open(&args.model.model, session.params(1))?;
-    opened.plan.private("sampler", Sampler::bytes(opened.model.config.n_vocab, SamplerParams::default().repeat_last_n));
-    let (plan, layout) = (&opened.plan, &opened.layout);
-    let limit = session.memory.map(|m| m.0);
-    let within = limit.is_none_or(|limit| plan.private_bytes() <= limit);
+    let mut of = args.of.unwrap_or(Of::Run(Box::new(args.run)));
+    let (model, json) = match &mut of {
+        Of::Run(args) => (&mut args.model, args.json),
+        Of::Eval(args) => args.model_and_json(),
+        Of::Bench(args) => (&mut args.model, args.output.is_json()),
+    };
+    model.only_plan = true;
+    let done = match of {
+        Of::Run(args) => run::run(*args)?,
+        Of::Eval(args) => eval::run(args)?,
+        Of::Bench(args) => bench::run(*args)?,
+    };
+    let Done::Planned(opened) = done else { unreachable!("nothing but the plan was wanted") };
     let boards = match &args.board {
         Some(name) => board::rows(name, &opened.model, &opened.params, opened.extra_bytes())?,
         None => Vec::new(),
     };
+    show(&opened, &boards, json)
+}
+
+/// The answer, and whether it all fits as the exit code.
+fn show(opened: &Opened, boards: &[board::Row], json: bool) -> Result<u8> {
+    let (plan, layout) = (&opened.plan, &opened.layout);
+    let limit = opened.params.memory_bytes;
+    let within = limit.is_none_or(|limit| plan.private_bytes() <= limit);
     let fits = within && boards.iter().all(|row| row.fits);
-    if args.json {
+    if json {
         let regions = plan.regions.iter().map(|r| Region { name: r.name, bytes: r.bytes, kind: kind(r.kind) }).collect();
         let kv = Kv {
             n_slot: layout.n_slot,
             bytes_per_slot: layout.kv.bytes_per_slot(),
             arena_bytes: layout.kv.arena_bytes(layout.n_slot),
-            budget_bytes: session.kv_budget.0,
+            budget_bytes: opened.params.kv.budget_bytes,
             policy: layout.rule.policy.name(),
             k_type: layout.kv.k_type.name(),
             v_type: layout.kv.v_type.name(),
@@ -92,7 +119,7 @@ pub fn run(args: PlanArgs) -> Result<u8> {
         if let Some(limit) = limit {
             super::answer(&format!("--memory {}: {}", Bytes(limit), if within { "fits" } else { "does not fit" }))?;
         }
-        for row in &boards {
+        for row in boards {
             super::answer(&format!("\n{}", row.text()))?;
         }
     }

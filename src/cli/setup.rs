@@ -2,30 +2,51 @@
 
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
-use crate::mem::available::available_bytes;
+use crate::mem::available::{available_bytes, limit_bytes, private_left_bytes};
 use crate::mem::plan::Plan;
 use crate::mem::pool::default_threads;
 use crate::model::forward::Model;
 use crate::session::{Layout, Session, SessionParams, Shortage, check_memory};
 use crate::text::Tokenizer;
+use crate::units::Bytes;
 
+use super::args::ModelArgs;
 use super::models::resolve;
+use super::status::{field, rss_anon_bytes};
+
+/// How a command ended.
+pub enum Done {
+    /// With this exit code.
+    Exit(u8),
+    /// With its plan, since no more was wanted: the most that it takes at any time.
+    Planned(Opened),
+}
 
 /// A model that has been opened and planned, and nothing more.
 pub struct Opened {
+    overcommit: bool,
+    only_plan: bool,
     pub model: Model,
     pub params: SessionParams,
     pub layout: Layout,
     pub plan: Plan,
 }
 
-pub fn open(model: &str, params: SessionParams) -> Result<Opened> {
+/// Opens the model that the flags name.
+pub fn open(args: &ModelArgs, n_logits: usize) -> Result<Opened> {
+    open_with(args, args.session.params(n_logits))
+}
+
+/// Opens it with other parameters than those of the flags.
+pub fn open_with(args: &ModelArgs, params: SessionParams) -> Result<Opened> {
+    let model = args.model.as_deref().ok_or_else(|| Error::usage("--model", "give a model with -m"))?;
     let model = Model::load(GgufFile::open(&resolve(model)?)?)?;
     if let Some(why) = &model.unused_pack {
         log::warn!("{}", super::flags::spelled(why));
     }
     let layout = params.layout(&model)?;
-    let mut opened = Opened { model, params, layout, plan: Plan::default() };
+    let (overcommit, only_plan) = (args.session.overcommit, args.only_plan);
+    let mut opened = Opened { overcommit, only_plan, model, params, layout, plan: Plan::default() };
     opened.replan()?;
     Ok(opened)
 }
@@ -47,9 +68,37 @@ impl Opened {
         self.plan.private_bytes() - own.private_bytes()
     }
 
-    /// Checks the plan, which is complete by now, against `--memory`.
+    /// Checks the plan, which is complete by now, against `--memory` and against what the system has left.
     pub fn check(&self) -> Result<()> {
-        check_memory(&self.plan, self.params.memory_bytes)
+        if self.only_plan {
+            return Ok(());
+        }
+        check_memory(&self.plan, self.params.memory_bytes)?;
+        self.check_left()
+    }
+
+    /// Refuses what would be killed, or what the system would not give, in the middle of the work.
+    fn check_left(&self) -> Result<()> {
+        let taken = rss_anon_bytes();
+        let more = self.plan.private_bytes().saturating_sub(taken);
+        let left = |limit: &str, used: &str| Some(limit_bytes(limit)?.saturating_sub(field(used)));
+        let memory = private_left_bytes().filter(|_| !self.overcommit);
+        for (left, what, way_out) in [
+            (memory, "the system, or the memory group that this process is in, has", ", or give --overcommit to start anyway"),
+            (left("Max address space", "VmSize"), "the limit of address space has", ", or raise it with `ulimit -v`"),
+            (left("Max data size", "VmData"), "the limit of data has", ", or raise it with `ulimit -d`"),
+        ] {
+            if let Some(left) = left.filter(|&left| more > left) {
+                return Err(Error::stopped(format!(
+                    "the plan takes {} of private memory, and {what} {} left for it; the largest parts are {}: lower --kv-budget, \
+                     --batch or --threads{way_out}",
+                    Bytes(self.plan.private_bytes()),
+                    Bytes(left + taken),
+                    self.plan.largest(3),
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Says which slow paths will be taken, once for a command.

@@ -1,7 +1,7 @@
 //! What the system says about this process: resident memory, by kind. Linux's /proc; zeros elsewhere.
 
 /// Bytes of a field of /proc/self/status, read without allocating.
-fn field(name: &str) -> u64 {
+pub fn field(name: &str) -> u64 {
     use std::io::Read;
     let mut buf = [0u8; 4096];
     let Ok(mut file) = std::fs::File::open("/proc/self/status") else { return 0 };

@@ -2,6 +2,7 @@
 //! tokens takes.
 
 use std::io::Read;
+use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
@@ -11,18 +12,30 @@ use crate::units::Bytes;
 /// Text that is read at most: it is held in memory, and so are its tokens.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
 
+/// Whether the end of a file's last line is a part of the text.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Ending {
+    Kept,
+    /// One line break at the end is the editor's or the shell's, as llama.cpp has it.
+    Dropped,
+}
+
 /// The text of `-p`, of a file, or of standard input.
-pub fn read_text(text: Option<&str>, file: Option<&str>) -> Result<String> {
-    match (text, file) {
-        (Some(text), _) => Ok(text.to_owned()),
-        (None, Some("-")) => read_at_most(std::io::stdin().lock(), 0, "standard input"),
+pub fn read_text(text: Option<&str>, file: Option<&Path>, ending: Ending) -> Result<String> {
+    let mut text = match (text, file) {
+        (Some(text), _) => return Ok(text.to_owned()),
+        (None, Some(path)) if path == "-" => read_at_most(std::io::stdin().lock(), 0, "standard input")?,
         (None, Some(path)) => {
             let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
             let len = file.metadata().map_or(0, |m| m.len());
-            read_at_most(file, len, path)
+            read_at_most(file, len, &path.to_string_lossy())?
         }
-        (None, None) => Err(Error::usage("--prompt", "give a prompt with -p, or a file with -f")),
+        (None, None) => return Err(Error::usage("--prompt", "give a prompt with -p, or a file with -f")),
+    };
+    if ending == Ending::Dropped && text.ends_with('\n') {
+        text.truncate(text.len() - if text.ends_with("\r\n") { 2 } else { 1 });
     }
+    Ok(text)
 }
 
 fn read_at_most(from: impl Read, expected: u64, name: &str) -> Result<String> {

@@ -1,5 +1,7 @@
 //! `lowkey tokenize`: the ids of a text, as a JSON array.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use crate::error::Result;
@@ -7,18 +9,18 @@ use crate::gguf::GgufFile;
 use crate::text::Tokenizer;
 
 use super::models::resolve;
-use super::text::read_text;
+use super::text::{Ending, read_text};
 
 #[derive(Args)]
 pub struct TokenizeArgs {
     /// A GGUF file, or a name that `lowkey models` lists
     #[arg(short, long, value_name = "MODEL")]
-    model: String,
+    model: PathBuf,
     #[arg(value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file", required_unless_present = "file")]
     text: Option<String>,
     /// Read the text from a file; - is standard input
     #[arg(short, long, value_name = "FILE")]
-    file: Option<String>,
+    file: Option<PathBuf>,
     /// Treat the names of special tokens as plain text
     #[arg(long)]
     no_parse_special: bool,
@@ -33,7 +35,7 @@ pub struct TokenizeArgs {
 pub fn run(args: TokenizeArgs) -> Result<u8> {
     let file = GgufFile::open(&resolve(&args.model)?)?;
     let tokenizer = Tokenizer::from_gguf(&file)?;
-    let text = read_text(args.text.as_deref(), args.file.as_deref())?;
+    let text = read_text(args.text.as_deref(), args.file.as_deref(), Ending::Kept)?;
     let ids = tokenizer.encode(&text, !args.no_parse_special, !args.no_bos)?;
     super::answer_json(&ids)?;
     Ok(0)

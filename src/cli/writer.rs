@@ -13,8 +13,7 @@ pub struct Writer<'a, F> {
 
 impl<'a, F: FnMut(&str) -> Result<()>> Writer<'a, F> {
     pub fn new(stops: &'a [String], emit: F) -> Self {
-        let longest = stops.iter().map(String::len).max().unwrap_or(0);
-        Writer { utf8: Utf8Stream::new(), pending: String::with_capacity(4096 + 2 * longest), stops, emit }
+        Writer { utf8: Utf8Stream::new(), pending: String::with_capacity(held_bytes(stops)), stops, emit }
     }
 
     /// Takes the bytes of a token; true once a stop text has appeared.
@@ -39,6 +38,11 @@ impl<'a, F: FnMut(&str) -> Result<()>> Writer<'a, F> {
         self.pending.drain(..len);
         Ok(())
     }
+}
+
+/// Bytes of text that is held back at most.
+pub fn held_bytes(stops: &[String]) -> usize {
+    4096 + 2 * stops.iter().map(String::len).max().unwrap_or(0)
 }
 
 /// Length of the longest end of `text` that is a beginning of `stop`.

@@ -4,9 +4,8 @@
 //! Answers are greedy and judged by their text alone. Refuses prompts longer than asked for: a length is the most that the
 //! whole prompt has in tokens.
 
-use crate::error::{Error, Result, Setting};
+use crate::error::{Error, Result, Setting, message};
 use crate::kv::policy::Rule;
-use crate::message;
 use crate::session::Session;
 use crate::text::{ChatTemplate, Message, Tokenizer, greedy};
 

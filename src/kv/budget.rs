@@ -5,9 +5,8 @@ use super::layout::KvShape;
 use super::policy::{Keeps, Policy, Protection, Rule};
 use super::store::KvCache;
 use super::types::KvType;
-use crate::error::{Error, Result, Setting};
+use crate::error::{Error, Result, Setting, message};
 use crate::mem::arena::Arena;
-use crate::message;
 use crate::units::{Bytes, percent};
 
 /// Types of keys and of values that are tried where the user names none, the most exact first. What each costs in perplexity
@@ -207,7 +206,6 @@ impl KvParams {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::layout::Window;
     use crate::kv::testkit::tiny_shape;
 
     fn shape(n_ctx: usize) -> KvShape {
@@ -269,75 +267,5 @@ mod tests {
         // What the user names stays.
         assert_eq!(chosen(0, None, Some(KvType::F16), None), (KvType::F16, KvType::Q4H));
         assert_eq!(chosen(u64::MAX, None, None, Some(KvType::Q4_0)), (KvType::F16, KvType::Q4_0));
-    }
-
-    /// Of random shapes: what is measured is what is taken, and a slot costs the same wherever it is the next one.
-    #[test]
-    fn what_is_measured_is_what_is_taken() {
-        let mut rng = fastrand::Rng::with_seed(4);
-        for _ in 0..300 {
-            let policy = rng.choice(Policy::all()).unwrap();
-            let mut shape = KvShape {
-                n_layer: rng.usize(1..9),
-                n_head_kv: rng.usize(1..5),
-                head_dim: 8 * rng.usize(1..17),
-                n_batch: rng.usize(1..33),
-                n_ctx: 1024,
-                window: rng.bool().then(|| Window { n_tok: rng.usize(1..200), global_every: rng.usize(..4) }),
-                k_type: rng.choice(KvType::ALL).unwrap(),
-                v_type: rng.choice(KvType::ALL).unwrap(),
-                capped: rng.bool(),
-                keeps: policy.row().keeps(rng.bool(), Some(rng.u32(..4))),
-            };
-            if shape.head_dim % 32 != 0 {
-                (shape.k_type, shape.v_type) = (KvType::F16, KvType::F16);
-            }
-            let n_slot = rng.usize(1..300);
-            let mut arena = Arena::take(shape.arena_bytes(n_slot)).unwrap();
-            KvCache::carve(&mut arena, &shape, n_slot);
-            assert_eq!(arena.used(), shape.arena_bytes(n_slot), "{shape:?}");
-            let step = |n: usize| shape.arena_bytes(n + 64) - shape.arena_bytes(n);
-            if shape.ring_len().is_none() {
-                assert_eq!(step(256), 64 * shape.bytes_per_slot(), "{shape:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn every_byte_of_a_ring_is_in_the_budget() {
-        let window = Some(Window { n_tok: 6, global_every: 3 });
-        let shape = KvShape { n_layer: 5, n_head_kv: 2, n_batch: 4, n_ctx: 100, window, ..tiny_shape() };
-        for n in [1, 5, 6, 7, 50, 100] {
-            // A budget one byte short of n slots gives fewer, whether the windows are whole or not.
-            assert!(shape.slots_within(shape.arena_bytes(n) as u64) >= n);
-            assert!(shape.slots_within(shape.arena_bytes(n) as u64 - 1) < n);
-        }
-        // Beyond the windows a token costs what layer 2 of the five needs for it; up to there all do.
-        let row = shape.k_bytes() + shape.v_bytes() + 8;
-        assert_eq!(shape.bytes_per_slot(), 2 * row);
-        assert_eq!(shape.arena_bytes(96) - shape.arena_bytes(64), 32 * shape.bytes_per_slot());
-        assert_eq!(shape.full_f16_bytes(50), 2 * 2 * 16 * (50 + 4 * 6));
-    }
-
-    #[test]
-    fn no_shape_overflows_and_rows_can_be_numbered() {
-        for (n_layer, n_head_kv, head_dim, n_ctx) in [(1, 1, 8, 8), (128, 128, 1024, 1 << 24), (65_536, 8, 1024, 1 << 24)] {
-            let (n_batch, v_type) = (n_ctx / 8, if head_dim > 8 { KvType::Q4H } else { KvType::F16 });
-            let shape = KvShape { n_layer, n_head_kv, head_dim, n_batch, n_ctx, v_type, ..tiny_shape() };
-            for budget in [0, 1, 1 << 20, 1 << 40, u64::MAX] {
-                let n = shape.slots_within(budget);
-                let rows = shape.n_heads() * n + n_head_kv * shape.n_batch;
-                assert!(n <= n_ctx && rows <= u32::MAX as usize);
-                assert!(n == 0 || shape.arena_bytes(n) as u64 <= budget);
-            }
-        }
-    }
-
-    #[test]
-    fn shares_of_the_slots_never_exceed_them() {
-        for n in (1..200_000).chain((1 << 24) - 1000..=1 << 24) {
-            assert_eq!(Recent::Percent(100.0).of(n), n as u32);
-            assert!(Recent::Percent(50.0).of(n) as usize == n / 2);
-        }
     }
 }

@@ -64,35 +64,27 @@ impl Tiny {
         Tiny::with(n_slot, |shape, params| (shape.n_ctx, params.sinks, params.recent) = (n_ctx, sinks, Some(recent)))
     }
 
-    /// A step: `rows(layer)` gives queries, keys and values of all heads, `see` the cache before attention.
-    pub fn feed_each(
-        &mut self,
-        mut rows: impl FnMut(AttnLayer) -> [Vec<f32>; 3],
-        mut see: impl FnMut(AttnLayer, &KvCache),
-    ) -> Vec<Vec<f32>> {
+    /// A step: `rows(layer)` gives queries, keys and values of all heads.
+    pub fn feed_each(&mut self, mut rows: impl FnMut(AttnLayer) -> [Vec<f32>; 3]) {
         let Tiny { cache, pool, scratch, attend } = self;
         let shape = *cache.shape();
         let mut batch = rows(AttnLayer(0));
         let mut step = cache.begin(batch[1].len() / shape.n_head_kv / shape.head_dim, pool, scratch, &()).unwrap();
-        let mut outs = Vec::new();
         for layer in shape.layers() {
             if layer.0 > 0 {
                 batch = rows(layer);
             }
             let [q, k, v] = &mut batch;
             let mut out = vec![0.0; q.len()];
-            let taken = step.rate(layer, pool, Kernels::choose("auto").unwrap(), k, v).take(pool, q, k, v);
-            see(layer, taken.cache());
-            taken.attend(pool, attend, q, &mut out);
-            outs.push(out);
+            let rated = step.rate(layer, pool, Kernels::choose("auto").unwrap(), k, v);
+            rated.take(pool, q, k, v).attend(pool, attend, q, &mut out);
         }
         step.finish();
-        outs
     }
 
     /// The same queries, keys and values in all layers.
     pub fn feed_asked(&mut self, q: &[f32], k: &[f32], v: &[f32]) {
-        self.feed_each(|_| [q, k, v].map(<[f32]>::to_vec), |_, _| ());
+        self.feed_each(|_| [q, k, v].map(<[f32]>::to_vec));
     }
 
     pub fn feed(&mut self, k: &[f32], v: &[f32]) {
@@ -104,15 +96,6 @@ impl Tiny {
         let mut key = [0.0; 8];
         key[0] = token as f32;
         self.feed(&key, &key);
-    }
-
-    /// The numbers kept, oldest first.
-    pub fn numbers(&self) -> Vec<usize> {
-        let one = (AttnLayer(0), Head(0));
-        let scores = self.cache.scores(one.0, one.1);
-        let mut kept: Vec<_> = self.cache.kept(one.0, one.1).iter().zip(scores).map(|(&p, &s)| (p, s as usize)).collect();
-        kept.sort_unstable();
-        kept.into_iter().map(|(_, token)| token).collect()
     }
 
     /// The positions that a head holds, sorted.

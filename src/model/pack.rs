@@ -19,12 +19,11 @@ use std::time::UNIX_EPOCH;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::error::{Message, Setting};
+use crate::error::{Message, Setting, message};
 use crate::gguf::GgufFile;
 use crate::gguf::quant::GgmlType;
 use crate::kernels::packed::{ROWS, can_pack, pack_rows};
 use crate::mem::map::Map;
-use crate::message;
 
 const MAGIC: &[u8; 8] = b"LOWKEYPK";
 const VERSION: u32 = 1;

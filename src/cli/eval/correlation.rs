@@ -5,12 +5,11 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::plot::PlotArgs;
-use super::{Budget, TextArgs, budget_opened};
+use super::{Budget, TextArgs, budget_opened, rows_bytes};
 use crate::cli::args::OutputArgs;
-use crate::cli::interrupt::Interrupt;
-use crate::cli::progress;
-use crate::cli::setup::{Opened, check_tokens, open};
-use crate::cli::text::{read_text, text_bytes};
+use crate::cli::setup::{Done, Opened, check_tokens, open};
+use crate::cli::text::{Ending, read_text, text_bytes};
+use crate::cli::{interrupt, progress};
 use crate::error::{Error, Result};
 use crate::eval::correlation::{self, Coefficients, Queries};
 use crate::eval::ppl::windows;
@@ -20,7 +19,7 @@ use crate::session::Session;
 #[derive(Args)]
 pub struct CorrelationArgs {
     #[command(flatten)]
-    text: TextArgs,
+    pub text: TextArgs,
     /// Windows at most
     #[arg(long, value_name = "N", default_value_t = 4)]
     windows: usize,
@@ -30,7 +29,7 @@ pub struct CorrelationArgs {
     #[command(flatten)]
     plot: PlotArgs,
     #[command(flatten)]
-    output: OutputArgs,
+    pub output: OutputArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -60,14 +59,13 @@ struct Row {
 /// Tokens of a window at least: a coefficient of fewer keys is noise.
 const LEAST_CTX: usize = 64;
 
-pub fn run(args: CorrelationArgs) -> Result<u8> {
-    let interrupt = Interrupt::catch_with_term()?;
+pub fn run(args: CorrelationArgs) -> Result<Done> {
     args.plot.check()?;
     if args.windows == 0 {
         return Err(Error::usage("--windows", "0 windows measure nothing; give 1 at least"));
     }
-    let text = read_text(None, Some(&args.text.file))?;
-    let opened = open(&args.text.model.model, args.text.model.session.params(1))?;
+    let text = read_text(None, Some(&args.text.file), Ending::Kept)?;
+    let opened = open(&args.text.model, 1)?;
     opened.warn();
     let n_ctx = opened.model.config.n_ctx;
     if !(LEAST_CTX..=n_ctx).contains(&args.text.ctx) {
@@ -90,23 +88,24 @@ pub fn run(args: CorrelationArgs) -> Result<u8> {
     let plan = |opened: &mut Opened| {
         let (kv, text_bytes) = (opened.layout.kv, text_bytes(&opened.model.file, &text)?);
         opened.plan.private("text", text_bytes);
+        opened.plan.private("rows", rows_bytes::<Row>(kv.n_heads(), &args.plot));
         opened.plan.private("correlation", correlation::bytes(kv.n_heads(), kv.head_dim, args.text.ctx));
         Ok(())
     };
     let opened = budget_opened(&args.text.model, Budget::Full, Policy::Off, args.text.ctx, args.text.ctx, 1, plan)?;
+    if args.text.model.only_plan {
+        return Ok(Done::Planned(opened));
+    }
     let mut session = Session::new(opened.model, &opened.layout)?;
     check_tokens(&session, &tokens)?;
-    interrupt.defer();
+    interrupt::defer();
     let bar = progress::tokens("full cache".into(), windows.len() * args.text.ctx);
     let measured = correlation::measure(&mut session, &windows, args.queries.into(), |done| {
         bar.inc(done as u64);
-        !interrupt.raised()
+        !interrupt::raised()
     })?;
     bar.finish_and_clear();
-    let Some(measured) = measured else {
-        crate::cli::say("lowkey: interrupted, no result");
-        return Ok(130);
-    };
+    let Some(measured) = measured else { return Ok(super::interrupted()) };
     let n_head_kv = session.cache().shape().n_head_kv;
     let row = |(i, c): (usize, &Coefficients)| Row {
         layer: i / n_head_kv,
@@ -118,7 +117,7 @@ pub fn run(args: CorrelationArgs) -> Result<u8> {
     let rows: Vec<Row> = measured.iter().enumerate().map(row).collect();
     args.output.answer(&rows, |rows| table(rows, n_head_kv))?;
     args.plot.write(|| picture(&rows, n_head_kv))?;
-    Ok(0)
+    Ok(Done::Exit(0))
 }
 
 /// A line for each layer, a column for each head, and what they come to.

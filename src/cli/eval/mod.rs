@@ -7,10 +7,12 @@ mod plot;
 mod ppl;
 mod retrieval;
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 
 use super::args::ModelArgs;
-use super::setup::{Opened, open};
+use super::setup::{Done, Opened, open_with};
 use crate::error::{Error, Result};
 use crate::kv::{KvShape, KvType, Policy};
 use crate::units::percent;
@@ -35,7 +37,7 @@ enum What {
     Correlation(Box<correlation::CorrelationArgs>),
 }
 
-pub fn run(args: EvalArgs) -> Result<u8> {
+pub fn run(args: EvalArgs) -> Result<Done> {
     match args.what {
         What::Ppl(args) => ppl::run(*args),
         What::Passkey(args) => retrieval::passkey(*args),
@@ -45,6 +47,34 @@ pub fn run(args: EvalArgs) -> Result<u8> {
     }
 }
 
+impl EvalArgs {
+    /// The model, and whether the answer is JSON.
+    pub fn model_and_json(&mut self) -> (&mut ModelArgs, bool) {
+        match &mut self.what {
+            What::Ppl(args) => (&mut args.text.model, args.output.is_json()),
+            What::Passkey(args) => args.common.model_and_json(),
+            What::Needle(args) => args.common.model_and_json(),
+            What::Ruler(args) => args.common.model_and_json(),
+            What::Correlation(args) => (&mut args.text.model, args.output.is_json()),
+        }
+    }
+}
+
+fn interrupted() -> Done {
+    crate::cli::say("lowkey: interrupted, no result");
+    Done::Exit(crate::cli::interrupt::code().unwrap_or(1))
+}
+
+/// The larger of two plans.
+fn larger(one: Opened, other: Opened) -> Opened {
+    if other.plan.private_bytes() > one.plan.private_bytes() { other } else { one }
+}
+
+/// Bytes of a row of an answer, as it is kept, and as the table or the picture shows it.
+fn rows_bytes<Row>(n_rows: usize, plot: &plot::PlotArgs) -> usize {
+    n_rows.saturating_mul(size_of::<Row>() + 256).saturating_add(plot.bytes(n_rows))
+}
+
 /// A model, and a text that is cut into windows.
 #[derive(clap::Args)]
 struct TextArgs {
@@ -52,7 +82,7 @@ struct TextArgs {
     model: ModelArgs,
     /// The text; - is standard input
     #[arg(short, long, value_name = "FILE")]
-    file: String,
+    file: PathBuf,
     /// Tokens of a window
     #[arg(long, value_name = "N", default_value_t = 512)]
     ctx: usize,
@@ -61,7 +91,7 @@ struct TextArgs {
 impl TextArgs {
     /// For a text of `n_tokens` that holds no window.
     fn too_short(&self, n_tokens: usize) -> Error {
-        let what = format!("{} has {n_tokens} tokens, fewer than one window of {}", self.file, self.ctx);
+        let what = format!("{} has {n_tokens} tokens, fewer than one window of {}", self.file.display(), self.ctx);
         Error::usage("--file", format!("{what}; give a longer text or a smaller --ctx"))
     }
 }
@@ -112,7 +142,7 @@ fn budget_opened(
 ) -> Result<Opened> {
     let mut params = args.session.params(n_logits);
     (params.kv.budget_bytes, params.kv.policy, params.n_stream) = (u64::MAX, policy, Some(n_stream));
-    let mut opened = open(&args.model, params)?;
+    let mut opened = open_with(args, params)?;
     if budget == Budget::Full {
         let params = &mut opened.params;
         (params.kv.policy, params.k_type, params.v_type) = (Policy::Off, Some(KvType::F16), Some(KvType::F16));

@@ -15,6 +15,12 @@ pub struct PlotArgs {
 }
 
 impl PlotArgs {
+    /// Bytes of a picture of so many rows, as it is drawn and written.
+    pub fn bytes(&self, n_rows: usize) -> usize {
+        // The file's buffer, and what a figure of the picture takes as SVG, twice while it grows.
+        if self.plot.is_some() { n_rows.saturating_mul(2048).saturating_add(1 << 20) } else { 0 }
+    }
+
     /// Refuses, before hours of work, what could not be written at their end.
     pub fn check(&self) -> Result<()> {
         let Some(path) = &self.plot else { return Ok(()) };

@@ -7,14 +7,13 @@ use serde::Serialize;
 
 use super::npy::NpyFile;
 use super::plot::PlotArgs;
-use super::{Budget, Keep, TextArgs, budget_opened, policies};
+use super::{Budget, Keep, TextArgs, budget_opened, larger, policies, rows_bytes};
 use crate::cli::args::OutputArgs;
-use crate::cli::interrupt::Interrupt;
-use crate::cli::progress;
-use crate::cli::setup::{Opened, check_tokens, open};
-use crate::cli::text::{read_text, text_bytes};
+use crate::cli::setup::{Done, Opened, check_tokens, open};
+use crate::cli::text::{Ending, read_text, text_bytes};
 use crate::cli::unfinished::Unfinished;
-use crate::error::{Error, Result};
+use crate::cli::{interrupt, progress};
+use crate::error::{Error, Result, message};
 use crate::eval::ppl::{Scores, score, windows};
 use crate::kv::Policy;
 use crate::kv::types::{KvType, both_names};
@@ -24,7 +23,7 @@ use crate::units::Bytes;
 #[derive(Args)]
 pub struct PplArgs {
     #[command(flatten)]
-    text: TextArgs,
+    pub text: TextArgs,
     /// Tokens from one window's start to the next's [default: --ctx]
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
@@ -34,6 +33,9 @@ pub struct PplArgs {
     /// Policies to compare [default: --evict]
     #[arg(long, value_name = "POLICY", value_delimiter = ',')]
     policies: Vec<Policy>,
+    /// Leave out the ratio to a full f16 cache, and the memory of one
+    #[arg(long)]
+    no_full: bool,
     /// Windows to score at most
     #[arg(long, value_name = "N")]
     windows: Option<usize>,
@@ -46,7 +48,7 @@ pub struct PplArgs {
     #[command(flatten)]
     plot: PlotArgs,
     #[command(flatten)]
-    output: OutputArgs,
+    pub output: OutputArgs,
 }
 
 #[derive(Serialize)]
@@ -76,71 +78,84 @@ struct Part {
 /// Rows of logits at once: each is a whole vocabulary.
 const N_LOGITS: usize = 16;
 
-pub fn run(args: PplArgs) -> Result<u8> {
-    let interrupt = Interrupt::catch_with_term()?;
-    if let Some(path) = &args.logits_out {
-        Unfinished::check("--logits-out", path)?;
-    }
-    if args.windows == Some(0) {
-        return Err(Error::usage("--windows", "0 windows give no perplexity; give 1 at least"));
-    }
-    args.plot.check()?;
-    let text = read_text(None, Some(&args.text.file))?;
-    let stride = args.stride.unwrap_or(args.text.ctx);
-    if args.text.ctx < 2 {
-        return Err(Error::usage("--ctx", "a window must have 2 tokens at least"));
-    }
-    if stride == 0 {
-        return Err(Error::usage("--stride", "windows that do not move on never end; give 1 at least"));
-    }
-    let mut opened = open(&args.text.model.model, args.text.model.session.params(N_LOGITS))?;
+pub fn run(args: PplArgs) -> Result<Done> {
+    check(&args)?;
+    let text = read_text(None, Some(&args.text.file), Ending::Kept)?;
+    let (ctx, stride) = (args.text.ctx, args.stride.unwrap_or(args.text.ctx));
+    let mut opened = open(&args.text.model, N_LOGITS)?;
     opened.warn();
     // No token is shorter than a byte, but for the one that may begin the text.
-    let most = (text.len() + 1).checked_sub(args.text.ctx).map_or(0, |rest| rest / stride + 1);
-    plan_text(&mut opened, &text, most.min(args.windows.unwrap_or(usize::MAX)), args.text.ctx)?;
+    let most = (text.len() + 1).checked_sub(ctx).map_or(0, |rest| rest / stride + 1);
+    plan_text(&mut opened, &args, &text, most.min(args.windows.unwrap_or(usize::MAX)))?;
     if args.keep.is_empty() {
         opened.check()?;
     }
-    let (ctx, n_ctx) = (args.text.ctx, opened.model.config.n_ctx);
+    let n_ctx = opened.model.config.n_ctx;
     if ctx > n_ctx && !args.keep.is_empty() {
         let what = format!("a full cache of --ctx {ctx} tokens cannot be, the model was trained for {n_ctx}");
         return Err(Error::usage("--keep", format!("{what}; give --kv-budget, or a smaller --ctx")));
     }
-    if args.parts == 0 || args.parts >= ctx {
-        return Err(Error::usage("--parts", format!("{} parts of {ctx} tokens; give 1 to {}", args.parts, ctx - 1)));
-    }
-    let tokenizer = opened.tokenizer()?;
-    let mut tokens = tokenizer.encode(&text, true, false)?;
-    let n_windows = windows(&tokens, args.text.ctx, stride).count().min(args.windows.unwrap_or(usize::MAX));
+    let mut tokens = opened.tokenizer()?.encode(&text, true, false)?;
+    let n_windows = windows(&tokens, ctx, stride).count().min(args.windows.unwrap_or(usize::MAX));
     if n_windows == 0 {
         return Err(args.text.too_short(tokens.len()));
     }
-    tokens.truncate((n_windows - 1) * stride + args.text.ctx);
+    tokens.truncate((n_windows - 1) * stride + ctx);
     drop(opened);
 
-    let has_full = ctx <= n_ctx;
-    let mut eval = Eval { args: &args, tokens: &tokens, stride, n_windows, text: &text, has_full, full: None, interrupt };
-    eval.interrupt.defer();
-    let (runs, mut rows) = (eval.runs(), Vec::new());
+    let has_full = ctx <= n_ctx && !args.no_full;
+    let mut eval = Eval { args: &args, tokens: &tokens, stride, n_windows, text: &text, has_full, full: None };
     // What does not fit is refused now, not after hours.
-    runs.iter().try_for_each(|&(keep, policy)| eval.open(eval.budget(keep), policy).map(drop))?;
+    let runs = eval.runs();
+    let planned = eval.plan(&runs)?;
+    if args.text.model.only_plan {
+        return Ok(Done::Planned(planned));
+    }
+    drop(planned);
+    interrupt::defer();
+    let mut rows = Vec::new();
     for (i, &(keep, policy)) in runs.iter().enumerate() {
         let logits_out = args.logits_out.as_deref().filter(|_| i == 0);
-        let Some(row) = eval.row(keep, policy, logits_out)? else {
-            crate::cli::say("lowkey: interrupted, no result");
-            return Ok(130);
-        };
+        let Some(row) = eval.row(keep, policy, logits_out)? else { return Ok(super::interrupted()) };
         rows.push(row);
     }
     args.output.answer(&rows, table)?;
-    args.plot.write(|| picture(&rows, args.text.ctx))?;
-    Ok(0)
+    args.plot.write(|| picture(&rows, ctx))?;
+    Ok(Done::Exit(0))
 }
 
-/// The lines that only `eval` knows of: the text and its tokens, a score for each of a window in this run and in that of the full cache.
-fn plan_text(opened: &mut Opened, text: &str, n_windows: usize, ctx: usize) -> Result<()> {
+/// What can be refused before anything is opened.
+fn check(args: &PplArgs) -> Result<()> {
+    if let Some(path) = &args.logits_out {
+        Unfinished::check("--logits-out", path)?;
+    }
+    args.plot.check()?;
+    if args.windows == Some(0) {
+        return Err(Error::usage("--windows", "0 windows give no perplexity; give 1 at least"));
+    }
+    let ctx = args.text.ctx;
+    if ctx < 2 {
+        return Err(Error::usage("--ctx", "a window must have 2 tokens at least"));
+    }
+    if args.stride == Some(0) {
+        return Err(Error::usage("--stride", "windows that do not move on never end; give 1 at least"));
+    }
+    if args.parts == 0 || args.parts >= ctx {
+        return Err(Error::usage("--parts", format!("{} parts of {ctx} tokens; give 1 to {}", args.parts, ctx - 1)));
+    }
+    Ok(())
+}
+
+/// The lines that only `eval` knows of: the text and its tokens, a score for each of a window in this run and in that of the full
+/// cache, the rows, and the buffer of a file.
+fn plan_text(opened: &mut Opened, args: &PplArgs, text: &str, n_windows: usize) -> Result<()> {
     opened.plan.private("text", text_bytes(&opened.model.file, text)?);
-    opened.plan.private("scores", n_windows.saturating_mul(ctx - 1).saturating_mul(2 * size_of::<f64>()));
+    let n_scores = n_windows.saturating_mul(args.text.ctx - 1);
+    opened.plan.private("scores", n_scores.saturating_mul(2 * size_of::<f64>()));
+    let n_rows = args.keep.len().max(1) * args.policies.len().max(1);
+    let parts = if args.parts > 1 { args.parts.saturating_mul(n_rows * (size_of::<Part>() + 40)) } else { 0 };
+    let file = if args.logits_out.is_some() { 1 << 20 } else { 0 };
+    opened.plan.private("rows", rows_bytes::<Row>(n_rows, &args.plot).saturating_add(parts).saturating_add(file));
     Ok(())
 }
 
@@ -154,7 +169,6 @@ struct Eval<'a> {
     has_full: bool,
     /// Scores of the full f16 cache, once some row has needed them.
     full: Option<Scores>,
-    interrupt: Interrupt,
 }
 
 impl Eval<'_> {
@@ -177,7 +191,7 @@ impl Eval<'_> {
 
     fn open(&self, budget: Budget, policy: Policy) -> Result<Opened> {
         let ctx = self.args.text.ctx;
-        let plan = |opened: &mut Opened| plan_text(opened, self.text, self.n_windows, ctx);
+        let plan = |opened: &mut Opened| plan_text(opened, self.args, self.text, self.n_windows);
         let opened = budget_opened(&self.args.text.model, budget, policy, ctx, ctx, N_LOGITS, plan)?;
         let Layout { kv, n_slot, .. } = opened.layout;
         if policy == Policy::Off && n_slot < ctx && kv.ring_len().is_none() {
@@ -187,8 +201,30 @@ impl Eval<'_> {
         Ok(opened)
     }
 
-    fn session(&self, budget: Budget, policy: Policy) -> Result<Session> {
-        let opened = self.open(budget, policy)?;
+    /// The largest of all that will be opened.
+    fn plan(&self, runs: &[(Option<Keep>, Policy)]) -> Result<Opened> {
+        let mut most: Option<Opened> = None;
+        for &(keep, policy) in runs {
+            let opened = self.open(self.budget(keep), policy)?;
+            if self.needs_full(keep, &opened.layout) {
+                let full = self.open(Budget::Full, Policy::Off).map_err(|e| {
+                    let what = "for the ratio to a full f16 cache (--no-full leaves it out): ";
+                    Error::stopped(message![what, e.message()])
+                })?;
+                most = most.into_iter().chain([full]).reduce(larger);
+            }
+            most = most.into_iter().chain([opened]).reduce(larger);
+        }
+        Ok(most.expect("a budget and a policy at least"))
+    }
+
+    /// Whether a row's ratio takes the scores of the full cache. (Where the arena never fills, rounding alone is what costs.)
+    fn needs_full(&self, keep: Option<Keep>, layout: &Layout) -> bool {
+        let exact = (layout.kv.k_type, layout.kv.v_type) == (KvType::F16, KvType::F16);
+        (layout.n_slot < self.args.text.ctx || !exact) && !self.is_full(keep) && self.has_full
+    }
+
+    fn session(&self, opened: Opened) -> Result<Session> {
         let session = Session::new(opened.model, &opened.layout)?;
         check_tokens(&session, self.tokens)?;
         Ok(session)
@@ -207,7 +243,7 @@ impl Eval<'_> {
         let rows = |row: &[f32]| file.as_mut().map_or(Ok(()), |file| file.row(row));
         let scores = score(session, self.tokens, self.args.text.ctx, self.stride, rows, |n| {
             bar.inc(n as u64);
-            !self.interrupt.raised()
+            !interrupt::raised()
         })?;
         bar.finish_and_clear();
         if let (Some(file), Some(_)) = (file, &scores) {
@@ -219,7 +255,9 @@ impl Eval<'_> {
     /// `None` if interrupted.
     fn row(&mut self, keep: Option<Keep>, policy: Policy, logits_out: Option<&Path>) -> Result<Option<Row>> {
         let whole = self.is_full(keep);
-        let mut session = self.session(self.budget(keep), policy)?;
+        let opened = self.open(self.budget(keep), policy)?;
+        let needs_full = self.needs_full(keep, &opened.layout);
+        let mut session = self.session(opened)?;
         let types = (session.cache().shape().k_type, session.cache().shape().v_type);
         let exact = types == (KvType::F16, KvType::F16);
         let Some(scores) = self.score(&mut session, logits_out)? else { return Ok(None) };
@@ -228,8 +266,9 @@ impl Eval<'_> {
         // One session at a time: the plan is for one.
         drop(session);
         let evicts = n_slot < self.args.text.ctx;
-        if (evicts || !exact) && !whole && self.full.is_none() && self.has_full {
-            let Some(full) = self.score(&mut self.session(Budget::Full, Policy::Off)?, None)? else { return Ok(None) };
+        if needs_full && self.full.is_none() {
+            let mut session = self.session(self.open(Budget::Full, Policy::Off)?)?;
+            let Some(full) = self.score(&mut session, None)? else { return Ok(None) };
             self.full = Some(full);
         }
         // Where the arena never fills, rounding alone is what costs: all tokens count.

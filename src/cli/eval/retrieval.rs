@@ -1,17 +1,18 @@
 //! `lowkey eval passkey`, `needle` and `ruler`: how often the model still finds, under a budget, what stood somewhere in a long prompt.
 //! The prompts are the same for every budget and policy. Nothing is printed before all is done.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::plot::PlotArgs;
-use super::{Budget, Keep, budget_opened, policies};
+use super::{Budget, Keep, budget_opened, larger, policies, rows_bytes};
 use crate::cli::args::{ModelArgs, OutputArgs};
-use crate::cli::interrupt::Interrupt;
-use crate::cli::progress;
-use crate::cli::setup::{Opened, check_tokens, open};
-use crate::cli::text::{read_text, text_bytes};
+use crate::cli::setup::{Done, Opened, check_tokens, open};
+use crate::cli::text::{Ending, read_text, text_bytes};
+use crate::cli::{interrupt, progress};
 use crate::error::{Error, Result};
 use crate::eval::needle::{self, Haystack};
 use crate::eval::passkey;
@@ -26,16 +27,16 @@ use crate::units::Bytes;
 #[derive(Args)]
 pub struct PasskeyArgs {
     #[command(flatten)]
-    common: RetrievalArgs,
+    pub common: RetrievalArgs,
 }
 
 #[derive(Args)]
 pub struct NeedleArgs {
     /// The prose to hide facts in; - is standard input
     #[arg(short, long, value_name = "FILE")]
-    file: String,
+    file: PathBuf,
     #[command(flatten)]
-    common: RetrievalArgs,
+    pub common: RetrievalArgs,
 }
 
 #[derive(Args)]
@@ -44,11 +45,11 @@ pub struct RulerArgs {
     #[arg(long, value_name = "TASK,…", value_delimiter = ',', default_value = "single,multi-key,multi-value,tracking")]
     tasks: Vec<Task>,
     #[command(flatten)]
-    common: RetrievalArgs,
+    pub common: RetrievalArgs,
 }
 
 #[derive(Args)]
-struct RetrievalArgs {
+pub struct RetrievalArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Tokens of a prompt: as many as fill up to this
@@ -82,6 +83,12 @@ struct RetrievalArgs {
     plot: PlotArgs,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+impl RetrievalArgs {
+    pub fn model_and_json(&mut self) -> (&mut ModelArgs, bool) {
+        (&mut self.model, self.output.is_json())
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -139,20 +146,20 @@ impl Wanted {
     }
 }
 
-pub fn passkey(args: PasskeyArgs) -> Result<u8> {
+pub fn passkey(args: PasskeyArgs) -> Result<Done> {
     let args = &args.common;
     measure(args, "", &[""], |encoder, w| passkey::prompt(encoder, w.length, w.depth, &mut w.rng(args.seed)))
 }
 
-pub fn needle(args: NeedleArgs) -> Result<u8> {
-    let text = read_text(None, Some(&args.file))?;
+pub fn needle(args: NeedleArgs) -> Result<Done> {
+    let text = read_text(None, Some(&args.file), Ending::Kept)?;
     let (args, hay) = (&args.common, Haystack::new(&text));
     measure(args, &text, &[""], |encoder, w| {
         needle::prompt(encoder, &hay, w.length, w.depth, w.place + w.sample, &mut w.rng(args.seed))
     })
 }
 
-pub fn ruler(args: RulerArgs) -> Result<u8> {
+pub fn ruler(args: RulerArgs) -> Result<Done> {
     let names: Vec<&str> = args.tasks.iter().map(|task| task.name()).collect();
     let (args, tasks) = (&args.common, &args.tasks);
     measure(args, "", &names, |encoder, w| ruler::prompt(encoder, tasks[w.task], w.length, w.depth, &mut w.rng(args.seed)))
@@ -168,22 +175,11 @@ fn measure(
     text: &str,
     tasks: &[&'static str],
     prompts: impl Fn(&Encoder, &Wanted) -> Result<Prompt>,
-) -> Result<u8> {
-    let interrupt = Interrupt::catch_with_term()?;
+) -> Result<Done> {
     check(args)?;
-    let opened = open(&args.model.model, args.model.session.params(1))?;
+    let opened = open(&args.model, 1)?;
     opened.warn();
-    let n_layer = opened.model.config.n_attn_layer();
-    if args.skip_layers >= n_layer {
-        let what = format!("of {n_layer} layers with attention all would be left whole; give {} at most", n_layer - 1);
-        return Err(Error::usage("--skip-layers", what));
-    }
-    let n_ctx = opened.model.config.n_ctx;
-    let longest = args.lengths.iter().copied().max().unwrap_or(0);
-    if longest.saturating_add(ANSWER_TOKENS) > n_ctx {
-        let what = format!("prompts of {longest} tokens and an answer, the model was trained for {n_ctx}");
-        return Err(Error::usage("--lengths", format!("{what}; give at most {}", n_ctx.saturating_sub(ANSWER_TOKENS))));
-    }
+    check_model(args, &opened)?;
     let template = if args.chat { Some(ChatTemplate::from_gguf(&opened.model.file)?) } else { None };
     let tokenizer = opened.tokenizer()?;
     let encoder = Encoder { tokenizer: &tokenizer, template };
@@ -197,17 +193,25 @@ fn measure(
     }
     let text_bytes = if text.is_empty() { 0 } else { text.len() + Haystack::bytes(text) };
     drop(opened);
+    let runs = runs(args, tasks.len());
+    let n_rows = runs.len().saturating_mul(args.depths);
     let plan = |opened: &mut Opened| {
         opened.plan.private("text", text_bytes);
+        opened.plan.private("rows", rows_bytes::<Row>(n_rows, &args.plot));
         opened.plan.private("prompt", 4 * bytes);
         Ok(())
     };
 
-    let runs = runs(args, tasks.len());
-    runs.iter().try_for_each(|run| run.open(args, &plan).map(drop))?;
+    let mut most: Option<Opened> = None;
+    for run in &runs {
+        most = most.into_iter().chain([run.open(args, &plan)?.0]).reduce(larger);
+    }
+    if let Some(most) = most.filter(|_| args.model.only_plan) {
+        return Ok(Done::Planned(most));
+    }
     let n_tokens: usize = runs.iter().map(|run| run.length * args.depths * args.samples).sum();
     let bar = progress::tokens(String::new(), n_tokens);
-    interrupt.defer();
+    interrupt::defer();
     let mut rows = Vec::new();
     for run in runs {
         bar.set_message(run.name(tasks[run.task]));
@@ -220,11 +224,10 @@ fn measure(
                 let wanted = Wanted { task: run.task, length: run.length, depth, place, sample };
                 let prompt = prompts(&encoder, &wanted)?;
                 check_tokens(&session, &prompt.tokens)?;
-                let found = ask(&mut session, &tokenizer, &prompt, mode, |done| told(&bar, &interrupt, done))?;
+                let found = ask(&mut session, &tokenizer, &prompt, mode, |done| told(&bar, done))?;
                 let Some(found) = found else {
                     bar.finish_and_clear();
-                    crate::cli::say("lowkey: interrupted, no result");
-                    return Ok(130);
+                    return Ok(super::interrupted());
                 };
                 // A prompt that is shorter than its length by a unit of filler is done all the same.
                 bar.inc((run.length - prompt.tokens.len()) as u64);
@@ -237,12 +240,28 @@ fn measure(
     bar.finish_and_clear();
     args.output.answer(&rows, table)?;
     args.plot.write(|| picture(&rows, args.mode))?;
-    Ok(0)
+    Ok(Done::Exit(0))
 }
 
-fn told(bar: &ProgressBar, interrupt: &Interrupt, done: usize) -> bool {
+fn told(bar: &ProgressBar, done: usize) -> bool {
     bar.inc(done as u64);
-    !interrupt.raised()
+    !interrupt::raised()
+}
+
+/// What the model must have for these prompts.
+fn check_model(args: &RetrievalArgs, opened: &Opened) -> Result<()> {
+    let n_layer = opened.model.config.n_attn_layer();
+    if args.skip_layers >= n_layer {
+        let what = format!("of {n_layer} layers with attention all would be left whole; give {} at most", n_layer - 1);
+        return Err(Error::usage("--skip-layers", what));
+    }
+    let n_ctx = opened.model.config.n_ctx;
+    let longest = args.lengths.iter().copied().max().unwrap_or(0);
+    if longest.saturating_add(ANSWER_TOKENS) > n_ctx {
+        let what = format!("prompts of {longest} tokens and an answer, the model was trained for {n_ctx}");
+        return Err(Error::usage("--lengths", format!("{what}; give at most {}", n_ctx.saturating_sub(ANSWER_TOKENS))));
+    }
+    Ok(())
 }
 
 fn check(args: &RetrievalArgs) -> Result<()> {

@@ -158,7 +158,7 @@ mod tests {
 
     /// One more token.
     fn enter(tiny: &mut Tiny, rng: &mut fastrand::Rng) {
-        tiny.feed_each(|_| [(); 3].map(|()| (0..16).map(|_| rng.f32() - 0.3).collect()), |_, _| ());
+        tiny.feed_each(|_| [(); 3].map(|()| (0..16).map(|_| rng.f32() - 0.3).collect()));
     }
 
     /// The first layer keeps all, takes newcomers until its slots are full, and comes down to the others' number when positions

@@ -223,7 +223,7 @@ impl KvCache {
     }
 
     /// Writes into `table` the row of every entry that token `t` of the batch sees in this head, in slot order.
-    pub(super) fn rows_at(&self, layer: AttnLayer, head: Head, t: usize, table: &mut [u32]) -> usize {
+    pub fn rows_at(&self, layer: AttnLayer, head: Head, t: usize, table: &mut [u32]) -> usize {
         let (first, live) = (self.first_row(layer, head) as u32, self.live_at(layer, t));
         for (slot, row) in table[..live].iter_mut().enumerate() {
             *row = first + slot as u32;

@@ -58,19 +58,7 @@ impl KvCache {
 #[cfg(test)]
 mod tests {
     use crate::kv::testkit::Tiny;
-    use crate::kv::{KvCache, KvType, Policy, Recent};
-
-    #[test]
-    fn thinning_a_context_that_is_all_protected_drops_the_oldest_recent_or_the_last_sinks() {
-        let after_17 = |sinks: u32, recent: Recent| {
-            let mut tiny = Tiny::new(16, 16, sinks, recent);
-            (0..17).for_each(|t| tiny.feed_number(t));
-            tiny.numbers()
-        };
-        assert_eq!(after_17(2, Recent::Tokens(14)), [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
-        assert_eq!(after_17(0, Recent::Percent(100.0)), (2..17).collect::<Vec<_>>());
-        assert_eq!(after_17(15, Recent::Tokens(1)), (0..14).chain([16]).collect::<Vec<_>>());
-    }
+    use crate::kv::{KvCache, KvType, Policy};
 
     /// Renumbering rounds keys again, in the basis they are stored in, and moves them no further than that.
     #[test]

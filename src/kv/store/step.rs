@@ -13,14 +13,13 @@
 //! its attention is done, for its first tokens still see what its last ones overwrite; one token alone goes to its slot at once.
 
 use super::{HeadShare, KvCache, KvScratch, copy_row};
-use crate::error::{Error, Result, Setting};
+use crate::error::{Error, Result, Setting, message};
 use crate::kernels::Kernels;
 use crate::kv::attention::{AttendScratch, LayerAttention};
 use crate::kv::layout::{AttnLayer, Head, KvShape};
 use crate::kv::policy::Policy;
 use crate::kv::{Pos, Rotary};
 use crate::mem::pool::Pool;
-use crate::message;
 
 /// Tokens on their way in. Dropped before `finish` it leaves the cache as if they had never come.
 #[must_use]
@@ -181,106 +180,4 @@ fn noise(head: usize, token: u64) -> f32 {
     let mut x = (token << 16 ^ head as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     x = (x ^ x >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
     (x >> 40) as f32 / (1u64 << 24) as f32
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::kv::layout::{AttnLayer, Head, Window};
-    use crate::kv::testkit::Tiny;
-    use crate::kv::{KvCache, KvType, Policy, Recent};
-
-    #[test]
-    fn one_slot_is_enough_for_one_token_at_a_time() {
-        let mut one = Tiny::new(1, 8, 0, Recent::Tokens(1));
-        // The rounding of regions may give a slot or two more.
-        let n_slot = one.cache.n_slot();
-        for t in 0..40 {
-            one.feed_number(t);
-            assert!(one.numbers().contains(&t) && one.numbers().len() == n_slot.min(t + 1));
-        }
-        assert_eq!(one.cache.n_evicted(), 40 - n_slot as u64);
-    }
-
-    #[test]
-    fn a_step_that_is_dropped_leaves_no_token() {
-        let mut tiny = Tiny::new(4, 8, 0, Recent::Tokens(1));
-        (0..7).for_each(|t| tiny.feed_number(t));
-        let before = (tiny.numbers(), tiny.cache.n_live(), tiny.cache.n_evicted(), tiny.cache.next_pos());
-        drop(tiny.cache.begin(1, &mut tiny.pool, &mut tiny.scratch, &()).unwrap());
-        assert_eq!(before, (tiny.numbers(), tiny.cache.n_live(), tiny.cache.n_evicted(), tiny.cache.next_pos()));
-    }
-
-    const HEADS: usize = 2;
-
-    /// Five layers, every third without a window.
-    fn windowed(n_tok: usize, n_slot: usize, n_batch: usize, n_ctx: usize, policy: Policy) -> Tiny {
-        Tiny::with(n_slot, |shape, params| {
-            (shape.n_layer, shape.n_head_kv, shape.n_batch, shape.n_ctx) = (5, HEADS, n_batch, n_ctx);
-            shape.window = Some(Window { n_tok, global_every: 3 });
-            (params.policy, params.sinks, params.recent) = (policy, 1, Some(Recent::Tokens(2)));
-        })
-    }
-
-    /// The token that each row of a head's values was made from: f16 holds its number.
-    fn tokens_in(cache: &KvCache, rows: &[u32]) -> Vec<usize> {
-        let bytes = cache.shape().v_bytes();
-        let token = |&row: &u32| {
-            let mut value = [0f32; 8];
-            KvType::F16.row().load(&cache.values()[row as usize * bytes..][..bytes], &mut value);
-            value[0] as usize
-        };
-        let mut tokens: Vec<_> = rows.iter().map(token).collect();
-        tokens.sort_unstable();
-        tokens
-    }
-
-    /// Whatever is evicted elsewhere and however a stream is cut into batches, a token sees in a layer with a window just
-    /// the tokens of the window, at their true distances, past the trained context too.
-    #[test]
-    fn layers_with_a_window_hold_the_latest_tokens_and_the_others_follow_the_policy() {
-        for (n_tok, n_slot, n_batch, n_ctx) in
-            [(3, 7, 1, 64), (3, 7, 4, 64), (5, 40, 8, 64), (6, 4, 3, 64), (30, 32, 4, 32), (3, 9, 4, 16)]
-        {
-            let mut tiny = windowed(n_tok, n_slot, n_batch, n_ctx, Policy::L2);
-            let n_slot = tiny.cache.n_slot();
-            let (mut table, mut done, mut thinned) = (vec![0; n_slot], 0, false);
-            while done < 150 {
-                let n = 1 + done % n_batch;
-                thinned |= tiny.cache.next_pos() as usize + n > n_ctx && tiny.cache.n_live() > n_ctx - n_ctx / 8;
-                let values: Vec<f32> = (done..done + n).flat_map(|token| [token as f32; 8 * HEADS]).collect();
-                let keys: Vec<f32> = values.iter().map(|token| token % 7.0).collect();
-                let see = |layer: AttnLayer, cache: &KvCache| {
-                    for (head, t) in cache.shape().heads().flat_map(|h| (0..n).map(move |t| (h, t))) {
-                        let live = cache.rows_at(layer, head, t, &mut table);
-                        assert_eq!(live, cache.live_at(layer, t));
-                        let (seen, now) = (tokens_in(cache, &table[..live]), done + t);
-                        if layer.0 % 3 != 2 && !thinned {
-                            let first = (now + 1).saturating_sub(n_tok.min(n_slot));
-                            assert_eq!(seen, (first..=now).collect::<Vec<_>>(), "window {n_tok}, token {now}");
-                        } else if layer.0 % 3 == 2 {
-                            assert!(seen.contains(&0) && seen.contains(&now), "the sink, and the token itself");
-                        }
-                    }
-                };
-                tiny.feed_each(|_| [vec![0.0; keys.len()], keys.clone(), values.clone()], see);
-                done += n;
-                for layer in 0..5 {
-                    let (kept, next) = (tiny.kept(layer, 0), tiny.cache.next_pos());
-                    assert_eq!(kept.last(), Some(&(next - 1)), "the newest token has one position everywhere");
-                    assert!(layer % 3 == 2 || kept.iter().copied().eq(next - kept.len() as u32..next));
-                }
-            }
-        }
-    }
-
-    /// `--evict off` keeps what the layers without a window saw, and no more than that.
-    #[test]
-    fn evict_off_stops_when_the_other_layers_are_full() {
-        let mut tiny = windowed(3, 32, 4, 64, Policy::Off);
-        (0..8).for_each(|_| tiny.feed(&[1.0; 4 * 8 * HEADS], &[1.0; 4 * 8 * HEADS]));
-        let cache = &mut tiny.cache;
-        assert_eq!((cache.n_slot(), cache.n_live(), cache.n_evicted()), (32, 32, 0));
-        assert_eq!(cache.kept(AttnLayer(0), Head(0)).len(), 3);
-        assert!(cache.begin(1, &mut tiny.pool, &mut tiny.scratch, &()).is_err());
-    }
 }

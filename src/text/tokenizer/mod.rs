@@ -145,6 +145,17 @@ impl Tokenizer {
         self.eos
     }
 
+    /// What is written for the tokens that begin and end a text, nothing where there is none.
+    pub fn bos_and_eos_texts(&self) -> [String; 2] {
+        [self.bos, self.eos]
+            .map(|id| id.map_or(String::new(), |id| String::from_utf8_lossy(self.token_bytes(id, true)).into_owned()))
+    }
+
+    /// The texts of all control tokens that may be read.
+    pub fn control_texts(&self) -> impl Iterator<Item = &str> {
+        self.controls.iter().filter_map(|id| std::str::from_utf8(self.bytes.of(*id)).ok()).filter(|text| !text.is_empty())
+    }
+
     /// Whether a generation is over with this token.
     pub fn is_eog(&self, id: u32) -> bool {
         self.ends.binary_search(&id).is_ok()

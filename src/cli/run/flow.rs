@@ -1,0 +1,124 @@
+//! From a prompt to the last token, and what it took.
+
+use std::time::{Duration, Instant};
+
+use crate::cli::kept::Kept;
+use crate::cli::output::stream;
+use crate::cli::status::rss_anon_bytes;
+use crate::cli::writer::Writer;
+use crate::cli::{interrupt, progress};
+use crate::error::{Error, Result};
+use crate::session::Session;
+use crate::text::{Sampler, Tokenizer};
+
+use super::args::RunArgs;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    Eos,
+    Length,
+    Text,
+    Interrupt,
+    /// The arena is full and may not evict.
+    Full,
+}
+
+impl Stop {
+    pub fn name(self) -> &'static str {
+        match self {
+            Stop::Eos => "eos",
+            Stop::Length => "length",
+            Stop::Text => "stop",
+            Stop::Interrupt => "interrupt",
+            Stop::Full => "full",
+        }
+    }
+}
+
+/// What was generated, and what it took.
+pub struct Outcome {
+    pub stop: Stop,
+    pub error: Option<Error>,
+    pub n_generated: usize,
+    pub kept: Kept,
+    pub load: Duration,
+    pub prefill: Duration,
+    pub decode: Duration,
+    pub first_token: Duration,
+    pub rss_anon_peak: u64,
+}
+
+/// Reads the prompt and generates, into `outcome`.
+pub fn generate(
+    args: &RunArgs,
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    sampler: &mut Sampler,
+    prompt: &[u32],
+    started: Instant,
+    outcome: &mut Outcome,
+) -> Result<Stop> {
+    prompt.iter().for_each(|&token| sampler.accept(token));
+    let begun = Instant::now();
+    let bar = progress::tokens("reading the prompt".into(), prompt.len());
+    let first = session.prefill(prompt, |done| {
+        bar.set_position(done as u64);
+        !interrupt::raised()
+    });
+    bar.finish_and_clear();
+    outcome.prefill = begun.elapsed();
+    outcome.rss_anon_peak = outcome.rss_anon_peak.max(rss_anon_bytes());
+    let Some(mut logits) = first? else { return Ok(Stop::Interrupt) };
+
+    let kept = &mut outcome.kept;
+    let (json, n_text_bytes) = (args.json, &mut kept.n_text_bytes);
+    let mut writer = Writer::new(&args.stop, |text: &str| match json {
+        true => {
+            *n_text_bytes += text.len();
+            Ok(())
+        }
+        false => stream(text),
+    });
+    let limit = if args.n < 0 { usize::MAX } else { args.n as usize };
+    let begun = Instant::now();
+    let stop = loop {
+        if outcome.n_generated == limit {
+            break Stop::Length;
+        }
+        if interrupt::raised() {
+            break Stop::Interrupt;
+        }
+        let token = sampler.sample(logits)?;
+        kept.logprobs.push(logits);
+        sampler.accept(token);
+        outcome.n_generated += 1;
+        if outcome.n_generated == 1 {
+            outcome.first_token = started.elapsed();
+        }
+        if args.json {
+            kept.tokens.push(token);
+        }
+        if tokenizer.is_eog(token) && !args.ignore_eos {
+            break Stop::Eos;
+        }
+        kept.n_text_tokens = kept.tokens.len();
+        if writer.push(tokenizer.token_bytes(token, false))? {
+            break Stop::Text;
+        }
+        if outcome.n_generated < limit {
+            logits = match session.step(token) {
+                Ok(logits) => logits,
+                Err(error) => {
+                    writer.finish()?;
+                    outcome.decode = begun.elapsed();
+                    return Err(error);
+                }
+            };
+        }
+    };
+    outcome.decode = begun.elapsed();
+    if stop != Stop::Text {
+        writer.finish()?;
+    }
+    Ok(stop)
+}

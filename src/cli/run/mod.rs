@@ -1,0 +1,163 @@
+//! `lowkey run`: completes a prompt, streaming. Ctrl-C finishes the line, prints the statistics and exits with 130.
+
+mod args;
+mod flow;
+mod prompt;
+mod report;
+
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::session::Session;
+use crate::text::{Rendered, Sampler, Tokenizer};
+
+use super::interrupt;
+use super::kept::Kept;
+use super::output::{answer, answer_json, say};
+use super::setup::{Done, Opened, check_tokens, open};
+use super::status::rss_anon_bytes;
+use super::text::{Ending, read_text, text_bytes};
+use super::writer::held_bytes;
+pub use args::RunArgs;
+use flow::{Outcome, Stop, generate};
+use prompt::{Chat, encode, n_pinned};
+use report::{report, statistics};
+
+/// A run that is ready but for its memory.
+struct Ready {
+    opened: Opened,
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    prompt: Vec<u32>,
+    n_kept: usize,
+    n_top: usize,
+}
+
+pub fn run(args: RunArgs) -> Result<Done> {
+    let started = Instant::now();
+    let Ready { opened, mut sampler, tokenizer, prompt, n_kept, n_top } = match ready(&args)? {
+        Ok(ready) => ready,
+        Err(planned) => return Ok(Done::Planned(planned)),
+    };
+    let (mut session, plan) = opened.start()?;
+    check_tokens(&session, &prompt)?;
+    warn_past_context(&session, prompt.len(), args.n);
+
+    let mut outcome = Outcome {
+        stop: Stop::Length,
+        error: None,
+        n_generated: 0,
+        kept: Kept::new(n_kept, n_top)?,
+        load: started.elapsed(),
+        prefill: Duration::ZERO,
+        decode: Duration::ZERO,
+        first_token: Duration::ZERO,
+        rss_anon_peak: rss_anon_bytes(),
+    };
+    interrupt::defer();
+    match generate(&args, &mut session, &tokenizer, &mut sampler, &prompt, started, &mut outcome) {
+        Err(Error::BrokenPipe) => return Err(Error::BrokenPipe),
+        Err(Error::Stopped(what)) => (outcome.stop, outcome.error) = (Stop::Full, Some(Error::Stopped(what))),
+        Err(other) => return Err(other),
+        Ok(stop) => outcome.stop = stop,
+    }
+    outcome.rss_anon_peak = outcome.rss_anon_peak.max(rss_anon_bytes());
+    if args.json {
+        answer_json(&report(&session, &tokenizer, &plan, &prompt, &outcome))?;
+    } else {
+        answer("")?;
+    }
+    say(&statistics(&session, &plan, &prompt, &outcome));
+    match outcome.error {
+        Some(error) => Err(error),
+        None => Ok(Done::Exit(interrupt::code().filter(|_| outcome.stop == Stop::Interrupt).unwrap_or(0))),
+    }
+}
+
+/// Plans the run, and makes tokens of its prompt; the plan alone where no more is wanted.
+fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
+    if args.json && args.n < 0 {
+        return Err(Error::usage("-n", "--json holds every token until the end: give the number of tokens to generate"));
+    }
+    let only_plan = args.model.only_plan;
+    let text = match (&args.prompt, &args.file) {
+        (None, None) if only_plan => None,
+        (prompt, file) => Some(read_text(prompt.as_deref(), file.as_deref(), Ending::Dropped)?),
+    };
+    let mut opened = open(&args.model, 1)?;
+    let (n_vocab, n_ctx) = (opened.model.config.n_vocab, opened.model.config.n_ctx);
+    let sampling = args.sample.params(n_ctx);
+    let sampler = Sampler::new(sampling, n_vocab)?;
+    let (n_kept, n_top) = if args.json { (args.n as usize, args.top_logprobs.min(n_vocab)) } else { (0, 0) };
+    let n_text = text.as_ref().map_or(0, String::len);
+    let chat = if args.chat { Some(Chat::new(args, n_text, &opened)?) } else { None };
+    // What is rendered is at least the messages, and is planned again when it is there.
+    let mut texts = Texts { prompt: 0, template: chat.as_ref().map_or(0, |chat| chat.bytes) };
+    for text in text.iter().chain(&args.system) {
+        texts.prompt += text_bytes(&opened.model.file, text)?;
+    }
+    let plan = |opened: &mut Opened, texts: &Texts| {
+        plan_run(args, opened, texts, sampling.repeat_last_n, n_kept, n_top)?;
+        opened.check()
+    };
+    plan(&mut opened, &texts)?;
+    let Some(text) = text else { return Ok(Err(opened)) };
+    opened.warn();
+    let tokenizer = opened.tokenizer()?;
+    let text = match &chat {
+        Some(chat) => chat.render(&tokenizer, text)?,
+        None => Rendered::from(text),
+    };
+    texts.prompt = texts.prompt.max(text_bytes(&opened.model.file, &text.text)?);
+    opened.replan()?;
+    plan(&mut opened, &texts)?;
+    let prompt = encode(args, &text, &tokenizer)?;
+    drop(text);
+    opened.params.kv.pinned = n_pinned(args, &prompt, chat.as_ref(), &tokenizer)?;
+    drop(chat);
+    // Now that the longest stream is known, types can be chosen for it.
+    opened.params.n_stream = usize::try_from(args.n).ok().map(|n| prompt.len().saturating_add(n));
+    opened.replan()?;
+    plan(&mut opened, &texts)?;
+    match only_plan {
+        true => Ok(Err(opened)),
+        false => Ok(Ok(Ready { opened, sampler, tokenizer, prompt, n_kept, n_top })),
+    }
+}
+
+/// Copies of an argument while the command line is parsed: the system's, clap's of the first and of the second pass, and ours.
+const ARGUMENT_COPIES: usize = 6;
+
+/// Bytes for making tokens of the prompt, and for rendering it before.
+struct Texts {
+    prompt: usize,
+    template: usize,
+}
+
+/// The lines that only `run` knows of.
+fn plan_run(args: &RunArgs, opened: &mut Opened, texts: &Texts, repeat_last_n: usize, n_kept: usize, n_top: usize) -> Result<()> {
+    opened.plan.private("sampler", Sampler::bytes(opened.model.config.n_vocab, repeat_last_n));
+    opened.plan.private("prompt", texts.prompt);
+    if texts.template > 0 {
+        opened.plan.private("template", texts.template);
+    }
+    let given = args.prompt.iter().chain(&args.system).chain(&args.stop);
+    opened.plan.private("arguments", given.map(String::len).sum::<usize>() * ARGUMENT_COPIES + held_bytes(&args.stop));
+    if n_kept > 0 {
+        let bytes = Kept::bytes(n_kept, n_top).ok_or_else(|| {
+            Error::usage("-n", format!("{n_kept} tokens are more than --json can hold until the end; give a smaller number"))
+        })?;
+        opened.plan.private("answer", bytes);
+    }
+    Ok(())
+}
+
+fn warn_past_context(session: &Session, n_prompt: usize, n: i64) {
+    let n_ctx = session.model().config.n_ctx;
+    let text = format!("the model was trained for {n_ctx} positions: near them what is kept is renumbered by age");
+    match usize::try_from(n) {
+        Ok(n) if n_prompt.saturating_add(n) > n_ctx => log::warn!("{text}, which this stream may reach"),
+        Ok(_) => {}
+        Err(_) => log::info!("{text}, should the stream reach them"),
+    }
+}

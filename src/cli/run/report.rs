@@ -1,0 +1,149 @@
+//! What is said of a run at its end: one object in JSON, and a line of statistics.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::cli::kept::{Logprobs, Text};
+use crate::cli::status::rss_file_bytes;
+use crate::mem::plan::Plan;
+use crate::session::Session;
+use crate::text::Tokenizer;
+use crate::units::Bytes;
+
+use super::flow::Outcome;
+
+#[derive(Serialize)]
+pub struct Report<'a> {
+    prompt_tokens: &'a [u32],
+    tokens: &'a [u32],
+    text: Text<'a>,
+    stop: &'static str,
+    timings: Timings,
+    kv: Kv,
+    memory: Memory,
+    kernels: &'static str,
+    threads: usize,
+    #[serde(skip_serializing_if = "nothing_kept")]
+    logprobs: &'a Logprobs,
+}
+
+fn nothing_kept(logprobs: &&Logprobs) -> bool {
+    logprobs.is_empty()
+}
+
+#[derive(Serialize)]
+struct Timings {
+    load_ms: f64,
+    prefill_ms: f64,
+    prefill_tok_s: f64,
+    decode_ms: f64,
+    decode_tok_s: f64,
+    first_token_ms: f64,
+}
+
+#[derive(Serialize)]
+struct Kv {
+    budget_bytes: u64,
+    arena_bytes: usize,
+    n_slot: usize,
+    live: usize,
+    evicted: u64,
+    policy: &'static str,
+    k_type: &'static str,
+    v_type: &'static str,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    plan_bytes: u64,
+    rss_anon_peak_bytes: u64,
+    rss_file_bytes: u64,
+    weights_bytes: u64,
+}
+
+fn ms(d: Duration) -> f64 {
+    d.as_secs_f64() * 1e3
+}
+
+fn rate(n: usize, d: Duration) -> f64 {
+    if d.is_zero() { 0.0 } else { n as f64 / d.as_secs_f64() }
+}
+
+/// Steps that decoding took: the first token came from the prompt.
+fn steps(outcome: &Outcome) -> usize {
+    outcome.n_generated.saturating_sub(1)
+}
+
+pub fn report<'a>(
+    session: &Session,
+    tokenizer: &'a Tokenizer,
+    plan: &Plan,
+    prompt: &'a [u32],
+    outcome: &'a Outcome,
+) -> Report<'a> {
+    let cache = session.cache();
+    Report {
+        prompt_tokens: prompt,
+        tokens: &outcome.kept.tokens,
+        text: outcome.kept.text(tokenizer),
+        stop: outcome.stop.name(),
+        timings: Timings {
+            load_ms: ms(outcome.load),
+            prefill_ms: ms(outcome.prefill),
+            prefill_tok_s: rate(n_read(session, prompt), outcome.prefill),
+            decode_ms: ms(outcome.decode),
+            decode_tok_s: rate(steps(outcome), outcome.decode),
+            first_token_ms: ms(outcome.first_token),
+        },
+        kv: Kv {
+            budget_bytes: cache.budget_bytes(),
+            arena_bytes: cache.arena_bytes(),
+            n_slot: cache.n_slot(),
+            live: cache.n_live(),
+            evicted: cache.n_evicted(),
+            policy: cache.policy().name(),
+            k_type: cache.shape().k_type.name(),
+            v_type: cache.shape().v_type.name(),
+        },
+        memory: Memory {
+            plan_bytes: plan.private_bytes(),
+            rss_anon_peak_bytes: outcome.rss_anon_peak,
+            rss_file_bytes: rss_file_bytes(),
+            weights_bytes: session.model().file.file_bytes(),
+        },
+        kernels: session.kernels().name(),
+        threads: session.n_threads(),
+        logprobs: &outcome.kept.logprobs,
+    }
+}
+
+/// Tokens of the prompt that were taken in: not all where it was interrupted.
+fn n_read(session: &Session, prompt: &[u32]) -> usize {
+    prompt.len().min(session.n_past() as usize)
+}
+
+pub fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outcome) -> String {
+    let cache = session.cache();
+    format!(
+        "[{}] prompt {} tokens in {:.2} s ({:.1} tok/s), {} tokens in {:.2} s ({:.1} tok/s); cache {} of {}: {} of {} slots live, {} evicted ({}); \
+         private memory {} of {} planned; kernels {}, {} threads",
+        outcome.stop.name(),
+        n_read(session, prompt),
+        outcome.prefill.as_secs_f64(),
+        rate(n_read(session, prompt), outcome.prefill),
+        outcome.n_generated,
+        outcome.decode.as_secs_f64(),
+        rate(steps(outcome), outcome.decode),
+        Bytes(cache.arena_bytes() as u64),
+        cache.shape().type_names(),
+        cache.n_live(),
+        cache.n_slot(),
+        cache.n_evicted(),
+        cache.policy().name(),
+        Bytes(outcome.rss_anon_peak),
+        Bytes(plan.private_bytes()),
+        session.kernels().name(),
+        session.n_threads(),
+    )
+}
