@@ -90,11 +90,13 @@ pub fn forward_watched<'a>(
     let mut step = cache.begin(n_tok, &mut machine.pool, &mut machine.scratch.cache, &model.ropes)?;
     embed(model, tokens, &mut machine.scratch.x)?;
     machine.scratch.angles.set(&model.ropes, step.cache().next_pos(), n_tok);
-    let mut pass = Pass::new(model, machine, n_tok);
+    let (Model { config: c, weights, ropes, .. }, Machine { kernels, pool, scratch: s }) = (model, machine);
+    let (file, kernels) = (model.files(*kernels), *kernels);
+    let mut pass = Pass { c, weights, ropes, file, kernels, pool, s, n_tok };
     // Layers with keys and values, and those with a convolution, are each counted by themselves.
     let (mut attn, mut n_conv) = (AttnLayer(0), 0);
-    let last = model.weights.layers.len() - 1;
-    for (i, layer) in model.weights.layers.iter().enumerate() {
+    let last = weights.layers.len() - 1;
+    for (i, layer) in weights.layers.iter().enumerate() {
         match &layer.mixer {
             Mixer::Attention(mixer) => {
                 pass.attention(layer, mixer, attn, &mut step);

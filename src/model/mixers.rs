@@ -9,27 +9,23 @@ use crate::mem::arena::Buf;
 use crate::mem::pool::Pool;
 
 use super::config::Config;
-use super::forward::{Machine, Model};
+use super::rope::Ropes;
 use super::scratch::Scratch;
 use super::weights::{Attention, Conv, Files, Layer, Weights};
 
 /// A pass of `n_tok` tokens: where weights come from, and where the results stand.
 pub struct Pass<'m, 'a> {
-    model: &'m Model,
-    c: &'m Config,
-    file: Files<'m>,
-    kernels: Kernels,
-    pool: &'a mut Pool,
-    s: &'a mut Scratch,
-    n_tok: usize,
+    pub c: &'m Config,
+    pub weights: &'m Weights,
+    pub ropes: &'m Ropes,
+    pub file: Files<'m>,
+    pub kernels: Kernels,
+    pub pool: &'a mut Pool,
+    pub s: &'a mut Scratch,
+    pub n_tok: usize,
 }
 
-impl<'m, 'a> Pass<'m, 'a> {
-    pub fn new(model: &'m Model, machine: &'a mut Machine, n_tok: usize) -> Self {
-        let Machine { kernels, pool, scratch: s } = machine;
-        Pass { model, c: &model.config, file: model.files(*kernels), kernels: *kernels, pool, s, n_tok }
-    }
-
+impl<'a> Pass<'_, 'a> {
     /// The scaled queries of the latest attention, `[n_tok][q_dim]`.
     pub fn queries(&self) -> &[f32] {
         &self.s.q[..self.n_tok * self.c.q_dim()]
@@ -60,8 +56,8 @@ impl<'m, 'a> Pass<'m, 'a> {
             norm_heads(kernels, pool, k, c.kv_dim(), k_norm, c.rms_eps);
         }
         let rated = step.rate(attn, pool, kernels, k, v);
-        s.angles.turn(&self.model.ropes, attn, q, c.q_dim(), c.head_dim);
-        s.angles.turn(&self.model.ropes, attn, k, c.kv_dim(), c.head_dim);
+        s.angles.turn(self.ropes, attn, q, c.q_dim(), c.head_dim);
+        s.angles.turn(self.ropes, attn, k, c.kv_dim(), c.head_dim);
         q.iter_mut().for_each(|q| *q *= c.q_scale);
         rated.take(pool, q, k, v).attend(pool, &mut s.attend, q, &mut s.mixed[..n_tok * c.q_dim()]);
     }
@@ -113,8 +109,7 @@ impl<'m, 'a> Pass<'m, 'a> {
 
     /// Logits of the rows of `x` from `first` on, `[rows][n_vocab]`.
     pub fn logits(self, first: usize) -> &'a [f32] {
-        let Pass { model, c, file, kernels, pool, s, n_tok } = self;
-        let Weights { output_norm, output, .. } = &model.weights;
+        let Pass { c, weights: Weights { output_norm, output, .. }, file, kernels, pool, s, n_tok, .. } = self;
         let rows = n_tok - first;
         let (x, x_norm) = (&s.x[first * c.n_embd..][..rows * c.n_embd], &mut s.x_norm[..rows * c.n_embd]);
         rms_norm(kernels, pool, x, output_norm, c.rms_eps, x_norm);
