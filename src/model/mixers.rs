@@ -10,10 +10,10 @@ use crate::mem::arena::Buf;
 use crate::mem::pool::Pool;
 
 use super::config::Config;
-use super::forward::{Machine, Model};
 use super::guard::Guard;
 use super::scratch::Scratch;
 use super::weights::{Attention, Conv, Files, Layer, Weights};
+use super::{Machine, Model};
 
 /// A pass of `n_tok` tokens: where weights come from, and where the results stand.
 pub struct Pass<'m, 'a> {
