@@ -16,7 +16,7 @@ use super::kept::Kept;
 use super::output::{answer, answer_json, say};
 use super::setup::{Done, Opened, check_tokens, open};
 use super::status::rss_anon_bytes;
-use super::text::{Ending, read_text, text_bytes};
+use super::text::{Ending, read_text};
 use super::writer::held_bytes;
 pub use args::RunArgs;
 use flow::{Outcome, Stop, generate};
@@ -91,11 +91,8 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     let (n_kept, n_top) = if args.json { (args.n as usize, args.top_logprobs.min(n_vocab)) } else { (0, 0) };
     let n_text = text.as_ref().map_or(0, String::len);
     let chat = if args.chat { Some(Chat::new(args, n_text, &opened)?) } else { None };
-    // What is rendered is at least the messages, and is planned again when it is there.
-    let mut texts = Texts { prompt: 0, template: chat.as_ref().map_or(0, |chat| chat.bytes) };
-    for text in text.iter().chain(&args.system) {
-        texts.prompt += text_bytes(&opened.model.file, text)?;
-    }
+    // What is rendered is at least the messages; it and its tokens are planned again when they can be counted.
+    let mut texts = Texts { prompt: n_text, template: chat.as_ref().map_or(0, |chat| chat.bytes) };
     let plan = |opened: &mut Opened, texts: &Texts| {
         plan_run(args, opened, texts, sampling.repeat_last_n, n_kept, n_top)?;
         opened.check()
@@ -108,10 +105,15 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
         Some(chat) => chat.render(&tokenizer, text)?,
         None => Rendered::from(text),
     };
-    texts.prompt = texts.prompt.max(text_bytes(&opened.model.file, &text.text)?);
+    let n_tokens = tokenizer.count(&text.pieces(), true)?;
+    texts.prompt = tokenizer.encode_bytes(&text.pieces(), n_tokens);
+    if chat.is_some() && args.system.is_some() && args.pin_system {
+        // Beside another prompt, without the user's words.
+        texts.prompt += 4 * n_tokens;
+    }
     opened.replan()?;
     plan(&mut opened, &texts)?;
-    let prompt = encode(args, &text, &tokenizer)?;
+    let prompt = encode(args, &text, n_tokens, &tokenizer)?;
     drop(text);
     opened.params.kv.pinned = n_pinned(args, &prompt, chat.as_ref(), &tokenizer)?;
     drop(chat);

@@ -6,7 +6,7 @@ use super::ids::Ids;
 use super::library_bpe::LibraryBpe;
 use super::pretokenizer::PreTokenizer;
 use super::text_table::NONE;
-use super::windows::{Merge, Windows, WordMerge, work_bytes};
+use super::windows::{Windows, WordMerge, work_bytes};
 use crate::error::Result;
 use crate::gguf::{GgufFile, StringArray};
 
