@@ -53,6 +53,9 @@ fn outcome(source: &str, messages: &[Message]) -> Result<String, String> {
     let (peak, took) = (PEAK.load(Relaxed) - before, begun.elapsed());
     let shown = || format!("{:?} … ({} bytes)", source.chars().take(300).collect::<String>(), source.len());
     assert!(took < SLOW || lowkey_test_kit::emulated().is_some(), "{took:?}: {}", shown());
+    if std::env::var_os("LOWKEY_SHOW").is_some() {
+        println!("{peak} of {plan}, {text_bytes} of text, {took:?}, {:?}", source.chars().take(40).collect::<String>());
+    }
     assert!(plan == 0 || peak <= plan, "{peak} bytes of {plan} planned: {}", shown());
     outcome.map_err(|error| {
         let line = error.to_string();
@@ -160,6 +163,32 @@ fn a_template_that_asks_for_too_much_is_refused_in_a_line() {
     }
 }
 
+/// What limits are for is not what they hinder: long texts and long conversations, in every template that we know.
+#[test]
+fn honest_templates_have_place_for_long_conversations() {
+    let long = "What <b>is</b> this? \"é\" 中 😀\n".repeat(30_000);
+    let turn = |role: &str, text: &str| Message::new(role, text);
+    let mut many = Vec::new();
+    (0..1000).for_each(|_| many.extend([turn("user", "Why is that?"), turn("assistant", "<think>\nhm\n</think>\n\nBecause.")]));
+    many.push(turn("user", "And now?"));
+    let conversations = [
+        vec![turn("user", &long)],
+        vec![turn("system", &long), turn("user", &long), turn("assistant", &long), turn("user", &long)],
+        many,
+    ];
+    for (place, source) in honest().iter().enumerate() {
+        // A template may refuse a system's turn.
+        let willing = outcome(source, &greeting()).is_ok() && outcome(source, &[turn("system", "x"), turn("user", "y")]).is_ok();
+        for messages in conversations.iter().filter(|messages| messages[0].role == "user" || willing) {
+            let result = outcome(source, messages);
+            assert!(
+                result.is_ok() || place >= NAMED.len() && !result.as_ref().unwrap_err().contains("more"),
+                "{source}\n{result:?}"
+            );
+        }
+    }
+}
+
 /// Parts of templates as they are and as they should not be.
 fn mutated(sources: &[String], random: &mut fastrand::Rng) -> String {
     const NUMBERS: [&str; 6] = ["10000000000", "-1", "0", "65536", "9223372036854775807", "1e308"];
@@ -182,18 +211,13 @@ fn mutated(sources: &[String], random: &mut fastrand::Rng) -> String {
         " * 99999",
     ];
     let pick = |random: &mut fastrand::Rng| sources[random.usize(..sources.len())].clone();
-    let place = |text: &str, random: &mut fastrand::Rng| {
-        let mut at = random.usize(..=text.len());
-        while !text.is_char_boundary(at) {
-            at -= 1;
-        }
-        at
-    };
+    let boundary = |text: &str, at: usize| (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let place = |text: &str, random: &mut fastrand::Rng| boundary(text, random.usize(..=text.len()));
     let mut text = pick(random);
     for _ in 0..random.usize(1..6) {
         let at = place(&text, random);
-        let end = place(&text, random).max(at);
-        let end = if random.bool() { end } else { place(&text[at..at + (end - at).min(40)], random).min(end - at) + at };
+        let end = if random.bool() { place(&text, random) } else { boundary(&text, at + 40) };
+        let (at, end) = (at.min(end), at.max(end));
         match random.u8(..8) {
             0 => text.replace_range(at..end, ""),
             1 => text.insert_str(at, PIECES[random.usize(..PIECES.len())]),
@@ -229,16 +253,22 @@ fn mutated(sources: &[String], random: &mut fastrand::Rng) -> String {
     text
 }
 
-fn sources() -> Vec<String> {
+/// By name, and those that `make peer-files` has fetched.
+fn honest() -> Vec<String> {
     let mut sources: Vec<String> = NAMED.iter().map(|(.., source)| (*source).to_owned()).collect();
-    sources.extend(attacks().into_iter().map(|(source, _)| source).filter(|source| source.len() < 5000));
-    let rows = lowkey_test_kit::golden("jinja.json");
-    sources.extend(rows["rows"].as_array().expect("rows").iter().step_by(7).filter_map(|row| row[0].as_str()).map(str::to_owned));
     let others = std::fs::read_dir(lowkey_test_kit::data("../../models/peer")).into_iter().flatten().flatten();
     let mut paths: Vec<_> =
         others.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "jinja")).collect();
     paths.sort();
     sources.extend(paths.iter().map(|path| std::fs::read_to_string(path).expect("a template")));
+    sources
+}
+
+fn sources() -> Vec<String> {
+    let mut sources = honest();
+    sources.extend(attacks().into_iter().map(|(source, _)| source).filter(|source| source.len() < 5000));
+    let rows = lowkey_test_kit::golden("jinja.json");
+    sources.extend(rows["rows"].as_array().expect("rows").iter().step_by(7).filter_map(|row| row[0].as_str()).map(str::to_owned));
     sources
 }
 

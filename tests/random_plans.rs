@@ -32,19 +32,19 @@ fn model_with_vocabulary_of(file: &GgufFile, path: &Path, rng: &mut fastrand::Rn
     writer.f32("llama.attention.layer_norm_rms_epsilon", 1e-5);
     for (key, value) in file.metadata().filter(|(key, _)| key.starts_with("tokenizer.")) {
         match value {
-            Value::U32(value) => _ = writer.u32(key, value),
-            Value::F32(value) => _ = writer.f32(key, value),
-            Value::Bool(value) => _ = writer.bool(key, value),
-            Value::Str(value) => _ = writer.str(key, value),
+            Value::U32(value) => writer.u32(key, value),
+            Value::F32(value) => writer.f32(key, value),
+            Value::Bool(value) => writer.bool(key, value),
+            Value::Str(value) => writer.str(key, value),
             Value::Array(array) if array.elem_type() == ValueType::Str => {
-                _ = writer.strs(key, &file.strings(key).expect("strings").iter().collect::<Vec<_>>())
+                writer.strs(key, &file.strings(key).expect("strings").iter().collect::<Vec<_>>())
             }
             Value::Array(array) if array.elem_type() == ValueType::F32 => {
-                _ = writer.f32s(key, &file.f32s(key).expect("floats").collect::<Vec<_>>())
+                writer.f32s(key, &file.f32s(key).expect("floats").collect::<Vec<_>>())
             }
-            Value::Array(_) => _ = writer.i32s(key, &file.i32s(key).expect("numbers").collect::<Vec<_>>()),
+            Value::Array(_) => writer.i32s(key, &file.i32s(key).expect("numbers").collect::<Vec<_>>()),
             other => panic!("{key} is {other:?}"),
-        }
+        };
     }
     let mut floats = |n: u64| -> Vec<f32> { (0..n).map(|_| rng.f32() - 0.5).collect() };
     let (kv_dim, ones) = (32, vec![1.0; N_EMBD as usize]);

@@ -7,6 +7,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -49,19 +50,31 @@ fn give(bytes: usize) {
     }
 }
 
+/// The block that the system gave; where it gave none, the end: one line, and no trace of where in the program it was.
+fn given(block: *mut u8, bytes: usize) -> *mut u8 {
+    if block.is_null() {
+        let _ = writeln!(
+            std::io::stderr(),
+            "lowkey: the system gave no memory for {bytes} bytes more: see `lowkey plan` and `ulimit -a`"
+        );
+        std::process::exit(1);
+    }
+    block
+}
+
 // SAFETY: every call goes to the system's allocator with the arguments as they came; a thread that is over its share never
 // returns from the call, which keeps any promise about what it returns.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         take(layout.size());
         // SAFETY: the caller's promise about `layout` is passed on.
-        unsafe { System.alloc(layout) }
+        given(unsafe { System.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         take(layout.size());
         // SAFETY: the caller's promise about `layout` is passed on.
-        unsafe { System.alloc_zeroed(layout) }
+        given(unsafe { System.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
@@ -74,7 +87,7 @@ unsafe impl GlobalAlloc for Heap {
         // The old and the new block may both be there for a moment.
         take(new_size);
         // SAFETY: `block` came from `System` with this layout; the caller's promise about `new_size` is passed on.
-        let new = unsafe { System.realloc(block, layout, new_size) };
+        let new = given(unsafe { System.realloc(block, layout, new_size) }, new_size);
         give(layout.size());
         new
     }

@@ -14,7 +14,6 @@ use minijinja::{Environment, ErrorKind, Value};
 use crate::error::{Error, Message as Text, Result, Setting, message};
 use crate::gguf::GgufFile;
 use crate::mem::confined::confined;
-
 use crate::text::Tokenizer;
 use crate::units::Bytes;
 
@@ -75,9 +74,10 @@ impl ChatTemplate {
     }
 
     /// A template of `named.rs`, or that of a file; a file stands before a name.
-    pub fn named(name: impl AsRef<Path>) -> Result<Self> {
-        let path = name.as_ref();
-        let known = NAMED.iter().find(|(known, ..)| Path::new(known) == path).filter(|_| !path.exists());
+    pub fn named(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let name = path.to_string_lossy();
+        let known = NAMED.iter().find(|(known, ..)| **known == *name).filter(|_| !path.exists());
         if let Some((.., source)) = known {
             return Self::new(source);
         }
@@ -91,7 +91,6 @@ impl ChatTemplate {
                 String::from_utf8(bytes).map_err(std::io::Error::other)
             }
         });
-        let name = path.display();
         let source = read.map_err(|e| {
             let names = NAMED.map(|(known, models, _)| format!("{known} ({models})")).join(", ");
             Error::usage(Setting::Template, format!("{name}: {e}; give a file, or one of these names: {names}"))
