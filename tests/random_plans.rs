@@ -149,26 +149,36 @@ fn status_bytes(pid: u32, name: &str) -> Option<u64> {
 struct Outcome {
     code: Option<i32>,
     peak_bytes: u64,
-    /// The last 16 KiB of its answer.
-    answer: String,
+    /// `memory.plan_bytes` of its answer.
+    plan_bytes: Option<u64>,
     message: String,
+}
+
+/// The number behind the key, in an answer that may be too long to be held.
+fn find_number(read: &mut dyn Read, key: &str) -> Option<u64> {
+    let (pattern, mut found) = (format!("\"{key}\":"), None);
+    let (mut held, mut block) = (String::new(), vec![0; 1 << 16]);
+    while let Ok(n @ 1..) = read.read(&mut block) {
+        held.push_str(&String::from_utf8_lossy(&block[..n]));
+        if let Some(at) = held.find(&pattern) {
+            let digits: String = held[at + pattern.len()..].chars().take_while(char::is_ascii_digit).collect();
+            // Not yet all of it where the block ends within the number.
+            found = if at + pattern.len() + digits.len() < held.len() { digits.parse().ok() } else { found };
+        }
+        let last = held.floor_char_boundary(held.len().saturating_sub(64));
+        held.drain(..last);
+    }
+    found
 }
 
 /// Runs the command and looks at its memory all the time; what takes too long is asked to end.
 fn watched(mut command: std::process::Command) -> Outcome {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process");
     let (mut stdout, mut stderr) = (child.stdout.take().expect("a pipe"), child.stderr.take().expect("a pipe"));
-    let tail = |read: &mut dyn Read| -> String {
-        let (mut kept, mut block) = (Vec::new(), vec![0; 1 << 16]);
-        while let Ok(n @ 1..) = read.read(&mut block) {
-            kept.extend_from_slice(&block[..n]);
-            kept.drain(..kept.len().saturating_sub(16 << 10));
-        }
-        String::from_utf8_lossy(&kept).into_owned()
-    };
     let (pid, begun) = (child.id(), Instant::now());
     std::thread::scope(|scope| {
-        let (answer, message) = (scope.spawn(move || tail(&mut stdout)), scope.spawn(move || tail(&mut stderr)));
+        let answer = scope.spawn(move || find_number(&mut stdout, "plan_bytes"));
+        let message = scope.spawn(move || std::io::read_to_string(&mut stderr).unwrap_or_default());
         let (mut peak_bytes, mut asked) = (0, 0);
         let status = loop {
             peak_bytes = status_bytes(pid, "RssAnon").unwrap_or(0).max(peak_bytes);
@@ -182,16 +192,9 @@ fn watched(mut command: std::process::Command) -> Outcome {
             }
             std::thread::sleep(Duration::from_micros(500));
         };
-        let (answer, message) = (answer.join().expect("an answer"), message.join().expect("a message"));
-        Outcome { code: status.code(), peak_bytes, answer, message }
+        let (plan_bytes, message) = (answer.join().expect("an answer"), message.join().expect("a message"));
+        Outcome { code: status.code(), peak_bytes, plan_bytes, message }
     })
-}
-
-/// The number behind a key of the answer, which is too long to be parsed.
-fn number(answer: &str, key: &str) -> Option<u64> {
-    let at = answer.rfind(&format!("\"{key}\":"))? + key.len() + 3;
-    let digits: String = answer[at..].chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().ok()
 }
 
 fn vocabularies(folder: &Path, rng: &mut fastrand::Rng) -> Vec<PathBuf> {
@@ -233,7 +236,7 @@ fn random_runs_stay_within_their_plans() {
         let begun = Instant::now();
         let outcome = watched(command);
         let (took, peak) = (begun.elapsed().as_secs_f64(), outcome.peak_bytes);
-        let Some(plan) = number(&outcome.answer, "plan_bytes") else {
+        let Some(plan) = outcome.plan_bytes else {
             // A refusal is one line; a run that was cut short before it began says nothing.
             let line = outcome.message.lines().last().unwrap_or_default();
             println!("{what}: {:?} after {took:.1} s: {line:.200}", outcome.code);

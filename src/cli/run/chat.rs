@@ -6,9 +6,10 @@ use crate::text::{ChatTemplate, Message, Rendered, Tokenizer};
 
 use super::args::RunArgs;
 
-pub fn encode_prompt(args: &RunArgs, text: &Rendered, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let mut prompt = tokenizer.encode_pieces(&text.pieces(), true)?;
-    prompt.shrink_to_fit();
+/// The text's tokens, of which there are `n_tokens`.
+pub fn encode_prompt(args: &RunArgs, text: &Rendered, n_tokens: usize, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let mut prompt = Vec::with_capacity(n_tokens);
+    tokenizer.encode_into(&text.pieces(), true, &mut prompt)?;
     if prompt.is_empty() {
         let flag = if args.file.is_some() { "--file" } else { "--prompt" };
         return Err(Error::stopped(format!("{flag}: the prompt is empty, 0 tokens to start from; give some text")));

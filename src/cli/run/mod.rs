@@ -16,7 +16,7 @@ use super::kept::Kept;
 use super::output::{answer, answer_json, say};
 use super::setup::{Done, Opened, check_tokens, open};
 use super::status::rss_anon_bytes;
-use super::text::{Ending, read_text, text_bytes};
+use super::text::{Ending, read_text};
 use super::writer::held_bytes;
 pub use args::RunArgs;
 use chat::{Chat, encode_prompt, n_pinned};
@@ -89,10 +89,6 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     let sampling = args.sample.params(n_ctx);
     let sampler = Sampler::new(sampling, n_vocab)?;
     let (n_kept, n_top) = if args.json { (args.n as usize, args.top_logprobs.min(n_vocab)) } else { (0, 0) };
-    let mut prompt_bytes = 0;
-    for text in text.iter().chain(&args.system) {
-        prompt_bytes += text_bytes(&opened.model.file, text)?;
-    }
     let n_text_bytes = text.as_ref().map_or(0, String::len);
     let chat = if args.chat { Some(Chat::new(args, n_text_bytes, &opened)?) } else { None };
     let template_bytes = chat.as_ref().map(Chat::bytes);
@@ -100,7 +96,8 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
         plan_run(args, opened, prompt_bytes, template_bytes, sampling.repeat_last_n, n_kept, n_top)?;
         opened.check()
     };
-    plan(&mut opened, prompt_bytes)?;
+    // What is rendered is at least the text; it and its tokens are planned again when they can be counted.
+    plan(&mut opened, n_text_bytes)?;
     let Some(text) = text else { return Ok(Err(opened)) };
     opened.warn();
     let tokenizer = opened.tokenizer()?;
@@ -108,11 +105,15 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
         Some(chat) => chat.render(&tokenizer, text)?,
         None => text.into(),
     };
-    // What was rendered is at least the messages.
-    let prompt_bytes = prompt_bytes.max(text_bytes(&opened.model.file, &text.text)?);
+    let n_tokens = tokenizer.count(&text.pieces(), true)?;
+    let mut prompt_bytes = tokenizer.encode_bytes(&text.pieces(), n_tokens);
+    if args.system.is_some() && args.pin_system {
+        // Beside them those of another prompt, without the user's words.
+        prompt_bytes += n_tokens * size_of::<u32>();
+    }
     opened.replan()?;
     plan(&mut opened, prompt_bytes)?;
-    let prompt = encode_prompt(args, &text, &tokenizer)?;
+    let prompt = encode_prompt(args, &text, n_tokens, &tokenizer)?;
     drop(text);
     opened.params.kv.pinned = n_pinned(args, &prompt, chat.as_ref(), &tokenizer)?;
     // Now that the longest stream is known, types can be chosen for it.

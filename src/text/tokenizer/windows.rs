@@ -12,7 +12,7 @@ use super::ids::Part;
 use crate::error::Result;
 
 /// Bytes of text that are merged at once.
-const WINDOW: usize = 2048;
+const WINDOW: usize = 1024;
 
 /// Seams that are tried before the window is made larger.
 const SEAMS: usize = 8;
