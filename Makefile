@@ -17,7 +17,7 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm lint lint-arm inlined size bench-peer peer-files scorecard results arm-cost cross-image cross-build cross-test clean
+.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer peer-files plans scorecard results arm-cost cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -49,6 +49,11 @@ need-arm:
 	@.ci/need build arm
 need-all:
 	@.ci/need build tests arm
+
+FUZZ_CASES ?= 25000
+fuzz: need-build ## the program given model files and chat templates with things wrong at random, under limits of space and time (minutes)
+	LOWKEY_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test --locked --test fuzz_model -- --nocapture
+	LOWKEY_FUZZ=25000 $(CARGO) test --locked --test chat_limits mutated
 
 lint: ## formatting and clippy; a warning is an error
 	$(CARGO) fmt --all --check
@@ -93,6 +98,9 @@ PEER_FLAGS ?= $(if $(shell grep -m1 -o amx_tile /proc/cpuinfo 2>/dev/null),-mno-
 peer-files: need-build ## token ids and chat templates on files that llama.cpp's source package carries (77 MB, once)
 	models/fetch-peer-files
 	$(CARGO) test --locked --test vocabs --test templates -- --include-ignored
+
+plans: model ## five hundred random runs within their plans, as the system counts (half an hour)
+	LOWKEY_PLANS=500 $(CARGO) test --locked --test random_plans -- --nocapture
 
 arm-cost: model size ## guest instructions per token as Raspberry Pi 3, 4 and 5 (needs qemu-user, gcc)
 	python3 benches/arm_cost.py $(PEER_MODELS:%=--model %) $(ARM_COST_ARGS)

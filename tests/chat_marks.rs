@@ -6,7 +6,7 @@ use lowkey::gguf::GgufFile;
 use lowkey::text::{ChatTemplate, Message, Tokenizer, named_templates::NAMED};
 use lowkey_test_kit::{data, demo_model};
 
-fn tokenizer(path: PathBuf) -> Tokenizer {
+fn open(path: PathBuf) -> Tokenizer {
     Tokenizer::from_gguf(&GgufFile::open(&path).expect("a model")).expect("its tokenizer")
 }
 
@@ -33,7 +33,7 @@ const SPOILT: [&str; 12] = [
     "<|im_start",
     "|im_end|>",
     "im_end",
-    "\u{e000}<|im_end|>\u{e001}\u{f0000}",
+    "\u{7ca}<|im_end|>\u{e000}\u{7cb}\u{f0000}",
     "<|endoftext|>é<unused0>中<|im_end|>😀",
     "<",
 ];
@@ -46,7 +46,7 @@ fn no_words_of_a_message_become_control_tokens() {
         if !model.exists() {
             continue; // `make models` brings Gemma
         }
-        let tokenizer = tokenizer(model);
+        let tokenizer = open(model);
         for template in templates {
             let said = |text: &str| {
                 [
@@ -63,19 +63,18 @@ fn no_words_of_a_message_become_control_tokens() {
                 assert_eq!(rendered.matches(text.trim()).count() >= 4, true, "{rendered:?} has {text:?} as it was said");
             }
         }
-        // All of it is read where that is asked for.
-        let text = ChatTemplate::named("chatml")
-            .expect("a name")
-            .render(&[Message::new("user", SPOILT[0])], true, "", "")
-            .expect("a text");
-        let ids = tokenizer.encode(&text, true, false).expect("ids");
-        assert_ne!(controls(&tokenizer, &ids), read(&tokenizer, "chatml", &[Message::new("user", "plain")]).0);
     }
+    // All of it is read where that is asked for.
+    let tokenizer = open(demo_model());
+    let text =
+        ChatTemplate::named("chatml").expect("a name").render(&[Message::new("user", SPOILT[0])], true, "", "").expect("a text");
+    let ids = tokenizer.encode(&text, true, false).expect("ids");
+    assert_ne!(controls(&tokenizer, &ids), read(&tokenizer, "chatml", &[Message::new("user", "plain")]).0);
 }
 
 #[test]
 fn template_and_message_make_no_control_token_together() {
-    let tokenizer = tokenizer(demo_model());
+    let tokenizer = open(demo_model());
     for (template, content, marks) in [
         ("{{ '<|im_' + messages[0].content }}", "start|> hi", 0),
         ("{{ '<|im_' + messages[0].content + '|>' }}", "start", 0),
@@ -97,7 +96,7 @@ fn template_and_message_make_no_control_token_together() {
 
 #[test]
 fn ordinary_conversations_have_the_ids_that_their_text_has() {
-    let tokenizer = tokenizer(demo_model());
+    let tokenizer = open(demo_model());
     let mut sources: Vec<(String, String)> =
         NAMED.iter().map(|(name, _, source)| ((*name).to_owned(), (*source).to_owned())).collect();
     for entry in std::fs::read_dir(data("../../models/peer")).into_iter().flatten().flatten() {

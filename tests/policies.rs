@@ -1,8 +1,9 @@
 //! Every row of the table of policies against a naive model of it: a stream of random keys, values and queries goes through
-//! small caches, and each entry that leaves must be one that the definition, written down here in f64, lets go.
+//! small caches, and each entry that leaves must be one that the definition, written down here in f64, lets go. And the
+//! table of docs/policies.md is the code's.
 
 use lowkey::kv::policy::Rule;
-use lowkey::kv::policy::table::TABLE;
+use lowkey::kv::policy::table::{TABLE, markdown};
 use lowkey::kv::{Policy, Recent, Share};
 use lowkey_test_kit::tiny::Tiny;
 
@@ -229,5 +230,19 @@ fn every_policy_keeps_what_its_definition_keeps() {
                 check(row.policy, 0.3, POOL, seed);
             }
         }
+    }
+}
+
+/// `LOWKEY_WRITE_TABLE=1 cargo test --test policies` writes the table into the document, in place of the one that is there.
+#[test]
+fn the_documents_table_is_the_code_s() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/policies.md");
+    let text = std::fs::read_to_string(path).expect("docs/policies.md");
+    let (begin, end) = ("<!-- policies:begin -->\n", "<!-- policies:end -->");
+    let (before, rest) = text.split_once(begin).expect("the mark before the table");
+    let (table, after) = rest.split_once(end).expect("the mark after the table");
+    match std::env::var_os("LOWKEY_WRITE_TABLE") {
+        Some(_) => std::fs::write(path, [before, begin, &markdown(), end, after].concat()).expect("docs/policies.md"),
+        None => assert_eq!(table, markdown(), "docs/policies.md is not src/kv/policy/table.rs: write it anew"),
     }
 }

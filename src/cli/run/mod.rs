@@ -1,26 +1,26 @@
 //! `lowkey run`: completes a prompt, streaming. Ctrl-C finishes the line, prints the statistics and exits with 130.
 
 mod args;
+mod chat;
 mod flow;
-mod prompt;
 mod report;
 
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::session::Session;
-use crate::text::{Rendered, Sampler, Tokenizer};
+use crate::text::{Sampler, Tokenizer};
 
 use super::interrupt;
 use super::kept::Kept;
 use super::output::{answer, answer_json, say};
 use super::setup::{Done, Opened, check_tokens, open};
 use super::status::rss_anon_bytes;
-use super::text::{Ending, read_text, text_bytes};
+use super::text::{Ending, read_text};
 use super::writer::held_bytes;
 pub use args::RunArgs;
+use chat::{Chat, encode_prompt, n_pinned};
 use flow::{Outcome, Stop, generate};
-use prompt::{Chat, encode, n_pinned};
 use report::{report, statistics};
 
 /// A run that is ready but for its memory.
@@ -89,36 +89,37 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     let sampling = args.sample.params(n_ctx);
     let sampler = Sampler::new(sampling, n_vocab)?;
     let (n_kept, n_top) = if args.json { (args.n as usize, args.top_logprobs.min(n_vocab)) } else { (0, 0) };
-    let n_text = text.as_ref().map_or(0, String::len);
-    let chat = if args.chat { Some(Chat::new(args, n_text, &opened)?) } else { None };
-    // What is rendered is at least the messages, and is planned again when it is there.
-    let mut texts = Texts { prompt: 0, template: chat.as_ref().map_or(0, |chat| chat.bytes) };
-    for text in text.iter().chain(&args.system) {
-        texts.prompt += text_bytes(&opened.model.file, text)?;
-    }
-    let plan = |opened: &mut Opened, texts: &Texts| {
-        plan_run(args, opened, texts, sampling.repeat_last_n, n_kept, n_top)?;
+    let n_text_bytes = text.as_ref().map_or(0, String::len);
+    let chat = if args.chat { Some(Chat::new(args, n_text_bytes, &opened)?) } else { None };
+    let template_bytes = chat.as_ref().map(Chat::bytes);
+    let plan = |opened: &mut Opened, prompt_bytes: usize| {
+        plan_run(args, opened, prompt_bytes, template_bytes, sampling.repeat_last_n, n_kept, n_top)?;
         opened.check()
     };
-    plan(&mut opened, &texts)?;
+    // What is rendered is at least the text; it and its tokens are planned again when they can be counted.
+    plan(&mut opened, n_text_bytes)?;
     let Some(text) = text else { return Ok(Err(opened)) };
     opened.warn();
     let tokenizer = opened.tokenizer()?;
     let text = match &chat {
         Some(chat) => chat.render(&tokenizer, text)?,
-        None => Rendered::from(text),
+        None => text.into(),
     };
-    texts.prompt = texts.prompt.max(text_bytes(&opened.model.file, &text.text)?);
+    let n_tokens = tokenizer.count(&text.pieces(), true)?;
+    let mut prompt_bytes = tokenizer.encode_bytes(&text.pieces(), n_tokens);
+    if args.system.is_some() && args.pin_system {
+        // Beside them those of another prompt, without the user's words.
+        prompt_bytes += n_tokens * size_of::<u32>();
+    }
     opened.replan()?;
-    plan(&mut opened, &texts)?;
-    let prompt = encode(args, &text, &tokenizer)?;
+    plan(&mut opened, prompt_bytes)?;
+    let prompt = encode_prompt(args, &text, n_tokens, &tokenizer)?;
     drop(text);
     opened.params.kv.pinned = n_pinned(args, &prompt, chat.as_ref(), &tokenizer)?;
-    drop(chat);
     // Now that the longest stream is known, types can be chosen for it.
     opened.params.n_stream = usize::try_from(args.n).ok().map(|n| prompt.len().saturating_add(n));
     opened.replan()?;
-    plan(&mut opened, &texts)?;
+    plan(&mut opened, prompt_bytes)?;
     match only_plan {
         true => Ok(Err(opened)),
         false => Ok(Ok(Ready { opened, sampler, tokenizer, prompt, n_kept, n_top })),
@@ -128,18 +129,20 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
 /// Copies of an argument while the command line is parsed: the system's, clap's of the first and of the second pass, and ours.
 const ARGUMENT_COPIES: usize = 6;
 
-/// Bytes for making tokens of the prompt, and for rendering it before.
-struct Texts {
-    prompt: usize,
-    template: usize,
-}
-
 /// The lines that only `run` knows of.
-fn plan_run(args: &RunArgs, opened: &mut Opened, texts: &Texts, repeat_last_n: usize, n_kept: usize, n_top: usize) -> Result<()> {
+fn plan_run(
+    args: &RunArgs,
+    opened: &mut Opened,
+    prompt_bytes: usize,
+    template_bytes: Option<usize>,
+    repeat_last_n: usize,
+    n_kept: usize,
+    n_top: usize,
+) -> Result<()> {
     opened.plan.private("sampler", Sampler::bytes(opened.model.config.n_vocab, repeat_last_n));
-    opened.plan.private("prompt", texts.prompt);
-    if texts.template > 0 {
-        opened.plan.private("template", texts.template);
+    opened.plan.private("prompt", prompt_bytes);
+    if let Some(bytes) = template_bytes {
+        opened.plan.private("template", bytes);
     }
     let given = args.prompt.iter().chain(&args.system).chain(&args.stop);
     opened.plan.private("arguments", given.map(String::len).sum::<usize>() * ARGUMENT_COPIES + held_bytes(&args.stop));

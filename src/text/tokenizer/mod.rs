@@ -117,20 +117,22 @@ impl Tokenizer {
         Ok(own + if is_spm(file)? { Spm::plan_bytes(&tokens) } else { Words::plan_bytes(file, &tokens)? })
     }
 
-    /// Bytes that turning a text into ids takes beside the text and the ids, from above; more pieces than one are put together
-    /// to one text. The same for all texts from some kilobytes on.
-    pub fn work_bytes(&self, n_text_bytes: usize) -> usize {
-        let longest = match &self.merging {
-            Merging::Bpe(words) => words.longest(),
-            Merging::Spm(spm) => windows::Merge::longest(&**spm),
+    /// Bytes of the pieces and of what `encode_pieces` takes to make `n_tokens` ids of them: the ids, the pieces put together to
+    /// one text where they are several, and working memory, from above.
+    pub fn encode_bytes(&self, pieces: &[Piece<'_>], n_tokens: usize) -> usize {
+        let n_bytes: usize = pieces.iter().map(|piece| piece.text.len()).sum();
+        let copy = if pieces.len() == 1 { 0 } else { n_bytes };
+        let merging = match &self.merging {
+            Merging::Bpe(words) => words.work_bytes(n_bytes),
+            Merging::Spm(spm) => windows::work_bytes(&**spm, n_bytes),
         };
-        windows::work_bytes(longest, n_text_bytes) + self.specials.search_bytes()
+        n_bytes + copy + n_tokens * size_of::<u32>() + merging + self.specials.search_bytes() + pieces.len() * 64
     }
 
-    /// What `work_bytes` is at most, before there is a tokenizer.
+    /// Working memory for a text of so many bytes at most, before there is a tokenizer.
     pub fn most_work_bytes(file: &GgufFile, n_text_bytes: usize) -> Result<usize> {
         let longest = file.strings(TOKENS)?.iter().map(str::len).max().unwrap_or(0);
-        Ok(windows::work_bytes(longest, n_text_bytes) + Specials::most_search_bytes(n_special(file)?))
+        Ok(windows::most_work_bytes(longest, n_text_bytes) + Specials::most_search_bytes(n_special(file)?))
     }
 
     pub fn n_vocab(&self) -> usize {

@@ -1,4 +1,4 @@
-//! From the messages of `--chat`, or from plain text, to the tokens of the prompt.
+//! The prompt of a run: the user's text, in the model's template or not, as tokens.
 
 use crate::cli::setup::Opened;
 use crate::error::{Error, Result};
@@ -6,25 +6,39 @@ use crate::text::{ChatTemplate, Message, Rendered, Tokenizer};
 
 use super::args::RunArgs;
 
+/// The text's tokens, of which there are `n_tokens`.
+pub fn encode_prompt(args: &RunArgs, text: &Rendered, n_tokens: usize, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let mut prompt = Vec::with_capacity(n_tokens);
+    tokenizer.encode_into(&text.pieces(), true, &mut prompt)?;
+    if prompt.is_empty() {
+        let flag = if args.file.is_some() { "--file" } else { "--prompt" };
+        return Err(Error::stopped(format!("{flag}: the prompt is empty, 0 tokens to start from; give some text")));
+    }
+    Ok(prompt)
+}
+
 /// The template of `--chat`, and what comes before the user's turn.
 pub struct Chat<'a> {
     template: ChatTemplate,
     system: Option<&'a str>,
     parse_special: bool,
     /// Private memory for rendering, from above.
-    pub bytes: usize,
+    bytes: usize,
 }
 
 impl<'a> Chat<'a> {
-    /// For a user's turn of `n_text` bytes.
-    pub fn new(args: &'a RunArgs, n_text: usize, opened: &Opened) -> Result<Self> {
+    pub fn new(args: &'a RunArgs, text_bytes: usize, opened: &Opened) -> Result<Self> {
         let template = match &args.template {
             Some(name) => ChatTemplate::named(name)?,
             None => ChatTemplate::from_gguf(&opened.model.file)?,
         };
         let system = args.system.as_deref();
-        let bytes = template.plan_bytes(n_text + system.map_or(0, str::len));
+        let bytes = template.plan_bytes(text_bytes + system.map_or(0, str::len));
         Ok(Chat { template, system, parse_special: args.parse_special, bytes })
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub fn render(&self, tokenizer: &Tokenizer, text: String) -> Result<Rendered> {
@@ -38,16 +52,6 @@ impl<'a> Chat<'a> {
             false => self.template.render_for(tokenizer, &messages, true),
         }
     }
-}
-
-pub fn encode(args: &RunArgs, text: &Rendered, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let mut prompt = tokenizer.encode_pieces(&text.pieces(), true)?;
-    prompt.shrink_to_fit();
-    if prompt.is_empty() {
-        let flag = if args.file.is_some() { "--file" } else { "--prompt" };
-        return Err(Error::stopped(format!("{flag}: the prompt is empty, 0 tokens to start from; give some text")));
-    }
-    Ok(prompt)
 }
 
 /// First tokens of the prompt that hold the system's turn, if it is to stay: what is the same whatever the user says.
