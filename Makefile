@@ -17,7 +17,7 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm lint lint-arm inlined size bench-peer peer-files scorecard results arm-cost cross-image cross-build cross-test clean
+.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer peer-files scorecard results arm-cost cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -49,6 +49,10 @@ need-arm:
 	@.ci/need build arm
 need-all:
 	@.ci/need build tests arm
+
+FUZZ_CASES ?= 25000
+fuzz: need-build ## the program given model files with things wrong at random, under limits of space and time (minutes)
+	LOWKEY_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test --locked --test fuzz_model -- --nocapture
 
 lint: ## formatting and clippy; a warning is an error
 	$(CARGO) fmt --all --check

@@ -9,6 +9,7 @@ Needs: Debian's qemu-user (its static build loads no plugins), gcc, and the bina
 
 import argparse
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -63,9 +64,14 @@ def main():
     parser.add_argument("--packed", action="store_true", help="count each model with its pack, too")
     parser.add_argument("--model", action="append", required=True)
     args = parser.parse_args()
-    for need in (args.lowkey, *args.model):
-        if not pathlib.Path(need).is_file():
-            sys.exit(f"arm_cost.py: {need} is not there")
+    if not pathlib.Path(args.lowkey).is_file():
+        sys.exit(f"arm_cost.py: {args.lowkey} is not there: run `make size`")
+    for model in args.model:
+        if not pathlib.Path(model).is_file():
+            sys.exit(f"arm_cost.py: {model} is not there: `models/fetch --list` says what can be fetched")
+    for program, package in ((args.qemu, "qemu-user"), ("gcc", "gcc")):
+        if not shutil.which(program):
+            sys.exit(f"arm_cost.py: {program} is not installed (Debian: sudo apt-get install {package})" + ("; qemu-user-static loads no plugins" if package == "qemu-user" else ""))
     print("| model | processor | decode, M/token | of llama.cpp's | prefill, M/token | of llama.cpp's |\n|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         library = plugin(folder)

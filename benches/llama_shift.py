@@ -7,8 +7,11 @@ positions of the rest move down. Refuses: to be quick.
 import ctypes
 import math
 
-import llama_cpp
-import numpy as np
+try:
+    import llama_cpp
+    import numpy as np
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 N_KEEP, N_BATCH = 4, 16
 

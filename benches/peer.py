@@ -9,11 +9,15 @@ Run: python benches/peer.py --lowkey target/release/lowkey --model MODEL.gguf â€
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import time
 
-import llama_cpp
+try:
+    import llama_cpp
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 
 @llama_cpp.llama_log_callback
@@ -132,6 +136,8 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--kv-budget", default="32MiB")
     args = parser.parse_args()
+    if not shutil.which(args.lowkey):
+        raise SystemExit(f"peer.py: {args.lowkey} is not there: run `make build`")
     llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(quiet, None)
     print(f"llama-cpp-python {llama_cpp.__version__}; {llama_cpp.llama_print_system_info().decode().strip()}")

@@ -8,11 +8,15 @@ Run: python benches/peer_cpu.py --lowkey target/release/lowkey --model MODEL.ggu
 
 import argparse
 import resource
+import shutil
 import statistics
 import subprocess
 import time
 
-import llama_cpp
+try:
+    import llama_cpp
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 import peer
 
 
@@ -29,6 +33,8 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
+    if not shutil.which(args.lowkey):
+        raise SystemExit(f"peer_cpu.py: {args.lowkey} is not there: run `make build`")
     llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(peer.quiet, None)
     theirs = peer.Peer(args.model, 1, 1024)

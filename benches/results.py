@@ -4,13 +4,14 @@ Owns: `make results`. A command is an indented line that begins with `lowkey eva
 begin with `|` behind it; or one that begins with `$ lowkey eval`, with the table indented directly below. Pictures that a command
 draws (--plot) go where it says. Nothing else of a document is touched; it is written after each command, whole.
 Refuses: commands other than `lowkey eval`.
-Run: python3 benches/results.py docs/results.md README.md   (from the top of the tree)
+Run: python3 benches/results.py docs/results.md docs/policies.md   (from the top of the tree)
 """
 
 import argparse
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -71,6 +72,8 @@ def main():
     parser.add_argument("--only", default="", metavar="REGEX", help="run commands that match; leave the tables of others")
     parser.add_argument("document", nargs="+", type=pathlib.Path)
     args = parser.parse_args()
+    if not shutil.which(args.lowkey):
+        raise SystemExit(f"results.py: {args.lowkey} is not there: run `make build`")
     for document in args.document:
         renew(document, args)
 

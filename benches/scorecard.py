@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -286,6 +287,8 @@ def main():
     parser.add_argument("--before-is", metavar="TEXT", default="", help="what that binary is")
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join(GROUPS))
     args = parser.parse_args()
+    if not shutil.which(args.lowkey):
+        raise SystemExit(f"scorecard.py: {args.lowkey} is not there: run `make build`")
     card = Card(args)
     for group in args.groups or GROUPS:
         GROUPS[group](card)

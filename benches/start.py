@@ -7,6 +7,7 @@ Refuses: to judge; it prints.
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import time
@@ -28,6 +29,8 @@ def main():
     parser.add_argument("--runs", type=int, default=11)
     parser.add_argument("--long", default="models/demo-prompt.txt", help="a prompt that fills the arena")
     args = parser.parse_args()
+    if not shutil.which(args.lowkey):
+        raise SystemExit(f"start.py: {args.lowkey} is not there: run `make build`")
     common = ["-m", args.model, "--kv-budget", "4MiB", "-t", args.threads]
     run = [args.lowkey, "run", *common, "--temp", "0", "--json"]
     steps = {

@@ -8,7 +8,7 @@
 use lowkey::gguf::quant::GgmlType;
 use lowkey::kernels::{ActBuf, Attend, Kernels, Matrix, Partial, Product, Rows, packed, tile_bytes};
 use lowkey::kv::KvType;
-use lowkey::mem::arena::{Arena, region_bytes};
+use lowkey::mem::arena::Arena;
 use lowkey::mem::pool::Pool;
 
 fn main() {
@@ -55,8 +55,8 @@ fn matmul(kernels: Kernels, is_packed: bool, ty: &str, n_rows: usize, n_cols: us
     }
     let x = random(n_tok * n_cols);
     let tile = tile_bytes(n_cols, true);
-    let mut arena = Arena::take(region_bytes::<u8>(tile) + ActBuf::bytes(kernels, n_tok, n_cols, true)).expect("memory");
-    let (mut tiles, mut acts) = ([arena.carve::<u8>(tile)], ActBuf::carve(kernels, &mut arena, n_tok, n_cols, true));
+    let (mut tiles, mut acts) =
+        Arena::fill(|arena| ([arena.carve::<u8>(tile)], ActBuf::carve(kernels, arena, n_tok, n_cols, true))).expect("memory");
     let mut pool = Pool::new(1).expect("a pool");
     let mut out = vec![0f32; n_tok * n_rows];
     let w = Matrix { ty, n_rows, n_cols, data: &data, packed: is_packed };
@@ -69,8 +69,8 @@ fn matmul(kernels: Kernels, is_packed: bool, ty: &str, n_rows: usize, n_cols: us
 
 fn elementwise(kernels: Kernels, kernel: &str, n: usize, times: usize) -> Vec<f32> {
     let (x, mut out) = (random(n), vec![0f32; n]);
-    let mut arena = Arena::take(ActBuf::bytes(kernels, 1, n, true)).expect("memory");
-    let (mut acts, mut pool) = (ActBuf::carve(kernels, &mut arena, 1, n, true), Pool::new(1).expect("a pool"));
+    let mut acts = Arena::fill(|arena| ActBuf::carve(kernels, arena, 1, n, true)).expect("memory");
+    let mut pool = Pool::new(1).expect("a pool");
     for _ in 0..times {
         match kernel {
             "quantize" => out[0] = kernels.quantize(&mut pool, &x, n, &mut acts).d[0],

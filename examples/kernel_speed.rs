@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use lowkey::gguf::quant::GgmlType;
 use lowkey::kernels::{ActBuf, BLOCK, Kernels, Matrix, Product, tile_bytes};
-use lowkey::mem::arena::{Arena, Buf, region_bytes};
+use lowkey::mem::arena::{Arena, Buf};
 use lowkey::mem::pool::Pool;
 
 const N_LAYER: usize = 30;
@@ -71,9 +71,9 @@ struct Run {
 impl Run {
     fn new() -> Run {
         let (tile, kernels) = (tile_bytes(N_FF, false), Kernels::choose("auto").expect("some set"));
-        let mut arena = Arena::take(region_bytes::<u8>(tile) + ActBuf::bytes(kernels, BATCH, N_FF, true)).expect("memory");
         let x = std::iter::repeat_with(|| fastrand::f32() - 0.5).take(BATCH * N_FF).collect();
-        let (tiles, acts) = ([arena.carve(tile)], ActBuf::carve(kernels, &mut arena, BATCH, N_FF, true));
+        let (tiles, acts) =
+            Arena::fill(|arena| ([arena.carve(tile)], ActBuf::carve(kernels, arena, BATCH, N_FF, true))).expect("memory");
         Run { pool: Pool::new(1).expect("no thread is started"), tiles, acts, x, out: vec![0.0; BATCH * N_VOCAB] }
     }
 

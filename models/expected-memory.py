@@ -13,8 +13,11 @@ import pathlib
 import subprocess
 import tempfile
 
-import gguf
-import numpy as np
+try:
+    import gguf
+    import numpy as np
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 HERE = pathlib.Path(__file__).resolve().parent
 KIND = gguf.GGMLQuantizationType

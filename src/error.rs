@@ -11,70 +11,36 @@ use std::path::{Path, PathBuf};
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What a message may name as the cause or as the remedy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Setting {
-    KvBudget,
-    Evict,
-    Sinks,
-    Recent,
-    Batch,
-    Threads,
-    Kernels,
-    Memory,
-    Mlock,
-    System,
-    /// That the system's turn is never evicted; as a remedy, that it may be.
-    PinSystem,
-    Template,
-    Temp,
-    TopP,
-    MinP,
-    RepeatPenalty,
-    RepeatLastN,
-    /// The text that is read.
-    File,
-    /// Lengths of prompts in tests of retrieval.
-    Lengths,
-    /// A picture of the result.
-    Plot,
-    /// Writing a model's pack; anew even where there is one; checking the one that is there.
-    Pack,
-    PackAnew,
-    PackCheck,
-    /// One of the program above the library, as it is to be shown.
-    Own(&'static str),
+macro_rules! settings {
+    ($($name:ident $words:literal),+ $(,)?) => {
+        /// What a message may name as the cause or as the remedy.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Setting {
+            $(#[doc = $words] $name,)+
+            /// One of the program above the library, as it is to be shown.
+            Own(&'static str),
+        }
+
+        impl Setting {
+            pub const ALL: &[Setting] = &[$(Setting::$name),+];
+
+            pub fn words(self) -> &'static str {
+                match self {
+                    $(Setting::$name => $words,)+
+                    Setting::Own(name) => name,
+                }
+            }
+        }
+    };
 }
 
-impl Setting {
-    pub fn words(self) -> &'static str {
-        match self {
-            Setting::KvBudget => "the KV budget",
-            Setting::Evict => "the eviction policy",
-            Setting::Sinks => "the number of sinks",
-            Setting::Recent => "the number of recent tokens",
-            Setting::Batch => "the batch",
-            Setting::Threads => "the number of threads",
-            Setting::Kernels => "the kernel set",
-            Setting::Memory => "the memory limit",
-            Setting::Mlock => "locking the weights",
-            Setting::System => "the system's turn",
-            Setting::PinSystem => "a system's turn that is not pinned",
-            Setting::Template => "the chat template",
-            Setting::Temp => "the temperature",
-            Setting::TopP => "top-p",
-            Setting::MinP => "min-p",
-            Setting::RepeatPenalty => "the repeat penalty",
-            Setting::RepeatLastN => "the window of the repeat penalty",
-            Setting::File => "the text",
-            Setting::Lengths => "the prompt lengths",
-            Setting::Plot => "the picture",
-            Setting::Pack => "the packing",
-            Setting::PackAnew => "the packing anew",
-            Setting::PackCheck => "the check of the pack",
-            Setting::Own(name) => name,
-        }
-    }
+settings! {
+    KvBudget "the KV budget", Evict "the eviction policy", Sinks "the number of sinks", Recent "the number of recent tokens",
+    Batch "the batch", Threads "the number of threads", Kernels "the kernel set", Memory "the memory limit",
+    Mlock "locking the weights", System "the system's turn", PinSystem "a system's turn that is not pinned",
+    Template "the chat template", Temp "the temperature", TopP "top-p", MinP "min-p", RepeatPenalty "the repeat penalty",
+    RepeatLastN "the window of the repeat penalty", File "the text", Lengths "the prompt lengths", Plot "the picture",
+    Pack "the packing", PackAnew "the packing anew", PackCheck "the check of the pack",
 }
 
 impl From<&'static str> for Setting {

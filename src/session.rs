@@ -10,6 +10,7 @@ use crate::mem::arena::Arena;
 use crate::mem::plan::Plan;
 use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
 use crate::model::forward::{Logits, Machine, Model, forward, forward_watched};
+use crate::model::guard::Guard;
 use crate::model::scratch::{Scratch, ScratchShape};
 use crate::model::shortconv::ShortConvs;
 use crate::model::weights::Weights;
@@ -225,7 +226,7 @@ impl Session {
         let scratch = Arena::fill(|arena| Scratch::carve(arena, &model.config, &layout.scratch)).map_err(no_memory)?;
         let pool = Pool::new(layout.n_threads)
             .map_err(|e| Error::usage(Setting::Threads, format!("cannot start {} threads: {e}", layout.n_threads)))?;
-        let machine = Machine { kernels: layout.kernels, pool, scratch };
+        let machine = Machine { kernels: layout.kernels, pool, scratch, guard: Guard::default() };
         Ok(Session { model, machine, cache, n_batch: layout.kv.n_batch, n_logits: layout.scratch.n_logits, n_past: 0 })
     }
 

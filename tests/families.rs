@@ -1,12 +1,11 @@
 //! Every family of models and head layout against llama.cpp (tests/golden/families.json, by families.py), on small random
 //! models that both sides write by one rule. Each kernel set of this CPU, in batches that take each way through a matrix.
 
-use lowkey::kernels::Kernels;
 use lowkey::kv::{AttnLayer, Head, KvType, Policy, Recent};
 use lowkey::session::{Session, SessionParams};
 use lowkey_test_kit::families::family_model;
 use lowkey_test_kit::gguf_writer::GgufWriter;
-use lowkey_test_kit::{budget_for, floats, golden, ids, params, session};
+use lowkey_test_kit::{budget_for, floats, golden, ids, kernel_sets, params, session};
 use serde_json::Value;
 
 /// A file of this test's own, removed at its end.
@@ -71,7 +70,7 @@ fn every_family_computes_what_llama_cpp_computes() {
     for (name, row, file) in files() {
         let path = Temp::new(&name, &file);
         let mut furthest = 0f64;
-        for kernels in Kernels::available() {
+        for kernels in kernel_sets() {
             for n_batch in [1, 5, 24] {
                 let mut p = params(0);
                 (p.kernels, p.kv.policy, p.n_batch, p.n_logits) = (kernels.name().into(), Policy::Off, n_batch, n_batch);
@@ -123,7 +122,7 @@ fn windows_beside_eviction_give_the_same_bits_in_batches_and_on_every_set() {
                 (bits, kept)
             };
             let want = run(1, "scalar");
-            for kernels in Kernels::available() {
+            for kernels in kernel_sets() {
                 for n_batch in [1, 3, 24] {
                     assert!(run(n_batch, kernels.name()) == want, "{name}, {n_slot}, batches of {n_batch}, {}", kernels.name());
                 }
@@ -188,7 +187,7 @@ fn convolutions_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
             session(&path.0, &p)
         };
         let want = prefill(&mut start(1, "scalar", 1));
-        for kernels in Kernels::available() {
+        for kernels in kernel_sets() {
             for (n_batch, n_threads) in [(1, 2), (2, 1), (3, 3), (32, 2)] {
                 let mut session = start(n_batch, kernels.name(), n_threads);
                 let label = format!("{n_slot} slots, {}, batches of {n_batch}, {n_threads} threads", kernels.name());
@@ -214,7 +213,7 @@ fn convolutions_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
         prefill(&mut session(&path.0, &p))
     };
     let want = short(1, "scalar");
-    assert!(Kernels::available().all(|kernels| short(1, kernels.name()) == want));
+    assert!(kernel_sets().into_iter().all(|kernels| short(1, kernels.name()) == want));
 }
 
 /// With no sinks and the oldest going first, what is kept is always the latest tokens in a row: renumbering moves all by one
@@ -310,7 +309,7 @@ fn other_families_evict_what_the_reference_evicts() {
         for stream in row["streams"].as_array().expect("streams") {
             let number = |key: &str| stream[key].as_u64().expect("a number") as u32;
             let policy: Policy = stream["policy"].as_str().expect("a name").parse().expect("a policy");
-            for (kernels, n_batch) in Kernels::available().flat_map(|k| [1, 3, 20].map(|n| (k, n))) {
+            for (kernels, n_batch) in kernel_sets().into_iter().flat_map(|k| [1, 3, 20].map(|n| (k, n))) {
                 let mut p = params(0);
                 (p.kernels, p.kv.policy, p.n_batch) = (kernels.name().into(), policy, n_batch);
                 (p.kv.sinks, p.kv.recent) = (number("sinks"), Some(Recent::Tokens(number("recent"))));

@@ -218,14 +218,38 @@ fn random_damage_never_panics() {
 
 #[test]
 fn what_is_not_gguf_is_named() {
-    for (start, name) in [
-        (&b"lmgg"[..], "older than GGUF"),
-        (b"PK\x03\x04", "zip"),
-        (b"<!DO", "web page"),
-        (b"vers", "LFS"),
-        (b"\x1b[2J", "\\x1b"),
+    let tar = [&[b'x'; 257][..], b"ustar"].concat();
+    let index = "{\"metadata\": {}, \"weight_map\": {\"a\": \"b.safetensors\"}}";
+    for (start, names) in [
+        (&b"lmgg"[..], ["older than GGUF", "convert"]),
+        (b"tjgg\x03\0\0\0", ["older than GGUF", "convert"]),
+        (b"algg", ["LoRA adapter", "merge"]),
+        (b"PK\x03\x04\x14\0\0\0weights.txt", ["a zip archive", "unpack"]),
+        (b"PK\x03\x04\0\0\x08\x08\0\0model/data.pkl", ["PyTorch checkpoint", "convert"]),
+        (b"\x80\x02\x8a\nl\xfc", ["pickle", "convert"]),
+        (b"\x1f\x8b\x08", ["gzip", "unpack"]),
+        (b"\xfd7zXZ\0", ["compressed with xz", "unpack"]),
+        (b"\x28\xb5\x2f\xfd", ["zstd", "unpack"]),
+        (b"7z\xbc\xaf\x27\x1c", ["7-Zip", "unpack"]),
+        (&tar, ["tar archive", "unpack"]),
+        (b"\x40\x01\0\0\0\0\0\0{\"__metadata__\":", ["safetensors", "convert"]),
+        (b"<!DOCTYPE html>", ["web page", "fetch"]),
+        (b"\n  <html lang=en>", ["web page", "fetch"]),
+        (b"<?xml version=\"1.0\"?><Error>", ["refusal", "fetch"]),
+        (b"version https://git-lfs.github.com/spec/v1\n", ["LFS pointer", "git lfs pull"]),
+        (b"{\"error\":\"Repository not found\"}", ["refusal", "fetch"]),
+        (b"{\n  \"architectures\": [", ["JSON", ".gguf"]),
+        (index.as_bytes(), ["index of safetensors", "convert"]),
+        (b"\xd2\0\0\0\x16\0\0\0blk.0.attn_q.weight", ["importance matrix", "model"]),
+        (b"LOWKEYPK", ["pack", "named after"]),
+        (b"Invalid username or password.", ["text file", ".gguf"]),
+        (&[0; 600], ["zeros", "fetch it again"]),
+        (b"\x1b[2J\xff", ["\\x1b", ".gguf"]),
     ] {
-        refused(&["not a GGUF file", name], |file| file.magic.copy_from_slice(start));
+        let (_, line) = refusal(start);
+        assert!(line.starts_with("not a GGUF file but ") && names.iter().all(|name| line.contains(name)), "{names:?}: {line}");
+        let temp = TempFile::new("foreign", start);
+        assert!(GgufFile::open(&temp.0).is_err_and(|e| e.to_string().ends_with(&line)), "from the disk");
     }
     assert_eq!(refused(&["big-endian", "little-endian"], |file| file.magic = *b"FUGG"), GgufError::BigEndian);
     assert_eq!(refused(&["big-endian"], |file| file.version = 3_u32.swap_bytes()), GgufError::BigEndian);
@@ -384,4 +408,12 @@ fn the_demo_model_opens() {
     let mut row = vec![f32::NAN; embd.row_len()];
     lowkey::gguf::quant::dequantize_row(embd.ty, &file.data(embd)[..embd.row_bytes()], &mut row).expect("a row");
     assert!(row.iter().all(|x| x.is_finite() && x.abs() < 10.0) && row.iter().any(|&x| x != 0.0));
+}
+
+#[test]
+fn messages_are_one_line_whatever_the_name() {
+    let key = format!("a\nb\u{1b}[31m{}", "x".repeat(500));
+    let shown = GgufError::DuplicateKey { key }.to_string();
+    assert!(shown.starts_with("metadata key a\\nb\\u{1b}[31mxxx"), "{shown}");
+    assert!(!shown.contains('\n') && shown.len() < 200, "{shown}");
 }

@@ -15,7 +15,8 @@ use lowkey::mem::plan::Plan;
 use lowkey::model::forward::Model;
 use lowkey::session::{Session, SessionParams};
 use lowkey::text::{ChatTemplate, Sampler, SamplerParams, Tokenizer, top_logprobs};
-use lowkey_test_kit::gguf_writer::{self as w, GgufWriter, array, string};
+use lowkey_test_kit::gguf_writer::{self as w, GgufWriter, array, string, take_apart};
+use lowkey_test_kit::mutate::{MORE_KEYS, values};
 
 /// Counts what is on the heap, and gives nothing beyond a cap: a test binary that asks for more ends with a message.
 struct Capped;
@@ -129,9 +130,22 @@ fn run(label: &str, path: &TempPath, n_threads: usize) -> Fate {
             Err(error) => one_line(label, &error),
         }
     };
-    take(session.prefill(&tokens, |_| true).expect("a policy that evicts never stops").expect("nobody stopped it"));
+    // A policy that evicts never stops; what may is a weight that is not a number.
+    let stopped = |error: lowkey::Error| {
+        one_line(label, &error);
+        let line = error.to_string();
+        assert!(line.contains("fetch it again") || line.contains("use another quantisation"), "{label}: {line}");
+        Fate::Refused
+    };
+    match session.prefill(&tokens, |_| true) {
+        Ok(logits) => take(logits.expect("nobody stopped it")),
+        Err(error) => return stopped(error),
+    }
     for &token in &tokens[..3] {
-        take(session.step(token).expect("as above"));
+        match session.step(token) {
+            Ok(logits) => take(logits),
+            Err(error) => return stopped(error),
+        }
     }
     Fate::Ran
 }
@@ -142,39 +156,6 @@ fn case(label: &str, path: &TempPath, bytes: &[u8], n_threads: usize) -> Fate {
     catch_unwind(AssertUnwindSafe(|| run(label, path, n_threads))).unwrap_or_else(|_| panic!("{label}: panicked, see above"))
 }
 
-/// Takes a file apart. Own files, known to be sound.
-fn take_apart(name: &str) -> GgufWriter {
-    let bytes = std::fs::read(lowkey_test_kit::data(name)).expect(name);
-    let index = lowkey::gguf::parse(&bytes).expect(name);
-    let mut at = 24;
-    let mut file = GgufWriter::new();
-    let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight")) as usize;
-    let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four"));
-    let width = |ty: u32| [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8][ty as usize];
-    for (key, _) in index.metadata(&bytes) {
-        at += 8 + key.len();
-        let ty = u32_at(at);
-        at += 4;
-        let start = at;
-        match ty {
-            w::STRING => at += 8 + u64_at(at),
-            w::ARRAY => {
-                let (elem, n) = (u32_at(at), u64_at(at + 4));
-                at += 12;
-                for _ in 0..n {
-                    at += if elem == w::STRING { 8 + u64_at(at) } else { width(elem) };
-                }
-            }
-            scalar => at += width(scalar),
-        }
-        file.raw(key, ty, bytes[start..at].to_vec());
-    }
-    for t in index.tensors() {
-        file.tensor(&t.name, t.shape(), t.ty.id(), bytes[t.offset as usize..][..t.n_bytes as usize].to_vec());
-    }
-    file
-}
-
 /// A sound file of each family, Llama's first; under emulation that one alone.
 fn one_of_each_family() -> Vec<(&'static str, GgufWriter)> {
     let golden = lowkey_test_kit::golden("families.json");
@@ -183,57 +164,6 @@ fn one_of_each_family() -> Vec<(&'static str, GgufWriter)> {
     let all = [("tiny-freqs", take_apart("tiny-freqs.gguf"))].into_iter().chain(others);
     all.take(if lowkey_test_kit::emulated().is_some() { 1 } else { usize::MAX }).collect()
 }
-
-/// Values to put in place of any other.
-fn values() -> Vec<(String, u32, Vec<u8>)> {
-    let mut out = Vec::new();
-    for v in [0u32, 1, 2, 3, 7, 8, 32, 64, 96, 128, 255, 1 << 16, 1 << 24, (1 << 24) + 1, 0x7fff_ffff, u32::MAX - 31, u32::MAX] {
-        out.push((format!("u32 {v}"), w::U32, v.to_le_bytes().to_vec()));
-    }
-    for v in [-1i32, i32::MIN] {
-        out.push((format!("i32 {v}"), w::I32, v.to_le_bytes().to_vec()));
-    }
-    for v in [1u64 << 32, u64::MAX, u64::MAX - 63] {
-        out.push((format!("u64 {v}"), w::U64, v.to_le_bytes().to_vec()));
-    }
-    for v in [0f32, -0.0, 1.0, -1.0, 1e-45, 1e-38, 0.5, 1e30, f32::MAX, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        out.push((format!("f32 {v}"), w::F32, v.to_le_bytes().to_vec()));
-    }
-    for v in ["", "llama", "none", "yarn", "a\nb\u{1b}[31m", &"x".repeat(5000), "{% for i in range(9) %}", "default", "llama-bpe"]
-    {
-        out.push((format!("string {:.20}", v.escape_debug().to_string()), w::STRING, string(v.as_bytes())));
-    }
-    out.push(("bool".into(), w::BOOL, vec![1]));
-    out.push(("no i32s".into(), w::ARRAY, array(w::I32, 0, &[])));
-    out.push(("no strings".into(), w::ARRAY, array(w::STRING, 0, &[])));
-    out.push(("one string".into(), w::ARRAY, array(w::STRING, 1, &string(b"a"))));
-    out.push(("an empty string".into(), w::ARRAY, array(w::STRING, 1, &string(b""))));
-    out.push(("300 of i32 -1".into(), w::ARRAY, array(w::I32, 300, &[0xff; 1200])));
-    out.push(("300 of NaN".into(), w::ARRAY, array(w::F32, 300, &f32::NAN.to_le_bytes().repeat(300))));
-    out.push(("300 empty strings".into(), w::ARRAY, array(w::STRING, 300, &[0; 2400])));
-    out.push(("300 equal strings".into(), w::ARRAY, array(w::STRING, 300, &string(b"Aa").repeat(300))));
-    out
-}
-
-/// Keys that no tiny file has and that change what is computed.
-const MORE_KEYS: [&str; 16] = [
-    "ARCH.shortconv.l_cache",
-    "ARCH.expert_count",
-    "ARCH.rope.scaling.type",
-    "ARCH.rope.scaling.factor",
-    "ARCH.rope.scaling.attn_factor",
-    "ARCH.rope.scaling.yarn_ext_factor",
-    "ARCH.rope.scale_linear",
-    "ARCH.attention.sliding_window",
-    "ARCH.attention.causal",
-    "ARCH.logit_scale",
-    "ARCH.final_logit_softcapping",
-    "general.alignment",
-    "split.count",
-    "tokenizer.chat_template",
-    "tokenizer.ggml.eot_token_id",
-    "tokenizer.ggml.add_eos_token",
-];
 
 #[test]
 fn the_files_as_they_are_run() {

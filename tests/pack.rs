@@ -158,7 +158,7 @@ fn a_directory_that_lies_is_refused() {
         assert!(lie(48, &count.to_le_bytes()).is_some(), "{count} tensors");
     }
     assert!(lie(16, &1u64.to_le_bytes()).is_some_and(|why| why.contains("another model")));
-    assert!(lie(24, &1u64.to_le_bytes()).is_some_and(|why| why.contains("--verify")));
+    assert!(lie(24, &1u64.to_le_bytes()).is_some_and(|why| why.contains("check of the pack")));
     for i in 0..n {
         let entry = 72 + i * 24;
         for index in [21u32, u32::MAX] {
@@ -209,19 +209,56 @@ fn a_folder_or_another_file_in_its_place_is_left_aside() {
 }
 
 #[test]
-fn an_interrupted_pack_leaves_nothing() {
+fn an_interrupted_pack_leaves_nothing_and_the_next_removes_what_a_killed_one_left() {
     let folder = Folder::new("interrupt");
     fs::remove_file(folder.model()).expect("the small model goes");
     std::os::unix::fs::symlink(lowkey_test_kit::demo_model().canonicalize().expect("a path"), folder.model()).expect("a link");
-    let mut child = lowkey!().args(["pack", "m.gguf"]).current_dir(&folder.0).spawn().expect("the binary starts");
-    while folder.names().len() < 2 {
-        assert_eq!(child.try_wait().expect("its state"), None, "it ended before it wrote");
-        std::thread::sleep(Duration::from_millis(1));
+    for (signal, code) in [("-INT", Some(130)), ("-TERM", Some(143)), ("-KILL", None)] {
+        let mut child = lowkey!().args(["pack", "m.gguf"]).current_dir(&folder.0).spawn().expect("the binary starts");
+        while folder.names().len() < 2 {
+            assert_eq!(child.try_wait().expect("its state"), None, "it ended before it wrote");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let kill = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
+        assert!(kill.success());
+        assert_eq!(child.wait().expect("an end").code(), code, "{signal}");
+        assert_eq!(folder.names().len(), if code.is_some() { 1 } else { 2 }, "{signal}: {:?}", folder.names());
     }
-    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
-    assert!(kill.success());
-    assert_eq!(child.wait().expect("an end").code(), Some(130));
-    assert_eq!(folder.names(), ["m.gguf"]);
+    // What another process holds is its own, and so is what is named otherwise.
+    let held = fs::File::create(folder.0.join("m.gguf.lowkey-pack.1.part")).expect("a file");
+    held.lock().expect("a lock");
+    fs::write(folder.0.join("m.gguf.lowkey-pack.a.part"), b"").expect("a file");
+    assert!(folder.run(&["pack", "m.gguf"]).status.success());
+    let pack = "m.gguf.lowkey-pack";
+    assert_eq!(folder.names(), ["m.gguf", pack, &format!("{pack}.1.part"), &format!("{pack}.a.part")]);
+    drop(held);
+    assert!(folder.run(&["pack", "m.gguf"]).status.success(), "it is there already");
+    assert_eq!(folder.names(), ["m.gguf", pack, &format!("{pack}.a.part")]);
+}
+
+#[test]
+fn another_model_of_the_same_size_and_time_is_seen_at_start() {
+    let folder = Folder::new("other");
+    let (packed, model) = (folder.packed(), fs::read(folder.model()).expect("the model"));
+    let time = fs::metadata(folder.model()).and_then(|meta| meta.modified()).expect("a time");
+    let info = folder.run(&["info", "m.gguf"]);
+    assert!(String::from_utf8_lossy(&info.stdout).contains("not every byte: `lowkey pack --verify` does that"));
+    let mut other = model.clone();
+    for tensor in folder.file().tensors() {
+        other[tensor.offset as usize..][..tensor.n_bytes as usize].chunks_mut(16).for_each(|part| part[3] ^= 0x10);
+    }
+    fs::write(folder.model(), other).expect("a file");
+    fs::File::options().append(true).open(folder.model()).and_then(|file| file.set_modified(time)).expect("a time");
+    assert!(matches!(folder.open(), Err(Unusable::Wrong(_))));
+    let run = folder.run(&["run", "-m", "m.gguf", "-p", "a", "-n", "1", "--kernels", "scalar", "--ignore-eos"]);
+    assert!(run.status.success() && String::from_utf8_lossy(&run.stderr).contains("is not the model's: run `lowkey pack"));
+    fs::write(folder.model(), model).expect("a file");
+    fs::File::options().append(true).open(folder.model()).and_then(|file| file.set_modified(time)).expect("a time");
+    assert!(folder.open().is_ok());
+    let data = 72 + 14 * 24;
+    let damaged: Vec<u8> = packed.iter().enumerate().map(|(i, byte)| byte ^ u8::from(i >= data && i % 512 == 0)).collect();
+    fs::write(folder.pack(), damaged).expect("a file");
+    assert!(matches!(folder.open(), Err(Unusable::Wrong(_))), "a damaged byte in each half KiB");
 }
 
 #[test]

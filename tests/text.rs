@@ -149,11 +149,11 @@ fn control_tokens_are_matched_only_in_the_pieces_that_say_so() {
 fn a_special_id_that_is_no_token_is_none() {
     type Write = fn(&mut GgufWriter, &str);
     let sentinels: [Write; 5] = [
-        |file, key| drop(file.i32(key, -1)),
-        |file, key| drop(file.u32(key, u32::MAX)),
-        |file, key| drop(file.u32(key, 1 << 20)),
-        |file, key| drop(file.u64(key, u64::MAX)),
-        |file, key| drop(file.i32(key, 1_000_000)),
+        |file, key| _ = file.i32(key, -1),
+        |file, key| _ = file.u32(key, u32::MAX),
+        |file, key| _ = file.u32(key, 1 << 20),
+        |file, key| _ = file.u64(key, u64::MAX),
+        |file, key| _ = file.i32(key, 1_000_000),
     ];
     for write in sentinels {
         for name in

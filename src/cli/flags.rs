@@ -13,34 +13,21 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::error::{Message, Setting};
 
-/// The flag of a setting, and what stands behind it where it is a remedy.
-fn flag(setting: Setting) -> &'static str {
+/// The flag of a setting, as a remedy where it is always one.
+fn flag(setting: Setting) -> String {
+    let mut flag = String::from("-");
     match setting {
-        Setting::KvBudget => "--kv-budget",
-        Setting::Evict => "--evict",
-        Setting::Sinks => "--sinks",
-        Setting::Recent => "--recent",
-        Setting::Batch => "--batch",
-        Setting::Threads => "--threads",
-        Setting::Kernels => "--kernels",
-        Setting::Memory => "--memory",
-        Setting::Mlock => "--mlock",
-        Setting::System => "--system",
-        Setting::PinSystem => "--pin-system=false",
-        Setting::Template => "--template",
-        Setting::Temp => "--temp",
-        Setting::TopP => "--top-p",
-        Setting::MinP => "--min-p",
-        Setting::RepeatPenalty => "--repeat-penalty",
-        Setting::RepeatLastN => "--repeat-last-n",
-        Setting::File => "--file",
-        Setting::Lengths => "--lengths",
-        Setting::Plot => "--plot",
-        Setting::Pack => "`lowkey pack`",
-        Setting::PackAnew => "`lowkey pack --force`",
-        Setting::PackCheck => "`lowkey pack --verify`",
-        Setting::Own(name) => name,
+        Setting::Own(name) => return name.to_owned(),
+        Setting::PinSystem => return "--pin-system=false".to_owned(),
+        Setting::Pack => return "`lowkey pack`".to_owned(),
+        Setting::PackAnew => return "`lowkey pack --force`".to_owned(),
+        Setting::PackCheck => return "`lowkey pack --verify`".to_owned(),
+        _ => format!("{setting:?}").chars().for_each(|c| {
+            flag.extend(c.is_uppercase().then_some('-'));
+            flag.push(c.to_ascii_lowercase());
+        }),
     }
+    flag
 }
 
 /// Flags that variables gave, and the variables.
@@ -50,10 +37,8 @@ static FROM_VARIABLES: OnceLock<Vec<Variable>> = OnceLock::new();
 pub fn spelled(message: &Message) -> String {
     message.spelled(&|setting| {
         let flag = flag(setting);
-        let given = FROM_VARIABLES
-            .get()
-            .and_then(|all| all.iter().find(|v| v.flag.trim_start_matches('-') == flag.trim_start_matches('-')));
-        given.map_or(flag, |variable| &variable.name).to_owned()
+        let is = |v: &&Variable| v.flag.trim_start_matches('-') == flag.trim_start_matches('-');
+        FROM_VARIABLES.get().and_then(|all| all.iter().find(is)).map_or(flag.clone(), |v| v.name.clone())
     })
 }
 
@@ -191,4 +176,24 @@ pub fn why_no_number(error: &clap::Error) -> Option<&'static str> {
         _ if negative => "less than 0, which this cannot be",
         _ => "not a whole number; write one in digits",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_is_a_flag_of_some_command() {
+        fn longs(command: &Command, into: &mut Vec<String>) {
+            into.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")));
+            command.get_subcommands().for_each(|below| longs(below, into));
+        }
+        let mut all = Vec::new();
+        longs(&<super::super::Cli as clap::CommandFactory>::command(), &mut all);
+        for &setting in Setting::ALL {
+            let flag = flag(setting);
+            let flag = flag.trim_matches('`').trim_start_matches("lowkey pack").trim().split('=').next().unwrap_or_default();
+            assert!(flag.is_empty() || all.iter().any(|long| long == flag), "{setting:?}: {flag}");
+        }
+    }
 }

@@ -65,8 +65,10 @@ fn pack_state(file: &GgufFile) -> Json {
     let reads = Kernels::choose("auto").is_ok_and(|kernels| kernels.reads_packed());
     let state = match Pack::open(&path, file).map(|pack| pack.and_then(|pack| pack.in_time(file))) {
         None => "none".to_owned(),
-        Some(Ok(_)) if reads => "fresh, and used on this machine".to_owned(),
-        Some(Ok(_)) => "fresh, and not read by the kernel set of this machine".to_owned(),
+        Some(Ok(_)) => format!(
+            "fresh, and {} (some rows were compared, not every byte: `lowkey pack --verify` does that)",
+            if reads { "used on this machine" } else { "not read by the kernel set of this machine" }
+        ),
         Some(Err(why)) => format!("not used: {}", super::flags::spelled(&why.message())),
     };
     json!({ "path": path.display().to_string(), "state": state, "used_here": reads && state.starts_with("fresh") })

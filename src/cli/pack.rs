@@ -52,9 +52,10 @@ pub fn run(args: PackArgs) -> Result<u8> {
     let path = Pack::path_of(model.file.path());
     let contents = Contents::of(&model.file, model.weights.matrices().map(|t| t.index()));
     interrupt::defer();
+    Unfinished::sweep(&path);
     let outcome = match Pack::open(&path, &model.file) {
         found if args.verify => verify(&path, found, &model)?,
-        Some(Ok(pack)) if !args.force && pack.is_in_time(&model.file) => Some("present"),
+        Some(Ok(pack)) if !args.force && pack.is_fresh(&model.file).is_ok() => Some("present"),
         Some(Err(why @ (Unusable::Foreign | Unusable::Unreadable(_)))) if !args.force => {
             return Err(Error::unsupported(&path, why.message()));
         }

@@ -44,47 +44,18 @@ impl<'a> Cursor<'a> {
         let short = Short { at: self.at as u64, need: N as u64 };
         self.take(N as u64)?.try_into().map_err(|_| short)
     }
-
-    pub fn u8(&mut self) -> Result<u8, Short> {
-        self.array().map(u8::from_le_bytes)
-    }
-
-    pub fn i8(&mut self) -> Result<i8, Short> {
-        self.array().map(i8::from_le_bytes)
-    }
-
-    pub fn u16(&mut self) -> Result<u16, Short> {
-        self.array().map(u16::from_le_bytes)
-    }
-
-    pub fn i16(&mut self) -> Result<i16, Short> {
-        self.array().map(i16::from_le_bytes)
-    }
-
-    pub fn u32(&mut self) -> Result<u32, Short> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    pub fn i32(&mut self) -> Result<i32, Short> {
-        self.array().map(i32::from_le_bytes)
-    }
-
-    pub fn u64(&mut self) -> Result<u64, Short> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    pub fn i64(&mut self) -> Result<i64, Short> {
-        self.array().map(i64::from_le_bytes)
-    }
-
-    pub fn f32(&mut self) -> Result<f32, Short> {
-        self.array().map(f32::from_le_bytes)
-    }
-
-    pub fn f64(&mut self) -> Result<f64, Short> {
-        self.array().map(f64::from_le_bytes)
-    }
 }
+
+macro_rules! numbers {
+    ($($ty:ident)*) => {
+        impl Cursor<'_> {
+            $(pub fn $ty(&mut self) -> Result<$ty, Short> {
+                self.array().map($ty::from_le_bytes)
+            })*
+        }
+    };
+}
+numbers!(u8 i8 u16 i16 u32 i32 u64 i64 f32 f64);
 
 #[cfg(test)]
 mod tests {

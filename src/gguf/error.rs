@@ -10,9 +10,11 @@ use super::quant::GgmlType;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum GgufError {
-    /// The first four bytes are not `GGUF`.
-    Magic {
-        found: [u8; 4],
+    /// The first four bytes, `start`, are not `GGUF`; `what` the file is instead.
+    Foreign {
+        start: Vec<u8>,
+        what: &'static str,
+        advice: &'static str,
     },
     /// The file was written for a big-endian machine.
     BigEndian,
@@ -152,7 +154,9 @@ impl fmt::Display for GgufError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use GgufError::*;
         match self {
-            Magic { found } => magic(f, *found),
+            Foreign { start, what, advice } => {
+                write!(f, "not a GGUF file but {what} (it starts with \"{}\"): {advice}", start.escape_ascii())
+            }
             BigEndian => f.write_str("a big-endian GGUF file, and only little-endian ones are read: fetch the little-endian one"),
             Version { found: 1 } => write!(f, "GGUF version 1, and only 2 and 3 are read: {CONVERT}"),
             Version { found } => {
@@ -229,19 +233,6 @@ impl fmt::Display for GgufError {
 
 impl std::error::Error for GgufError {}
 
-/// Says what the file is instead, where its first bytes tell.
-fn magic(f: &mut fmt::Formatter<'_>, found: [u8; 4]) -> fmt::Result {
-    let (what, advice) = match &found {
-        b"lmgg" | b"fmgg" | b"tjgg" | b"algg" => ("a model in a format older than GGUF", "convert it to GGUF"),
-        [b'P', b'K', ..] => ("a zip archive, such as a PyTorch checkpoint", "convert it to GGUF"),
-        b"vers" => ("a text file, such as a Git LFS pointer", "fetch the file that it points to"),
-        [b'<', ..] => ("a web page", "download the file itself"),
-        [_, _, _, 0] => ("perhaps safetensors", "convert it to GGUF"),
-        _ => ("something else", "give the path of a .gguf model"),
-    };
-    write!(f, "not a GGUF file but {what} (it starts with \"{}\"): {advice}", found.escape_ascii())
-}
-
 /// Ids that ggml has given out and withdrawn are named, since files with them are still about.
 fn type_id(f: &mut fmt::Formatter<'_>, tensor: &str, at: u64, id: u32) -> fmt::Result {
     let withdrawn = match id {
@@ -296,26 +287,5 @@ impl fmt::Display for Dims<'_> {
             write!(f, "{}{dim}", if i == 0 { "" } else { "x" })?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_one_line_whatever_the_name() {
-        let key = format!("a\nb\u{1b}[31m{}", "x".repeat(500));
-        let shown = GgufError::DuplicateKey { key }.to_string();
-        assert!(shown.starts_with("metadata key a\\nb\\u{1b}[31mxxx"), "{shown}");
-        assert!(!shown.contains('\n') && shown.len() < 200, "{shown}");
-    }
-
-    #[test]
-    fn incomplete_downloads_read_as_promised() {
-        let error = GgufError::OutOfRange { tensor: "blk.3.ffn_up.weight".into(), end: 98_400_000, file_bytes: 98_362_432 };
-        let wanted =
-            "tensor blk.3.ffn_up.weight ends at byte 98400000, file has 98362432: the download is incomplete; fetch it again";
-        assert_eq!(error.to_string(), wanted);
     }
 }

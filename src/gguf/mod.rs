@@ -7,6 +7,7 @@
 
 mod cursor;
 mod error;
+mod foreign;
 mod parse;
 pub mod quant;
 mod split;
@@ -132,70 +133,30 @@ impl GgufFile {
     }
 }
 
-/// Typed look-ups. `opt_` gives `None` for a missing key; either way a value of another type is an error, and integers
-/// of any width and sign convert where the value fits.
-impl GgufFile {
-    pub fn u32(&self, key: &str) -> Result<u32> {
-        self.opt_u32(key).and_then(|found| self.need(key, "u32", found))
-    }
+/// A look-up that needs the key, and one that does not.
+macro_rules! typed {
+    ($($name:ident $opt:ident $convert:ident $ty:ty, $wanted:literal;)*) => {
+        /// Typed look-ups. `opt_` gives `None` for a missing key; either way a value of another type is an error, and integers
+        /// of any width and sign convert where the value fits.
+        impl GgufFile {
+            $(pub fn $name<'a>(&'a self, key: &str) -> Result<$ty> {
+                self.$opt(key).and_then(|found| self.need(key, $wanted, found))
+            }
 
-    pub fn opt_u32(&self, key: &str) -> Result<Option<u32>> {
-        self.opt(key, |value| value.to_u32(key))
-    }
+            pub fn $opt<'a>(&'a self, key: &str) -> Result<Option<$ty>> {
+                self.opt(key, |value| value.$convert(key))
+            })*
+        }
+    };
+}
 
-    pub fn f32(&self, key: &str) -> Result<f32> {
-        self.opt_f32(key).and_then(|found| self.need(key, "f32", found))
-    }
-
-    pub fn opt_f32(&self, key: &str) -> Result<Option<f32>> {
-        self.opt(key, |value| value.to_f32(key))
-    }
-
-    pub fn bool(&self, key: &str) -> Result<bool> {
-        self.opt_bool(key).and_then(|found| self.need(key, "bool", found))
-    }
-
-    pub fn opt_bool(&self, key: &str) -> Result<Option<bool>> {
-        self.opt(key, |value| value.to_bool(key))
-    }
-
-    pub fn str(&self, key: &str) -> Result<&str> {
-        self.opt_str(key).and_then(|found| self.need(key, "string", found))
-    }
-
-    pub fn opt_str(&self, key: &str) -> Result<Option<&str>> {
-        self.opt(key, |value| value.to_str(key))
-    }
-
-    pub fn strings(&self, key: &str) -> Result<StringArray<'_>> {
-        self.opt_strings(key).and_then(|found| self.need(key, "array of string", found))
-    }
-
-    pub fn opt_strings(&self, key: &str) -> Result<Option<StringArray<'_>>> {
-        self.opt(key, |value| value.to_strings(key))
-    }
-
-    pub fn i32s<'a>(&'a self, key: &str) -> Result<impl ExactSizeIterator<Item = i32> + Clone + use<'a>> {
-        self.opt_i32s(key).and_then(|found| self.need(key, "array of i32", found))
-    }
-
-    pub fn opt_i32s<'a>(&'a self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = i32> + Clone + use<'a>>> {
-        self.opt(key, |value| value.to_i32s(key))
-    }
-
-    pub fn u32s<'a>(&'a self, key: &str) -> Result<impl ExactSizeIterator<Item = u32> + Clone + use<'a>> {
-        self.opt_u32s(key).and_then(|found| self.need(key, "array of u32", found))
-    }
-
-    pub fn opt_u32s<'a>(&'a self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = u32> + Clone + use<'a>>> {
-        self.opt(key, |value| value.to_u32s(key))
-    }
-
-    pub fn f32s<'a>(&'a self, key: &str) -> Result<impl ExactSizeIterator<Item = f32> + Clone + use<'a>> {
-        self.opt_f32s(key).and_then(|found| self.need(key, "array of f32", found))
-    }
-
-    pub fn opt_f32s<'a>(&'a self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = f32> + Clone + use<'a>>> {
-        self.opt(key, |value| value.to_f32s(key))
-    }
+typed! {
+    u32 opt_u32 to_u32 u32, "u32";
+    f32 opt_f32 to_f32 f32, "f32";
+    bool opt_bool to_bool bool, "bool";
+    str opt_str to_str &'a str, "string";
+    strings opt_strings to_strings StringArray<'a>, "array of string";
+    i32s opt_i32s to_i32s impl ExactSizeIterator<Item = i32> + Clone + use<'a>, "array of i32";
+    u32s opt_u32s to_u32s impl ExactSizeIterator<Item = u32> + Clone + use<'a>, "array of u32";
+    f32s opt_f32s to_f32s impl ExactSizeIterator<Item = f32> + Clone + use<'a>, "array of f32";
 }

@@ -8,6 +8,7 @@
 
 use super::cursor::{Cursor, Short};
 use super::error::{GgufError, Name};
+use super::foreign;
 use super::quant::GgmlType;
 use super::value::{Place, Value, ValueType, read_value, reread_value};
 
@@ -130,7 +131,7 @@ impl KeyEntry {
 /// Indexes the bytes of a whole file.
 pub fn parse(bytes: &[u8]) -> Result<Index, GgufError> {
     let mut cur = Cursor::new(bytes);
-    let header = read_header(&mut cur)?;
+    let header = read_header(&mut cur, bytes)?;
 
     let mut keys = Vec::new();
     for i in 0..header.n_keys {
@@ -173,15 +174,14 @@ struct Header {
     n_keys: u64,
 }
 
-fn read_header(cur: &mut Cursor<'_>) -> Result<Header, GgufError> {
+fn read_header(cur: &mut Cursor<'_>, bytes: &[u8]) -> Result<Header, GgufError> {
     let file_bytes = cur.left();
     let short = |s: Short| GgufError::Truncated { what: "the header".to_owned(), at: s.at, need: s.need, file_bytes };
-    let magic = cur.u32().map_err(short)?.to_le_bytes();
-    if magic == *b"FUGG" {
-        return Err(GgufError::BigEndian);
-    }
-    if magic != *b"GGUF" {
-        return Err(GgufError::Magic { found: magic });
+    match cur.take(cur.left().min(4)).map_err(short)? {
+        b"GGUF" => {}
+        b"FUGG" => return Err(GgufError::BigEndian),
+        start if b"GGUF".starts_with(start) => return Err(short(Short { at: 0, need: 4 })),
+        _ => return Err(foreign::refusal(bytes)),
     }
     let version = cur.u32().map_err(short)?;
     match version {

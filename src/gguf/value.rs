@@ -27,41 +27,37 @@ pub enum ValueType {
     F64 = 12,
 }
 
+/// Each type by its id: its name, and the bytes of one value; of strings and arrays the fewest they take, the length fields.
+const TYPES: [(ValueType, &str, u64); 13] = {
+    use ValueType::*;
+    [
+        (U8, "u8", 1),
+        (I8, "i8", 1),
+        (U16, "u16", 2),
+        (I16, "i16", 2),
+        (U32, "u32", 4),
+        (I32, "i32", 4),
+        (F32, "f32", 4),
+        (Bool, "bool", 1),
+        (Str, "string", 8),
+        (Array, "array", 12),
+        (U64, "u64", 8),
+        (I64, "i64", 8),
+        (F64, "f64", 8),
+    ]
+};
+
 impl ValueType {
     pub fn from_id(id: u32) -> Option<ValueType> {
-        use ValueType::*;
-        [U8, I8, U16, I16, U32, I32, F32, Bool, Str, Array, U64, I64, F64].get(usize::try_from(id).ok()?).copied()
+        TYPES.get(usize::try_from(id).ok()?).map(|ty| ty.0)
     }
 
     pub fn name(self) -> &'static str {
-        use ValueType::*;
-        match self {
-            U8 => "u8",
-            I8 => "i8",
-            U16 => "u16",
-            I16 => "i16",
-            U32 => "u32",
-            I32 => "i32",
-            F32 => "f32",
-            Bool => "bool",
-            Str => "string",
-            Array => "array",
-            U64 => "u64",
-            I64 => "i64",
-            F64 => "f64",
-        }
+        TYPES[self as usize].1
     }
 
-    /// The bytes of one value; of strings and arrays the fewest they take, the length fields.
     pub(super) fn min_bytes(self) -> u64 {
-        use ValueType::*;
-        match self {
-            U8 | I8 | Bool => 1,
-            U16 | I16 => 2,
-            U32 | I32 | F32 => 4,
-            U64 | I64 | F64 | Str => 8,
-            Array => 12,
-        }
+        TYPES[self as usize].2
     }
 }
 

@@ -198,7 +198,7 @@ impl Kernels {
     }
 }
 
-/// `sum16` of each block of 32 `q`, whose whole sum is known, where there is room for it.
+/// `sum16` of each block of 32 `q`, whose whole sum is known, where `sum16` is not empty.
 fn sum_halves(q: &[i8], sum: &[i32], sum16: &mut [i32]) {
     for ((q, sum), sum16) in q.as_chunks::<BLOCK>().0.iter().zip(sum).zip(sum16) {
         let first: i32 = q[..BLOCK / 2].iter().map(|&q| i32::from(q)).sum();

@@ -1,10 +1,18 @@
 //! The kernels: what a token's arithmetic is made of, in sets that are chosen at run time.
 //!
-//! A `Kernels` value is the proof that this CPU has the features of its set: only detection builds one, so calling
-//! through it is safe. `spec/` is the specification; every other set gives the same bits,
-//! because integer block sums are exact and every f32 sum has one order that all sets keep (see `spec/arithmetic.rs`).
-//! The one exception is a float weight matrix against a batch, which goes to the crate `gemm` (`x86/float.rs`) or on
-//! ARM to `arm/dense.rs`.
+//! ```text
+//! operands   what a kernel takes and gives       dispatch   safe calls: shapes are checked, work is split over the pool
+//! spec/      what every set must equal           rows/      keys and values in their rows of the cache
+//! x86/ arm/  the sets                            suite/     each set against the specification
+//! ```
+//!
+//! A `Kernels` value is the proof that this CPU has the features of its set: only detection builds one, so calling through it is
+//! safe. Every set gives the bits of `spec/`, because integer block sums are exact and every f32 sum has one order; but for a float
+//! matrix against a batch (`x86/float.rs`, `arm/dense.rs`).
+//!
+//! A weight type needs its block in gguf/quant (`unpacking`), a format in x86/formats.rs and arm/formats.rs, its line in the `matmul` of
+//! x86/product.rs and arm/mod.rs, and in `QUANTISED` of the suite. A set needs a `TABLE` (arm/i8mm.rs is the shortest file with one), a
+//! `SetName`, and its features in `Kernels::detect`.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]
@@ -164,10 +172,7 @@ impl Kernels {
     /// Whether this set has vector kernels for the type. What it has none for is multiplied by the scalar set, which gives
     /// the same bits, many times slower.
     pub fn is_fast(&self, ty: GgmlType) -> bool {
-        match self.name {
-            SetName::Scalar => false,
-            _ => Kernels::supports(ty),
-        }
+        self.name != SetName::Scalar && Kernels::supports(ty)
     }
 
     /// Whether this set multiplies packed matrices better than others. The scalar set reads them because it is the

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::gguf::quant::GgmlType;
-use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::arena::{Arena, Buf};
 
 use super::Kernels;
 use super::rows::codec::RowType;
@@ -69,7 +69,7 @@ impl Acts<'_> {
     }
 }
 
-/// Room for the activations of a batch.
+/// Where the activations of a batch are quantised to.
 pub struct ActBuf {
     pub(super) q: Buf<i8>,
     pub(super) d: Buf<f32>,
@@ -81,13 +81,6 @@ pub struct ActBuf {
 
 impl ActBuf {
     /// Of at most `n_tok` tokens; `has_halves` says whether `Kernels::wants_halves` of some matrix.
-    pub fn bytes(kernels: Kernels, n_tok: usize, max_cols: usize, has_halves: bool) -> usize {
-        let blocks = n_tok * max_cols / BLOCK;
-        let sums = region_bytes::<i32>(blocks) + region_bytes::<i32>(if has_halves { blocks } else { 0 });
-        let plain = region_bytes::<i8>(n_tok * max_cols) + 2 * region_bytes::<f32>(blocks) + sums;
-        plain + region_bytes::<i8>(kernels.quads_len(n_tok, max_cols))
-    }
-
     pub fn carve(kernels: Kernels, arena: &mut Arena, n_tok: usize, max_cols: usize, has_halves: bool) -> Self {
         let blocks = n_tok * max_cols / BLOCK;
         ActBuf {
@@ -134,7 +127,7 @@ pub struct MatmulTask<'a> {
     pub rows: Range<usize>,
     pub acts: Acts<'a>,
     pub out: Out,
-    /// Room for `TILE_ROWS` expanded rows, 64-byte aligned, contents undefined: see `tile_bytes`.
+    /// Scratch for `TILE_ROWS` expanded rows, 64-byte aligned, contents undefined: see `tile_bytes`.
     pub tile: &'a mut [u8],
 }
 

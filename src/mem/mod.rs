@@ -3,6 +3,7 @@
 
 pub mod arena;
 pub mod available;
+pub mod confined;
 pub mod map;
 pub mod plan;
 pub mod pool;

@@ -7,6 +7,7 @@ use crate::kernels::{BLOCK, RopeOrder};
 use crate::kv::layout::{AttnLayer, MAX_HEAD_DIM, MAX_HEAD_KV, Window};
 
 use super::arch::{Arch, ModelLayer, SoftCaps};
+use super::keys::{CAPS, CONV, Keys, printable};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -102,44 +103,40 @@ impl Config {
 
     pub fn from_gguf(file: &GgufFile) -> Result<Config> {
         let refuse = |what: String| Error::unsupported(file.path(), what);
+        if let Some((what, advice)) = not_a_model(file) {
+            return Err(refuse(format!("this is {what} and no model: {advice}")));
+        }
         let name = file.str("general.architecture")?;
         let arch = Arch::by_name(name).ok_or_else(|| {
             refuse(format!("architecture '{}' is not supported; this engine runs: {}", printable(name), Arch::known()))
         })?;
-        let key = |name: &str| format!("{}.{name}", arch.name);
-        let count = |name: &str| -> Result<usize> {
-            match file.u32(&key(name))? {
-                0 => Err(refuse(format!("{} is 0", key(name)))),
-                n => Ok(n as usize),
-            }
-        };
-        refuse_unknown_features(file, arch)?;
-        let n_embd = count("embedding_length")?;
-        let n_head = count("attention.head_count")?;
-        let n_layer = count("block_count")?;
-        let (n_head_kv, without) = kv_heads(file, arch, n_layer, n_head)?;
+        let keys = Keys::of(file, arch)?;
+        let (n_layer, n_embd, n_head) = (keys.n_layer, keys.count("embedding_length")?, keys.count("attention.head_count")?);
+        let (n_head_kv, without) = kv_heads(&keys, n_head)?;
         let conv = match arch.short_conv {
-            true => Some(ConvConfig { n_tap: count("shortconv.l_cache")?, layers: without }),
+            true => Some(ConvConfig { n_tap: keys.count(CONV)?, layers: without }),
             false => None,
         };
-        let head_dim = match file.opt_u32(&key("attention.key_length"))? {
-            Some(n) => n as usize,
+        let head_dim = match keys.opt_count("attention.key_length")? {
+            Some(n) => n,
             None if n_embd % n_head == 0 => n_embd / n_head,
             None => return Err(refuse(format!("{n_head} heads do not divide an embedding of {n_embd}"))),
         };
-        let value_dim = file.opt_u32(&key("attention.value_length"))?.map_or(head_dim, |n| n as usize);
-        let n_rot = file.opt_u32(&key("rope.dimension_count"))?.map_or(head_dim, |n| n as usize);
-        let vocab = file.strings("tokenizer.ggml.tokens")?.len();
+        let trained = keys.count("context_length")?;
         let rope = RopeConfig {
             order: arch.rope_order,
-            n_rot,
-            freq_base: file.opt_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0),
-            scaling: rope_scaling(file, arch, count("context_length")? as u32)?,
-            attn_factor: file.opt_f32(&key("rope.scaling.attn_factor"))?.unwrap_or(1.0),
+            n_rot: keys.opt_count("rope.dimension_count")?.unwrap_or(head_dim),
+            freq_base: keys.opt_float("rope.freq_base")?.unwrap_or(10_000.0),
+            scaling: rope_scaling(&keys, trained as u32)?,
+            attn_factor: keys.opt_float("rope.scaling.attn_factor")?.filter(|&f| f != 0.0).unwrap_or(1.0),
         };
-        let n_ctx = context(file, arch, count("context_length")?)?;
-        let window = window(file, arch, n_ctx)?;
+        let n_ctx = context(&keys, trained)?;
+        let window = window(&keys, n_ctx)?;
         let score_dim = if n_layer == arch.wide_scale_layers { n_embd / n_head } else { head_dim };
+        let local_rope = match window.filter(|window| !window.is_everywhere()) {
+            Some(_) => local_rope(&keys, &rope)?,
+            None => None,
+        };
         let config = Config {
             n_layer,
             conv,
@@ -147,24 +144,29 @@ impl Config {
             n_head,
             n_head_kv,
             head_dim,
-            n_ff: count("feed_forward_length")?,
-            n_vocab: vocab,
+            n_ff: keys.count("feed_forward_length")?,
+            n_vocab: file.strings("tokenizer.ggml.tokens")?.len(),
             n_ctx,
-            rms_eps: file.f32(&key("attention.layer_norm_rms_epsilon"))?,
-            local_rope: window
-                .filter(|window| !window.is_everywhere())
-                .map(|_| local_rope(file, arch, &rope))
-                .transpose()?
-                .flatten(),
+            rms_eps: keys.float("attention.layer_norm_rms_epsilon")?,
+            local_rope,
             rope,
             window,
             q_scale: 1.0 / (score_dim as f32).sqrt(),
-            soft_caps: soft_caps(file, arch)?,
+            soft_caps: soft_caps(&keys)?,
             arch,
         };
-        let c = &config;
+        match config.wrong(keys.opt_count("attention.value_length")?.unwrap_or(head_dim)) {
+            Some(what) => Err(refuse(format!("the metadata asks for {what}; this engine cannot run that"))),
+            None => Ok(config),
+        }
+    }
+
+    /// What does not fit together or is beyond this engine.
+    fn wrong(&self, value_dim: usize) -> Option<String> {
+        let c = self;
         let ropes = || [Some(&c.rope), c.local_rope.as_ref()].into_iter().flatten();
         let caps = c.soft_caps.map_or([1.0; 2], |caps| [caps.scores, caps.logits]);
+        let (n_head, n_head_kv, head_dim, n_rot) = (c.n_head, c.n_head_kv, c.head_dim, c.rope.n_rot);
         let wrong = [
             // Far beyond any model, and small enough that no product of them overflows.
             (
@@ -199,41 +201,55 @@ impl Config {
             (c.n_ctx < 8 || c.n_ctx > 1 << 24, format!("a context of {} tokens", c.n_ctx)),
             (c.window.is_some_and(|w| w.is_everywhere() && w.n_tok < 8), "a window of less than 8 tokens in all layers".into()),
         ];
-        match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
-            Some((_, what)) => Err(refuse(format!("the metadata asks for {what}; this engine cannot run that"))),
-            None => Ok(config),
-        }
+        wrong.into_iter().find(|(is_wrong, _)| *is_wrong).map(|(_, what)| what)
     }
 }
 
+/// What a file without the makings of a model is, and what to do with it.
+fn not_a_model(file: &GgufFile) -> Option<(&'static str, &'static str)> {
+    let text = |key: &str| file.opt_str(key).ok().flatten().unwrap_or_default();
+    let has = |end: &str| file.tensors().iter().any(|t| t.name.ends_with(end));
+    Some(match (text("general.type"), text("general.architecture")) {
+        ("adapter", _) => ADAPTER,
+        ("imatrix", _) | (_, "imatrix") => IMATRIX,
+        ("mmproj", _) | (_, "clip" | "mmproj") => ("the part of a model that sees or hears", "give the file of its text model"),
+        (_, "controlvector") => ("a control vector, which steers a model", "give the file of the model"),
+        _ if has(".lora_a") || has(".loraA") => ADAPTER,
+        _ if has(".in_sum2") => IMATRIX,
+        ("vocab", _) => VOCABULARY,
+        _ if file.tensors().is_empty() && file.get("tokenizer.ggml.tokens").is_some() => VOCABULARY,
+        _ => return None,
+    })
+}
+
+const ADAPTER: (&str, &str) =
+    ("a LoRA adapter, which changes a model", "merge it into its model with llama.cpp's llama-export-lora and give the result");
+const IMATRIX: (&str, &str) = ("an importance matrix, which guides quantising", "give the file of the model");
+const VOCABULARY: (&str, &str) = ("a vocabulary without weights", "give the file of the model; `lowkey tokenize` takes this one");
+
 /// KV heads of a layer, and which layers have none. One number for all layers, or a list with one for each.
-fn kv_heads(file: &GgufFile, arch: &Arch, n_layer: usize, n_head: usize) -> Result<(usize, Box<[bool]>)> {
-    let key = format!("{}.attention.head_count_kv", arch.name);
-    let refuse = |what: String| Err(Error::unsupported(file.path(), format!("{key} {what}")));
-    if !matches!(file.get(&key), Some(Value::Array(_))) {
-        let n = file.opt_u32(&key)?.map_or(n_head, |n| n as usize);
+fn kv_heads(keys: &Keys, n_head: usize) -> Result<(usize, Box<[bool]>)> {
+    const KEY: &str = "attention.head_count_kv";
+    let (file, key, n_layer) = (keys.file, keys.key(KEY), keys.n_layer);
+    if !keys.arch.short_conv || !matches!(file.get(&key), Some(Value::Array(_))) {
         // So many layers no file holds; `from_gguf` says so.
-        return Ok((n, vec![false; n_layer.min(1 << 16)].into()));
+        return Ok((keys.opt_count(KEY)?.unwrap_or(n_head), vec![false; n_layer.min(1 << 16)].into()));
     }
     let of_layers = file.u32s(&key)?;
     if of_layers.len() != n_layer {
-        return refuse(format!("has {} values for {n_layer} layers: the file is damaged; fetch it again", of_layers.len()));
+        return keys
+            .refuse(KEY, format!("has {} values for {n_layer} layers: the file is damaged; fetch it again", of_layers.len()));
     }
-    let without: Box<[bool]> = of_layers.clone().map(|n| n == 0).collect();
-    if !arch.short_conv && without.contains(&true) {
-        return refuse("says that a layer has no KV heads, which this family does not know".into());
-    }
-    let mut with = of_layers.filter(|&n| n > 0);
-    let Some(n) = with.next() else { return refuse("gives KV heads to no layer; this engine needs one that has some".into()) };
+    let mut with = of_layers.clone().filter(|&n| n > 0);
+    let Some(n) = with.next() else {
+        return keys.refuse(KEY, "gives KV heads to no layer; this engine needs one that has some");
+    };
     match with.find(|&other| other != n) {
-        Some(other) => refuse(format!("gives {n} KV heads to one layer and {other} to another, which this engine does not run")),
-        None => Ok((n as usize, without)),
+        Some(other) => {
+            keys.refuse(KEY, format!("gives {n} KV heads to one layer and {other} to another, which this engine does not run"))
+        }
+        None => Ok((n as usize, of_layers.map(|n| n == 0).collect())),
     }
-}
-
-/// A name from the file as part of one line: control characters escaped, cut after 80 characters.
-pub(super) fn printable(name: &str) -> String {
-    name.chars().take(80).flat_map(char::escape_debug).collect()
 }
 
 impl RopeScaling {
@@ -251,12 +267,11 @@ impl RopeScaling {
 
 /// The trained context, shortened to what this engine computes exactly: within the original context the short RoPE factors
 /// hold. Beyond it a stream goes on as beyond any trained context.
-fn context(file: &GgufFile, arch: &Arch, trained: usize) -> Result<usize> {
-    let short = match file.tensor(SHORT_FACTORS) {
-        Some(_) => Some(file.u32(&format!("{}.rope.scaling.original_context_length", arch.name))? as usize),
-        None => None,
+fn context(keys: &Keys, trained: usize) -> Result<usize> {
+    let n_ctx = match keys.file.tensor(SHORT_FACTORS) {
+        Some(_) => trained.min(keys.count("rope.scaling.original_context_length")?),
+        None => trained,
     };
-    let n_ctx = short.map_or(trained, |short| trained.min(short));
     if n_ctx < trained {
         log::info!("of a context of {trained} tokens {n_ctx} are used: the rest has other RoPE factors");
     }
@@ -264,103 +279,87 @@ fn context(file: &GgufFile, arch: &Arch, trained: usize) -> Result<usize> {
 }
 
 /// The window of a family that has layers with one among layers without, or of a file that gives one to all layers.
-fn window(file: &GgufFile, arch: &Arch, n_ctx: usize) -> Result<Option<Window>> {
-    let key = |name: &str| format!("{}.attention.{name}", arch.name);
-    let n_tok = file.opt_u32(&key("sliding_window"))?.map(|n| n as usize).filter(|&n| n > 0);
-    if arch.global_every == 0 {
-        return Ok(n_tok.filter(|&n| n < n_ctx).map(|n_tok| Window { n_tok, global_every: 0 }));
+fn window(keys: &Keys, n_ctx: usize) -> Result<Option<Window>> {
+    const PATTERN: &str = "attention.sliding_window_pattern";
+    let global_every = keys.arch.global_every;
+    let Some(n_tok) = keys.opt_count("attention.sliding_window")?.filter(|&n| n > 0) else { return Ok(None) };
+    let window = Some(Window { n_tok, global_every }).filter(|window| !window.is_everywhere() || n_tok < n_ctx);
+    let Some(window) = window else { return Ok(None) };
+    // A list says of each layer whether it has the window.
+    if let Some(Value::Array(list)) = keys.file.get(&keys.key(PATTERN)) {
+        let flag = |value: Value| if let Value::Bool(on) = value { Some(i128::from(on)) } else { value.as_int() };
+        let flags: Vec<Option<i128>> = list.iter().map(flag).collect();
+        if flags.iter().all(|flag| matches!(flag, Some(0 | 1))) {
+            let differs = |&i: &usize| flags.get(i) != Some(&Some(window.limits(AttnLayer(i)).into()));
+            return match (0..keys.n_layer.max(flags.len())).find(differs) {
+                None => Ok(Some(window)),
+                Some(i) => {
+                    keys.refuse(PATTERN, format!("says of layer {i} what this engine does not run: {}", every(global_every)))
+                }
+            };
+        }
     }
-    let pattern = file.opt_u32(&key("sliding_window_pattern"))?;
-    if pattern.is_some_and(|n| n as usize != arch.global_every) {
-        let what = format!(
-            "{} is another than {}, the one of this family that this engine runs; use another model of it",
-            key("sliding_window_pattern"),
-            arch.global_every
-        );
-        return Err(Error::unsupported(file.path(), what));
+    match keys.opt_count(PATTERN)?.filter(|&n| n != 0) {
+        Some(n) if n != global_every => {
+            keys.refuse(PATTERN, format!("is {n}, which this engine does not run: {}", every(global_every)))
+        }
+        _ => Ok(Some(window)),
     }
-    Ok(n_tok.map(|n_tok| Window { n_tok, global_every: arch.global_every }))
+}
+
+fn every(n: usize) -> String {
+    let all = match n {
+        0 => "all layers have the window".to_owned(),
+        n => format!("every {n}th layer is without the window"),
+    };
+    format!("here {all}; use another model of the family")
 }
 
 /// How layers with a window turn, if not as the others do.
-fn local_rope(file: &GgufFile, arch: &Arch, rope: &RopeConfig) -> Result<Option<RopeConfig>> {
-    let said = file.opt_f32(&format!("{}.rope.freq_base_swa", arch.name))?;
-    Ok(match (arch.local_base, said) {
+fn local_rope(keys: &Keys, rope: &RopeConfig) -> Result<Option<RopeConfig>> {
+    let said = keys.opt_float("rope.freq_base_swa")?;
+    Ok(match (keys.arch.local_base, said) {
         (Some(usual), said) => Some(RopeConfig { freq_base: said.unwrap_or(usual), scaling: RopeScaling::None, ..rope.clone() }),
         (None, Some(freq_base)) => Some(RopeConfig { freq_base, ..rope.clone() }),
         (None, None) => None,
     })
 }
 
-fn soft_caps(file: &GgufFile, arch: &Arch) -> Result<Option<SoftCaps>> {
-    let Some(usual) = arch.soft_caps else { return Ok(None) };
-    let cap = |name: &str, usual: f32| Ok::<_, Error>(file.opt_f32(&format!("{}.{name}", arch.name))?.unwrap_or(usual));
-    let scores = cap("attn_logit_softcapping", usual.scores)?;
-    Ok(Some(SoftCaps { scores, logits: cap("final_logit_softcapping", usual.logits)? }))
+fn soft_caps(keys: &Keys) -> Result<Option<SoftCaps>> {
+    let Some(usual) = keys.arch.soft_caps else { return Ok(None) };
+    let [scores, logits] = CAPS.map(|name| keys.opt_float(name));
+    Ok(Some(SoftCaps { scores: scores?.unwrap_or(usual.scores), logits: logits?.unwrap_or(usual.logits) }))
 }
 
 /// What RoPE's frequencies are divided by within the original context, and beyond it.
 pub(super) const SHORT_FACTORS: &str = "rope_factors_short.weight";
 pub(super) const LONG_FACTORS: &str = "rope_factors_long.weight";
 
-fn rope_scaling(file: &GgufFile, arch: &Arch, n_ctx: u32) -> Result<RopeScaling> {
-    let key = |name: &str| format!("{}.{name}", arch.name);
-    let float = |name: &str| file.opt_f32(&key(name));
-    // The second is the older name. A factor of 0 stands for none.
-    let factor = match float("rope.scaling.factor")? {
-        Some(factor) => Some(factor),
-        None => float("rope.scale_linear")?,
-    };
-    let factor = factor.filter(|&f| f != 0.0).unwrap_or(1.0);
+fn rope_scaling(keys: &Keys, n_ctx: u32) -> Result<RopeScaling> {
+    const TYPE: &str = "rope.scaling.type";
+    const MIX: &str = "rope.scaling.yarn_ext_factor";
+    // A factor of 0 or -1 stands for none.
+    let factor = keys.opt_float("rope.scaling.factor")?.filter(|&f| f != 0.0 && f != -1.0).unwrap_or(1.0);
     // Without a type a factor means linear scaling; the type `none` switches it off.
-    match file.opt_str(&key("rope.scaling.type"))?.unwrap_or("linear") {
-        "none" => Ok(RopeScaling::None),
-        "linear" if factor == 1.0 => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear { factor }),
-        "yarn" => Ok(RopeScaling::Yarn {
+    let scaling = match keys.file.opt_str(&keys.key(TYPE))?.unwrap_or("linear") {
+        "none" => RopeScaling::None,
+        "linear" if factor == 1.0 => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor },
+        "yarn" => RopeScaling::Yarn {
             factor,
-            n_ctx_orig: file.opt_u32(&key("rope.scaling.original_context_length"))?.unwrap_or(n_ctx),
-            beta_fast: float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
-            beta_slow: float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-        }),
-        kind => Err(Error::unsupported(
-            file.path(),
-            format!(
-                "{} asks for RoPE scaling '{}', which this engine does not run; use a model without it",
-                key("rope.scaling.type"),
-                printable(kind)
-            ),
-        )),
-    }
-}
-
-/// Keys that change the computation and are not computed here.
-fn refuse_unknown_features(file: &GgufFile, arch: &Arch) -> Result<()> {
-    let key = |name: &str| format!("{}.{name}", arch.name);
-    let refuse = |name: &str, what: &str| {
-        Err(Error::unsupported(
-            file.path(),
-            format!("{} asks for {what}, which this engine does not run; use a model without it", key(name)),
-        ))
+            n_ctx_orig: keys.opt_count("rope.scaling.original_context_length")?.filter(|&n| n > 0).map_or(n_ctx, |n| n as u32),
+            beta_fast: keys.opt_float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+            beta_slow: keys.opt_float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+        },
+        kind => {
+            return keys
+                .refuse(TYPE, format!("is '{}', which this engine does not run; use a model without it", printable(kind)));
+        }
     };
-    if file.opt_u32(&key("expert_count"))?.is_some_and(|n| n > 0) {
-        return refuse("expert_count", "a mixture of experts");
+    // How much of YaRN's ramp is mixed in: all, where there is scaling. Below 0 stands for that.
+    let usual = if let RopeScaling::Yarn { .. } = scaling { 1.0 } else { 0.0 };
+    match keys.opt_float(MIX)?.filter(|&mix| mix >= 0.0 && mix != usual && scaling != RopeScaling::None) {
+        Some(mix) => keys.refuse(MIX, format!("is {mix}, and {usual} is what this engine runs; use a model without it")),
+        None => Ok(scaling),
     }
-    if file.opt_bool(&key("attention.causal"))? == Some(false) {
-        return refuse("attention.causal", "attention to later tokens");
-    }
-    let scales = ["logit_scale", "attention.scale", "residual_scale", "embedding_scale"];
-    let yarn = ["rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_log_multiplier"];
-    for name in scales.iter().chain(&yarn) {
-        if file.opt_f32(&key(name))?.is_some_and(|f| f != 0.0 && f != 1.0) {
-            return refuse(name, "a scale");
-        }
-    }
-    let caps: &[&str] = if arch.soft_caps.is_some() { &[] } else { &["final_logit_softcapping", "attn_logit_softcapping"] };
-    for name in ["attention.clamp_kqv"].iter().chain(caps) {
-        if file.opt_f32(&key(name))?.is_some_and(|f| f != 0.0) {
-            return refuse(name, "a clamp");
-        }
-    }
-    Ok(())
 }

@@ -1,53 +1,13 @@
 //! One pass: tokens in, logits out. Read it top to bottom; the rest of the crate serves these lines.
 
-use crate::error::{Error, Message, Result};
-use crate::gguf::GgufFile;
+use crate::error::{Error, Result};
 use crate::gguf::quant::dequantize_row;
-use crate::kernels::Kernels;
 use crate::kv::{AttnLayer, KvCache};
-use crate::mem::pool::Pool;
 
-use super::config::Config;
 use super::mixers::Pass;
-use super::pack::Pack;
-use super::rope::Ropes;
-use super::scratch::Scratch;
-use super::weights::{Files, Mixer, Weights};
+use super::weights::Mixer;
 
-pub struct Model {
-    pub file: GgufFile,
-    /// The pack beside the file, if there is one that is the model's.
-    pub pack: Option<Pack>,
-    /// Why one that is there is not used.
-    pub unused_pack: Option<Message>,
-    pub config: Config,
-    pub weights: Weights,
-    pub ropes: Ropes,
-}
-
-impl Model {
-    pub fn load(file: GgufFile) -> Result<Model> {
-        let mut model = Self::load_without_pack(file)?;
-        match Pack::beside(&model.file) {
-            Some(Ok(pack)) => model.pack = Some(pack),
-            Some(Err(why)) => model.unused_pack = Some(why),
-            None => {}
-        }
-        Ok(model)
-    }
-
-    pub fn load_without_pack(file: GgufFile) -> Result<Model> {
-        let config = Config::from_gguf(&file)?;
-        let weights = Weights::bind(&file, &config)?;
-        let ropes = Ropes::new(&config, weights.rope_freqs.as_deref());
-        Ok(Model { file, pack: None, unused_pack: None, config, weights, ropes })
-    }
-
-    /// What these kernels read weights from.
-    pub fn files(&self, kernels: Kernels) -> Files<'_> {
-        Files { model: &self.file, pack: self.pack.as_ref().filter(|_| kernels.reads_packed()) }
-    }
-}
+pub use super::{Machine, Model};
 
 /// Which tokens of a batch need logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,13 +16,6 @@ pub enum Logits {
     None,
     Last,
     All,
-}
-
-/// The machine that a pass runs on.
-pub struct Machine {
-    pub kernels: Kernels,
-    pub pool: Pool,
-    pub scratch: Scratch,
 }
 
 /// Takes `tokens` (at most a batch of them) into the cache and returns the wanted rows of logits, `[rows][n_vocab]`.
@@ -89,14 +42,13 @@ pub fn forward_watched<'a>(
     let n_tok = tokens.len();
     let mut step = cache.begin(n_tok, &mut machine.pool, &mut machine.scratch.cache, &model.ropes)?;
     embed(model, tokens, &mut machine.scratch.x)?;
+    machine.guard.always(&machine.scratch.x[..n_tok * model.config.n_embd]);
     machine.scratch.angles.set(&model.ropes, step.cache().next_pos(), n_tok);
-    let (Model { config: c, weights, ropes, .. }, Machine { kernels, pool, scratch: s }) = (model, machine);
-    let (file, kernels) = (model.files(*kernels), *kernels);
-    let mut pass = Pass { c, weights, ropes, file, kernels, pool, s, n_tok };
+    let mut pass = Pass::new(model, machine, n_tok);
     // Layers with keys and values, and those with a convolution, are each counted by themselves.
     let (mut attn, mut n_conv) = (AttnLayer(0), 0);
-    let last = weights.layers.len() - 1;
-    for (i, layer) in weights.layers.iter().enumerate() {
+    let last = model.weights.layers.len() - 1;
+    for (i, layer) in model.weights.layers.iter().enumerate() {
         match &layer.mixer {
             Mixer::Attention(mixer) => {
                 pass.attention(layer, mixer, attn, &mut step);
@@ -119,11 +71,11 @@ pub fn forward_watched<'a>(
         pass.feed_forward(layer, first);
     }
     step.finish();
-    Ok(match wanted {
-        Logits::None => &[],
+    match wanted {
+        Logits::None => pass.end(),
         Logits::Last => pass.logits(n_tok - 1),
         Logits::All => pass.logits(0),
-    })
+    }
 }
 
 fn embed(model: &Model, tokens: &[u32], x: &mut [f32]) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The parts of a pass: attention, a short convolution, the feed-forward network, logits. By far the most time is spent in
 //! `Kernels::matmul`, and in a long context in the step's attention.
 
+use crate::error::Result;
 use crate::kernels::{Kernels, Product};
 use crate::kv::AttnLayer;
 use crate::kv::layout::MAX_HEAD_DIM;
@@ -9,23 +10,29 @@ use crate::mem::arena::Buf;
 use crate::mem::pool::Pool;
 
 use super::config::Config;
-use super::rope::Ropes;
+use super::guard::Guard;
 use super::scratch::Scratch;
 use super::weights::{Attention, Conv, Files, Layer, Weights};
+use super::{Machine, Model};
 
 /// A pass of `n_tok` tokens: where weights come from, and where the results stand.
 pub struct Pass<'m, 'a> {
-    pub c: &'m Config,
-    pub weights: &'m Weights,
-    pub ropes: &'m Ropes,
-    pub file: Files<'m>,
-    pub kernels: Kernels,
-    pub pool: &'a mut Pool,
-    pub s: &'a mut Scratch,
-    pub n_tok: usize,
+    model: &'m Model,
+    c: &'m Config,
+    file: Files<'m>,
+    kernels: Kernels,
+    pool: &'a mut Pool,
+    s: &'a mut Scratch,
+    guard: &'a mut Guard,
+    n_tok: usize,
 }
 
-impl<'a> Pass<'_, 'a> {
+impl<'m, 'a> Pass<'m, 'a> {
+    pub fn new(model: &'m Model, machine: &'a mut Machine, n_tok: usize) -> Self {
+        let Machine { kernels, pool, scratch: s, guard } = machine;
+        Pass { model, c: &model.config, file: model.files(*kernels), kernels: *kernels, pool, s, guard, n_tok }
+    }
+
     /// The scaled queries of the latest attention, `[n_tok][q_dim]`.
     pub fn queries(&self) -> &[f32] {
         &self.s.q[..self.n_tok * self.c.q_dim()]
@@ -51,13 +58,16 @@ impl<'a> Pass<'_, 'a> {
             add_bias(kernels, k, k_bias);
             add_bias(kernels, v, v_bias);
         }
+        self.guard.see(q, c.q_dim());
+        self.guard.see(k, c.kv_dim());
+        self.guard.see(v, c.kv_dim());
         if let Some([q_norm, k_norm]) = &w.qk_norm {
             norm_heads(kernels, pool, q, c.q_dim(), q_norm, c.rms_eps);
             norm_heads(kernels, pool, k, c.kv_dim(), k_norm, c.rms_eps);
         }
         let rated = step.rate(attn, pool, kernels, k, v);
-        s.angles.turn(self.ropes, attn, q, c.q_dim(), c.head_dim);
-        s.angles.turn(self.ropes, attn, k, c.kv_dim(), c.head_dim);
+        s.angles.turn(&self.model.ropes, attn, q, c.q_dim(), c.head_dim);
+        s.angles.turn(&self.model.ropes, attn, k, c.kv_dim(), c.head_dim);
         q.iter_mut().for_each(|q| *q *= c.q_scale);
         rated.take(pool, q, k, v).attend(pool, &mut s.attend, q, &mut s.mixed[..n_tok * c.q_dim()]);
     }
@@ -71,6 +81,7 @@ impl<'a> Pass<'_, 'a> {
         let convs = s.convs.as_mut().expect("carved for a model with convolutions");
         let mixed = &mut s.mixed[..n_tok * c.q_dim()];
         convs.mix((conv, nth), (kernels, file), (pool, &mut s.tiles), acts, mixed);
+        self.guard.see(mixed, c.q_dim());
     }
 
     /// Adds to the rows of `x` from `first` on what their mixer gives them.
@@ -102,24 +113,34 @@ impl<'a> Pass<'_, 'a> {
             let up = &up[t * c.n_ff..][..c.n_ff];
             if c.arch.is_gemma { kernels.gelu_mul(gate, up) } else { kernels.silu_mul(gate, up) }
         });
+        self.guard.see(gate, c.n_ff);
         let acts = kernels.quantize(pool, gate, c.n_ff, &mut s.acts);
         kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: layer.ffn_down.in_file(file), out: &mut *proj }]);
         add_to(kernels, pool, x, proj, &layer.ffn_post_norm, c.rms_eps, x_norm);
     }
 
-    /// Logits of the rows of `x` from `first` on, `[rows][n_vocab]`.
-    pub fn logits(self, first: usize) -> &'a [f32] {
-        let Pass { c, weights: Weights { output_norm, output, .. }, file, kernels, pool, s, n_tok, .. } = self;
+    /// Without logits; an error where something was not a number.
+    pub fn end(self) -> Result<&'a [f32]> {
+        self.guard.judge(self.model, false).map(|()| &[][..])
+    }
+
+    /// Logits of the rows of `x` from `first` on, `[rows][n_vocab]`; an error likewise.
+    pub fn logits(self, first: usize) -> Result<&'a [f32]> {
+        let Pass { model, c, file, kernels, pool, s, guard, n_tok } = self;
+        let Weights { output_norm, output, .. } = &model.weights;
         let rows = n_tok - first;
         let (x, x_norm) = (&s.x[first * c.n_embd..][..rows * c.n_embd], &mut s.x_norm[..rows * c.n_embd]);
         rms_norm(kernels, pool, x, output_norm, c.rms_eps, x_norm);
+        guard.always(x_norm);
         let acts = kernels.quantize(pool, x_norm, c.n_embd, &mut s.acts);
         let logits = &mut s.logits[..rows * c.n_vocab];
         kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: output.in_file(&file), out: &mut *logits }]);
+        guard.see(logits, c.n_vocab);
+        guard.judge(model, true)?;
         if let Some(caps) = c.soft_caps {
             pool.for_chunks(logits, c.n_vocab.div_ceil(64), |_, logits| kernels.soft_cap(logits, caps.logits));
         }
-        logits
+        Ok(logits)
     }
 }
 

@@ -4,9 +4,68 @@
 pub mod arch;
 pub mod config;
 pub mod forward;
+pub mod guard;
+mod keys;
 mod mixers;
 pub mod pack;
 pub mod rope;
 pub mod scratch;
 pub mod shortconv;
 pub mod weights;
+
+use crate::error::{Message, Result};
+use crate::gguf::GgufFile;
+use crate::kernels::Kernels;
+use crate::mem::pool::Pool;
+
+use config::Config;
+use guard::Guard;
+use pack::Pack;
+use rope::Ropes;
+use scratch::Scratch;
+use weights::{Files, Weights};
+
+/// A model that is open and bound, with its pack if it has one.
+pub struct Model {
+    pub file: GgufFile,
+    /// The pack beside the file, if there is one that is the model's.
+    pub pack: Option<Pack>,
+    /// Why one that is there is not used.
+    pub unused_pack: Option<Message>,
+    pub config: Config,
+    pub weights: Weights,
+    pub ropes: Ropes,
+}
+
+impl Model {
+    pub fn load(file: GgufFile) -> Result<Model> {
+        let mut model = Self::load_without_pack(file)?;
+        match Pack::beside(&model.file) {
+            Some(Ok(pack)) => model.pack = Some(pack),
+            Some(Err(why)) => model.unused_pack = Some(why),
+            None => {}
+        }
+        Ok(model)
+    }
+
+    pub fn load_without_pack(file: GgufFile) -> Result<Model> {
+        let config = Config::from_gguf(&file)?;
+        let weights = Weights::bind(&file, &config)?;
+        let ropes = Ropes::new(&config, weights.rope_freqs.as_deref());
+        Ok(Model { file, pack: None, unused_pack: None, config, weights, ropes })
+    }
+
+    /// What these kernels read weights from.
+    pub fn files(&self, kernels: Kernels) -> Files<'_> {
+        Files { model: &self.file, pack: self.pack.as_ref().filter(|_| kernels.reads_packed()) }
+    }
+}
+
+/// The machine that a pass runs on.
+pub struct Machine {
+    pub kernels: Kernels,
+    pub pool: Pool,
+    pub scratch: Scratch,
+    /// Watches for what is not a number.
+    pub guard: Guard,
+}

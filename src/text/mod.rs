@@ -3,13 +3,12 @@
 //!
 //! Nothing here knows of tensors or of the cache; the command line and the server use these pieces beside a session.
 
-pub mod named_templates;
+pub mod chat;
 pub mod sampler;
-pub mod template;
 pub mod tokenizer;
 pub mod utf8;
 
+pub use chat::{ChatTemplate, Message, Rendered, named as named_templates};
 pub use sampler::{Sampler, SamplerParams, greedy, top_logprobs};
-pub use template::{ChatTemplate, Message};
 pub use tokenizer::{Piece, Tokenizer};
 pub use utf8::Utf8Stream;

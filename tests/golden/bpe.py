@@ -9,8 +9,11 @@ import json
 import pathlib
 import tempfile
 
-import gguf
-import llama_cpp
+try:
+    import gguf
+    import llama_cpp
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 import common
 from peer import Peer

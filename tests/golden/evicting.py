@@ -7,7 +7,10 @@ each is held against llama.cpp with nothing evicted; then it evicts, which llama
 import pathlib
 import tempfile
 
-import numpy as np
+try:
+    import numpy as np
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 import common
 import families

@@ -13,9 +13,12 @@ import math
 import pathlib
 import tempfile
 
-import gguf
-import llama_cpp
-import numpy as np
+try:
+    import gguf
+    import llama_cpp
+    import numpy as np
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 import common
 import peer

@@ -8,7 +8,10 @@ Refuses: to read anything of lowkey. Run: python tests/golden/make.py [tokens lo
 import argparse
 import json
 
-import numpy as np
+try:
+    import numpy as np
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 import common
 from peer import Peer

@@ -6,8 +6,11 @@ Refuses: sampling and chat; and any setting that is not llama.cpp's default, so 
 
 import ctypes
 
-import llama_cpp
-import numpy as np
+try:
+    import llama_cpp
+    import numpy as np
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 N_BATCH = 512
 N_THREADS = 2

@@ -8,9 +8,12 @@ Run: python3 tests/golden/quants.py > tests/golden/quants.txt
 
 from importlib.metadata import version
 
-import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType as T
-from gguf.quants import dequantize
+try:
+    import numpy as np
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType as T
+    from gguf.quants import dequantize
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 # Where the f16 scales stand in a block.
 SCALES = {

@@ -9,9 +9,12 @@ eviction too, as each head chooses its victims from its own keys. Only the slots
 
 import sys
 
-import numpy as np
-from gguf import GGUFReader
-from gguf.quants import dequantize
+try:
+    import numpy as np
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 F16_MAX = np.float32(65504.0)
 POLICIES = ("off", "l2", "l2-paper", "window")

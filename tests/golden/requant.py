@@ -10,7 +10,10 @@ import ctypes
 import pathlib
 import sys
 
-import llama_cpp
+try:
+    import llama_cpp
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 TARGETS = {
     "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,

@@ -11,7 +11,10 @@ import pathlib
 import random
 import tempfile
 
-import gguf
+try:
+    import gguf
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 import common
 from peer import Peer

@@ -10,9 +10,12 @@ import argparse
 import collections
 import re
 
-import gguf
-import numpy as np
-from gguf import GGMLQuantizationType as T
+try:
+    import gguf
+    import numpy as np
+    from gguf import GGMLQuantizationType as T
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 import common
 from peer import Peer

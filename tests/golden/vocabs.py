@@ -10,7 +10,10 @@ import argparse
 import json
 import pathlib
 
-import llama_cpp
+try:
+    import llama_cpp
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 import common
 from families import MASK, fnv1a

@@ -45,6 +45,10 @@ pub struct RunArgs {
     /// With --chat: a Jinja template to use instead of the model's own: a file, or a name such as chatml, llama3, gemma
     #[arg(long, value_name = "NAME|FILE", requires = "chat")]
     pub template: Option<PathBuf>,
+    /// Let control tokens that are written out in the messages be read as control tokens, as llama.cpp does; without it they are
+    /// text. (Without --chat the whole prompt is read so.)
+    #[arg(long, requires = "chat")]
+    pub parse_special: bool,
     /// End when this text has been generated (may be given several times); it is not printed
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,

@@ -1,6 +1,7 @@
 //! `lowkey run`: completes a prompt, streaming. Ctrl-C finishes the line, prints the statistics and exits with 130.
 
 mod args;
+mod chat;
 mod flow;
 mod report;
 
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::session::Session;
-use crate::text::{ChatTemplate, Message, Sampler, Tokenizer};
+use crate::text::{Sampler, Tokenizer};
 
 use super::interrupt;
 use super::kept::Kept;
@@ -18,6 +19,7 @@ use super::status::rss_anon_bytes;
 use super::text::{Ending, read_text, text_bytes};
 use super::writer::held_bytes;
 pub use args::RunArgs;
+use chat::{Chat, encode_prompt, n_pinned};
 use flow::{Outcome, Stop, generate};
 use report::{report, statistics};
 
@@ -91,19 +93,32 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     for text in text.iter().chain(&args.system) {
         prompt_bytes += text_bytes(&opened.model.file, text)?;
     }
-    let plan = |opened: &mut Opened| plan_run(args, opened, prompt_bytes, sampling.repeat_last_n, n_kept, n_top);
-    plan(&mut opened)?;
-    opened.check()?;
+    let n_text_bytes = text.as_ref().map_or(0, String::len);
+    let chat = if args.chat { Some(Chat::new(args, n_text_bytes, &opened)?) } else { None };
+    let template_bytes = chat.as_ref().map(Chat::bytes);
+    let plan = |opened: &mut Opened, prompt_bytes: usize| {
+        plan_run(args, opened, prompt_bytes, template_bytes, sampling.repeat_last_n, n_kept, n_top)?;
+        opened.check()
+    };
+    plan(&mut opened, prompt_bytes)?;
     let Some(text) = text else { return Ok(Err(opened)) };
     opened.warn();
     let tokenizer = opened.tokenizer()?;
-    let prompt = encode_prompt(args, text, &opened, &tokenizer)?;
-    opened.params.kv.pinned = n_pinned(args, &prompt, &opened, &tokenizer)?;
+    let text = match &chat {
+        Some(chat) => chat.render(&tokenizer, text)?,
+        None => text.into(),
+    };
+    // What was rendered is at least the messages.
+    let prompt_bytes = prompt_bytes.max(text_bytes(&opened.model.file, &text.text)?);
+    opened.replan()?;
+    plan(&mut opened, prompt_bytes)?;
+    let prompt = encode_prompt(args, &text, &tokenizer)?;
+    drop(text);
+    opened.params.kv.pinned = n_pinned(args, &prompt, chat.as_ref(), &tokenizer)?;
     // Now that the longest stream is known, types can be chosen for it.
     opened.params.n_stream = usize::try_from(args.n).ok().map(|n| prompt.len().saturating_add(n));
     opened.replan()?;
-    plan(&mut opened)?;
-    opened.check()?;
+    plan(&mut opened, prompt_bytes)?;
     match only_plan {
         true => Ok(Err(opened)),
         false => Ok(Ok(Ready { opened, sampler, tokenizer, prompt, n_kept, n_top })),
@@ -118,12 +133,16 @@ fn plan_run(
     args: &RunArgs,
     opened: &mut Opened,
     prompt_bytes: usize,
+    template_bytes: Option<usize>,
     repeat_last_n: usize,
     n_kept: usize,
     n_top: usize,
 ) -> Result<()> {
     opened.plan.private("sampler", Sampler::bytes(opened.model.config.n_vocab, repeat_last_n));
     opened.plan.private("prompt", prompt_bytes);
+    if let Some(bytes) = template_bytes {
+        opened.plan.private("template", bytes);
+    }
     let given = args.prompt.iter().chain(&args.system).chain(&args.stop);
     opened.plan.private("arguments", given.map(String::len).sum::<usize>() * ARGUMENT_COPIES + held_bytes(&args.stop));
     if n_kept > 0 {
@@ -133,47 +152,6 @@ fn plan_run(
         opened.plan.private("answer", bytes);
     }
     Ok(())
-}
-
-fn encode_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let text = match args.chat {
-        true => chat_prompt(args, text, opened, tokenizer)?,
-        false => text,
-    };
-    let mut prompt = tokenizer.encode(&text, true, true)?;
-    prompt.shrink_to_fit();
-    if prompt.is_empty() {
-        let flag = if args.file.is_some() { "--file" } else { "--prompt" };
-        return Err(Error::stopped(format!("{flag}: the prompt is empty, 0 tokens to start from; give some text")));
-    }
-    Ok(prompt)
-}
-
-fn chat_prompt(args: &RunArgs, text: String, opened: &Opened, tokenizer: &Tokenizer) -> Result<String> {
-    let template = match &args.template {
-        Some(name) => ChatTemplate::named(&name.to_string_lossy())?,
-        None => ChatTemplate::from_gguf(&opened.model.file)?,
-    };
-    let system = args.system.as_ref().map(|system| Message::new("system", system));
-    let messages: Vec<_> = system.into_iter().chain([Message::new("user", text)]).collect();
-    let name =
-        |id: Option<u32>| id.map_or(String::new(), |id| String::from_utf8_lossy(tokenizer.token_bytes(id, true)).into_owned());
-    template.render(&messages, true, &name(tokenizer.bos()), &name(tokenizer.eos()))
-}
-
-/// First tokens of the prompt that hold the system's turn, if it is to stay: what is the same whatever the user says.
-fn n_pinned(args: &RunArgs, prompt: &[u32], opened: &Opened, tokenizer: &Tokenizer) -> Result<u32> {
-    if args.system.is_none() || !args.pin_system {
-        return Ok(0);
-    }
-    let saying = |text: &str| tokenizer.encode(&chat_prompt(args, text.into(), opened, tokenizer)?, true, true);
-    let mut other = saying("")?;
-    if other == prompt {
-        other = saying("?")?;
-    }
-    let n = prompt.iter().zip(&other).take_while(|(a, b)| a == b).count() as u32;
-    log::info!("{n} tokens of the system's turn are pinned");
-    Ok(n)
 }
 
 fn warn_past_context(session: &Session, n_prompt: usize, n: i64) {

@@ -6,7 +6,7 @@ use std::arch::asm;
 use std::ops::Range;
 
 use super::float::load;
-use super::formats::{Format, Four, Layout, ROWS, Range8, four_raised};
+use super::formats::{Format, Four, Layout, ROWS, Range8, Scales, four_raised};
 use crate::kernels::{Acts, BLOCK, MatmulTask, Out, spec::weights};
 
 /// Tokens that are multiplied with a tile at once.
@@ -42,12 +42,12 @@ impl Tile {
     /// Expands eight rows.
     ///
     /// # Safety
-    /// The pointers are at the start of rows of `n_blocks` blocks, for which `Tile::new` checked the room; the CPU features of the set.
+    /// The pointers are at the start of rows of `n_blocks` blocks, for which `Tile::new` checked the length; the CPU features of the set.
     #[inline(always)]
     unsafe fn expand<F: Format, S: Set>(self, mut p: [*const u8; ROWS], n_blocks: usize) -> Tile {
         let raised = S::RAISES && F::LAYOUT == Layout::Nibbles && F::OFFSET == 8;
         for b in 0..n_blocks {
-            // SAFETY: block `b` of each row, and its room in the tile.
+            // SAFETY: block `b` of each row, and its place in the tile.
             unsafe {
                 let to = self.blocks.add(b * TILE_BLOCK);
                 let scales = F::scales(&mut p);
@@ -82,6 +82,21 @@ pub struct Sums<R> {
     pub acc: [float32x4_t; 2],
     pub acc_m: [float32x4_t; 2],
     pub running: R,
+}
+
+impl<R> Sums<R> {
+    /// Adds a block of four rows, group `g`: `isum` is of its products with the block of the token in lane `LANE` of `x`.
+    #[inline(always)]
+    pub fn add<F: Format, const LANE: i32>(&mut self, g: usize, isum: int32x4_t, scales: &Scales, x: &TokenBlocks) {
+        let isum = if F::OFFSET != 0 { mls_lane::<LANE>(isum, x.offset, x.sum) } else { isum };
+        // SAFETY: registers only.
+        unsafe {
+            self.acc[g] = vfmaq_f32(self.acc[g], vmulq_laneq_f32::<LANE>(scales.d[g], x.d), vcvtq_f32_s32(isum));
+            if F::HAS_MIN {
+                self.acc_m[g] = vfmaq_laneq_f32::<LANE>(self.acc_m[g], scales.m[g], x.s);
+            }
+        }
+    }
 }
 
 /// Scales, scaled sums and sums of up to four blocks of a token; constants that should stay in registers.
@@ -308,7 +323,7 @@ fn prefetch<F: Format>(p: *const u8) -> *const u8 {
 
 /// `x - y * z[LANE]`. The compiler would take the intrinsic apart, into more instructions.
 #[inline(always)]
-pub fn mls_lane<const LANE: i32>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -> int32x4_t {
+fn mls_lane<const LANE: i32>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -> int32x4_t {
     // SAFETY: registers only.
     unsafe {
         asm!("mls {x:v}.4s, {y:v}.4s, {z:v}.s[{lane}]", x = inlateout(vreg) x, y = in(vreg) y, z = in(vreg) z, lane = const LANE, options(pure, nomem, nostack, preserves_flags))

@@ -7,7 +7,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::blocks::{Set, Sums, Tile, TokenBlocks, Walk, mls_lane};
+use super::blocks::{Set, Sums, Tile, TokenBlocks, Walk};
 use super::formats::{Format, Four, Layout, ROWS, Range8, next_32};
 use super::{packed, quads};
 use crate::kernels::{Acts, MatmulTask, Out, Table};
@@ -209,16 +209,12 @@ impl Set for Dotprod {
                 (Layout::Other, _) => {
                     let scales = F::scales(&mut at.rows);
                     let a = next_32(&mut at.token);
-                    let (partial, before) = &mut sums.running;
                     for g in 0..2 {
+                        let (partial, before) = &mut sums.running;
                         let total = dot4(&mut partial[4 * g..4 * g + 4], F::elements(&mut at.rows, 4 * g), a);
                         let isum = vsubq_s32(total, before[g]);
                         before[g] = total;
-                        let isum = if F::OFFSET != 0 { mls_lane::<LANE>(isum, x.offset, x.sum) } else { isum };
-                        sums.acc[g] = vfmaq_f32(sums.acc[g], vmulq_laneq_f32::<LANE>(scales.d[g], x.d), vcvtq_f32_s32(isum));
-                        if F::HAS_MIN {
-                            sums.acc_m[g] = vfmaq_laneq_f32::<LANE>(sums.acc_m[g], scales.m[g], x.s);
-                        }
+                        sums.add::<F, LANE>(g, isum, &scales, x);
                     }
                 }
             }

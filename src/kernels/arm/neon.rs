@@ -6,7 +6,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::blocks::{ByFour, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four, mls_lane};
+use super::blocks::{ByFour, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four};
 use super::formats::{Format, Four, ROWS, Range8, next_32};
 use crate::kernels::{Acts, BLOCK, MatmulTask, Out, Table};
 
@@ -198,11 +198,7 @@ impl Set for Neon {
             let a = next_32(&mut at.token);
             for g in 0..2 {
                 let isum = dot4::<F>(F::elements(&mut at.rows, 4 * g), a);
-                let isum = if F::OFFSET != 0 { mls_lane::<LANE>(isum, x.offset, x.sum) } else { isum };
-                sums.acc[g] = vfmaq_f32(sums.acc[g], vmulq_laneq_f32::<LANE>(scales.d[g], x.d), vcvtq_f32_s32(isum));
-                if F::HAS_MIN {
-                    sums.acc_m[g] = vfmaq_laneq_f32::<LANE>(sums.acc_m[g], scales.m[g], x.s);
-                }
+                sums.add::<F, LANE>(g, isum, &scales, x);
             }
         }
     }

@@ -145,11 +145,11 @@ unsafe fn matvec<F: Packed>(task: &MatmulTask, rows: Range<usize>, t: usize) {
 /// Eight rows into the tile.
 ///
 /// # Safety
-/// `n_blocks` blocks of eight rows are readable at `p`; the tile has room for them.
+/// `n_blocks` blocks of eight rows are readable at `p`; the tile is as long.
 #[inline(always)]
 unsafe fn expand<F: Packed>(mut p: *const u8, tile: Tile, n_blocks: usize) {
     for b in 0..n_blocks {
-        // SAFETY: block `b` of the rows, and its room in the tile.
+        // SAFETY: block `b` of the rows, and its place in the tile.
         unsafe {
             let to = tile.blocks.add(b * TILE_BLOCK);
             let next_eight = |p: &mut *const u8| {

@@ -91,12 +91,12 @@ pub unsafe fn quantised<F: Type, S: Set>(task: &mut MatmulTask) {
 }
 
 /// # Safety
-/// Eight rows of `n_blocks` times 32 columns, `row_bytes` apart, are readable; the tile has room for them; as `quantised`.
+/// Eight rows of `n_blocks` times 32 columns, `row_bytes` apart, are readable; the tile is as long; as `quantised`.
 #[inline(always)]
 unsafe fn expand<F: Type, S: Set>(rows: *const u8, row_bytes: usize, tile: Tile, n_blocks: usize) {
     for block in 0..n_blocks / F::BLOCKS {
         for g in 0..2 {
-            // SAFETY: a block of each of four rows, and the room for what is in it.
+            // SAFETY: a block of each of four rows, and its place in the tile.
             unsafe {
                 let p: [*const u8; 4] = std::array::from_fn(|r| rows.add((4 * g + r) * row_bytes + block * F::BYTES));
                 let scales = F::scales(p);

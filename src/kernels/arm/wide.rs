@@ -110,7 +110,7 @@ unsafe fn widen_scales(row: *const u8, n_blocks: usize, to: *mut f32) {
 }
 
 /// # Safety
-/// `n` f16 at each row, and room for all at `to`; `n` is a multiple of eight.
+/// `n` f16 at each row, as many f32 writable at `to`; `n` is a multiple of eight.
 #[inline(always)]
 unsafe fn widen_keys(rows: [*const u8; 4], n: usize, mut to: *mut f32) {
     // SAFETY: by the caller's promise.
@@ -125,7 +125,7 @@ unsafe fn widen_keys(rows: [*const u8; 4], n: usize, mut to: *mut f32) {
 }
 
 /// # Safety
-/// `n` f16 at `row`, and room for its blocks, the first at `to`; `n` is a multiple of eight.
+/// `n` f16 at `row`, its blocks writable, the first at `to`; `n` is a multiple of eight.
 #[inline(always)]
 unsafe fn widen_value(mut row: *const u8, n: usize, mut to: *mut f32) {
     // SAFETY: by the caller's promise.
@@ -158,7 +158,7 @@ pub unsafe fn scores<const N: usize>(a: &Attend, q: &[f32], weights: &mut Weight
             1 => scores_of_one(a, parts.keys, q, weights),
             2 => scores_of_two(a, parts.keys, q, weights),
             3 => scores_of_three(a, parts.keys, q, weights),
-            // Sums of four queries would not find room in registers.
+            // Sums of four queries would not fit into the registers.
             _ => {
                 scores_of_two(a, parts.keys, &q[..2 * hd], &mut weights[..2]);
                 scores_of_two(a, parts.keys, &q[2 * hd..], &mut weights[2..]);
@@ -329,7 +329,7 @@ pub unsafe fn mix<const N: usize>(a: &Attend, weights: &Weights<N>, acc: &mut [f
             1 => mix_of(a, weights, acc, block_of_one),
             2 => mix_of(a, weights, acc, block_of_two),
             3 => mix_of(a, weights, acc, block_of_three),
-            // Sums of four queries would not find room in registers.
+            // Sums of four queries would not fit into the registers.
             _ => {
                 let (first, last) = acc.split_at_mut(2 * a.head_dim);
                 mix_of(a, &weights[..2], first, block_of_two);

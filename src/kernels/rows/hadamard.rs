@@ -1,4 +1,4 @@
-//! The Hadamard turn of a row, before it is rounded to few bits and after.
+//! The Hadamard turn of a row: it spreads a large element over all, so that few bits hold them better.
 
 /// Turns `x` by the orthonormal Hadamard matrix of its order, a power of two; see spec/arithmetic.rs. The same for all sets of a family,
 /// for it takes no feature that a CPU could lack.

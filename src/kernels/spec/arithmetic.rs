@@ -193,7 +193,7 @@ pub fn quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut
         let mut total = 0i32;
         for i in 0..BLOCK {
             q[i] = rounded[i] as i8;
-            total += rounded[i];
+            total = total.wrapping_add(rounded[i]); // of NaN anything
         }
         (d[b], sum[b], s[b]) = (scale, total, scale * total as f32);
     }

@@ -1,4 +1,7 @@
 //! The specification: the set `scalar`, which every other one must equal bit for bit, and which runs where no better one can.
+//!
+//! Products are in weights (and float, for matrices that are not quantised), attention over a chunk of the cache in attention, what
+//! goes element by element in arithmetic, which fixes the order of f32 sums. packed has the one layout that is no file's.
 
 pub mod arithmetic;
 pub mod attention;

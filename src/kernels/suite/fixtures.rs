@@ -2,7 +2,7 @@
 
 use crate::gguf::quant::GgmlType;
 use crate::kernels::{ActBuf, BLOCK, Kernels, Matrix, Product, tile_bytes};
-use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 
 pub const QUANTISED: [GgmlType; 13] = {
@@ -85,13 +85,13 @@ pub struct Bench {
 impl Bench {
     pub fn new(n_tok: usize, n_cols: usize) -> Self {
         let (tile, auto) = (tile_bytes(n_cols, true), Kernels::choose("auto").unwrap());
-        let mut arena = Arena::take(2 * region_bytes::<u8>(tile) + ActBuf::bytes(auto, n_tok, n_cols, true)).unwrap();
-        Bench {
+        Arena::fill(|arena| Bench {
             pool: Pool::new(2).unwrap(),
             tiles: vec![arena.carve(tile), arena.carve(tile)],
-            acts: ActBuf::carve(auto, &mut arena, n_tok, n_cols, true),
+            acts: ActBuf::carve(auto, arena, n_tok, n_cols, true),
             packed: false,
-        }
+        })
+        .unwrap()
     }
 
     pub fn matmul(&mut self, kernels: Kernels, ty: GgmlType, w: &[u8], n_cols: usize, x: &[f32]) -> Vec<f32> {

@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use super::attend::Ymm;
 use super::float::F16c;
 use super::formats::{self, FIRST_BYTES, Format, Scales, Vector, in_registers};
-use super::product::{self, RowsOut, Set, Source, Tile};
+use super::product::{self, Expanded, RowsOut, Set, Source};
 use super::stamp_x86;
 use crate::kernels::{Acts, Attend, BLOCK, MatmulTask, Partial, Table};
 
@@ -30,7 +30,7 @@ impl Set for Avx2 {
     const TOKENS: usize = 4;
 
     #[inline(always)]
-    unsafe fn expand<F: Format>(tile: Tile<Self>, p: *const u8, stride: usize, n: usize) {
+    unsafe fn expand<F: Format>(tile: Expanded<Self>, p: *const u8, stride: usize, n: usize) {
         // SAFETY: passed on.
         unsafe { expand::<F>(tile, p, stride, n) }
     }
@@ -197,9 +197,9 @@ unsafe fn product<F: Format, S: Source<__m256i>, const T: usize>(source: S, acts
         let sum16 = acts.sum16.as_ptr().add(first * n_blocks);
         let mut acc = [_mm256_setzero_ps(); T];
         let mut acc_m = [_mm256_setzero_ps(); T];
-        let mut room = MaybeUninit::<[Block; 8]>::uninit();
+        let mut scratch = MaybeUninit::<[Block; 8]>::uninit();
         for file_block in 0..n_blocks / F::BLOCKS {
-            let blocks = source.blocks::<F>(file_block, room.as_mut_ptr().cast());
+            let blocks = source.blocks::<F>(file_block, scratch.as_mut_ptr().cast());
             for sub in 0..F::BLOCKS {
                 let (block, b) = (&*blocks.add(sub), file_block * F::BLOCKS + sub);
                 source.look_ahead::<F>(b);

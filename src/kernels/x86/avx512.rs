@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use super::attend512::Zmm;
 use super::float::F16c;
 use super::formats::{self, FIRST_BYTES, Format, Scales, Vector, in_registers};
-use super::product::{self, RowsOut, Set, Source, Tile};
+use super::product::{self, Expanded, RowsOut, Set, Source};
 use super::stamp_x86;
 use crate::kernels::{Acts, Attend, BLOCK, MatmulTask, Partial, TILE_ROWS, Table};
 
@@ -29,7 +29,7 @@ impl Set for Avx512 {
     const TOKENS: usize = 8;
 
     #[inline(always)]
-    unsafe fn expand<F: Format>(tile: Tile<Self>, p: *const u8, stride: usize, n: usize) {
+    unsafe fn expand<F: Format>(tile: Expanded<Self>, p: *const u8, stride: usize, n: usize) {
         // SAFETY: passed on.
         unsafe { expand::<F>(tile, p, stride, n) }
     }
@@ -193,9 +193,9 @@ unsafe fn product<F: Format, S: Source<__m512i>, const T: usize>(source: S, acts
         let mut acc = [_mm512_setzero_ps(); T];
         let mut acc_m = [_mm512_setzero_ps(); T];
         let mut first_half = [_mm512_setzero_si512(); T];
-        let mut room = MaybeUninit::<[Block; 8]>::uninit();
+        let mut scratch = MaybeUninit::<[Block; 8]>::uninit();
         for file_block in 0..n_blocks / F::BLOCKS {
-            let blocks = source.blocks::<F>(file_block, room.as_mut_ptr().cast());
+            let blocks = source.blocks::<F>(file_block, scratch.as_mut_ptr().cast());
             for sub in 0..F::BLOCKS {
                 let (block, b) = (&*blocks.add(sub), file_block * F::BLOCKS + sub);
                 source.look_ahead::<F>(b);

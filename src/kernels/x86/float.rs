@@ -10,7 +10,7 @@ use crate::kernels::spec::arithmetic::{Lanes, LoadF16};
 use crate::kernels::spec::float::{self, GEMM_FROM};
 use crate::kernels::{BLOCK, MatmulTask, TILE_ROWS};
 
-/// Tokens of one call of `gemm`. Larger products than 16 x 16 make it allocate room to pack its operands in; up to there it
+/// Tokens of one call of `gemm`. Larger products than 16 x 16 allocate memory to pack its operands in; up to there it
 /// works on them where they are, and nothing may be allocated in a prefill.
 const GEMM_TOKENS: usize = 16;
 

@@ -33,12 +33,12 @@ macro_rules! stamp_x86 {
             Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: None };
 
         /// # Safety
-        /// As `Tile::expand`.
+        /// As `Expanded::expand`.
         #[target_feature(enable = $features)]
         #[inline(never)]
-        unsafe fn expand<F: Format>(tile: Tile<$set>, p: *const u8, stride: usize, n: usize) {
+        unsafe fn expand<F: Format>(rows: Expanded<$set>, p: *const u8, stride: usize, n: usize) {
             // SAFETY: passed on.
-            unsafe { tile.expand::<F>(p, stride, n) }
+            unsafe { rows.expand::<F>(p, stride, n) }
         }
     };
     ($features:literal; $($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $function:expr;)*) => { $(

@@ -27,11 +27,11 @@ pub trait Set: Copy {
     /// Tokens that are multiplied at once where there are many: 4 or 8.
     const TOKENS: usize;
 
-    /// `Tile::expand`, out of line.
+    /// `Expanded::expand`, out of line.
     ///
     /// # Safety
-    /// As `Tile::expand`.
-    unsafe fn expand<F: Format>(tile: Tile<Self>, p: *const u8, stride: usize, n: usize);
+    /// As `Expanded::expand`.
+    unsafe fn expand<F: Format>(tile: Expanded<Self>, p: *const u8, stride: usize, n: usize);
 
     /// Tokens `first..first + T` of `acts`.
     ///
@@ -105,7 +105,7 @@ unsafe fn quantised<S: Set, F: Format>(task: &mut MatmulTask) {
     let tile_bytes = n_blocks * size_of::<Block<S::V>>();
     assert!(end <= task.w.n_rows && end * stride <= task.w.data.len() && tile_bytes <= task.tile.len());
     assert!(n_blocks.is_multiple_of(F::BLOCKS) && n_blocks / F::BLOCKS * F::BYTES == stride);
-    let tile = Tile::<S>(task.tile.as_mut_ptr().cast());
+    let tile = Expanded::<S>(task.tile.as_mut_ptr().cast());
     assert!(tile.0.is_aligned());
     if end < S::ROWS {
         // SAFETY: the scalar set needs no feature; the elements of `out` are the caller's.
@@ -138,26 +138,26 @@ pub struct RowsOut {
 
 /// Where the blocks of some rows come from, one block of the file after the other.
 pub trait Source<V>: Copy {
-    /// The 32-column blocks of block `b` of the file, in `room` or elsewhere.
+    /// The 32-column blocks of block `b` of the file, in `scratch` or elsewhere.
     ///
     /// # Safety
-    /// Block `b` is readable, `room` holds eight blocks; the CPU features of the set.
-    unsafe fn blocks<F: Format>(self, b: usize, room: *mut Block<V>) -> *const Block<V>;
+    /// Block `b` is readable, `scratch` holds eight blocks; the CPU features of the set.
+    unsafe fn blocks<F: Format>(self, b: usize, scratch: *mut Block<V>) -> *const Block<V>;
 
     /// Called for each block of 32 columns.
     fn look_ahead<F: Format>(self, b: usize);
 }
 
-/// The file's layout, from a first row on, by the bytes between rows: blocks are put together in registers, or in the room
-/// where they are many.
+/// The file's layout, from a first row on, by the bytes between rows: blocks are put together in registers, or in the
+/// scratch where they are many.
 #[derive(Clone, Copy)]
 pub struct Native<S>(*const u8, usize, PhantomData<S>);
 impl<S: Set> Source<S::V> for Native<S> {
     #[inline(always)]
-    unsafe fn blocks<F: Format>(self, b: usize, room: *mut Block<S::V>) -> *const Block<S::V> {
+    unsafe fn blocks<F: Format>(self, b: usize, scratch: *mut Block<S::V>) -> *const Block<S::V> {
         // SAFETY: passed on.
-        unsafe { F::load(self.0.add(b * F::BYTES), self.1, room) };
-        room
+        unsafe { F::load(self.0.add(b * F::BYTES), self.1, scratch) };
+        scratch
     }
 
     #[inline(always)]
@@ -168,8 +168,8 @@ impl<S: Set> Source<S::V> for Native<S> {
 
 /// Expanded rows.
 #[derive(Clone, Copy)]
-pub struct Tile<S: Set>(*mut Block<S::V>);
-impl<S: Set> Tile<S> {
+pub struct Expanded<S: Set>(*mut Block<S::V>);
+impl<S: Set> Expanded<S> {
     /// # Safety
     /// `n` blocks of `ROWS` rows of the file at `p` are readable, `n * F::BLOCKS` blocks of the tile writable; the features
     /// of the set.
@@ -184,7 +184,7 @@ impl<S: Set> Tile<S> {
         }
     }
 }
-impl<S: Set> Source<S::V> for Tile<S> {
+impl<S: Set> Source<S::V> for Expanded<S> {
     #[inline(always)]
     unsafe fn blocks<F: Format>(self, b: usize, _: *mut Block<S::V>) -> *const Block<S::V> {
         // SAFETY: inside the tile.

@@ -13,8 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::bytes::BYTE_CHARS;
 use super::ids::Part;
 use super::text_table::{NONE, PLACES, TextTable, first_place};
-use super::windows::Merge;
-use super::words::WordMerge;
+use super::windows::{Merge, WordMerge};
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, StringArray};
 
@@ -144,6 +143,8 @@ impl WordMerge for Bpe {
 
 impl Merge for Bpe {
     type Room = Room;
+
+    const WORK_BYTES: usize = 96;
 
     fn longest(&self) -> usize {
         self.longest

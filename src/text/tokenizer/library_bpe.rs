@@ -8,8 +8,7 @@ use super::bpe::{MERGES, merge_parts};
 use super::bytes::BYTE_CHARS;
 use super::ids::Part;
 use super::text_table::NONE;
-use super::windows::Merge;
-use super::words::WordMerge;
+use super::windows::{MOST_WORK_BYTES, Merge, WordMerge};
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, StringArray};
 
@@ -72,6 +71,9 @@ impl WordMerge for LibraryBpe {
 
 impl Merge for LibraryBpe {
     type Room = String;
+
+    // The crate makes a small string for each part.
+    const WORK_BYTES: usize = MOST_WORK_BYTES;
 
     fn longest(&self) -> usize {
         self.longest

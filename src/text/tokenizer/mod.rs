@@ -120,17 +120,17 @@ impl Tokenizer {
     /// Bytes that turning a text into ids takes beside the text and the ids, from above; more pieces than one are put together
     /// to one text. The same for all texts from some kilobytes on.
     pub fn work_bytes(&self, n_text_bytes: usize) -> usize {
-        let longest = match &self.merging {
-            Merging::Bpe(words) => words.longest(),
-            Merging::Spm(spm) => windows::Merge::longest(&**spm),
+        let merging = match &self.merging {
+            Merging::Bpe(words) => words.work_bytes(n_text_bytes),
+            Merging::Spm(spm) => windows::work_bytes(&**spm, n_text_bytes),
         };
-        windows::work_bytes(longest, n_text_bytes) + self.specials.search_bytes()
+        merging + self.specials.search_bytes()
     }
 
     /// What `work_bytes` is at most, before there is a tokenizer.
     pub fn most_work_bytes(file: &GgufFile, n_text_bytes: usize) -> Result<usize> {
         let longest = file.strings(TOKENS)?.iter().map(str::len).max().unwrap_or(0);
-        Ok(windows::work_bytes(longest, n_text_bytes) + Specials::most_search_bytes(n_special(file)?))
+        Ok(windows::most_work_bytes(longest, n_text_bytes) + Specials::most_search_bytes(n_special(file)?))
     }
 
     pub fn n_vocab(&self) -> usize {
@@ -143,6 +143,17 @@ impl Tokenizer {
 
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// What is written for the tokens that begin and end a text, nothing where there is none.
+    pub fn bos_and_eos_texts(&self) -> [String; 2] {
+        [self.bos, self.eos]
+            .map(|id| id.map_or(String::new(), |id| String::from_utf8_lossy(self.token_bytes(id, true)).into_owned()))
+    }
+
+    /// The texts of all control tokens that may be read.
+    pub fn control_texts(&self) -> impl Iterator<Item = &str> {
+        self.controls.iter().filter_map(|id| std::str::from_utf8(self.bytes.of(*id)).ok()).filter(|text| !text.is_empty())
     }
 
     /// Whether a generation is over with this token.

@@ -137,6 +137,8 @@ pub struct Room {
 impl Merge for Spm {
     type Room = Room;
 
+    const WORK_BYTES: usize = 96;
+
     fn longest(&self) -> usize {
         self.longest
     }

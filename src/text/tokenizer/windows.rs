@@ -17,10 +17,17 @@ const WINDOW: usize = 2048;
 /// Seams that are tried before the window is made larger.
 const SEAMS: usize = 8;
 
+/// The most that `Merge::WORK_BYTES` is.
+pub const MOST_WORK_BYTES: usize = 160;
+
 /// What joins neighbours until none are left to join.
 pub trait Merge {
     /// Working memory, kept from one call to the next.
     type Room: Default;
+
+    /// Bytes that merging takes for each byte of a window, from above: a list and a queue of its parts, and the parts of two
+    /// windows.
+    const WORK_BYTES: usize;
 
     /// Replaces `parts` by those of `text`, in order; `opens`: it is the beginning of what is merged.
     fn merge(&self, text: &[u8], opens: bool, room: &mut Self::Room, parts: &mut Vec<Part>) -> Result<()>;
@@ -29,15 +36,28 @@ pub trait Merge {
     fn longest(&self) -> usize;
 }
 
+/// Merges within words.
+pub trait WordMerge: Merge {
+    /// The token of a byte, or `NONE`: such bytes drop out of the text, as in llama.cpp.
+    fn byte_id(&self, byte: u8) -> u32;
+
+    /// The token whose text, in the byte alphabet, is this.
+    fn token(&self, spelled: &str) -> Option<u32>;
+}
+
 /// Bytes of text in a window over a vocabulary whose longest token has so many: several parts are in each.
-pub fn window_bytes(longest: usize) -> usize {
+fn window_bytes(longest: usize) -> usize {
     WINDOW.max(longest.saturating_mul(4))
 }
 
-/// Bytes that merging such a text takes, from above: for each byte of a window a list and a queue of its parts, and by the crate
-/// `tokenizers` a small string for each; then the parts of two windows.
-pub fn work_bytes(longest: usize, n_text_bytes: usize) -> usize {
-    window_bytes(longest).min(n_text_bytes) * 160
+/// Bytes that merging such a text takes, from above.
+pub fn work_bytes<M: Merge>(merger: &M, n_text_bytes: usize) -> usize {
+    window_bytes(merger.longest()).min(n_text_bytes) * M::WORK_BYTES + 1024
+}
+
+/// What `work_bytes` is at most for a vocabulary whose longest token has so many bytes.
+pub fn most_work_bytes(longest: usize, n_text_bytes: usize) -> usize {
+    window_bytes(longest).min(n_text_bytes) * MOST_WORK_BYTES + 1024
 }
 
 /// A window and the next, and the parts beside a seam.

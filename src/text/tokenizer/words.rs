@@ -6,7 +6,7 @@ use super::ids::Ids;
 use super::library_bpe::LibraryBpe;
 use super::pretokenizer::PreTokenizer;
 use super::text_table::NONE;
-use super::windows::{Merge, Windows};
+use super::windows::{Windows, WordMerge, work_bytes};
 use crate::error::Result;
 use crate::gguf::{GgufFile, StringArray};
 
@@ -21,15 +21,6 @@ pub struct Words {
 enum Merges {
     Library(Box<LibraryBpe>),
     Tables(Box<Bpe>),
-}
-
-/// Merges within words.
-pub trait WordMerge: Merge {
-    /// The token of a byte, or `NONE`: such bytes drop out of the text, as in llama.cpp.
-    fn byte_id(&self, byte: u8) -> u32;
-
-    /// The token whose text, in the byte alphabet, is this.
-    fn token(&self, spelled: &str) -> Option<u32>;
 }
 
 /// Working memory for the length of one text.
@@ -58,10 +49,11 @@ impl Words {
         }
     }
 
-    pub fn longest(&self) -> usize {
+    /// Bytes that the words of such a text take, from above.
+    pub fn work_bytes(&self, n_text_bytes: usize) -> usize {
         match &self.merges {
-            Merges::Library(bpe) => bpe.longest(),
-            Merges::Tables(bpe) => bpe.longest(),
+            Merges::Library(bpe) => work_bytes(&**bpe, n_text_bytes),
+            Merges::Tables(bpe) => work_bytes(&**bpe, n_text_bytes),
         }
     }
 

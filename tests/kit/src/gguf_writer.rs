@@ -178,3 +178,36 @@ pub fn string(bytes: &[u8]) -> Vec<u8> {
 pub fn array(elem_type: u32, len: u64, elems: &[u8]) -> Vec<u8> {
     [&elem_type.to_le_bytes()[..], &len.to_le_bytes(), elems].concat()
 }
+
+/// A file of tests/data taken apart into keys and tensors.
+pub fn take_apart(name: &str) -> GgufWriter {
+    let bytes = std::fs::read(crate::data(name)).expect(name);
+    let index = lowkey::gguf::parse(&bytes).expect(name);
+    let mut at = 24;
+    let mut file = GgufWriter::new();
+    let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight")) as usize;
+    let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four"));
+    let width = |ty: u32| [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8][ty as usize];
+    for (key, _) in index.metadata(&bytes) {
+        at += 8 + key.len();
+        let ty = u32_at(at);
+        at += 4;
+        let start = at;
+        match ty {
+            STRING => at += 8 + u64_at(at),
+            ARRAY => {
+                let (elem, n) = (u32_at(at), u64_at(at + 4));
+                at += 12;
+                for _ in 0..n {
+                    at += if elem == STRING { 8 + u64_at(at) } else { width(elem) };
+                }
+            }
+            scalar => at += width(scalar),
+        }
+        file.raw(key, ty, bytes[start..at].to_vec());
+    }
+    for t in index.tensors() {
+        file.tensor(&t.name, t.shape(), t.ty.id(), bytes[t.offset as usize..][..t.n_bytes as usize].to_vec());
+    }
+    file
+}

@@ -4,11 +4,13 @@
 
 pub mod families;
 pub mod gguf_writer;
+pub mod mutate;
 pub mod tiny;
 
 use std::path::{Path, PathBuf};
 
 use lowkey::gguf::GgufFile;
+use lowkey::kernels::Kernels;
 use lowkey::kv::{KvParams, KvType, Policy, Recent};
 use lowkey::model::forward::Model;
 use lowkey::session::{Session, SessionParams};
@@ -104,6 +106,15 @@ pub fn prose(n: usize) -> Vec<u32> {
 /// Whether this is an emulated CPU (the test runner names it): correctness counts there, long runs do not fit.
 pub fn emulated() -> Option<String> {
     std::env::var("QEMU_CPU").ok().filter(|cpu| cfg!(target_arch = "aarch64") && !cpu.is_empty())
+}
+
+/// The kernel sets that a test of whole models tries: all that this CPU has. Where `cross/arm-tests` runs the same test on several
+/// processors it names the one set (LOWKEY_TEST_KERNELS) that no processor before has run.
+pub fn kernel_sets() -> Vec<Kernels> {
+    let named = std::env::var("LOWKEY_TEST_KERNELS").ok();
+    let sets: Vec<Kernels> = Kernels::available().filter(|set| named.as_ref().is_none_or(|name| name == set.name())).collect();
+    assert!(!sets.is_empty(), "LOWKEY_TEST_KERNELS={}: this CPU has no such set", named.unwrap_or_default());
+    sets
 }
 
 /// See `lowkey!`: the binary under test, by the emulator where the tests themselves are emulated.

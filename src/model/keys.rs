@@ -1,0 +1,259 @@
+//! The metadata keys of a model's architecture: which are read and under which names, which change nothing, and what stands
+//! for "none". A key that is none of these may change what is computed, and is refused by name.
+//!
+//! Owns no number's meaning ([`super::config`] does), but what converters do to numbers: one for each layer where one would
+//! do, a second name, -1 or the largest `u32` for none. Names are llama.cpp's; the second ones are Ollama's, or older.
+
+use crate::error::{Error, Result};
+use crate::gguf::{GgufError, GgufFile, Value, ValueType};
+
+use super::arch::Arch;
+
+/// What is read: the name first, then others for the same.
+const READ: [&[&str]; 21] = [
+    &["block_count"],
+    &["context_length"],
+    &["embedding_length"],
+    &["feed_forward_length"],
+    &["attention.head_count"],
+    &["attention.head_count_kv"],
+    &["attention.key_length", "attention.head_dim"],
+    &["attention.value_length"],
+    &["attention.layer_norm_rms_epsilon"],
+    &["attention.sliding_window"],
+    &["attention.sliding_window_pattern"],
+    &["rope.dimension_count"],
+    &["rope.freq_base", "rope.global.freq_base"],
+    &["rope.freq_base_swa", "rope.local.freq_base"],
+    &["rope.scaling.type"],
+    &["rope.scaling.factor", "rope.scale_linear"],
+    &["rope.scaling.attn_factor"],
+    &["rope.scaling.original_context_length"],
+    &["rope.scaling.yarn_ext_factor", "rope.scaling.extrapolation_factor"],
+    &["rope.scaling.yarn_beta_fast", "rope.scaling.beta_fast"],
+    &["rope.scaling.yarn_beta_slow", "rope.scaling.beta_slow"],
+];
+pub(super) const CAPS: [&str; 2] = ["attn_logit_softcapping", "final_logit_softcapping"];
+pub(super) const CONV: &str = "shortconv.l_cache";
+
+/// What no family here computes with, whatever the value: `x.` and `x_` stand for all that begins so.
+const INERT: [&str; 11] = [
+    "vocab_size",
+    "tensor_data_layout",
+    "decoder_start_token_id",
+    "pooling_type",
+    "leading_dense_block_count",
+    "attention.layer_norm_epsilon",
+    "rope.scaling.finetuned",
+    "expert_", // but their count, which is looked at before
+    "vision.", // tensors of these parts are refused where they are in the file
+    "audio.",
+    "mm.",
+];
+
+/// Of layers with a window; harmless where it is what the others have.
+const LIKE_OTHERS: [(&str, &str); 5] = [
+    ("attention.key_length_swa", "attention.key_length"),
+    ("attention.value_length_swa", "attention.value_length"),
+    ("rope.dimension_count_swa", "rope.dimension_count"),
+    ("rope.freq_base_swa", "rope.freq_base"),
+    ("rope.local.freq_base", "rope.freq_base"),
+];
+
+/// The keys of one model.
+pub(super) struct Keys<'a> {
+    pub file: &'a GgufFile,
+    pub arch: &'static Arch,
+    pub n_layer: usize,
+}
+
+impl<'a> Keys<'a> {
+    /// Refuses a file with keys that may change the computation and are not known here, or floats that are not numbers.
+    pub fn of(file: &'a GgufFile, arch: &'static Arch) -> Result<Self> {
+        let mut keys = Keys { file, arch, n_layer: 0 };
+        keys.n_layer = keys.count("block_count")?;
+        for (key, value) in file.metadata() {
+            match key.strip_prefix(arch.name).and_then(|name| name.strip_prefix('.')) {
+                Some(name) => keys.check(name, &value)?,
+                None => keys.check_elsewhere(key)?,
+            }
+        }
+        Ok(keys)
+    }
+
+    pub fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.arch.name)
+    }
+
+    pub fn refuse<T>(&self, name: &str, what: impl std::fmt::Display) -> Result<T> {
+        Err(Error::unsupported(self.file.path(), format!("metadata key {} {what}", printable(&self.key(name)))))
+    }
+
+    /// A number that must be there and is not 0.
+    pub fn count(&self, name: &str) -> Result<usize> {
+        match self.opt_count(name)? {
+            Some(0) => self.refuse(name, "is 0: convert the model again with a current tool"),
+            Some(n) => Ok(n),
+            None => self.missing(name, "u32"),
+        }
+    }
+
+    /// A number that must be there.
+    pub fn float(&self, name: &str) -> Result<f32> {
+        self.opt_float(name)?.map_or_else(|| self.missing(name, "f32"), Ok)
+    }
+
+    fn missing<T>(&self, name: &str, wanted: &'static str) -> Result<T> {
+        Err(Error::gguf(self.file.path(), GgufError::MissingKey { key: self.key(name), wanted }))
+    }
+
+    /// -1 and the largest `u32` stand for none.
+    pub fn opt_count(&self, name: &str) -> Result<Option<usize>> {
+        let none = |value: &Value| matches!(value.as_int(), Some(-1 | 0xffff_ffff));
+        self.find(name, |key, value| if none(&value) { Ok(None) } else { value.to_u32(key).map(|n| Some(n as usize)) })
+    }
+
+    pub fn opt_float(&self, name: &str) -> Result<Option<f32>> {
+        self.find(name, |key, value| as_float(&value).map_or_else(|| value.to_f32(key), Ok).map(Some))
+    }
+
+    /// What a key holds under any of its names; of a list with one value for each layer the one that all have.
+    fn find<T: PartialEq + std::fmt::Display>(
+        &self,
+        name: &str,
+        read: impl Fn(&str, Value) -> std::result::Result<Option<T>, GgufError>,
+    ) -> Result<Option<T>> {
+        let names = READ.iter().find(|names| names[0] == name).copied();
+        let mut found: Option<(&str, T)> = None;
+        for &other in names.unwrap_or(&[name]) {
+            let key = self.key(other);
+            let read = |value| read(&key, value).map_err(|source| Error::gguf(self.file.path(), source));
+            let value = match self.file.get(&key) {
+                None => continue,
+                Some(Value::Array(list)) => self.same_in_all(other, list.iter().map(read).collect::<Result<Vec<_>>>()?)?,
+                Some(value) => read(value)?,
+            };
+            let Some(value) = value else { continue };
+            match &found {
+                Some((first, same)) if *same != value => {
+                    let what = format!("is {value}, and {} is {same}: convert the model again", self.key(first));
+                    return self.refuse(other, what);
+                }
+                Some(_) => {}
+                None => found = Some((other, value)),
+            }
+        }
+        Ok(found.map(|(_, value)| value))
+    }
+
+    fn same_in_all<T: PartialEq + std::fmt::Display>(&self, name: &str, mut list: Vec<Option<T>>) -> Result<Option<T>> {
+        if self.n_layer == 0 {
+            return self.refuse(name, "is a list, and one number is wanted: convert the model again with a current tool");
+        }
+        if list.len() != self.n_layer {
+            let what = format!("has {} values for {} layers: the file is damaged; fetch it again", list.len(), self.n_layer);
+            return self.refuse(name, what);
+        }
+        let others: Vec<usize> = (1..list.len()).filter(|&i| list[i] != list[0]).collect();
+        let Some(&other) = others.first() else { return Ok(list.swap_remove(0)) };
+        let shown = |value: &Option<T>| value.as_ref().map_or("none".to_owned(), T::to_string);
+        let what = format!(
+            "is {} in layer 0 and {} in layer {other} ({} of {} layers differ from the first); this engine runs models whose layers are alike",
+            shown(&list[0]),
+            shown(&list[other]),
+            others.len(),
+            list.len()
+        );
+        self.refuse(name, what)
+    }
+
+    fn check(&self, name: &str, value: &Value) -> Result<()> {
+        if not_finite(value) {
+            return self.refuse(name, "is not a finite number: the file is damaged; fetch it again");
+        }
+        let arch = self.arch;
+        let ours = match name {
+            CONV => arch.short_conv,
+            // Written with their defaults by tools that write all keys, read in the families that have caps alone.
+            _ if CAPS.contains(&name) => arch.soft_caps.is_some() || arch.local_base.is_none(),
+            "rope.freq_base_swa" | "rope.local.freq_base" => arch.global_every > 0,
+            "expert_count" => false,
+            "attention.causal" => !is_off(value),
+            "hidden_activation" | "hidden_act" => {
+                matches!(value, Value::Str(act) if act.starts_with(if arch.is_gemma { "gelu" } else { "silu" }))
+            }
+            _ => READ.iter().any(|names| names.contains(&name)) || is_inert(name),
+        };
+        let scale = || name.ends_with("scale") && name != "attention.scale" && value.as_float() == Some(1.0);
+        let like_others = || {
+            let other = LIKE_OTHERS.iter().find(|like| like.0 == name).and_then(|like| self.opt_float(like.1).ok()?);
+            other.is_some() && other == as_float(value)
+        };
+        if ours || (is_off(value) && name != "attention.causal") || scale() || like_others() {
+            return Ok(());
+        }
+        let what = match name {
+            "expert_count" => "asks for a mixture of experts, which this engine does not run; use a model without it",
+            "attention.causal" => "asks for attention to later tokens, which this engine does not run; use a model without it",
+            _ => "is not known here and may change what the model computes: use a newer lowkey, or a model without it",
+        };
+        self.refuse(name, what)
+    }
+
+    /// A key that would be read, had it the name of the architecture in front, must not be missed for a default.
+    fn check_elsewhere(&self, key: &str) -> Result<()> {
+        if ["general.", "tokenizer.", "split.", "quantize.", "imatrix."].iter().any(|own| key.starts_with(own)) {
+            return Ok(());
+        }
+        let means = |name: &&str| key.strip_suffix(*name).is_some_and(|front| front.is_empty() || front.ends_with('.'));
+        let missed = |names: &&&[&str]| {
+            names.iter().any(|name| means(&name)) && !names.iter().any(|name| self.file.get(&self.key(name)).is_some())
+        };
+        match READ.iter().find(missed) {
+            Some(names) => {
+                let what = format!(
+                    "metadata key {} is there in place of {}: convert the model again with a current tool",
+                    printable(key),
+                    self.key(names[0])
+                );
+                Err(Error::unsupported(self.file.path(), what))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_inert(name: &str) -> bool {
+    INERT.iter().any(|inert| if inert.ends_with(['.', '_']) { name.starts_with(inert) } else { name == *inert })
+}
+
+fn as_float(value: &Value) -> Option<f32> {
+    value.as_int().map(|n| n as f32).or_else(|| value.as_float())
+}
+
+/// What switches a feature off: 0, false, -1, nothing.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Bool(on) => !on,
+        Value::Str(text) => matches!(*text, "" | "none"),
+        Value::Array(list) => list.iter().all(|value| is_off(&value)),
+        number => match (number.as_int(), number.as_float()) {
+            (Some(n), _) => matches!(n, 0 | -1 | 0xffff_ffff),
+            (_, float) => matches!(float, Some(0.0 | -1.0)),
+        },
+    }
+}
+
+fn not_finite(value: &Value) -> bool {
+    match value {
+        Value::Array(list) if matches!(list.elem_type(), ValueType::F32 | ValueType::F64) => {
+            list.iter().any(|value| not_finite(&value))
+        }
+        scalar => scalar.as_float().is_some_and(|v| !v.is_finite()),
+    }
+}
+
+/// A name from the file as part of one line: control characters escaped, cut after 80 characters.
+pub(super) fn printable(name: &str) -> String {
+    name.chars().take(80).flat_map(char::escape_debug).collect()
+}

@@ -1,0 +1,378 @@
+//! What other people's files are like: keys under second names, lists where one number would do, sentinels, files that are no
+//! model at all, weights that are not numbers. Each is honoured, or refused by one line that names it and the way out.
+
+use std::path::PathBuf;
+
+use lowkey::gguf::GgufFile;
+use lowkey::kernels::Kernels;
+use lowkey::kv::types::KvType;
+use lowkey::model::forward::Model;
+use lowkey::session::SessionParams;
+use lowkey_test_kit::families::family_model;
+use lowkey_test_kit::gguf_writer::{self as w, GgufWriter, array, take_apart};
+use lowkey_test_kit::{golden, params};
+
+struct TempPath(PathBuf);
+
+impl TempPath {
+    fn new(name: &str) -> Self {
+        TempPath(std::env::temp_dir().join(format!("lowkey-strangers-{}-{name}.gguf", std::process::id())))
+    }
+}
+
+impl Drop for TempPath {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn family(name: &str) -> GgufWriter {
+    family_model(name, &golden("families.json")["models"][name])
+}
+
+fn load(path: &TempPath, file: &GgufWriter) -> Result<Model, String> {
+    std::fs::write(&path.0, file.build()).expect("a temporary file");
+    GgufFile::open(&path.0).and_then(Model::load).map_err(|e| e.to_string())
+}
+
+fn logits(path: &TempPath, file: &GgufWriter) -> Vec<u32> {
+    load(path, file).expect("a model");
+    let mut session = lowkey_test_kit::session(&path.0, &params(1 << 20));
+    let tokens: Vec<u32> = (1..20).collect();
+    let logits = session.prefill(&tokens, |_| true).expect("logits").expect("not stopped");
+    logits.iter().map(|l| l.to_bits()).collect()
+}
+
+/// The refusal, checked to be one line that says each of `says`.
+fn refused(path: &TempPath, file: &GgufWriter, says: &[&str]) {
+    let line = load(path, file).err().unwrap_or_else(|| panic!("this must be refused: {says:?}"));
+    assert!(!line.contains('\n') && line.len() < 600, "{line}");
+    says.iter().for_each(|part| assert!(line.contains(part), "'{part}' is not in: {line}"));
+}
+
+fn at(file: &GgufWriter, key: &str) -> usize {
+    file.keys.iter().position(|k| k.0 == key).unwrap_or_else(|| panic!("no key {key}"))
+}
+
+fn set(file: &mut GgufWriter, key: &str, ty: u32, value: Vec<u8>) {
+    file.keys.retain(|k| k.0 != key);
+    file.raw(key, ty, value);
+}
+
+fn u32_list(values: &[u32]) -> Vec<u8> {
+    array(w::U32, values.len() as u64, &values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
+}
+
+fn bools(values: &[bool]) -> Vec<u8> {
+    array(w::BOOL, values.len() as u64, &values.iter().map(|&v| v.into()).collect::<Vec<u8>>())
+}
+
+#[test]
+fn a_list_of_equal_numbers_is_the_number_and_another_is_refused() {
+    let path = TempPath::new("lists");
+    for name in ["qwen2-q8", "gemma3-q8", "lfm2-q8"] {
+        let plain = family(name);
+        let arch = name.split('-').next().expect("a name");
+        let want = logits(&path, &plain);
+        let n_layer = plain.keys[at(&plain, &format!("{arch}.block_count"))].2[0] as usize;
+        for key in plain.keys.iter().filter(|k| k.0.starts_with(arch) && [w::U32, w::F32].contains(&k.1)) {
+            let mut file = plain.clone();
+            let list = |elems: Vec<u8>| array(key.1, (elems.len() / 4) as u64, &elems);
+            set(&mut file, &key.0, w::ARRAY, list(key.2.repeat(n_layer)));
+            if key.0.ends_with(".block_count") {
+                refused(&path, &file, &[&key.0]);
+                continue;
+            }
+            assert!(logits(&path, &file) == want, "{}", key.0);
+            let mut uneven = key.2.repeat(n_layer);
+            let last = uneven.len() - 2;
+            uneven[last] ^= 1;
+            set(&mut file, &key.0, w::ARRAY, list(uneven));
+            let layer = format!("in layer {} (1 of {n_layer} layers differ", n_layer - 1);
+            refused(&path, &file, &[&key.0, "in layer 0", &layer]);
+            set(&mut file, &key.0, w::ARRAY, list(key.2.repeat(n_layer + 1)));
+            refused(&path, &file, &[&key.0, "layers"]);
+        }
+    }
+}
+
+#[test]
+fn a_pattern_of_windows_may_be_a_list() {
+    let path = TempPath::new("pattern");
+    let key = "gemma3.attention.sliding_window_pattern";
+    let mut file = family("gemma3-q8");
+    let want = logits(&path, &file);
+    let n_layer = file.keys[at(&file, "gemma3.block_count")].2[0] as usize;
+    let right: Vec<bool> = (0..n_layer).map(|i| (i + 1) % 6 != 0).collect();
+    let as_ints: Vec<u32> = right.iter().map(|&on| on.into()).collect();
+    for value in [bools(&right), u32_list(&as_ints), u32_list(&vec![6; n_layer])] {
+        set(&mut file, key, w::ARRAY, value);
+        assert!(logits(&path, &file) == want);
+    }
+    let mut wrong = right.clone();
+    wrong[2] = false;
+    for (value, says) in [
+        (bools(&wrong), "layer 2"),
+        (bools(&right[1..]), "layer"),
+        (bools(&[]), "layer 0"),
+        (u32_list(&vec![5; n_layer]), "is 5"),
+    ] {
+        set(&mut file, key, w::ARRAY, value);
+        refused(&path, &file, &[key, says]);
+    }
+}
+
+#[test]
+fn second_names_are_honoured_and_no_default_stands_in() {
+    let path = TempPath::new("names");
+    let (plain, arch) = (family("gemma3-gqa"), "gemma3");
+    let rename = |old: &str, new: &str| {
+        let mut file = plain.clone();
+        let i = at(&file, &format!("{arch}.{old}"));
+        file.keys[i].0 = new.to_owned();
+        file
+    };
+    let mut local = plain.clone();
+    local.f32("gemma3.rope.freq_base_swa", 20_000.0);
+    let (want, want_local) = (logits(&path, &plain), logits(&path, &local));
+    assert!(want != want_local, "the base of layers with a window matters");
+    let i = at(&local, "gemma3.rope.freq_base_swa");
+    local.keys[i].0 = "gemma3.rope.local.freq_base".into();
+    assert!(logits(&path, &local) == want_local);
+    local.f32("gemma3.rope.freq_base_swa", 30_000.0);
+    refused(&path, &local, &["gemma3.rope.local.freq_base is 20000", "gemma3.rope.freq_base_swa is 30000"]);
+
+    assert!(logits(&path, &rename("rope.freq_base", "gemma3.rope.global.freq_base")) == want);
+    assert!(logits(&path, &rename("attention.key_length", "gemma3.attention.head_dim")) == want);
+    for (new, says) in [
+        ("gemma3.rope.base", "gemma3.rope.base is not known here"),
+        ("gemma3.rope.global_freq_base", "gemma3.rope.global_freq_base is not known"),
+        ("rope.freq_base", "rope.freq_base is there in place of gemma3.rope.freq_base"),
+        ("gemma.rope.freq_base", "gemma.rope.freq_base is there in place of gemma3.rope.freq_base"),
+    ] {
+        refused(&path, &rename("rope.freq_base", new), &[says]);
+    }
+}
+
+/// llama.cpp's writers of whole files put in every key there is, most of them at what means none.
+#[test]
+fn keys_that_change_nothing_are_ignored_and_others_refused() {
+    let path = TempPath::new("inert");
+    let mut file = take_apart("tiny-gqa.gguf");
+    let want = logits(&path, &file);
+    let original = file.clone();
+    for key in ["leading_dense_block_count", "expert_feed_forward_length", "expert_count", "rescale_every_n_layers"] {
+        file.u32(&format!("llama.{key}"), 0);
+    }
+    for key in ["attention.q_lora_rank", "ssm.inner_size", "attention.sliding_window", "nextn_predict_layers"] {
+        file.u32(&format!("llama.{key}"), if key.len() % 2 == 0 { 0 } else { u32::MAX });
+    }
+    for key in ["logit_scale", "attention.scale", "attention.clamp_kqv", "rope.scaling.factor", "expert_weights_scale"] {
+        file.f32(&format!("llama.{key}"), 0.0);
+    }
+    file.f32("llama.residual_scale", 1.0).f32("llama.rope.scaling.yarn_ext_factor", -1.0);
+    file.f32("llama.attn_logit_softcapping", 50.0).f32("llama.final_logit_softcapping", 30.0);
+    file.bool("llama.use_parallel_residual", false).bool("llama.attention.causal", true).bool("llama.swin_norm", false);
+    file.str("llama.rope.scaling.type", "linear").str("llama.tensor_data_layout", "Meta AI original pth");
+    file.u32("llama.rope.scaling.original_context_length", 8192).u32("llama.expert_used_count", 2);
+    file.raw("llama.decoder_start_token_id", w::I32, vec![0xff; 4]).str("mradermacher.quantized_by", "someone");
+    assert!(logits(&path, &file) == want);
+
+    let with = |change: &dyn Fn(&mut GgufWriter)| {
+        let mut file = original.clone();
+        change(&mut file);
+        file
+    };
+    for key in ["ssm.inner_size", "nextn_predict_layers", "expert_count", "a_key_of_tomorrow", "attention.q_lora_rank"] {
+        let key = format!("llama.{key}");
+        refused(
+            &path,
+            &with(&|f| {
+                f.u32(&key, 7);
+            }),
+            &[&key, "use a"],
+        );
+    }
+    for (key, value) in [("logit_scale", 0.5), ("attention.scale", 1.0), ("attention.clamp_kqv", 8.0), ("embedding_scale", 12.0)]
+    {
+        let key = format!("llama.{key}");
+        refused(
+            &path,
+            &with(&|f| {
+                f.f32(&key, value);
+            }),
+            &[&key, "not known here"],
+        );
+    }
+    refused(
+        &path,
+        &with(&|f| {
+            f.bool("llama.attention.causal", false);
+        }),
+        &["llama.attention.causal", "later tokens"],
+    );
+    refused(
+        &path,
+        &with(&|f| {
+            f.bool("llama.use_parallel_residual", true);
+        }),
+        &["use_parallel_residual"],
+    );
+    refused(
+        &path,
+        &with(&|f| {
+            f.str("llama.rope.scaling.type", "longrope");
+        }),
+        &["llama.rope.scaling.type is 'longrope'"],
+    );
+    let mut gemma3 = family("gemma3-q8");
+    refused(&path, gemma3.f32("gemma3.final_logit_softcapping", 30.0), &["gemma3.final_logit_softcapping"]);
+}
+
+#[test]
+fn metadata_that_is_not_a_number_is_refused_by_name() {
+    let path = TempPath::new("nan");
+    let plain = family("llama-yarn");
+    let floats = plain.keys.iter().filter(|k| k.1 == w::F32).map(|k| k.0.clone());
+    for key in floats.chain(["llama.rope.freq_base".into(), "llama.anything".into()]) {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut file = plain.clone();
+            set(&mut file, &key, w::F32, value.to_le_bytes().to_vec());
+            refused(&path, &file, &[&key, "not a finite number"]);
+            set(&mut file, &key, w::ARRAY, array(w::F32, 1, &value.to_le_bytes()));
+            refused(&path, &file, &[&key, "not a finite number"]);
+        }
+    }
+}
+
+#[test]
+fn gguf_files_that_are_no_model_say_what_they_are() {
+    let path = TempPath::new("kinds");
+    let model = family("qwen2-q8");
+    let of = |change: &dyn Fn(&mut GgufWriter)| {
+        let mut file = model.clone();
+        change(&mut file);
+        file
+    };
+    let typed = |ty: &'static str| {
+        of(&|f| {
+            f.str("general.type", ty);
+        })
+    };
+    let arch = |name: &'static str| of(&|f| f.keys[0].2 = w::string(name.as_bytes()));
+    let lora = of(&|f| f.tensors.iter_mut().for_each(|t| t.name.push_str(".lora_a")));
+    for (file, says) in [
+        (typed("adapter"), "LoRA adapter"),
+        (lora, "LoRA adapter"),
+        (typed("imatrix"), "importance matrix"),
+        (of(&|f| f.tensors[0].name = "blk.0.attn_q.weight.in_sum2".into()), "importance matrix"),
+        (typed("mmproj"), "sees or hears"),
+        (arch("clip"), "sees or hears"),
+        (arch("controlvector"), "control vector"),
+        (of(&|f| f.tensors.clear()), "vocabulary without weights"),
+        (typed("vocab"), "vocabulary without weights"),
+    ] {
+        refused(&path, &file, &["this is ", says, "give"]);
+    }
+    let mut imatrix = GgufWriter::new();
+    refused(&path, imatrix.str("general.type", "imatrix").u32("imatrix.chunk_count", 3), &["importance matrix"]);
+}
+
+/// Bytes of the scale of a block, f16 unless `None`, and of the block; of floats an element.
+fn scale_of(ty: u32) -> (usize, usize, &'static [u8]) {
+    match ty {
+        0 => (0, 4, &[0, 0, 0xc0, 0x7f]),
+        1 => (0, 2, &[0, 0x7e]),
+        30 => (0, 2, &[0xc0, 0x7f]),
+        2 => (0, 18, &[0, 0x7e]),
+        3 => (0, 20, &[0, 0x7c]),
+        8 => (0, 34, &[0, 0x7e]),
+        10 => (80, 84, &[0, 0xfc]),
+        11 => (108, 110, &[0, 0x7e]),
+        12 => (2, 144, &[0, 0x7e]),
+        13 => (0, 176, &[0, 0x7c]),
+        14 => (208, 210, &[0, 0x7e]),
+        20 => (0, 18, &[0, 0x7c]),
+        23 => (0, 136, &[0, 0x7e]),
+        39 => (0, 17, &[0xff]),
+        ty => panic!("type {ty}"),
+    }
+}
+
+/// In each tensor of several models one number is damaged, in a row in the middle; every kernel set finds it, in a batch and
+/// token by token, whatever the cache makes of it.
+#[test]
+fn a_weight_that_is_not_a_number_is_found_and_named() {
+    let path = TempPath::new("weights");
+    let few = lowkey_test_kit::emulated().is_some();
+    let names: &[&str] =
+        if few { &["llama-mix"] } else { &["llama-mix", "phi3-mix", "qwen2-q8", "gemma2-q8", "gemma3-q8", "lfm2-q8"] };
+    let mut plain: Vec<(&str, GgufWriter)> = names.iter().map(|&name| (name, family(name))).collect();
+    plain.push(("tiny-gqa", take_apart("tiny-gqa.gguf")));
+    for (name, plain) in plain {
+        for (i, tensor) in plain.tensors.iter().enumerate() {
+            let (offset, n_block, bad) = scale_of(tensor.type_id);
+            let n_rows: u64 = tensor.dims[1..].iter().product();
+            // The first row is that of a token which the text does not have: it counts where the table is the output too.
+            let tied = plain.tensors.iter().all(|t| t.name != "output.weight");
+            let row = if tensor.name == "token_embd.weight" { usize::from(!tied) } else { n_rows as usize / 2 };
+            let mut file = plain.clone();
+            let data = &mut file.tensors[i].data;
+            let start = data.len() / n_rows as usize * row + offset;
+            data[start..start + bad.len()].copy_from_slice(bad);
+            assert!(start + bad.len() <= data.len() && n_block > 0);
+            let says = format!("tensor {}", tensor.name);
+            let model = match load(&path, &file) {
+                Ok(_) => found_by_all(&path, &format!("{name}: {says}")),
+                // Norms and biases are read when the model is loaded.
+                Err(line) => line,
+            };
+            let place = if n_rows > 1 && !tensor.name.contains("conv.conv") { format!("{says}, row {row}: ") } else { says };
+            assert!(model.contains(&place) && model.contains("the file is damaged; fetch it again"), "{name}: {place}: {model}");
+        }
+    }
+}
+
+/// The message that all sets agree on.
+fn found_by_all(path: &TempPath, label: &str) -> String {
+    let mut lines = Vec::new();
+    for kernels in Kernels::available() {
+        for (kv_type, together) in [(KvType::F16, 1), (KvType::F16, 8), (KvType::Q4H, 1), (KvType::Q8_0, 8)] {
+            let (k_type, v_type) = (Some(kv_type), Some(kv_type));
+            let params = SessionParams { kernels: kernels.name().into(), k_type, v_type, ..params(1 << 20) };
+            let mut session = lowkey_test_kit::session(&path.0, &params);
+            let tokens: Vec<u32> = (1..=together).collect();
+            let outcome = session.prefill(&tokens, |_| true).map(|_| ());
+            let line = outcome.expect_err(&format!("{label}: {} {kv_type:?} {together}", kernels.name())).to_string();
+            assert!(!line.contains('\n'));
+            lines.push(line);
+        }
+    }
+    lines.dedup();
+    assert_eq!(lines.len(), 1, "{label}: {lines:?}");
+    lines.remove(0)
+}
+
+#[test]
+fn every_command_that_computes_ends_with_the_name_of_a_damaged_tensor() {
+    let path = TempPath::new("commands");
+    let mut file = take_apart("tiny-gqa.gguf");
+    let down = file.tensors.iter_mut().find(|t| t.name == "blk.1.ffn_down.weight").expect("a tensor");
+    let row_bytes = down.data.len() / down.dims[1] as usize;
+    down.data[3 * row_bytes..][..2].copy_from_slice(&[0, 0x7e]);
+    std::fs::write(&path.0, file.build()).expect("a temporary file");
+    let (model, text) = (path.0.to_str().expect("UTF-8"), lowkey_test_kit::data("prose.txt"));
+    let text = text.to_str().expect("UTF-8");
+    for args in [
+        &["run", "-m", model, "-p", "Hello", "-n", "4"][..],
+        &["run", "-m", model, "-f", text, "-n", "4", "--json"],
+        &["eval", "ppl", "-m", model, "-f", text, "--ctx", "64", "--windows", "1"],
+        &["bench", "-m", model, "-p", "16", "-n", "2", "-r", "1"],
+    ] {
+        let out = lowkey_test_kit::lowkey!().args(args).output().expect("the binary starts");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {said}");
+        let wanted = "tensor blk.1.ffn_down.weight, row 3: a scale is not a number: the file is damaged; fetch it again";
+        assert!(said.trim_end().ends_with(wanted), "{args:?}: {said}");
+    }
+}
