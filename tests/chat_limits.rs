@@ -152,7 +152,7 @@ fn attacks() -> Vec<(String, &'static str)> {
     ] {
         let tag = |n: usize| format!("{{{{ {before}{}{behind} }}}}\n", part.repeat(n));
         list.push((tag(25_000), ""));
-        list.push((tag(5_000), "words and signs"));
+        list.push((tag(3_000), "words and signs"));
         // As many as there may be, in as many tags as there may be.
         let longest = tag(490 / part.split_whitespace().count().max(1 + part.len() / 3).min(4));
         list.push((longest.repeat((100 << 10) / longest.len()), ""));
