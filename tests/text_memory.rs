@@ -94,7 +94,7 @@ fn vocabularies() -> Vec<(String, GgufFile)> {
 }
 
 /// What a window may take that short words do not fill.
-const FIXED_BYTES: usize = 192 << 10;
+const FIXED_BYTES: usize = 160 << 10;
 
 /// Texts of every kind: ids and working memory within the plan, of which most is used, in a time that grows as the text does.
 fn texts_take_what_is_planned(name: &str, file: &GgufFile, tokenizer: &Tokenizer) {
@@ -139,7 +139,7 @@ fn texts_take_what_is_planned(name: &str, file: &GgufFile, tokenizer: &Tokenizer
     ];
     let mut over = Vec::new();
     for kind in kinds {
-        for n_bytes in [0, 1, 700, 40_000] {
+        for n_bytes in [0, 1, 700, 100_000] {
             let text = kind.repeat(n_bytes / kind.len() + 1);
             let begun = std::time::Instant::now();
             let (peak, ids) = peak_of(|| tokenizer.encode(&text, true, true).unwrap());
