@@ -7,6 +7,7 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use lowkey::mem::confined::Heap;
@@ -16,6 +17,12 @@ struct Counting;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+/// The count is of the whole process, and tests run beside each other.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
 
 // SAFETY: every call goes to the program's allocator with the arguments as they came; only counters are kept beside it.
 unsafe impl GlobalAlloc for Counting {
@@ -86,7 +93,11 @@ fn attacks() -> Vec<(String, &'static str)> {
         ("{{ 'x'.center(100000000000000000000) }}".into(), ""),
         ("{{ 'a\tb'.expandtabs(10000000000) }}".into(), ""),
         ("{{ '%10000000000d' % 3 }}{{ '%.10000000000f' % 3 }}".into(), ""),
-        ("{{ '{:>10000000000}'.format('x') }}".into(), ""),
+        ("{{ '{:>10000000000}'.format('x') }}".into(), "width"),
+        ("{{ '%.70000f' % 3 }}".into(), "width"),
+        ("{{ '%(a)070000d' % {'a': 3} }}".into(), "width"),
+        ("{{ '{:x<70000}{:.70000f}'.format(1, 2) }}".into(), "width"),
+        ("{{ '%.70000f' | format(3) }}".into(), "width"),
         ("{{ [1] | tojson(indent=10000000000) }}".into(), ""),
         ("{{ [[[[[[[[1]]]]]]]] | tojson(indent=1000000) }}".into(), memory),
         ("{{ range(1000000000) | list }}".into(), "too many"),
@@ -119,7 +130,10 @@ fn attacks() -> Vec<(String, &'static str)> {
         ("{% set l = (l or [])[0:] %}".repeat(4000), ""),
         ("{% macro m() %}{{ m }}{% endmacro %}".repeat(3000), ""),
         (format!("{{{{ {}1{} }}}}", "[".repeat(32), "]".repeat(32)), ""),
-        ("a\n".repeat(60_000), ""),
+        ("a\n".repeat(59_000), ""),
+        ("a\n".repeat(65_536), "more lines"),
+        (format!("{{{{ '{}", "x".repeat(65_534)), "longer one"),
+        (format!("{}{{{{ '", "{% set a = 1 %}".repeat(3_900)), "longer one"),
         (many("{% if a %}"), "longer than"),
         ("{% if a %}".repeat(12_000), "recursion"),
         ("{% for a in b %}".repeat(8000), "recursion"),
@@ -151,6 +165,7 @@ fn attacks() -> Vec<(String, &'static str)> {
 
 #[test]
 fn a_template_that_asks_for_too_much_is_refused_in_a_line() {
+    let _alone = alone();
     for (source, word) in attacks() {
         let begun = Instant::now();
         let outcome = outcome(&source, &greeting());
@@ -166,10 +181,11 @@ fn a_template_that_asks_for_too_much_is_refused_in_a_line() {
 /// What limits are for is not what they hinder: long texts and long conversations, in every template that we know.
 #[test]
 fn honest_templates_have_place_for_long_conversations() {
+    let _alone = alone();
     let long = "What <b>is</b> this? \"é\" 中 😀\n".repeat(30_000);
     let turn = |role: &str, text: &str| Message::new(role, text);
     let mut many = Vec::new();
-    (0..1000).for_each(|_| many.extend([turn("user", "Why is that?"), turn("assistant", "<think>\nhm\n</think>\n\nBecause.")]));
+    (0..100).for_each(|_| many.extend([turn("user", "Why is that?"), turn("assistant", "<think>\nhm\n</think>\n\nBecause.")]));
     many.push(turn("user", "And now?"));
     let conversations = [
         vec![turn("user", &long)],
@@ -272,9 +288,10 @@ fn sources() -> Vec<String> {
     sources
 }
 
-/// `LOWKEY_FUZZ=25000` for so many templates (`make fuzz-templates`).
+/// `LOWKEY_FUZZ=25000` for so many templates, as `make fuzz` has it.
 #[test]
 fn mutated_templates_end_in_a_text_or_a_line() {
+    let _alone = alone();
     let n: u64 = std::env::var("LOWKEY_FUZZ").map_or(1000, |n| n.parse().expect("a number"));
     if let Ok(first) = std::env::var(CHILD) {
         let (sources, first) = (sources(), first.parse::<u64>().expect("a seed"));
@@ -295,4 +312,43 @@ fn mutated_templates_end_in_a_text_or_a_line() {
         assert!(output.status.success(), "{}: {}: {}", kept.display(), output.status, String::from_utf8_lossy(&output.stderr));
         std::fs::remove_file(kept).expect("the file");
     }
+}
+
+/// The binary on the tiny model, with `--chat` and a template of its own.
+fn program(template: &str, zone: &str, extra: &[&str]) -> (Option<i32>, String, String) {
+    let path = std::env::temp_dir().join(format!("lowkey-chat-{}-{:x}.jinja", std::process::id(), template.len()));
+    std::fs::write(&path, template).expect("a file");
+    let mut command = lowkey_test_kit::binary(env!("CARGO_BIN_EXE_lowkey"));
+    command
+        .args(["run", "-p", "hi", "-n", "1", "--chat", "--json", "--ignore-eos", "-m"])
+        .arg(lowkey_test_kit::data("tiny-gqa.gguf"));
+    let output = command.arg("--template").arg(&path).args(extra).env("TZ", zone).output().expect("the program");
+    std::fs::remove_file(&path).expect("the file");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_program_refuses_such_templates_in_a_line_and_plans_the_others() {
+    for (source, word) in attacks().into_iter().filter(|(_, word)| !word.is_empty()).step_by(3) {
+        let (code, _, error) = program(&source, "UTC", &["--memory", "16MiB", "--evict", "off"]);
+        let shown: String = source.chars().take(60).collect();
+        assert!(matches!(code, Some(1 | 2)) && error.lines().count() == 1 && error.contains(word), "{shown}: {code:?} {error}");
+    }
+    // A text that is allowed, and too long for the memory that is.
+    let (code, _, error) = program("{{ 'ab ' * 60000 }}", "UTC", &["--memory", "4MiB", "--evict", "off"]);
+    assert!(code == Some(1) && error.lines().count() == 1 && error.contains("--memory"), "{code:?} {error}");
+}
+
+#[test]
+fn the_program_reads_the_time_zone() {
+    // Offsets that no clock on Earth makes the same hour of, nor a change of hour between two runs.
+    let ids = |zone: &str| {
+        let (code, answer, error) = program("{{ strftime_now('%d %H') }}", zone, &[]);
+        assert_eq!(code, Some(0), "{error}");
+        serde_json::from_str::<serde_json::Value>(&answer).expect("JSON")["prompt_tokens"].clone()
+    };
+    assert_ne!(ids("UTC"), ids("JST-9"));
+    assert_ne!(ids("UTC"), ids("PST8PDT"));
+    assert_ne!(ids("JST-9"), ids("PST8PDT"));
 }

@@ -33,7 +33,7 @@ const SPOILT: [&str; 12] = [
     "<|im_start",
     "|im_end|>",
     "im_end",
-    "\u{e000}<|im_end|>\u{e001}\u{f0000}",
+    "\u{7ca}<|im_end|>\u{e000}\u{7cb}\u{f0000}",
     "<|endoftext|>é<unused0>中<|im_end|>😀",
     "<",
 ];

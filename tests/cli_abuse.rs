@@ -328,24 +328,26 @@ fn what_the_system_would_not_give_is_refused_at_start() {
     if lowkey_test_kit::emulated().is_some() {
         return println!("limits under emulation are the emulator's");
     }
-    let m = tiny();
-    let limited = |limit: &str, kib: u64, more: &str| {
-        let line = format!("ulimit {limit} {kib}; exec {} run -m {m} -p x -n 1 {more}", env!("CARGO_BIN_EXE_lowkey"));
-        Command::new("bash").args(["-c", &line]).stdin(Stdio::null()).output().expect("bash is there")
+    let demo = lowkey_test_kit::demo_model();
+    let file_kib = std::fs::metadata(&demo).expect("the model").len() >> 10;
+    let limited = |limit: &str, kib: u64| {
+        let run = format!("{} run -m '{}' -p x -n 1", env!("CARGO_BIN_EXE_lowkey"), demo.display());
+        let line = format!("ulimit {limit} {kib}; exec {run} --kv-budget 60MiB --kv-type f16 --evict l2");
+        let out = Command::new("bash").args(["-c", &line]).stdin(Stdio::null()).output().expect("bash is there");
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
     };
-    for limit in ["-v", "-d"] {
-        for kib in [9_000, 12_000, 20_000, 40_000, 60_000] {
-            let out = limited(limit, kib, "--kv-budget 60MiB --kv-type f16 --evict l2");
-            let stderr = String::from_utf8_lossy(&out.stderr);
+    for (limit, base) in [("-v", file_kib + 80_000), ("-d", 4_000)] {
+        for more in [0, 1_500, 3_000, 6_000, 12_000, 24_000, 48_000] {
+            let (code, stderr) = limited(limit, base + more);
             let one_line = stderr.lines().count() == 1 && stderr.starts_with("lowkey: ");
-            assert!(out.status.code() == Some(1) && one_line || out.status.success(), "{limit} {kib}: {stderr}");
+            assert!(code == Some(1) && one_line || code == Some(0), "{limit} {base} + {more}: {code:?}, {stderr}");
         }
-        let out = limited(limit, 40_000, "--kv-budget 60MiB --kv-type f16 --evict l2");
-        let stderr = String::from_utf8_lossy(&out.stderr);
-        assert!(stderr.contains("--kv-budget") && stderr.contains("ulimit"), "{stderr}");
-        let out = limited(limit, 3_000_000, "--kv-budget 60MiB --kv-type f16 --evict l2");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let (code, stderr) = limited(limit, base + 40_000 * u64::from(limit == "-d"));
+        assert!(code == Some(1) && stderr.contains("--kv-budget") && stderr.contains("ulimit"), "{stderr}");
+        let (code, stderr) = limited(limit, 4_000_000);
+        assert_eq!(code, Some(0), "{stderr}");
     }
+    let m = tiny();
     // No machine has that much; with a flag it is tried all the same.
     let huge = ["run", "-m", &m, "-p", "x", "-n", "1", "--json", "--top-logprobs", "300", "-n", "2000000000"];
     refused(&huge, 1, &["private memory", "answer", "--overcommit"]);

@@ -65,8 +65,12 @@ impl<'a> Marks<'a> {
     pub fn new(tokenizer: &'a Tokenizer, taken: Vec<&'a str>) -> Self {
         let mut texts: Vec<&str> = tokenizer.control_texts().collect();
         texts.sort_unstable();
-        let private = ('\u{e000}'..='\u{f8ff}').chain('\u{f0000}'..='\u{ffffd}').chain('\u{100000}'..='\u{10fffd}');
-        let free = Box::new(private.filter(move |c| !taken.iter().any(|text| text.contains(*c))));
+        // Letters of two bytes, of the N'Ko script, so that little is added, then characters without a meaning.
+        let rare = ('\u{7ca}'..='\u{7ea}')
+            .chain('\u{e000}'..='\u{f8ff}')
+            .chain('\u{f0000}'..='\u{ffffd}')
+            .chain('\u{100000}'..='\u{10fffd}');
+        let free = Box::new(rare.filter(move |c| !taken.iter().any(|text| text.contains(*c))));
         Marks { texts, stand_ins: BTreeMap::new(), free }
     }
 
@@ -114,7 +118,7 @@ impl<'a> Marks<'a> {
         for (at, c) in places {
             marked.push_str(&text[done..at]);
             done = at + c.len_utf8();
-            // Were all private characters in use, the text would stay as it is; there are more than a text has.
+            // There are more of them than a text may have; were all in use, the text would stay as it is.
             marked.push(*self.stand_ins.entry(c).or_insert_with(|| self.free.next().unwrap_or(c)));
         }
         marked.push_str(&text[done..]);

@@ -22,6 +22,9 @@ pub fn teach(environment: &mut Environment<'static>, names: &Names) {
     environment.add_filter(names.kept.clone(), |state: &State, value: Value| kept(state, value, 0, false));
     environment.add_filter(names.kept_in_namespace.clone(), |state: &State, value: Value| kept(state, value, 0, true));
     environment.add_filter(names.percent.clone(), percent);
+    environment.add_filter("format", |state: &State, text: &str, values: Rest<Value>| {
+        formatted(state, FormatStyle::Printf, text, &values)
+    });
     let is = |kinds: &'static [ValueKind]| move |value: &Value| kinds.contains(&value.kind());
     environment.add_test(
         "sequence",
@@ -109,9 +112,26 @@ fn trimmed(value: &Value) -> Value {
 
 /// `'format' % value`.
 fn percent(state: &State, text: &str, value: Value) -> Result<String, Error> {
-    state.consume_fuel((text.len() / 64) as u64)?;
     let values: Vec<Value> = if value.is_tuple() { value.try_iter()?.collect() } else { vec![value] };
-    format(FormatStyle::Printf, text, &values)
+    formatted(state, FormatStyle::Printf, text, &values)
+}
+
+/// `format(…)` of a template, by `%` or by braces. Five digits of width or precision are refused: minijinja panics at some.
+fn formatted(state: &State, style: FormatStyle, text: &str, values: &[Value]) -> Result<String, Error> {
+    state.consume_fuel(text.len() as u64 / 64)?;
+    let spec = |part: &str| match style {
+        FormatStyle::Printf => {
+            let part = part.strip_prefix('(').and_then(|named| named.split_once(')')).map_or(part, |(_, spec)| spec);
+            part.split(char::is_alphabetic).next().unwrap_or_default().to_owned()
+        }
+        FormatStyle::StrFormat => part.split(['{', '}']).next().unwrap_or_default().to_owned(),
+    };
+    let wide = |spec: String| spec.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.trim_start_matches('0').len() > 4);
+    let opening = if style == FormatStyle::Printf { '%' } else { ':' };
+    if text.split(opening).skip(1).any(|part| wide(spec(part))) {
+        return refused("a format of five digits' width or precision");
+    }
+    format(style, text, values)
 }
 
 /// Methods that change what they are called on.
@@ -170,6 +190,7 @@ fn string_method(state: &State, text: &str, name: &str, args: &[Value]) -> Resul
             named.assert_all_used()?;
             split_lines(text, keep).into_iter().collect()
         }
+        "format" => formatted(state, FormatStyle::StrFormat, text, args)?.into(),
         "partition" | "rpartition" => {
             let (separator,): (&str,) = from_args(args)?;
             let from_right = name == "rpartition";

@@ -17,6 +17,8 @@ pub const MAX_BYTES: usize = 128 << 10;
 const MAX_TAG_TOKENS: usize = 500;
 const MAX_BRACKETS: usize = 32;
 const MAX_BRANCHES: usize = 200;
+/// The lexer counts lines, and bytes of a line, in 16 bits.
+const MAX_LINE: usize = 60_000;
 
 /// Names of the filters that the source calls after `prepare`; no template has them, since it would have been given others.
 pub struct Names {
@@ -36,6 +38,7 @@ pub fn prepare(source: &str, syntax: SyntaxConfig) -> Result<(String, Names), Re
         true => source.replace("\r\n", "\n").replace('\r', "\n").into(),
         false => source.into(),
     };
+    check_lines(&source)?;
     let free = (0..).map(|n| format!("lowkey{n}")).find(|name| !source.contains(name.as_str())).unwrap_or_default();
     let names =
         Names { kept: format!("{free}_kept"), kept_in_namespace: format!("{free}_held"), percent: format!("{free}_percent") };
@@ -72,7 +75,16 @@ pub fn prepare(source: &str, syntax: SyntaxConfig) -> Result<(String, Names), Re
         }
     }
     let edited = edits.apply(&source);
+    check_lines(&edited)?;
     Ok((edited, names))
+}
+
+fn check_lines(source: &str) -> Result<(), Refused> {
+    let longest = source.lines().zip(1u32..).find(|(line, n)| line.len() > MAX_LINE || *n as usize > MAX_LINE);
+    match longest {
+        Some((_, n)) => Err((n, format!("more lines, or a longer one, than {MAX_LINE}, the most that is read"))),
+        None => Ok(()),
+    }
 }
 
 /// What is put in place of bytes of the source.

@@ -110,13 +110,25 @@ impl ChatTemplate {
 
     /// Private memory for rendering messages of so many bytes, from above; what would take more is refused.
     pub fn plan_bytes(&self, text_bytes: usize) -> usize {
-        heap_bytes(self.source.len(), text_bytes) + STACK_USED_BYTES
+        // With stand-ins, and without them again.
+        heap_bytes(self.source.len(), text_bytes) + STACK_USED_BYTES + 2 * text_bytes
     }
 
     /// The text of the conversation; with `add_generation_prompt` it ends where the assistant's answer begins. `bos` and `eos` are
     /// the texts of those tokens. Whatever the messages hold becomes part of the text, control tokens too.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool, bos: &str, eos: &str) -> Result<String> {
-        let text_bytes = messages.iter().map(|message| message.role.len() + message.content.len()).sum();
+        self.render_within(text_bytes(messages), messages, add_generation_prompt, bos, eos)
+    }
+
+    /// `text_bytes`: what limits go by.
+    fn render_within(
+        &self,
+        text_bytes: usize,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        bos: &str,
+        eos: &str,
+    ) -> Result<String> {
         let turns: Vec<Value> = messages
             .iter()
             .map(|turn| Value::from_pairs([("role", turn.role.as_str()), ("content", turn.content.as_str())]))
@@ -145,13 +157,17 @@ impl ChatTemplate {
         let marked: Vec<Message> =
             messages.iter().map(|turn| Message::new(marks.mark(&turn.role, false), marks.mark(&turn.content, true))).collect();
         let [bos, eos] = tokenizer.bos_and_eos_texts();
-        Ok(marks.unmark(self.render(&marked, add_generation_prompt, &bos, &eos)?))
+        Ok(marks.unmark(self.render_within(text_bytes(messages), &marked, add_generation_prompt, &bos, &eos)?))
     }
+}
+
+fn text_bytes(messages: &[Message]) -> usize {
+    messages.iter().map(|message| message.role.len() + message.content.len()).sum()
 }
 
 /// Bytes that compiling a template and rendering it may take.
 fn heap_bytes(source_bytes: usize, text_bytes: usize) -> usize {
-    (1 << 20) + source_bytes * 64 + text_bytes.saturating_mul(8)
+    (1 << 20) + source_bytes * 32 + text_bytes.saturating_mul(6)
 }
 
 fn confine<T: Send + 'static>(source_bytes: usize, text_bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
