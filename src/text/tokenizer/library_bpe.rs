@@ -22,9 +22,11 @@ impl LibraryBpe {
     pub fn from_gguf(file: &GgufFile, tokens: &StringArray<'_>) -> Result<Self> {
         let refuse = |what: String| Error::unsupported(file.path(), what);
         let mut vocab = Vocab::default();
+        let mut longest = 0;
         vocab.reserve(tokens.len());
         // Empty texts have no entry: nothing may become them.
         for (id, text) in tokens.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
+            longest = longest.max(text.len());
             if let Some(first) = vocab.insert(text.to_owned(), id as u32) {
                 let text = text.escape_debug();
                 let what = format!("tokens {first} and {id} are both '{text}': the vocabulary is damaged, fetch the model again");
@@ -42,7 +44,7 @@ impl LibraryBpe {
         // Words that are tokens are taken whole by the caller: a window of a word is none.
         let builder = BPE::builder().vocab_and_merges(vocab, merges).cache_capacity(0);
         let bpe = builder.build().map_err(|e| refuse(format!("{MERGES} do not fit the tokens: {e}; fetch the model again")))?;
-        Ok(LibraryBpe { bpe, byte_ids, longest: tokens.iter().map(str::len).max().unwrap_or(0) })
+        Ok(LibraryBpe { bpe, byte_ids, longest })
     }
 
     /// Bytes of `from_gguf` at its highest point, from above.
