@@ -371,6 +371,20 @@ fn unsafe_stands_only_in_the_files_of_the_list() {
     assert_eq!(files(&|s| s.words("unsafe").count() > 0), UNSAFE, "files with unsafe code");
 }
 
+/// Messages of the library carry settings, which the command line spells as flags.
+#[test]
+fn the_library_does_not_speak_command_line() {
+    let is_flag = |text: &str| text.starts_with("--") && text[2..].starts_with(|c: char| c.is_ascii_lowercase());
+    for source in sources().iter().filter(|source| !["cli", "main"].contains(&source.room())) {
+        let shipped = source.text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        for (number, line) in shipped.lines().enumerate() {
+            let said = line.split("//").next().unwrap_or_default();
+            let flag = said.char_indices().find(|&(at, c)| c == '-' && is_flag(&said[at..]));
+            assert!(flag.is_none(), "src/{}:{}: a flag: {}", source.name, number + 1, line.trim());
+        }
+    }
+}
+
 #[test]
 fn files_say_what_they_own_and_are_not_long() {
     let mut violations = String::new();

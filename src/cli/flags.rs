@@ -51,25 +51,21 @@ struct Variable {
 }
 
 /// Parses the arguments and the variables.
-pub fn parse(command: &Command, args: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
-    let command = command.clone().mut_args(bear_minus).mut_subcommands(bear_minus_below);
-    let mut relaxed = command.clone().ignore_errors(true);
-    relaxed.build();
-    let given = relaxed.clone().try_get_matches_from(&args)?;
-    let (leaf, matches, at) = leaf(&relaxed, &given, &args);
-    let mut variables = variables(leaf, matches);
+pub fn parse(command: Command, args: &[OsString]) -> Result<ArgMatches, clap::Error> {
+    let command = bear_minus(command);
+    let is_ours = |(name, _): (OsString, OsString)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
+    let (mut variables, mut at) = (Vec::new(), 0);
+    if std::env::vars_os().any(is_ours) {
+        let mut relaxed = command.clone().ignore_errors(true);
+        let given = relaxed.try_get_matches_from_mut(args)?;
+        let (leaf, matches, begins_at) = leaf(&relaxed, &given, args);
+        (variables, at) = (self::variables(leaf, matches), begins_at);
+    }
     let with = |variables: &[Variable]| {
-        let inserted = variables.iter().map(|v| v.argument.clone());
-        let all = args[..at].iter().cloned().chain(inserted).chain(args[at..].iter().cloned());
-        command.clone().try_get_matches_from(all)
+        let inserted = variables.iter().map(|v| &v.argument);
+        command.clone().try_get_matches_from(args[..at].iter().chain(inserted).chain(&args[at..]))
     };
     let mut parsed = with(&variables);
-    if parsed.as_ref().is_err_and(|error| error.kind() == ErrorKind::InvalidUtf8) {
-        let of_variable = variables.iter().find(|v| v.argument.to_str().is_none()).map(|v| v.name.clone());
-        let argument = args.iter().find(|arg| arg.to_str().is_none()).map(|arg| arg.to_string_lossy().into_owned());
-        let what = format!("{}: not UTF-8 text", of_variable.or(argument).unwrap_or_default());
-        return Err(clap::Error::raw(ErrorKind::InvalidUtf8, what));
-    }
     if let Err(error) = &parsed {
         // A variable that needs a flag which nobody gave says nothing.
         let (missing, anyway) = (lacking(error), with(&[]).err().map_or(Vec::new(), |e| lacking(&e)));
@@ -82,19 +78,19 @@ pub fn parse(command: &Command, args: Vec<OsString>) -> Result<ArgMatches, clap:
         }
     }
     let variables = FROM_VARIABLES.get_or_init(|| variables);
-    parsed.map_err(|error| named(error, variables))
+    parsed.map_err(|error| named(error, variables, args))
 }
+
+/// What the names of variables begin with.
+const PREFIX: &str = "LOWKEY_";
 
 /// Values may begin with a minus, so that what is wrong with one is said by who knows.
-fn bear_minus(arg: Arg) -> Arg {
-    match arg.get_action() {
+fn bear_minus(command: Command) -> Command {
+    let bear = |arg: Arg| match arg.get_action() {
         ArgAction::Set | ArgAction::Append => arg.allow_negative_numbers(true),
         _ => arg,
-    }
-}
-
-fn bear_minus_below(command: Command) -> Command {
-    command.mut_args(bear_minus).mut_subcommands(bear_minus_below)
+    };
+    command.mut_args(bear).mut_subcommands(bear_minus)
 }
 
 /// The subcommand that was named, what was given to it, and where in `args` its own arguments begin.
@@ -115,7 +111,7 @@ fn variables(command: &Command, matches: &ArgMatches) -> Vec<Variable> {
     let excludes = |one: &Arg, id: &str| command.get_arg_conflicts_with(one).iter().any(|other| other.get_id() == id);
     let of = |arg: &Arg| {
         let (id, long) = (arg.get_id().as_str(), arg.get_long()?);
-        let name = format!("LOWKEY_{}", id.to_uppercase());
+        let name = format!("{PREFIX}{}", id.to_uppercase());
         let value = std::env::var_os(&name).filter(|value| !value.is_empty())?;
         let excluded = |other: &Arg| excludes(arg, other.get_id().as_str()) || excludes(other, id);
         if given.contains(&id) || command.get_arguments().any(|o| given.contains(&o.get_id().as_str()) && excluded(o)) {
@@ -147,7 +143,12 @@ fn lacking(error: &clap::Error) -> Vec<String> {
 }
 
 /// The error with the names of variables for the flags that came from them.
-fn named(mut error: clap::Error, variables: &[Variable]) -> clap::Error {
+fn named(mut error: clap::Error, variables: &[Variable], args: &[OsString]) -> clap::Error {
+    if error.kind() == ErrorKind::InvalidUtf8 {
+        let of_variable = variables.iter().find(|v| v.argument.to_str().is_none()).map(|v| v.name.clone());
+        let argument = args.iter().find(|arg| arg.to_str().is_none()).map(|arg| arg.to_string_lossy().into_owned());
+        return clap::Error::raw(error.kind(), format!("{}: not UTF-8 text", of_variable.or(argument).unwrap_or_default()));
+    }
     let rename = |text: &str| {
         let flag = text.split([' ', '=']).next().unwrap_or(text);
         variables.iter().find(|v| v.flag == flag).map_or(text.to_owned(), |v| v.name.clone())

@@ -9,7 +9,7 @@ fn every_setting_is_a_flag_of_some_command() {
         command.get_subcommands().for_each(|below| longs(below, into));
     }
     let mut all = Vec::new();
-    longs(&<super::super::Cli as clap::CommandFactory>::command(), &mut all);
+    longs(&<crate::cli::Cli as clap::CommandFactory>::command(), &mut all);
     for &setting in Setting::ALL {
         let flag = flag(setting);
         let flag = flag.trim_matches('`').trim_start_matches("lowkey pack").trim().split('=').next().unwrap_or_default();
