@@ -54,13 +54,13 @@ struct Variable {
 pub fn parse(command: Command, args: &[OsString]) -> Result<ArgMatches, clap::Error> {
     let command = bear_minus(command);
     let is_ours = |(name, _): (OsString, OsString)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
-    let (mut variables, mut at) = (Vec::new(), 0);
-    if std::env::vars_os().any(is_ours) {
-        let mut relaxed = command.clone().ignore_errors(true);
-        let given = relaxed.try_get_matches_from_mut(args)?;
-        let (leaf, matches, begins_at) = leaf(&relaxed, &given, args);
-        (variables, at) = (self::variables(leaf, matches), begins_at);
+    if !std::env::vars_os().any(is_ours) {
+        return command.try_get_matches_from(args).map_err(|error| named(error, &[], args));
     }
+    let mut relaxed = command.clone().ignore_errors(true);
+    let given = relaxed.try_get_matches_from_mut(args)?;
+    let (leaf, matches, at) = leaf(&relaxed, &given, args);
+    let mut variables = variables(leaf, matches);
     let with = |variables: &[Variable]| {
         let inserted = variables.iter().map(|v| &v.argument);
         command.clone().try_get_matches_from(args[..at].iter().chain(inserted).chain(&args[at..]))
