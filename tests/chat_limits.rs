@@ -126,18 +126,18 @@ fn attacks() -> Vec<(String, &'static str)> {
         (looped("{% set ns.l = ns.l[0:] %}"), work),
         (looped("{% set ns.l | default([ns.l], true) %}{% endset %}"), "lists in lists"),
         (many("{% set l = [l] %}"), "longer than"),
-        ("{% set l = [l] %}".repeat(5000), "lists in lists"),
-        ("{% set l = (l or [])[0:] %}".repeat(4000), ""),
-        ("{% macro m() %}{{ m }}{% endmacro %}".repeat(3000), ""),
+        ("{% set l = [l] %}\n".repeat(5000), "lists in lists"),
+        ("{% set l = (l or [])[0:] %}\n".repeat(4000), ""),
+        ("{% macro m() %}{{ m }}{% endmacro %}\n".repeat(3000), ""),
         (format!("{{{{ {}1{} }}}}", "[".repeat(32), "]".repeat(32)), ""),
         ("a\n".repeat(59_000), ""),
         ("a\n".repeat(65_536), "more lines"),
         (format!("{{{{ '{}", "x".repeat(65_534)), "longer one"),
         (format!("{}{{{{ '", "{% set a = 1 %}".repeat(3_900)), "longer one"),
         (many("{% if a %}"), "longer than"),
-        ("{% if a %}".repeat(12_000), "recursion"),
-        ("{% for a in b %}".repeat(8000), "recursion"),
-        (format!("{{% if a %}}{}{{% endif %}}", "{% elif a %}".repeat(10_000)), "branches"),
+        ("{% if a %}\n".repeat(11_000), "recursion"),
+        ("{% for a in b %}\n".repeat(7000), "recursion"),
+        (format!("{{% if a %}}{}{{% endif %}}", "{% elif a %}\n".repeat(9_000)), "branches"),
         (many("{{ a }}"), "longer than"),
     ];
     for (before, part, behind) in [
@@ -150,9 +150,9 @@ fn attacks() -> Vec<(String, &'static str)> {
         ("", "-", "1"),
         ("a", "()", ""),
     ] {
-        let tag = |n: usize| format!("{{{{ {before}{}{behind} }}}}", part.repeat(n));
+        let tag = |n: usize| format!("{{{{ {before}{}{behind} }}}}\n", part.repeat(n));
         list.push((tag(25_000), ""));
-        list.push((tag(10_000), "words and signs"));
+        list.push((tag(3_000), "words and signs"));
         // As many as there may be, in as many tags as there may be.
         let longest = tag(490 / part.split_whitespace().count().max(1 + part.len() / 3).min(4));
         list.push((longest.repeat((100 << 10) / longest.len()), ""));

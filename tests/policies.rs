@@ -108,10 +108,13 @@ impl Naive {
         let limit =
             if self.rule.n_reserved == 0 { f64::NEG_INFINITY } else { common[self.rule.n_reserved.min(common.len() - 1)] };
         let near = |a: f64, b: f64| a == b || (a - b).abs() <= tolerance * a.abs().max(b.abs());
-        let open: Vec<_> =
-            open.into_iter().filter(|e| self.pooled(e.pos, 1) >= limit || near(self.pooled(e.pos, 1), limit)).collect();
-        let best = open.iter().map(|e| self.priority(e)).fold(f64::NEG_INFINITY, f64::max);
-        let mut may: Vec<u32> = open.iter().filter(|e| near(self.priority(e), best)).map(|e| e.pos).collect();
+        // Of entries that are as common as the limit, nearly, f32 may let in what f64 does not.
+        let is_near_limit = |e: &Entry| near(self.pooled(e.pos, 1), limit);
+        let beyond = open.iter().filter(|e| self.pooled(e.pos, 1) > limit && !is_near_limit(e));
+        let best = beyond.map(|e| self.priority(e)).fold(f64::NEG_INFINITY, f64::max);
+        let open: Vec<_> = open.iter().filter(|e| self.pooled(e.pos, 1) > limit || is_near_limit(e)).collect();
+        let goes = |e: &&&&Entry| self.priority(e) >= best || near(self.priority(e), best);
+        let mut may: Vec<u32> = open.iter().filter(goes).map(|e| e.pos).collect();
         may.sort_unstable();
         // Of entries that are exactly equal the oldest.
         let is_tie = open.iter().filter(|e| self.priority(e) == best).count() == may.len();

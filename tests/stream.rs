@@ -208,7 +208,7 @@ fn a_full_arena_that_may_not_evict_stops_with_a_message() {
     let mut s = session(20, |s| s.kv.policy = Policy::Off);
     s.prefill(&tokens(20), |_| true).expect("20 tokens fit");
     let error = s.step(1).map(|_| ()).expect_err("the 21st does not").to_string();
-    assert!(error.contains("--evict off") && error.contains("--kv-budget"), "{error}");
+    assert!(error.contains("the eviction policy off may not evict") && error.contains("raise the KV budget"), "{error}");
 }
 
 #[test]

@@ -68,7 +68,7 @@ pub fn run(args: BenchArgs) -> Result<Done> {
     opened.plan.private("tokens", longest.max(1) * size_of::<u32>() + 2 * args.runs * size_of::<f64>());
     opened.check()?;
     if args.model.only_plan {
-        return Ok(Done::Planned(opened));
+        return Ok(Done::Planned(opened.into()));
     }
     opened.warn();
     let (mut session, _) = opened.start()?;

@@ -54,13 +54,13 @@ struct Variable {
 pub fn parse(command: Command, args: &[OsString]) -> Result<ArgMatches, clap::Error> {
     let command = bear_minus(command);
     let is_ours = |(name, _): (OsString, OsString)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
-    let (mut variables, mut at) = (Vec::new(), 0);
-    if std::env::vars_os().any(is_ours) {
-        let mut relaxed = command.clone().ignore_errors(true);
-        let given = relaxed.try_get_matches_from_mut(args)?;
-        let (leaf, matches, begins_at) = leaf(&relaxed, &given, args);
-        (variables, at) = (self::variables(leaf, matches), begins_at);
+    if !std::env::vars_os().any(is_ours) {
+        return command.try_get_matches_from(args).map_err(|error| named(error, &[], args));
     }
+    let mut relaxed = command.clone().ignore_errors(true);
+    let given = relaxed.try_get_matches_from_mut(args)?;
+    let (leaf, matches, at) = leaf(&relaxed, &given, args);
+    let mut variables = variables(leaf, matches);
     let with = |variables: &[Variable]| {
         let inserted = variables.iter().map(|v| &v.argument);
         command.clone().try_get_matches_from(args[..at].iter().chain(inserted).chain(&args[at..]))
@@ -180,21 +180,5 @@ pub fn why_no_number(error: &clap::Error) -> Option<&'static str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_setting_is_a_flag_of_some_command() {
-        fn longs(command: &Command, into: &mut Vec<String>) {
-            into.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")));
-            command.get_subcommands().for_each(|below| longs(below, into));
-        }
-        let mut all = Vec::new();
-        longs(&<crate::cli::Cli as clap::CommandFactory>::command(), &mut all);
-        for &setting in Setting::ALL {
-            let flag = flag(setting);
-            let flag = flag.trim_matches('`').trim_start_matches("lowkey pack").trim().split('=').next().unwrap_or_default();
-            assert!(flag.is_empty() || all.iter().any(|long| long == flag), "{setting:?}: {flag}");
-        }
-    }
-}
+#[path = "../../tests/unit/cli/flags.rs"]
+mod tests;

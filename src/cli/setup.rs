@@ -19,7 +19,7 @@ pub enum Done {
     /// With this exit code.
     Exit(u8),
     /// With its plan, since no more was wanted: the most that it takes at any time.
-    Planned(Opened),
+    Planned(Box<Opened>),
 }
 
 /// A model that has been opened and planned, and nothing more.

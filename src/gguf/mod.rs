@@ -135,15 +135,15 @@ impl GgufFile {
 
 /// A look-up that needs the key, and one that does not.
 macro_rules! typed {
-    ($($name:ident $opt:ident $convert:ident $ty:ty, $wanted:literal;)*) => {
+    ($($name:ident$(<$life:lifetime>)? $opt:ident $convert:ident $ty:ty, $wanted:literal;)*) => {
         /// Typed look-ups. `opt_` gives `None` for a missing key; either way a value of another type is an error, and integers
         /// of any width and sign convert where the value fits.
         impl GgufFile {
-            $(pub fn $name<'a>(&'a self, key: &str) -> Result<$ty> {
+            $(pub fn $name$(<$life>)?(&$($life)? self, key: &str) -> Result<$ty> {
                 self.$opt(key).and_then(|found| self.need(key, $wanted, found))
             }
 
-            pub fn $opt<'a>(&'a self, key: &str) -> Result<Option<$ty>> {
+            pub fn $opt$(<$life>)?(&$($life)? self, key: &str) -> Result<Option<$ty>> {
                 self.opt(key, |value| value.$convert(key))
             })*
         }
@@ -154,9 +154,9 @@ typed! {
     u32 opt_u32 to_u32 u32, "u32";
     f32 opt_f32 to_f32 f32, "f32";
     bool opt_bool to_bool bool, "bool";
-    str opt_str to_str &'a str, "string";
-    strings opt_strings to_strings StringArray<'a>, "array of string";
-    i32s opt_i32s to_i32s impl ExactSizeIterator<Item = i32> + Clone + use<'a>, "array of i32";
-    u32s opt_u32s to_u32s impl ExactSizeIterator<Item = u32> + Clone + use<'a>, "array of u32";
-    f32s opt_f32s to_f32s impl ExactSizeIterator<Item = f32> + Clone + use<'a>, "array of f32";
+    str<'a> opt_str to_str &'a str, "string";
+    strings<'a> opt_strings to_strings StringArray<'a>, "array of string";
+    i32s<'a> opt_i32s to_i32s impl ExactSizeIterator<Item = i32> + Clone + use<'a>, "array of i32";
+    u32s<'a> opt_u32s to_u32s impl ExactSizeIterator<Item = u32> + Clone + use<'a>, "array of u32";
+    f32s<'a> opt_f32s to_f32s impl ExactSizeIterator<Item = f32> + Clone + use<'a>, "array of f32";
 }

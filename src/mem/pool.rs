@@ -325,57 +325,5 @@ pub fn default_threads() -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::AtomicU32;
-
-    #[test]
-    fn every_task_runs_once() {
-        for n_threads in [1, 2, 5] {
-            let mut pool = Pool::new(n_threads).unwrap();
-            for n_tasks in [0, 1, 2, 3, 100, 1000] {
-                let counts: Vec<AtomicU32> = (0..n_tasks).map(|_| AtomicU32::new(0)).collect();
-                pool.run(n_tasks, &|thread, task| {
-                    assert!(thread < n_threads);
-                    counts[task].fetch_add(1, Ordering::Relaxed);
-                });
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{n_threads} threads, {n_tasks} tasks");
-            }
-        }
-    }
-
-    #[test]
-    fn chunks_cover_the_slice_and_states_are_private() {
-        let mut pool = Pool::new(3).unwrap();
-        let mut out = vec![0usize; 1003];
-        let mut states = vec![0usize; 3];
-        pool.for_chunks_with(&mut states, &mut out, 10, |state, index, chunk| {
-            *state += chunk.len();
-            chunk.fill(index + 1);
-        });
-        assert!(out.iter().enumerate().all(|(i, &v)| v == i / 10 + 1));
-        assert_eq!(states.iter().sum::<usize>(), 1003);
-    }
-
-    #[test]
-    fn workers_wake_after_they_parked() {
-        let mut pool = Pool::new(2).unwrap();
-        for _ in 0..3 {
-            std::thread::sleep(std::time::Duration::from_millis(30));
-            let sum = AtomicUsize::new(0);
-            pool.run(64, &|_, task| {
-                sum.fetch_add(task, Ordering::Relaxed);
-            });
-            assert_eq!(sum.into_inner(), 64 * 63 / 2);
-        }
-    }
-
-    #[test]
-    fn a_panic_in_a_task_is_not_lost() {
-        let mut pool = Pool::new(2).unwrap();
-        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            pool.run(100, &|_, task| assert!(task != 57, "task 57"));
-        }));
-        assert!(caught.is_err());
-    }
-}
+#[path = "../../tests/unit/mem/pool.rs"]
+mod tests;

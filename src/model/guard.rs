@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gguf::quant::dequantize_row;
 use crate::gguf::{GgmlType, GgufFile, TensorInfo};
 
-use super::forward::Model;
+use super::Model;
 use super::keys::printable;
 use super::pack::Pack;
 

@@ -206,9 +206,8 @@ impl<'a> Keys<'a> {
             return Ok(());
         }
         let means = |name: &&str| key.strip_suffix(*name).is_some_and(|front| front.is_empty() || front.ends_with('.'));
-        let missed = |names: &&&[&str]| {
-            names.iter().any(|name| means(&name)) && !names.iter().any(|name| self.file.get(&self.key(name)).is_some())
-        };
+        let missed =
+            |names: &&&[&str]| names.iter().any(means) && !names.iter().any(|name| self.file.get(&self.key(name)).is_some());
         match READ.iter().find(missed) {
             Some(names) => {
                 let what = format!(

@@ -94,7 +94,7 @@ pub fn run(args: CorrelationArgs) -> Result<Done> {
     };
     let opened = budget_opened(&args.text.model, Budget::Full, Policy::Off, args.text.ctx, args.text.ctx, 1, plan)?;
     if args.text.model.only_plan {
-        return Ok(Done::Planned(opened));
+        return Ok(Done::Planned(opened.into()));
     }
     let mut session = Session::new(opened.model, &opened.layout)?;
     check_tokens(&session, &tokens)?;

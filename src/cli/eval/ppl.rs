@@ -109,7 +109,7 @@ pub fn run(args: PplArgs) -> Result<Done> {
     let runs = eval.runs();
     let planned = eval.plan(&runs)?;
     if args.text.model.only_plan {
-        return Ok(Done::Planned(planned));
+        return Ok(Done::Planned(planned.into()));
     }
     drop(planned);
     interrupt::defer();

@@ -207,7 +207,7 @@ fn measure(
         most = most.into_iter().chain([run.open(args, &plan)?.0]).reduce(larger);
     }
     if let Some(most) = most.filter(|_| args.model.only_plan) {
-        return Ok(Done::Planned(most));
+        return Ok(Done::Planned(most.into()));
     }
     let n_tokens: usize = runs.iter().map(|run| run.length * args.depths * args.samples).sum();
     let bar = progress::tokens(String::new(), n_tokens);

@@ -37,7 +37,7 @@ pub fn run(args: RunArgs) -> Result<Done> {
     let started = Instant::now();
     let Ready { opened, mut sampler, tokenizer, prompt, n_kept, n_top } = match ready(&args)? {
         Ok(ready) => ready,
-        Err(planned) => return Ok(Done::Planned(planned)),
+        Err(planned) => return Ok(Done::Planned(planned.into())),
     };
     let (mut session, plan) = opened.start()?;
     check_tokens(&session, &prompt)?;

@@ -22,9 +22,11 @@ impl LibraryBpe {
     pub fn from_gguf(file: &GgufFile, tokens: &StringArray<'_>) -> Result<Self> {
         let refuse = |what: String| Error::unsupported(file.path(), what);
         let mut vocab = Vocab::default();
+        let mut longest = 0;
         vocab.reserve(tokens.len());
         // Empty texts have no entry: nothing may become them.
         for (id, text) in tokens.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
+            longest = longest.max(text.len());
             if let Some(first) = vocab.insert(text.to_owned(), id as u32) {
                 let text = text.escape_debug();
                 let what = format!("tokens {first} and {id} are both '{text}': the vocabulary is damaged, fetch the model again");
@@ -42,7 +44,7 @@ impl LibraryBpe {
         // Words that are tokens are taken whole by the caller: a window of a word is none.
         let builder = BPE::builder().vocab_and_merges(vocab, merges).cache_capacity(0);
         let bpe = builder.build().map_err(|e| refuse(format!("{MERGES} do not fit the tokens: {e}; fetch the model again")))?;
-        Ok(LibraryBpe { bpe, byte_ids, longest: tokens.iter().map(str::len).max().unwrap_or(0) })
+        Ok(LibraryBpe { bpe, byte_ids, longest })
     }
 
     /// Bytes of `from_gguf` at its highest point, from above.
@@ -101,17 +103,5 @@ fn table_bytes(entries: u64, entry_bytes: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tables_are_estimated_from_above() {
-        for entries in [1u64, 6, 7, 8, 13, 14, 15, 28, 29, 1000, 48_900, 49_152, 57_344, 57_345] {
-            let mut map: std::collections::HashMap<u64, u64> = std::collections::HashMap::new();
-            map.reserve(entries as usize);
-            // A table of 2^k places (from 4) takes at most 7/8 of them.
-            assert!(table_bytes(entries, 16) >= map.capacity() as u64 * 8 / 7 * 17, "{entries}: {}", map.capacity());
-        }
-        assert_eq!([heap_chunk(0), heap_chunk(24), heap_chunk(25), heap_chunk(41)], [32, 32, 48, 64]);
-    }
-}
+#[path = "../../../tests/unit/text/tokenizer/library_bpe.rs"]
+mod tests;

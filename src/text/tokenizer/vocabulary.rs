@@ -131,7 +131,10 @@ pub fn ends_of_generation(
     let mut by_text = BTreeMap::new();
     let lists = [END_OF_GENERATION, FRAME].into_iter().chain(FILLERS.iter().map(|filler| filler.texts));
     let known: BTreeSet<&str> = lists.flat_map(str::split_whitespace).collect();
-    for (id, text) in tokens.iter().enumerate().filter(|(_, text)| known.contains(text)) {
+    let mut begins = [false; 256];
+    known.iter().for_each(|text| begins[text.as_bytes()[0] as usize] = true);
+    let is_known = |text: &str| text.bytes().next().is_some_and(|byte| begins[byte as usize]) && known.contains(text);
+    for (id, text) in tokens.iter().enumerate().filter(|(_, text)| is_known(text)) {
         by_text.insert(text, id as u32);
     }
     let find = |text: &str| by_text.get(text).copied();
