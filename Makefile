@@ -51,8 +51,8 @@ need-all:
 	@.ci/need build tests arm
 
 FUZZ_CASES ?= 25000
-fuzz: need-build ## the program given model files and chat templates with things wrong at random, under limits of space and time (minutes)
-	LOWKEY_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test --locked --test fuzz_model -- --nocapture
+fuzz: build ## the program given model files and chat templates with things wrong at random, under limits of space and time (minutes)
+	LOWKEY_FUZZ_CASES=$(FUZZ_CASES) LOWKEY_FUZZ_BINARY=target/release/lowkey $(CARGO) test --locked --test fuzz_model -- --nocapture
 	LOWKEY_FUZZ=25000 $(CARGO) test --locked --test chat_limits mutated
 
 lint: ## formatting and clippy; a warning is an error

@@ -343,9 +343,11 @@ impl Run {
             return Ok((opened, Mode::Stream, n_slot));
         }
         // The budget says how many entries are kept, and in which types; the arena holds the whole prompt until then, and the
-        // answer.
-        let kept = budget_opened(&args.model, budget, self.policy, self.length, whole, 1, plan)?.layout;
+        // answer. So the first plan is asked for its layout, and only the second is checked and taken.
         let mut model = args.model.clone();
+        model.only_plan = true;
+        let kept = budget_opened(&model, budget, self.policy, self.length, whole, 1, plan)?.layout;
+        model.only_plan = args.model.only_plan;
         (model.session.k_type, model.session.v_type) = (Some(kept.kv.k_type), Some(kept.kv.v_type));
         let opened = budget_opened(&model, Budget::Whole, self.policy, whole, whole, 1, plan)?;
         Ok((opened, Mode::Once { n_keep: kept.n_slot, n_whole: args.skip_layers, rule: kept.rule }, kept.n_slot))

@@ -51,7 +51,7 @@ fn f16_of(x: f32) -> u16 {
     let bits = x.to_bits();
     let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
     // The exponent's bias becomes 15 instead of 127; half a step and the tie's bit round the mantissa.
-    let normal = (magnitude.wrapping_sub(112 << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0xfff + (magnitude >> 13 & 1)) >> 13;
     // Below 2^-14 steps are 2^-24, which is what the mantissa of a half and more has.
     let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
     (sign | if magnitude < 113 << 23 { small } else { normal }) as u16

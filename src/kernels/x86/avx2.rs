@@ -238,7 +238,7 @@ unsafe fn product<F: Format, S: Source<__m256i>, const T: usize>(source: S, acts
                     if F::OFFSET != 0 {
                         let offset = match F::SCALES.halves() {
                             true => _mm256_madd_epi16(sub_offset, halves),
-                            false => _mm256_set1_epi32(*sum.add(at) * F::OFFSET),
+                            false => _mm256_set1_epi32((*sum.add(at)).wrapping_mul(F::OFFSET)),
                         };
                         isum[t] = _mm256_sub_epi32(isum[t], offset);
                     }
