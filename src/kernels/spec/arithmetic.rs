@@ -63,7 +63,8 @@ impl LoadF16 for Bits {
     unsafe fn load8(p: *const u8) -> Lanes {
         // SAFETY: 16 readable bytes by the caller's promise; u16 has no alignment demands in `read_unaligned`.
         let h = unsafe { p.cast::<[u16; 8]>().read_unaligned() };
-        h.map(f16_bits)
+        // Weights are a stranger's: infinity and NaN must stay what they are.
+        h.map(|h| half::f16::from_bits(h).to_f32())
     }
 }
 
