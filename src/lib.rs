@@ -12,6 +12,8 @@ pub mod kernels;
 pub mod kv;
 pub mod mem;
 pub mod model;
+#[cfg(feature = "serve")]
+pub mod server;
 pub mod session;
 pub mod text;
 pub mod units;
