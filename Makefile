@@ -17,7 +17,7 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer peer-files plans scorecard results arm-cost cross-image cross-build cross-test clean
+.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -78,6 +78,9 @@ inlined: build ## no vector instruction of the release binary is a call (needs n
 PEER_MODELS ?= models/smollm2-135m-instruct-q4_1.gguf
 bench-peer: build model .venv/peer ## speed beside llama.cpp's: same file, threads and token counts, alternating
 	.venv/bin/python benches/peer.py --lowkey target/release/lowkey $(PEER_MODELS:%=--model %) $(PEER_ARGS)
+
+bench-sets: build model ## the default choice of kernel sets beside each forced set: prefill and decode, alternating
+	python3 benches/sets.py --lowkey target/release/lowkey $(PEER_MODELS:%=--model %) $(SETS_ARGS)
 
 scorecard: build model .venv/peer ## what a number of bytes is worth, beside others and llama.cpp: docs/scorecard.md (hours)
 	.venv/bin/python benches/scorecard.py $(SCORECARD_ARGS)

@@ -9,6 +9,7 @@ use crate::kv::{AttnLayer, KvCache, KvParams, KvShape, KvType};
 use crate::mem::arena::Arena;
 use crate::mem::plan::Plan;
 use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
+use crate::model::choice::Choice;
 use crate::model::forward::{Logits, Machine, Model, forward, forward_watched};
 use crate::model::guard::Guard;
 use crate::model::scratch::{Scratch, ScratchShape};
@@ -199,6 +200,7 @@ impl std::fmt::Display for Shortage {
 pub struct Session {
     model: Model,
     machine: Machine,
+    choice: Choice,
     cache: KvCache,
     n_batch: usize,
     n_logits: usize,
@@ -226,8 +228,9 @@ impl Session {
         let scratch = Arena::fill(|arena| Scratch::carve(arena, &model.config, &layout.scratch)).map_err(no_memory)?;
         let pool = Pool::new(layout.n_threads)
             .map_err(|e| Error::usage(Setting::Threads, format!("cannot start {} threads: {e}", layout.n_threads)))?;
-        let machine = Machine { kernels: layout.kernels, pool, scratch, guard: Guard::default() };
-        Ok(Session { model, machine, cache, n_batch: layout.kv.n_batch, n_logits: layout.scratch.n_logits, n_past: 0 })
+        let mut machine = Machine { kernels: layout.kernels, pool, scratch, guard: Guard::default() };
+        let choice = machine.choose_kernels(&model);
+        Ok(Session { model, machine, choice, cache, n_batch: layout.kv.n_batch, n_logits: layout.scratch.n_logits, n_past: 0 })
     }
 
     pub fn model(&self) -> &Model {
@@ -238,6 +241,10 @@ impl Session {
     }
     pub fn kernels(&self) -> Kernels {
         self.machine.kernels
+    }
+    /// What was measured when kernels were chosen.
+    pub fn choice(&self) -> &Choice {
+        &self.choice
     }
     pub fn n_threads(&self) -> usize {
         self.machine.pool.n_threads()

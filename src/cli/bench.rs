@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 use crate::session::Session;
 
 use super::args::{ModelArgs, OutputArgs};
+use super::bandwidth::{Read, Reader, token_bytes};
+use super::choice::{Chosen, chosen};
 use super::setup::{Done, open_with};
 
 #[derive(Args)]
@@ -31,6 +33,9 @@ pub struct BenchArgs {
     /// Runs of each test; the median counts
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     runs: usize,
+    /// Measure a plain read of the mapped weights too, with one thread and with all, and decode's share of it
+    #[arg(long)]
+    bandwidth: bool,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -50,6 +55,24 @@ struct Row {
     tok_s_min: f64,
     tok_s_max: f64,
     runs: usize,
+    kernel_choice: Vec<Chosen>,
+    /// Weights in 1e9 bytes a second, and their share of a plain read with as many threads: of decoding, with `--bandwidth`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gb_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    of_read: Option<f64>,
+    /// For the table.
+    #[serde(skip)]
+    described: String,
+    #[serde(skip)]
+    is_decode: bool,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Measured {
+    Speed(Box<Row>),
+    Read(Read),
 }
 
 pub fn run(args: BenchArgs) -> Result<Done> {
@@ -66,6 +89,9 @@ pub fn run(args: BenchArgs) -> Result<Done> {
     params.n_stream = Some(longest);
     let mut opened = open_with(&args.model, params)?;
     opened.plan.private("tokens", longest.max(1) * size_of::<u32>() + 2 * args.runs * size_of::<f64>());
+    if args.bandwidth {
+        opened.plan.private("reading threads", Reader::plan_bytes(opened.layout.n_threads, args.runs * args.depth.len()));
+    }
     opened.check()?;
     if args.model.only_plan {
         return Ok(Done::Planned(opened.into()));
@@ -73,27 +99,54 @@ pub fn run(args: BenchArgs) -> Result<Done> {
     opened.warn();
     let (mut session, _) = opened.start()?;
     let tokens = random_tokens(longest, session.model().config.n_vocab);
+    let mut reader = args.bandwidth.then(|| Reader::new(session.n_threads())).transpose()?;
     let mut rows = Vec::new();
     for &depth in &args.depth {
-        let mut tests = Vec::new();
-        if args.prompt > 0 {
-            tests.push((format!("pp{}", args.prompt), args.prompt, true));
-        }
-        if args.n > 0 {
-            tests.push((format!("tg{}", args.n), args.n, false));
-        }
-        let mut seconds = vec![Vec::new(); tests.len()];
-        // Tests alternate, so that a noisy spell hits all of them.
-        for _ in 0..args.runs {
-            for ((_, n, batched), seconds) in tests.iter().zip(&mut seconds) {
-                to_depth(&mut session, &tokens, depth)?;
-                seconds.push(time(&mut session, &tokens[..*n], *batched)?);
-            }
-        }
-        rows.extend(tests.into_iter().zip(seconds).map(|((test, n, _), seconds)| row(&session, test, depth, n, seconds)));
+        rows.extend(at_depth(&args, &mut session, &tokens, depth, &mut reader)?);
     }
-    args.output.answer(&rows, table)?;
+    let mut answer: Vec<Measured> = Vec::new();
+    let reads = reader.map_or(Vec::new(), |reader| reader.rows(session.model()));
+    let token_bytes = token_bytes(session.model());
+    for mut row in rows {
+        if let Some(all) = reads.last().filter(|_| row.is_decode) {
+            let gb_s = token_bytes as f64 * row.tok_s_median / 1e9;
+            (row.gb_s, row.of_read) = (Some(gb_s), Some(gb_s / all.gb_s_median));
+        }
+        answer.push(Measured::Speed(row.into()));
+    }
+    answer.extend(reads.into_iter().map(Measured::Read));
+    args.output.answer(&answer, table)?;
     Ok(Done::Exit(0))
+}
+
+/// A row for each test.
+fn at_depth(
+    args: &BenchArgs,
+    session: &mut Session,
+    tokens: &[u32],
+    depth: usize,
+    reader: &mut Option<Reader>,
+) -> Result<Vec<Row>> {
+    let mut tests = Vec::new();
+    if args.prompt > 0 {
+        tests.push((format!("pp{}", args.prompt), args.prompt, true));
+    }
+    if args.n > 0 {
+        tests.push((format!("tg{}", args.n), args.n, false));
+    }
+    let mut seconds = vec![Vec::new(); tests.len()];
+    // Tests alternate, so that a noisy spell hits all of them.
+    for _ in 0..args.runs {
+        for ((_, n, batched), seconds) in tests.iter().zip(&mut seconds) {
+            to_depth(session, tokens, depth)?;
+            seconds.push(time(session, &tokens[..*n], *batched)?);
+        }
+        if let Some(reader) = reader {
+            reader.run(session.model());
+        }
+    }
+    let rows = tests.into_iter().zip(seconds);
+    Ok(rows.map(|((test, n, batched), seconds)| Row { is_decode: !batched, ..row(session, test, depth, n, seconds) }).collect())
 }
 
 /// Any tokens do: time does not depend on what they say.
@@ -143,19 +196,37 @@ fn row(session: &Session, test: String, depth: usize, n: usize, mut seconds: Vec
         tok_s_min: speed(seconds[seconds.len() - 1]),
         tok_s_max: speed(seconds[0]),
         runs: seconds.len(),
+        kernel_choice: chosen(session.choice()),
+        gb_s: None,
+        of_read: None,
+        described: session.kernels().describe(),
+        is_decode: false,
     }
 }
 
-fn table(rows: &[Row]) -> String {
+fn table(rows: &[Measured]) -> String {
     let mut out = String::from(
         "| test | depth | threads | kernels | keys/values | slots | tok/s | min | max | runs |\n|---|---|---|---|---|---|---|---|---|---|",
     );
-    for r in rows {
+    let speeds = || rows.iter().filter_map(|row| if let Measured::Speed(row) = row { Some(row) } else { None });
+    for r in speeds() {
         let (median, min, max) = (r.tok_s_median, r.tok_s_min, r.tok_s_max);
         out.push_str(&format!(
             "\n| {} | {} | {} | {} | {} | {} | {median:.1} | {min:.1} | {max:.1} | {} |",
-            r.test, r.depth, r.threads, r.kernels, r.kv_type, r.n_slot, r.runs
+            r.test, r.depth, r.threads, r.described, r.kv_type, r.n_slot, r.runs
         ));
+    }
+    let reads: Vec<String> =
+        rows.iter().filter_map(|row| if let Measured::Read(read) = row { Some(read.line()) } else { None }).collect();
+    if !reads.is_empty() {
+        out.push_str("\n\nA plain read of the weights that a token meets:\n");
+        out.push_str("\n| threads | GB/s | min | max | runs |\n|---|---|---|---|---|\n");
+        out.push_str(&reads.join("\n"));
+    }
+    for r in speeds() {
+        if let (Some(gb_s), Some(share)) = (r.gb_s, r.of_read) {
+            out.push_str(&format!("\n\n{} at depth {} reads {gb_s:.1} GB/s, {share:.2} of it.", r.test, r.depth));
+        }
     }
     out
 }

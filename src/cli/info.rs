@@ -1,18 +1,21 @@
 //! `lowkey info`: what a GGUF file holds (summary.rs has the short of it), whether this engine can run it, whether a pack
-//! is there, and the kernel sets of this machine.
+//! is there, the kernel sets of this machine, and which of them are fastest at what.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Map, Value as Json, json};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, Value};
 use crate::kernels::Kernels;
+use crate::mem::pool::default_threads;
+use crate::model::choice::{Choice, choose_alone};
 use crate::model::forward::Model;
 use crate::model::pack::Pack;
 use crate::units::Bytes;
 
+use super::choice::{chosen, described};
 use super::models::resolve;
 use super::summary::Summary;
 
@@ -40,23 +43,40 @@ pub fn run(args: InfoArgs) -> Result<u8> {
     let mut json = args.json.then(|| as_json(&file, &kernels));
     let mut summary = Summary::of_file(&file)?;
     let pack = pack_state(&file);
+    let mut choice = None;
     let verdict = match Model::load_without_pack(file) {
-        Ok(model) => summary.add_model(&model).err(),
+        Ok(model) => {
+            choice = Some(measured(&model)?);
+            summary.add_model(&model).err()
+        }
         Err(error) => Some(error),
     };
     let verdict = verdict.map(|e| super::flags::spelled(&e.message()));
     if let Some(json) = &mut json {
         (json["runs"], json["why_not"]) = (json!(verdict.is_none()), json!(verdict));
         (json["summary"], json["pack"]) = (json!(summary), pack);
+        let (list, read_gb_s) = choice.as_ref().map_or((Vec::new(), None), |(_, _, c)| (chosen(c), c.read_gb_s()));
+        (json["kernel_choice"], json["read_gb_s"]) = (json!(list), json!(read_gb_s));
         super::answer_json(&*json)?;
     } else if let Some(text) = text {
         super::answer(&text)?;
         super::answer(&summary.text())?;
         super::answer(&format!("pack: {}", pack["state"].as_str().unwrap_or_default()))?;
         super::answer(&format!("kernel sets of this machine: {}", kernels.join(", ")))?;
+        if let Some((kernels, n_threads, choice)) = &choice {
+            super::answer(&format!("measured on these weights: {}", described(*kernels, choice, *n_threads)))?;
+        }
         super::answer(&verdict.map_or("this engine runs it".to_owned(), |why| format!("this engine does not run it: {why}")))?;
     }
     Ok(0)
+}
+
+/// Which sets would do what, with as many threads as a run has by default.
+fn measured(model: &Model) -> Result<(Kernels, usize, Choice)> {
+    let n_threads = default_threads();
+    let (kernels, choice) = choose_alone(model, Kernels::choose("auto")?, n_threads)
+        .map_err(|e| Error::stopped(format!("no memory for measuring the kernel sets: {e}")))?;
+    Ok((kernels, n_threads, choice))
 }
 
 /// Whether a pack is there, and would be used.

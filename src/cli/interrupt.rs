@@ -39,6 +39,13 @@ pub fn defer() {
     }
 }
 
+/// There is nothing to end any more, and none has come.
+pub fn undefer() {
+    if let Some(signals) = SIGNALS.get() {
+        signals.at_once.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The exit code that a signal asked for.
 pub fn code() -> Option<u8> {
     let code = SIGNALS.get()?.code.load(Ordering::Relaxed);

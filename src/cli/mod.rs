@@ -1,8 +1,10 @@
 //! The command line: one file per subcommand. Answers go to stdout, everything else to stderr.
 
 mod args;
+mod bandwidth;
 mod bench;
 mod board;
+mod choice;
 mod eval;
 mod flags;
 mod info;

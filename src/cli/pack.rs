@@ -1,10 +1,11 @@
 //! `lowkey pack`: writes the pack of a model beside it, or checks the one that is there. An error or Ctrl-C leaves none.
+//! `lowkey run --pack auto` does the first where the kernels read packs.
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -55,15 +56,70 @@ pub fn run(args: PackArgs) -> Result<u8> {
     Unfinished::sweep(&path);
     let outcome = match Pack::open(&path, &model.file) {
         found if args.verify => verify(&path, found, &model)?,
-        Some(Ok(pack)) if !args.force && pack.is_fresh(&model.file).is_ok() => Some("present"),
-        Some(Err(why @ (Unusable::Foreign | Unusable::Unreadable(_)))) if !args.force => {
-            return Err(Error::unsupported(&path, why.message()));
-        }
-        _ => write(&path, &contents, &model)?,
+        found => make(&path, found, &contents, &model, args.force)?,
     };
     let Some(outcome) = outcome else { return Ok(interrupt::code().unwrap_or(1)) };
     answer(&args, &path, outcome, &contents)?;
     Ok(0)
+}
+
+type Found = Option<std::result::Result<Pack, Unusable>>;
+
+/// Writes it unless one is there that fits; `None` where the user interrupted.
+fn make(path: &Path, found: Found, contents: &Contents, model: &Model, force: bool) -> Result<Option<&'static str>> {
+    match found {
+        Some(Ok(pack)) if !force && pack.is_fresh(&model.file).is_ok() => Ok(Some("present")),
+        Some(Err(why @ (Unusable::Foreign | Unusable::Unreadable(_)))) if !force => {
+            Err(Error::unsupported(path, why.message()))
+        }
+        _ => write(path, contents, model),
+    }
+}
+
+/// When a run writes a pack.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum When {
+    /// Never; one that is there is read
+    Use,
+    /// Where the kernels read packs, none that fits is there, and the model's folder can be written
+    Auto,
+}
+
+/// Makes the pack of a model that is to be run, where that is of use and possible; a line says why not. The exit code where the
+/// user interrupted.
+pub fn make_for(model: &Path, kernels: Kernels) -> Result<Option<u8>> {
+    let model = Model::load_without_pack(GgufFile::open(&resolve(model)?)?)?;
+    let path = Pack::path_of(model.file.path());
+    if !kernels.reads_packed() {
+        log::warn!("--pack auto: the kernel set {} reads the model itself, so no pack is written", kernels.name());
+        return Ok(None);
+    }
+    let contents = Contents::of(&model.file, model.weights.matrices().map(|t| t.index()));
+    interrupt::defer();
+    let made = make(&path, Pack::open(&path, &model.file), &contents, &model, false);
+    if let Some(code) = interrupt::code() {
+        return Ok(Some(code));
+    }
+    interrupt::undefer();
+    match made {
+        Ok(outcome) => log::info!("{}: {}", path.display(), outcome.unwrap_or("interrupted")),
+        Err(error) => log::warn!("--pack auto: running without a pack: {}", super::flags::spelled(&error.message())),
+    }
+    Ok(None)
+}
+
+/// What a pack would be worth to a run that has none: one line, where the kernels would read it.
+pub fn hint(model: &Model, kernels: Kernels) -> Option<String> {
+    if !kernels.reads_packed() || model.pack.is_some() || model.unused_pack.is_some() || kernels.name() == "scalar" {
+        return None;
+    }
+    let contents = Contents::of(&model.file, model.weights.matrices().map(|t| t.index()));
+    (contents.n_tensors() > 0).then(|| {
+        format!(
+            "a pack would save this CPU about a quarter of the instructions of a generated token, and takes {} beside the model:              give --pack auto, or run `lowkey pack` once; --pack use ends this line",
+            Bytes(contents.file_bytes)
+        )
+    })
 }
 
 fn answer(args: &PackArgs, path: &Path, outcome: &str, contents: &Contents) -> Result<()> {
@@ -114,7 +170,7 @@ fn no_room(path: &Path, contents: &Contents, e: std::io::Error) -> Error {
 }
 
 /// `None` where the user interrupted.
-fn verify(path: &Path, found: Option<std::result::Result<Pack, Unusable>>, model: &Model) -> Result<Option<&'static str>> {
+fn verify(path: &Path, found: Found, model: &Model) -> Result<Option<&'static str>> {
     let refuse = |why: Unusable| Error::unsupported(path, why.message());
     let Some(pack) = found else {
         return Err(Error::unsupported(path, "no such file: run `lowkey pack` without --verify"));

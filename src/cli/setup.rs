@@ -11,6 +11,7 @@ use crate::text::Tokenizer;
 use crate::units::Bytes;
 
 use super::args::ModelArgs;
+use super::choice::described;
 use super::models::resolve;
 use super::status::{field, rss_anon_bytes};
 
@@ -139,10 +140,9 @@ impl Opened {
     pub fn start(self) -> Result<(Session, Plan)> {
         let session = Session::new(self.model, &self.layout)?;
         log::info!(
-            "all memory is taken: {} slots, {} threads, kernels {}",
+            "all memory is taken: {} slots; kernels {}",
             session.cache().n_slot(),
-            session.n_threads(),
-            session.kernels().name()
+            described(session.kernels(), session.choice(), session.n_threads())
         );
         Ok((session, self.plan))
     }

@@ -11,9 +11,9 @@ use super::SetName;
 #[cfg(target_arch = "aarch64")]
 use super::arm::{quads, wide};
 use super::operands::{
-    ActBuf, Acts, Attend, BLOCK, CHUNK, MAX_HEAD_DIM, MatmulTask, Matrix, Out, Partial, Product, TILE_ROWS, weights_len,
+    ActBuf, Acts, Attend, BLOCK, CHUNK, MAX_HEAD_DIM, MatmulTask, Out, Partial, Product, TILE_ROWS, weights_len,
 };
-use super::spec::{packed, weights};
+use super::spec::packed;
 
 impl Kernels {
     /// Quantises `x` = `[n_tok][n_cols]` into `buf`, one token a task.
@@ -34,7 +34,7 @@ impl Kernels {
             unsafe {
                 let (d, s, sum) = (d.range(at, blocks), s.range(at, blocks), sum.range(at, blocks));
                 let q = q.range(t * n_cols, n_cols);
-                (self.table.quantize)(&x[t * n_cols..][..n_cols], &mut *q, d, s, &mut *sum);
+                (self.table().quantize)(&x[t * n_cols..][..n_cols], &mut *q, d, s, &mut *sum);
                 sum_halves(q, sum, sum16.range(t * halves, halves));
             }
         };
@@ -60,13 +60,30 @@ impl Kernels {
         }
     }
 
+    /// Rows of a task where `total_rows` are multiplied: enough tasks to even out noisy cores, each large enough to be worth
+    /// handing over.
+    pub fn rows_per_task(total_rows: usize, n_threads: usize) -> usize {
+        (total_rows / (n_threads * 8)).next_multiple_of(TILE_ROWS).clamp(TILE_ROWS, 1024)
+    }
+
     /// Every product of `products` with the same activations, split over the pool by rows.
     pub fn matmul(&self, pool: &mut Pool, tiles: &mut [Buf<u8>], acts: Acts, products: &mut [Product]) {
-        const MAX_PRODUCTS: usize = 3;
-        let n_threads = pool.n_threads();
         let total_rows: usize = products.iter().map(|p| p.w.n_rows).sum();
-        // Enough tasks to even out noisy cores, each large enough to be worth handing over.
-        let rows_per_task = (total_rows / (n_threads * 8)).next_multiple_of(TILE_ROWS).clamp(TILE_ROWS, 1024);
+        let rows_per_task = Kernels::rows_per_task(total_rows, pool.n_threads());
+        self.matmul_by(rows_per_task, pool, tiles, acts, products);
+    }
+
+    /// The same in tasks of so many rows, a multiple of `TILE_ROWS`.
+    pub fn matmul_by(
+        &self,
+        rows_per_task: usize,
+        pool: &mut Pool,
+        tiles: &mut [Buf<u8>],
+        acts: Acts,
+        products: &mut [Product],
+    ) {
+        const MAX_PRODUCTS: usize = 3;
+        assert!(rows_per_task > 0 && rows_per_task % TILE_ROWS == 0);
         let mut first_task = [0; MAX_PRODUCTS + 1];
         let mut outs = [Out { ptr: std::ptr::null_mut(), stride: 0 }; MAX_PRODUCTS];
         for (i, p) in products.iter_mut().enumerate() {
@@ -82,8 +99,6 @@ impl Kernels {
         }
         let n_products = products.len();
         let (products, outs) = (SharedRef(&*products), SharedRef(&outs));
-        let is_fast = |w: &Matrix| self.is_fast(w.ty) && (!w.packed || self.reads_packed());
-        let matmul = |w: &Matrix| if is_fast(w) { self.table.matmul } else { weights::matmul };
         let n_tasks = first_task[n_products];
         pool.run_with(tiles, n_tasks, |tile: &mut Buf<u8>, task| {
             let i =
@@ -93,7 +108,7 @@ impl Kernels {
             let rows = start..(start + rows_per_task).min(w.n_rows);
             // SAFETY: the features were detected; the rows of a task are its own, so are their elements of `out`,
             // whose length was checked above.
-            unsafe { matmul(&w)(&mut MatmulTask { w, rows, acts, out: outs.get()[i], tile }) };
+            unsafe { (self.multiplies(&w, acts.n_tok).table().matmul)(&mut MatmulTask { w, rows, acts, out: outs.get()[i], tile }) };
         });
     }
 
@@ -102,7 +117,7 @@ impl Kernels {
         assert!(x.len() == out.len() && x.len() % weight.len() == 0);
         for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
             // SAFETY: the set's features were detected.
-            unsafe { (self.table.rms_norm)(x, weight, eps, out) };
+            unsafe { (self.table().rms_norm)(x, weight, eps, out) };
         }
     }
 
@@ -110,32 +125,32 @@ impl Kernels {
     pub fn add(&self, x: &mut [f32], y: &[f32]) {
         assert_eq!(x.len(), y.len());
         // SAFETY: the set's features were detected.
-        unsafe { (self.table.add)(x, y) };
+        unsafe { (self.table().add)(x, y) };
     }
 
     /// `gate = silu(gate) * up`
     pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
         assert_eq!(gate.len(), up.len());
         // SAFETY: the set's features were detected.
-        unsafe { (self.table.silu_mul)(gate, up) };
+        unsafe { (self.table().silu_mul)(gate, up) };
     }
 
     /// `gate = gelu(gate) * up`, GELU by its tanh
     pub fn gelu_mul(&self, gate: &mut [f32], up: &[f32]) {
         assert_eq!(gate.len(), up.len());
         // SAFETY: the set's features were detected.
-        unsafe { (self.table.gelu_mul)(gate, up) };
+        unsafe { (self.table().gelu_mul)(gate, up) };
     }
 
     /// `x = cap * tanh(x / cap)`
     pub fn soft_cap(&self, x: &mut [f32], cap: f32) {
         // SAFETY: the set's features were detected.
-        unsafe { (self.table.soft_cap)(x, cap) };
+        unsafe { (self.table().soft_cap)(x, cap) };
     }
 
     pub fn l2_norm(&self, x: &[f32]) -> f32 {
         // SAFETY: the set's features were detected.
-        unsafe { (self.table.l2_norm)(x) }
+        unsafe { (self.table().l2_norm)(x) }
     }
 
     pub fn attend(&self, a: &Attend, out: &mut Partial) {
@@ -148,7 +163,7 @@ impl Kernels {
             false => assert!(a.wide.len() == self.wide_len(a.head_dim)),
         }
         // SAFETY: the set's features were detected; rows are inside the buffers by the assertions above.
-        unsafe { (self.table.attend)(a, out) };
+        unsafe { (self.attention().attend)(a, out) };
     }
 
     /// Adds what a later chunk left to what those before it left: `running`, `[max][sum]` of each query, and `acc`. Before the first,
@@ -156,7 +171,7 @@ impl Kernels {
     pub fn merge(&self, running: &mut [f32], acc: &mut [f32], chunk: &Partial) {
         assert!(running.len() == 2 * chunk.max.len() && chunk.sum.len() == chunk.max.len() && acc.len() == chunk.acc.len());
         // SAFETY: the set's features were detected.
-        unsafe { (self.table.merge)(running, acc, chunk) };
+        unsafe { (self.table().merge)(running, acc, chunk) };
     }
 
     /// `total`: the attention that each entry of a chunk received, over the queries together. That is the chunk's weights, brought from its
@@ -164,7 +179,7 @@ impl Kernels {
     pub fn received(&self, tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]) {
         assert!(running.len() == 2 * tops.len() && weights.len() == weights_len(tops.len()) && total.len() <= CHUNK);
         // SAFETY: the set's features were detected.
-        unsafe { (self.table.received)(tops, weights, running, total) };
+        unsafe { (self.table().received)(tops, weights, running, total) };
     }
 
     /// Bytes of `Acts::quads`: also for sets that come to read them only where a matrix is packed.
@@ -180,7 +195,7 @@ impl Kernels {
     /// Floats of `Attend::wide`; 0 where the set reads rows as fast where they lie.
     pub fn wide_len(&self, head_dim: usize) -> usize {
         #[cfg(target_arch = "aarch64")]
-        if self.table.widen.is_some() {
+        if self.attention().widen.is_some() {
             return wide::len(head_dim);
         }
         let _ = head_dim;
@@ -190,7 +205,7 @@ impl Kernels {
     /// Brings rows `which` of a chunk to their places in `wide`, and with them those of the same four; nothing where the set needs
     /// none. A row may be brought again.
     pub fn widen(&self, a: &Attend, which: Range<usize>, wide: &mut [f32]) {
-        let Some(widen) = self.table.widen else { return };
+        let Some(widen) = self.attention().widen else { return };
         assert!(a.head_dim % 8 == 0 && which.end <= a.n_rows && a.n_rows <= CHUNK && wide.len() == self.wide_len(a.head_dim));
         a.assert_stored(which.start / 4 * 4..which.end.next_multiple_of(4).min(a.n_rows));
         // SAFETY: the set's features were detected; the rows are inside the buffers, their places inside `wide`.

@@ -4,11 +4,13 @@
 //! operands   what a kernel takes and gives       dispatch   safe calls: shapes are checked, work is split over the pool
 //! spec/      what every set must equal           rows/      keys and values in their rows of the cache
 //! x86/ arm/  the sets                            suite/     each set against the specification
+//! assigned   which set does what
 //! ```
 //!
 //! A `Kernels` value is the proof that this CPU has the features of its set: only detection builds one, so calling through it is
 //! safe. Every set gives the bits of `spec/`, because integer block sums are exact and every f32 sum has one order; but for a float
-//! matrix against a batch (`x86/float.rs`, `arm/dense.rs`).
+//! matrix against a batch (`x86/float.rs`, `arm/dense.rs`). So each operation may take the set that is fastest at it (`Op`,
+//! `Kernels::with`), and no result shows which one it was.
 //!
 //! A weight type needs its block in gguf/quant (`unpacking`), a format in x86/formats.rs and arm/formats.rs, its line in the `matmul` of
 //! x86/product.rs and arm/mod.rs, and in `QUANTISED` of the suite. A set needs a `TABLE` (arm/i8mm.rs is the shortest file with one), a
@@ -17,6 +19,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod arm;
+mod assigned;
 mod dispatch;
 mod operands;
 pub mod rows;
@@ -31,6 +34,8 @@ use std::ops::Range;
 use crate::error::{Error, Result, Setting};
 use crate::gguf::quant::{GgmlType, can_dequantize};
 
+use assigned::Assigned;
+pub use assigned::{DECODE_TOKENS, Op};
 pub use operands::{
     ActBuf, Acts, Attend, BLOCK, CHUNK, MAX_HEAD_DIM, MAX_QUERIES, MatmulTask, Matrix, Out, Partial, Product, RopeOrder, Rows,
     TILE_ROWS, tile_bytes, weights_len,
@@ -46,12 +51,20 @@ pub enum SetName {
     Dotprod,
     I8mm,
     Avx2,
+    Vnni256,
     Avx512,
 }
 
 impl SetName {
-    pub const ALL: [SetName; 6] =
-        [SetName::Scalar, SetName::Neon, SetName::Dotprod, SetName::I8mm, SetName::Avx2, SetName::Avx512];
+    pub const ALL: [SetName; 7] = [
+        SetName::Scalar,
+        SetName::Neon,
+        SetName::Dotprod,
+        SetName::I8mm,
+        SetName::Avx2,
+        SetName::Vnni256,
+        SetName::Avx512,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -60,10 +73,72 @@ impl SetName {
             SetName::Dotprod => "dotprod",
             SetName::I8mm => "i8mm",
             SetName::Avx2 => "avx2",
+            SetName::Vnni256 => "vnni256",
             SetName::Avx512 => "avx512",
         }
     }
+
+    /// Whether this CPU has the features of the set, all of them.
+    fn is_detected(self) -> bool {
+        match self {
+            SetName::Scalar => true,
+            #[cfg(target_arch = "aarch64")]
+            SetName::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            SetName::Dotprod => SetName::Neon.is_detected() && std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            SetName::I8mm => SetName::Dotprod.is_detected() && std::arch::is_aarch64_feature_detected!("i8mm"),
+            #[cfg(target_arch = "x86_64")]
+            SetName::Avx2 => {
+                std::arch::is_x86_feature_detected!("avx2")
+                    && std::arch::is_x86_feature_detected!("fma")
+                    && std::arch::is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            SetName::Vnni256 | SetName::Avx512 => {
+                SetName::Avx2.is_detected()
+                    && std::arch::is_x86_feature_detected!("avx512f")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                    && std::arch::is_x86_feature_detected!("avx512vl")
+                    && std::arch::is_x86_feature_detected!("avx512vnni")
+            }
+            #[allow(unreachable_patterns, reason = "sets of other processors")]
+            _ => false,
+        }
+    }
+
+    /// The functions of a set of this processor, whether the CPU has its features or not.
+    fn table(self) -> &'static Table {
+        match self {
+            #[cfg(target_arch = "aarch64")]
+            SetName::Neon => &arm::neon::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            SetName::Dotprod => &arm::dotprod::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            SetName::I8mm => &arm::i8mm::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            SetName::Avx2 => &x86::avx2::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            SetName::Vnni256 => &x86::vnni256::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            SetName::Avx512 => &x86::avx512::TABLE,
+            _ => &spec::TABLE,
+        }
+    }
+
+    /// Whether this set has vector kernels for the type. What it has none for is multiplied by the scalar set, which gives
+    /// the same bits, many times slower.
+    fn is_fast(self, ty: GgmlType) -> bool {
+        self != SetName::Scalar && Kernels::supports(ty)
+    }
+
+    /// Whether this set multiplies packed matrices better than others. The scalar set reads them because it is the
+    /// specification; all others leave them to it.
+    fn reads_packed(self) -> bool {
+        matches!(self, SetName::Scalar | SetName::Dotprod | SetName::I8mm)
+    }
 }
+
 /// The functions of one set. All `unsafe`: they need the CPU features of their set.
 pub(crate) struct Table {
     pub matmul: unsafe fn(&mut MatmulTask),
@@ -81,16 +156,20 @@ pub(crate) struct Table {
     pub widen: Option<unsafe fn(&Attend, Range<usize>, &mut [f32])>,
 }
 
-/// A set of kernels that this CPU can run.
+/// A set of kernels that this CPU can run, and which other sets do some of its work: products of some types of weights, or
+/// attention. All of them were detected.
 #[derive(Clone, Copy)]
 pub struct Kernels {
+    /// Does whatever no other set does.
     name: SetName,
-    table: &'static Table,
+    /// Whether other sets may do some of it: no set was asked for by name.
+    is_auto: bool,
+    assigned: Assigned,
 }
 
 impl std::fmt::Debug for Kernels {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(self.name())
+        f.write_str(&self.describe())
     }
 }
 
@@ -101,44 +180,16 @@ impl Kernels {
     }
 
     fn detect(name: SetName) -> Option<Kernels> {
-        let table = match name {
-            SetName::Scalar => &spec::TABLE,
-            #[cfg(target_arch = "aarch64")]
-            SetName::Neon if std::arch::is_aarch64_feature_detected!("neon") => &arm::neon::TABLE,
-            #[cfg(target_arch = "aarch64")]
-            SetName::Dotprod if std::arch::is_aarch64_feature_detected!("dotprod") => &arm::dotprod::TABLE,
-            #[cfg(target_arch = "aarch64")]
-            SetName::I8mm if Kernels::detect(SetName::Dotprod).is_some() && std::arch::is_aarch64_feature_detected!("i8mm") => {
-                &arm::i8mm::TABLE
-            }
-            #[cfg(target_arch = "x86_64")]
-            SetName::Avx2
-                if std::arch::is_x86_feature_detected!("avx2")
-                    && std::arch::is_x86_feature_detected!("fma")
-                    && std::arch::is_x86_feature_detected!("f16c") =>
-            {
-                &x86::avx2::TABLE
-            }
-            #[cfg(target_arch = "x86_64")]
-            SetName::Avx512
-                if Kernels::detect(SetName::Avx2).is_some()
-                    && std::arch::is_x86_feature_detected!("avx512f")
-                    && std::arch::is_x86_feature_detected!("avx512bw")
-                    && std::arch::is_x86_feature_detected!("avx512vl")
-                    && std::arch::is_x86_feature_detected!("avx512vnni") =>
-            {
-                &x86::avx512::TABLE
-            }
-            _ => return None,
-        };
-        Some(Kernels { name, table })
+        name.is_detected().then_some(Kernels { name, is_auto: false, assigned: Assigned::to(name) })
     }
 
-    /// The set named by `--kernels`: `auto` is the fastest that this CPU can run.
+    /// The set named by `--kernels`. `auto` is the fastest that this CPU can run, as a rule; where another one is faster,
+    /// it may do that (`Kernels::with`).
     pub fn choose(wanted: &str) -> Result<Kernels> {
         let names = || Kernels::available().map(|k| k.name.name()).collect::<Vec<_>>().join(", ");
         if wanted == "auto" {
-            return Ok(Kernels::available().last().expect("scalar always runs"));
+            let last = Kernels::available().last().expect("scalar always runs");
+            return Ok(Kernels { is_auto: true, ..last });
         }
         let Some(name) = SetName::ALL.into_iter().find(|n| n.name() == wanted) else {
             return Err(Error::usage(
@@ -150,6 +201,7 @@ impl Kernels {
             .ok_or_else(|| Error::usage(Setting::Kernels, format!("this CPU cannot run '{wanted}'; it runs auto, {}", names())))
     }
 
+    /// Of the set that does whatever no other one does.
     pub fn name(&self) -> &'static str {
         self.name.name()
     }
@@ -158,26 +210,29 @@ impl Kernels {
         self.name
     }
 
+    /// The functions of the set that does whatever no other one does.
+    fn table(&self) -> &'static Table {
+        self.name.table()
+    }
+
     /// Whether matrices of this type can be multiplied.
     pub fn supports(ty: GgmlType) -> bool {
         can_dequantize(ty)
     }
 
     /// Whether products with matrices of this type read `Acts::sum16`: minimums of halves need them, and on x86 all else that is
-    /// taken off sums.
+    /// taken off sums. That is so on all sets of a processor, whichever multiplies.
     pub fn wants_halves(&self, ty: GgmlType) -> bool {
-        ty == GgmlType::Q2_K || matches!(self.name, SetName::Avx2 | SetName::Avx512)
+        ty == GgmlType::Q2_K || (cfg!(target_arch = "x86_64") && self.name != SetName::Scalar)
     }
 
-    /// Whether this set has vector kernels for the type. What it has none for is multiplied by the scalar set, which gives
-    /// the same bits, many times slower.
+    /// See `SetName::is_fast`.
     pub fn is_fast(&self, ty: GgmlType) -> bool {
-        self.name != SetName::Scalar && Kernels::supports(ty)
+        self.name.is_fast(ty)
     }
 
-    /// Whether this set multiplies packed matrices better than others. The scalar set reads them because it is the
-    /// specification; all others leave them to it.
+    /// See `SetName::reads_packed`; sets that do not read them do not multiply packed matrices.
     pub fn reads_packed(&self) -> bool {
-        matches!(self.name, SetName::Scalar | SetName::Dotprod | SetName::I8mm)
+        self.name.reads_packed()
     }
 }

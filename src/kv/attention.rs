@@ -119,6 +119,30 @@ impl AttendScratch {
     }
 }
 
+impl AttendScratch {
+    /// Lets other kernels attend, whose needs are the same.
+    pub fn set_kernels(&mut self, kernels: Kernels) {
+        self.shape.kernels = kernels;
+    }
+
+    /// Attends with the queries of one KV head to chunks whose rows are any bytes, such as `rows` holds, at most `n_chunks`:
+    /// how many. What comes out is of no use; what it takes, is.
+    pub fn rehearse(&mut self, kernels: Kernels, q: &[f32], rows: &[u8], n_chunks: usize) -> usize {
+        let (shape, thread) = (&self.shape, &mut self.threads[0]);
+        let KvShape { k_type, v_type, head_dim, .. } = shape.kv;
+        let (k_type, v_type) = (k_type.row(), v_type.row());
+        let n = n_chunks.min(rows.len() / (CHUNK * k_type.row_bytes(head_dim).max(v_type.row_bytes(head_dim))));
+        let (q, soft_cap) = (&q[..shape.n_q * head_dim], shape.soft_cap);
+        for chunk in 0..n {
+            let rows_at = Rows::Dense { first: chunk * CHUNK };
+            let (keys, values) = (rows, rows);
+            let a = Attend { q, head_dim, keys, values, k_type, v_type, rows: rows_at, n_rows: CHUNK, wide: &[], soft_cap };
+            kernels.attend(&a, &mut as_partial(&mut thread.partial, &mut thread.weights[..shape.weights_len()], shape));
+        }
+        n
+    }
+}
+
 fn as_partial<'a>(buf: &'a mut [f32], weights: &'a mut [f32], shape: &AttendShape) -> Partial<'a> {
     let (max, rest) = buf.split_at_mut(shape.n_q);
     let (sum, acc) = rest.split_at_mut(shape.n_q);

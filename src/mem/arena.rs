@@ -138,6 +138,14 @@ impl<T> DerefMut for Buf<T> {
     }
 }
 
+impl Buf<f32> {
+    /// The same memory as bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        // SAFETY: initialised numbers without padding, of which no byte is invalid.
+        unsafe { std::slice::from_raw_parts(self.start.cast::<u8>(), self.len * size_of::<f32>()) }
+    }
+}
+
 #[cfg(test)]
 #[path = "../../tests/unit/mem/arena.rs"]
 mod tests;

@@ -1,7 +1,9 @@
 //! The transformer: what a file must hold to be one (`arch`, `config`, `weights`), the same weights laid out for some CPUs in
-//! a file beside it (`pack`), the room it computes in (`scratch`), and the pass itself (`forward`, in parts `mixers`).
+//! a file beside it (`pack`), the room it computes in (`scratch`), which kernels do what (`choice`), and the pass itself (`forward`,
+//! in parts `mixers`).
 
 pub mod arch;
+pub mod choice;
 pub mod config;
 pub mod forward;
 pub mod guard;
@@ -13,11 +15,14 @@ pub mod scratch;
 pub mod shortconv;
 pub mod weights;
 
+use std::time::{Duration, Instant};
+
 use crate::error::{Message, Result};
 use crate::gguf::GgufFile;
 use crate::kernels::Kernels;
 use crate::mem::pool::Pool;
 
+use choice::{Choice, Room, choose};
 use config::Config;
 use guard::Guard;
 use pack::Pack;
@@ -68,4 +73,28 @@ pub struct Machine {
     pub scratch: Scratch,
     /// Watches for what is not a number.
     pub guard: Guard,
+}
+
+impl Machine {
+    /// Leaves each operation to the set of kernels that is fastest at it here, unless a set was asked for by name.
+    pub fn choose_kernels(&mut self, model: &Model) -> Choice {
+        let started = Instant::now();
+        self.choose_kernels_by(model, &mut || started.elapsed())
+    }
+
+    /// By another clock.
+    pub fn choose_kernels_by(&mut self, model: &Model, clock: &mut dyn FnMut() -> Duration) -> Choice {
+        let Scratch { x, q, gate, acts, logits, tiles, attend, .. } = &mut self.scratch;
+        let x = [&*x, &*q, &*gate].into_iter().max_by_key(|x| x.len()).expect("three");
+        let n_batch = gate.len() / model.config.n_ff;
+        let room = &mut Room { pool: &mut self.pool, tiles, acts, n_batch, x, out: logits, attend: Some(attend) };
+        let (kernels, choice) = choose(self.kernels, &model.weights, &model.files(self.kernels), room, clock);
+        self.set_kernels(kernels);
+        choice
+    }
+
+    pub fn set_kernels(&mut self, kernels: Kernels) {
+        self.kernels = kernels;
+        self.scratch.attend.set_kernels(kernels);
+    }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::args::{ModelArgs, SampleArgs};
+use crate::cli::pack::When;
 
 #[derive(Args)]
 pub struct RunArgs {
@@ -55,6 +56,10 @@ pub struct RunArgs {
     /// Go on after the model's end-of-generation token
     #[arg(long)]
     pub ignore_eos: bool,
+    /// Whether to write a pack, which `lowkey pack` makes by hand: the weights once more, laid out for ARM with dotprod [default: use,
+    /// and a line where a pack would help]
+    #[arg(long, value_name = "WHEN")]
+    pub pack: Option<When>,
     #[command(flatten)]
     pub sample: SampleArgs,
     /// One JSON object on stdout instead of the text

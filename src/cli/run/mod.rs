@@ -8,12 +8,14 @@ mod report;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::kernels::Kernels;
 use crate::session::Session;
 use crate::text::{Sampler, Tokenizer};
 
 use super::interrupt;
 use super::kept::Kept;
 use super::output::{answer, answer_json, say};
+use super::pack::{When, hint, make_for};
 use super::setup::{Done, Opened, check_tokens, open};
 use super::status::rss_anon_bytes;
 use super::text::{Ending, read_text};
@@ -35,6 +37,12 @@ struct Ready {
 
 pub fn run(args: RunArgs) -> Result<Done> {
     let started = Instant::now();
+    if args.pack == Some(When::Auto) && !args.model.only_plan {
+        let model = args.model.model.as_deref().ok_or_else(|| Error::usage("--model", "give a model with -m"))?;
+        if let Some(code) = make_for(model, Kernels::choose(&args.model.session.kernels)?)? {
+            return Ok(Done::Exit(code));
+        }
+    }
     let Ready { opened, mut sampler, tokenizer, prompt, n_kept, n_top } = match ready(&args)? {
         Ok(ready) => ready,
         Err(planned) => return Ok(Done::Planned(planned.into())),
@@ -100,6 +108,9 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     plan(&mut opened, n_text_bytes)?;
     let Some(text) = text else { return Ok(Err(opened)) };
     opened.warn();
+    if let Some(hint) = hint(&opened.model, opened.layout.kernels).filter(|_| args.pack.is_none()) {
+        log::warn!("{hint}");
+    }
     let tokenizer = opened.tokenizer()?;
     let text = match &chat {
         Some(chat) => chat.render(&tokenizer, text)?,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::cli::choice::{Chosen, chosen};
 use crate::cli::kept::{Logprobs, Text};
 use crate::cli::status::rss_file_bytes;
 use crate::mem::plan::Plan;
@@ -22,7 +23,12 @@ pub struct Report<'a> {
     timings: Timings,
     kv: Kv,
     memory: Memory,
+    /// The set that does whatever no other one does.
     kernels: &'static str,
+    /// What was measured at start, and left to which set.
+    kernel_choice: Vec<Chosen>,
+    /// Weights in 1e9 bytes a second, as read then.
+    read_gb_s: Option<f64>,
     threads: usize,
     #[serde(skip_serializing_if = "nothing_kept")]
     logprobs: &'a Logprobs,
@@ -113,6 +119,8 @@ pub fn report<'a>(
             weights_bytes: session.model().file.file_bytes(),
         },
         kernels: session.kernels().name(),
+        kernel_choice: chosen(session.choice()),
+        read_gb_s: session.choice().read_gb_s(),
         threads: session.n_threads(),
         logprobs: &outcome.kept.logprobs,
     }
@@ -143,7 +151,7 @@ pub fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outc
         cache.policy().name(),
         Bytes(outcome.rss_anon_peak),
         Bytes(plan.private_bytes()),
-        session.kernels().name(),
+        session.kernels().describe(),
         session.n_threads(),
     )
 }

@@ -6,7 +6,8 @@ mod elementwise;
 mod fixtures;
 mod products;
 
-use super::Kernels;
+use super::{Kernels, Op};
+use crate::gguf::quant::GgmlType;
 
 /// The best set by what the system says of the CPU, which under emulation is the emulated one's.
 #[cfg(target_arch = "aarch64")]
@@ -41,5 +42,44 @@ fn the_expected_set_is_picked() {
     assert_eq!(picked, best_set());
     if let Ok(expected) = std::env::var("LOWKEY_EXPECT_KERNELS") {
         assert_eq!(picked, expected);
+    }
+}
+
+/// What `auto` carves and fills is what every set needs that it may leave something to.
+#[test]
+fn buffers_of_the_default_set_serve_all_it_leaves_work_to() {
+    let auto = Kernels::choose("auto").unwrap();
+    for set in auto.candidates() {
+        let forced = Kernels::choose(set.name()).unwrap();
+        assert!(forced.quads_len(13, 576) <= auto.quads_len(13, 576), "{}", set.name());
+        assert!(forced.wide_len(64) == auto.wide_len(64), "{}", set.name());
+        for &ty in GgmlType::ALL {
+            assert!(auto.wants_halves(ty) || !forced.wants_halves(ty), "{} {ty}", set.name());
+        }
+    }
+}
+
+#[test]
+fn a_named_set_does_everything_and_float_matrices_have_no_choice() {
+    for kernels in Kernels::available() {
+        let own = kernels.set();
+        for &ty in GgmlType::ALL {
+            assert!(kernels.alternatives(Op::Decode(ty)).chain(kernels.alternatives(Op::Batch(ty))).eq([own, own]));
+        }
+        assert!(kernels.alternatives(Op::Attention).eq([own]) && kernels.describe() == kernels.name());
+    }
+    let auto = Kernels::choose("auto").unwrap();
+    for ty in GgmlType::ALL.iter().filter(|ty| ty.is_float()) {
+        assert!(auto.alternatives(Op::Batch(*ty)).eq([auto.set()]));
+    }
+    // All the others with vectors, this one last.
+    let sets: Vec<_> = auto.alternatives(Op::Decode(GgmlType::Q8_0)).collect();
+    let with_vectors = Kernels::available().filter(|k| k.name() != "scalar" || auto.name() == "scalar").count();
+    assert!(sets.len() == with_vectors && sets.last() == Some(&auto.set()), "{sets:?}");
+    for &set in &sets[..sets.len() - 1] {
+        let mixed = auto.with(Op::Decode(GgmlType::Q8_0), set).with(Op::Decode(GgmlType::Q4_1), set);
+        assert_eq!(mixed.describe(), format!("{} (decode of Q4_1, Q8_0: {})", auto.name(), set.name()));
+        assert_eq!((mixed.of(Op::Decode(GgmlType::Q8_0)), mixed.of(Op::Batch(GgmlType::Q8_0))), (set, auto.set()));
+        assert_eq!(mixed.name(), auto.name());
     }
 }

@@ -1,23 +1,19 @@
 //! The set for x86 with AVX-512 and its VNNI: sixteen rows of weights at a time, one f32 lane each.
 //!
-//! Built like `avx2.rs`, with vectors twice as long: lane `r` of vector `g` of a block holds columns `4g..4g+4` of row `r`.
-//! `vpdpbusd` multiplies unsigned by signed bytes and adds four products to a lane of 32 bits, so all elements are made
-//! unsigned here and the offset is taken off with the sum of the activations. A type adds only its `Format`, in formats.rs.
+//! Built like `avx2.rs`, with vectors twice as long; the product is that of vnni.rs. A type adds only its `Format`, in
+//! formats.rs.
 
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 
 use super::attend512::Zmm;
 use super::float::F16c;
-use super::formats::{self, FIRST_BYTES, Format, Scales, Vector, in_registers};
+use super::formats::{FIRST_BYTES, Format, Vector, in_registers};
 use super::product::{self, Expanded, RowsOut, Set, Source};
 use super::stamp_x86;
-use crate::kernels::{Acts, Attend, BLOCK, MatmulTask, Partial, TILE_ROWS, Table};
+use super::vnni::{self, Vnni};
+use crate::kernels::{Acts, Attend, MatmulTask, Partial, TILE_ROWS, Table};
 
 stamp_x86!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", Avx512, Zmm);
-
-/// Vectors of a block: each has four columns of every row.
-const GROUPS: usize = BLOCK / 4;
 
 #[derive(Clone, Copy)]
 struct Avx512;
@@ -40,8 +36,6 @@ impl Set for Avx512 {
         unsafe { product::<F, _, T>(from, acts, first, to) }
     }
 }
-
-type Block = formats::Block<__m512i>;
 
 /// Sixteen rows.
 impl Vector for __m512i {
@@ -164,87 +158,29 @@ unsafe fn transposed([r0, r1, r2, r3]: [__m512i; 4]) -> [__m512i; 4] {
     }
 }
 
-/// Sixteen rows times `T` tokens:
-///
-///     for each block b, group g of 4 columns, token t:
-///         isum[t] += Σ q[b][g] (u8) * broadcast(a[t][b][4g..4g+4])     four columns to a lane of 32 bits
-///     isum[t] -= OFFSET * Σa
-///     acc[t] = fma(d * d_a, isum, acc[t]);  acc_m[t] = fma(m, s_a, acc_m[t])
-///
-/// With a scale for each half of a block: isum = sc0 * (isum of g < 4) + sc1 * (isum of g >= 4) - OFFSET * (sc0 Σa0 + sc1 Σa1).
+impl Vnni for __m512i {
+    in_registers! {
+        add_byte_products(v, w: Self, a: Self) => _mm512_dpbusd_epi32(v, w, a);
+        times_i32(v, y: Self) => _mm512_mullo_epi32(v, y);
+        times_i16(v, y: Self) => _mm512_mullo_epi16(v, y);
+        shr_i32(v, n: u32) => _mm512_sra_epi32(v, _mm_cvtsi32_si128(n as i32));
+        add_floats(v, y: Self) => _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(v), _mm512_castsi512_ps(y)));
+    }
+
+    #[inline(always)]
+    unsafe fn store_from(self, skip: usize, p: *mut f32) {
+        // SAFETY: lanes from `skip` on are writable by the caller's promise.
+        unsafe { _mm512_mask_storeu_ps(p, u16::MAX << skip, _mm512_castsi512_ps(self)) }
+    }
+}
+
+/// `vnni::product` for sixteen rows.
 ///
 /// # Safety
-/// `source` has a block for each 32 columns; tokens `first..first + T` are inside `acts`; the features of the set; the
-/// elements of `to` belong to the caller.
+/// As `vnni::product`; the features of the set.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)] // On its own the loop has all registers.
 unsafe fn product<F: Format, S: Source<__m512i>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
-    // All elements are unsigned here: signed ones have been flipped.
-    let zero_point = const { if F::SIGNED { 128 } else { F::OFFSET } };
-    let n_blocks = acts.n_cols / BLOCK;
-    assert!((first + T) * acts.n_cols <= acts.q.len());
-    // SAFETY: pointers to token `first`; token `first + t` is `t * n_blocks` blocks behind. The other fields have one
-    // element for each block of `q`.
-    unsafe {
-        let (q, d) = (acts.q.as_ptr().add(first * acts.n_cols), acts.d.as_ptr().add(first * n_blocks));
-        let (s, sum16) = (acts.s.as_ptr().add(first * n_blocks), acts.sum16.as_ptr().add(first * n_blocks));
-        // `vpdpwssd` with both halves of `sum16`.
-        let zero_points = _mm512_set1_epi16(-zero_point as i16);
-        let mut acc = [_mm512_setzero_ps(); T];
-        let mut acc_m = [_mm512_setzero_ps(); T];
-        let mut first_half = [_mm512_setzero_si512(); T];
-        let mut scratch = MaybeUninit::<[Block; 8]>::uninit();
-        for file_block in 0..n_blocks / F::BLOCKS {
-            let blocks = source.blocks::<F>(file_block, scratch.as_mut_ptr().cast());
-            for sub in 0..F::BLOCKS {
-                let (block, b) = (&*blocks.add(sub), file_block * F::BLOCKS + sub);
-                source.look_ahead::<F>(b);
-                let scales = match F::SCALES {
-                    Scales::TwoMin => _mm512_and_si512(block.m, _mm512_set1_epi16(0xff)),
-                    _ => block.m,
-                };
-                let mut isum = [_mm512_setzero_si512(); T];
-                for g in 0..GROUPS {
-                    if F::SCALES.halves() && g == GROUPS / 2 {
-                        // What a lane holds so far is the first half.
-                        let sc0 = _mm512_srai_epi32(_mm512_slli_epi32(scales, 16), 16);
-                        for t in 0..T {
-                            first_half[t] = _mm512_mullo_epi32(isum[t], sc0);
-                            isum[t] = _mm512_setzero_si512();
-                        }
-                    }
-                    let w = block.q[g];
-                    for t in 0..T {
-                        let four = q.add((t * n_blocks + b) * BLOCK + 4 * g).cast::<i32>().read_unaligned();
-                        isum[t] = _mm512_dpbusd_epi32(isum[t], w, _mm512_set1_epi32(four));
-                    }
-                }
-                let (sc1, sub_zero) = (_mm512_srai_epi32(scales, 16), _mm512_mullo_epi16(scales, zero_points));
-                let (w_d, w_m) = block.scales::<F>();
-                let (w_d, w_m) = (_mm512_castsi512_ps(w_d), _mm512_castsi512_ps(w_m));
-                for t in 0..T {
-                    let at = t * n_blocks + b;
-                    let (d, sums) = (_mm512_set1_ps(*d.add(at)), _mm512_set1_epi32(*sum16.add(at)));
-                    if F::SCALES.halves() {
-                        isum[t] = _mm512_add_epi32(_mm512_mullo_epi32(isum[t], sc1), first_half[t]);
-                    }
-                    if zero_point != 0 {
-                        isum[t] = _mm512_dpwssd_epi32(isum[t], if F::SCALES.halves() { sub_zero } else { zero_points }, sums);
-                    }
-                    acc[t] = _mm512_fmadd_ps(_mm512_mul_ps(w_d, d), _mm512_cvtepi32_ps(isum[t]), acc[t]);
-                    if F::SCALES == Scales::OneMin {
-                        acc_m[t] = _mm512_fmadd_ps(w_m, _mm512_set1_ps(*s.add(at)), acc_m[t]);
-                    }
-                    if F::SCALES == Scales::TwoMin {
-                        let minimum = _mm512_cvtepi32_ps(_mm512_madd_epi16(_mm512_srli_epi16(block.m, 8), sums));
-                        acc_m[t] = _mm512_fmadd_ps(_mm512_mul_ps(w_m, d), minimum, acc_m[t]);
-                    }
-                }
-            }
-        }
-        for t in 0..T {
-            let mask = u16::MAX << to.skip;
-            _mm512_mask_storeu_ps(to.out.at(first + t, to.first), mask, _mm512_add_ps(acc[t], acc_m[t]));
-        }
-    }
+    // SAFETY: passed on.
+    unsafe { vnni::product::<__m512i, F, S, T>(source, acts, first, to) }
 }

@@ -1,5 +1,6 @@
-//! The sets for x86: AVX2 (eight rows of weights at a time), and AVX-512 with VNNI (sixteen). They share how formats are read
-//! (formats), the way through a matrix (product), attention (attend), and what `float` has; a set brings vectors and products.
+//! The sets for x86: AVX2 (eight rows of weights at a time), the VNNI of AVX-512 in vectors of 256 bits (eight) and of 512
+//! (sixteen). They share how formats are read (formats), the way through a matrix (product), attention (attend), and what
+//! `float` has; a set brings vectors and products, those with VNNI the one of vnni.
 
 mod attend;
 mod attend512;
@@ -9,6 +10,8 @@ mod float;
 mod formats;
 mod levels;
 mod product;
+mod vnni;
+pub mod vnni256;
 
 /// The functions of a set `$set` with vectors for attention of `$width`, compiled with its features.
 macro_rules! stamp_x86 {

@@ -1,0 +1,150 @@
+//! The set for x86 with the VNNI of AVX-512 in vectors of 256 bits: eight rows of weights at a time, one f32 lane each.
+//!
+//! It reads rows as `avx2.rs` does and multiplies as `avx512.rs` does (vnni.rs). Cores that split instructions of 512 bits, or
+//! that follow sixteen rows of the file worse than eight, decode faster with it; `model/choice.rs` finds out.
+
+use std::arch::x86_64::*;
+
+use super::attend::Ymm;
+use super::float::F16c;
+use super::formats::{Format, Vector, in_registers};
+use super::product::{self, Expanded, RowsOut, Set, Source};
+use super::stamp_x86;
+use super::vnni::{self, Vnni};
+use crate::kernels::{Acts, Attend, MatmulTask, Partial, Table};
+
+stamp_x86!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", Vnni256, Ymm);
+
+#[derive(Clone, Copy)]
+struct Vnni256;
+impl Set for Vnni256 {
+    type V = Unsigned;
+    type F16 = F16c;
+    const ROWS: usize = 8;
+    const DIRECT: usize = 4;
+    const TOKENS: usize = 8;
+
+    #[inline(always)]
+    unsafe fn expand<F: Format>(tile: Expanded<Self>, p: *const u8, stride: usize, n: usize) {
+        // SAFETY: passed on.
+        unsafe { expand::<F>(tile, p, stride, n) }
+    }
+
+    #[inline(always)]
+    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: RowsOut) {
+        // SAFETY: passed on.
+        unsafe { product::<F, _, T>(from, acts, first, to) }
+    }
+}
+
+/// Eight rows, whose elements are made unsigned.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Unsigned(__m256i);
+
+/// Functions of `Vector` that are those of eight rows in AVX2: of vectors, and of one vector and something else.
+macro_rules! as_in_avx2 {
+    ($($name:ident($($y:ident),*);)* ; $($other:ident($arg:ident: $ty:ty);)*) => {
+        $(
+            #[inline(always)]
+            unsafe fn $name(self $(, $y: Self)*) -> Self {
+                // SAFETY: passed on.
+                Unsigned(unsafe { self.0.$name($($y.0),*) })
+            }
+        )*
+        $(
+            #[inline(always)]
+            unsafe fn $other(self, $arg: $ty) -> Self {
+                // SAFETY: passed on.
+                Unsigned(unsafe { self.0.$other($arg) })
+            }
+        )*
+    };
+}
+
+impl Vector for Unsigned {
+    const SIGN: u8 = 0x80;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn load_16_bytes(p: *const u8, stride: usize) -> [Self; 4] {
+        // SAFETY: passed on.
+        let [a, b, c, d] = unsafe { __m256i::load_16_bytes(p, stride) };
+        [Unsigned(a), Unsigned(b), Unsigned(c), Unsigned(d)]
+    }
+
+    #[inline(always)]
+    unsafe fn gather_16_bytes(rows: &[*const u8], at: usize) -> [Self; 4] {
+        // SAFETY: passed on.
+        let [a, b, c, d] = unsafe { __m256i::gather_16_bytes(rows, at) };
+        [Unsigned(a), Unsigned(b), Unsigned(c), Unsigned(d)]
+    }
+
+    #[inline(always)]
+    unsafe fn load<T>(p: *const T) -> Self {
+        // SAFETY: passed on.
+        Unsigned(unsafe { __m256i::load(p) })
+    }
+
+    #[inline(always)]
+    unsafe fn store<T>(self, p: *mut T) {
+        // SAFETY: passed on.
+        unsafe { self.0.store(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: u32) -> Self {
+        // SAFETY: passed on.
+        Unsigned(unsafe { __m256i::splat(x) })
+    }
+
+    in_registers! {
+        add_products(v, x: Self, y: Self) => Unsigned(_mm256_dpwssd_epi32(v.0, x.0, y.0));
+    }
+
+    as_in_avx2! {
+        times_plus(y, z);
+        and(y);
+        or(y);
+        xor(y);
+        add(y);
+        halves();
+        to_floats();
+        times(y);
+        ;
+        shl(n: u32);
+        shr(n: u32);
+        shr_i16(n: u32);
+        lookup(table: &[u8; 16]);
+        fifth_bits(g: usize);
+    }
+}
+
+impl Vnni for Unsigned {
+    in_registers! {
+        add_byte_products(v, w: Self, a: Self) => Unsigned(_mm256_dpbusd_epi32(v.0, w.0, a.0));
+        times_i32(v, y: Self) => Unsigned(_mm256_mullo_epi32(v.0, y.0));
+        times_i16(v, y: Self) => Unsigned(_mm256_mullo_epi16(v.0, y.0));
+        shr_i32(v, n: u32) => Unsigned(_mm256_sra_epi32(v.0, _mm_cvtsi32_si128(n as i32)));
+        add_floats(v, y: Self) => {
+            Unsigned(_mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(v.0), _mm256_castsi256_ps(y.0))))
+        };
+    }
+
+    #[inline(always)]
+    unsafe fn store_from(self, skip: usize, p: *mut f32) {
+        // SAFETY: lanes from `skip` on are writable by the caller's promise.
+        unsafe { _mm256_mask_storeu_ps(p, u8::MAX << skip, _mm256_castsi256_ps(self.0)) }
+    }
+}
+
+/// `vnni::product` for eight rows.
+///
+/// # Safety
+/// As `vnni::product`; the features of the set.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline(never)] // On its own the loop has all registers.
+unsafe fn product<F: Format, S: Source<Unsigned>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
+    // SAFETY: passed on.
+    unsafe { vnni::product::<Unsigned, F, S, T>(source, acts, first, to) }
+}

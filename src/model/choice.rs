@@ -1,0 +1,314 @@
+//! Which set of kernels does what in a model, on the CPU that it runs on: measured once, at start, on the weights themselves.
+//! All sets give the same bits, so the outcome shows in nothing but time. What was asked for by name is left alone.
+//!
+//! ```text
+//! for decoding with each type, for attention, for batches with each type:
+//!     three times, each set in turn: time one piece of work            stop where 5 ms are over
+//!     the fastest set does it if it beats the default set by more than 5 %
+//! ```
+//!
+//! Decoding is bound by memory as much as by arithmetic, so each piece is rows of the weights that nobody has touched before, as
+//! many for each thread as a task of the real product has, and all threads take part. Their pages are brought in first and not
+//! counted: the first token would read them. Everything runs in the scratch of the session, which the plan has shown.
+
+use std::time::{Duration, Instant};
+
+use crate::gguf::quant::GgmlType;
+use crate::kernels::{ActBuf, DECODE_TOKENS, Kernels, Matrix, Op, Product, SetName, TILE_ROWS, tile_bytes};
+use crate::kv::attention::AttendScratch;
+use crate::mem::arena::{Arena, Buf};
+use crate::mem::pool::Pool;
+
+use super::Model;
+use super::weights::{Files, Weights};
+
+/// What the choice may take; a piece of work that has begun is ended.
+pub const LIMIT: Duration = Duration::from_millis(5);
+
+const ROUNDS: usize = 3;
+/// How much faster than the default set another one must be.
+const MARGIN: f64 = 1.05;
+/// Weights of a piece, for each thread, at most: enough to be read at full speed.
+const PIECE_BYTES: usize = 256 << 10;
+/// Where a piece is smaller than this there is nothing to win and little to see.
+const LEAST_BYTES: usize = 32 << 10;
+/// Tokens of a batch: fewer than in a real one, but the shares of reading and multiplying are near enough.
+const BATCH_TOKENS: usize = 16;
+/// Products of a piece of a batch, for each thread, about.
+const BATCH_PRODUCTS: usize = 1 << 20;
+/// Chunks of the cache that are attended to in one piece.
+const CHUNKS: usize = 16;
+
+/// What was found for one operation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Found {
+    pub op: Op,
+    pub set: SetName,
+    /// Time of the default set over that of `set`.
+    pub gain: f64,
+    /// Bytes of weights a second, in decoding.
+    pub read_gb_s: Option<f64>,
+}
+
+/// What was found; nothing where nothing was to choose, or time was up.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    pub found: Vec<Found>,
+}
+
+impl Choice {
+    /// The fastest reading of weights that was seen, in 1e9 bytes a second.
+    pub fn read_gb_s(&self) -> Option<f64> {
+        self.found.iter().filter_map(|found| found.read_gb_s).max_by(f64::total_cmp)
+    }
+}
+
+/// Where it is measured.
+pub struct Room<'a> {
+    pub pool: &'a mut Pool,
+    pub tiles: &'a mut [Buf<u8>],
+    pub acts: &'a mut ActBuf,
+    /// Tokens that the activations may have.
+    pub n_batch: usize,
+    /// Numbers, for `n_batch` rows of any matrix's columns.
+    pub x: &'a [f32],
+    pub out: &'a mut Buf<f32>,
+    pub attend: Option<&'a mut AttendScratch>,
+}
+
+/// The kernels with each operation left to the set that is fastest at it, by `clock`, which gives the time since any moment.
+pub fn choose(
+    kernels: Kernels,
+    weights: &Weights,
+    files: &Files,
+    room: &mut Room,
+    clock: &mut dyn FnMut() -> Duration,
+) -> (Kernels, Choice) {
+    let start = clock();
+    let mut measuring = Measuring { kernels, clock, start, found: Vec::new() };
+    let groups = groups(weights, files, kernels);
+    for group in &groups {
+        measuring.product(Op::Decode(group.ty), 1, group, room);
+    }
+    measuring.attention(room);
+    let n_tok = BATCH_TOKENS.min(room.n_batch);
+    if n_tok > DECODE_TOKENS {
+        groups.iter().for_each(|group| measuring.product(Op::Batch(group.ty), n_tok, group, room));
+    }
+    room.out.fill(0.0);
+    (measuring.kernels, Choice { found: measuring.found })
+}
+
+/// The kernels for a model that is not to run here, in scratch of its own and without attention. Nothing is measured where
+/// that would be large.
+pub fn choose_alone(model: &Model, kernels: Kernels, n_threads: usize) -> std::io::Result<(Kernels, Choice)> {
+    let (max_cols, has_float) = (model.config.max_cols(), model.weights.has_float);
+    if max_cols > ALONE_COLS {
+        return Ok((kernels, Choice::default()));
+    }
+    let has_halves = model.weights.types().any(|ty| kernels.wants_halves(ty));
+    let (mut tiles, mut acts, x, mut out) = Arena::fill(|arena| {
+        let tiles: Vec<Buf<u8>> = (0..n_threads).map(|_| arena.carve(tile_bytes(max_cols, has_float))).collect();
+        let acts = ActBuf::carve(kernels, arena, BATCH_TOKENS, max_cols, has_halves);
+        (tiles, acts, arena.carve(BATCH_TOKENS * max_cols), arena.carve(ALONE_ROWS * n_threads))
+    })?;
+    let mut pool = Pool::new(n_threads)?;
+    let room = &mut Room {
+        pool: &mut pool,
+        tiles: &mut tiles,
+        acts: &mut acts,
+        n_batch: BATCH_TOKENS,
+        x: &x,
+        out: &mut out,
+        attend: None,
+    };
+    let started = Instant::now();
+    Ok(choose(kernels, &model.weights, &model.files(kernels), room, &mut || started.elapsed()))
+}
+
+/// Columns at most: 16 MiB of scratch and tiles.
+const ALONE_COLS: usize = 1 << 17;
+/// Rows of results for each thread, times tokens.
+const ALONE_ROWS: usize = 16 << 10;
+
+/// The largest matrices of a type, all of one shape.
+struct Group<'a> {
+    ty: GgmlType,
+    /// Of all matrices of the type.
+    bytes: usize,
+    largest: Vec<Matrix<'a>>,
+}
+
+/// The types of a model, that with the most bytes first.
+fn groups<'a>(weights: &Weights, files: &Files<'a>, kernels: Kernels) -> Vec<Group<'a>> {
+    let mut groups: Vec<Group> = Vec::new();
+    for w in weights.matrices().map(|tensor| tensor.in_file(files)) {
+        if w.ty.is_float() || !kernels.is_fast(w.ty) {
+            continue;
+        }
+        let at = groups.iter().position(|group| group.ty == w.ty).unwrap_or_else(|| {
+            groups.push(Group { ty: w.ty, bytes: 0, largest: Vec::new() });
+            groups.len() - 1
+        });
+        let group = &mut groups[at];
+        group.bytes += w.data.len();
+        let is_alike = |l: &Matrix| (l.n_rows, l.n_cols, l.packed) == (w.n_rows, w.n_cols, w.packed);
+        let largest = group.largest.first().map_or(0, |l| l.data.len());
+        if w.data.len() > largest {
+            group.largest = vec![w];
+        } else if w.data.len() == largest && group.largest.first().is_some_and(is_alike) {
+            group.largest.push(w);
+        }
+    }
+    groups.sort_by_key(|group| std::cmp::Reverse(group.bytes));
+    groups
+}
+
+/// `n_rows` rows of a group's matrices, in tasks of `rows_per_task`.
+struct Pieces<'a, 'g> {
+    group: &'g Group<'a>,
+    n_rows: usize,
+    rows_per_task: usize,
+    /// How many are wanted.
+    n: usize,
+}
+
+impl<'a> Pieces<'a, '_> {
+    /// The `k`th, as far from the others as can be: matrices take turns, and rows within them.
+    fn get(&self, k: usize) -> Matrix<'a> {
+        let largest = &self.group.largest;
+        let w = largest[k % largest.len()];
+        let turns = self.n.div_ceil(largest.len());
+        let room = w.n_rows - self.n_rows;
+        let first = (room * (k / largest.len()) / turns.max(2).saturating_sub(1)).min(room) / TILE_ROWS * TILE_ROWS;
+        Matrix { n_rows: self.n_rows, data: &w.data[first * w.row_bytes()..][..self.n_rows * w.row_bytes()], ..w }
+    }
+
+    fn bytes(&self) -> usize {
+        self.n_rows * self.group.largest[0].row_bytes()
+    }
+
+    /// Brings the pages of all of them in.
+    fn read(&self) {
+        for k in 0..self.n {
+            let sum = self.get(k).data.iter().step_by(4096).fold(0u8, |sum, byte| sum ^ byte);
+            std::hint::black_box(sum);
+        }
+    }
+}
+
+struct Measuring<'c> {
+    kernels: Kernels,
+    clock: &'c mut dyn FnMut() -> Duration,
+    start: Duration,
+    found: Vec<Found>,
+}
+
+impl Measuring<'_> {
+    fn product(&mut self, op: Op, n_tok: usize, group: &Group, room: &mut Room) {
+        let sets = Sets::of(self.kernels, op);
+        let is_decode = matches!(op, Op::Decode(_));
+        // Decoding is measured even by a single set, for it shows how fast weights are read.
+        if (!is_decode && sets.n < 2) || pieces(group, 1, room, 1).bytes() < LEAST_BYTES || self.is_over() {
+            return;
+        }
+        let pieces = pieces(group, n_tok, room, ROUNDS * sets.n);
+        if pieces.n_rows == 0 {
+            return;
+        }
+        let began = (self.clock)();
+        pieces.read();
+        self.start += (self.clock)().saturating_sub(began);
+        let Room { pool, tiles, acts, x, out, .. } = room;
+        let n_cols = group.largest[0].n_cols;
+        let acts = self.kernels.quantize(pool, &x[..n_tok * n_cols], n_cols, acts);
+        let least = self.least(&sets, |kernels, k| {
+            let w = pieces.get(k);
+            let products = &mut [Product { w, out: &mut out[..n_tok * w.n_rows] }];
+            kernels.matmul_by(pieces.rows_per_task, pool, tiles, acts, products);
+        });
+        self.take(op, &sets, least, is_decode.then_some(pieces.bytes()));
+    }
+
+    fn attention(&mut self, room: &mut Room) {
+        let sets = Sets::of(self.kernels, Op::Attention);
+        let Room { attend: Some(attend), x, out, .. } = room else { return };
+        if sets.n < 2 || attend.rehearse(self.kernels, x, out.as_bytes(), CHUNKS) == 0 {
+            return;
+        }
+        let least = self.least(&sets, |kernels, _| {
+            attend.rehearse(kernels, x, out.as_bytes(), CHUNKS);
+        });
+        self.take(Op::Attention, &sets, least, None);
+    }
+
+    fn is_over(&mut self) -> bool {
+        (self.clock)().saturating_sub(self.start) >= LIMIT
+    }
+
+    /// The least time of each set, and `None` where there was not enough. `work` is done with some kernels, on the `k`th piece.
+    fn least(&mut self, sets: &Sets, mut work: impl FnMut(Kernels, usize)) -> Option<[Duration; N_SETS]> {
+        let mut least = [Duration::MAX; N_SETS];
+        for round in 0..ROUNDS {
+            for nth in 0..sets.n {
+                if self.is_over() {
+                    return None;
+                }
+                let began = (self.clock)();
+                // Another one begins each time: what follows finds the last one's prefetches.
+                let i = (nth + round) % sets.n;
+                work(sets.kernels[i], round * sets.n + nth);
+                least[i] = least[i].min((self.clock)().saturating_sub(began));
+            }
+        }
+        Some(least)
+    }
+
+    fn take(&mut self, op: Op, sets: &Sets, least: Option<[Duration; N_SETS]>, bytes: Option<usize>) {
+        let Some(least) = least else { return };
+        let seconds = |i: usize| least[i].as_secs_f64().max(1e-9);
+        let own = sets.n - 1;
+        let fastest = (0..sets.n).min_by(|&a, &b| seconds(a).total_cmp(&seconds(b))).unwrap_or(own);
+        let chosen = if seconds(own) > MARGIN * seconds(fastest) { fastest } else { own };
+        self.kernels = sets.kernels[chosen];
+        let read_gb_s = bytes.map(|bytes| bytes as f64 / seconds(chosen) / 1e9);
+        self.found.push(Found { op, set: self.kernels.of(op), gain: seconds(own) / seconds(chosen), read_gb_s });
+    }
+}
+
+const N_SETS: usize = SetName::ALL.len();
+
+/// The kernels with each of the sets that may do something, the default set last.
+struct Sets {
+    kernels: [Kernels; N_SETS],
+    n: usize,
+}
+
+impl Sets {
+    fn of(kernels: Kernels, op: Op) -> Sets {
+        let mut sets = Sets { kernels: [kernels; N_SETS], n: 0 };
+        for set in kernels.alternatives(op) {
+            sets.kernels[sets.n] = kernels.with(op, set);
+            sets.n += 1;
+        }
+        sets
+    }
+}
+
+/// Pieces for products of `n_tok` tokens with a group: a task for each thread.
+fn pieces<'a, 'g>(group: &'g Group<'a>, n_tok: usize, room: &Room, n: usize) -> Pieces<'a, 'g> {
+    let (w, n_threads) = (group.largest[0], room.pool.n_threads());
+    let whole_tiles = |rows: usize| (rows / TILE_ROWS * TILE_ROWS).max(TILE_ROWS);
+    let rows_per_task = match n_tok {
+        1 => Kernels::rows_per_task(w.n_rows, n_threads).min(whole_tiles(PIECE_BYTES / w.row_bytes())),
+        _ => whole_tiles(BATCH_PRODUCTS / (n_tok * w.n_cols)),
+    };
+    let n_rows = (rows_per_task * n_threads).min(w.n_rows).min(room.out.len() / n_tok);
+    // Some rows of a packed matrix are whole groups of it.
+    let n_rows = if n_rows < w.n_rows { n_rows / TILE_ROWS * TILE_ROWS } else { n_rows };
+    Pieces { group, n_rows, rows_per_task, n }
+}
+
+#[cfg(test)]
+#[path = "../../tests/unit/model/choice.rs"]
+mod tests;
