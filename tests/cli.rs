@@ -83,6 +83,54 @@ fn run_answers_in_json() {
         assert!(peak > plan.map(|plan| plan / 2) && peak <= plan, "peak {peak:?} within the plan {plan:?}");
     }
     assert!(answer["threads"].as_u64() >= Some(1));
+    assert_choice(&answer);
+}
+
+/// What was measured: decoding of each type, unless time was up, and how fast weights were read then.
+fn assert_choice(answer: &Value) {
+    let choice = answer["kernel_choice"].as_array().expect("a list");
+    for row in choice {
+        assert!(row["kernels"].is_string() && row["gain"].as_f64().is_some_and(|gain| gain >= 1.0), "{row}");
+        let (op, has_type) = (row["op"].as_str().expect("a name"), row["type"].is_string());
+        assert!(matches!((op, has_type), ("decode" | "batch", true) | ("attention", false)), "{row}");
+        assert_eq!(row["read_gb_s"].is_number(), op == "decode", "{row}");
+    }
+    assert_eq!(answer["read_gb_s"].is_number(), choice.iter().any(|row| row["op"] == "decode"));
+    // Emulated, the first piece may take all the time there is.
+    assert!(emulated().is_some() || answer["read_gb_s"].as_f64().is_some_and(|gb_s| gb_s > 0.0), "{choice:?}");
+}
+
+#[test]
+fn info_says_which_set_is_fastest_at_what() {
+    let m = model();
+    let answer = json(&["info", &m, "--json"]);
+    assert_choice(&answer);
+    assert!(answer["kernel_choice"].as_array().expect("a list").iter().all(|row| row["op"] != "attention"));
+    let text = lowkey!().args(["info", &m]).output().expect("it starts");
+    let text = String::from_utf8(text.stdout).expect("UTF-8");
+    let line = text.lines().find(|line| line.starts_with("measured on these weights: ")).expect("a line");
+    assert!(line.contains(" thread") && (emulated().is_some() || line.contains(" GB/s")), "{line}");
+}
+
+#[test]
+fn a_bench_holds_decoding_against_a_plain_read() {
+    let m = model();
+    let args = ["bench", "-m", &m, "-p", "8", "-n", "2", "-r", "2", "-t", "2", "--kv-budget", "2MiB", "--bandwidth"];
+    let rows = json(&[&args[..], &["--json"]].concat());
+    let tests: Vec<(&str, u64)> =
+        rows.as_array().expect("rows").iter().map(|r| (r["test"].as_str().unwrap(), r["threads"].as_u64().unwrap())).collect();
+    assert_eq!(tests, [("pp8", 2), ("tg2", 2), ("read", 1), ("read", 2)]);
+    assert!(rows[0].get("gb_s").is_none());
+    let number = |row: usize, name: &str| rows[row][name].as_f64().expect("a number");
+    assert!(number(2, "gb_s_min") <= number(2, "gb_s_median") && number(2, "gb_s_median") <= number(2, "gb_s_max"));
+    // A token reads all matrices once, which are nearly all of the file.
+    let file_bytes = std::fs::metadata(demo_model()).expect("the model").len() as f64;
+    let token_bytes = number(1, "gb_s") * 1e9 / number(1, "tok_s_median");
+    assert!(token_bytes > 0.9 * file_bytes && token_bytes < file_bytes, "{token_bytes} of {file_bytes}");
+    assert!((number(1, "of_read") - number(1, "gb_s") / number(3, "gb_s_median")).abs() < 1e-9);
+    let text = lowkey!().args(args).output().expect("it starts");
+    let text = String::from_utf8(text.stdout).expect("UTF-8");
+    assert!(text.contains("| threads | GB/s |") && text.contains("tg2 at depth 0 reads "), "{text}");
 }
 
 #[test]

@@ -307,3 +307,42 @@ fn the_command_writes_keeps_verifies_and_accepts_a_copy() {
     let out = folder.run(&["pack", "--verify", "m.gguf"]);
     assert!(out.status.code() == Some(1) && String::from_utf8_lossy(&out.stderr).contains("another model"));
 }
+
+#[test]
+fn a_run_makes_the_pack_that_its_kernels_read_where_it_can() {
+    let folder = Folder::new("auto");
+    let run = |more: &[&str]| {
+        let args = ["run", "-m", "m.gguf", "-p", "a", "-n", "2", "--temp", "0", "--ignore-eos", "--kv-budget", "256KiB"];
+        let out = folder.run(&[&args[..], more].concat());
+        assert!(out.status.success(), "{more:?}: {}", String::from_utf8_lossy(&out.stderr));
+        (String::from_utf8_lossy(&out.stdout).into_owned(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let (text, _) = run(&["--kernels", "scalar"]);
+    assert_eq!(folder.names(), ["m.gguf"], "nobody asked");
+    let (packed, said) = run(&["--kernels", "scalar", "--pack", "auto"]);
+    assert!(packed == text && !said.contains("pack"), "{said}");
+    assert!(folder.open().is_ok());
+    let plan = folder.run(&["plan", "-m", "m.gguf", "--kernels", "scalar", "--kv-budget", "256KiB"]);
+    assert!(String::from_utf8_lossy(&plan.stdout).contains("packed weights"));
+
+    // One that does not fit is made again; what is no pack is not touched, nor is what cannot be written. A plan writes nothing.
+    fs::write(folder.pack(), &folder.packed()[..100]).expect("a file");
+    let plan = ["plan", "run", "-m", "m.gguf", "--kernels", "scalar", "--kv-budget", "256KiB", "--pack", "auto"];
+    assert!(folder.run(&plan).status.success() && folder.open().is_err());
+    assert_eq!(run(&["--kernels", "scalar", "--pack", "auto"]).0, text);
+    assert!(folder.open().is_ok());
+    fs::write(folder.pack(), "a diary").expect("a file");
+    let (plain, said) = run(&["--kernels", "scalar", "--pack", "auto"]);
+    assert!(plain == text && said.contains("--pack auto: running without a pack: ") && said.contains("is no pack"), "{said}");
+    assert_eq!(fs::read(folder.pack()).expect("the file"), b"a diary");
+    fs::remove_file(folder.pack()).expect("the file");
+
+    // A set that reads none says so; where one that does is the default, a line says what a pack would give, unless it is declined.
+    for set in Kernels::available().filter(|set| !set.reads_packed()) {
+        let (plain, said) = run(&["--kernels", set.name(), "--pack", "auto"]);
+        assert!(plain == text && said.contains("so no pack is written") && folder.names() == ["m.gguf"], "{said}");
+    }
+    let hints = Kernels::choose("auto").is_ok_and(|kernels| kernels.reads_packed() && kernels.name() != "scalar");
+    assert_eq!(run(&[]).1.contains("a pack would save"), hints);
+    assert!(!run(&["--pack", "use"]).1.contains("a pack would save"));
+}
