@@ -65,6 +65,11 @@ impl Marks {
         self.limits.fill(NO_LIMIT);
     }
 
+    /// The tokens in slots from `first` on were taken back: they are no neighbours of those to come.
+    pub fn forget_slots(&mut self, first: u32) {
+        self.latest_slots.iter_mut().filter(|slot| **slot >= first).for_each(|slot| *slot = u32::MAX);
+    }
+
     /// After `n_past` tokens, between batches.
     pub fn renew_unit(&mut self, n_past: u64) {
         if let Some(unit) = self.ageing.renew_unit(n_past) {
