@@ -227,6 +227,8 @@ pub struct Totals {
     pub n_busy: u64,
     /// The most tokens that a stream has held.
     pub n_tokens_max: u64,
+    /// Drafts, their tokens, and those that were right.
+    pub n_drafts: u64,
     pub draft_tokens: u64,
     pub draft_accepted: u64,
 }
@@ -256,9 +258,17 @@ pub struct ArenaView {
 /// Things to do between requests, on an idle stream.
 #[derive(Clone, Debug)]
 pub enum Errand {
-    Save { stream: usize, name: String },
-    Restore { stream: usize, name: String },
-    Erase { stream: usize },
+    Save {
+        stream: usize,
+        name: String,
+    },
+    Restore {
+        stream: usize,
+        name: String,
+    },
+    Erase {
+        stream: usize,
+    },
     /// All that are in use, before the process ends.
     SaveAll,
 }

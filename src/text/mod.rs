@@ -8,7 +8,7 @@ pub mod sampler;
 pub mod tokenizer;
 pub mod utf8;
 
-pub use chat::{ChatTemplate, Message, Rendered, named as named_templates};
+pub use chat::{ChatTemplate, Conversation, Message, RESERVED, Rendered, named as named_templates, written_bytes};
 pub use sampler::{Sampler, SamplerParams, greedy, top_logprobs};
 pub use tokenizer::{Piece, Tokenizer};
 pub use utf8::Utf8Stream;

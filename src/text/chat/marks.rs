@@ -33,6 +33,19 @@ impl Rendered {
         pieces.push(Piece { text: &self.text[done..], parse_special: true });
         pieces
     }
+
+    /// Appends text in which no control token is read.
+    pub fn push_plain(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.plain.push((self.text.len(), self.text.len() + text.len()));
+            self.text.push_str(text);
+        }
+    }
+
+    /// Appends text that may hold control tokens.
+    pub fn push_marks(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
 }
 
 /// A text all of which may hold control tokens.
