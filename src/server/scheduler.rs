@@ -89,7 +89,8 @@ impl Scheduler {
 
     /// Gives streams to those that wait; where the server stops, only the bad news.
     fn admit(&mut self, is_stopping: bool) {
-        while let Some((job, at)) = self.desk.next_job(|request| if is_stopping { Some(0) } else { choose(&self.seats, request) }) {
+        while let Some((job, at)) = self.desk.next_job(|request| if is_stopping { Some(0) } else { choose(&self.seats, request) })
+        {
             if is_stopping {
                 job.tell(|out| (out.finish, out.error) = (Some(Finish::Error), Some("the server is stopping")));
                 continue;
@@ -157,7 +158,6 @@ impl Scheduler {
             Ok(logits) => {
                 let rows = logits.chunks_exact(logits.len() / n);
                 for ((seat, _), logits) in seats.iter_mut().zip(&takes_part).filter(|(_, part)| **part).zip(rows) {
-                    seat.has_taken();
                     seat.sample(logits, tokenizer, *n_ctx);
                 }
                 desk.tell_status(|_, totals| {
@@ -177,7 +177,7 @@ impl Scheduler {
         log::error!("{error}");
         for seat in &mut self.seats {
             seat.end(Finish::Error, Some("the model cannot be computed: see the server's log"));
-            seat.clear();
+            seat.stream.clear();
         }
     }
 
@@ -192,8 +192,8 @@ impl Scheduler {
         match errand {
             Errand::Erase { stream } => {
                 let seat = self.idle(*stream)?;
-                let n_tokens = seat.log.n() as usize;
-                seat.clear();
+                let n_tokens = seat.stream.n_past() as usize;
+                seat.stream.clear();
                 Ok(ErrandDone { n_tokens, n_bytes: 0, took: began.elapsed() })
             }
             Errand::Save { .. } | Errand::Restore { .. } | Errand::SaveAll => {
@@ -251,10 +251,10 @@ fn choose(seats: &[Seat], request: &Request) -> Option<usize> {
     }
     let idle = || seats.iter().enumerate().filter(|(_, seat)| seat.is_idle());
     let (at, cached) = idle()
-        .map(|(i, seat)| (i, if request.reuse_prefix { seat.prefix(&request.prompt).n_cached } else { 0 }))
+        .map(|(i, seat)| (i, if request.reuse_prefix { seat.stream.prefix(&request.prompt).n_cached } else { 0 }))
         .max_by_key(|&(i, cached)| (cached, std::cmp::Reverse(i)))?;
     if cached >= WORTHY_TOKENS || cached > 0 && cached * WORTHY_SHARE >= request.prompt.len() {
         return Some(at);
     }
-    idle().min_by_key(|(_, seat)| (seat.log.n() > 0, seat.last_used)).map(|(i, _)| i)
+    idle().min_by_key(|(_, seat)| (seat.stream.n_past() > 0, seat.last_used)).map(|(i, _)| i)
 }

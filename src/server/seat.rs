@@ -1,4 +1,4 @@
-//! A stream of the server: its memory, the tokens that it has taken in, and the request that it works on.
+//! A stream of the server, and the request that it works on.
 
 use std::time::{Duration, Instant};
 
@@ -8,18 +8,14 @@ use crate::session::{Engine, Layout, Stream};
 use crate::text::{Held, Sampler, SamplerParams, Tokenizer, top_logprobs};
 
 use super::desk::{Doing, Finish, Job, Kept, MAX_PROBS, Out, Progress, Sampled, StreamStatus};
-use super::log::TokenLog;
 
 pub struct Seat {
     pub stream: Stream,
-    pub log: TokenLog,
     sampler: Sampler,
     held: Held,
     tops: Vec<(u32, f64)>,
     pub running: Option<Running>,
     pub last_used: Instant,
-    /// What is as if it had been read from its start; not after a rewind that a policy does not forget.
-    is_exact: bool,
 }
 
 /// A request that has a stream.
@@ -35,25 +31,15 @@ pub struct Running {
     pub next: u32,
 }
 
-/// How a stream can take a prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prefix {
-    /// Tokens that need not be read.
-    pub n_cached: usize,
-    /// Leading tokens that were those of the stream.
-    pub n_common: usize,
-}
-
-/// What a stream holds of a log, a window of penalties, and a text at most.
+/// The longest window of penalties, and the most text that is held back.
 pub struct SeatSizes {
-    pub n_log: usize,
     pub n_last: usize,
     pub held_bytes: usize,
 }
 
 impl SeatSizes {
     pub fn bytes(&self, n_vocab: usize) -> usize {
-        TokenLog::bytes(self.n_log) + Sampler::bytes(n_vocab, self.n_last) + self.held_bytes + (MAX_PROBS + 1) * 16
+        Sampler::bytes(n_vocab, self.n_last) + self.held_bytes + (MAX_PROBS + 1) * 16
     }
 }
 
@@ -62,59 +48,38 @@ impl Seat {
         let params = SamplerParams { repeat_last_n: sizes.n_last, ..SamplerParams::default() };
         Ok(Seat {
             stream: engine.stream(layout)?,
-            log: TokenLog::new(sizes.n_log),
             sampler: Sampler::new(params, engine.model().config.n_vocab)?,
             held: Held::with_room(sizes.held_bytes),
             tops: Vec::with_capacity(MAX_PROBS + 1),
             running: None,
             last_used: Instant::now(),
-            is_exact: true,
         })
-    }
-
-    /// What of a prompt need not be read again. At least its last token is read, for the logits after it.
-    pub fn prefix(&self, prompt: &[u32]) -> Prefix {
-        let common = self.log.common(prompt);
-        let n_past = self.log.n() as usize;
-        if common.is_all && n_past < prompt.len() {
-            return Prefix { n_cached: n_past, n_common: n_past };
-        }
-        let n = common.n.min(prompt.len() - 1);
-        let n_cached = if self.stream.cannot_rewind(n as u64).is_none() { n } else { 0 };
-        Prefix { n_cached, n_common: common.n }
     }
 
     pub fn is_idle(&self) -> bool {
         self.running.is_none()
     }
 
-    pub fn clear(&mut self) {
-        self.stream.clear();
-        self.log.clear();
-        self.is_exact = true;
-    }
-
     /// Begins a request on a stream that is idle.
     pub fn begin(&mut self, job: Job, index: usize) {
         let request = job.request();
-        let mut prefix = self.prefix(&request.prompt);
-        if !request.reuse_prefix {
-            prefix.n_cached = 0;
+        let (prefix, held) = (self.stream.prefix(&request.prompt), self.stream.n_past() as usize);
+        let n_prompt = request.prompt.len();
+        let n_cached = if request.reuse_prefix { prefix.n_cached } else { 0 };
+        if held > n_cached {
+            log::debug!(
+                "stream {index}: {} of {n_prompt} tokens are as before, {n_cached} need not be read, {} are forgotten",
+                prefix.n_common,
+                held - n_cached
+            );
         }
-        if prefix.n_cached == 0 {
-            self.clear();
-        } else if (prefix.n_cached as u64) < self.log.n() {
-            self.is_exact &= self.stream.cache().rewinds_exactly();
-            self.stream.rewind(prefix.n_cached as u64);
-            self.log.truncate(prefix.n_cached);
-        }
-        let held = self.log.n() as usize;
-        let (n_prompt, n_cached) = (request.prompt.len(), prefix.n_cached);
+        self.stream.keep(n_cached);
         if !self.stream.pin(request.n_pinned) {
-            log::info!("{} tokens of a system turn are too many to be pinned in {} slots", request.n_pinned, self.stream.cache().n_slot());
-        }
-        if n_cached < n_prompt.min(held) || prefix.n_common < held {
-            log::debug!("stream {index}: {} of {n_prompt} tokens are as before, {n_cached} need not be read", prefix.n_common);
+            log::info!(
+                "{} tokens of a system turn are too many to be pinned in {} slots",
+                request.n_pinned,
+                self.stream.cache().n_slot()
+            );
         }
         self.sampler.begin(&request.sampling);
         request.prompt.iter().for_each(|&token| self.sampler.accept(token));
@@ -128,7 +93,7 @@ impl Seat {
             n_slot: cache.n_slot(),
             diverged_at: prefix.n_common,
             n_moved: 0,
-            is_exact: self.is_exact,
+            is_exact: self.stream.is_exact(),
         };
         job.tell(|out| (out.is_running, out.progress, out.kept) = (true, progress, kept));
         let n_evicted_before = cache.n_evicted();
@@ -150,18 +115,9 @@ impl Seat {
     /// `n` more tokens of the prompt have been taken in.
     pub fn has_read(&mut self, n: usize) {
         let Some(running) = &mut self.running else { return };
-        let at = running.progress.n_read;
-        self.log.push(&running.job.request().prompt[at..at + n]);
         running.progress.n_read += n;
         running.progress.prefill = running.began.elapsed();
         running.tell(&self.stream, |_| ());
-    }
-
-    /// The token `next` has been taken in.
-    pub fn has_taken(&mut self) {
-        if let Some(running) = &self.running {
-            self.log.push(&[running.next]);
-        }
     }
 
     /// Chooses the next token from the logits, and says what it comes to. True: the request is done.
@@ -175,7 +131,10 @@ impl Seat {
         }
         let token = match sampler.sample_biased(logits, &request.logit_bias) {
             Ok(token) => token,
-            Err(_) => return self.end(Finish::Error, Some("no token is left to choose: the logits are not numbers, or all are forbidden")),
+            Err(_) => {
+                return self
+                    .end(Finish::Error, Some("no token is left to choose: the logits are not numbers, or all are forbidden"));
+            }
         };
         sampler.accept(token);
         running.next = token;
@@ -184,8 +143,7 @@ impl Seat {
         let is_end = tokenizer.is_eog(token) && !request.ignore_eos;
         let n_probs = request.n_probs;
         let logprob = if n_probs > 0 && !is_end { logprobs(logits, token, n_probs, tops) } else { 0.0 };
-        let (n_text, stop) =
-            if is_end { (0, None) } else { held.push(tokenizer.token_bytes(token, false), &request.stops) };
+        let (n_text, stop) = if is_end { (0, None) } else { held.push(tokenizer.token_bytes(token, false), &request.stops) };
         running.tell(stream, |out| {
             if !is_end {
                 let told = if n_probs > 0 { &tops[..n_probs.min(tops.len())] } else { &[] };
