@@ -48,6 +48,21 @@ impl Rendered {
     }
 }
 
+impl Rendered {
+    /// The pieces of what follows the first `at` bytes, where a character begins.
+    pub fn pieces_from(&self, at: usize) -> Vec<Piece<'_>> {
+        let mut start = 0;
+        let mut pieces = self.pieces();
+        pieces.retain_mut(|piece| {
+            let begins = start;
+            start += piece.text.len();
+            piece.text = &piece.text[at.saturating_sub(begins).min(piece.text.len())..];
+            !piece.text.is_empty()
+        });
+        pieces
+    }
+}
+
 /// A text all of which may hold control tokens.
 impl From<String> for Rendered {
     fn from(text: String) -> Self {
