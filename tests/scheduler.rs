@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lowkey::kv::Policy;
-use lowkey::server::desk::{Desk, Doing, Errand, Finish, Out, Refused, Request, Ticket};
+use lowkey::server::desk::{Continues, Desk, Doing, Errand, Finish, Out, Refused, Request, Ticket};
 use lowkey::server::scheduler::Scheduler;
 use lowkey::server::seat::SeatSizes;
 use lowkey::session::{Engine, SessionParams};
@@ -77,6 +77,7 @@ fn wait(ticket: &Ticket) -> (String, Vec<u32>, Out) {
 fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
     Request {
         prompt,
+        continues: None,
         n_pinned: 0,
         sampling: SamplerParams { temp: 0.0, ..SamplerParams::default() },
         logit_bias: Vec::new(),
@@ -168,6 +169,30 @@ fn what_was_evicted_is_told_and_such_a_stream_goes_on_but_not_back() {
     assert_eq!(server.answer(request(longer.clone(), 3)).2.progress.n_cached, 309);
     let (.., out) = server.answer(request(longer[..200].to_vec(), 3));
     assert_eq!((out.progress.n_cached, out.kept.diverged_at), (0, 200));
+}
+
+/// An answer that comes back in other tokens: a stream that has evicted goes on by its text.
+#[test]
+fn a_stream_that_cannot_go_back_goes_on_by_text() {
+    let mut params = params(2 << 20);
+    (params.n_log, params.kv.policy) = (4096, Policy::L2Attn);
+    let server = Server::start(params, 4, None);
+    let first = prose(300);
+    let (text, tokens, out) = server.answer(request(first.clone(), 10));
+    assert!(out.kept.evicted > 0);
+    let said = server.desk.streams(|streams| streams[0].said);
+    let whole = server.tokenizer.decode(&first) + &text;
+    let last = server.tokenizer.decode(&tokens[9..]);
+    assert_eq!(said.n_bytes as usize, whole.len() - last.len(), "the last token has not been taken in");
+    // The answer as single bytes, as no tokenizer would write it.
+    let split: Vec<u32> = text.chars().flat_map(|c| server.encode(&c.to_string())).collect();
+    let rest = server.encode(&(last + " And then"));
+    let n_rest = rest.len();
+    let asks = Request { continues: Some(Continues { said, rest }), ..request([&first[..], &split, &[5, 6]].concat(), 3) };
+    let (.., out) = server.answer(asks.clone());
+    assert_eq!((out.progress.n_cached, out.progress.n_prompt), (309, 309 + n_rest));
+    // What has changed since is read from its start.
+    assert_eq!(server.answer(asks).2.progress.n_cached, 0);
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
     Ok(Order {
         manner: Manner { by_token: wishes.request.n_probs > 0, progress: wishes.return_progress, n_choice: wishes.n, ping: None },
         is_stream: wishes.is_stream,
-        requests: sampling::requests(&wishes, prompts.into_iter().map(|prompt| (prompt.ids, 0)).collect()),
+        requests: sampling::requests(&wishes, prompts),
         format: Box::new(format),
     })
 }

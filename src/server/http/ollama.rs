@@ -248,7 +248,7 @@ fn order(app: &Arc<App>, fields: &Fields<'_>, is_chat: bool, is_raw: bool, is_st
     Ok(Order {
         manner: Manner { n_choice: 1, ..Manner::default() },
         is_stream,
-        requests: sampling::requests(&wishes, vec![(prompt.ids, prompt.n_pinned)]),
+        requests: sampling::requests(&wishes, vec![prompt]),
         format: Box::new(Answer::new(app.clone(), is_chat, splitter)),
     })
 }

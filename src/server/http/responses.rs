@@ -51,7 +51,7 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
     Ok(Order {
         manner: Manner { by_token: false, progress: wishes.return_progress, n_choice: 1, ping: None },
         is_stream: wishes.is_stream,
-        requests: sampling::requests(&wishes, vec![(prompt.ids, prompt.n_pinned)]),
+        requests: sampling::requests(&wishes, vec![prompt]),
         format: Box::new(format),
     })
 }

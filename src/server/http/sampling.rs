@@ -8,6 +8,7 @@ use crate::text::SamplerParams;
 use super::app::App;
 use super::error::{Checked, Refusal};
 use super::fields::{Fields, wanted};
+use super::prompt::Prompt;
 use super::{answers, constraint};
 
 const MAX_STOPS: usize = 8;
@@ -191,6 +192,7 @@ pub fn read(app: &App, fields: &Fields<'_>, limits: &[&str]) -> Checked<Wishes> 
     Ok(Wishes {
         request: Request {
             prompt: Vec::new(),
+            continues: None,
             n_pinned: 0,
             sampling: params(app, fields)?,
             logit_bias: biases,
@@ -221,13 +223,13 @@ pub fn n_tops(fields: &Fields<'_>, name: &str) -> Checked<Option<usize>> {
 }
 
 /// The requests of several prompts, each with as many answers as were wished; a later answer has another seed.
-pub fn requests(wishes: &Wishes, prompts: Vec<(Vec<u32>, usize)>) -> Vec<Request> {
+pub fn requests(wishes: &Wishes, prompts: Vec<Prompt>) -> Vec<Request> {
     let mut requests = Vec::with_capacity(prompts.len() * wishes.n);
-    for (prompt, n_pinned) in prompts {
+    for Prompt { ids, continues, n_pinned, .. } in prompts {
         for choice in 0..wishes.n {
             let mut request = wishes.request.clone();
             request.sampling.seed = request.sampling.seed.wrapping_add(choice as u64);
-            (request.prompt, request.n_pinned) = (prompt.clone(), n_pinned);
+            (request.prompt, request.continues, request.n_pinned) = (ids.clone(), continues.clone(), n_pinned);
             requests.push(request);
         }
     }

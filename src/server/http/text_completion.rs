@@ -62,7 +62,7 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
     Ok(Order {
         manner: Manner { by_token: n_top.is_some(), progress: wishes.return_progress, n_choice: wishes.n, ping: None },
         is_stream: wishes.is_stream,
-        requests: sampling::requests(&wishes, prompts.into_iter().map(|prompt| (prompt.ids, 0)).collect()),
+        requests: sampling::requests(&wishes, prompts),
         format: Box::new(format),
     })
 }
