@@ -96,7 +96,7 @@ impl Scheduler {
                 continue;
             }
             log::debug!("stream {at} takes a request of {} tokens after {:.1?}", job.request().prompt.len(), job.waited());
-            self.seats[at].begin(job, at, &self.tokenizer);
+            self.seats[at].begin(job, at, &self.tokenizer, &mut self.engine);
             let cached = self.seats[at].progress().map_or(0, |progress| progress.n_cached);
             self.desk.tell_status(|streams, totals| {
                 streams[at] = self.seats[at].status();
@@ -115,7 +115,7 @@ impl Scheduler {
         let Seat { stream, running: Some(running), .. } = &mut seats[at] else { return false };
         let (tokens, began) = (running.to_read(), Instant::now());
         let n = engine.together(stream, tokens.len());
-        let wanted = if n == tokens.len() { Logits::Last } else { Logits::None };
+        let wanted = if n == tokens.len() && running.reads_last() { Logits::Last } else { Logits::None };
         match engine.prefill(stream, &tokens[..n], wanted) {
             Ok(logits) => {
                 let seat = &mut seats[at];
@@ -251,7 +251,7 @@ fn choose(seats: &[Seat], request: &Request) -> Option<usize> {
     }
     let idle = || seats.iter().enumerate().filter(|(_, seat)| seat.is_idle());
     let (at, cached) =
-        idle().map(|(i, seat)| (i, seat.prefix(request).0.n_cached)).max_by_key(|&(i, cached)| (cached, std::cmp::Reverse(i)))?;
+        idle().map(|(i, seat)| (i, seat.n_spared(request))).max_by_key(|&(i, cached)| (cached, std::cmp::Reverse(i)))?;
     if cached >= WORTHY_TOKENS || cached > 0 && cached * WORTHY_SHARE >= request.prompt.len() {
         return Some(at);
     }
