@@ -10,7 +10,7 @@ use lowkey::mem::arena::Arena;
 use lowkey::mem::plan::Plan;
 use lowkey::mem::pool::Pool;
 use lowkey::model::choice::LIMIT;
-use lowkey::model::forward::{Logits, Machine, Model, forward};
+use lowkey::model::forward::{Lane, Logits, Machine, Model, forward};
 use lowkey::model::guard::Guard;
 use lowkey::model::scratch::{Scratch, ScratchShape};
 use lowkey::session::{Layout, SessionParams};
@@ -22,7 +22,7 @@ fn machine(model: &Model, layout: &Layout) -> Machine {
     let has_halves = model.weights.types().any(|ty| kernels.wants_halves(ty));
     let Layout { kv, n_slot, n_threads, .. } = *layout;
     let has_float = model.weights.has_float;
-    let shape = ScratchShape { kv, n_slot, n_threads, n_logits: 1, has_float, has_halves, kernels };
+    let shape = ScratchShape { kv, n_slot, n_rows: kv.n_batch, n_threads, n_logits: 1, has_float, has_halves, kernels };
     let scratch = Arena::fill(|arena| Scratch::carve(arena, &model.config, &shape)).expect("memory");
     Machine { kernels, pool: Pool::new(n_threads).expect("threads"), scratch, guard: Guard::default() }
 }
@@ -35,7 +35,7 @@ fn logits(model: &Model, layout: &Layout, budget_bytes: u64, machine: &mut Machi
     for n in [9, 4, 3, 2, 5, 1, 1, 1] {
         let (now, later) = rest.split_at(n);
         rest = later;
-        let logits = forward(model, machine, &mut cache, now, Logits::Last).expect("logits");
+        let logits = forward(model, machine, [Lane { cache: &mut cache, convs: None, tokens: now }], Logits::Last).expect("logits");
         bits.extend(logits.iter().map(|logit| logit.to_bits()));
     }
     bits

@@ -10,7 +10,9 @@
 
 mod compress;
 mod key_rounding;
+mod moved;
 mod renumber;
+mod rewind;
 mod sink_row;
 pub mod step;
 
@@ -23,6 +25,8 @@ use crate::error::{Error, Result, Setting};
 use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 use crate::units::Bytes;
+pub use moved::Run;
+
 use key_rounding::{KeyRounding, KeyRoundings};
 use sink_row::{SinkRow, SinkRows};
 
@@ -37,6 +41,8 @@ pub struct KvCache {
     shape: KvShape,
     /// Which entries go in layers without a window.
     rule: Rule,
+    /// `rule.protect.sinks` of a stream that has nothing pinned.
+    n_sinks: u32,
     n_slot: usize,
     /// Taken slots; the same in every head, but no more than a layer has, and more in layers that were left whole.
     n_live: usize,
@@ -44,6 +50,7 @@ pub struct KvCache {
     /// Position that the next token gets.
     next_pos: Pos,
     n_evicted: u64,
+    n_renumbered: u64,
     arena_bytes: usize,
     budget_bytes: u64,
     /// `[n_layer][n_head_kv][n_slot]` rows (fewer in layers with a window), then `[n_head_kv][n_batch]` rows of the batch under way.
@@ -90,6 +97,7 @@ impl KvCache {
             Error::budget(Setting::KvBudget, format!("the system did not give {} for the arena: {e}", Bytes(arena_bytes as u64)))
         })?;
         (cache.rule, cache.arena_bytes, cache.budget_bytes) = (rule, arena_bytes, budget_bytes);
+        cache.n_sinks = rule.protect.sinks;
         cache.clear();
         Ok(cache)
     }
@@ -101,11 +109,13 @@ impl KvCache {
         KvCache {
             shape: *shape,
             rule: Rule::RING,
+            n_sinks: 0,
             n_slot,
             n_live: 0,
             whole: Whole::default(),
             next_pos: 0,
             n_evicted: 0,
+            n_renumbered: 0,
             arena_bytes: 0,
             budget_bytes: 0,
             keys: arena.carve(rows * shape.k_bytes()),
@@ -135,6 +145,10 @@ impl KvCache {
     /// Tokens evicted so far (each from every head).
     pub fn n_evicted(&self) -> u64 {
         self.n_evicted
+    }
+    /// How often positions were given anew.
+    pub fn n_renumbered(&self) -> u64 {
+        self.n_renumbered
     }
     pub fn budget_bytes(&self) -> u64 {
         self.budget_bytes
@@ -166,8 +180,9 @@ impl KvCache {
 
     /// Forgets everything; the memory stays.
     pub fn clear(&mut self) {
-        (self.n_live, self.next_pos, self.n_evicted) = (0, 0, 0);
+        (self.n_live, self.next_pos, self.n_evicted, self.n_renumbered) = (0, 0, 0, 0);
         self.whole = Whole::default();
+        self.rule.protect.sinks = self.n_sinks;
         self.marks.clear();
         self.roundings.clear();
         self.sink_rows.clear(self.rule.protect.sinks > 0 || self.rule.policy == Policy::Off);

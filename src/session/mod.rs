@@ -1,0 +1,328 @@
+//! A model that runs, and the streams that run through it: what the command line, the server and a user of the library see.
+//!
+//! ```text
+//! Layout    what it would be, and its plan        Engine    model, kernels, threads, scratch
+//! Stream    one conversation's memory             Session   an engine with one stream
+//! ```
+//!
+//! Everything is taken from the system in `Engine::new` and `Engine::stream`, by a plan that `Layout::plan` shows beforehand; a pass
+//! allocates nothing (tests/no_alloc.rs arms an allocator to check it).
+
+mod layout;
+mod log;
+mod reuse;
+
+use crate::error::{Error, Result, Setting};
+use crate::kernels::Kernels;
+use crate::kv::policy::Rule;
+use crate::kv::{AttnLayer, KvCache};
+use crate::mem::arena::Arena;
+use crate::mem::pool::Pool;
+use crate::model::choice::Choice;
+use crate::model::forward::{Lane, Logits, Machine, Model, forward, forward_watched};
+use crate::model::guard::Guard;
+use crate::model::scratch::Scratch;
+use crate::model::shortconv::ConvState;
+use crate::units::Bytes;
+use log::TokenLog;
+
+pub use layout::{DEFAULT_BATCH, Layout, SessionParams, Shortage, check_memory};
+pub use reuse::{MAX_RUNS, Runs};
+
+/// A model, and the machine that it runs on.
+pub struct Engine {
+    model: Model,
+    machine: Machine,
+    choice: Choice,
+    n_batch: usize,
+    n_logits: usize,
+}
+
+/// One conversation's memory: keys and values, what convolutions remember, and which tokens it has taken in.
+pub struct Stream {
+    cache: KvCache,
+    convs: Option<ConvState>,
+    log: TokenLog,
+    /// What is as if it had been read from its start; not after a rewind that a policy does not forget.
+    is_exact: bool,
+}
+
+/// How a stream can take a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// Tokens that need not be read.
+    pub n_cached: usize,
+    /// Leading tokens that were those of the stream.
+    pub n_common: usize,
+}
+
+fn no_memory(e: std::io::Error) -> Error {
+    Error::budget(Setting::Memory, format!("the system did not give what the plan asks for: {e}"))
+}
+
+impl Engine {
+    /// Takes all the memory there will be but that of streams: what `Layout::plan` showed, which has been checked by the caller.
+    pub fn new(model: Model, layout: &Layout) -> Result<Engine> {
+        if layout.mlock {
+            let pack = model.files(layout.kernels).pack.map(|pack| pack.map());
+            model.file.maps().chain(pack).try_for_each(|map| map.lock()).map_err(|e| {
+                Error::usage(
+                    Setting::Mlock,
+                    format!(
+                        "the system did not lock {} of weights ({e}); raise `ulimit -l` or leave it out",
+                        Bytes(model.file.file_bytes())
+                    ),
+                )
+            })?;
+        }
+        let scratch = Arena::fill(|arena| Scratch::carve(arena, &model.config, &layout.scratch)).map_err(no_memory)?;
+        let pool = Pool::new(layout.n_threads)
+            .map_err(|e| Error::usage(Setting::Threads, format!("cannot start {} threads: {e}", layout.n_threads)))?;
+        let mut machine = Machine { kernels: layout.kernels, pool, scratch, guard: Guard::default() };
+        let choice = machine.choose_kernels(&model);
+        Ok(Engine { model, machine, choice, n_batch: layout.kv.n_batch, n_logits: layout.scratch.n_logits })
+    }
+
+    /// Takes the memory of one of the streams of the layout.
+    pub fn stream(&self, layout: &Layout) -> Result<Stream> {
+        let cache = KvCache::new(layout.kv, layout.n_slot, layout.rule, layout.kv_budget_bytes)?;
+        let convs = Arena::fill(|arena| ConvState::carve(arena, &self.model.config)).map_err(no_memory)?;
+        Ok(Stream { cache, convs, log: TokenLog::new(layout.n_log), is_exact: true })
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+    pub fn kernels(&self) -> Kernels {
+        self.machine.kernels
+    }
+    /// What was measured when kernels were chosen.
+    pub fn choice(&self) -> &Choice {
+        &self.choice
+    }
+    pub fn n_threads(&self) -> usize {
+        self.machine.pool.n_threads()
+    }
+    pub fn n_batch(&self) -> usize {
+        self.n_batch
+    }
+
+    /// Takes in tokens, no more than go `together`, and gives the wanted logits after them, `[rows][n_vocab]`.
+    pub fn prefill(&mut self, stream: &mut Stream, tokens: &[u32], wanted: Logits) -> Result<&[f32]> {
+        stream.log.push(tokens);
+        forward(&self.model, &mut self.machine, [stream.lane(tokens)], wanted)
+    }
+
+    /// One token into each of some streams, in one pass: the weights are read once for all of them. The logits after each,
+    /// `[streams][n_vocab]`, are those that it would have alone.
+    pub fn step_all<'s>(&mut self, streams: impl Iterator<Item = (&'s mut Stream, &'s u32)>) -> Result<&[f32]> {
+        let lanes = streams.map(|(stream, token)| {
+            stream.log.push(std::slice::from_ref(token));
+            stream.lane(std::slice::from_ref(token))
+        });
+        forward(&self.model, &mut self.machine, lanes, Logits::All)
+    }
+
+    /// Keeps the first `n_kept` tokens of a stream, and lays the runs that `Stream::runs` found where `Stream::adopt` takes them in, once
+    /// the tokens before each have been read. What comes of them is not what reading would give.
+    pub fn move_runs(&mut self, stream: &mut Stream, n_kept: usize, runs: &Runs) {
+        stream.cache.move_runs(n_kept, runs.all(), &mut self.machine.scratch.cache[0], &self.model.ropes);
+        stream.log.truncate(n_kept);
+        stream.is_exact = false;
+    }
+
+    /// How many of `n` tokens may go into a stream as one batch now.
+    pub fn together(&self, stream: &Stream, n: usize) -> usize {
+        stream.cache.together(n.min(self.n_batch))
+    }
+}
+
+impl Stream {
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+    /// Tokens taken in so far, whatever became of them.
+    pub fn n_past(&self) -> u64 {
+        self.log.n()
+    }
+    /// The first of them, as many as are kept as they are (`SessionParams::n_log`).
+    pub fn first_tokens(&self) -> &[u32] {
+        self.log.tokens()
+    }
+    /// Whether everything is as if the stream had been read from its start.
+    pub fn is_exact(&self) -> bool {
+        self.is_exact
+    }
+
+    /// Forgets everything; the memory stays.
+    pub fn clear(&mut self) {
+        self.cache.clear();
+        self.convs.iter_mut().for_each(ConvState::clear);
+        self.log.clear();
+        self.is_exact = true;
+    }
+
+    /// What of a prompt need not be read again. At least its last token is read, for the logits after it.
+    pub fn prefix(&self, prompt: &[u32]) -> Prefix {
+        let (common, n_past) = (self.log.common(prompt), self.log.n() as usize);
+        if common.is_all && n_past < prompt.len() {
+            return Prefix { n_cached: n_past, n_common: n_past };
+        }
+        let n = common.n.min(prompt.len().saturating_sub(1));
+        let n_cached = if self.cannot_rewind(n as u64).is_none() { n } else { 0 };
+        Prefix { n_cached, n_common: common.n }
+    }
+
+    /// Makes the stream hold the first `n_cached` tokens of a prompt, as `prefix` found them, and nothing else.
+    pub fn keep(&mut self, n_cached: usize) {
+        if n_cached == 0 {
+            self.clear();
+        } else if (n_cached as u64) < self.log.n() {
+            self.is_exact &= self.cache.rewinds_exactly();
+            self.rewind(n_cached as u64);
+        }
+    }
+
+    /// Why the stream cannot be taken back to its first `n` tokens as if the others had never come; `None`: it can.
+    pub fn cannot_rewind(&self, n: u64) -> Option<&'static str> {
+        match self.convs {
+            Some(_) if n < self.log.n() => Some("convolutions remember only the latest tokens"),
+            _ if n > self.log.tokens().len() as u64 && n < self.log.n() => Some("its tokens are not all on record"),
+            _ => self.cache.cannot_rewind(n),
+        }
+    }
+
+    /// Forgets all but the first `n` tokens, where nothing speaks against it.
+    /// The runs of a prompt that can be moved behind the `n_kept` tokens that it keeps, of at least `n_least` tokens; none where that
+    /// would not be sound.
+    pub fn runs(&self, prompt: &[u32], n_kept: usize, n_least: usize) -> Runs {
+        let is_sound = n_least > 0
+            && n_kept > 0
+            && self.convs.is_none()
+            && self.log.is_whole()
+            && self.cache.cannot_move(n_kept, prompt.len()).is_none();
+        if is_sound { Runs::find(self.log.tokens(), prompt, n_kept, n_least) } else { Runs::default() }
+    }
+
+    /// Takes in the tokens of a run that `Engine::move_runs` has laid behind the latest one.
+    pub fn adopt(&mut self, tokens: &[u32]) {
+        self.cache.adopt(tokens.len());
+        self.log.push(tokens);
+    }
+
+    fn rewind(&mut self, n: u64) {
+        assert!(self.cannot_rewind(n).is_none());
+        self.cache.rewind(n);
+        self.log.truncate(n as usize);
+    }
+
+    /// Never evicts the first `n` tokens, where as many can stay beside the recent ones; false: they cannot, and nothing has changed.
+    pub fn pin(&mut self, n: usize) -> bool {
+        self.cache.pin(n)
+    }
+
+    fn lane<'a>(&'a mut self, tokens: &'a [u32]) -> Lane<'a> {
+        Lane { cache: &mut self.cache, convs: self.convs.as_mut(), tokens }
+    }
+}
+
+/// An engine with one stream.
+pub struct Session {
+    engine: Engine,
+    stream: Stream,
+}
+
+impl Session {
+    /// Takes all the memory there will be: what `Layout::plan` showed, which has been checked by the caller.
+    pub fn new(model: Model, layout: &Layout) -> Result<Session> {
+        let engine = Engine::new(model, layout)?;
+        let stream = engine.stream(layout)?;
+        Ok(Session { engine, stream })
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.engine.model
+    }
+    pub fn cache(&self) -> &KvCache {
+        &self.stream.cache
+    }
+    pub fn kernels(&self) -> Kernels {
+        self.engine.kernels()
+    }
+    pub fn choice(&self) -> &Choice {
+        self.engine.choice()
+    }
+    pub fn n_threads(&self) -> usize {
+        self.engine.n_threads()
+    }
+    pub fn n_batch(&self) -> usize {
+        self.engine.n_batch
+    }
+    pub fn n_logits(&self) -> usize {
+        self.engine.n_logits
+    }
+    /// Tokens taken in so far, whatever became of them.
+    pub fn n_past(&self) -> u64 {
+        self.stream.log.n()
+    }
+    /// The engine and its stream, for those who need both.
+    pub fn parts(&mut self) -> (&mut Engine, &mut Stream) {
+        (&mut self.engine, &mut self.stream)
+    }
+
+    /// Forgets the stream; the memory stays.
+    pub fn clear(&mut self) {
+        self.stream.clear();
+    }
+
+    /// Evicts at once until `n_keep` tokens are left, by `rule` and no longer by that of the stream; the first `n_whole` layers keep all.
+    pub fn compress(&mut self, n_keep: usize, n_whole: usize, rule: Rule) {
+        self.stream.cache.compress(n_keep, n_whole, rule, &mut self.engine.machine.scratch.cache[0]);
+    }
+
+    /// How many of `n` tokens may go in as one batch now.
+    pub fn together(&self, n: usize) -> usize {
+        self.engine.together(&self.stream, n)
+    }
+
+    /// Takes in a prompt, batch by batch, and returns the logits after its last token, `[n_vocab]`. `go_on` is told the
+    /// number of tokens done after each batch and may stop by returning false: then there are no logits.
+    pub fn prefill(&mut self, tokens: &[u32], mut go_on: impl FnMut(usize) -> bool) -> Result<Option<&[f32]>> {
+        if tokens.is_empty() {
+            return Err(Error::stopped("the prompt is empty: 0 tokens to start from; give some text"));
+        }
+        let mut done = 0;
+        loop {
+            let n = self.together(tokens.len() - done);
+            let wanted = if done + n == tokens.len() { Logits::Last } else { Logits::None };
+            self.engine.prefill(&mut self.stream, &tokens[done..done + n], wanted)?;
+            done += n;
+            if !go_on(done) {
+                return Ok(None);
+            }
+            if done == tokens.len() {
+                return Ok(Some(&self.engine.machine.scratch.logits[..self.engine.model.config.n_vocab]));
+            }
+        }
+    }
+
+    /// One token in, the logits after it out, `[n_vocab]`.
+    pub fn step(&mut self, token: u32) -> Result<&[f32]> {
+        self.engine.prefill(&mut self.stream, &[token], Logits::Last)
+    }
+
+    /// At most `n_logits` tokens in, and no more than go `together`, the logits after each of them out, `[tokens.len()][n_vocab]`.
+    pub fn prefill_all(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        assert!(tokens.len() <= self.engine.n_logits);
+        self.engine.prefill(&mut self.stream, tokens, Logits::All)
+    }
+
+    /// As many tokens in as go `together`; `watch` sees the queries and the cache of each layer (`forward_watched`).
+    pub fn prefill_watched(&mut self, tokens: &[u32], watch: impl FnMut(AttnLayer, &KvCache, &[f32])) -> Result<()> {
+        let Engine { model, machine, n_batch, .. } = &mut self.engine;
+        assert!(tokens.len() <= *n_batch);
+        self.stream.log.push(tokens);
+        forward_watched(model, machine, [self.stream.lane(tokens)], Logits::None, watch)?;
+        Ok(())
+    }
+}
