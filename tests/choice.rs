@@ -28,14 +28,22 @@ fn machine(model: &Model, layout: &Layout) -> Machine {
 }
 
 /// The bits of the logits after a batch, and after each of some small batches and single tokens.
-fn logits(model: &Model, layout: &Layout, budget_bytes: u64, machine: &mut Machine, kernels: Kernels, tokens: &[u32]) -> Vec<u32> {
+fn logits(
+    model: &Model,
+    layout: &Layout,
+    budget_bytes: u64,
+    machine: &mut Machine,
+    kernels: Kernels,
+    tokens: &[u32],
+) -> Vec<u32> {
     machine.set_kernels(kernels);
     let mut cache = KvCache::new(layout.kv, layout.n_slot, layout.rule, budget_bytes).expect("memory");
     let (mut bits, mut rest) = (Vec::new(), tokens);
     for n in [9, 4, 3, 2, 5, 1, 1, 1] {
         let (now, later) = rest.split_at(n);
         rest = later;
-        let logits = forward(model, machine, [Lane { cache: &mut cache, convs: None, tokens: now }], Logits::Last).expect("logits");
+        let logits =
+            forward(model, machine, [Lane { cache: &mut cache, convs: None, tokens: now }], Logits::Last).expect("logits");
         bits.extend(logits.iter().map(|logit| logit.to_bits()));
     }
     bits

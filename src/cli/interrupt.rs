@@ -39,13 +39,6 @@ pub fn defer() {
     }
 }
 
-<<<<<<< HEAD
-/// There is nothing to end any more, and none has come.
-pub fn undefer() {
-    if let Some(signals) = SIGNALS.get() {
-        signals.at_once.store(true, Ordering::Relaxed);
-    }
-=======
 /// The exit code of a request to end.
 pub const TERMINATED: u8 = 143;
 
@@ -56,7 +49,6 @@ pub fn take() -> Option<u8> {
     let code = signals.code.swap(0, Ordering::Relaxed);
     signals.at_once.store(true, Ordering::Relaxed);
     (code > 0).then_some(code as u8)
->>>>>>> main
 }
 
 /// The exit code that a signal asked for.

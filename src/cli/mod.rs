@@ -4,12 +4,9 @@ mod args;
 mod bandwidth;
 mod bench;
 mod board;
-<<<<<<< HEAD
-mod choice;
-=======
 #[cfg(feature = "chat")]
 mod chat;
->>>>>>> main
+mod choice;
 mod eval;
 mod flags;
 mod info;

@@ -69,9 +69,7 @@ type Found = Option<std::result::Result<Pack, Unusable>>;
 fn make(path: &Path, found: Found, contents: &Contents, model: &Model, force: bool) -> Result<Option<&'static str>> {
     match found {
         Some(Ok(pack)) if !force && pack.is_fresh(&model.file).is_ok() => Ok(Some("present")),
-        Some(Err(why @ (Unusable::Foreign | Unusable::Unreadable(_)))) if !force => {
-            Err(Error::unsupported(path, why.message()))
-        }
+        Some(Err(why @ (Unusable::Foreign | Unusable::Unreadable(_)))) if !force => Err(Error::unsupported(path, why.message())),
         _ => write(path, contents, model),
     }
 }
@@ -97,10 +95,9 @@ pub fn make_for(model: &Path, kernels: Kernels) -> Result<Option<u8>> {
     let contents = Contents::of(&model.file, model.weights.matrices().map(|t| t.index()));
     interrupt::defer();
     let made = make(&path, Pack::open(&path, &model.file), &contents, &model, false);
-    if let Some(code) = interrupt::code() {
+    if let Some(code) = interrupt::take() {
         return Ok(Some(code));
     }
-    interrupt::undefer();
     match made {
         Ok(outcome) => log::info!("{}: {}", path.display(), outcome.unwrap_or("interrupted")),
         Err(error) => log::warn!("--pack auto: running without a pack: {}", super::flags::spelled(&error.message())),

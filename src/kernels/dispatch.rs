@@ -74,14 +74,7 @@ impl Kernels {
     }
 
     /// The same in tasks of so many rows, a multiple of `TILE_ROWS`.
-    pub fn matmul_by(
-        &self,
-        rows_per_task: usize,
-        pool: &mut Pool,
-        tiles: &mut [Buf<u8>],
-        acts: Acts,
-        products: &mut [Product],
-    ) {
+    pub fn matmul_by(&self, rows_per_task: usize, pool: &mut Pool, tiles: &mut [Buf<u8>], acts: Acts, products: &mut [Product]) {
         const MAX_PRODUCTS: usize = 3;
         assert!(rows_per_task > 0 && rows_per_task % TILE_ROWS == 0);
         let mut first_task = [0; MAX_PRODUCTS + 1];
@@ -108,7 +101,9 @@ impl Kernels {
             let rows = start..(start + rows_per_task).min(w.n_rows);
             // SAFETY: the features were detected; the rows of a task are its own, so are their elements of `out`,
             // whose length was checked above.
-            unsafe { (self.multiplies(&w, acts.n_tok).table().matmul)(&mut MatmulTask { w, rows, acts, out: outs.get()[i], tile }) };
+            unsafe {
+                (self.multiplies(&w, acts.n_tok).table().matmul)(&mut MatmulTask { w, rows, acts, out: outs.get()[i], tile })
+            };
         });
     }
 

@@ -56,15 +56,8 @@ pub enum SetName {
 }
 
 impl SetName {
-    pub const ALL: [SetName; 7] = [
-        SetName::Scalar,
-        SetName::Neon,
-        SetName::Dotprod,
-        SetName::I8mm,
-        SetName::Avx2,
-        SetName::Vnni256,
-        SetName::Avx512,
-    ];
+    pub const ALL: [SetName; 7] =
+        [SetName::Scalar, SetName::Neon, SetName::Dotprod, SetName::I8mm, SetName::Avx2, SetName::Vnni256, SetName::Avx512];
 
     pub fn name(self) -> &'static str {
         match self {
