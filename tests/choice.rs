@@ -142,6 +142,6 @@ fn a_set_asked_for_by_name_does_everything() {
     for set in kernel_sets() {
         let session = session(&demo_model(), &SessionParams { kernels: set.name().into(), ..params(2 << 20) });
         assert_eq!(session.kernels().describe(), set.name());
-        assert!(session.choice().found.iter().all(|found| found.set == set.set() && found.gain == 1.0));
+        assert!(session.choice().found.is_empty());
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Map, Value as Json, json};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gguf::{GgufFile, Value};
 use crate::kernels::Kernels;
 use crate::mem::pool::default_threads;
@@ -46,7 +46,7 @@ pub fn run(args: InfoArgs) -> Result<u8> {
     let mut choice = None;
     let verdict = match Model::load_without_pack(file) {
         Ok(model) => {
-            choice = Some(measured(&model)?);
+            choice = measured(&model);
             summary.add_model(&model).err()
         }
         Err(error) => Some(error),
@@ -72,11 +72,19 @@ pub fn run(args: InfoArgs) -> Result<u8> {
 }
 
 /// Which sets would do what, with as many threads as a run has by default.
-fn measured(model: &Model) -> Result<(Kernels, usize, Choice)> {
+fn measured(model: &Model) -> Option<(Kernels, usize, Choice)> {
     let n_threads = default_threads();
-    let (kernels, choice) = choose_alone(model, Kernels::choose("auto")?, n_threads)
-        .map_err(|e| Error::stopped(format!("no memory for measuring the kernel sets: {e}")))?;
-    Ok((kernels, n_threads, choice))
+    match Kernels::choose("auto").map(|kernels| choose_alone(model, kernels, n_threads)) {
+        Ok(Ok((kernels, choice))) => Some((kernels, n_threads, choice)),
+        Ok(Err(why)) => {
+            log::warn!("the kernel sets were not measured, for want of memory or threads: {why}");
+            None
+        }
+        Err(why) => {
+            log::warn!("the kernel sets were not measured: {why}");
+            None
+        }
+    }
 }
 
 /// Whether a pack is there, and would be used.

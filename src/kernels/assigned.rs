@@ -71,6 +71,11 @@ impl Assigned {
 }
 
 impl Kernels {
+    /// Whether sets may be chosen: none was asked for by name.
+    pub fn is_auto(&self) -> bool {
+        self.is_auto
+    }
+
     /// The sets that something may be left to: those of this CPU that have vectors, or the one that was asked for by name.
     pub fn candidates(&self) -> impl Iterator<Item = SetName> {
         let (own, is_auto) = (self.name, self.is_auto);

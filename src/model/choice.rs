@@ -1,5 +1,6 @@
 //! Which set of kernels does what in a model, on the CPU that it runs on: measured once, at start, on the weights themselves.
-//! All sets give the same bits, so the outcome shows in nothing but time. What was asked for by name is left alone.
+//! All sets give the same bits, so the outcome shows in nothing but time. A set that was asked for by name does everything, and
+//! nothing is measured.
 //!
 //! ```text
 //! for decoding with each type, for attention, for batches with each type:
@@ -84,18 +85,18 @@ pub fn choose(
     room: &mut Room,
     clock: &mut dyn FnMut() -> Duration,
 ) -> (Kernels, Choice) {
+    if !kernels.is_auto() {
+        return (kernels, Choice::default());
+    }
     let start = clock();
     let mut measuring = Measuring { kernels, clock, start, found: Vec::new() };
     let groups = groups(weights, files, kernels);
-    for group in &groups {
-        measuring.product(Op::Decode(group.ty), 1, group, room);
-    }
+    measuring.products(Op::Decode, 1, &groups, room);
     measuring.attention(room);
     let n_tok = BATCH_TOKENS.min(room.n_batch);
     if n_tok > DECODE_TOKENS {
-        groups.iter().for_each(|group| measuring.product(Op::Batch(group.ty), n_tok, group, room));
+        measuring.products(Op::Batch, n_tok, &groups, room);
     }
-    room.out.fill(0.0);
     (measuring.kernels, Choice { found: measuring.found })
 }
 
@@ -205,6 +206,12 @@ struct Measuring<'c> {
 }
 
 impl Measuring<'_> {
+    fn products(&mut self, op: fn(GgmlType) -> Op, n_tok: usize, groups: &[Group], room: &mut Room) {
+        for group in groups {
+            self.product(op(group.ty), n_tok, group, room);
+        }
+    }
+
     fn product(&mut self, op: Op, n_tok: usize, group: &Group, room: &mut Room) {
         let sets = Sets::of(self.kernels, op);
         let is_decode = matches!(op, Op::Decode(_));
@@ -227,6 +234,8 @@ impl Measuring<'_> {
             let products = &mut [Product { w, out: &mut out[..n_tok * w.n_rows] }];
             kernels.matmul_by(pieces.rows_per_task, pool, tiles, acts, products);
         });
+        // They are of no use to anyone.
+        out[..n_tok * pieces.n_rows].fill(0.0);
         self.take(op, &sets, least, is_decode.then_some(pieces.bytes()));
     }
 
