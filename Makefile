@@ -20,7 +20,7 @@ CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 .PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer peer-files plans scorecard results arm-cost test-web test-clients test-flood peer-server-tests cross-image cross-build cross-test clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 
 build: need-build ## the release binary for this machine: target/release/lowkey
 	$(CARGO) build --release --locked
