@@ -22,9 +22,14 @@ TOOLS = [
             "parameters": {
                 "type": "object",
                 "properties": {
-                    "name": {"type": "string"}, "area": {"type": "string"}, "floor": {"type": "string"},
+                    "name": {"type": "string"},
+                    "area": {"type": "string"},
+                    "floor": {"type": "string"},
                     "domain": {"type": "array", "items": {"type": "string"}},
-                    "device_class": {"type": "array", "items": {"type": "string", "enum": ["awning", "blind", "switch", "outlet"]}},
+                    "device_class": {
+                        "type": "array",
+                        "items": {"type": "string", "enum": ["awning", "blind", "switch", "outlet"]},
+                    },
                 },
                 "required": [],
             },
@@ -62,8 +67,15 @@ class HomeAssistant(unittest.TestCase):
 
     async def say(self, client, model, messages, **more):
         stream = await client.chat(
-            model=model, messages=list(messages), tools=TOOLS, stream=True, keep_alive=more.pop("keep_alive", -1),
-            options={"num_ctx": 8192}, think=more.pop("think", False), format=None, **more,
+            model=model,
+            messages=list(messages),
+            tools=TOOLS,
+            stream=True,
+            keep_alive=more.pop("keep_alive", -1),
+            options={"num_ctx": 8192},
+            think=more.pop("think", False),
+            format=None,
+            **more,
         )
         text, calls, ends = "", [], 0
         async for part in stream:
@@ -93,14 +105,19 @@ class HomeAssistant(unittest.TestCase):
         async def run():
             client = self.client()
             model = (await client.list()).models[0].model
-            messages = [ollama.Message(role="system", content=system(1)), ollama.Message(role="user", content="Is the kitchen lamp on?")]
+            messages = [
+                ollama.Message(role="system", content=system(1)),
+                ollama.Message(role="user", content="Is the kitchen lamp on?"),
+            ]
             text, calls = await self.say(client, model, messages)
             self.assertTrue(text or calls)
             # The next turn, as if a tool had been called and had answered.
             call = ollama.Message.ToolCall(function=ollama.Message.ToolCall.Function(name="GetLiveContext", arguments={}))
             messages += [
                 ollama.Message(role="assistant", content="", thinking=None, tool_calls=[call]),
-                ollama.Message(role="tool", content=json.dumps({"data": {"success": True, "result": "Kitchen lamp: on"}, "error": None})),
+                ollama.Message(
+                    role="tool", content=json.dumps({"data": {"success": True, "result": "Kitchen lamp: on"}, "error": None})
+                ),
             ]
             text, calls = await self.say(client, model, messages, keep_alive="300s", think=None)
             self.assertTrue(text or calls)
@@ -115,7 +132,9 @@ class HomeAssistant(unittest.TestCase):
             model = (await client.list()).models[0].model
             for minute in (1, 2):
                 text, calls = await self.say(
-                    client, model, [ollama.Message(role="system", content=system(minute)), ollama.Message(role="user", content="Hello")]
+                    client,
+                    model,
+                    [ollama.Message(role="system", content=system(minute)), ollama.Message(role="user", content="Hello")],
                 )
                 self.assertTrue(text or calls)
 

@@ -25,7 +25,12 @@ def tearDownModule():
 
 
 def model(**more):
-    return ChatOpenAI(base_url=server.url + "/v1", api_key="none", model="any", **{"temperature": 0, "max_tokens": 24, "max_retries": 0, "timeout": 120, **more})
+    return ChatOpenAI(
+        base_url=server.url + "/v1",
+        api_key="none",
+        model="any",
+        **{"temperature": 0, "max_tokens": 24, "max_retries": 0, "timeout": 120, **more},
+    )
 
 
 class LangChain(unittest.TestCase):
@@ -35,16 +40,24 @@ class LangChain(unittest.TestCase):
         self.assertTrue(whole.content)
         self.assertGreater(whole.usage_metadata["input_tokens"], 0)
         self.assertIn(whole.response_metadata["finish_reason"], ("stop", "length"))
-        parts = list(model(stream_usage=True).stream([SystemMessage("You are brief."), HumanMessage("What is the capital of France?")]))
+        parts = list(
+            model(stream_usage=True).stream([SystemMessage("You are brief."), HumanMessage("What is the capital of France?")])
+        )
         self.assertEqual("".join(p.content for p in parts), whole.content)
-        self.assertEqual(sum(p.usage_metadata["output_tokens"] for p in parts if p.usage_metadata), whole.usage_metadata["output_tokens"])
+        self.assertEqual(
+            sum(p.usage_metadata["output_tokens"] for p in parts if p.usage_metadata), whole.usage_metadata["output_tokens"]
+        )
 
     def test_chain_stop_and_seed(self):
-        chain = ChatPromptTemplate.from_messages([("system", "You tell stories."), ("human", "Tell me of {thing}.")]) | model(seed=3, temperature=1.1)
+        chain = ChatPromptTemplate.from_messages([("system", "You tell stories."), ("human", "Tell me of {thing}.")]) | model(
+            seed=3, temperature=1.1
+        )
         self.assertEqual(chain.invoke({"thing": "a river"}).content, chain.invoke({"thing": "a river"}).content)
         whole = model().invoke("Tell me a long story about a river.").content
         word = whole.split()[4]
-        self.assertEqual(model().bind(stop=[word]).invoke("Tell me a long story about a river.").content, whole[: whole.index(word)])
+        self.assertEqual(
+            model().bind(stop=[word]).invoke("Tell me a long story about a river.").content, whole[: whole.index(word)]
+        )
 
     def test_tools_that_need_not_be_called(self):
         def weather(place: str) -> str:
@@ -68,7 +81,9 @@ class Llm(unittest.TestCase):
 
     def llm(self, *args):
         program = str(pathlib.Path(sys.executable).parent / "llm")
-        done = subprocess.run([program, *args], env={**os.environ, "LLM_USER_PATH": self.home.name}, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [program, *args], env={**os.environ, "LLM_USER_PATH": self.home.name}, capture_output=True, text=True, timeout=120
+        )
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stdout
 

@@ -20,7 +20,12 @@ class Node(unittest.TestCase):
         shutil.copy(HERE / "node_clients.test.mjs", packages)
         with Server("--streams", "2", budget="16MiB") as server:
             done = subprocess.run(
-                [node, "--test", "node_clients.test.mjs"], cwd=packages, env={**os.environ, "LOWKEY_URL": server.url}, capture_output=True, text=True, timeout=300
+                [node, "--test", "node_clients.test.mjs"],
+                cwd=packages,
+                env={**os.environ, "LOWKEY_URL": server.url},
+                capture_output=True,
+                text=True,
+                timeout=300,
             )
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         print(done.stdout[-300:])

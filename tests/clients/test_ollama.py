@@ -60,9 +60,13 @@ class Ollama(unittest.TestCase):
         chat(num_ctx=100000)
 
     def test_generate(self):
-        whole = client.generate(model=model, prompt="What is the capital of France?", options={"temperature": 0, "num_predict": 12})
+        whole = client.generate(
+            model=model, prompt="What is the capital of France?", options={"temperature": 0, "num_predict": 12}
+        )
         self.assertTrue(whole.response)
-        parts = client.generate(model=model, prompt="What is the capital of France?", stream=True, options={"temperature": 0, "num_predict": 12})
+        parts = client.generate(
+            model=model, prompt="What is the capital of France?", stream=True, options={"temperature": 0, "num_predict": 12}
+        )
         self.assertEqual("".join(p.response for p in parts), whole.response)
 
     def test_an_empty_request_loads(self):

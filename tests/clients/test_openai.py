@@ -108,7 +108,10 @@ class Chat(unittest.TestCase):
     def test_a_second_turn_reads_what_is_new(self):
         first = [{"role": "user", "content": "Remember the word heron. " * 12}]
         answer = chat(messages=first)
-        second = first + [{"role": "assistant", "content": answer.choices[0].message.content}, {"role": "user", "content": "And now?"}]
+        second = first + [
+            {"role": "assistant", "content": answer.choices[0].message.content},
+            {"role": "user", "content": "And now?"},
+        ]
         usage = chat(messages=second).usage
         self.assertGreaterEqual(usage.prompt_tokens_details.cached_tokens, answer.usage.prompt_tokens // 2)
 
@@ -120,14 +123,20 @@ class Chat(unittest.TestCase):
     def test_completions(self):
         answer = client.completions.create(model="any", prompt="The capital of France is", max_tokens=8, temperature=0)
         self.assertTrue(answer.choices[0].text)
-        streamed = client.completions.create(model="any", prompt="The capital of France is", max_tokens=8, temperature=0, stream=True)
+        streamed = client.completions.create(
+            model="any", prompt="The capital of France is", max_tokens=8, temperature=0, stream=True
+        )
         self.assertEqual("".join(c.choices[0].text for c in streamed if c.choices), answer.choices[0].text)
 
     def test_responses(self):
         answer = client.responses.create(model="any", input="What is the capital of France?", max_output_tokens=16, temperature=0)
         self.assertTrue(answer.output_text.strip())
         self.assertGreater(answer.usage.output_tokens, 0)
-        events = list(client.responses.create(model="any", input="What is the capital of France?", max_output_tokens=16, temperature=0, stream=True))
+        events = list(
+            client.responses.create(
+                model="any", input="What is the capital of France?", max_output_tokens=16, temperature=0, stream=True
+            )
+        )
         self.assertEqual(events[0].type, "response.created")
         self.assertIn(events[-1].type, ("response.completed", "response.incomplete"))
         self.assertEqual("".join(e.delta for e in events if e.type == "response.output_text.delta"), answer.output_text)
@@ -140,13 +149,29 @@ class Refusals(unittest.TestCase):
         return told.exception
 
     def test_wrong_values_name_the_field(self):
-        for field, value in (("temperature", 9), ("temperature", "hot"), ("top_p", -1), ("n", 99), ("stop", [1]), ("seed", "x"), ("max_tokens", -5)):
+        for field, value in (
+            ("temperature", 9),
+            ("temperature", "hot"),
+            ("top_p", -1),
+            ("n", 99),
+            ("stop", [1]),
+            ("seed", "x"),
+            ("max_tokens", -5),
+        ):
             error = self.refused(openai.BadRequestError, extra_body={field: value})
             self.assertEqual(error.body["type"], "invalid_request_error", (field, value))
             self.assertIn(field, error.body["message"] + str(error.body["param"]), (field, value))
 
     def test_wrong_messages(self):
-        for messages in ([], "text", [1], [{}], [{"role": 1, "content": "x"}], [{"role": "nobody", "content": "x"}], [{"role": "user", "content": 5}]):
+        for messages in (
+            [],
+            "text",
+            [1],
+            [{}],
+            [{"role": 1, "content": "x"}],
+            [{"role": "nobody", "content": "x"}],
+            [{"role": "user", "content": 5}],
+        ):
             with self.subTest(messages=messages):
                 self.refused(openai.BadRequestError, extra_body={"messages": messages})
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A server that answers /health and refuses everything else: what passes against it says nothing about lowkey.
 
-    LOWKEY_BIN=tests/peer/stand_in.py tests/peer/run suite    which tests of the list these are
+LOWKEY_BIN=tests/peer/stand_in.py tests/peer/run suite    which tests of the list these are
 """
 
 import json

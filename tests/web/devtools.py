@@ -15,9 +15,19 @@ import tempfile
 import time
 
 FLAGS = [
-    "--headless=new", "--remote-debugging-pipe", "--no-first-run", "--no-default-browser-check", "--disable-gpu",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
-    "--disable-dev-shm-usage", "--hide-scrollbars", "--force-color-profile=srgb", "--mute-audio",
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--force-color-profile=srgb",
+    "--mute-audio",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
 
@@ -45,7 +55,11 @@ class Browser:
         flags = FLAGS + (["--no-sandbox"] if os.geteuid() == 0 else [])
         self.process = subprocess.Popen(
             [find_chromium(), *flags, f"--user-data-dir={self.home.name}", "about:blank"],
-            preexec_fn=hand_over, pass_fds=(3, 4), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            preexec_fn=hand_over,
+            pass_fds=(3, 4),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(to_read)
         os.close(to_write)
@@ -152,12 +166,18 @@ class Page:
             status, body, headers = found[0]
             call = "Fetch.fulfillRequest"
             more = {
-                "responseCode": status, "body": base64.b64encode(body).decode(),
+                "responseCode": status,
+                "body": base64.b64encode(body).decode(),
                 "responseHeaders": [{"name": n, "value": v} for n, v in headers.items()],
             }
         # This runs while another call waits, so its own answer is not waited for.
         self.browser.number += 1
-        message = {"id": self.browser.number, "method": call, "sessionId": self.session, "params": {"requestId": params["requestId"], **more}}
+        message = {
+            "id": self.browser.number,
+            "method": call,
+            "sessionId": self.session,
+            "params": {"requestId": params["requestId"], **more},
+        }
         os.write(self.browser.out, json.dumps(message).encode() + b"\0")
 
     def open(self, url: str):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The page allows its own style and script only, by their hashes: this puts them into it, or with --check says whether they fit.
 
-    tests/web/hashes.py            after a change of src/server/page.html
-    tests/web/hashes.py --check    exit code 1 where the browser would refuse the page's own script or style
+tests/web/hashes.py            after a change of src/server/page.html
+tests/web/hashes.py --check    exit code 1 where the browser would refuse the page's own script or style
 """
 
 import base64

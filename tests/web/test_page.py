@@ -17,7 +17,9 @@ from devtools import Browser  # noqa: E402
 from lowkey_server import Server  # noqa: E402
 
 LONG = "Write a very long story about a lighthouse keeper, with many chapters."
-ANSWER = "[...document.querySelectorAll('.turn.assistant')].at(-1)?.querySelector('.text:not(.thoughts .text)')?.textContent ?? ''"
+ANSWER = (
+    "[...document.querySelectorAll('.turn.assistant')].at(-1)?.querySelector('.text:not(.thoughts .text)')?.textContent ?? ''"
+)
 DONE = "!document.querySelector('.turn.running')"
 
 
@@ -127,10 +129,14 @@ class Chat(PageTest):
         self.assertEqual(self.page.run("document.querySelectorAll('#turns img, #turns b, #turns script').length"), 0)
         # Nor could the page itself: the policy forbids it.
         self.expected = ("TrustedHTML", "Trusted Type", "require-trusted-types-for")
-        self.assertTrue(self.page.run("(() => { try { document.body.innerHTML = '<b>x</b>'; return false; } catch { return true; } })()"))
+        self.assertTrue(
+            self.page.run("(() => { try { document.body.innerHTML = '<b>x</b>'; return false; } catch { return true; } })()")
+        )
 
     def test_the_system_s_text_is_sent(self):
-        asked = self.page.run("(() => { $('system').value = 'Be brief.'; turns = [{role: 'user', text: 'a'}, {role: 'user', text: 'b'}]; return messages(); })()")
+        asked = self.page.run(
+            "(() => { $('system').value = 'Be brief.'; turns = [{role: 'user', text: 'a'}, {role: 'user', text: 'b'}]; return messages(); })()"
+        )
         self.assertEqual(asked, [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a\n\nb"}])
 
     def test_the_conversation_stays_and_the_key_does_not(self):
@@ -205,7 +211,15 @@ class Refusals(PageTest):
         self.assertEqual(self.page.run("document.querySelectorAll('.turn').length"), 2)
 
     def test_too_long(self):
-        words = self.refused(400, {"message": "exceeds the available context size", "type": "exceed_context_size_error", "n_prompt_tokens": 9000, "n_ctx": 8192})
+        words = self.refused(
+            400,
+            {
+                "message": "exceeds the available context size",
+                "type": "exceed_context_size_error",
+                "n_prompt_tokens": 9000,
+                "n_ctx": 8192,
+            },
+        )
         self.assertIn("9,000 tokens, more than the 8,192", words)
 
     def test_a_wrong_value_from_the_server_itself(self):
@@ -229,7 +243,12 @@ class Refusals(PageTest):
         self.assertEqual(self.page.run(ANSWER), "Once")
 
     def test_a_stream_that_breaks_off(self):
-        self.page.fake("/v1/chat/completions", 200, b'data: {"choices":[{"delta":{"content":"Once"}}]}\n\n', {"Content-Type": "text/event-stream"})
+        self.page.fake(
+            "/v1/chat/completions",
+            200,
+            b'data: {"choices":[{"delta":{"content":"Once"}}]}\n\n',
+            {"Content-Type": "text/event-stream"},
+        )
         self.say("hello")
         words = self.page.until("[...document.querySelectorAll('.wrong')].find(e => !e.hidden)?.textContent", 10)
         self.assertIn("lost before the end", words)
@@ -256,9 +275,11 @@ class Looks(PageTest):
     def test_a_phone(self):
         for width in (360, 390, 768):
             self.page.size(width, 740, mobile=True, scale=2)
-            self.ask("An-unbreakable-word-" * 12, max_tokens=12)
+            self.ask("Unbreakable" * 20, max_tokens=12)
             self.assertLessEqual(self.page.run("document.documentElement.scrollWidth"), width)
-            box = self.page.run("(() => { const b = $('send').getBoundingClientRect(); return [b.top >= 0, b.bottom <= innerHeight, b.height]; })()")
+            box = self.page.run(
+                "(() => { const b = $('send').getBoundingClientRect(); return [b.top >= 0, b.bottom <= innerHeight, b.height]; })()"
+            )
             self.assertEqual(box[:2], [True, True], "the button to send cannot be seen")
             self.assertGreaterEqual(box[2], 40)
             self.page.run("openSettings()")
@@ -281,16 +302,40 @@ class Looks(PageTest):
         self.assertIn(("textbox", "System text"), open_names)
 
     def names(self):
-        roles = ("button", "textbox", "spinbutton", "combobox", "dialog", "log", "meter", "image", "img", "region", "complementary")
+        roles = (
+            "button",
+            "textbox",
+            "spinbutton",
+            "combobox",
+            "dialog",
+            "log",
+            "meter",
+            "image",
+            "img",
+            "region",
+            "complementary",
+        )
         self.page.call("Accessibility.enable")
         nodes = self.page.call("Accessibility.getFullAXTree")["nodes"]
-        return [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n.get("ignored") and n["role"]["value"] in roles]
+        return [
+            (n["role"]["value"], n.get("name", {}).get("value", ""))
+            for n in nodes
+            if not n.get("ignored") and n["role"]["value"] in roles
+        ]
 
     def test_contrast_in_light_and_dark(self):
         """WCAG AA: 4.5 between text and ground, 3 between what the picture shows and its ground."""
         ratio = """(a, b) => { const l = c => { const v = colour(c).map(x => x / 255).map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
             return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; }; const [x, y] = [l(a), l(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); }"""
-        pairs = [("ink", "paper"), ("ink", "sheet"), ("ink", "mine"), ("soft", "paper"), ("soft", "sheet"), ("on-accent", "accent"), ("warn", "warn-sheet")]
+        pairs = [
+            ("ink", "paper"),
+            ("ink", "sheet"),
+            ("ink", "mine"),
+            ("soft", "paper"),
+            ("soft", "sheet"),
+            ("on-accent", "accent"),
+            ("warn", "warn-sheet"),
+        ]
         for scheme in ("light", "dark"):
             self.page.scheme(scheme)
             for a, b in pairs:
