@@ -47,7 +47,7 @@ test("openai: stop and seed", async () => {
 });
 
 test("openai: errors", async () => {
-  await assert.rejects(ask({ temperature: 9 }), e => e instanceof OpenAI.BadRequestError && e.type === "invalid_request_error");
+  await assert.rejects(ask({ temperature: -1 }), e => e instanceof OpenAI.BadRequestError && e.type === "invalid_request_error");
   await assert.rejects(ask({ messages: [{ role: "nobody", content: "x" }] }), OpenAI.BadRequestError);
 });
 
@@ -78,7 +78,7 @@ test("vercel: text, stream, usage, finish", async () => {
 });
 
 test("vercel: errors and abort", async () => {
-  await assert.rejects(generateText({ model: vercel, messages, temperature: 9, maxRetries: 0 }), e => APICallError.isInstance(e) && e.statusCode === 400);
+  await assert.rejects(generateText({ model: vercel, messages, temperature: -1, maxRetries: 0 }), e => APICallError.isInstance(e) && e.statusCode === 400);
   const abort = new AbortController();
   const streamed = streamText({ model: vercel, messages: story, maxOutputTokens: 1000, abortSignal: abort.signal, maxRetries: 0 });
   let n = 0;

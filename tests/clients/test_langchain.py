@@ -69,7 +69,7 @@ class LangChain(unittest.TestCase):
 
     def test_errors(self):
         with self.assertRaises(openai.BadRequestError):
-            model(temperature=9).invoke("hi")
+            model(temperature=-1).invoke("hi")
 
 
 class Llm(unittest.TestCase):

@@ -78,7 +78,7 @@ class Ollama(unittest.TestCase):
             (lambda: client.pull("anything"), 501),
             (lambda: client.embed(model=model, input="text"), 501),
             (lambda: client.chat(model=model, messages=[{"role": "nobody", "content": "x"}]), 400),
-            (lambda: chat(temperature=99), 400),
+            (lambda: chat(temperature=-1), 400),
             (lambda: client.chat(model=model, messages=[{"role": "user", "content": "x", "images": [b"\x89PNG"]}]), 501),
         ):
             with self.assertRaises(ollama.ResponseError) as told:

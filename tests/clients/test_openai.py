@@ -150,10 +150,10 @@ class Refusals(unittest.TestCase):
 
     def test_wrong_values_name_the_field(self):
         for field, value in (
-            ("temperature", 9),
+            ("temperature", -1),
             ("temperature", "hot"),
             ("top_p", -1),
-            ("n", 99),
+            ("n", 0),
             ("stop", [1]),
             ("seed", "x"),
             ("max_tokens", -5),
@@ -190,7 +190,7 @@ class Refusals(unittest.TestCase):
         self.assertEqual(told.exception.status_code, 501)
 
     def test_an_error_of_a_stream_comes_before_it(self):
-        self.refused(openai.BadRequestError, stream=True, extra_body={"temperature": 9})
+        self.refused(openai.BadRequestError, stream=True, extra_body={"temperature": -1})
 
 
 class Gone(unittest.TestCase):

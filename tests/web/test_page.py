@@ -223,7 +223,7 @@ class Refusals(PageTest):
         self.assertIn("9,000 tokens, more than the 8,192", words)
 
     def test_a_wrong_value_from_the_server_itself(self):
-        self.settings(temperature=77)
+        self.settings(temperature=-1)
         self.say("hello")
         words = self.page.until("[...document.querySelectorAll('.wrong')].find(e => !e.hidden)?.textContent", 10)
         self.assertIn("temperature", words)
