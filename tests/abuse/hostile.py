@@ -15,15 +15,15 @@ BAD, FAIR, CUT = {400}, {200, 400, 503}, {400, None}
 
 def request(body, path=CHAT, method="POST", kind="application/json", more=()):
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    head = [
-        f"{method} {path} HTTP/1.1",
-        "Host: 127.0.0.1",
-        "Connection: close",
-        f"Content-Type: {kind}",
-        f"Content-Length: {len(raw)}",
-        *more,
-    ]
-    return "\r\n".join(head).encode() + b"\r\n\r\n" + raw
+    return head(method, path, f"Content-Type: {kind}", f"Content-Length: {len(raw)}", "Connection: close", *more) + raw
+
+
+def head(method, path, *lines, host="Host: 127.0.0.1"):
+    return "\r\n".join([f"{method} {path} HTTP/1.1", host, *lines, "", ""]).encode()
+
+
+def user(content, **more):
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": 1, **more}
 
 
 def chat(**fields):
@@ -32,29 +32,14 @@ def chat(**fields):
 
 # A field, and values of the wrong type or out of range: each is 400 and not ignored.
 WRONG = {
-    "messages": [
-        None,
-        "text",
-        5,
-        {},
-        [],
-        [1],
-        [None],
-        [[]],
-        [{}],
-        [{"role": 1, "content": "x"}],
-        [{"role": "user", "content": 5}],
-        [{"role": "user", "content": [{"type": 7}]}],
-        [{"role": "nobody", "content": "x"}],
-        [{"content": "x"}],
-    ],
+    "messages": [None, "text", 5, {}, [], [1], [None], [[]], [{}], [{"role": 1, "content": "x"}], [{"content": "x"}]],
     "temperature": ["hot", [], -1, 1e9, {}],
     "top_p": ["x", -0.5, 2],
     "top_k": ["x", 1.5, []],
     "min_p": ["x", 2, -1],
     "max_tokens": ["x", -7, 1.5, []],
     "seed": ["x", 1.5, []],
-    "stop": [5, [5], [""] * 9 + ["x" * 65] * 9, {}],
+    "stop": [5, [5], ["x" * 65] * 9, {}],
     "n": ["x", 0, 99, -1],
     "stream": ["yes", 5],
     "logprobs": ["x", []],
@@ -62,13 +47,14 @@ WRONG = {
     "presence_penalty": ["x", []],
     "frequency_penalty": [[], "x"],
     "repeat_penalty": ["x", {}],
-    "logit_bias": ["x", 5, [[1]], [["x"]]],
+    "logit_bias": ["x", 5, [[1]]],
     "tools": ["x", 5, [5], [{}] * 65],
     "response_format": ["x", 5, {"type": 5}, {"type": "sound"}],
     "stream_options": [5, "x"],
     "chat_template_kwargs": [5, "x"],
 }
-WRONG["messages"] += [[{"role": "user", "content": [{"type": 7}]}], [{"role": "nobody", "content": "x"}], [{"content": "x"}]]
+WRONG["messages"] += [[{"role": "user", "content": content}] for content in (5, [{"type": 7}], {}, [[]])]
+WRONG["messages"] += [[{"role": "nobody", "content": "x"}]]
 FIELDS = [(name, value) for name, values in WRONG.items() for value in values]
 
 
