@@ -46,7 +46,8 @@ class Arguments(unittest.TestCase):
         self.assertEqual(self.flags("--tools", "all")["--cors-origins"], "localhost")
         self.assertEqual(self.flags("--cors-origins", "http://a")["--cors-origins"], "http://a")
         self.assertNotIn("--no-metrics", self.flags("--metrics"))
-        self.assertEqual(self.flags("--n-predict", "-1")["--max-tokens"], str(adapter.NO_LIMIT))
+        self.assertEqual(self.flags("--n-predict", "-1")["--max-tokens"], "-1")
+        self.assertEqual(self.flags()["--max-tokens"], "-1")
         self.assertEqual(self.flags("-ctk", "q8_0")["--k-type"], "q8_0")
 
     def test_templates(self):
