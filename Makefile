@@ -17,7 +17,7 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help need-build need-tests need-arm need-all need-deb build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer peer-files plans scorecard results arm-cost cross-image cross-build cross-test man deb deb-arm test-deb test-deb-arm clean
+.PHONY: help need-build need-tests need-arm need-all need-deb build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer peer-files plans scorecard results arm-cost cross-image cross-build cross-test man deb deb-arm test-deb test-deb-arm test-boot clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -139,6 +139,9 @@ test-deb: deb model ## the package for this machine: contents, lintian, unit, pa
 
 test-deb-arm: deb-arm ## likewise the package for a Raspberry Pi
 	deploy/test-deb $(DEB)_arm64.deb $(PAGES)
+
+test-boot: deb model ## the service of the package under a real systemd, in namespaces of its own (root)
+	deploy/test-boot $(DEB)_$$(dpkg --print-architecture).deb models/smollm2-135m-instruct-q4_1.gguf
 
 clean: ## remove what was built (models stay)
 	rm -rf target target-arm target-cross

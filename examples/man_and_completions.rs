@@ -26,7 +26,7 @@ fn section(page: &mut dyn Write, title: &str, paragraphs: &[(&str, &str)]) -> io
 
 /// What holds for the service alone.
 fn of_serve(page: &mut dyn Write) -> io::Result<()> {
-    let signals = "No more connections are taken, answers under way have --stop-wait seconds, then the server ends. A second one ends it at once.";
+    let signals = "No more connections are taken, answers under way have --stop-wait seconds, then the server ends with 0. A second one ends it at once.";
     section(page, "SIGNALS", &[("SIGTERM, SIGINT", signals)])?;
     let notify = "As systemd sets them (sd_notify(3)): the server says when it is ready, when it stops, and between passes that it is alive.";
     section(page, "SERVICE MANAGER", &[("NOTIFY_SOCKET, WATCHDOG_USEC", notify)])?;
@@ -37,8 +37,26 @@ fn of_serve(page: &mut dyn Write) -> io::Result<()> {
     section(page, "FILES", &files)
 }
 
+/// Stands for a line break while a page is made; no help text has it.
+const BREAK: char = '\u{2028}';
+
+/// The same command; what its help texts break into lines, such as tables, stays so.
+fn with_breaks(command: Command) -> Command {
+    let help = |arg: clap::Arg| match arg.get_help().map(ToString::to_string) {
+        Some(text) if text.contains('\n') => arg.help(text.replace('\n', &BREAK.to_string())),
+        _ => arg,
+    };
+    command.mut_args(help).mut_subcommands(with_breaks)
+}
+
+/// What the pages must not have: a break around an empty line, which is one already, and characters that not every roff reads.
+fn tidied(page: &[u8]) -> String {
+    let text = String::from_utf8_lossy(page).replace(".br\n\n.br\n", ".sp\n").replace(BREAK, "\n.br\n\\&");
+    text.chars().map(|c| if c.is_ascii() { c.to_string() } else { format!("\\[u{:04X}]", c as u32) }).collect()
+}
+
 /// One page, in the order that man-pages(7) gives the sections.
-fn page(command: &Command, root: &Command, date: &str) -> io::Result<Vec<u8>> {
+fn page(command: &Command, root: &Command, date: &str) -> io::Result<String> {
     let name = command.get_display_name().unwrap_or(command.get_name());
     let source = format!("{} {}", root.get_name(), root.get_version().unwrap_or_default());
     let man = Man::new(command.clone()).title(name.to_uppercase()).date(date).source(source).manual(MANUAL);
@@ -71,7 +89,7 @@ fn page(command: &Command, root: &Command, date: &str) -> io::Result<Vec<u8>> {
     ];
     section(&mut page, "ENVIRONMENT", &variables)?;
     see_also(&mut page, command, root)?;
-    Ok(page)
+    Ok(tidied(&page))
 }
 
 /// The pages beside this one: the root's from all others, and those of the service from each other.
@@ -119,7 +137,7 @@ fn write(folder: &Path, date: &str) -> io::Result<()> {
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         clap_complete::generate_to(shell, &mut root, "lowkey", &completions)?;
     }
-    let mut root = lowkey::cli::command().disable_help_subcommand(true);
+    let mut root = with_breaks(lowkey::cli::command().disable_help_subcommand(true));
     root.build();
     pages(&root, &root, &manual, date)
 }
