@@ -43,6 +43,11 @@ impl ShortConvs {
         self.state.fill(0.0);
     }
 
+    /// What the stream must remember.
+    pub fn state_mut(&mut self) -> &mut [f32] {
+        &mut self.state
+    }
+
     /// Mixes the tokens of `acts` with those before them in the `nth` of the layers with a convolution: `out` = `[n_tok][n_embd]`.
     pub fn mix(
         &mut self,

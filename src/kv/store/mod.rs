@@ -11,6 +11,7 @@
 mod compress;
 mod key_rounding;
 mod renumber;
+pub mod saved;
 mod sink_row;
 pub mod step;
 
