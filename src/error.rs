@@ -41,6 +41,8 @@ settings! {
     Template "the chat template", Temp "the temperature", TopP "top-p", MinP "min-p", RepeatPenalty "the repeat penalty",
     RepeatLastN "the window of the repeat penalty", File "the text", Lengths "the prompt lengths", Plot "the picture",
     Pack "the packing", PackAnew "the packing anew", PackCheck "the check of the pack",
+    PresencePenalty "the presence penalty", FrequencyPenalty "the frequency penalty",
+    Streams "the number of streams", Ctx "the context",
 }
 
 impl From<&'static str> for Setting {

@@ -1,7 +1,7 @@
 //! lowkey: large language models on small ARM boards, in a memory that the owner sets and that never grows.
 //!
 //! The rooms, lowest first; a room imports only rooms above it in this list (a test checks it).
-//! Start reading at `model/forward.rs`; `docs/architecture.md` draws the house.
+//! Start reading at `model/forward.rs`; `docs/design.md` draws the house.
 #![deny(unsafe_code)]
 
 pub mod cli;

@@ -102,6 +102,7 @@ impl SessionArgs {
     pub fn params(&self, n_logits: usize) -> SessionParams {
         let (k_type, v_type) = self.kv_types();
         SessionParams {
+            n_streams: 1,
             k_type,
             v_type,
             n_stream: None,
@@ -156,7 +157,13 @@ pub struct SampleArgs {
     /// Divide the logits of recent tokens by this (multiply if negative); 1 for none
     #[arg(long, value_name = "R", default_value = "1.0")]
     pub repeat_penalty: f32,
-    /// How many recent tokens --repeat-penalty looks at; -1 for as many as the model was trained for
+    /// Subtract this from the logits of recent tokens
+    #[arg(long, value_name = "P", default_value = "0.0")]
+    pub presence_penalty: f32,
+    /// Subtract this from the logits of recent tokens for each time that they occur
+    #[arg(long, value_name = "P", default_value = "0.0")]
+    pub frequency_penalty: f32,
+    /// How many recent tokens the penalties look at; -1 for as many as the model was trained for
     #[arg(long, value_name = "N", default_value = "64")]
     pub repeat_last_n: OrMinusOne<usize>,
 }
@@ -171,6 +178,8 @@ impl SampleArgs {
             top_p: self.top_p,
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
             repeat_last_n: self.repeat_last_n.0.unwrap_or(n_ctx),
             seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(clock),
         }

@@ -10,7 +10,7 @@ use crate::mem::arena::Arena;
 use crate::units::{Bytes, percent};
 
 /// Types of keys and of values that are tried where the user names none, the most exact first. What each costs in perplexity
-/// is in docs/kv-cache.md.
+/// is in docs/policies.md.
 const CHOICE: [(KvType, KvType); 7] = [
     (KvType::F16, KvType::F16),
     (KvType::Q8_0, KvType::Q8_0),

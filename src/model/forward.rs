@@ -4,7 +4,8 @@ use crate::error::{Error, Result};
 use crate::gguf::quant::dequantize_row;
 use crate::kv::{AttnLayer, KvCache};
 
-use super::mixers::Pass;
+use super::mixers::{Part, Pass};
+use super::shortconv::ConvState;
 use super::weights::Mixer;
 
 pub use super::{Machine, Model};
@@ -14,36 +15,55 @@ pub use super::{Machine, Model};
 pub enum Logits {
     /// More of the prompt follows.
     None,
+    /// That of the last token of the last lane.
     Last,
     All,
 }
 
-/// Takes `tokens` (at most a batch of them) into the cache and returns the wanted rows of logits, `[rows][n_vocab]`.
-pub fn forward<'a>(
-    model: &Model,
-    machine: &'a mut Machine,
-    cache: &mut KvCache,
-    tokens: &[u32],
-    wanted: Logits,
-) -> Result<&'a [f32]> {
-    forward_watched(model, machine, cache, tokens, wanted, |_, _, _| ())
+/// Streams that have a part in one pass at most.
+pub const MAX_LANES: usize = 64;
+
+/// What a stream brings to a pass: its memory, and the tokens that follow in it.
+pub struct Lane<'a> {
+    pub cache: &'a mut KvCache,
+    pub convs: Option<&'a mut ConvState>,
+    pub tokens: &'a [u32],
 }
 
-/// `forward`, with an eye on attention: `watch` is shown the cache of each layer that has one once the batch is committed, not yet counted as
-/// live, and the batch's scaled queries, `[n_tok][q_dim]`, in the basis of the keys. The normal pass is compiled without it.
-pub fn forward_watched<'a>(
+/// Takes the tokens of `lanes` into their streams and returns the wanted rows of logits, `[rows][n_vocab]`. The lanes share the
+/// weights that are read, and nothing else: what comes out for one does not depend on the others.
+pub fn forward<'a, 'l>(
     model: &Model,
     machine: &'a mut Machine,
-    cache: &mut KvCache,
-    tokens: &[u32],
+    lanes: impl IntoIterator<Item = Lane<'l>>,
+    wanted: Logits,
+) -> Result<&'a [f32]> {
+    forward_watched(model, machine, lanes, wanted, |_, _, _| ())
+}
+
+/// `forward`, with an eye on the attention of the first lane: `watch` is shown the cache of each layer that has one once the batch is
+/// committed, not yet counted as live, and the batch's scaled queries, `[n_tok][q_dim]`, in the basis of the keys. The normal pass is
+/// compiled without it.
+pub fn forward_watched<'a, 'l>(
+    model: &Model,
+    machine: &'a mut Machine,
+    lanes: impl IntoIterator<Item = Lane<'l>>,
     wanted: Logits,
     mut watch: impl FnMut(AttnLayer, &KvCache, &[f32]),
 ) -> Result<&'a [f32]> {
-    let n_tok = tokens.len();
-    let mut step = cache.begin(n_tok, &mut machine.pool, &mut machine.scratch.cache, &model.ropes)?;
-    embed(model, tokens, &mut machine.scratch.x)?;
+    let mut parts: [Option<Part>; MAX_LANES] = [const { None }; MAX_LANES];
+    let (mut n_tok, mut n_lane) = (0, 0);
+    for Lane { cache, convs, tokens } in lanes {
+        let (rows, n_embd) = (n_tok..n_tok + tokens.len(), model.config.n_embd);
+        let step = cache.begin(rows.len(), &mut machine.pool, &mut machine.scratch.cache, &model.ropes)?;
+        embed(model, tokens, &mut machine.scratch.x[rows.start * n_embd..rows.end * n_embd])?;
+        machine.scratch.angles.set(&model.ropes, rows.clone(), step.cache().next_pos());
+        n_tok = rows.end;
+        parts[n_lane] = Some(Part { rows, step, convs });
+        n_lane += 1;
+    }
+    let parts = &mut parts[..n_lane];
     machine.guard.always(&machine.scratch.x[..n_tok * model.config.n_embd]);
-    machine.scratch.angles.set(&model.ropes, step.cache().next_pos(), n_tok);
     let mut pass = Pass::new(model, machine, n_tok);
     // Layers with keys and values, and those with a convolution, are each counted by themselves.
     let (mut attn, mut n_conv) = (AttnLayer(0), 0);
@@ -51,12 +71,14 @@ pub fn forward_watched<'a>(
     for (i, layer) in model.weights.layers.iter().enumerate() {
         match &layer.mixer {
             Mixer::Attention(mixer) => {
-                pass.attention(layer, mixer, attn, &mut step);
-                watch(attn, step.cache(), pass.queries());
+                pass.attention(layer, mixer, attn, parts);
+                if let Some(Some(part)) = parts.first() {
+                    watch(attn, part.step.cache(), pass.queries(&part.rows));
+                }
                 attn.0 += 1;
             }
             Mixer::Conv(conv) => {
-                pass.convolution(layer, conv, n_conv);
+                pass.convolution(layer, conv, n_conv, parts);
                 n_conv += 1;
             }
         }
@@ -70,7 +92,7 @@ pub fn forward_watched<'a>(
         pass.mixer_output(layer, first);
         pass.feed_forward(layer, first);
     }
-    step.finish();
+    parts.iter_mut().filter_map(Option::take).for_each(|part| part.step.finish());
     match wanted {
         Logits::None => pass.end(),
         Logits::Last => pass.logits(n_tok - 1),

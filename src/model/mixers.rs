@@ -1,6 +1,8 @@
 //! The parts of a pass: attention, a short convolution, the feed-forward network, logits. By far the most time is spent in
 //! `Kernels::matmul`, and in a long context in the step's attention.
 
+use std::ops::Range;
+
 use crate::error::Result;
 use crate::kernels::{Kernels, Product};
 use crate::kv::AttnLayer;
@@ -12,8 +14,16 @@ use crate::mem::pool::Pool;
 use super::config::Config;
 use super::guard::Guard;
 use super::scratch::Scratch;
+use super::shortconv::ConvState;
 use super::weights::{Attention, Conv, Files, Layer, Weights};
 use super::{Machine, Model};
+
+/// The part of one stream in a pass: the rows that are its tokens, and its memory.
+pub struct Part<'a> {
+    pub rows: Range<usize>,
+    pub step: Step<'a>,
+    pub convs: Option<&'a mut ConvState>,
+}
 
 /// A pass of `n_tok` tokens: where weights come from, and where the results stand.
 pub struct Pass<'m, 'a> {
@@ -33,13 +43,13 @@ impl<'m, 'a> Pass<'m, 'a> {
         Pass { model, c: &model.config, file: model.files(*kernels), kernels: *kernels, pool, s, guard, n_tok }
     }
 
-    /// The scaled queries of the latest attention, `[n_tok][q_dim]`.
-    pub fn queries(&self) -> &[f32] {
-        &self.s.q[..self.n_tok * self.c.q_dim()]
+    /// The scaled queries of the latest attention, `[rows][q_dim]`.
+    pub fn queries(&self, rows: &Range<usize>) -> &[f32] {
+        &self.s.q[rows.start * self.c.q_dim()..rows.end * self.c.q_dim()]
     }
 
     /// `mixed` = what each token gathers from those before it and itself.
-    pub fn attention(&mut self, layer: &Layer, w: &Attention, attn: AttnLayer, step: &mut Step) {
+    pub fn attention(&mut self, layer: &Layer, w: &Attention, attn: AttnLayer, parts: &mut [Option<Part>]) {
         let Pass { c, ref file, kernels, ref mut pool, ref mut s, n_tok, .. } = *self;
         let (x, x_norm) = (&s.x[..n_tok * c.n_embd], &mut s.x_norm[..n_tok * c.n_embd]);
         rms_norm(kernels, pool, x, &layer.attn_norm, c.rms_eps, x_norm);
@@ -65,22 +75,30 @@ impl<'m, 'a> Pass<'m, 'a> {
             norm_heads(kernels, pool, q, c.q_dim(), q_norm, c.rms_eps);
             norm_heads(kernels, pool, k, c.kv_dim(), k_norm, c.rms_eps);
         }
-        let rated = step.rate(attn, pool, kernels, k, v);
-        s.angles.turn(&self.model.ropes, attn, q, c.q_dim(), c.head_dim);
-        s.angles.turn(&self.model.ropes, attn, k, c.kv_dim(), c.head_dim);
-        q.iter_mut().for_each(|q| *q *= c.q_scale);
-        rated.take(pool, q, k, v).attend(pool, &mut s.attend, q, &mut s.mixed[..n_tok * c.q_dim()]);
+        for Part { rows, step, .. } in parts.iter_mut().flatten() {
+            let of = |dim: usize| rows.start * dim..rows.end * dim;
+            let (q, k, v) = (&mut q[of(c.q_dim())], &mut k[of(c.kv_dim())], &v[of(c.kv_dim())]);
+            let rated = step.rate(attn, pool, kernels, k, v);
+            s.angles.turn(&self.model.ropes, attn, rows.start, q, c.q_dim(), c.head_dim);
+            s.angles.turn(&self.model.ropes, attn, rows.start, k, c.kv_dim(), c.head_dim);
+            q.iter_mut().for_each(|q| *q *= c.q_scale);
+            rated.take(pool, q, k, v).attend(pool, &mut s.attend, q, &mut s.mixed[of(c.q_dim())]);
+        }
     }
 
     /// `mixed` = what the `nth` convolution makes of each token and the few before it.
-    pub fn convolution(&mut self, layer: &Layer, conv: &Conv, nth: usize) {
+    pub fn convolution(&mut self, layer: &Layer, conv: &Conv, nth: usize, parts: &mut [Option<Part>]) {
         let Pass { c, ref file, kernels, ref mut pool, ref mut s, n_tok, .. } = *self;
         let (x, x_norm) = (&s.x[..n_tok * c.n_embd], &mut s.x_norm[..n_tok * c.n_embd]);
         rms_norm(kernels, pool, x, &layer.attn_norm, c.rms_eps, x_norm);
         let acts = kernels.quantize(pool, x_norm, c.n_embd, &mut s.acts);
         let convs = s.convs.as_mut().expect("carved for a model with convolutions");
+        convs.enter(conv, (kernels, file), (pool, &mut s.tiles), acts);
         let mixed = &mut s.mixed[..n_tok * c.q_dim()];
-        convs.mix((conv, nth), (kernels, file), (pool, &mut s.tiles), acts, mixed);
+        for Part { rows, convs: state, .. } in parts.iter_mut().flatten() {
+            let state = state.as_deref_mut().expect("carved for a stream of such a model");
+            convs.mix((conv, nth), state, rows.start, pool, &mut mixed[rows.start * c.q_dim()..rows.end * c.q_dim()]);
+        }
         self.guard.see(mixed, c.q_dim());
     }
 

@@ -2,6 +2,8 @@
 //! `position * base^(-2i / n_rot)`. Plain multiplications and additions, the same on every CPU; sines and cosines from
 //! the crate libm in f64, so that they too do not depend on the platform.
 
+use std::ops::Range;
+
 use crate::kernels::RopeOrder;
 use crate::kv::{AttnLayer, Pos, Rotary};
 use crate::mem::arena::{Arena, Buf};
@@ -151,29 +153,31 @@ impl Rope {
     }
 }
 
-/// Cosines and sines of the positions of a batch, times the magnitude: `[n_batch][n_rot]` for each rope there is.
+/// Cosines and sines of the positions of a pass, times the magnitude: `[n_rows][n_rot]` for each rope there is.
 pub struct Angles(Vec<Buf<f32>>);
 
 impl Angles {
-    pub fn carve(arena: &mut Arena, config: &Config, n_batch: usize) -> Self {
+    pub fn carve(arena: &mut Arena, config: &Config, n_rows: usize) -> Self {
         let ropes = [Some(&config.rope), config.local_rope.as_ref()].into_iter().flatten();
-        Angles(ropes.map(|rope| arena.carve(n_batch * rope.n_rot)).collect())
+        Angles(ropes.map(|rope| arena.carve(n_rows * rope.n_rot)).collect())
     }
 
-    pub fn set(&mut self, ropes: &Ropes, first: Pos, n_tok: usize) {
+    /// Those of the rows `rows`, whose positions begin with `first`.
+    pub fn set(&mut self, ropes: &Ropes, rows: Range<usize>, first: Pos) {
         for (all, rope) in self.0.iter_mut().zip(&ropes.ropes) {
-            for (t, angles) in all.chunks_exact_mut(rope.n_rot).take(n_tok).enumerate() {
+            for (t, angles) in all.chunks_exact_mut(rope.n_rot).skip(rows.start).take(rows.len()).enumerate() {
                 rope.angles(i64::from(first) + t as i64, angles);
                 angles.iter_mut().for_each(|a| *a *= rope.magnitude);
             }
         }
     }
 
-    /// Turns every head of every token of `x` = `[n_tok][n_head * head_dim]` as the layer does, if it does.
-    pub fn turn(&self, ropes: &Ropes, layer: AttnLayer, x: &mut [f32], row: usize, head_dim: usize) {
+    /// Turns every head of every token of `x` = `[rows][n_head * head_dim]`, which are those of the pass from `first` on, as the layer
+    /// does, if it does.
+    pub fn turn(&self, ropes: &Ropes, layer: AttnLayer, first: usize, x: &mut [f32], row: usize, head_dim: usize) {
         let Some(i) = ropes.of[layer.0] else { return };
         let (rope, angles) = (&ropes.ropes[i], &self.0[i]);
-        for (token, angles) in x.chunks_exact_mut(row).zip(angles.chunks_exact(rope.n_rot)) {
+        for (token, angles) in x.chunks_exact_mut(row).zip(angles.chunks_exact(rope.n_rot).skip(first)) {
             for head in token.chunks_exact_mut(head_dim) {
                 rope.turn(head, angles);
             }

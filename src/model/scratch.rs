@@ -1,4 +1,4 @@
-//! Every buffer of the forward pass, carved at start. Shapes are for a whole batch; a single token uses the first row.
+//! Every buffer of the forward pass, carved at start. Shapes are for the largest pass; a single token uses the first row.
 
 use crate::kernels::{ActBuf, Kernels, tile_bytes};
 use crate::kv::KvShape;
@@ -16,6 +16,8 @@ use super::shortconv::ShortConvs;
 pub struct ScratchShape {
     pub kv: KvShape,
     pub n_slot: usize,
+    /// Tokens of a pass at most: a batch of one stream, or a token of each.
+    pub n_rows: usize,
     pub n_threads: usize,
     /// Rows of logits that may be asked for at once.
     pub n_logits: usize,
@@ -27,38 +29,36 @@ pub struct ScratchShape {
 }
 
 pub struct Scratch {
-    pub x: Buf<f32>,      // [n_batch][n_embd] the residual stream
-    pub x_norm: Buf<f32>, // [n_batch][n_embd]
-    pub q: Buf<f32>,      // [n_batch][q_dim]
-    pub k: Buf<f32>,      // [n_batch][kv_dim]
-    pub v: Buf<f32>,      // [n_batch][kv_dim]
-    pub mixed: Buf<f32>,  // [n_batch][q_dim] what attention gives, or a convolution
-    pub proj: Buf<f32>,   // [n_batch][n_embd] what attention or the FFN adds to x
-    pub gate: Buf<f32>,   // [n_batch][n_ff]
-    pub up: Buf<f32>,     // [n_batch][n_ff]
-    pub acts: ActBuf,     // [n_batch][max_cols] quantised
-    pub angles: Angles,   // [n_batch][n_rot], of each rope
+    pub x: Buf<f32>,      // [n_rows][n_embd] the residual stream
+    pub x_norm: Buf<f32>, // [n_rows][n_embd]
+    pub q: Buf<f32>,      // [n_rows][q_dim]
+    pub k: Buf<f32>,      // [n_rows][kv_dim]
+    pub v: Buf<f32>,      // [n_rows][kv_dim]
+    pub mixed: Buf<f32>,  // [n_rows][q_dim] what attention gives, or a convolution
+    pub proj: Buf<f32>,   // [n_rows][n_embd] what attention or the FFN adds to x
+    pub gate: Buf<f32>,   // [n_rows][n_ff]
+    pub up: Buf<f32>,     // [n_rows][n_ff]
+    pub acts: ActBuf,     // [n_rows][max_cols] quantised
+    pub angles: Angles,   // [n_rows][n_rot], of each rope
     pub logits: Buf<f32>, // [n_logits][n_vocab]
     pub tiles: Vec<Buf<u8>>,
     pub attend: AttendScratch,
     pub cache: Vec<KvScratch>,
-    /// With what convolutions remember of the stream.
     pub convs: Option<ShortConvs>,
 }
 
 impl Scratch {
     pub fn carve(arena: &mut Arena, c: &Config, s: &ScratchShape) -> Scratch {
-        let &ScratchShape { kv, n_slot, n_threads, kernels, .. } = s;
-        let n_batch = kv.n_batch;
+        let &ScratchShape { kv, n_slot, n_rows, n_threads, kernels, .. } = s;
         arena.begin_part("activations");
-        let mut rows = |n: usize| arena.carve(n_batch * n);
+        let mut rows = |n: usize| arena.carve(n_rows * n);
         let [x, x_norm, proj] = [c.n_embd; 3].map(&mut rows);
         let [q, mixed] = [c.q_dim(); 2].map(&mut rows);
         let [k, v] = [c.kv_dim(); 2].map(&mut rows);
         let [gate, up] = [c.n_ff; 2].map(&mut rows);
-        let angles = Angles::carve(arena, c, n_batch);
+        let angles = Angles::carve(arena, c, n_rows);
         arena.begin_part("quantised activations");
-        let acts = ActBuf::carve(kernels, arena, n_batch, c.max_cols(), s.has_halves);
+        let acts = ActBuf::carve(kernels, arena, n_rows, c.max_cols(), s.has_halves);
         arena.begin_part("logits");
         let logits = arena.carve(s.n_logits * c.n_vocab);
         arena.begin_part("weight tiles");
@@ -67,7 +67,7 @@ impl Scratch {
         let (n_q, soft_cap) = (c.n_head / c.n_head_kv, c.soft_caps.map_or(0.0, |caps| caps.scores));
         let attend = AttendScratch::carve(arena, AttendShape { kv, n_slot, n_threads, n_q, kernels, soft_cap });
         let cache = (0..n_threads).map(|_| KvScratch::carve(arena, n_slot, c.head_dim)).collect();
-        let convs = ShortConvs::carve(arena, c, n_batch);
+        let convs = ShortConvs::carve(arena, c, n_rows);
         Scratch { x, x_norm, q, k, v, mixed, proj, gate, up, acts, angles, logits, tiles, attend, cache, convs }
     }
 

@@ -17,62 +17,81 @@ use crate::mem::pool::Pool;
 use super::config::Config;
 use super::weights::{Conv, Files};
 
-pub struct ShortConvs {
-    n_embd: usize,
-    n_tap: usize,
-    /// Of the stream: `[n_conv_layer][n_tap - 1][n_embd]`, the newest last.
-    state: Buf<f32>,
-    gate_in: Buf<f32>,  // [n_batch][n_embd]
-    gate_out: Buf<f32>, // [n_batch][n_embd]
-    rows: Buf<f32>,     // [n_tap - 1 + n_batch][n_embd]: the state, then what the batch puts in
-}
+/// What a stream remembers of its convolutions: `[n_conv_layer][n_tap - 1][n_embd]`, the newest last.
+pub struct ConvState(Buf<f32>);
 
-impl ShortConvs {
+impl ConvState {
     /// `None` for a model without convolutions.
-    pub fn carve(arena: &mut Arena, c: &Config, n_batch: usize) -> Option<ShortConvs> {
-        let (n_tap, n_embd) = (c.conv.as_ref()?.n_tap, c.n_embd);
+    pub fn carve(arena: &mut Arena, c: &Config) -> Option<ConvState> {
+        let n_tap = c.conv.as_ref()?.n_tap;
         arena.begin_part("convolution state");
-        let state = arena.carve(c.n_conv_layer() * (n_tap - 1) * n_embd);
-        arena.begin_part("convolution scratch");
-        let [gate_in, gate_out] = [(); 2].map(|()| arena.carve(n_batch * n_embd));
-        Some(ShortConvs { n_embd, n_tap, state, gate_in, gate_out, rows: arena.carve((n_tap - 1 + n_batch) * n_embd) })
+        Some(ConvState(arena.carve(c.n_conv_layer() * (n_tap - 1) * c.n_embd)))
     }
 
     /// Forgets the stream.
     pub fn clear(&mut self) {
-        self.state.fill(0.0);
+        self.0.fill(0.0);
     }
 
-    /// What the stream must remember.
-    pub fn state_mut(&mut self) -> &mut [f32] {
-        &mut self.state
+    pub fn numbers(&self) -> &[f32] {
+        &self.0
     }
 
-    /// Mixes the tokens of `acts` with those before them in the `nth` of the layers with a convolution: `out` = `[n_tok][n_embd]`.
-    pub fn mix(
+    pub fn numbers_mut(&mut self) -> &mut [f32] {
+        &mut self.0
+    }
+}
+
+/// Where a convolution computes.
+pub struct ShortConvs {
+    n_embd: usize,
+    n_tap: usize,
+    gate_in: Buf<f32>,  // [n_rows][n_embd]
+    gate_out: Buf<f32>, // [n_rows][n_embd]
+    entering: Buf<f32>, // [n_rows][n_embd]
+}
+
+impl ShortConvs {
+    /// `None` for a model without convolutions.
+    pub fn carve(arena: &mut Arena, c: &Config, n_rows: usize) -> Option<ShortConvs> {
+        let (n_tap, n_embd) = (c.conv.as_ref()?.n_tap, c.n_embd);
+        arena.begin_part("convolution scratch");
+        let [gate_in, gate_out, entering] = [(); 3].map(|()| arena.carve(n_rows * n_embd));
+        Some(ShortConvs { n_embd, n_tap, gate_in, gate_out, entering })
+    }
+
+    /// The gates of the tokens of `acts`, and what enters the convolution.
+    pub fn enter(
         &mut self,
-        (conv, nth): (&Conv, usize),
+        conv: &Conv,
         (kernels, file): (Kernels, &Files),
         (pool, tiles): (&mut Pool, &mut [Buf<u8>]),
         acts: Acts<'_>,
-        out: &mut [f32],
     ) {
-        let ShortConvs { n_embd, n_tap, .. } = *self;
-        let (n, past) = (out.len(), (n_tap - 1) * n_embd);
-        let (gate_in, gate_out) = (&mut self.gate_in[..n], &mut self.gate_out[..n]);
-        let state = &mut self.state[nth * past..][..past];
-        let (before, entering) = self.rows[..past + n].split_at_mut(past);
+        let n = acts.n_tok * self.n_embd;
+        let (gate_in, gate_out, entering) = (&mut self.gate_in[..n], &mut self.gate_out[..n], &mut self.entering[..n]);
         let products = &mut [
             Product { w: conv.gate_in.in_file(file), out: &mut *gate_in },
             Product { w: conv.gate_out.in_file(file), out: &mut *gate_out },
             Product { w: conv.input.in_file(file), out: &mut *entering },
         ];
         kernels.matmul(pool, tiles, acts, products);
-        before.copy_from_slice(state);
         entering.iter_mut().zip(&*gate_in).for_each(|(x, gate)| *x *= gate);
-        let (rows, gate_out) = (&self.rows[..past + n], &self.gate_out[..n]);
+    }
+
+    /// Mixes the tokens of one stream, which entered as the rows from `first` on, with those before them in the `nth` of the layers
+    /// with a convolution: `out` = `[n_tok][n_embd]`.
+    pub fn mix(&self, (conv, nth): (&Conv, usize), state: &mut ConvState, first: usize, pool: &mut Pool, out: &mut [f32]) {
+        let ShortConvs { n_embd, n_tap, .. } = *self;
+        let past = (n_tap - 1) * n_embd;
+        let state = &mut state.0[nth * past..][..past];
+        let (entering, gate_out) = (&self.entering[first * n_embd..][..out.len()], &self.gate_out[first * n_embd..]);
+        let before = &*state;
         pool.for_chunks(out, n_embd, |t, out| {
-            let row = |i: usize| &rows[(t + i) * n_embd..][..n_embd];
+            let row = |i: usize| match (t + i).checked_sub(n_tap - 1) {
+                Some(entered) => &entering[entered * n_embd..][..n_embd],
+                None => &before[(t + i) * n_embd..][..n_embd],
+            };
             let tap = |i: usize| &conv.taps[i * n_embd..][..n_embd];
             out.iter_mut().zip(row(0)).zip(tap(0)).for_each(|((out, x), tap)| *out = x * tap);
             for i in 1..n_tap {
@@ -80,6 +99,8 @@ impl ShortConvs {
             }
             out.iter_mut().zip(&gate_out[t * n_embd..]).for_each(|(out, gate)| *out *= gate);
         });
-        state.copy_from_slice(&rows[n..]);
+        let kept = past.saturating_sub(entering.len());
+        state.copy_within(past - kept.., 0);
+        state[kept..].copy_from_slice(&entering[entering.len() - (past - kept)..]);
     }
 }

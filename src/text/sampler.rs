@@ -1,6 +1,6 @@
-//! Chooses the next token from the logits: repeat penalty, top-k, top-p, min-p, temperature, then one draw, in llama.cpp's order.
+//! Chooses the next token from the logits: bias, penalties, top-k, top-p, min-p, temperature, then one draw, in llama.cpp's order.
 //!
-//! All buffers are made by `Sampler::new` and never grow; `sample` and `accept` allocate nothing. The draw depends on the seed and
+//! All buffers are made by `Sampler::new` and never grow; `begin`, `sample` and `accept` allocate nothing. The draw depends on the seed and
 //! the logits alone: the generator is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) and the exponential comes from `libm`, so every
 //! platform chooses the same token. A logit that is not a number is never chosen; when no logit is a number, that is an error.
 
@@ -20,14 +20,27 @@ pub struct SamplerParams {
     pub min_p: f32,
     /// Logits of recent tokens are divided by this when positive and multiplied when negative; 1 for none.
     pub repeat_penalty: f32,
-    /// How many recent tokens the penalty looks at; 0 for none.
+    /// What a recent token's logit loses once, and for each time that it occurs; 0 for nothing.
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    /// How many recent tokens the penalties look at; 0 for none.
     pub repeat_last_n: usize,
     pub seed: u64,
 }
 
 impl Default for SamplerParams {
     fn default() -> Self {
-        SamplerParams { temp: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, repeat_penalty: 1.0, repeat_last_n: 64, seed: 0 }
+        SamplerParams {
+            temp: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repeat_last_n: 64,
+            seed: 0,
+        }
     }
 }
 
@@ -42,10 +55,19 @@ impl SamplerParams {
         check(Setting::MinP, (0.0..=1.0).contains(&self.min_p), self.min_p, "a number from 0 to 1, 0 for no limit")?;
         let penalty = self.repeat_penalty;
         check(Setting::RepeatPenalty, penalty.is_finite() && penalty > 0.0, penalty, "a number above 0, 1 for no penalty")?;
+        for (setting, penalty) in
+            [(Setting::PresencePenalty, self.presence_penalty), (Setting::FrequencyPenalty, self.frequency_penalty)]
+        {
+            check(setting, penalty.is_finite(), penalty, "a number, 0 for no penalty")?;
+        }
         if self.repeat_last_n > MAX_LAST_N {
             return Err(Error::usage(Setting::RepeatLastN, format!("{} is too many: at most {MAX_LAST_N}", self.repeat_last_n)));
         }
         Ok(())
+    }
+
+    fn penalises(&self) -> bool {
+        self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 
@@ -68,22 +90,27 @@ pub struct Sampler {
     n_vocab: usize,
     /// Room for every token of the vocabulary.
     candidates: Vec<Candidate>,
-    /// Ring of the tokens last accepted, `recent[..recent_len]` in use.
+    /// Ring of the tokens last accepted, `recent[..recent_len]` in use; as long as the window of the penalties may be.
     recent: Box<[u32]>,
+    /// The same tokens sorted, while they are counted.
+    sorted: Box<[u32]>,
     recent_len: usize,
     recent_next: usize,
     rng: SplitMix64,
 }
 
 impl Sampler {
+    /// `params.repeat_last_n` is the longest window that `begin` may ask for.
     pub fn new(params: SamplerParams, n_vocab: usize) -> Result<Self> {
         params.validate()?;
+        let window = || vec![u32::MAX; params.repeat_last_n].into_boxed_slice();
         Ok(Sampler {
             params,
             n_vocab,
             // Written once, so that the pages are resident from the start.
             candidates: vec![Candidate { id: u32::MAX, logit: f32::NAN }; n_vocab],
-            recent: vec![u32::MAX; params.repeat_last_n].into_boxed_slice(),
+            recent: window(),
+            sorted: window(),
             recent_len: 0,
             recent_next: 0,
             rng: SplitMix64(params.seed),
@@ -92,7 +119,7 @@ impl Sampler {
 
     /// Bytes of the buffers that `new` makes.
     pub fn bytes(n_vocab: usize, repeat_last_n: usize) -> usize {
-        n_vocab * size_of::<Candidate>() + repeat_last_n * size_of::<u32>()
+        n_vocab * size_of::<Candidate>() + 2 * repeat_last_n * size_of::<u32>()
     }
 
     pub fn params(&self) -> &SamplerParams {
@@ -105,23 +132,46 @@ impl Sampler {
         self.rng = SplitMix64(self.params.seed);
     }
 
-    /// A token of the stream, of the prompt too, that the repeat penalty shall know of.
+    /// As a new sampler of these parameters, which have been validated; a window longer than that of `new` is cut to it.
+    pub fn begin(&mut self, params: &SamplerParams) {
+        self.params = SamplerParams { repeat_last_n: params.repeat_last_n.min(self.recent.len()), ..*params };
+        self.reset();
+    }
+
+    /// Where the random numbers stand.
+    pub fn rng_state(&self) -> u64 {
+        self.rng.0
+    }
+
+    pub fn set_rng_state(&mut self, state: u64) {
+        self.rng = SplitMix64(state);
+    }
+
+    /// A token of the stream, of the prompt too, that the penalties shall know of.
     pub fn accept(&mut self, token: u32) {
-        if self.recent.is_empty() {
+        let window = self.params.repeat_last_n;
+        if window == 0 {
             return;
         }
         self.recent[self.recent_next] = token;
-        self.recent_next = (self.recent_next + 1) % self.recent.len();
-        self.recent_len = (self.recent_len + 1).min(self.recent.len());
+        self.recent_next = (self.recent_next + 1) % window;
+        self.recent_len = (self.recent_len + 1).min(window);
     }
 
     /// The next token. `logits` has `n_vocab` values. Does not accept the token: the caller does, when it enters the stream.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        self.sample_biased(logits, &[])
+    }
+
+    /// The next token, with something added to the logits of some; minus infinity forbids one.
+    pub fn sample_biased(&mut self, logits: &[f32], bias: &[(u32, f32)]) -> Result<u32> {
         assert_eq!(logits.len(), self.n_vocab, "one logit for each token of the vocabulary");
-        if self.params.temp <= 0.0 && self.params.repeat_penalty == 1.0 {
+        if self.params.temp <= 0.0 && !self.params.penalises() && bias.is_empty() {
             return greedy(logits);
         }
         self.gather(logits);
+        self.add_bias(bias);
+        self.penalise();
         if self.params.temp <= 0.0 {
             let best = self.candidates.iter().min_by(|a, b| by_rank(a, b));
             return best.map(|best| best.id).ok_or_else(no_number);
@@ -132,23 +182,43 @@ impl Sampler {
         self.draw().ok_or_else(no_number)
     }
 
-    /// Fills the candidates with every logit that is a number, penalised where the token is recent.
+    /// Fills the candidates with every logit that is a number.
     fn gather(&mut self, logits: &[f32]) {
         self.candidates.clear();
         let usable = |(id, &logit): (usize, &f32)| {
             (logit > f32::NEG_INFINITY).then(|| Candidate { id: id as u32, logit: logit.min(f32::MAX) })
         };
         self.candidates.extend(logits.iter().enumerate().filter_map(usable));
-        let penalty = self.params.repeat_penalty;
-        if penalty == 1.0 {
+    }
+
+    /// What is forbidden goes; candidates stay in the order of their ids.
+    fn add_bias(&mut self, bias: &[(u32, f32)]) {
+        for &(token, bias) in bias {
+            let Ok(place) = self.candidates.binary_search_by_key(&token, |candidate| candidate.id) else { continue };
+            let logit = &mut self.candidates[place].logit;
+            let sum = *logit + bias;
+            *logit = if sum == f32::NEG_INFINITY { sum } else { sum.clamp(f32::MIN, f32::MAX) };
+        }
+        if !bias.is_empty() {
+            self.candidates.retain(|candidate| candidate.logit > f32::NEG_INFINITY);
+        }
+    }
+
+    /// Once for each different recent token.
+    fn penalise(&mut self) {
+        let SamplerParams { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.params;
+        if !self.params.penalises() {
             return;
         }
-        for &token in &self.recent[..self.recent_len] {
-            // From the logit as given, so that a token which is recent twice is penalised once.
-            let Some(&logit) = logits.get(token as usize) else { continue };
-            let Ok(place) = self.candidates.binary_search_by_key(&token, |candidate| candidate.id) else { continue };
-            let penalised = if logit > 0.0 { logit / penalty } else { logit * penalty };
-            self.candidates[place].logit = penalised.clamp(f32::MIN, f32::MAX);
+        let sorted = &mut self.sorted[..self.recent_len];
+        sorted.copy_from_slice(&self.recent[..self.recent_len]);
+        sorted.sort_unstable();
+        for same in sorted.chunk_by(|a, b| a == b) {
+            let Ok(place) = self.candidates.binary_search_by_key(&same[0], |candidate| candidate.id) else { continue };
+            let logit = &mut self.candidates[place].logit;
+            let penalised = if *logit > 0.0 { *logit / repeat_penalty } else { *logit * repeat_penalty };
+            let occurs = presence_penalty + frequency_penalty * same.len() as f32;
+            *logit = (penalised - occurs).clamp(f32::MIN, f32::MAX);
         }
     }
 

@@ -11,7 +11,11 @@
 mod compress;
 mod key_rounding;
 mod renumber;
+<<<<<<< HEAD
 pub mod saved;
+=======
+mod rewind;
+>>>>>>> main
 mod sink_row;
 pub mod step;
 
@@ -38,6 +42,8 @@ pub struct KvCache {
     shape: KvShape,
     /// Which entries go in layers without a window.
     rule: Rule,
+    /// `rule.protect.sinks` of a stream that has nothing pinned.
+    n_sinks: u32,
     n_slot: usize,
     /// Taken slots; the same in every head, but no more than a layer has, and more in layers that were left whole.
     n_live: usize,
@@ -45,6 +51,7 @@ pub struct KvCache {
     /// Position that the next token gets.
     next_pos: Pos,
     n_evicted: u64,
+    n_renumbered: u64,
     arena_bytes: usize,
     budget_bytes: u64,
     /// `[n_layer][n_head_kv][n_slot]` rows (fewer in layers with a window), then `[n_head_kv][n_batch]` rows of the batch under way.
@@ -91,6 +98,7 @@ impl KvCache {
             Error::budget(Setting::KvBudget, format!("the system did not give {} for the arena: {e}", Bytes(arena_bytes as u64)))
         })?;
         (cache.rule, cache.arena_bytes, cache.budget_bytes) = (rule, arena_bytes, budget_bytes);
+        cache.n_sinks = rule.protect.sinks;
         cache.clear();
         Ok(cache)
     }
@@ -102,11 +110,13 @@ impl KvCache {
         KvCache {
             shape: *shape,
             rule: Rule::RING,
+            n_sinks: 0,
             n_slot,
             n_live: 0,
             whole: Whole::default(),
             next_pos: 0,
             n_evicted: 0,
+            n_renumbered: 0,
             arena_bytes: 0,
             budget_bytes: 0,
             keys: arena.carve(rows * shape.k_bytes()),
@@ -136,6 +146,10 @@ impl KvCache {
     /// Tokens evicted so far (each from every head).
     pub fn n_evicted(&self) -> u64 {
         self.n_evicted
+    }
+    /// How often positions were given anew.
+    pub fn n_renumbered(&self) -> u64 {
+        self.n_renumbered
     }
     pub fn budget_bytes(&self) -> u64 {
         self.budget_bytes
@@ -167,8 +181,9 @@ impl KvCache {
 
     /// Forgets everything; the memory stays.
     pub fn clear(&mut self) {
-        (self.n_live, self.next_pos, self.n_evicted) = (0, 0, 0);
+        (self.n_live, self.next_pos, self.n_evicted, self.n_renumbered) = (0, 0, 0, 0);
         self.whole = Whole::default();
+        self.rule.protect.sinks = self.n_sinks;
         self.marks.clear();
         self.roundings.clear();
         self.sink_rows.clear(self.rule.protect.sinks > 0 || self.rule.policy == Policy::Off);

@@ -52,6 +52,7 @@ impl KvCache {
             });
         }
         self.next_pos = self.n_live as Pos;
+        self.n_renumbered += 1;
     }
 }
 

@@ -7,7 +7,7 @@ fn shape(n_ctx: usize) -> KvShape {
     KvShape { n_layer: 2, n_head_kv: 3, head_dim: 64, n_batch: 8, n_ctx, ..tiny_shape() }
 }
 
-/// What docs/kv-cache.md and the help say of each policy, and that a flag is stronger.
+/// What docs/policies.md and the help say of each policy, and that a flag is stronger.
 #[test]
 fn protection_is_what_is_usual_for_the_policy_unless_it_is_given() {
     let rule = |policy: Policy, recent: Option<Recent>, rare: Option<Share>| {

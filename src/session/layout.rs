@@ -1,23 +1,20 @@
-//! A model, its arena and a stream of tokens: what the command line, the server and a user of the library see.
-//! Everything is taken from the system in `Session::new`, by a plan that `Layout::plan` shows beforehand; `prefill` and
-//! `step` allocate nothing (tests/no_alloc.rs arms an allocator to check it).
+//! What a session would be, known before any memory is taken: its shapes, its plan, and whether they fit.
 
 use crate::error::{Error, Result, Setting, message};
 use crate::kernels::Kernels;
 use crate::kv::policy::Rule;
-use crate::kv::{AttnLayer, KvCache, KvParams, KvShape, KvType};
+use crate::kv::{KvParams, KvShape, KvType};
 use crate::mem::arena::Arena;
 use crate::mem::plan::Plan;
-use crate::mem::pool::{Pool, STACK_BYTES, default_threads};
-use crate::model::forward::{Logits, Machine, Model, forward, forward_watched};
-use crate::model::guard::Guard;
+use crate::mem::pool::{STACK_BYTES, default_threads};
+use crate::model::forward::{MAX_LANES, Model};
 use crate::model::scratch::{Scratch, ScratchShape};
-use crate::model::shortconv::ShortConvs;
+use crate::model::shortconv::ConvState;
 use crate::model::weights::Weights;
 use crate::units::Bytes;
 
 /// Memory of a process that has done nothing yet: its writable data, the heap's first pages, the main thread's stack,
-/// the argument parser. Half a MiB was seen on x86-64 (docs/architecture.md, "Memory"); the rest is for what was not.
+/// the argument parser. Half a MiB was seen on x86-64 (docs/design.md, "Memory"); the rest is for what was not.
 const PROCESS_BYTES: usize = 2 << 20;
 
 /// Tokens of a prefill batch where the user names none: enough to share the expansion of a weight tile among many.
@@ -25,7 +22,10 @@ pub const DEFAULT_BATCH: usize = 64;
 
 #[derive(Clone, Debug)]
 pub struct SessionParams {
+    /// Of each stream.
     pub kv: KvParams,
+    /// Conversations that are held at once, 1 to `MAX_LANES`.
+    pub n_streams: usize,
     /// How keys and values are stored; what is `None` is chosen by the budget, see `KvShape::choose_types`.
     pub k_type: Option<KvType>,
     pub v_type: Option<KvType>,
@@ -52,9 +52,10 @@ pub struct Layout {
     pub rule: Rule,
     pub kernels: Kernels,
     pub n_threads: usize,
-    kv_budget_bytes: u64,
-    scratch: ScratchShape,
-    mlock: bool,
+    pub n_streams: usize,
+    pub(super) kv_budget_bytes: u64,
+    pub(super) scratch: ScratchShape,
+    pub(super) mlock: bool,
 }
 
 impl SessionParams {
@@ -105,19 +106,24 @@ impl SessionParams {
         if n_threads == 0 || n_threads > 1024 {
             return Err(Error::usage(Setting::Threads, format!("{n_threads} threads; give 1 to the number of cores")));
         }
+        let n_streams = self.n_streams;
+        if n_streams == 0 || n_streams > MAX_LANES {
+            return Err(Error::usage(Setting::Streams, format!("{n_streams} streams; give 1 to {MAX_LANES}")));
+        }
         let mut kv = self.shape(model)?;
         let (n_slot, rule) = self.fit(&mut kv)?;
         let scratch = ScratchShape {
             kv,
             n_slot,
+            n_rows: kv.n_batch.max(n_streams),
             n_threads,
-            n_logits: self.n_logits.clamp(1, kv.n_batch),
+            n_logits: self.n_logits.clamp(1, kv.n_batch).max(n_streams),
             has_float: model.weights.has_float,
             has_halves: model.weights.types().any(|ty| kernels.wants_halves(ty)),
             kernels,
         };
         let (kv_budget_bytes, mlock) = (self.kv.budget_bytes, self.mlock);
-        Ok(Layout { kv, n_slot, rule, kernels, n_threads, kv_budget_bytes, scratch, mlock })
+        Ok(Layout { kv, n_slot, rule, kernels, n_threads, n_streams, kv_budget_bytes, scratch, mlock })
     }
 }
 
@@ -132,7 +138,10 @@ impl Layout {
         plan.private("tensor index", model.file.tensors().len() * 256 + model.file.metadata().count() * 128);
         plan.private("norms", Weights::norm_bytes(&model.config));
         plan.private("threads", (self.n_threads - 1) * STACK_BYTES);
-        plan.private("kv arena", self.kv.arena_bytes(self.n_slot));
+        plan.private("kv arena", self.n_streams * self.kv.arena_bytes(self.n_slot));
+        let mut convs = Arena::measure();
+        ConvState::carve(&mut convs, &model.config);
+        convs.parts().iter().for_each(|&(name, bytes)| plan.private(name, self.n_streams * bytes));
         Scratch::plan(&model.config, &self.scratch, plan);
     }
 }
@@ -196,125 +205,6 @@ impl std::fmt::Display for Shortage {
     }
 }
 
-pub struct Session {
-    model: Model,
-    machine: Machine,
-    cache: KvCache,
-    n_batch: usize,
-    n_logits: usize,
-    n_past: u64,
-}
-
-impl Session {
-    /// Takes all the memory there will be: what `Layout::plan` showed, which has been checked by the caller.
-    pub fn new(model: Model, layout: &Layout) -> Result<Session> {
-        if layout.mlock {
-            let pack = model.files(layout.kernels).pack.map(|pack| pack.map());
-            model.file.maps().chain(pack).try_for_each(|map| map.lock()).map_err(|e| {
-                Error::usage(
-                    Setting::Mlock,
-                    format!(
-                        "the system did not lock {} of weights ({e}); raise `ulimit -l` or leave it out",
-                        Bytes(model.file.file_bytes())
-                    ),
-                )
-            })?;
-        }
-        let cache = KvCache::new(layout.kv, layout.n_slot, layout.rule, layout.kv_budget_bytes)?;
-        let no_memory =
-            |e: std::io::Error| Error::budget(Setting::Memory, format!("the system did not give what the plan asks for: {e}"));
-        let scratch = Arena::fill(|arena| Scratch::carve(arena, &model.config, &layout.scratch)).map_err(no_memory)?;
-        let pool = Pool::new(layout.n_threads)
-            .map_err(|e| Error::usage(Setting::Threads, format!("cannot start {} threads: {e}", layout.n_threads)))?;
-        let machine = Machine { kernels: layout.kernels, pool, scratch, guard: Guard::default() };
-        Ok(Session { model, machine, cache, n_batch: layout.kv.n_batch, n_logits: layout.scratch.n_logits, n_past: 0 })
-    }
-
-    pub fn model(&self) -> &Model {
-        &self.model
-    }
-    pub fn cache(&self) -> &KvCache {
-        &self.cache
-    }
-    pub fn kernels(&self) -> Kernels {
-        self.machine.kernels
-    }
-    pub fn n_threads(&self) -> usize {
-        self.machine.pool.n_threads()
-    }
-    pub fn n_batch(&self) -> usize {
-        self.n_batch
-    }
-    /// Tokens taken in so far, whatever became of them.
-    pub fn n_past(&self) -> u64 {
-        self.n_past
-    }
-
-    /// Forgets the stream; the memory stays.
-    pub fn clear(&mut self) {
-        self.cache.clear();
-        self.machine.scratch.convs.iter_mut().for_each(ShortConvs::clear);
-        self.n_past = 0;
-    }
-
-    /// Evicts at once until `n_keep` tokens are left, by `rule` and no longer by that of the stream; the first `n_whole` layers keep all.
-    pub fn compress(&mut self, n_keep: usize, n_whole: usize, rule: Rule) {
-        self.cache.compress(n_keep, n_whole, rule, &mut self.machine.scratch.cache[0]);
-    }
-
-    /// How many of `n` tokens may go in as one batch now.
-    pub fn together(&self, n: usize) -> usize {
-        self.cache.together(n.min(self.n_batch))
-    }
-
-    /// Takes in a prompt, batch by batch, and returns the logits after its last token, `[n_vocab]`. `go_on` is told the
-    /// number of tokens done after each batch and may stop by returning false: then there are no logits.
-    pub fn prefill(&mut self, tokens: &[u32], mut go_on: impl FnMut(usize) -> bool) -> Result<Option<&[f32]>> {
-        if tokens.is_empty() {
-            return Err(Error::stopped("the prompt is empty: 0 tokens to start from; give some text"));
-        }
-        let mut done = 0;
-        loop {
-            let n = self.together(tokens.len() - done);
-            let wanted = if done + n == tokens.len() { Logits::Last } else { Logits::None };
-            forward(&self.model, &mut self.machine, &mut self.cache, &tokens[done..done + n], wanted)?;
-            done += n;
-            self.n_past += n as u64;
-            if !go_on(done) {
-                return Ok(None);
-            }
-            if done == tokens.len() {
-                return Ok(Some(&self.machine.scratch.logits[..self.model.config.n_vocab]));
-            }
-        }
-    }
-
-    /// One token in, the logits after it out, `[n_vocab]`.
-    pub fn step(&mut self, token: u32) -> Result<&[f32]> {
-        self.n_past += 1;
-        forward(&self.model, &mut self.machine, &mut self.cache, &[token], Logits::Last)
-    }
-
-    /// At most `n_logits` tokens in, and no more than go `together`, the logits after each of them out, `[tokens.len()][n_vocab]`.
-    pub fn prefill_all(&mut self, tokens: &[u32]) -> Result<&[f32]> {
-        assert!(tokens.len() <= self.n_logits);
-        self.n_past += tokens.len() as u64;
-        forward(&self.model, &mut self.machine, &mut self.cache, tokens, Logits::All)
-    }
-
-    /// As many tokens in as go `together`; `watch` sees the queries and the cache of each layer (`forward_watched`).
-    pub fn prefill_watched(&mut self, tokens: &[u32], watch: impl FnMut(AttnLayer, &KvCache, &[f32])) -> Result<()> {
-        assert!(tokens.len() <= self.n_batch);
-        self.n_past += tokens.len() as u64;
-        forward_watched(&self.model, &mut self.machine, &mut self.cache, tokens, Logits::None, watch)?;
-        Ok(())
-    }
-
-    pub fn n_logits(&self) -> usize {
-        self.n_logits
-    }
-}
-
 #[cfg(test)]
-#[path = "../tests/unit/session.rs"]
+#[path = "../../tests/unit/session/layout.rs"]
 mod tests;

@@ -1,0 +1,247 @@
+//! A model that runs, and the streams that run through it: what the command line, the server and a user of the library see.
+//!
+//! ```text
+//! Layout    what it would be, and its plan        Engine    model, kernels, threads, scratch
+//! Stream    one conversation's memory             Session   an engine with one stream
+//! ```
+//!
+//! Everything is taken from the system in `Engine::new` and `Engine::stream`, by a plan that `Layout::plan` shows beforehand; a pass
+//! allocates nothing (tests/no_alloc.rs arms an allocator to check it).
+
+mod layout;
+
+use crate::error::{Error, Result, Setting};
+use crate::kernels::Kernels;
+use crate::kv::policy::Rule;
+use crate::kv::{AttnLayer, KvCache};
+use crate::mem::arena::Arena;
+use crate::mem::pool::Pool;
+use crate::model::forward::{Lane, Logits, Machine, Model, forward, forward_watched};
+use crate::model::guard::Guard;
+use crate::model::scratch::Scratch;
+use crate::model::shortconv::ConvState;
+use crate::units::Bytes;
+
+pub use layout::{DEFAULT_BATCH, Layout, SessionParams, Shortage, check_memory};
+
+/// A model, and the machine that it runs on.
+pub struct Engine {
+    model: Model,
+    machine: Machine,
+    n_batch: usize,
+    n_logits: usize,
+}
+
+/// One conversation's memory: keys and values, and what convolutions remember.
+pub struct Stream {
+    cache: KvCache,
+    convs: Option<ConvState>,
+    n_past: u64,
+}
+
+fn no_memory(e: std::io::Error) -> Error {
+    Error::budget(Setting::Memory, format!("the system did not give what the plan asks for: {e}"))
+}
+
+impl Engine {
+    /// Takes all the memory there will be but that of streams: what `Layout::plan` showed, which has been checked by the caller.
+    pub fn new(model: Model, layout: &Layout) -> Result<Engine> {
+        if layout.mlock {
+            let pack = model.files(layout.kernels).pack.map(|pack| pack.map());
+            model.file.maps().chain(pack).try_for_each(|map| map.lock()).map_err(|e| {
+                Error::usage(
+                    Setting::Mlock,
+                    format!(
+                        "the system did not lock {} of weights ({e}); raise `ulimit -l` or leave it out",
+                        Bytes(model.file.file_bytes())
+                    ),
+                )
+            })?;
+        }
+        let scratch = Arena::fill(|arena| Scratch::carve(arena, &model.config, &layout.scratch)).map_err(no_memory)?;
+        let pool = Pool::new(layout.n_threads)
+            .map_err(|e| Error::usage(Setting::Threads, format!("cannot start {} threads: {e}", layout.n_threads)))?;
+        let machine = Machine { kernels: layout.kernels, pool, scratch, guard: Guard::default() };
+        Ok(Engine { model, machine, n_batch: layout.kv.n_batch, n_logits: layout.scratch.n_logits })
+    }
+
+    /// Takes the memory of one of the streams of the layout.
+    pub fn stream(&self, layout: &Layout) -> Result<Stream> {
+        let cache = KvCache::new(layout.kv, layout.n_slot, layout.rule, layout.kv_budget_bytes)?;
+        let convs = Arena::fill(|arena| ConvState::carve(arena, &self.model.config)).map_err(no_memory)?;
+        Ok(Stream { cache, convs, n_past: 0 })
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+    pub fn kernels(&self) -> Kernels {
+        self.machine.kernels
+    }
+    pub fn n_threads(&self) -> usize {
+        self.machine.pool.n_threads()
+    }
+    pub fn n_batch(&self) -> usize {
+        self.n_batch
+    }
+
+    /// Takes in tokens, no more than go `together`, and gives the wanted logits after them, `[rows][n_vocab]`.
+    pub fn prefill(&mut self, stream: &mut Stream, tokens: &[u32], wanted: Logits) -> Result<&[f32]> {
+        stream.n_past += tokens.len() as u64;
+        forward(&self.model, &mut self.machine, [stream.lane(tokens)], wanted)
+    }
+
+    /// One token into each of some streams, in one pass: the weights are read once for all of them. The logits after each,
+    /// `[streams][n_vocab]`, are those that it would have alone.
+    pub fn step_all<'s>(&mut self, streams: impl Iterator<Item = (&'s mut Stream, &'s u32)>) -> Result<&[f32]> {
+        let lanes = streams.map(|(stream, token)| {
+            stream.n_past += 1;
+            stream.lane(std::slice::from_ref(token))
+        });
+        forward(&self.model, &mut self.machine, lanes, Logits::All)
+    }
+
+    /// How many of `n` tokens may go into a stream as one batch now.
+    pub fn together(&self, stream: &Stream, n: usize) -> usize {
+        stream.cache.together(n.min(self.n_batch))
+    }
+}
+
+impl Stream {
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+    /// Tokens taken in so far, whatever became of them.
+    pub fn n_past(&self) -> u64 {
+        self.n_past
+    }
+
+    /// Forgets everything; the memory stays.
+    pub fn clear(&mut self) {
+        self.cache.clear();
+        self.convs.iter_mut().for_each(ConvState::clear);
+        self.n_past = 0;
+    }
+
+    /// Why the stream cannot be taken back to its first `n` tokens as if the others had never come; `None`: it can.
+    pub fn cannot_rewind(&self, n: u64) -> Option<&'static str> {
+        match self.convs {
+            Some(_) if n < self.n_past => Some("convolutions remember only the latest tokens"),
+            _ => self.cache.cannot_rewind(n),
+        }
+    }
+
+    /// Forgets all but the first `n` tokens, where nothing speaks against it.
+    pub fn rewind(&mut self, n: u64) {
+        assert!(self.cannot_rewind(n).is_none());
+        self.cache.rewind(n);
+        self.n_past = n;
+    }
+
+    /// Never evicts the first `n` tokens, where as many can stay beside the recent ones; false: they cannot, and nothing has changed.
+    pub fn pin(&mut self, n: usize) -> bool {
+        self.cache.pin(n)
+    }
+
+    fn lane<'a>(&'a mut self, tokens: &'a [u32]) -> Lane<'a> {
+        Lane { cache: &mut self.cache, convs: self.convs.as_mut(), tokens }
+    }
+}
+
+/// An engine with one stream.
+pub struct Session {
+    engine: Engine,
+    stream: Stream,
+}
+
+impl Session {
+    /// Takes all the memory there will be: what `Layout::plan` showed, which has been checked by the caller.
+    pub fn new(model: Model, layout: &Layout) -> Result<Session> {
+        let engine = Engine::new(model, layout)?;
+        let stream = engine.stream(layout)?;
+        Ok(Session { engine, stream })
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.engine.model
+    }
+    pub fn cache(&self) -> &KvCache {
+        &self.stream.cache
+    }
+    pub fn kernels(&self) -> Kernels {
+        self.engine.kernels()
+    }
+    pub fn n_threads(&self) -> usize {
+        self.engine.n_threads()
+    }
+    pub fn n_batch(&self) -> usize {
+        self.engine.n_batch
+    }
+    pub fn n_logits(&self) -> usize {
+        self.engine.n_logits
+    }
+    /// Tokens taken in so far, whatever became of them.
+    pub fn n_past(&self) -> u64 {
+        self.stream.n_past
+    }
+    /// The engine and its stream, for those who need both.
+    pub fn parts(&mut self) -> (&mut Engine, &mut Stream) {
+        (&mut self.engine, &mut self.stream)
+    }
+
+    /// Forgets the stream; the memory stays.
+    pub fn clear(&mut self) {
+        self.stream.clear();
+    }
+
+    /// Evicts at once until `n_keep` tokens are left, by `rule` and no longer by that of the stream; the first `n_whole` layers keep all.
+    pub fn compress(&mut self, n_keep: usize, n_whole: usize, rule: Rule) {
+        self.stream.cache.compress(n_keep, n_whole, rule, &mut self.engine.machine.scratch.cache[0]);
+    }
+
+    /// How many of `n` tokens may go in as one batch now.
+    pub fn together(&self, n: usize) -> usize {
+        self.engine.together(&self.stream, n)
+    }
+
+    /// Takes in a prompt, batch by batch, and returns the logits after its last token, `[n_vocab]`. `go_on` is told the
+    /// number of tokens done after each batch and may stop by returning false: then there are no logits.
+    pub fn prefill(&mut self, tokens: &[u32], mut go_on: impl FnMut(usize) -> bool) -> Result<Option<&[f32]>> {
+        if tokens.is_empty() {
+            return Err(Error::stopped("the prompt is empty: 0 tokens to start from; give some text"));
+        }
+        let mut done = 0;
+        loop {
+            let n = self.together(tokens.len() - done);
+            let wanted = if done + n == tokens.len() { Logits::Last } else { Logits::None };
+            self.engine.prefill(&mut self.stream, &tokens[done..done + n], wanted)?;
+            done += n;
+            if !go_on(done) {
+                return Ok(None);
+            }
+            if done == tokens.len() {
+                return Ok(Some(&self.engine.machine.scratch.logits[..self.engine.model.config.n_vocab]));
+            }
+        }
+    }
+
+    /// One token in, the logits after it out, `[n_vocab]`.
+    pub fn step(&mut self, token: u32) -> Result<&[f32]> {
+        self.engine.prefill(&mut self.stream, &[token], Logits::Last)
+    }
+
+    /// At most `n_logits` tokens in, and no more than go `together`, the logits after each of them out, `[tokens.len()][n_vocab]`.
+    pub fn prefill_all(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        assert!(tokens.len() <= self.engine.n_logits);
+        self.engine.prefill(&mut self.stream, tokens, Logits::All)
+    }
+
+    /// As many tokens in as go `together`; `watch` sees the queries and the cache of each layer (`forward_watched`).
+    pub fn prefill_watched(&mut self, tokens: &[u32], watch: impl FnMut(AttnLayer, &KvCache, &[f32])) -> Result<()> {
+        let Engine { model, machine, n_batch, .. } = &mut self.engine;
+        assert!(tokens.len() <= *n_batch);
+        self.stream.n_past += tokens.len() as u64;
+        forward_watched(model, machine, [self.stream.lane(tokens)], Logits::None, watch)?;
+        Ok(())
+    }
+}
