@@ -65,7 +65,6 @@ impl Marks {
         self.limits.fill(NO_LIMIT);
     }
 
-<<<<<<< HEAD
     /// Goes over the marks of the first `n_live` entries of a head whose slots begin at `first`.
     pub fn visit_entries<E>(
         &mut self,
@@ -106,11 +105,11 @@ impl Marks {
     /// Whether what heads know are numbers.
     pub fn is_sound(&self) -> bool {
         self.mean.iter().all(|x| x.is_finite())
-=======
+    }
+
     /// The tokens in slots from `first` on were taken back: they are no neighbours of those to come.
     pub fn forget_slots(&mut self, first: u32) {
         self.latest_slots.iter_mut().filter(|slot| **slot >= first).for_each(|slot| *slot = u32::MAX);
->>>>>>> main
     }
 
     /// After `n_past` tokens, between batches.

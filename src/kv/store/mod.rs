@@ -11,11 +11,8 @@
 mod compress;
 mod key_rounding;
 mod renumber;
-<<<<<<< HEAD
-pub mod saved;
-=======
 mod rewind;
->>>>>>> main
+pub mod saved;
 mod sink_row;
 pub mod step;
 

@@ -5,8 +5,7 @@
 //! `Counts`, which a reader must have first.
 //!
 //! Whoever restores gives `Counts` to `adopt`, which refuses what this cache cannot hold and changes nothing then; fills what is visited;
-//! and asks `check_adopted`, for what was read may be anything. A cache that was filled in part or is not sound is to be
-//! given to `abandon`.
+//! and asks `check_adopted`, for what was read may be anything. A cache that was filled in part or is not sound is to be cleared.
 
 use super::{KvCache, KvScratch, Whole};
 use crate::kv::Pos;
@@ -25,24 +24,25 @@ pub struct Counts {
     pub unit_at: u64,
     /// First positions that are protected, those of a pinned system's turn included.
     pub sinks: u64,
+    pub n_renumbered: u64,
     /// Whether it is known how keys are rounded, and whether the stream's first token is kept apart.
     pub is_fixed: bool,
     pub has_sink_rows: bool,
 }
 
 impl Counts {
-    pub const N_WORDS: usize = 8;
+    pub const N_WORDS: usize = 9;
 
     pub fn words(&self) -> [u64; Self::N_WORDS] {
-        let Counts { n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, is_fixed, has_sink_rows } = *self;
+        let Counts { n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, is_fixed, has_sink_rows } = *self;
         let flags = u64::from(is_fixed) | u64::from(has_sink_rows) << 1;
-        [n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, flags]
+        [n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, flags]
     }
 
     /// `None` where they are not what `words` gives.
-    pub fn from_words([n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, flags]: [u64; Self::N_WORDS]) -> Option<Self> {
+    pub fn from_words([n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, flags]: [u64; Self::N_WORDS]) -> Option<Self> {
         let (is_fixed, has_sink_rows) = (flags & 1 != 0, flags & 2 != 0);
-        (flags < 4).then_some(Counts { n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, is_fixed, has_sink_rows })
+        (flags < 4).then_some(Counts { n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, is_fixed, has_sink_rows })
     }
 
     /// Tokens of the stream, of which there are fewer than any machine will ever take in.
@@ -61,6 +61,7 @@ impl KvCache {
             n_more: self.whole.n_more as u64,
             unit_at: self.marks.unit_at(),
             sinks: self.rule.protect.sinks.into(),
+            n_renumbered: self.n_renumbered,
             is_fixed: self.roundings.is_fixed(),
             has_sink_rows: self.sink_rows.is_there(),
         }
@@ -70,7 +71,7 @@ impl KvCache {
     /// as it was.
     pub fn adopt(&mut self, counts: &Counts) -> Result<(), &'static str> {
         let refuse = |wrong: bool, why: &'static str| if wrong { Err(why) } else { Ok(()) };
-        let Counts { n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, is_fixed, has_sink_rows } = *counts;
+        let Counts { n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, is_fixed, has_sink_rows } = *counts;
         let n_past = counts.n_past().ok_or("more tokens than a stream can have")?;
         let (n_slot, row) = (self.n_slot as u64, self.rule.policy.row());
         refuse(n_live > n_slot, "more entries than the arena has slots")?;
@@ -84,23 +85,16 @@ impl KvCache {
         refuse(!may_protect, "more protected tokens than the arena can hold beside others")?;
         let stays = sinks > 0 || self.rule.policy == Policy::Off;
         refuse(has_sink_rows && !self.sink_rows.may_be_there(stays), "a first token that is kept apart where none can be")?;
-        self.rule.protect = protect;
         self.clear();
-        if !has_sink_rows {
-            self.sink_rows.give_up();
-        }
+        self.rule.protect = protect;
+        self.sink_rows.clear(has_sink_rows);
         self.marks.set_unit_at(unit_at);
         self.roundings.set_fixed(is_fixed);
         // In range, as was checked.
         self.whole = Whole { n_layer: n_whole as usize, n_more: n_more as usize };
-        (self.n_live, self.next_pos, self.n_evicted) = (n_live as usize, next_pos as Pos, n_evicted);
+        (self.n_live, self.next_pos) = (n_live as usize, next_pos as Pos);
+        (self.n_evicted, self.n_renumbered) = (n_evicted, n_renumbered);
         Ok(())
-    }
-
-    /// Forgets what was adopted, and protects as many first tokens as before.
-    pub fn abandon(&mut self, before: &Counts) {
-        self.rule.protect.sinks = before.sinks as u32;
-        self.clear();
     }
 
     /// Goes over all that policies and the rounding of keys know, as bytes that may be read or filled.
