@@ -14,6 +14,7 @@ mod pack;
 mod plan;
 mod progress;
 mod run;
+mod sessions;
 mod setup;
 mod status;
 mod summary;
@@ -57,6 +58,8 @@ enum Command {
     Pack(pack::PackArgs),
     /// The models that can be named instead of a path
     Models(models::ModelsArgs),
+    /// Saved conversations: which there are, whether they are whole, and removing them
+    Sessions(sessions::SessionsArgs),
 }
 
 /// Parses, runs, and returns the exit code: 0 done, 1 failure, 2 usage, 130 and 143 interrupted.
@@ -95,6 +98,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Pack(args) => pack::run(args),
         Command::Models(args) => models::run(args),
+        Command::Sessions(args) => sessions::run(args),
     }
 }
 

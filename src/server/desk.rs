@@ -256,9 +256,17 @@ pub struct ArenaView {
 /// Things to do between requests, on an idle stream.
 #[derive(Clone, Debug)]
 pub enum Errand {
-    Save { stream: usize, name: String },
-    Restore { stream: usize, name: String },
-    Erase { stream: usize },
+    Save {
+        stream: usize,
+        name: String,
+    },
+    Restore {
+        stream: usize,
+        name: String,
+    },
+    Erase {
+        stream: usize,
+    },
     /// All that are in use, before the process ends.
     SaveAll,
 }

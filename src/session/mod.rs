@@ -13,6 +13,7 @@ mod layout;
 use crate::error::{Error, Result, Setting};
 use crate::kernels::Kernels;
 use crate::kv::policy::Rule;
+use crate::kv::store::KvScratch;
 use crate::kv::{AttnLayer, KvCache};
 use crate::mem::arena::Arena;
 use crate::mem::pool::Pool;
@@ -101,6 +102,17 @@ impl Engine {
         forward(&self.model, &mut self.machine, lanes, Logits::All)
     }
 
+    /// What restoring a stream needs beside it: the logits after its last token, `[n_vocab]`, and room to sort entries.
+    pub fn restoring(&mut self) -> (&mut [f32], &mut KvScratch) {
+        let Scratch { logits, cache, .. } = &mut self.machine.scratch;
+        (&mut logits[..self.model.config.n_vocab], &mut cache[0])
+    }
+
+    /// The logits of the latest pass, or those that were restored, `[n_vocab]`.
+    pub fn logits(&self) -> &[f32] {
+        &self.machine.scratch.logits[..self.model.config.n_vocab]
+    }
+
     /// How many of `n` tokens may go into a stream as one batch now.
     pub fn together(&self, stream: &Stream, n: usize) -> usize {
         stream.cache.together(n.min(self.n_batch))
@@ -141,6 +153,17 @@ impl Stream {
     /// Never evicts the first `n` tokens, where as many can stay beside the recent ones; false: they cannot, and nothing has changed.
     pub fn pin(&mut self, n: usize) -> bool {
         self.cache.pin(n)
+    }
+
+    /// What is saved of it and restored: its cache, and what convolutions remember (nothing in a model without). Whoever restores them
+    /// says so by `resume`.
+    pub fn state_mut(&mut self) -> (&mut KvCache, &mut [f32]) {
+        (&mut self.cache, self.convs.as_mut().map_or(&mut [], ConvState::numbers_mut))
+    }
+
+    /// Goes on as the stream whose state was restored.
+    pub fn resume(&mut self) {
+        self.n_past = self.cache.counts().n_past().expect("a cache holds what it was checked to hold");
     }
 
     fn lane<'a>(&'a mut self, tokens: &'a [u32]) -> Lane<'a> {

@@ -34,15 +34,29 @@ impl Counts {
     pub const N_WORDS: usize = 9;
 
     pub fn words(&self) -> [u64; Self::N_WORDS] {
-        let Counts { n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, is_fixed, has_sink_rows } = *self;
+        let Counts { n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, is_fixed, has_sink_rows } =
+            *self;
         let flags = u64::from(is_fixed) | u64::from(has_sink_rows) << 1;
         [n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, flags]
     }
 
     /// `None` where they are not what `words` gives.
-    pub fn from_words([n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, flags]: [u64; Self::N_WORDS]) -> Option<Self> {
+    pub fn from_words(
+        [n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, flags]: [u64; Self::N_WORDS],
+    ) -> Option<Self> {
         let (is_fixed, has_sink_rows) = (flags & 1 != 0, flags & 2 != 0);
-        (flags < 4).then_some(Counts { n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, is_fixed, has_sink_rows })
+        (flags < 4).then_some(Counts {
+            n_live,
+            n_evicted,
+            next_pos,
+            n_whole,
+            n_more,
+            unit_at,
+            sinks,
+            n_renumbered,
+            is_fixed,
+            has_sink_rows,
+        })
     }
 
     /// Tokens of the stream, of which there are fewer than any machine will ever take in.
@@ -67,17 +81,40 @@ impl KvCache {
         }
     }
 
+    /// What must be the same of two caches so that one can hold a stream of the other: how rows are stored, how many there are, and who
+    /// goes from them. What follows from the model is left out.
+    pub fn settings(&self) -> String {
+        let (rule, keeps) = (self.rule, self.shape.keeps);
+        format!(
+            "{} {} slots; {}, {} sinks, {} recent, {} reserved, pool {}, half-life {}; {}",
+            self.shape.type_names(),
+            self.n_slot,
+            rule.policy.name(),
+            self.n_sinks,
+            rule.protect.recent,
+            rule.n_reserved,
+            keeps.pool,
+            keeps.half_life,
+            match self.shape.window {
+                Some(window) => format!("a window of {} in all layers but every {}th", window.n_tok, window.global_every),
+                None => "no window".into(),
+            },
+        )
+    }
+
     /// Forgets its stream for one of these numbers, whose marks and rows are then to be filled; or says why it cannot, and is
     /// as it was.
     pub fn adopt(&mut self, counts: &Counts) -> Result<(), &'static str> {
         let refuse = |wrong: bool, why: &'static str| if wrong { Err(why) } else { Ok(()) };
-        let Counts { n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, is_fixed, has_sink_rows } = *counts;
+        let Counts { n_live, n_evicted, next_pos, n_whole, n_more, unit_at, sinks, n_renumbered, is_fixed, has_sink_rows } =
+            *counts;
         let n_past = counts.n_past().ok_or("more tokens than a stream can have")?;
         let (n_slot, row) = (self.n_slot as u64, self.rule.policy.row());
         refuse(n_live > n_slot, "more entries than the arena has slots")?;
         refuse(next_pos < n_live || next_pos > n_past, "positions that its tokens cannot have")?;
         refuse(next_pos > self.shape.n_ctx as u64, "positions beyond the trained context")?;
         refuse(n_whole > self.shape.n_layer as u64 || n_more > n_slot, "more whole layers or entries than there are")?;
+        refuse(n_renumbered > n_past, "positions renumbered more often than there are tokens")?;
         refuse(!self.marks.may_be_unit(unit_at, n_past), "scores of an age that they cannot have")?;
         refuse(is_fixed && !self.roundings.is_used(), "a rounding of keys that are not rounded so")?;
         let protect = Protection { sinks: sinks.min(u32::MAX.into()) as u32, ..self.rule.protect };
