@@ -4,11 +4,13 @@
 //! Nothing here knows of tensors or of the cache; the command line and the server use these pieces beside a session.
 
 pub mod chat;
+mod held;
 pub mod sampler;
 pub mod tokenizer;
 pub mod utf8;
 
 pub use chat::{ChatTemplate, Message, Rendered, named as named_templates};
+pub use held::Held;
 pub use sampler::{Sampler, SamplerParams, greedy, top_logprobs};
 pub use tokenizer::{Piece, Tokenizer};
 pub use utf8::Utf8Stream;

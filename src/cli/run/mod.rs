@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::session::Session;
-use crate::text::{Sampler, Tokenizer};
+use crate::text::{Held, Sampler, Tokenizer};
 
 use super::interrupt;
 use super::kept::Kept;
@@ -17,7 +17,6 @@ use super::output::{answer, answer_json, say};
 use super::setup::{Done, Opened, check_tokens, open};
 use super::status::rss_anon_bytes;
 use super::text::{Ending, read_text};
-use super::writer::held_bytes;
 pub use args::RunArgs;
 use chat::{Chat, encode_prompt, n_pinned};
 use flow::{Outcome, Stop, generate};
@@ -145,7 +144,7 @@ fn plan_run(
         opened.plan.private("template", bytes);
     }
     let given = args.prompt.iter().chain(&args.system).chain(&args.stop);
-    opened.plan.private("arguments", given.map(String::len).sum::<usize>() * ARGUMENT_COPIES + held_bytes(&args.stop));
+    opened.plan.private("arguments", given.map(String::len).sum::<usize>() * ARGUMENT_COPIES + Held::bytes(&args.stop));
     if n_kept > 0 {
         let bytes = Kept::bytes(n_kept, n_top).ok_or_else(|| {
             Error::usage("-n", format!("{n_kept} tokens are more than --json can hold until the end; give a smaller number"))

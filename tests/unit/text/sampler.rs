@@ -3,7 +3,17 @@
 use super::*;
 
 const ALL: SamplerParams =
-    SamplerParams { temp: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last_n: 64, seed: 1 };
+    SamplerParams {
+        temp: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repeat_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        repeat_last_n: 64,
+        seed: 1,
+    };
 
 fn kept(params: SamplerParams, logits: &[f32]) -> Vec<u32> {
     let mut sampler = Sampler::new(params, logits.len()).unwrap();
@@ -197,4 +207,51 @@ fn logprobs_are_the_log_softmax_sorted() {
     assert!(out.iter().all(|e| (e.1 - 0.5f64.ln()).abs() < 1e-12));
     top_logprobs(&[f32::NAN], 2, &mut out);
     assert!(out.is_empty());
+}
+
+#[test]
+fn penalties_of_presence_and_frequency_take_from_logits_of_recent_tokens() {
+    let params = SamplerParams { temp: 0.0, presence_penalty: 0.5, frequency_penalty: 0.4, ..ALL };
+    let mut sampler = Sampler::new(params, 3).unwrap();
+    let mut next = |logits: &[f32], accepted: u32| {
+        let id = sampler.sample(logits).unwrap();
+        sampler.accept(accepted);
+        id
+    };
+    let logits = [3.0, 2.4, 1.5];
+    assert_eq!(next(&logits, 0), 0);
+    // 3.0 - 0.5 - 0.4 = 2.1 is below 2.4, then 2.4 - 0.9 = 1.5 is below 2.1, and 3.0 - 0.5 - 2 x 0.4 = 1.7.
+    assert_eq!(next(&logits, 1), 1);
+    assert_eq!(next(&logits, 0), 0);
+    assert_eq!(next(&logits, 0), 0);
+    // Four times: 3.0 - 0.5 - 3 x 0.4 = 1.3.
+    assert_eq!(next(&logits, 0), 1);
+}
+
+#[test]
+fn a_bias_moves_a_token_and_forbids_it() {
+    let mut sampler = Sampler::new(SamplerParams { temp: 0.0, ..ALL }, 3).unwrap();
+    let logits = [3.0, 2.0, 1.0];
+    assert_eq!(sampler.sample_biased(&logits, &[(2, 2.5)]).unwrap(), 2);
+    assert_eq!(sampler.sample_biased(&logits, &[(0, f32::NEG_INFINITY)]).unwrap(), 1);
+    // What is forbidden once stays so, whatever else is said of it; tokens that are none are nothing.
+    assert_eq!(sampler.sample_biased(&logits, &[(0, f32::NEG_INFINITY), (0, 100.0), (9, 1.0)]).unwrap(), 1);
+    assert!(sampler.sample_biased(&logits, &[0, 1, 2].map(|id| (id, f32::NEG_INFINITY))).is_err());
+    assert_eq!(sampler.sample(&logits).unwrap(), 0);
+}
+
+#[test]
+fn a_sampler_that_begins_anew_is_a_new_one() {
+    let (params, logits) = (SamplerParams { repeat_penalty: 1.3, ..ALL }, tenths());
+    let mut used = Sampler::new(SamplerParams { repeat_last_n: 100, seed: 9, ..ALL }, 4).unwrap();
+    (0..50).for_each(|_| used.accept(1));
+    used.begin(&params);
+    let mut fresh = Sampler::new(params, 4).unwrap();
+    for _ in 0..100 {
+        let (a, b) = (used.sample(&logits).unwrap(), fresh.sample(&logits).unwrap());
+        assert_eq!(a, b);
+        used.accept(a);
+        fresh.accept(b);
+    }
+    assert_eq!(used.rng_state(), fresh.rng_state());
 }
