@@ -89,7 +89,8 @@ impl Scheduler {
 
     /// Gives streams to those that wait; where the server stops, only the bad news.
     fn admit(&mut self, is_stopping: bool) {
-        while let Some((job, at)) = self.desk.next_job(|request| if is_stopping { Some(0) } else { choose(&self.seats, request) }) {
+        while let Some((job, at)) = self.desk.next_job(|request| if is_stopping { Some(0) } else { choose(&self.seats, request) })
+        {
             if is_stopping {
                 job.tell(|out| (out.finish, out.error) = (Some(Finish::Error), Some("the server is stopping")));
                 continue;

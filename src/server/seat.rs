@@ -111,7 +111,11 @@ impl Seat {
         let held = self.log.n() as usize;
         let (n_prompt, n_cached) = (request.prompt.len(), prefix.n_cached);
         if !self.stream.pin(request.n_pinned) {
-            log::info!("{} tokens of a system turn are too many to be pinned in {} slots", request.n_pinned, self.stream.cache().n_slot());
+            log::info!(
+                "{} tokens of a system turn are too many to be pinned in {} slots",
+                request.n_pinned,
+                self.stream.cache().n_slot()
+            );
         }
         if n_cached < n_prompt.min(held) || prefix.n_common < held {
             log::debug!("stream {index}: {} of {n_prompt} tokens are as before, {n_cached} need not be read", prefix.n_common);
@@ -175,7 +179,10 @@ impl Seat {
         }
         let token = match sampler.sample_biased(logits, &request.logit_bias) {
             Ok(token) => token,
-            Err(_) => return self.end(Finish::Error, Some("no token is left to choose: the logits are not numbers, or all are forbidden")),
+            Err(_) => {
+                return self
+                    .end(Finish::Error, Some("no token is left to choose: the logits are not numbers, or all are forbidden"));
+            }
         };
         sampler.accept(token);
         running.next = token;
@@ -184,8 +191,7 @@ impl Seat {
         let is_end = tokenizer.is_eog(token) && !request.ignore_eos;
         let n_probs = request.n_probs;
         let logprob = if n_probs > 0 && !is_end { logprobs(logits, token, n_probs, tops) } else { 0.0 };
-        let (n_text, stop) =
-            if is_end { (0, None) } else { held.push(tokenizer.token_bytes(token, false), &request.stops) };
+        let (n_text, stop) = if is_end { (0, None) } else { held.push(tokenizer.token_bytes(token, false), &request.stops) };
         running.tell(stream, |out| {
             if !is_end {
                 let told = if n_probs > 0 { &tops[..n_probs.min(tops.len())] } else { &[] };

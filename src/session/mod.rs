@@ -207,6 +207,10 @@ impl Session {
     pub fn n_past(&self) -> u64 {
         self.stream.n_past
     }
+    /// The logits of the latest pass, or those that were restored, `[n_vocab]`.
+    pub fn logits(&self) -> &[f32] {
+        self.engine.logits()
+    }
     /// The engine and its stream, for those who need both.
     pub fn parts(&mut self) -> (&mut Engine, &mut Stream) {
         (&mut self.engine, &mut self.stream)

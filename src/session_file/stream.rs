@@ -31,9 +31,9 @@ pub struct Saved<'a> {
 pub struct Restored<'a> {
     pub cache: &'a mut KvCache,
     pub convs: &'a mut [f32],
-    /// What was in them is lost; their capacity is the room that there is.
-    pub tokens: &'a mut Vec<u32>,
-    pub text: &'a mut Vec<u8>,
+    /// Room for its tokens and its text, whose beginnings are filled; without room for the text, it is passed over.
+    pub tokens: &'a mut [u32],
+    pub text: Option<&'a mut [u8]>,
     /// `[n_vocab]`
     pub logits: &'a mut [f32],
     pub scratch: &'a mut KvScratch,
@@ -47,6 +47,9 @@ pub struct Resumed {
     pub has_logits: bool,
     /// Tokens that the stream took in.
     pub n_past: u64,
+    /// Tokens and bytes of text that were saved.
+    pub n_tokens: usize,
+    pub n_text: usize,
     pub file_bytes: u64,
 }
 
@@ -126,14 +129,13 @@ impl Restored<'_> {
         if [head.lengths.marks, head.lengths.rows] != [marks, rows] {
             return Err(Why::Unsound("another number of bytes than its entries take"));
         }
-        // Both have the room, as was checked.
-        self.tokens.resize(head.n_tokens() as usize, 0);
-        self.text.resize(head.lengths.text as usize, 0);
-        from.add(bytes_of_mut(self.tokens))?;
+        // There is room for both, as was checked.
+        let tokens = &mut self.tokens[..head.n_tokens() as usize];
+        from.add(bytes_of_mut(tokens))?;
         from.end_region(TOKENS)?;
-        from.add(self.text)?;
+        let is_text = read_text(head.lengths.text, text, self.text.as_deref_mut(), from)?;
         from.end_region(TEXT)?;
-        if text.is_some_and(|text| text != &self.text[..]) {
+        if !is_text {
             return Err(Why::Other("it is of another text with the same hash".into()));
         }
         let has_logits = head.lengths.logits > 0;
@@ -146,7 +148,7 @@ impl Restored<'_> {
         self.cache.visit_rows(&mut |bytes| from.add(bytes))?;
         from.end_region(ROWS)?;
         check_end(head, from)?;
-        if self.tokens.iter().any(|&token| token as usize >= self.logits.len()) {
+        if tokens.iter().any(|&token| token as usize >= self.logits.len()) {
             return Err(Why::Unsound("tokens that are not in the vocabulary"));
         }
         if !self.convs.iter().all(|x| x.is_finite()) {
@@ -155,15 +157,29 @@ impl Restored<'_> {
         self.cache.check_adopted(self.scratch).map_err(Why::Unsound)?;
         let n_past = head.counts.n_past().expect("checked when it was adopted");
         let file_bytes = head.lengths.file_bytes().expect("checked with the head");
-        Ok(Resumed { generator: head.generator, has_logits, n_past, file_bytes })
+        let (n_tokens, n_text) = (tokens.len(), head.lengths.text as usize);
+        Ok(Resumed { generator: head.generator, has_logits, n_past, n_tokens, n_text, file_bytes })
     }
 
     pub(super) fn clear(&mut self) {
         self.cache.clear();
         self.convs.fill(0.0);
-        self.tokens.clear();
-        self.text.clear();
     }
+}
+
+/// Reads a text of so many bytes, into `room` if there is one; whether it is `expected`, if something is.
+fn read_text<D: Disk>(n_bytes: u64, expected: Option<&[u8]>, room: Option<&mut [u8]>, from: &mut In<'_, D>) -> Result<bool, Why> {
+    let Some(room) = room else {
+        let (mut rest, mut is_text) = (expected.unwrap_or_default(), true);
+        from.pass(n_bytes, |part| match rest.strip_prefix(part) {
+            Some(behind) => rest = behind,
+            None => is_text = false,
+        })?;
+        return Ok(expected.is_none() || is_text && rest.is_empty());
+    };
+    let text = &mut room[..n_bytes as usize];
+    from.add(text)?;
+    Ok(expected.is_none_or(|expected| expected == text))
 }
 
 const TOKENS: &str = "the sum of its tokens is wrong";
@@ -175,7 +191,7 @@ const ROWS: &str = "the sum of its keys and values is wrong";
 /// Reads everything behind the head, for its sums alone.
 pub(super) fn verify<D: Disk>(head: &Head, from: &mut In<'_, D>) -> Result<(), Why> {
     for (n_bytes, wrong) in head.lengths.in_order().into_iter().zip([TOKENS, TEXT, LOGITS, MARKS, ROWS]) {
-        from.pass(n_bytes)?;
+        from.pass(n_bytes, |_| ())?;
         from.end_region(wrong)?;
     }
     check_end(head, from)

@@ -98,11 +98,13 @@ impl<'a, D: Disk> In<'a, D> {
         Ok(())
     }
 
-    /// A piece of a region that nobody wants.
-    pub fn pass(&mut self, mut n_bytes: u64) -> Result<(), Why> {
+    /// A piece of a region that nobody keeps; `see` sees it, part by part.
+    pub fn pass(&mut self, mut n_bytes: u64, mut see: impl FnMut(&[u8])) -> Result<(), Why> {
         while n_bytes > 0 {
             let n = (self.fill()? as u64).min(n_bytes);
-            self.sum.update(&self.buffer[self.at..][..n as usize]);
+            let part = &self.buffer[self.at..][..n as usize];
+            self.sum.update(part);
+            see(part);
             (self.at, n_bytes) = (self.at + n as usize, n_bytes - n);
         }
         Ok(())

@@ -8,7 +8,7 @@ pub fn fingerprint(session: &Session) -> Fingerprint {
     Fingerprint::of(&session.model().file, b"a template", session.cache())
 }
 
-/// What a stream's owner remembers of it beside its state.
+/// What a stream's owner remembers of it beside its state; the capacities are the room that there is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Log {
     pub tokens: Vec<u32>,
@@ -35,8 +35,14 @@ pub fn restore<D: Disk>(session: &mut Session, log: &mut Log, shelf: &mut Shelf<
     let (engine, stream) = session.parts();
     let (logits, scratch) = engine.restoring();
     let (cache, convs) = stream.state_mut();
-    let restored = Restored { cache, convs, tokens: &mut log.tokens, text: &mut log.text, logits, scratch };
+    let Log { tokens, text } = log;
+    tokens.resize(tokens.capacity(), 0);
+    text.resize(text.capacity(), 0);
+    let restored = Restored { cache, convs, tokens, text: Some(text), logits, scratch };
     let resumed = shelf.restore(&Name::any(name).expect("a name"), &fingerprint, restored);
+    let [n_tokens, n_text] = resumed.as_ref().map_or([0, 0], |resumed| [resumed.n_tokens, resumed.n_text]);
+    tokens.truncate(n_tokens);
+    text.truncate(n_text);
     stream.resume();
     resumed
 }

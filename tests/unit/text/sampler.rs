@@ -2,18 +2,17 @@
 
 use super::*;
 
-const ALL: SamplerParams =
-    SamplerParams {
-        temp: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repeat_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        repeat_last_n: 64,
-        seed: 1,
-    };
+const ALL: SamplerParams = SamplerParams {
+    temp: 1.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    repeat_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    repeat_last_n: 64,
+    seed: 1,
+};
 
 fn kept(params: SamplerParams, logits: &[f32]) -> Vec<u32> {
     let mut sampler = Sampler::new(params, logits.len()).unwrap();
