@@ -34,7 +34,7 @@ fn lowkey(args: &[&str]) -> Output {
 fn run(temp: &Temp, more: &[&str]) -> Result<Value, String> {
     let model = demo_model();
     let usual =
-        ["run", "-m", model.to_str().expect("a path"), "--sessions", temp.path(), "--temp", "0", "--json", "--evict", "l2"];
+        ["run", "-m", model.to_str().expect("a path"), "--sessions", temp.path(), "--temp", "0", "--json"];
     let out = lowkey(&[&usual, more].concat());
     let errors = String::from_utf8(out.stderr).expect("text");
     match out.status.code() {
@@ -54,7 +54,7 @@ const N: &str = "4";
 #[test]
 fn two_runs_of_a_session_are_one_of_both_texts() {
     let temp = Temp::new("two");
-    let with = ["--kv-type", "q8_0", "--kv-budget", "4MiB"];
+    let with = ["--evict", "l2", "--kv-type", "q8_0", "--kv-budget", "4MiB"];
     let first = run(&temp, &[&with[..], &["--session", "a", "-p", "The capital of France is", "-n", N]].concat()).expect("a run");
     let text = first["text"].as_str().expect("text");
     let second =
@@ -125,9 +125,8 @@ fn a_stream_that_evicts_goes_on() {
     let words: Vec<&str> = text.split_inclusive(' ').take(if emulated().is_some() { 60 } else { 300 }).collect();
     for part in words.chunks(words.len() / 3) {
         let text = part.concat();
-        let out = run(&temp, &["--evict", "l2-attn", "--kv-budget", "1MiB", "--session", "e", "-p", &text, "-n", "2", "-b", "8"]);
-        let (budget, answer) = ("a run of --evict twice", out);
-        let answer = answer.unwrap_or_else(|e| panic!("{budget}: {e}"));
+        let flags = ["--kv-budget", "1MiB", "--session", "e", "-p", &text, "-n", "2", "-b", "8"];
+        let answer = run(&temp, &flags).unwrap_or_else(|e| panic!("{e}"));
         assert!(answer["memory"]["rss_anon_peak_bytes"].as_u64() <= answer["memory"]["plan_bytes"].as_u64(), "within the plan");
     }
 }
