@@ -33,8 +33,7 @@ fn lowkey(args: &[&str]) -> Output {
 /// What `lowkey run` answers in JSON with these flags, and its exit code and errors.
 fn run(temp: &Temp, more: &[&str]) -> Result<Value, String> {
     let model = demo_model();
-    let usual =
-        ["run", "-m", model.to_str().expect("a path"), "--sessions", temp.path(), "--temp", "0", "--json"];
+    let usual = ["run", "-m", model.to_str().expect("a path"), "--sessions", temp.path(), "--temp", "0", "--json"];
     let out = lowkey(&[&usual, more].concat());
     let errors = String::from_utf8(out.stderr).expect("text");
     match out.status.code() {

@@ -276,10 +276,9 @@ impl<D: Disk> Shelf<D> {
         drop(from);
         let used = self.next_use();
         let entry = Entry { name: *name, file_bytes: resumed.file_bytes, used, fingerprint: fingerprint.hash() };
-        match self.index.iter_mut().find(|entry| entry.name == *name) {
-            Some(known) => *known = entry,
-            None if self.index.len() < MAX_SESSIONS => self.index.push(entry),
-            None => {}
+        self.index.retain(|entry| entry.name != *name);
+        if self.index.len() < MAX_SESSIONS {
+            self.index.push(entry);
         }
         // The order in which sessions go is no reason to fail.
         let _ = self.disk.touch(name.file().as_str());

@@ -107,9 +107,8 @@ impl Restored<'_> {
         if let Some(why) = head.fingerprint.why_not(fingerprint) {
             return Err(Why::Other(why));
         }
-        for (what, n, room) in
-            [("tokens", head.n_tokens(), self.tokens.capacity()), ("bytes of text", head.lengths.text, self.text.capacity())]
-        {
+        let text_room = self.text.as_ref().map_or(usize::MAX, |text| text.len());
+        for (what, n, room) in [("tokens", head.n_tokens(), self.tokens.len()), ("bytes of text", head.lengths.text, text_room)] {
             if n > room as u64 {
                 return Err(Why::NoRoom { what, n, room: room as u64 });
             }

@@ -7,7 +7,6 @@ use crate::cli::sessions::named;
 use crate::error::{Error, Result, Setting};
 use crate::gguf::GgufFile;
 use crate::session::Session;
-use crate::session_file::shelf::BUFFER_BYTES;
 use crate::session_file::{Fingerprint, Folder, Head, Limits, Name, Restored, Saved, Shelf, Why};
 use crate::text::{ChatTemplate, Sampler, Tokenizer};
 use crate::units::Bytes;
