@@ -8,16 +8,17 @@ pub fn fingerprint(session: &Session) -> Fingerprint {
     Fingerprint::of(&session.model().file, b"a template", session.cache())
 }
 
-/// What a stream's owner remembers of it beside its state; the capacities are the room that there is.
+/// What a stream's owner remembers of it beside its state, and how much of each there is room for.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Log {
     pub tokens: Vec<u32>,
     pub text: Vec<u8>,
+    room: usize,
 }
 
 impl Log {
-    pub fn with_room(n: usize) -> Log {
-        Log { tokens: Vec::with_capacity(n), text: Vec::with_capacity(n) }
+    pub fn with_room(room: usize) -> Log {
+        Log { room, ..Log::default() }
     }
 }
 
@@ -35,9 +36,9 @@ pub fn restore<D: Disk>(session: &mut Session, log: &mut Log, shelf: &mut Shelf<
     let (engine, stream) = session.parts();
     let (logits, scratch) = engine.restoring();
     let (cache, convs) = stream.state_mut();
-    let Log { tokens, text } = log;
-    tokens.resize(tokens.capacity(), 0);
-    text.resize(text.capacity(), 0);
+    let Log { tokens, text, room } = log;
+    tokens.resize(*room, 0);
+    text.resize(*room, 0);
     let restored = Restored { cache, convs, tokens, text: Some(text), logits, scratch };
     let resumed = shelf.restore(&Name::any(name).expect("a name"), &fingerprint, restored);
     let [n_tokens, n_text] = resumed.as_ref().map_or([0, 0], |resumed| [resumed.n_tokens, resumed.n_text]);

@@ -147,7 +147,9 @@ impl State {
                 let file = self.names.remove(from).expect("a file to rename");
                 self.names.insert(to.clone(), file);
             }
-            Op::Remove { name } => drop(self.names.remove(name)),
+            Op::Remove { name } => {
+                self.names.remove(name);
+            }
             Op::Sync { .. } | Op::SyncFolder => {}
         }
     }
@@ -162,8 +164,10 @@ struct Names {
 
 impl Names {
     fn apply(&self, names: &mut BTreeMap<String, usize>) {
-        self.gone.iter().for_each(|name| drop(names.remove(name)));
-        self.new.iter().for_each(|(name, file)| drop(names.insert(name.clone(), *file)));
+        if let Some(name) = &self.gone {
+            names.remove(name);
+        }
+        names.extend(self.new.clone());
     }
 }
 
