@@ -14,6 +14,7 @@ pub fn complete(model: &str, prompt: &str) -> lowkey::Result<String> {
     let (budget_bytes, policy) = (4 << 20, Policy::L2Attn);
     let params = SessionParams {
         n_streams: 1,
+        n_log: 0,
         kv: KvParams { budget_bytes, policy, sinks: 4, pinned: 0, recent: None, rare: None, pool: None },
         k_type: None,
         v_type: None,

@@ -10,21 +10,9 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// The rooms, lowest first. A room names itself and those before it, and nothing else.
+#[rustfmt::skip]
 const ROOMS: [&str; 14] = [
-    "error",
-    "units",
-    "mem",
-    "gguf",
-    "kernels",
-    "kv",
-    "model",
-    "text",
-    "session",
-    "session_file",
-    "eval",
-    "server",
-    "cli",
-    "main",
+    "error", "units", "mem", "gguf", "kernels", "kv", "model", "text", "session", "session_file", "eval", "server", "cli", "main",
 ];
 
 /// Pairs that the order alone would allow: text stands beside kernels, cache and model and knows none of them.
@@ -116,6 +104,8 @@ fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut paths = Vec::new();
     walk(&root, &mut paths);
+    // The page that the server gives out.
+    paths.retain(|path| !path.ends_with("server/page.html"));
     paths.sort();
     let sources: Vec<Source> = paths
         .iter()

@@ -103,6 +103,7 @@ impl SessionArgs {
         let (k_type, v_type) = self.kv_types();
         SessionParams {
             n_streams: 1,
+            n_log: 0,
             k_type,
             v_type,
             n_stream: None,

@@ -21,9 +21,9 @@ static SIGNALS: OnceLock<Signals> = OnceLock::new();
 /// Signals are a process's: this is called once, before anything else.
 pub fn catch() -> Result<()> {
     let signals = Signals { at_once: Arc::new(AtomicBool::new(true)), code: Arc::default() };
-    for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
+    for (signal, code) in [(SIGINT, 130), (SIGTERM, TERMINATED)] {
         // In this order: the first looks at the flag as it was before the second raises it.
-        signal_hook::flag::register_conditional_shutdown(signal, code, signals.at_once.clone())
+        signal_hook::flag::register_conditional_shutdown(signal, code.into(), signals.at_once.clone())
             .and_then(|_| signal_hook::flag::register(signal, signals.at_once.clone()))
             .and_then(|_| signal_hook::flag::register_usize(signal, signals.code.clone(), code as usize))
             .map_err(|e| Error::io(format!("signal {signal}"), e))?;
@@ -37,6 +37,18 @@ pub fn defer() {
     if let Some(signals) = SIGNALS.get() {
         signals.at_once.store(false, Ordering::Relaxed);
     }
+}
+
+/// The exit code of a request to end.
+pub const TERMINATED: u8 = 143;
+
+/// What was to be ended in order has ended: the exit code that a signal asked for meanwhile, which is then forgotten, and signals end
+/// the process at once again.
+pub fn take() -> Option<u8> {
+    let signals = SIGNALS.get()?;
+    let code = signals.code.swap(0, Ordering::Relaxed);
+    signals.at_once.store(true, Ordering::Relaxed);
+    (code > 0).then_some(code as u8)
 }
 
 /// The exit code that a signal asked for.

@@ -3,6 +3,8 @@
 mod args;
 mod bench;
 mod board;
+#[cfg(feature = "chat")]
+mod chat;
 mod eval;
 mod flags;
 mod info;
@@ -14,6 +16,8 @@ mod pack;
 mod plan;
 mod progress;
 mod run;
+#[cfg(feature = "serve")]
+mod serve;
 mod sessions;
 mod setup;
 mod status;
@@ -44,6 +48,12 @@ struct Cli {
 enum Command {
     /// Complete a prompt, streaming
     Run(Box<run::RunArgs>),
+    /// Talk with a model, turn by turn
+    #[cfg(feature = "chat")]
+    Chat(Box<chat::ChatArgs>),
+    /// Serve the model over HTTP: OpenAI's, llama.cpp's and Ollama's ways of asking, and a page
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::ServeArgs>),
     /// Every byte a model would use, before it uses any
     Plan(Box<plan::PlanArgs>),
     /// What a GGUF file holds, and which kernel sets this machine runs
@@ -64,8 +74,8 @@ enum Command {
 
 /// Parses, runs, and returns the exit code: 0 done, 1 failure, 2 usage, 130 and 143 interrupted.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let parsed =
-        flags::parse(Cli::command(), &args.into_iter().collect::<Vec<_>>()).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = flags::parse(Cli::command(), &plan::as_subcommand(args.into_iter().collect()))
+        .and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -92,6 +102,10 @@ fn run(command: Command) -> Result<u8> {
     match command {
         Command::Plan(args) => plan::run(*args),
         Command::Run(args) => done(run::run(*args)),
+        #[cfg(feature = "chat")]
+        Command::Chat(args) => done(chat::run(*args)),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => done(serve::run(*args)),
         Command::Eval(args) => done(eval::run(args)),
         Command::Bench(args) => done(bench::run(*args)),
         Command::Info(args) => info::run(args),

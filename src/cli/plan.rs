@@ -1,5 +1,7 @@
 //! `lowkey plan`: every byte a model would use, before it uses any.
 
+use std::ffi::OsString;
+
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -9,8 +11,12 @@ use crate::units::Bytes;
 
 use super::bench::{self, BenchArgs};
 use super::board;
+#[cfg(feature = "chat")]
+use super::chat::{self, ChatArgs};
 use super::eval::{self, EvalArgs};
 use super::run::{self, RunArgs};
+#[cfg(feature = "serve")]
+use super::serve::{self, ServeArgs};
 use super::setup::{Done, Opened};
 
 #[derive(Args)]
@@ -34,6 +40,52 @@ enum Of {
     Eval(EvalArgs),
     /// What `lowkey bench` takes
     Bench(Box<BenchArgs>),
+    /// What `lowkey chat` takes
+    #[cfg(feature = "chat")]
+    Chat(Box<ChatPlanArgs>),
+    /// What `lowkey serve` takes; `lowkey plan --serve` is the same
+    #[cfg(feature = "serve")]
+    Serve(Box<ServePlanArgs>),
+}
+
+/// A chat's plan.
+#[cfg(feature = "chat")]
+#[derive(Args)]
+struct ChatPlanArgs {
+    #[command(flatten)]
+    chat: ChatArgs,
+    /// One JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// A server's plan.
+#[cfg(feature = "serve")]
+#[derive(Args)]
+struct ServePlanArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+    /// Whether it fits on a board too
+    #[arg(long, value_name = "BOARD")]
+    board: Option<String>,
+    /// Nothing but the line for a systemd unit that holds the server to its plan
+    #[arg(long)]
+    unit: bool,
+    /// One JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// `lowkey plan --serve …` is `lowkey plan serve …`.
+pub fn as_subcommand(mut args: Vec<OsString>) -> Vec<OsString> {
+    let is = |at: usize, name: &str| args.get(at).is_some_and(|arg| arg == name);
+    if is(1, "plan")
+        && let Some(at) = (2..args.len()).find(|&at| is(at, "--serve"))
+    {
+        args.remove(at);
+        args.insert(2, "serve".into());
+    }
+    args
 }
 
 #[derive(Serialize)]
@@ -68,19 +120,37 @@ struct Kv {
 
 pub fn run(args: PlanArgs) -> Result<u8> {
     let mut of = args.of.unwrap_or(Of::Run(Box::new(args.run)));
+    let (mut board, mut unit) = (args.board, false);
     let (model, json) = match &mut of {
         Of::Run(args) => (&mut args.model, args.json),
         Of::Eval(args) => args.model_and_json(),
         Of::Bench(args) => (&mut args.model, args.output.is_json()),
+        #[cfg(feature = "chat")]
+        Of::Chat(args) => (&mut args.chat.model, args.json),
+        #[cfg(feature = "serve")]
+        Of::Serve(args) => {
+            (board, unit) = (args.board.take().or(board), args.unit);
+            (&mut args.serve.model, args.json)
+        }
     };
     model.only_plan = true;
     let done = match of {
         Of::Run(args) => run::run(*args)?,
         Of::Eval(args) => eval::run(args)?,
         Of::Bench(args) => bench::run(*args)?,
+        #[cfg(feature = "chat")]
+        Of::Chat(args) => chat::run(args.chat)?,
+        #[cfg(feature = "serve")]
+        Of::Serve(args) => serve::run(args.serve)?,
     };
     let Done::Planned(opened) = done else { unreachable!("nothing but the plan was wanted") };
-    let boards = match &args.board {
+    if unit {
+        // Pages of the file count towards the group too: with less the weights are read from the disk again and again.
+        let most = opened.plan.private_bytes() + opened.plan.file_bytes();
+        super::answer(&format!("MemoryMax={most}\nMemorySwapMax=0"))?;
+        return Ok(0);
+    }
+    let boards = match &board {
         Some(name) => board::rows(name, &opened.model, &opened.params, opened.extra_bytes())?,
         None => Vec::new(),
     };

@@ -61,6 +61,11 @@ impl Opened {
         Ok(())
     }
 
+    /// Whether nothing but the plan is wanted.
+    pub fn is_only_planned(&self) -> bool {
+        self.only_plan
+    }
+
     /// Private memory that commands have added to what a session itself takes.
     pub fn extra_bytes(&self) -> u64 {
         let mut own = Plan::default();

@@ -2,14 +2,15 @@
 //! counted. What would take more than its share is stopped before the memory is taken, and never goes on.
 //!
 //! Rust has no allocation that fails politely inside other people's code. So the allocator puts such a thread to sleep for good,
-//! with all that it holds (no more than its share), and its caller goes on with a refusal. A program does that once and ends.
+//! with all that it holds (no more than its share), and its caller goes on with a refusal. A program does that once and ends. One
+//! that goes on for months asks `n_lost` how many sleep, and after a few starts no such work any more: what they hold is then bounded.
 //! The count needs `#[global_allocator] static HEAP: Heap = Heap;` in the binary; without it work runs unbounded.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
@@ -18,6 +19,14 @@ thread_local! {
     static LEFT: Cell<isize> = const { Cell::new(isize::MAX) };
     /// Where it says that it is stopped; null without a share.
     static OVER: Cell<*const AtomicBool> = const { Cell::new(std::ptr::null()) };
+}
+
+/// Threads that were stopped.
+static N_LOST: AtomicUsize = AtomicUsize::new(0);
+
+/// How many threads were stopped and sleep since the program started, each with no more than the share that it had.
+pub fn n_lost() -> usize {
+    N_LOST.load(Relaxed)
 }
 
 /// The system's allocator, which counts for threads that have a share.
@@ -117,7 +126,10 @@ pub fn confined<T: Send + 'static>(
                 let _ = thread.join();
                 return Some(answer);
             }
-            Err(RecvTimeoutError::Timeout) if over.load(Relaxed) => return None,
+            Err(RecvTimeoutError::Timeout) if over.load(Relaxed) => {
+                N_LOST.fetch_add(1, Relaxed);
+                return None;
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => match thread.join() {
                 Ok(()) => return None,

@@ -1,25 +1,24 @@
-//! A stream of the server: its memory, the tokens that it has taken in, and the request that it works on.
+//! A stream of the server, and the request that it works on.
 
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::kv::Policy;
-use crate::session::{Engine, Layout, Stream};
+use crate::session::{Engine, Layout, Prefix, Stream};
 use crate::text::{Held, Sampler, SamplerParams, Tokenizer, top_logprobs};
 
-use super::desk::{Doing, Finish, Job, Kept, MAX_PROBS, Out, Progress, Sampled, StreamStatus};
-use super::log::TokenLog;
+use super::desk::{Doing, Finish, Job, Kept, MAX_PROBS, Out, Progress, Request, Sampled, StreamStatus};
+use super::said::SaidLog;
 
 pub struct Seat {
     pub stream: Stream,
-    pub log: TokenLog,
+    /// Empty where it is not known.
+    said: SaidLog,
     sampler: Sampler,
     held: Held,
     tops: Vec<(u32, f64)>,
     pub running: Option<Running>,
     pub last_used: Instant,
-    /// What is as if it had been read from its start; not after a rewind that a policy does not forget.
-    is_exact: bool,
 }
 
 /// A request that has a stream.
@@ -33,27 +32,19 @@ pub struct Running {
     decoding_since: Option<Instant>,
     /// The token that was sampled last and has not been taken in.
     pub next: u32,
+    /// Whether it goes on by text (`Request::continues`).
+    by_text: bool,
 }
 
-/// How a stream can take a prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prefix {
-    /// Tokens that need not be read.
-    pub n_cached: usize,
-    /// Leading tokens that were those of the stream.
-    pub n_common: usize,
-}
-
-/// What a stream holds of a log, a window of penalties, and a text at most.
+/// The longest window of penalties, and the most text that is held back.
 pub struct SeatSizes {
-    pub n_log: usize,
     pub n_last: usize,
     pub held_bytes: usize,
 }
 
 impl SeatSizes {
     pub fn bytes(&self, n_vocab: usize) -> usize {
-        TokenLog::bytes(self.n_log) + Sampler::bytes(n_vocab, self.n_last) + self.held_bytes + (MAX_PROBS + 1) * 16
+        Sampler::bytes(n_vocab, self.n_last) + self.held_bytes + (MAX_PROBS + 1) * 16
     }
 }
 
@@ -62,63 +53,64 @@ impl Seat {
         let params = SamplerParams { repeat_last_n: sizes.n_last, ..SamplerParams::default() };
         Ok(Seat {
             stream: engine.stream(layout)?,
-            log: TokenLog::new(sizes.n_log),
+            said: SaidLog::new(),
             sampler: Sampler::new(params, engine.model().config.n_vocab)?,
             held: Held::with_room(sizes.held_bytes),
             tops: Vec::with_capacity(MAX_PROBS + 1),
             running: None,
             last_used: Instant::now(),
-            is_exact: true,
         })
-    }
-
-    /// What of a prompt need not be read again. At least its last token is read, for the logits after it.
-    pub fn prefix(&self, prompt: &[u32]) -> Prefix {
-        let common = self.log.common(prompt);
-        let n_past = self.log.n() as usize;
-        if common.is_all && n_past < prompt.len() {
-            return Prefix { n_cached: n_past, n_common: n_past };
-        }
-        let n = common.n.min(prompt.len() - 1);
-        let n_cached = if self.stream.cannot_rewind(n as u64).is_none() { n } else { 0 };
-        Prefix { n_cached, n_common: common.n }
     }
 
     pub fn is_idle(&self) -> bool {
         self.running.is_none()
     }
 
+    /// Tokens of a request's prompt that need not be read, those that it has in common, and whether it goes on by text: where tokens
+    /// part before the end of a stream that cannot be taken back.
+    pub fn prefix(&self, request: &Request) -> (Prefix, bool) {
+        let prefix = self.stream.prefix(&request.prompt);
+        let n_past = self.stream.n_past() as usize;
+        let goes_on = request.continues.as_ref().is_some_and(|continues| continues.said == self.said.said() && n_past > 0);
+        match request.reuse_prefix {
+            false => (Prefix { n_cached: 0, ..prefix }, false),
+            true if prefix.n_cached == 0 && goes_on => (Prefix { n_cached: n_past, ..prefix }, true),
+            true => (prefix, false),
+        }
+    }
+
     pub fn clear(&mut self) {
         self.stream.clear();
-        self.log.clear();
-        self.is_exact = true;
+        self.said.clear();
     }
 
     /// Begins a request on a stream that is idle.
-    pub fn begin(&mut self, job: Job, index: usize) {
+    pub fn begin(&mut self, job: Job, index: usize, tokenizer: &Tokenizer) {
         let request = job.request();
-        let mut prefix = self.prefix(&request.prompt);
-        if !request.reuse_prefix {
-            prefix.n_cached = 0;
+        let ((prefix, by_text), held) = (self.prefix(request), self.stream.n_past() as usize);
+        let n_cached = prefix.n_cached;
+        let n_prompt = match &request.continues {
+            Some(continues) if by_text => n_cached + continues.rest.len(),
+            _ => request.prompt.len(),
+        };
+        if held > n_cached {
+            log::debug!(
+                "stream {index}: {} of {n_prompt} tokens are as before, {n_cached} need not be read, {} are forgotten",
+                prefix.n_common,
+                held - n_cached
+            );
         }
-        if prefix.n_cached == 0 {
-            self.clear();
-        } else if (prefix.n_cached as u64) < self.log.n() {
-            self.is_exact &= self.stream.cache().rewinds_exactly();
-            self.stream.rewind(prefix.n_cached as u64);
-            self.log.truncate(prefix.n_cached);
+        self.stream.keep(n_cached);
+        if n_cached < held {
+            self.said.clear();
+            self.said.push(tokenizer, &self.stream.first_tokens()[..n_cached]);
         }
-        let held = self.log.n() as usize;
-        let (n_prompt, n_cached) = (request.prompt.len(), prefix.n_cached);
         if !self.stream.pin(request.n_pinned) {
             log::info!(
                 "{} tokens of a system turn are too many to be pinned in {} slots",
                 request.n_pinned,
                 self.stream.cache().n_slot()
             );
-        }
-        if n_cached < n_prompt.min(held) || prefix.n_common < held {
-            log::debug!("stream {index}: {} of {n_prompt} tokens are as before, {n_cached} need not be read", prefix.n_common);
         }
         self.sampler.begin(&request.sampling);
         request.prompt.iter().for_each(|&token| self.sampler.accept(token));
@@ -132,12 +124,20 @@ impl Seat {
             n_slot: cache.n_slot(),
             diverged_at: prefix.n_common,
             n_moved: 0,
-            is_exact: self.is_exact,
+            is_exact: self.stream.is_exact(),
         };
         job.tell(|out| (out.is_running, out.progress, out.kept) = (true, progress, kept));
         let n_evicted_before = cache.n_evicted();
-        self.running =
-            Some(Running { job, progress, kept, n_evicted_before, began: Instant::now(), decoding_since: None, next: 0 });
+        self.running = Some(Running {
+            job,
+            progress,
+            kept,
+            n_evicted_before,
+            began: Instant::now(),
+            decoding_since: None,
+            next: 0,
+            by_text,
+        });
     }
 
     /// The tokens of the prompt that are still to be read.
@@ -152,19 +152,18 @@ impl Seat {
     }
 
     /// `n` more tokens of the prompt have been taken in.
-    pub fn has_read(&mut self, n: usize) {
+    pub fn has_read(&mut self, n: usize, tokenizer: &Tokenizer) {
         let Some(running) = &mut self.running else { return };
-        let at = running.progress.n_read;
-        self.log.push(&running.job.request().prompt[at..at + n]);
+        self.said.push(tokenizer, &running.to_read()[..n]);
         running.progress.n_read += n;
         running.progress.prefill = running.began.elapsed();
         running.tell(&self.stream, |_| ());
     }
 
-    /// The token `next` has been taken in.
-    pub fn has_taken(&mut self) {
+    /// The token that was sampled last has been taken in.
+    pub fn has_taken(&mut self, tokenizer: &Tokenizer) {
         if let Some(running) = &self.running {
-            self.log.push(&[running.next]);
+            self.said.push(tokenizer, &[running.next]);
         }
     }
 
@@ -252,6 +251,7 @@ impl Seat {
             n_renumbered: cache.n_renumbered(),
             next_pos: cache.next_pos(),
             n_pinned: cache.n_pinned(),
+            said: self.said.said(),
             n_prompt: progress.n_prompt,
             n_generated: progress.n_generated,
             n_remain,
@@ -260,9 +260,13 @@ impl Seat {
 }
 
 impl Running {
-    /// Tokens of the prompt that the stream holds.
-    pub fn n_read(&self) -> usize {
-        self.progress.n_read
+    /// The tokens that are still to be read.
+    pub fn to_read(&self) -> &[u32] {
+        let (request, Progress { n_cached, n_read, .. }) = (self.job.request(), self.progress);
+        match &request.continues {
+            Some(continues) if self.by_text => &continues.rest[n_read - n_cached..],
+            _ => &request.prompt[n_read..],
+        }
     }
 
     fn tell(&self, stream: &Stream, change: impl FnOnce(&mut Out)) {

@@ -13,6 +13,8 @@ use crate::model::shortconv::ConvState;
 use crate::model::weights::Weights;
 use crate::units::Bytes;
 
+use super::log::TokenLog;
+
 /// Memory of a process that has done nothing yet: its writable data, the heap's first pages, the main thread's stack,
 /// the argument parser. Half a MiB was seen on x86-64 (docs/design.md, "Memory"); the rest is for what was not.
 const PROCESS_BYTES: usize = 2 << 20;
@@ -26,6 +28,8 @@ pub struct SessionParams {
     pub kv: KvParams,
     /// Conversations that are held at once, 1 to `MAX_LANES`.
     pub n_streams: usize,
+    /// First tokens of a stream that are kept on record, so that another prompt can be compared with them.
+    pub n_log: usize,
     /// How keys and values are stored; what is `None` is chosen by the budget, see `KvShape::choose_types`.
     pub k_type: Option<KvType>,
     pub v_type: Option<KvType>,
@@ -53,6 +57,7 @@ pub struct Layout {
     pub kernels: Kernels,
     pub n_threads: usize,
     pub n_streams: usize,
+    pub(super) n_log: usize,
     pub(super) kv_budget_bytes: u64,
     pub(super) scratch: ScratchShape,
     pub(super) mlock: bool,
@@ -122,8 +127,8 @@ impl SessionParams {
             has_halves: model.weights.types().any(|ty| kernels.wants_halves(ty)),
             kernels,
         };
-        let (kv_budget_bytes, mlock) = (self.kv.budget_bytes, self.mlock);
-        Ok(Layout { kv, n_slot, rule, kernels, n_threads, n_streams, kv_budget_bytes, scratch, mlock })
+        let (kv_budget_bytes, mlock, n_log) = (self.kv.budget_bytes, self.mlock, self.n_log);
+        Ok(Layout { kv, n_slot, rule, kernels, n_threads, n_streams, n_log, kv_budget_bytes, scratch, mlock })
     }
 }
 
@@ -139,6 +144,9 @@ impl Layout {
         plan.private("norms", Weights::norm_bytes(&model.config));
         plan.private("threads", (self.n_threads - 1) * STACK_BYTES);
         plan.private("kv arena", self.n_streams * self.kv.arena_bytes(self.n_slot));
+        if self.n_log > 0 {
+            plan.private("token logs", self.n_streams * TokenLog::bytes(self.n_log));
+        }
         let mut convs = Arena::measure();
         ConvState::carve(&mut convs, &model.config);
         convs.parts().iter().for_each(|&(name, bytes)| plan.private(name, self.n_streams * bytes));

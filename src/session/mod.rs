@@ -9,6 +9,7 @@
 //! allocates nothing (tests/no_alloc.rs arms an allocator to check it).
 
 mod layout;
+mod log;
 
 use crate::error::{Error, Result, Setting};
 use crate::kernels::Kernels;
@@ -22,6 +23,7 @@ use crate::model::guard::Guard;
 use crate::model::scratch::Scratch;
 use crate::model::shortconv::ConvState;
 use crate::units::Bytes;
+use log::TokenLog;
 
 pub use layout::{DEFAULT_BATCH, Layout, SessionParams, Shortage, check_memory};
 
@@ -33,11 +35,22 @@ pub struct Engine {
     n_logits: usize,
 }
 
-/// One conversation's memory: keys and values, and what convolutions remember.
+/// One conversation's memory: keys and values, what convolutions remember, and which tokens it has taken in.
 pub struct Stream {
     cache: KvCache,
     convs: Option<ConvState>,
-    n_past: u64,
+    log: TokenLog,
+    /// What is as if it had been read from its start; not after a rewind that a policy does not forget.
+    is_exact: bool,
+}
+
+/// How a stream can take a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// Tokens that need not be read.
+    pub n_cached: usize,
+    /// Leading tokens that were those of the stream.
+    pub n_common: usize,
 }
 
 fn no_memory(e: std::io::Error) -> Error {
@@ -70,7 +83,7 @@ impl Engine {
     pub fn stream(&self, layout: &Layout) -> Result<Stream> {
         let cache = KvCache::new(layout.kv, layout.n_slot, layout.rule, layout.kv_budget_bytes)?;
         let convs = Arena::fill(|arena| ConvState::carve(arena, &self.model.config)).map_err(no_memory)?;
-        Ok(Stream { cache, convs, n_past: 0 })
+        Ok(Stream { cache, convs, log: TokenLog::new(layout.n_log), is_exact: true })
     }
 
     pub fn model(&self) -> &Model {
@@ -88,7 +101,7 @@ impl Engine {
 
     /// Takes in tokens, no more than go `together`, and gives the wanted logits after them, `[rows][n_vocab]`.
     pub fn prefill(&mut self, stream: &mut Stream, tokens: &[u32], wanted: Logits) -> Result<&[f32]> {
-        stream.n_past += tokens.len() as u64;
+        stream.log.push(tokens);
         forward(&self.model, &mut self.machine, [stream.lane(tokens)], wanted)
     }
 
@@ -96,7 +109,7 @@ impl Engine {
     /// `[streams][n_vocab]`, are those that it would have alone.
     pub fn step_all<'s>(&mut self, streams: impl Iterator<Item = (&'s mut Stream, &'s u32)>) -> Result<&[f32]> {
         let lanes = streams.map(|(stream, token)| {
-            stream.n_past += 1;
+            stream.log.push(std::slice::from_ref(token));
             stream.lane(std::slice::from_ref(token))
         });
         forward(&self.model, &mut self.machine, lanes, Logits::All)
@@ -125,29 +138,60 @@ impl Stream {
     }
     /// Tokens taken in so far, whatever became of them.
     pub fn n_past(&self) -> u64 {
-        self.n_past
+        self.log.n()
+    }
+    /// The first of them, as many as are kept as they are (`SessionParams::n_log`).
+    pub fn first_tokens(&self) -> &[u32] {
+        self.log.tokens()
+    }
+    /// Whether everything is as if the stream had been read from its start.
+    pub fn is_exact(&self) -> bool {
+        self.is_exact
     }
 
     /// Forgets everything; the memory stays.
     pub fn clear(&mut self) {
         self.cache.clear();
         self.convs.iter_mut().for_each(ConvState::clear);
-        self.n_past = 0;
+        self.log.clear();
+        self.is_exact = true;
+    }
+
+    /// What of a prompt need not be read again. At least its last token is read, for the logits after it.
+    pub fn prefix(&self, prompt: &[u32]) -> Prefix {
+        let (common, n_past) = (self.log.common(prompt), self.log.n() as usize);
+        if common.is_all && n_past < prompt.len() {
+            return Prefix { n_cached: n_past, n_common: n_past };
+        }
+        let n = common.n.min(prompt.len().saturating_sub(1));
+        let n_cached = if self.cannot_rewind(n as u64).is_none() { n } else { 0 };
+        Prefix { n_cached, n_common: common.n }
+    }
+
+    /// Makes the stream hold the first `n_cached` tokens of a prompt, as `prefix` found them, and nothing else.
+    pub fn keep(&mut self, n_cached: usize) {
+        if n_cached == 0 {
+            self.clear();
+        } else if (n_cached as u64) < self.log.n() {
+            self.is_exact &= self.cache.rewinds_exactly();
+            self.rewind(n_cached as u64);
+        }
     }
 
     /// Why the stream cannot be taken back to its first `n` tokens as if the others had never come; `None`: it can.
     pub fn cannot_rewind(&self, n: u64) -> Option<&'static str> {
         match self.convs {
-            Some(_) if n < self.n_past => Some("convolutions remember only the latest tokens"),
+            Some(_) if n < self.log.n() => Some("convolutions remember only the latest tokens"),
+            _ if n > self.log.tokens().len() as u64 && n < self.log.n() => Some("its tokens are not all on record"),
             _ => self.cache.cannot_rewind(n),
         }
     }
 
     /// Forgets all but the first `n` tokens, where nothing speaks against it.
-    pub fn rewind(&mut self, n: u64) {
+    fn rewind(&mut self, n: u64) {
         assert!(self.cannot_rewind(n).is_none());
         self.cache.rewind(n);
-        self.n_past = n;
+        self.log.truncate(n as usize);
     }
 
     /// Never evicts the first `n` tokens, where as many can stay beside the recent ones; false: they cannot, and nothing has changed.
@@ -205,7 +249,7 @@ impl Session {
     }
     /// Tokens taken in so far, whatever became of them.
     pub fn n_past(&self) -> u64 {
-        self.stream.n_past
+        self.stream.log.n()
     }
     /// The logits of the latest pass, or those that were restored, `[n_vocab]`.
     pub fn logits(&self) -> &[f32] {
@@ -267,7 +311,7 @@ impl Session {
     pub fn prefill_watched(&mut self, tokens: &[u32], watch: impl FnMut(AttnLayer, &KvCache, &[f32])) -> Result<()> {
         let Engine { model, machine, n_batch, .. } = &mut self.engine;
         assert!(tokens.len() <= *n_batch);
-        self.stream.n_past += tokens.len() as u64;
+        self.stream.log.push(tokens);
         forward_watched(model, machine, [self.stream.lane(tokens)], Logits::None, watch)?;
         Ok(())
     }

@@ -9,7 +9,7 @@ pub mod sampler;
 pub mod tokenizer;
 pub mod utf8;
 
-pub use chat::{ChatTemplate, Message, Rendered, named as named_templates};
+pub use chat::{ChatTemplate, Conversation, Message, RESERVED, Rendered, named as named_templates, written_bytes};
 pub use held::Held;
 pub use sampler::{Sampler, SamplerParams, greedy, top_logprobs};
 pub use tokenizer::{Piece, Tokenizer};

@@ -33,6 +33,34 @@ impl Rendered {
         pieces.push(Piece { text: &self.text[done..], parse_special: true });
         pieces
     }
+
+    /// Appends text in which no control token is read.
+    pub fn push_plain(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.plain.push((self.text.len(), self.text.len() + text.len()));
+            self.text.push_str(text);
+        }
+    }
+
+    /// Appends text that may hold control tokens.
+    pub fn push_marks(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+}
+
+impl Rendered {
+    /// The pieces of what follows the first `at` bytes, where a character begins.
+    pub fn pieces_from(&self, at: usize) -> Vec<Piece<'_>> {
+        let mut start = 0;
+        let mut pieces = self.pieces();
+        pieces.retain_mut(|piece| {
+            let begins = start;
+            start += piece.text.len();
+            piece.text = &piece.text[at.saturating_sub(begins).min(piece.text.len())..];
+            !piece.text.is_empty()
+        });
+        pieces
+    }
 }
 
 impl Rendered {

@@ -2,6 +2,7 @@
 //! a stranger's text: the first gets limits (`source`, `template`), the second never becomes a mark of the template's (`marks`).
 
 pub mod clock;
+mod conversation;
 mod json;
 mod marks;
 pub mod named;
@@ -9,5 +10,6 @@ mod python;
 mod source;
 pub mod template;
 
+pub use conversation::{Conversation, RESERVED, written_bytes};
 pub use marks::Rendered;
 pub use template::{ChatTemplate, Message};

@@ -138,7 +138,7 @@ impl ChatTemplate {
             .iter()
             .map(|turn| Value::from_pairs([("role", turn.role.as_str()), ("content", turn.content.as_str())]))
             .collect();
-        let fuel = FUEL + FUEL_OF_MESSAGE * turns.len() + text_bytes;
+        let n_turns = turns.len();
         let context = [
             ("messages", Value::from(turns)),
             ("add_generation_prompt", add_generation_prompt.into()),
@@ -147,12 +147,28 @@ impl ChatTemplate {
             ("tools", ().into()),
             ("documents", ().into()),
         ];
+        self.render_values(text_bytes, n_turns, move || Value::from_pairs(context))
+    }
+
+    /// Renders what `context` makes, which it makes within the limits.
+    pub(super) fn render_values(
+        &self,
+        text_bytes: usize,
+        n_messages: usize,
+        context: impl FnOnce() -> Value + Send + 'static,
+    ) -> Result<String> {
+        let fuel = FUEL + FUEL_OF_MESSAGE * n_messages + text_bytes;
         let mut environment = (*self.environment).clone();
         environment.set_fuel(Some(fuel as u64));
         confine(self.source.len(), text_bytes, move || {
-            let rendered = environment.get_template(NAME).and_then(|template| template.render(Value::from_pairs(context)));
+            let rendered = environment.get_template(NAME).and_then(|template| template.render(context()));
             rendered.map_err(|error| Error::stopped(describe(&error)))
         })?
+    }
+
+    /// What it was made from.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// `render` for a model: no control token is read where a message writes one out.

@@ -52,6 +52,7 @@ pub fn floats(value: &serde_json::Value) -> Vec<f64> {
 pub fn params(budget_bytes: u64) -> SessionParams {
     SessionParams {
         n_streams: 1,
+        n_log: 0,
         kv: KvParams {
             budget_bytes,
             policy: Policy::L2,

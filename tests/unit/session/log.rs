@@ -1,4 +1,4 @@
-//! Tests of `server::log`.
+//! Tests of `session::log`.
 
 use super::*;
 

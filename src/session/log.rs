@@ -84,5 +84,5 @@ fn add(hash: &mut Xxh3Default, tokens: &[u32]) {
 }
 
 #[cfg(test)]
-#[path = "../../tests/unit/server/log.rs"]
+#[path = "../../tests/unit/session/log.rs"]
 mod tests;

@@ -1,0 +1,175 @@
+//! `lowkey serve`: the model behind HTTP, in a memory that is taken before the first request.
+
+mod args;
+mod model;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result, Setting};
+use crate::kv::Policy;
+use crate::server::desk::Desk;
+use crate::server::http::{Network, Settings, Shared};
+use crate::server::notify::Supervisor;
+use crate::server::scheduler::Scheduler;
+use crate::server::seat::SeatSizes;
+use crate::session::Engine;
+use crate::text::{ChatTemplate, Held};
+use crate::units::Bytes;
+
+use super::interrupt;
+use super::setup::{Done, Opened, open_with};
+use super::{output::say, status::rss_anon_bytes};
+pub use args::{Overflow, ServeArgs};
+use model::info;
+
+/// The longest window of penalties that a request may ask for.
+const MAX_LAST_N: usize = 1024;
+/// A stop text of a request at most.
+const STOP_BYTES: usize = 64;
+
+/// A server that is ready but for its memory.
+struct Ready {
+    opened: Opened,
+    settings: Settings,
+    template: std::result::Result<ChatTemplate, String>,
+    sizes: SeatSizes,
+    n_ctx: usize,
+}
+
+pub fn run(args: ServeArgs) -> Result<Done> {
+    let started = Instant::now();
+    let Ready { opened, settings, template, sizes, n_ctx } = match ready(&args)? {
+        Ok(ready) => ready,
+        Err(planned) => return Ok(Done::Planned(planned.into())),
+    };
+    // Before anything is read: an address that is taken is told at once, and who asks early learns that the model is being loaded.
+    let network = Network::open(&settings)?;
+    let addresses = network.addresses();
+    let tokenizer = Arc::new(opened.tokenizer()?);
+    let desk = Arc::new(Desk::new(args.streams, args.queue));
+    let sampling = args.sample.params(opened.model.config.n_ctx);
+    let plan_bytes = opened.plan.private_bytes();
+    let model = info(&opened.model, &args.alias, &args.tags);
+    let shared = Arc::new(Shared::new(desk.clone(), tokenizer.clone(), template, model, sampling, plan_bytes));
+    interrupt::defer();
+    let stop_wait = settings.stop_wait;
+    let serving = {
+        let shared = shared.clone();
+        let serve = move || network.serve(settings, shared);
+        std::thread::Builder::new().name("network".into()).stack_size(NETWORK_STACK_BYTES).spawn(serve)
+    };
+    let serving = serving.map_err(|e| Error::stopped(format!("the system has no memory for another thread: {e}")))?;
+
+    let Opened { model, layout, .. } = opened;
+    let (name, n_slot) = (model.config.arch.name, layout.n_slot);
+    let engine = Engine::new(model, &layout)?;
+    let limit = (args.overflow == Overflow::Error).then_some(n_ctx);
+    let mut scheduler = Scheduler::new(engine, &layout, &sizes, desk.clone(), tokenizer, limit)?;
+    let mut supervisor = Supervisor::find();
+    shared.set_ready();
+    supervisor.ready();
+    let places: Vec<String> = addresses.iter().map(|address| format!("http://{address}")).collect();
+    say(&format!(
+        "ready after {:.0} ms: {name} on {}; {} of {n_slot} slots each, private memory {} of {} planned",
+        started.elapsed().as_secs_f64() * 1e3,
+        if places.is_empty() { args.host.join(", ") } else { places.join(", ") },
+        if args.streams == 1 { "1 stream".to_owned() } else { format!("{} streams", args.streams) },
+        Bytes(rss_anon_bytes()),
+        Bytes(plan_bytes),
+    ));
+
+    let mut stopping: Option<Instant> = None;
+    let is_over = || {
+        if interrupt::raised() && stopping.is_none() {
+            stopping = Some(Instant::now());
+            log::info!("stopping: answers under way have {:.1} s", stop_wait.as_secs_f64());
+            desk.stop();
+            shared.stop();
+        }
+        stopping.is_some_and(|since| since.elapsed() >= stop_wait) || serving.is_finished()
+    };
+    scheduler.run(|| supervisor.alive(), is_over);
+    supervisor.stopping();
+    shared.stop();
+    match serving.join() {
+        Ok(served) => served.map(|()| Done::Exit(0)),
+        Err(_) => Err(Error::stopped("the network thread has ended by a fault of lowkey: please report what the log says")),
+    }
+}
+
+/// The stack of the thread that serves.
+const NETWORK_STACK_BYTES: usize = 1 << 20;
+/// What of it, and of its runtime, is resident at most.
+const NETWORK_BYTES: usize = 256 << 10;
+
+/// Plans the server; the plan alone where no more is wanted.
+fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
+    let mut params = args.model.session.params(1);
+    params.n_streams = args.streams;
+    params.kv.budget_bytes /= args.streams.max(1) as u64;
+    if args.overflow == Overflow::Error {
+        params.n_stream = args.ctx;
+    }
+    if params.kv.policy == Policy::Off && args.overflow == Overflow::Evict {
+        return Err(Error::usage(Setting::Evict, "off evicts nothing: give --overflow error too, or a policy such as l2-attn"));
+    }
+    let mut opened = open_with(&args.model, params)?;
+    let n_slot = opened.layout.n_slot;
+    let n_ctx = context(args, opened.model.config.n_ctx, n_slot)?;
+    opened.params.n_log = args.lookup.max(n_slot).min(1 << 20);
+    opened.replan()?;
+    let template = match &args.template {
+        Some(name) => Ok(ChatTemplate::named(name)?),
+        None => ChatTemplate::from_gguf(&opened.model.file).map_err(|e| super::flags::spelled(&e.message())),
+    };
+    args.sample.params(opened.model.config.n_ctx).validate()?;
+    let n_last = args.sample.params(opened.model.config.n_ctx).repeat_last_n.max(MAX_LAST_N);
+    let settings = args.settings(n_ctx, n_last)?;
+    let sizes = SeatSizes { n_last, held_bytes: Held::bytes(&[" ".repeat(STOP_BYTES)]) };
+    let (n_vocab, plan) = (opened.model.config.n_vocab, &mut opened.plan);
+    plan.private("streams", args.streams * sizes.bytes(n_vocab));
+    plan.private("http", settings.connection_bytes() + NETWORK_BYTES);
+    let render = |n_bytes: usize| template.as_ref().map_or(0, |template| template.plan_bytes(n_bytes));
+    plan.private("requests", settings.request_bytes(render));
+    plan.private("page, metrics, log", 64 << 10);
+    opened.check()?;
+    if opened.is_only_planned() {
+        return Ok(Err(opened));
+    }
+    opened.warn();
+    warn(args, &template);
+    Ok(Ok(Ready { opened, settings, template, sizes, n_ctx }))
+}
+
+/// Tokens that a stream may have.
+fn context(args: &ServeArgs, n_ctx_train: usize, n_slot: usize) -> Result<usize> {
+    let wanted = args.ctx.unwrap_or(match args.overflow {
+        Overflow::Evict => n_ctx_train,
+        Overflow::Error => n_ctx_train.min(n_slot),
+    });
+    if wanted == 0 {
+        return Err(Error::usage(Setting::Ctx, "0 tokens hold no conversation"));
+    }
+    if args.overflow == Overflow::Error && wanted > n_slot {
+        let what = format!("{wanted} tokens do not fit into the {n_slot} slots of a stream, and --overflow error evicts none");
+        return Err(Error::budget(Setting::Ctx, format!("{what}: raise --kv-budget, or give at most {n_slot}")));
+    }
+    Ok(wanted)
+}
+
+fn warn(args: &ServeArgs, template: &std::result::Result<ChatTemplate, String>) {
+    if let Err(why) = template {
+        log::warn!("chats will be refused: {why}");
+    }
+    let is_open =
+        |host: &String| !host.ends_with(".sock") && !["localhost", "::1"].contains(&host.as_str()) && !host.starts_with("127.");
+    if let Some(host) =
+        args.host.iter().find(|host| is_open(host)).filter(|_| args.api_key.is_empty() && args.api_key_file.is_none())
+    {
+        log::warn!("whoever reaches {host} may use this server: give --api-key, or listen on 127.0.0.1 alone");
+    }
+    if args.stop_wait.0 > Duration::from_secs(4) {
+        log::warn!("--stop-wait above 4 seconds: supervisors that wait 5 will kill the server before it has ended");
+    }
+}

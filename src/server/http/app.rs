@@ -1,0 +1,41 @@
+//! All that a request may need.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::clerk::Clerk;
+use super::seats::Seats;
+use super::{Settings, Shared};
+
+/// Connections beyond all others that are being refused at once.
+const N_TURNED_AWAY: usize = 4;
+/// Who may watch an arena at once.
+const N_WATCHERS: usize = 2;
+
+pub struct App {
+    pub settings: Settings,
+    pub shared: Arc<Shared>,
+    pub clerk: Clerk,
+    pub seats: Arc<Seats>,
+    pub turned_away: Arc<Semaphore>,
+    /// Places for bodies of size.
+    pub bodies: Arc<Semaphore>,
+    pub watchers: Arc<Semaphore>,
+}
+
+pub type AppState = axum::extract::State<Arc<App>>;
+
+impl App {
+    pub fn new(settings: Settings, shared: Arc<Shared>) -> std::io::Result<Arc<App>> {
+        Ok(Arc::new(App {
+            seats: Seats::new(settings.n_connections),
+            turned_away: Arc::new(Semaphore::new(N_TURNED_AWAY)),
+            bodies: Arc::new(Semaphore::new(settings.n_streams + settings.n_queue)),
+            watchers: Arc::new(Semaphore::new(N_WATCHERS)),
+            clerk: Clerk::start()?,
+            settings,
+            shared,
+        }))
+    }
+}

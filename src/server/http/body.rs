@@ -1,0 +1,171 @@
+//! Bodies and the JSON in them, both with limits that hold before anything is made of them.
+//!
+//! A body is refused by its length unread, or read at a rate: 64 KiB in the time of the settings. Few bodies of size are held
+//! at once. What JSON becomes in memory is many times its text where values are small, so values are counted first.
+
+use axum::body::Body;
+use axum::extract::Request;
+use http_body_util::BodyExt;
+use hyper::StatusCode;
+use hyper::body::Body as _;
+use hyper::header::CONTENT_LENGTH;
+use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::app::App;
+use super::error::{Checked, Refusal};
+
+/// What must come in the time of the settings.
+const RATE_BYTES: usize = 64 << 10;
+/// A body of this size is none of the few.
+const SMALL_BYTES: usize = 16 << 10;
+/// Lists and objects within each other.
+const MAX_DEPTH: usize = 64;
+/// What a value takes in a list at most, beside its text, and what a name and a value take in an object, with the tables of both.
+const VALUE_BYTES: usize = 64;
+const PAIR_BYTES: usize = 256;
+
+/// Values and names that a body of so many bytes at most may hold.
+fn most_values(max_body: usize) -> (usize, usize) {
+    ((max_body / 16).max(16 << 10), (max_body / 64).max(4 << 10))
+}
+
+/// Private memory that the JSON of a body takes, from above.
+pub fn json_bytes(max_body: usize) -> usize {
+    let (n_values, n_names) = most_values(max_body);
+    max_body + n_values * VALUE_BYTES + n_names * PAIR_BYTES
+}
+
+/// A body, and its place among the few.
+pub struct Bytes {
+    bytes: Vec<u8>,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+/// Reads the body of a request.
+pub async fn read(app: &App, request: Request) -> Checked<Bytes> {
+    let most = app.settings.max_body;
+    let too_large = || {
+        let message = format!("the body has more than {most} bytes, the most that this server takes: send less");
+        Refusal::protocol(StatusCode::PAYLOAD_TOO_LARGE, message).closing()
+    };
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > most as u64) {
+        return Err(too_large());
+    }
+    let length = length.map(|length| length as usize);
+    let mut body = request.into_body();
+    let place = match length {
+        Some(length) if length <= SMALL_BYTES => None,
+        _ if body.is_end_stream() => None,
+        _ => Some(place(app).await?),
+    };
+    let mut bytes = Vec::with_capacity(length.unwrap_or(0));
+    let mut late = Instant::now() + app.settings.io_timeout;
+    let mut n_since = 0;
+    while let Some(frame) = next(&mut body, late).await? {
+        if bytes.len() + frame.len() > most {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&frame);
+        n_since += frame.len();
+        if n_since >= RATE_BYTES {
+            (late, n_since) = (Instant::now() + app.settings.io_timeout, 0);
+        }
+    }
+    Ok(Bytes { bytes, _place: place })
+}
+
+async fn place(app: &App) -> Checked<OwnedSemaphorePermit> {
+    match timeout(app.settings.io_timeout, app.bodies.clone().acquire_owned()).await {
+        Ok(Ok(place)) => Ok(place),
+        _ => Err(Refusal::unavailable("as many requests as the server holds are being read: try again", 1).closing()),
+    }
+}
+
+/// The next bytes, or none at the end.
+async fn next(body: &mut Body, late: Instant) -> Checked<Option<hyper::body::Bytes>> {
+    loop {
+        match timeout_at(late, body.frame()).await {
+            Err(_) => {
+                let message = "the body came too slowly: 64 KiB must come within the server's time for input";
+                return Err(Refusal::protocol(StatusCode::REQUEST_TIMEOUT, message).closing());
+            }
+            Ok(None) => return Ok(None),
+            Ok(Some(Err(error))) => {
+                let message = format!("the body could not be read: {error}");
+                return Err(Refusal::protocol(StatusCode::BAD_REQUEST, message).closing());
+            }
+            Ok(Some(Ok(frame))) => {
+                // Trailers say nothing here.
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+impl Bytes {
+    /// What the body says.
+    pub fn json(&self, max_body: usize) -> Checked<Value> {
+        parse(&self.bytes, max_body)
+    }
+}
+
+fn parse(bytes: &[u8], max_body: usize) -> Checked<Value> {
+    let invalid = |what: String| Refusal::bad("invalid_json", what);
+    let text = std::str::from_utf8(bytes)
+        .map_err(|e| invalid(format!("the body is no UTF-8 at byte {}: send JSON in UTF-8", e.valid_up_to())))?;
+    if text.trim_ascii().is_empty() {
+        return Err(invalid("the body is empty: send a JSON object".into()));
+    }
+    check_shape(bytes, max_body)?;
+    serde_json::from_str(text).map_err(|e| invalid(format!("the body is no JSON: {e}")))
+}
+
+/// Counts what the JSON would become. What is no JSON is counted somehow, and refused later.
+fn check_shape(bytes: &[u8], max_body: usize) -> Checked<()> {
+    let (most_values, most_names) = most_values(max_body);
+    let (mut depth, mut n_values, mut n_names) = (0usize, 0, 0);
+    let (mut in_string, mut is_escaped) = (false, false);
+    for &byte in bytes {
+        if in_string {
+            match byte {
+                _ if is_escaped => is_escaped = false,
+                b'\\' => is_escaped = true,
+                b'"' => in_string = false,
+                _ => {}
+            }
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'[' | b'{' => {
+                depth += 1;
+                n_values += 1;
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b',' => n_values += 1,
+            b':' => n_names += 1,
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return Err(Refusal::bad(
+                "invalid_json",
+                format!("the body has more than {MAX_DEPTH} lists or objects in each other"),
+            ));
+        }
+    }
+    if n_values > most_values || n_names > most_names {
+        let message =
+            format!("the body has more than {most_values} values or {most_names} names, the most that this server takes");
+        return Err(Refusal::bad("invalid_json", message));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "../../../tests/unit/server/http/body.rs"]
+mod tests;

@@ -1,0 +1,125 @@
+//! What an answer may be made to obey: JSON, a schema, a grammar. The form of each is checked here; `compile` is the one place where
+//! a grammar would be made of it.
+
+use serde_json::Value;
+
+use super::Settings;
+use super::error::{Checked, Refusal, quoted};
+use super::fields::{Fields, wanted};
+
+/// A schema's text at most.
+pub const MAX_SCHEMA_BYTES: usize = 64 << 10;
+const TYPES: [&str; 7] = ["string", "number", "integer", "boolean", "array", "object", "null"];
+/// Names of schemas, lists of schemas, and objects whose values are schemas.
+const ONE: [&str; 8] = ["items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames"];
+const LISTS: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
+const MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
+
+#[derive(Clone, Debug)]
+pub enum Constraint {
+    /// Any JSON object.
+    Json,
+    Schema(Value),
+    /// llama.cpp's grammars.
+    Gbnf(String),
+    Lark(String),
+}
+
+/// What the request asks for, if it asks for anything.
+pub fn read(fields: &Fields<'_>) -> Checked<Option<Constraint>> {
+    let mut found = Vec::new();
+    if let Some(format) = fields.get("response_format") {
+        found.extend(response_format(format)?);
+    }
+    if let Some(schema) = fields.get("json_schema") {
+        check_schema(schema, "json_schema")?;
+        found.push(Constraint::Schema(schema.clone()));
+    }
+    for (name, make) in [("grammar", Constraint::Gbnf as fn(String) -> Constraint), ("lark", Constraint::Lark)] {
+        // An empty grammar is none: clients send it so.
+        if let Some(text) = fields.string(name)?.filter(|text| !text.trim().is_empty()) {
+            if text.len() > MAX_SCHEMA_BYTES {
+                return Err(fields.invalid(name, format!("more than {MAX_SCHEMA_BYTES} bytes")));
+            }
+            found.push(make(text.to_owned()));
+        }
+    }
+    if found.len() > 1 {
+        return Err(Refusal::bad("invalid_value", "`response_format`, `json_schema` and `grammar` exclude each other: send one"));
+    }
+    Ok(found.pop())
+}
+
+fn response_format(format: &Value) -> Checked<Option<Constraint>> {
+    let fields = Fields::of(format, "response_format")?;
+    let kind = fields.word("type", &["text", "json_object", "json_schema"])?;
+    match kind {
+        None => Err(fields.invalid("type", "one of text, json_object, json_schema is wanted here")),
+        Some("text") => Ok(None),
+        Some("json_object") => match fields.get("schema") {
+            None => Ok(Some(Constraint::Json)),
+            Some(schema) => {
+                check_schema(schema, "response_format.schema")?;
+                Ok(Some(Constraint::Schema(schema.clone())))
+            }
+        },
+        _ => {
+            let inner = Fields::of(fields.needed("json_schema", "an object with `schema`")?, "response_format.json_schema")?;
+            let schema = inner.needed("schema", "a JSON schema")?;
+            check_schema(schema, "response_format.json_schema.schema")?;
+            Ok(Some(Constraint::Schema(schema.clone())))
+        }
+    }
+}
+
+/// Whether a value is a schema at all.
+pub fn check_schema(schema: &Value, name: &str) -> Checked<()> {
+    if schema.to_string().len() > MAX_SCHEMA_BYTES {
+        return Err(Refusal::invalid(name, format!("a schema of more than {MAX_SCHEMA_BYTES} bytes")));
+    }
+    check_types(schema, name)
+}
+
+fn check_types(schema: &Value, name: &str) -> Checked<()> {
+    let map = match schema {
+        Value::Bool(_) => return Ok(()),
+        Value::Object(map) => map,
+        other => return Err(wanted(name, "a JSON schema", other)),
+    };
+    let is_type = |value: &Value| value.as_str().is_some_and(|word| TYPES.contains(&word));
+    if let Some(kind) = map.get("type") {
+        let is_good = is_type(kind) || kind.as_array().is_some_and(|kinds| !kinds.is_empty() && kinds.iter().all(is_type));
+        if !is_good {
+            let types = TYPES.join(", ");
+            return Err(Refusal::invalid(&format!("{name}.type"), format!("{} is none of {types}", quoted(&kind.to_string()))));
+        }
+    }
+    for (key, value) in map {
+        let inner = format!("{name}.{key}");
+        match value {
+            Value::Array(items) if LISTS.contains(&&**key) || key == "items" => {
+                items.iter().try_for_each(|item| check_types(item, &inner))?;
+            }
+            Value::Object(pairs) if MAPS.contains(&&**key) => pairs.values().try_for_each(|item| check_types(item, &inner))?,
+            _ if ONE.contains(&&**key) => check_types(value, &inner)?,
+            _ if LISTS.contains(&&**key) => return Err(wanted(&inner, "a list of JSON schemas", value)),
+            _ if MAPS.contains(&&**key) => return Err(wanted(&inner, "an object of JSON schemas", value)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What tokens an answer may go on with: there is no such thing yet, and `compile` never gives one.
+pub enum Grammar {}
+
+/// The grammar of a constraint.
+pub fn compile(_settings: &Settings, constraint: &Constraint) -> Checked<Grammar> {
+    let (param, what) = match constraint {
+        Constraint::Json => ("response_format", "JSON".to_owned()),
+        Constraint::Schema(schema) => ("response_format", format!("a schema of {} bytes", schema.to_string().len())),
+        Constraint::Gbnf(text) => ("grammar", format!("a grammar of {} bytes", text.len())),
+        Constraint::Lark(text) => ("lark", format!("a grammar of {} bytes", text.len())),
+    };
+    Err(Refusal::unsupported_field(param, format!("this server holds no answer to {what} yet: ask for it in the prompt")))
+}

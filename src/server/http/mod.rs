@@ -1,0 +1,269 @@
+//! The network's side of `lowkey serve`: HTTP/1.1 on one thread, and a clerk who reads requests on another.
+//!
+//! ```text
+//! accept    listeners, connections and their number        wire      time-outs of a connection       router   paths, each request's way
+//! guard     keys, hosts, origins                           body      bodies and JSON with limits     fields   typed access to JSON
+//! clerk     where requests are read, one at a time         messages, prompt, sampling, constraint    JSON to what the desk takes
+//! run       a request from the queue to its end            stream    events and whole answers        answers  what the APIs share
+//! chat, completion, text_completion, responses, ollama     the APIs                                  models, tokens, slots, metrics, arena
+//! ```
+//!
+//! A request goes: head, guard, body, clerk (all checks, template, tokens), desk, and only then a status line. Everything has a limit:
+//! connections, bytes of a head and a body, values in a body, time.
+
+mod accept;
+mod answers;
+mod app;
+mod arena;
+mod body;
+mod chat;
+mod clerk;
+mod completion;
+mod constraint;
+mod error;
+mod fields;
+mod guard;
+mod messages;
+mod metrics;
+mod models;
+mod ollama;
+mod ollama_answer;
+mod prompt;
+mod responses;
+mod router;
+mod run;
+mod sampling;
+mod seats;
+mod slots;
+mod stream;
+mod text_completion;
+mod thinking;
+mod tokens;
+mod wire;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::text::{ChatTemplate, SamplerParams, Tokenizer};
+
+use super::desk::Desk;
+
+pub use accept::Network;
+pub use body::json_bytes;
+
+/// What a stream does whose context is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// Evicts, and goes on.
+    Evict,
+    /// A prompt that does not fit is refused; an answer ends where the context does.
+    Error,
+}
+
+/// Whether models that think before they answer do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thinking {
+    /// As the template has it.
+    Auto,
+    On,
+    Off,
+}
+
+/// What the owner sets.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Addresses and names, or paths that end in `.sock`.
+    pub hosts: Vec<String>,
+    pub port: u16,
+    pub n_streams: usize,
+    /// Tokens of prompt and answer that a stream may have under `Overflow::Error`; reported in any case.
+    pub n_ctx: usize,
+    pub overflow: Overflow,
+    /// Cap and default of an answer; `usize::MAX`: none.
+    pub max_tokens: usize,
+    /// Requests that wait for a stream, and how long.
+    pub n_queue: usize,
+    pub queue_wait: Duration,
+    /// Connections at once; two of them are for health, metrics and the page alone.
+    pub n_connections: usize,
+    pub max_body: usize,
+    /// For a whole head, for 64 KiB of a body, and for a write.
+    pub io_timeout: Duration,
+    pub keep_alive: Duration,
+    /// After so long without an event a stream sends a comment.
+    pub ping: Duration,
+    pub api_keys: Vec<String>,
+    /// Origins, `localhost` for any port of this machine, or `*`.
+    pub cors_origins: Vec<String>,
+    /// Any origin may send cookies and keys that a browser holds.
+    pub cors_credentials: bool,
+    pub allowed_hosts: Vec<String>,
+    pub thinking: Thinking,
+    pub pin_system: bool,
+    /// For constrained output; 0: off.
+    pub grammar_bytes: u64,
+    /// Runs of at least so many tokens behind a change of the prompt are moved instead of read; 0: none.
+    pub reuse_runs: usize,
+    /// The longest window of penalties that a request may ask for.
+    pub max_repeat_last_n: usize,
+    pub metrics: bool,
+    pub slots: bool,
+    pub ui: bool,
+    pub ollama: bool,
+    /// Whether streams may be saved and restored.
+    pub sessions: bool,
+    /// Every answer says what it was made from (`__verbose`).
+    pub verbose: bool,
+    /// For answers under way when the server stops.
+    pub stop_wait: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            hosts: vec!["127.0.0.1".into()],
+            port: 8080,
+            n_streams: 1,
+            n_ctx: 2048,
+            overflow: Overflow::Evict,
+            max_tokens: 1024,
+            n_queue: 4,
+            queue_wait: Duration::from_secs(120),
+            n_connections: 13,
+            max_body: 256 << 10,
+            io_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(15),
+            ping: Duration::from_secs(15),
+            api_keys: Vec::new(),
+            cors_origins: Vec::new(),
+            cors_credentials: false,
+            allowed_hosts: Vec::new(),
+            thinking: Thinking::Auto,
+            pin_system: true,
+            grammar_bytes: 8 << 20,
+            reuse_runs: 0,
+            max_repeat_last_n: 1024,
+            metrics: true,
+            slots: true,
+            ui: true,
+            ollama: true,
+            sessions: false,
+            verbose: false,
+            stop_wait: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Settings {
+    /// Private memory for connections, from above: for each the task, a head, what hyper buffers of either direction, and an answer
+    /// or a piece of one; the runtime and the clerk besides.
+    pub fn connection_bytes(&self) -> usize {
+        const TASK: usize = 24 << 10;
+        self.n_connections * (TASK + 2 * wire::BUFFER_BYTES + stream::CHUNK_BYTES) + (512 << 10)
+    }
+
+    /// Private memory for requests, from above: bodies and prompts of all that may run or wait, and what reading one of them takes,
+    /// which the clerk does one at a time. `render_bytes`: what the template takes for text of so many bytes (its `plan_bytes`).
+    pub fn request_bytes(&self, render_bytes: impl Fn(usize) -> usize) -> usize {
+        let each = self.max_body + 4 * self.max_body.min(4 * self.n_ctx.max(1024)) + (4 << 10);
+        let lost = clerk::MAX_LOST * render_bytes(self.max_body);
+        (self.n_streams + self.n_queue) * each + json_bytes(self.max_body) + render_bytes(self.max_body) + lost
+    }
+}
+
+/// What the model is, for those who ask.
+#[derive(Clone, Debug, Default)]
+pub struct ModelInfo {
+    /// Names under which it is known, at least one; the first in alphabetical order is its name.
+    pub aliases: Vec<String>,
+    pub tags: Vec<String>,
+    pub path: String,
+    pub n_vocab: usize,
+    pub n_ctx_train: usize,
+    pub n_embd: usize,
+    pub n_params: u64,
+    pub file_bytes: u64,
+    /// `Q4_1`, as files are called by it.
+    pub quantisation: String,
+    /// `llama`, the architecture in the file.
+    pub family: String,
+    /// When the file was last changed.
+    pub modified: Option<SystemTime>,
+    /// Hash of the file's directory and metadata.
+    pub digest: String,
+}
+
+impl ModelInfo {
+    pub fn name(&self) -> &str {
+        self.aliases.iter().min().map_or("model", |name| name)
+    }
+}
+
+/// What the threads of the server share.
+pub struct Shared {
+    pub desk: Arc<Desk>,
+    pub tokenizer: Arc<Tokenizer>,
+    /// Or why there is none.
+    pub template: Result<ChatTemplate, String>,
+    pub model: ModelInfo,
+    /// What requests do not say; each that names no seed starts from this one.
+    pub sampling: SamplerParams,
+    /// Private memory as planned.
+    pub plan_bytes: u64,
+    pub counters: metrics::Counters,
+    pub started: SystemTime,
+    started_at: Instant,
+    is_ready: AtomicBool,
+    stop: tokio::sync::watch::Sender<bool>,
+}
+
+impl Shared {
+    pub fn new(
+        desk: Arc<Desk>,
+        tokenizer: Arc<Tokenizer>,
+        template: Result<ChatTemplate, String>,
+        model: ModelInfo,
+        sampling: SamplerParams,
+        plan_bytes: u64,
+    ) -> Shared {
+        Shared {
+            desk,
+            tokenizer,
+            template,
+            model,
+            sampling,
+            plan_bytes,
+            counters: metrics::Counters::default(),
+            started: SystemTime::now(),
+            started_at: Instant::now(),
+            is_ready: AtomicBool::new(false),
+            stop: tokio::sync::watch::Sender::new(false),
+        }
+    }
+
+    /// From now on requests are taken.
+    pub fn set_ready(&self) {
+        self.counters.note_memory_at_ready();
+        self.is_ready.store(true, Ordering::Release);
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.is_ready.load(Ordering::Acquire)
+    }
+
+    /// No more connections are taken; `Network::serve` returns once answers under way have ended, or their time is over.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Returns once the server is to stop.
+    async fn stopped(&self) {
+        let _ = self.stop.subscribe().wait_for(|is_stopped| *is_stopped).await;
+    }
+
+    /// Since the server started.
+    fn uptime(&self) -> Duration {
+        self.started_at.elapsed()
+    }
+}

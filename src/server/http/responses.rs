@@ -1,0 +1,388 @@
+//! `/v1/responses`: OpenAI's responses, read as chats. Nothing is kept, so an earlier response cannot be gone on with by its name.
+
+use std::sync::Arc;
+
+use axum::extract::{Request as HttpRequest, State};
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+
+use crate::server::desk::{Finish, Request};
+
+use super::answers::{memory, now, prompt_progress, random_name, timings};
+use super::app::{App, AppState};
+use super::error::{Checked, Refusal, quoted};
+use super::fields::{Fields, wanted};
+use super::run::{Facts, Manner, Piece};
+use super::stream::{Format, Order, Part, answer};
+use super::thinking::{Parted, Splitter};
+use super::{body, messages, prompt, sampling};
+
+pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Response> {
+    let body = body::read(&app, request).await?;
+    let reader = app.clone();
+    let order = app.clerk.run(move || read(&reader, &body.json(reader.settings.max_body)?)).await?;
+    answer(&app, order).await
+}
+
+fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
+    let fields = Fields::of_body(body)?;
+    if fields.get("previous_response_id").is_some() {
+        let what = "nothing is kept here: send the whole conversation as `input`";
+        return Err(fields.invalid("previous_response_id", what));
+    }
+    if fields.flag("background")? {
+        return Err(Refusal::unsupported_field("background", "answers are given to who waits for them"));
+    }
+    let chat = as_chat(&fields)?;
+    let chat_fields = Fields::of_body(&chat)?;
+    let wishes = sampling::read(app, &chat_fields, &["max_output_tokens"])?;
+    let pins = fields.bool("pin_system")?.unwrap_or(app.settings.pin_system);
+    let prompt = prompt::of_chat(app, prompt::read_chat(app, &chat_fields)?, pins)?;
+    let format = Responses {
+        base: base(app, &fields, &wishes.request),
+        timings_per_token: wishes.timings_per_token,
+        splitter: Splitter::new(prompt.is_thinking),
+        n_events: 0,
+        open: None,
+        items: Vec::new(),
+        text: String::new(),
+        facts: Facts::default(),
+    };
+    Ok(Order {
+        manner: Manner { by_token: false, progress: wishes.return_progress, n_choice: 1, ping: None },
+        is_stream: wishes.is_stream,
+        requests: sampling::requests(&wishes, vec![prompt]),
+        format: Box::new(format),
+    })
+}
+
+/// What every state of a response says.
+fn base(app: &App, fields: &Fields<'_>, request: &Request) -> Value {
+    json!({
+        "id": random_name("resp_"),
+        "object": "response",
+        "created_at": now(),
+        "status": "in_progress",
+        "error": null,
+        "incomplete_details": null,
+        "instructions": fields.get("instructions"),
+        "max_output_tokens": fields.get("max_output_tokens"),
+        "model": app.shared.model.name(),
+        "output": [],
+        "parallel_tool_calls": true,
+        "previous_response_id": null,
+        "store": false,
+        "temperature": request.sampling.temp,
+        "top_p": request.sampling.top_p,
+        "text": { "format": { "type": "text" } },
+        "tool_choice": fields.get("tool_choice").cloned().unwrap_or("auto".into()),
+        "tools": fields.get("tools").cloned().unwrap_or(json!([])),
+        "truncation": "disabled",
+        "usage": null,
+        "metadata": fields.get("metadata").cloned().unwrap_or(json!({})),
+    })
+}
+
+/// The body of a chat that asks for the same.
+fn as_chat(fields: &Fields<'_>) -> Checked<Value> {
+    const SAME: [&str; 24] = [
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "stop",
+        "presence_penalty",
+        "frequency_penalty",
+        "repeat_penalty",
+        "repeat_last_n",
+        "logit_bias",
+        "ignore_eos",
+        "max_output_tokens",
+        "stream",
+        "tool_choice",
+        "id_slot",
+        "session",
+        "cache_prompt",
+        "n_cache_reuse",
+        "return_progress",
+        "timings_per_token",
+        "chat_template_kwargs",
+        "grammar",
+        "json_schema",
+    ];
+    let mut chat = Map::new();
+    for name in SAME {
+        if let Some(value) = fields.get(name) {
+            chat.insert(name.into(), value.clone());
+        }
+    }
+    let mut list = Vec::new();
+    if let Some(instructions) = fields.string("instructions")? {
+        list.push(json!({ "role": "system", "content": instructions }));
+    }
+    match fields.needed("input", "a string or a list of items")? {
+        Value::String(text) => list.push(json!({ "role": "user", "content": text })),
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                list.extend(message(item, &format!("input[{i}]"))?);
+            }
+        }
+        other => return Err(wanted("input", "a string or a list of items", other)),
+    }
+    chat.insert("messages".into(), list.into());
+    if let Some(tools) = fields.list("tools")? {
+        let mut read = Vec::with_capacity(tools.len());
+        for (i, tool) in tools.iter().enumerate() {
+            read.push(function(tool, &format!("tools[{i}]"))?);
+        }
+        chat.insert("tools".into(), read.into());
+    }
+    if let Some(text) = fields.get("text") {
+        let text = Fields::of(text, "text")?;
+        if let Some(format) = text.get("format") {
+            chat.insert("response_format".into(), response_format(format)?);
+        }
+    }
+    Ok(Value::Object(chat))
+}
+
+/// A message of the input as a chat has it; what was thought is not given back.
+fn message(item: &Value, name: &str) -> Checked<Option<Value>> {
+    let fields = Fields::of(item, name)?;
+    match fields.string("type")? {
+        None | Some("message") => {
+            let role = fields.needed("role", "a string")?;
+            let content = messages::text(fields.needed("content", "a string or a list of text parts")?, &fields.name("content"))?;
+            Ok(Some(json!({ "role": role, "content": content })))
+        }
+        Some("function_call") => {
+            let arguments = fields.get("arguments").cloned().unwrap_or("{}".into());
+            let call = json!({
+                "id": fields.get("call_id"),
+                "type": "function",
+                "function": { "name": fields.needed("name", "a string")?, "arguments": arguments },
+            });
+            Ok(Some(json!({ "role": "assistant", "content": null, "tool_calls": [call] })))
+        }
+        Some("function_call_output") => {
+            let output = messages::text(fields.needed("output", "a string")?, &fields.name("output"))?;
+            Ok(Some(json!({ "role": "tool", "content": output, "tool_call_id": fields.get("call_id") })))
+        }
+        Some("reasoning") => Ok(None),
+        Some(other) => {
+            Err(Refusal::unsupported_field(&fields.name("type"), format!("{} is nothing that this server reads", quoted(other))))
+        }
+    }
+}
+
+fn function(tool: &Value, name: &str) -> Checked<Value> {
+    let fields = Fields::of(tool, name)?;
+    match fields.string("type")? {
+        Some("function") => {}
+        other => {
+            let other = quoted(other.unwrap_or_default());
+            return Err(Refusal::unsupported_field(
+                &fields.name("type"),
+                format!("{other}: this server has no tools of its own"),
+            ));
+        }
+    }
+    // As a chat has it already.
+    if fields.get("function").is_some() {
+        return Ok(tool.clone());
+    }
+    let mut function = Map::new();
+    for field in ["name", "description", "parameters", "strict"] {
+        if let Some(value) = fields.get(field) {
+            function.insert(field.into(), value.clone());
+        }
+    }
+    Ok(json!({ "type": "function", "function": function }))
+}
+
+fn response_format(format: &Value) -> Checked<Value> {
+    let fields = Fields::of(format, "text.format")?;
+    match fields.string("type")? {
+        Some("json_schema") => {
+            let schema = fields.needed("schema", "a JSON schema")?;
+            Ok(json!({ "type": "json_schema", "json_schema": { "name": fields.get("name"), "schema": schema } }))
+        }
+        _ => Ok(format.clone()),
+    }
+}
+
+/// An item of the output that is being written.
+struct Open {
+    is_reasoning: bool,
+    id: String,
+    text: String,
+}
+
+struct Responses {
+    base: Value,
+    timings_per_token: bool,
+    splitter: Splitter,
+    n_events: usize,
+    open: Option<Open>,
+    /// Complete items.
+    items: Vec<Value>,
+    /// Of the answer.
+    text: String,
+    facts: Facts,
+}
+
+fn content(is_reasoning: bool, text: &str) -> Value {
+    match is_reasoning {
+        true => json!({ "type": "reasoning_text", "text": text }),
+        false => json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] }),
+    }
+}
+
+fn item(open: &Open, status: &str) -> Value {
+    let content = if status == "in_progress" { json!([]) } else { json!([content(open.is_reasoning, &open.text)]) };
+    match open.is_reasoning {
+        true => json!({ "type": "reasoning", "id": open.id, "summary": [], "content": content, "status": status }),
+        false => json!({ "type": "message", "id": open.id, "role": "assistant", "content": content, "status": status }),
+    }
+}
+
+impl Responses {
+    fn event(&mut self, kind: &str, mut value: Value, out: &mut String) {
+        value["type"] = kind.into();
+        value["sequence_number"] = self.n_events.into();
+        self.n_events += 1;
+        out.push_str(&format!("event: {kind}\ndata: {value}\n\n"));
+    }
+
+    fn open(&mut self, is_reasoning: bool, out: &mut String) {
+        let open = Open { is_reasoning, id: random_name(if is_reasoning { "rs_" } else { "msg_" }), text: String::new() };
+        let (index, id) = (self.items.len(), open.id.clone());
+        self.event("response.output_item.added", json!({ "output_index": index, "item": item(&open, "in_progress") }), out);
+        let part = json!({ "item_id": id, "output_index": index, "content_index": 0, "part": content(is_reasoning, "") });
+        self.event("response.content_part.added", part, out);
+        self.open = Some(open);
+    }
+
+    fn close(&mut self, out: &mut String) {
+        let Some(open) = self.open.take() else { return };
+        let index = self.items.len();
+        let place = json!({ "item_id": open.id, "output_index": index, "content_index": 0 });
+        let mut done = place.clone();
+        done["text"] = open.text.as_str().into();
+        if !open.is_reasoning {
+            done["logprobs"] = json!([]);
+        }
+        let kind = if open.is_reasoning { "response.reasoning_text.done" } else { "response.output_text.done" };
+        self.event(kind, done, out);
+        let mut done = place;
+        done["part"] = content(open.is_reasoning, &open.text);
+        self.event("response.content_part.done", done, out);
+        let item = item(&open, "completed");
+        self.event("response.output_item.done", json!({ "output_index": index, "item": item.clone() }), out);
+        self.items.push(item);
+    }
+
+    fn write(&mut self, facts: &Facts, parted: Parted, out: &mut String) {
+        for (is_reasoning, text) in [(true, parted.reasoning), (false, parted.content)] {
+            if text.is_empty() {
+                continue;
+            }
+            if self.open.as_ref().is_none_or(|open| open.is_reasoning != is_reasoning) {
+                self.close(out);
+                self.open(is_reasoning, out);
+            }
+            let index = self.items.len();
+            let Some(open) = &mut self.open else { continue };
+            open.text.push_str(&text);
+            let mut delta = json!({ "item_id": open.id, "output_index": index, "content_index": 0, "delta": text });
+            if self.timings_per_token {
+                delta["timings"] = timings(&facts.progress);
+            }
+            if !is_reasoning {
+                delta["logprobs"] = json!([]);
+                self.text.push_str(&text);
+            }
+            self.event(if is_reasoning { "response.reasoning_text.delta" } else { "response.output_text.delta" }, delta, out);
+        }
+    }
+
+    /// The response when all has been written.
+    fn complete(&self) -> Value {
+        let mut response = self.base.clone();
+        let progress = &self.facts.progress;
+        let is_cut = self.facts.finish == Some(Finish::Length);
+        response["status"] = if is_cut { "incomplete" } else { "completed" }.into();
+        if is_cut {
+            response["incomplete_details"] = json!({ "reason": "max_output_tokens" });
+        }
+        response["output"] = self.items.clone().into();
+        response["output_text"] = self.text.as_str().into();
+        response["usage"] = json!({
+            "input_tokens": progress.n_prompt,
+            "input_tokens_details": { "cached_tokens": progress.n_cached },
+            "output_tokens": progress.n_generated,
+            "output_tokens_details": { "reasoning_tokens": 0 },
+            "total_tokens": progress.n_prompt + progress.n_generated,
+        });
+        response["timings"] = timings(progress);
+        response["lowkey"] = memory(&self.facts.kept);
+        response
+    }
+}
+
+impl Format for Responses {
+    fn begin(&mut self, out: &mut String) {
+        let response = self.base.clone();
+        self.event("response.created", json!({ "response": response.clone() }), out);
+        self.event("response.in_progress", json!({ "response": response }), out);
+    }
+
+    fn progress(&mut self, facts: &Facts, out: &mut String) {
+        let mut event = json!({ "response": self.base.clone(), "prompt_progress": prompt_progress(&facts.progress) });
+        if self.timings_per_token {
+            event["timings"] = timings(&facts.progress);
+        }
+        self.event("response.in_progress", event, out);
+    }
+
+    fn piece(&mut self, facts: &Facts, piece: &Piece, out: &mut String) {
+        let parted = self.splitter.push(&piece.text);
+        self.write(facts, parted, out);
+    }
+
+    fn part_end(&mut self, facts: &Facts, out: &mut String) {
+        let rest = self.splitter.finish();
+        self.write(facts, rest, out);
+        self.close(out);
+        // An answer has a message, be it empty.
+        if self.items.iter().all(|item| item["type"] != "message") {
+            self.open(false, out);
+            self.close(out);
+        }
+        self.facts = *facts;
+    }
+
+    fn end(&mut self, out: &mut String) {
+        // Clients wait for this event, whatever ended the answer; its status says what did.
+        let event = json!({ "response": self.complete(), "timings": timings(&self.facts.progress) });
+        self.event("response.completed", event, out);
+    }
+
+    fn failed(&mut self, refusal: &Refusal, out: &mut String) {
+        let error = refusal.object();
+        let event = json!({ "code": error["code"], "message": error["message"], "param": error["param"], "error": error });
+        self.event("error", event, out);
+    }
+
+    fn whole(&mut self, parts: Vec<Part>) -> Value {
+        // The same events, of which nobody hears.
+        let mut unheard = String::new();
+        for part in parts {
+            let piece = Piece { text: part.text, tokens: Vec::new() };
+            self.piece(&part.facts, &piece, &mut unheard);
+            self.part_end(&part.facts, &mut unheard);
+        }
+        self.complete()
+    }
+}

@@ -1,0 +1,234 @@
+//! How a run becomes a response: events as they come, or one answer at the end. What either looks like is a `Format`'s.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::response::Response;
+use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use serde_json::Value;
+
+use super::answers::json_response;
+use super::app::App;
+use super::error::{Checked, Refusal};
+use super::run::{Event, Facts, Manner, Piece, Run, Token};
+use super::wire::State;
+use crate::server::desk::Request;
+
+/// A stream's events are sent when there are so many bytes of them.
+pub const CHUNK_BYTES: usize = 16 << 10;
+
+/// A part that is complete.
+#[derive(Debug, Default)]
+pub struct Part {
+    pub text: String,
+    pub tokens: Vec<Token>,
+    pub facts: Facts,
+}
+
+/// The words of an API.
+pub trait Format: Send {
+    fn content_type(&self) -> &'static str {
+        "text/event-stream"
+    }
+
+    /// What a stream says while nothing happens; it may be nothing.
+    fn ping(&self) -> &'static str {
+        ": ping\n\n"
+    }
+
+    /// What a stream begins with, before anything of the prompt is read.
+    fn begin(&mut self, _out: &mut String) {}
+
+    fn progress(&mut self, _facts: &Facts, _out: &mut String) {}
+
+    fn piece(&mut self, facts: &Facts, piece: &Piece, out: &mut String);
+
+    /// A part is complete, which was made from this; what is wanted of it later is kept now.
+    fn note(&mut self, _request: &Request) {}
+
+    /// Comes after `note`.
+    fn part_end(&mut self, facts: &Facts, out: &mut String);
+
+    fn end(&mut self, out: &mut String);
+
+    fn failed(&mut self, refusal: &Refusal, out: &mut String);
+
+    /// The answer as a whole, after `note` of each part.
+    fn whole(&mut self, parts: Vec<Part>) -> Value;
+}
+
+/// A request that has been read: what the desk takes, and how it is answered.
+pub struct Order {
+    pub requests: Vec<Request>,
+    pub format: Box<dyn Format>,
+    pub manner: Manner,
+    pub is_stream: bool,
+}
+
+/// Puts an order in the queue and answers it.
+pub async fn answer(app: &Arc<App>, mut order: Order) -> Checked<Response> {
+    if order.is_stream {
+        order.manner.ping = Some(app.settings.ping).filter(|_| !order.format.ping().is_empty());
+        let run = Run::start(app.clone(), order.requests, order.manner)?;
+        return Ok(events(run, order.format));
+    }
+    // Nobody sees what happens meanwhile.
+    (order.manner.ping, order.manner.progress) = (None, false);
+    let (mut parts, mut format) = (vec![Part::default()], order.format);
+    let mut run = Run::start(app.clone(), order.requests, order.manner)?;
+    loop {
+        match run.next().await {
+            Event::Piece(_, piece) => {
+                if let Some(part) = parts.last_mut() {
+                    part.text.push_str(&piece.text);
+                    part.tokens.extend(piece.tokens);
+                }
+            }
+            Event::PartEnd(facts) => {
+                if let Some(part) = parts.last_mut() {
+                    part.facts = facts;
+                }
+                if let Some(request) = run.request() {
+                    format.note(request);
+                }
+                parts.push(Part::default());
+            }
+            Event::End => break,
+            Event::Failed(refusal) => return Err(refusal),
+            Event::Progress(_) | Event::Silence => {}
+        }
+    }
+    parts.pop();
+    Ok(json_response(&format.whole(parts)))
+}
+
+struct Events {
+    run: Run,
+    format: Box<dyn Format>,
+    has_begun: bool,
+    is_over: bool,
+}
+
+impl Events {
+    /// The next bytes, or none at the end.
+    async fn next(mut self) -> (Self, Option<Bytes>) {
+        let mut out = String::new();
+        if !self.has_begun {
+            self.has_begun = true;
+            self.format.begin(&mut out);
+        }
+        while !self.is_over && (out.is_empty() || self.run.has_ready() && out.len() < CHUNK_BYTES) {
+            match self.run.next().await {
+                Event::Progress(facts) => self.format.progress(&facts, &mut out),
+                Event::Piece(facts, piece) => self.format.piece(&facts, &piece, &mut out),
+                Event::PartEnd(facts) => {
+                    if let Some(request) = self.run.request() {
+                        self.format.note(request);
+                    }
+                    self.format.part_end(&facts, &mut out);
+                }
+                Event::End => {
+                    self.format.end(&mut out);
+                    self.is_over = true;
+                }
+                Event::Silence => {
+                    out.push_str(self.format.ping());
+                    break;
+                }
+                Event::Failed(refusal) => {
+                    log::warn!("a stream ended with an error: {}", refusal.message());
+                    self.format.failed(&refusal, &mut out);
+                    self.is_over = true;
+                }
+            }
+        }
+        let bytes = (!out.is_empty()).then(|| Bytes::from(out));
+        (self, bytes)
+    }
+}
+
+fn events(run: Run, format: Box<dyn Format>) -> Response {
+    let content_type = HeaderValue::from_static(format.content_type());
+    let events = Events { run, format, has_begun: false, is_over: false };
+    let mut response = Response::new(Body::new(Unfold::new(events, Events::next)));
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+type Step<S> = Pin<Box<dyn Future<Output = (S, Option<Bytes>)> + Send>>;
+
+/// A body whose bytes come of a state, one step after the other.
+pub struct Unfold<S> {
+    step: Option<Step<S>>,
+    make: Box<dyn FnMut(S) -> Step<S> + Send>,
+}
+
+impl<S: Send + 'static> Unfold<S> {
+    pub fn new<F>(state: S, mut next: impl FnMut(S) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = (S, Option<Bytes>)> + Send + 'static,
+    {
+        let mut make: Box<dyn FnMut(S) -> Step<S> + Send> = Box::new(move |state| -> Step<S> { Box::pin(next(state)) });
+        Unfold { step: Some(make(state)), make }
+    }
+}
+
+impl<S: 'static> HttpBody for Unfold<S> {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        let Some(step) = &mut this.step else { return Poll::Ready(None) };
+        match step.as_mut().poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready((state, Some(bytes))) => {
+                this.step = Some((this.make)(state));
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Poll::Ready((_, None)) => {
+                this.step = None;
+                Poll::Ready(None)
+            }
+        }
+    }
+}
+
+/// A body whose end the connection hears of.
+pub struct Tracked {
+    body: Body,
+    state: Arc<State>,
+}
+
+impl Tracked {
+    pub fn new(body: Body, state: Arc<State>) -> Self {
+        Tracked { body, state }
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.state.answer_has_gone();
+    }
+}
+
+impl HttpBody for Tracked {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,124 @@
+//! Thoughts and answer apart: what a model writes between `<think>` and `</think>` at the beginning is told as its reasoning.
+//!
+//! Text comes in pieces; what could still become a mark, and white space around thoughts, is held back.
+
+const OPEN: &str = "<think>";
+const CLOSE: &str = "</think>";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Where {
+    /// Nothing but white space, or a part of the mark, has come.
+    Start,
+    Thought,
+    /// Behind thoughts; white space before the answer is none of it.
+    Gap,
+    Answer,
+}
+
+#[derive(Clone, Debug)]
+pub struct Splitter {
+    at: Where,
+    held: String,
+    /// White space before a thought is none of it.
+    has_thought: bool,
+}
+
+/// What a piece of text came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parted {
+    pub reasoning: String,
+    pub content: String,
+}
+
+impl Splitter {
+    /// `is_thinking`: the prompt ended with the mark that opens a thought.
+    pub fn new(is_thinking: bool) -> Self {
+        Splitter { at: if is_thinking { Where::Thought } else { Where::Start }, held: String::new(), has_thought: false }
+    }
+
+    /// One that tells everything as answer.
+    pub fn off() -> Self {
+        Splitter { at: Where::Answer, held: String::new(), has_thought: false }
+    }
+
+    pub fn push(&mut self, text: &str) -> Parted {
+        let mut parted = Parted::default();
+        self.held.push_str(text);
+        loop {
+            match self.at {
+                Where::Answer => {
+                    parted.content.push_str(&std::mem::take(&mut self.held));
+                    return parted;
+                }
+                Where::Gap => {
+                    let n_space = self.held.len() - self.held.trim_start().len();
+                    self.held.drain(..n_space);
+                    if self.held.is_empty() {
+                        return parted;
+                    }
+                    self.at = Where::Answer;
+                }
+                Where::Start => {
+                    let begun = self.held.trim_start();
+                    if let Some(thought) = begun.strip_prefix(OPEN) {
+                        self.held = thought.to_owned();
+                        self.at = Where::Thought;
+                    } else if OPEN.starts_with(begun) {
+                        return parted;
+                    } else {
+                        self.at = Where::Answer;
+                    }
+                }
+                Where::Thought => {
+                    let Some(end) = self.held.find(CLOSE) else {
+                        let n_safe = self.held[..safe(&self.held)].trim_end().len();
+                        let thought: String = self.held.drain(..n_safe).collect();
+                        self.think(&thought, &mut parted);
+                        return parted;
+                    };
+                    let rest = self.held.split_off(end + CLOSE.len());
+                    let thought = std::mem::replace(&mut self.held, rest);
+                    self.think(thought[..end].trim_end(), &mut parted);
+                    self.at = Where::Gap;
+                }
+            }
+        }
+    }
+
+    fn think(&mut self, thought: &str, parted: &mut Parted) {
+        let thought = if self.has_thought { thought } else { thought.trim_start() };
+        self.has_thought |= !thought.is_empty();
+        parted.reasoning.push_str(thought);
+    }
+
+    /// The end: what was held back for a mark that did not come.
+    pub fn finish(&mut self) -> Parted {
+        let held = std::mem::take(&mut self.held);
+        let mut parted = Parted::default();
+        match self.at {
+            Where::Thought => self.think(held.trim_end(), &mut parted),
+            Where::Gap => {}
+            Where::Start | Where::Answer => parted.content = held,
+        }
+        parted
+    }
+
+    /// The whole of a text at once.
+    pub fn part(mut self, text: &str) -> Parted {
+        let mut parted = self.push(text);
+        let rest = self.finish();
+        parted.reasoning.push_str(&rest.reasoning);
+        parted.content.push_str(&rest.content);
+        parted
+    }
+}
+
+/// How much of a thought cannot belong to the mark that ends it.
+fn safe(held: &str) -> usize {
+    let longest = (1..CLOSE.len()).rev().find(|n| held.ends_with(&CLOSE[..*n])).unwrap_or(0);
+    held.len() - longest
+}
+
+#[cfg(test)]
+#[path = "../../../tests/unit/server/http/thinking.rs"]
+mod tests;

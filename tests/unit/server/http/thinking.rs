@@ -1,0 +1,46 @@
+use super::*;
+
+/// All ways to cut a text in three give the same.
+fn all_ways(text: &str, is_thinking: bool) -> Parted {
+    let whole = Splitter::new(is_thinking).part(text);
+    let places: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+    for (i, &a) in places.iter().enumerate() {
+        for &b in &places[i..] {
+            let mut splitter = Splitter::new(is_thinking);
+            let pieces = [&text[..a], &text[a..b], &text[b..]].map(|piece| splitter.push(piece));
+            let mut joined = Parted::default();
+            for piece in pieces.into_iter().chain([splitter.finish()]) {
+                joined.reasoning.push_str(&piece.reasoning);
+                joined.content.push_str(&piece.content);
+            }
+            assert_eq!(joined, whole, "{text:?} cut at {a} and {b}");
+        }
+    }
+    whole
+}
+
+fn parted(reasoning: &str, content: &str) -> Parted {
+    Parted { reasoning: reasoning.into(), content: content.into() }
+}
+
+#[test]
+fn thoughts_at_the_beginning_are_told_apart_however_they_come() {
+    assert_eq!(all_ways("<think>\nhm, é\n</think>\n\nYes.\n", false), parted("hm, é", "Yes.\n"));
+    assert_eq!(all_ways("\n<think></think>Yes", false), parted("", "Yes"));
+    assert_eq!(all_ways("hm\n</think>\n\nYes", true), parted("hm", "Yes"));
+    assert_eq!(all_ways("hm </thin k> on", true), parted("hm </thin k> on", ""));
+}
+
+#[test]
+fn what_is_no_thought_is_as_it_was() {
+    for text in ["Yes.", "  <b> x", "<thinker>", "a <think>b</think>", "<th", " ", "", "</think> x"] {
+        assert_eq!(all_ways(text, false), parted("", text), "{text:?}");
+    }
+    assert_eq!(Splitter::off().part("<think>a</think>b"), parted("", "<think>a</think>b"));
+}
+
+#[test]
+fn a_thought_that_is_cut_off_is_a_thought() {
+    assert_eq!(all_ways("<think>a b </thi", false), parted("a b </thi", ""));
+    assert_eq!(all_ways("<think> \n ", false), parted("", ""));
+}
