@@ -5,6 +5,7 @@ use lowkey::kv::store::KvScratch;
 use lowkey::kv::store::saved::Counts;
 use lowkey::kv::{KvCache, KvType, Policy, Recent};
 use lowkey::mem::arena::Arena;
+use lowkey::session::StreamState;
 use lowkey::session_file::name::Short;
 use lowkey::session_file::{Fingerprint, Limits, Name, Restored, Saved, Shelf, Why};
 use lowkey_test_kit::test_disk::TestDisk;
@@ -13,6 +14,7 @@ use lowkey_test_kit::tiny::Tiny;
 const N_SLOT: usize = 30;
 const N_VOCAB: usize = 200;
 const BUFFER: usize = 1000;
+const LOG_HASH: u128 = 1 << 100;
 
 /// Everything that a session holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,7 +82,16 @@ impl Stream {
     fn save(&mut self, name: &str, shelf: &mut Shelf<&TestDisk>) -> Result<u64, Why> {
         let fingerprint = self.fingerprint();
         let Content { tokens, text, logits, convs, .. } = &mut self.content;
-        let saved = Saved { cache: &mut self.tiny.cache, convs, tokens, text, logits, generator: 7 };
+        let n_first = tokens.len();
+        let stream = StreamState {
+            cache: &mut self.tiny.cache,
+            convs,
+            first_tokens: tokens,
+            n_first,
+            log_hash: LOG_HASH,
+            is_exact: false,
+        };
+        let saved = Saved { stream, text, logits, generator: 7 };
         shelf.save(&Name::new(name).expect("a name"), &fingerprint, saved).map_err(|failure| failure.why)
     }
 
@@ -90,13 +101,15 @@ impl Stream {
         let Content { tokens, text, logits, convs, .. } = &mut self.content;
         tokens.resize(1000, 0);
         text.resize(1000, 0);
-        let restored =
-            Restored { cache: &mut self.tiny.cache, convs, tokens, text: Some(text), logits, scratch: &mut self.scratch };
+        let stream =
+            StreamState { cache: &mut self.tiny.cache, convs, first_tokens: tokens, n_first: 0, log_hash: 0, is_exact: true };
+        let restored = Restored { stream, text: Some(text), logits, scratch: &mut self.scratch };
         match shelf.restore(&Name::new(name).expect("a name"), &fingerprint, restored) {
             Ok(resumed) => {
-                self.content.tokens.truncate(resumed.n_tokens);
+                self.content.tokens.truncate(resumed.n_first);
                 self.content.text.truncate(resumed.n_text);
-                assert!(resumed.generator == 7 && resumed.has_logits && resumed.n_past == resumed.n_tokens as u64);
+                assert!(resumed.generator == 7 && resumed.has_logits && resumed.n_past == resumed.n_first as u64);
+                assert!(resumed.log_hash == LOG_HASH && !resumed.is_exact);
                 self.content.counts = self.tiny.cache.counts();
                 self.content.cache = cache_bytes(&mut self.tiny.cache);
                 Some(self.content.clone())

@@ -33,7 +33,7 @@ impl Drop for Temp {
 
 fn session() -> Session {
     let (path, mut params) = (data("tiny-gqa.gguf"), params(0));
-    (params.kv.policy, params.n_threads) = (Policy::L2, Some(1));
+    (params.kv.policy, params.n_threads, params.n_log) = (Policy::L2, Some(1), 1000);
     params.kv.budget_bytes = budget_for(&path, 64, &params);
     lowkey_test_kit::session(&path, &params)
 }

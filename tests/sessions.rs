@@ -21,7 +21,7 @@ const ROOM: usize = 1 << 16;
 
 fn session(path: &Path, n_slot: usize, change: impl FnOnce(&mut SessionParams)) -> Session {
     let mut params = params(0);
-    params.n_batch = 16;
+    (params.n_batch, params.n_log) = (16, 4096);
     params.kv.recent = Some(Recent::Tokens(6));
     change(&mut params);
     params.kv.budget_bytes = budget_for(path, n_slot, &params);
@@ -297,7 +297,7 @@ fn what_a_session_is_not_of_is_refused_with_the_reason_and_touches_nothing() {
     }
     let mut small = Log::with_room(29);
     let (why, text) = refusal(restore(&mut session, &mut small, &mut shelf, "s").expect_err("no room"));
-    assert!(matches!(why, Why::NoRoom { n: 30, .. }), "{text}");
+    assert!(matches!(why, Why::NoRoom { text_bytes: 30, room: 29 }), "{text}");
     let (why, _) = refusal(restore(&mut session, &mut log, &mut shelf, "t").expect_err("none"));
     assert!(matches!(why, Why::Missing));
     disk.put("t.lks", vec![7; 5000]);
@@ -349,7 +349,7 @@ fn numbers_that_cannot_be_are_refused_or_harmless() {
             let mut bytes = whole.clone();
             for _ in 0..rng.usize(1..4) {
                 // Every other time among the lengths and counts of the head.
-                let words = if i % 2 == 0 { 2..18 } else { HEAD_BYTES / 8..bytes.len() / 8 };
+                let words = if i % 2 == 0 { 2..25 } else { HEAD_BYTES / 8..bytes.len() / 8 };
                 let at = 8 * rng.usize(words);
                 let word = u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
                 let choice =
@@ -378,6 +378,31 @@ fn numbers_that_cannot_be_are_refused_or_harmless() {
     }
 }
 
+/// What of a prompt a restored stream need not read, where fewer of its tokens are kept than there were, or more.
+#[test]
+fn prompts_are_compared_with_a_restored_stream_as_with_the_one_that_was_saved() {
+    let make = |n_log: usize| session(&data(MODEL), 24, |s| s.n_log = n_log);
+    let tokens: Vec<u32> = (0..60).collect();
+    for (n_saved, n_restored) in [(100, 100), (10, 100), (100, 10), (10, 5), (0, 100), (60, 60)] {
+        let (disk, mut log) = (TestDisk::default(), Log::with_room(ROOM));
+        let (mut saved, mut restored, mut shelf) = (make(n_saved), make(n_restored), shelf(&disk));
+        feed(&mut saved, &mut log, &tokens);
+        save(&mut saved, &log, &mut shelf, "s").expect("it is saved");
+        restore(&mut restored, &mut log, &mut shelf, "s").expect("it is restored");
+        let n_first = n_saved.min(n_restored).min(60);
+        let (_, stream) = restored.parts();
+        assert_eq!(stream.first_tokens(), &tokens[..n_first]);
+        let mut prompt = tokens.clone();
+        prompt.push(7);
+        assert_eq!(stream.prefix(&prompt).n_cached, 60, "{n_saved} kept, {n_restored} restored");
+        prompt[59] = 0;
+        assert_eq!(stream.prefix(&prompt).n_cached, 0);
+        feed(&mut restored, &mut log, &[1, 2, 3]);
+        let more = [&tokens[..], &[1, 2, 3, 4]].concat();
+        assert_eq!(restored.parts().1.prefix(&more).n_cached, 63);
+    }
+}
+
 #[test]
 fn a_text_that_is_used_again_is_worth_saving_and_found_by_its_bytes() {
     let (disk, mut log) = (TestDisk::default(), Log::with_room(ROOM));
@@ -395,9 +420,6 @@ fn a_text_that_is_used_again_is_worth_saving_and_found_by_its_bytes() {
     disk.put(lowkey::session_file::Name::of_text(b"other").file().as_str(), disk.bytes(name.file().as_str()));
     for (text, is_found) in [(&text[..], true), (b"other", false), (b"none", false)] {
         let (engine, stream) = session.parts();
-        let (logits, scratch) = engine.restoring();
-        let (cache, convs) = stream.state_mut();
-        let stream = lowkey::session_file::Restored { cache, convs, tokens: &mut [0; 30], text: None, logits, scratch };
-        assert_eq!(shelf.restore_text(text, &fingerprint, stream).is_ok(), is_found);
+        assert_eq!(shelf.restore_text_stream(text, &fingerprint, engine, stream).is_ok(), is_found);
     }
 }

@@ -44,6 +44,20 @@ pub struct Stream {
     is_exact: bool,
 }
 
+/// What a stream is, for `session_file`.
+pub struct StreamState<'a> {
+    pub cache: &'a mut KvCache,
+    /// What convolutions remember; empty in a model without.
+    pub convs: &'a mut [f32],
+    /// Room for the stream's first tokens, `n_first` of which are there.
+    pub first_tokens: &'a mut [u32],
+    pub n_first: usize,
+    /// Of all tokens.
+    pub log_hash: u128,
+    /// `Stream::is_exact`
+    pub is_exact: bool,
+}
+
 /// How a stream can take a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
@@ -199,15 +213,24 @@ impl Stream {
         self.cache.pin(n)
     }
 
-    /// What is saved of it and restored: its cache, and what convolutions remember (nothing in a model without). Whoever restores them
-    /// says so by `resume`.
-    pub fn state_mut(&mut self) -> (&mut KvCache, &mut [f32]) {
-        (&mut self.cache, self.convs.as_mut().map_or(&mut [], ConvState::numbers_mut))
+    /// All that is saved of it and restored. Whoever fills it says so by `resume`, or clears the stream.
+    pub fn state_mut(&mut self) -> StreamState<'_> {
+        let (n_first, log_hash) = (self.log.tokens().len(), self.log.hash());
+        StreamState {
+            cache: &mut self.cache,
+            convs: self.convs.as_mut().map_or(&mut [], ConvState::numbers_mut),
+            first_tokens: self.log.room_mut(),
+            n_first,
+            log_hash,
+            is_exact: self.is_exact,
+        }
     }
 
-    /// Goes on as the stream whose state was restored.
-    pub fn resume(&mut self) {
-        self.n_past = self.cache.counts().n_past().expect("a cache holds what it was checked to hold");
+    /// Goes on as the stream whose state was filled in.
+    pub fn resume(&mut self, n_first: usize, log_hash: u128, is_exact: bool) {
+        let n_past = self.cache.counts().n_past().expect("a cache holds what it was checked to hold");
+        self.log.restore(n_first, n_past, log_hash);
+        self.is_exact = is_exact;
     }
 
     fn lane<'a>(&'a mut self, tokens: &'a [u32]) -> Lane<'a> {

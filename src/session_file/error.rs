@@ -20,10 +20,9 @@ pub enum Why {
     Damaged(&'static str),
     /// Its sums are right and its numbers cannot be.
     Unsound(&'static str),
-    /// It has more tokens, or a longer text, than the stream has room for.
+    /// It has a longer text than there is room for.
     NoRoom {
-        what: &'static str,
-        n: u64,
+        text_bytes: u64,
         room: u64,
     },
     /// Sessions may not take as much space.
@@ -71,7 +70,9 @@ impl Why {
             Why::Other(what) => format!("{what}; go on in such a stream, or give another name").into(),
             Why::Damaged(what) => format!("the file is damaged: {what}; remove it").into(),
             Why::Unsound(what) => format!("the file was not written by a stream like this one: it has {what}; remove it").into(),
-            Why::NoRoom { what, n, room } => format!("it has {n} {what}, and the stream has room for {room}").into(),
+            Why::NoRoom { text_bytes, room } => {
+                format!("it has {text_bytes} bytes of text, and there is room for {room}; give another name").into()
+            }
             Why::TooLarge { bytes, left_bytes, space_bytes } => message![
                 format!(
                     "it takes {}, and of {} for sessions {} are left: raise ",

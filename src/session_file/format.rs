@@ -60,6 +60,9 @@ pub struct Head {
     pub fingerprint: Fingerprint,
     pub lengths: Lengths,
     pub counts: Counts,
+    /// Of all tokens that the stream took in, `session::StreamState`.
+    pub log_hash: u128,
+    pub is_exact: bool,
     /// The state of the sampler's generator.
     pub generator: u64,
     /// Seconds since 1970.
@@ -82,9 +85,10 @@ impl Head {
         put(&MAGIC);
         put(&VERSION.to_le_bytes());
         put(&(HEAD_BYTES as u32).to_le_bytes());
-        let Head { fingerprint, lengths, counts, generator, saved_at } = self;
+        let Head { fingerprint, lengths, counts, log_hash, is_exact, generator, saved_at } = self;
         lengths.in_order().iter().chain(&counts.words()).chain([generator, saved_at]).for_each(|word| put(&word.to_le_bytes()));
-        [fingerprint.model, fingerprint.template].iter().for_each(|hash| put(&hash.to_le_bytes()));
+        put(&u64::from(*is_exact).to_le_bytes());
+        [fingerprint.model, fingerprint.template, *log_hash].iter().for_each(|hash| put(&hash.to_le_bytes()));
         for text in [fingerprint.settings.as_str(), fingerprint.model_name.as_str()] {
             put(&(text.len() as u32).to_le_bytes());
             put(text.as_bytes());
@@ -108,15 +112,9 @@ impl Head {
         if hash.to_le_bytes() != bytes[HASHED..] || u32::from_le_bytes(fields.take()?) != HEAD_BYTES as u32 {
             return Err(Why::Damaged("the sum of its head is wrong"));
         }
-        let mut word = || fields.take().map(u64::from_le_bytes);
-        let mut words = [0; 5 + Counts::N_WORDS + 2];
-        for to in &mut words {
-            *to = word()?;
-        }
-        let ([lengths, counts], [generator, saved_at]) = (split(&words), [words[words.len() - 2], words[words.len() - 1]]);
-        let lengths = Lengths::of(lengths.try_into().expect("five"));
-        let counts = Counts::from_words(counts.try_into().expect("as many as there are"));
-        let [model, template] = [fields.take().map(u128::from_le_bytes)?, fields.take().map(u128::from_le_bytes)?];
+        let (lengths, counts) = (Lengths::of(fields.words()?), Counts::from_words(fields.words()?));
+        let [generator, saved_at, is_exact] = fields.words()?;
+        let [model, template, log_hash] = [fields.hash()?, fields.hash()?, fields.hash()?];
         let (settings, model_name) = (fields.text::<MAX_SETTINGS>()?, fields.text::<MAX_MODEL_NAME>()?);
         if lengths.file_bytes() != Some(file_bytes) {
             return Err(Why::Damaged("its length is not the one it names"));
@@ -126,14 +124,8 @@ impl Head {
         }
         let counts = counts.ok_or(Why::Unsound("marks that are not known"))?;
         let fingerprint = Fingerprint { model, template, settings, model_name };
-        Ok((Head { fingerprint, lengths, counts, generator, saved_at }, hash as u64))
+        Ok((Head { fingerprint, lengths, counts, log_hash, is_exact: is_exact == 1, generator, saved_at }, hash as u64))
     }
-}
-
-/// Lengths and counts.
-fn split(words: &[u64]) -> [&[u64]; 2] {
-    let (lengths, rest) = words.split_at(5);
-    [lengths, &rest[..Counts::N_WORDS]]
 }
 
 /// What is left of the head.
@@ -146,6 +138,18 @@ impl Fields<'_> {
         let (taken, rest) = self.bytes.split_first_chunk().ok_or(Why::Damaged("its head is too short"))?;
         self.bytes = rest;
         Ok(*taken)
+    }
+
+    fn words<const N: usize>(&mut self) -> Result<[u64; N], Why> {
+        let mut words = [0; N];
+        for word in &mut words {
+            *word = u64::from_le_bytes(self.take()?);
+        }
+        Ok(words)
+    }
+
+    fn hash(&mut self) -> Result<u128, Why> {
+        self.take().map(u128::from_le_bytes)
     }
 
     fn text<const N: usize>(&mut self) -> Result<Short<N>, Why> {

@@ -17,6 +17,7 @@ use super::name::{FileName, Name};
 use super::stream::{Restored, Resumed, Saved, verify};
 use super::transfer::{In, Out};
 use crate::mem::arena::{Arena, Buf};
+use crate::session::{Engine, Stream};
 
 /// What files are written and read through.
 pub const BUFFER_BYTES: usize = 1 << 20;
@@ -246,6 +247,46 @@ impl<D: Disk> Shelf<D> {
         self.restore_checked(name, fingerprint, stream, None)
     }
 
+    /// `save` for a stream of an engine; with the logits of the engine's latest pass, if that was this stream's.
+    pub fn save_stream(
+        &mut self,
+        name: &Name,
+        fingerprint: &Fingerprint,
+        stream: &mut Stream,
+        logits: Option<&Engine>,
+        (text, generator): (&[u8], u64),
+    ) -> Result<u64, Failure> {
+        let logits = logits.filter(|_| stream.n_past() > 0).map_or(&[][..], Engine::logits);
+        self.save(name, fingerprint, Saved { stream: stream.state_mut(), text, logits, generator })
+    }
+
+    /// `restore` for a stream of an engine, which is then as ready as it was, or cleared. The engine's logits are those that were saved.
+    pub fn restore_stream(
+        &mut self,
+        name: &Name,
+        fingerprint: &Fingerprint,
+        engine: &mut Engine,
+        stream: &mut Stream,
+        text: Option<&mut [u8]>,
+    ) -> Result<Resumed, Failure> {
+        let (logits, scratch) = engine.restoring();
+        let restored = self.restore(name, fingerprint, Restored { stream: stream.state_mut(), text, logits, scratch });
+        resume(stream, restored)
+    }
+
+    /// The stream of an engine that has read just this text and was saved by itself.
+    pub fn restore_text_stream(
+        &mut self,
+        text: &[u8],
+        fingerprint: &Fingerprint,
+        engine: &mut Engine,
+        stream: &mut Stream,
+    ) -> Result<Resumed, Failure> {
+        let (logits, scratch) = engine.restoring();
+        let restored = self.restore_text(text, fingerprint, Restored { stream: stream.state_mut(), text: None, logits, scratch });
+        resume(stream, restored)
+    }
+
     /// The stream that has read just this text and was saved by itself, `Name::of_text`.
     pub fn restore_text(&mut self, text: &[u8], fingerprint: &Fingerprint, stream: Restored<'_>) -> Result<Resumed, Failure> {
         self.restore_checked(&Name::of_text(text), fingerprint, stream, Some(text))
@@ -317,6 +358,16 @@ impl<D: Disk> Shelf<D> {
         let last = self.index.iter().map(|entry| entry.used).max().unwrap_or(0);
         now_ns().max(last.saturating_add(1))
     }
+}
+
+/// The stream goes on as it was restored, is cleared where it was touched, or stays as it was.
+fn resume(stream: &mut Stream, restored: Result<Resumed, Failure>) -> Result<Resumed, Failure> {
+    match &restored {
+        Ok(resumed) => stream.resume(resumed.n_first, resumed.log_hash, resumed.is_exact),
+        Err(failure) if failure.was_cleared => stream.clear(),
+        Err(_) => {}
+    }
+    restored
 }
 
 fn failure(name: &Name) -> impl Fn(Why) -> Failure {

@@ -8,20 +8,16 @@ use super::error::Why;
 use super::fingerprint::Fingerprint;
 use super::format::{Head, Lengths, end_bytes};
 use super::transfer::{In, Out};
-use crate::kv::KvCache;
 use crate::kv::store::KvScratch;
 use crate::mem::arena::{bytes_of, bytes_of_mut};
+use crate::session::StreamState;
 
-/// A stream that is to be saved. (The cache is not changed: one function goes over it for saving and for restoring.)
+/// A stream that is to be saved. (It is not changed: one function goes over it for saving and for restoring.)
 pub struct Saved<'a> {
-    pub cache: &'a mut KvCache,
-    /// What convolutions remember; empty for a model without.
-    pub convs: &'a mut [f32],
-    /// The tokens that it took in, as many of the first as its owner remembers.
-    pub tokens: &'a [u32],
-    /// The text that they were made from.
+    pub stream: StreamState<'a>,
+    /// The text that its tokens were made from.
     pub text: &'a [u8],
-    /// After the last token, `[n_vocab]`; empty where there are none.
+    /// After its last token, `[n_vocab]`; empty where there are none.
     pub logits: &'a [f32],
     /// The state of the sampler's generator.
     pub generator: u64,
@@ -29,10 +25,8 @@ pub struct Saved<'a> {
 
 /// A stream that is to become one that was saved.
 pub struct Restored<'a> {
-    pub cache: &'a mut KvCache,
-    pub convs: &'a mut [f32],
-    /// Room for its tokens and its text, whose beginnings are filled; without room for the text, it is passed over.
-    pub tokens: &'a mut [u32],
+    pub stream: StreamState<'a>,
+    /// Room for its text, whose beginning is filled; without room the text is passed over.
     pub text: Option<&'a mut [u8]>,
     /// `[n_vocab]`
     pub logits: &'a mut [f32],
@@ -42,21 +36,23 @@ pub struct Restored<'a> {
 /// What was found beside what is in the stream now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resumed {
+    /// What `Stream::resume` asks for: first tokens that are known, fewer than were saved where there was no room for more.
+    pub n_first: usize,
+    pub log_hash: u128,
+    pub is_exact: bool,
+    /// Tokens that the stream took in.
+    pub n_past: u64,
+    pub n_text: usize,
     pub generator: u64,
     /// Whether there are logits after the last token.
     pub has_logits: bool,
-    /// Tokens that the stream took in.
-    pub n_past: u64,
-    /// Tokens and bytes of text that were saved.
-    pub n_tokens: usize,
-    pub n_text: usize,
     pub file_bytes: u64,
 }
 
-/// The marks of a stream, and how many bytes they and its rows are.
-fn visit_marks<E>(cache: &mut KvCache, convs: &mut [f32], see: &mut impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
-    cache.visit_marks(see)?;
-    see(bytes_of_mut(convs))
+/// The marks of a stream.
+fn visit_marks<E>(stream: &mut StreamState<'_>, see: &mut impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
+    stream.cache.visit_marks(see)?;
+    see(bytes_of_mut(stream.convs))
 }
 
 fn counted(visit: impl FnOnce(&mut dyn FnMut(&mut [u8]) -> Result<(), Infallible>) -> Result<(), Infallible>) -> u64 {
@@ -68,33 +64,36 @@ fn counted(visit: impl FnOnce(&mut dyn FnMut(&mut [u8]) -> Result<(), Infallible
     n_bytes
 }
 
-fn marks_and_rows(cache: &mut KvCache, convs: &mut [f32]) -> [u64; 2] {
-    let marks = counted(|see| visit_marks(cache, convs, &mut |bytes| see(bytes)));
-    [marks, counted(|see| cache.visit_rows(&mut |bytes| see(bytes)))]
+fn marks_and_rows(stream: &mut StreamState<'_>) -> [u64; 2] {
+    let marks = counted(|see| visit_marks(stream, &mut |bytes| see(bytes)));
+    [marks, counted(|see| stream.cache.visit_rows(&mut |bytes| see(bytes)))]
 }
 
 impl Saved<'_> {
     pub fn head(&mut self, fingerprint: &Fingerprint, saved_at: u64) -> Head {
-        let [marks, rows] = marks_and_rows(self.cache, self.convs);
+        let [marks, rows] = marks_and_rows(&mut self.stream);
+        let StreamState { cache, n_first, log_hash, is_exact, .. } = &self.stream;
         let lengths = Lengths {
-            tokens: size_of_val(self.tokens) as u64,
+            tokens: (n_first * size_of::<u32>()) as u64,
             text: self.text.len() as u64,
             logits: size_of_val(self.logits) as u64,
             marks,
             rows,
         };
-        Head { fingerprint: *fingerprint, lengths, counts: self.cache.counts(), generator: self.generator, saved_at }
+        let (log_hash, is_exact, generator) = (*log_hash, *is_exact, self.generator);
+        Head { fingerprint: *fingerprint, lengths, counts: cache.counts(), log_hash, is_exact, generator, saved_at }
     }
 
     /// Everything behind the head, and the end.
     pub(super) fn write<D: Disk>(&mut self, out: &mut Out<'_, D>, file_bytes: u64) -> io::Result<()> {
-        for region in [bytes_of(self.tokens), self.text, bytes_of(self.logits)] {
+        let tokens = &self.stream.first_tokens[..self.stream.n_first];
+        for region in [bytes_of(tokens), self.text, bytes_of(self.logits)] {
             out.add(region)?;
             out.end_region()?;
         }
-        visit_marks(self.cache, self.convs, &mut |bytes| out.add(bytes))?;
+        visit_marks(&mut self.stream, &mut |bytes| out.add(bytes))?;
         out.end_region()?;
-        self.cache.visit_rows(&mut |bytes| out.add(bytes))?;
+        self.stream.cache.visit_rows(&mut |bytes| out.add(bytes))?;
         out.end_region()?;
         out.put(&end_bytes(file_bytes))?;
         out.flush()
@@ -107,11 +106,9 @@ impl Restored<'_> {
         if let Some(why) = head.fingerprint.why_not(fingerprint) {
             return Err(Why::Other(why));
         }
-        let text_room = self.text.as_ref().map_or(usize::MAX, |text| text.len());
-        for (what, n, room) in [("tokens", head.n_tokens(), self.tokens.len()), ("bytes of text", head.lengths.text, text_room)] {
-            if n > room as u64 {
-                return Err(Why::NoRoom { what, n, room: room as u64 });
-            }
+        let room = self.text.as_ref().map_or(u64::MAX, |text| text.len() as u64);
+        if head.lengths.text > room {
+            return Err(Why::NoRoom { text_bytes: head.lengths.text, room });
         }
         if ![0, size_of_val(self.logits) as u64].contains(&head.lengths.logits) {
             return Err(Why::Unsound("logits of another vocabulary"));
@@ -119,19 +116,23 @@ impl Restored<'_> {
         if head.counts.n_past().is_none_or(|n_past| head.n_tokens() > n_past) {
             return Err(Why::Unsound("more tokens than its stream took in"));
         }
-        self.cache.adopt(&head.counts).map_err(Why::Unsound)
+        self.stream.cache.adopt(&head.counts).map_err(Why::Unsound)
     }
 
     /// Fills the stream, which adopted the head; after an error it is to be cleared. `text`: what the text must be, if that is known.
     pub(super) fn read<D: Disk>(&mut self, head: &Head, text: Option<&[u8]>, from: &mut In<'_, D>) -> Result<Resumed, Why> {
-        let [marks, rows] = marks_and_rows(self.cache, self.convs);
-        if [head.lengths.marks, head.lengths.rows] != [marks, rows] {
+        if [head.lengths.marks, head.lengths.rows] != marks_and_rows(&mut self.stream) {
             return Err(Why::Unsound("another number of bytes than its entries take"));
         }
-        // There is room for both, as was checked.
-        let tokens = &mut self.tokens[..head.n_tokens() as usize];
+        let n_first = head.n_tokens().min(self.stream.first_tokens.len() as u64);
+        let tokens = &mut self.stream.first_tokens[..n_first as usize];
         from.add(bytes_of_mut(tokens))?;
+        from.pass((head.n_tokens() - n_first) * size_of::<u32>() as u64, |_| ())?;
         from.end_region(TOKENS)?;
+        if tokens.iter().any(|&token| token as usize >= self.logits.len()) {
+            return Err(Why::Unsound("tokens that are not in the vocabulary"));
+        }
+        // There is room for it, as was checked.
         let is_text = read_text(head.lengths.text, text, self.text.as_deref_mut(), from)?;
         from.end_region(TEXT)?;
         if !is_text {
@@ -142,27 +143,30 @@ impl Restored<'_> {
             from.add(bytes_of_mut(self.logits))?;
         }
         from.end_region(LOGITS)?;
-        visit_marks(self.cache, self.convs, &mut |bytes| from.add(bytes))?;
+        visit_marks(&mut self.stream, &mut |bytes| from.add(bytes))?;
         from.end_region(MARKS)?;
-        self.cache.visit_rows(&mut |bytes| from.add(bytes))?;
+        self.stream.cache.visit_rows(&mut |bytes| from.add(bytes))?;
         from.end_region(ROWS)?;
         check_end(head, from)?;
-        if tokens.iter().any(|&token| token as usize >= self.logits.len()) {
-            return Err(Why::Unsound("tokens that are not in the vocabulary"));
-        }
-        if !self.convs.iter().all(|x| x.is_finite()) {
+        if !self.stream.convs.iter().all(|x| x.is_finite()) {
             return Err(Why::Unsound("convolutions that remember what are no numbers"));
         }
-        self.cache.check_adopted(self.scratch).map_err(Why::Unsound)?;
-        let n_past = head.counts.n_past().expect("checked when it was adopted");
-        let file_bytes = head.lengths.file_bytes().expect("checked with the head");
-        let (n_tokens, n_text) = (tokens.len(), head.lengths.text as usize);
-        Ok(Resumed { generator: head.generator, has_logits, n_past, n_tokens, n_text, file_bytes })
+        self.stream.cache.check_adopted(self.scratch).map_err(Why::Unsound)?;
+        Ok(Resumed {
+            n_first: n_first as usize,
+            log_hash: head.log_hash,
+            is_exact: head.is_exact,
+            n_past: head.counts.n_past().expect("checked when it was adopted"),
+            n_text: head.lengths.text as usize,
+            generator: head.generator,
+            has_logits,
+            file_bytes: head.lengths.file_bytes().expect("checked with the head"),
+        })
     }
 
     pub(super) fn clear(&mut self) {
-        self.cache.clear();
-        self.convs.fill(0.0);
+        self.stream.cache.clear();
+        self.stream.convs.fill(0.0);
     }
 }
 

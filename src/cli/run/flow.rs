@@ -115,7 +115,7 @@ pub fn generate(
         }
         kept.n_text_tokens = kept.tokens.len();
         if let Some(log) = &mut log {
-            log.take(&[token], tokenizer.token_bytes(token, false));
+            log.take(tokenizer.token_bytes(token, false));
         }
         pending = Some(token);
         if writer.push(tokenizer.token_bytes(token, false))? {

@@ -147,6 +147,9 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
         let generated = most.n_tokens.saturating_mul(longest_token(&tokenizer));
         most = Most { n_tokens: most.n_tokens.saturating_add(n_tokens), text_bytes: text.text.len().saturating_add(generated) };
     }
+    if let Some(ongoing) = &ongoing {
+        opened.params.n_log = ongoing.most_tokens(most);
+    }
     opened.replan()?;
     plan(&mut opened, prompt_bytes, most)?;
     let prompt = encode_prompt(args, &text, n_tokens, begins, &tokenizer)?;
@@ -176,14 +179,14 @@ impl GoingOn {
     fn start(self, args: &RunArgs, prompt: &[u32], session: &mut Session, sampler: &mut Sampler) -> Result<Log> {
         let GoingOn { ongoing, most, text, beginning, n_pinned } = self;
         let begins = !ongoing.has_begun();
-        let mut log = ongoing.start(args, most, session, sampler)?;
+        let mut log = ongoing.start(args, most, prompt.is_empty(), session, sampler)?;
         if begins {
             ongoing::pin(session, n_pinned)?;
         } else if beginning.is_some_and(|beginning| !log.text().starts_with(beginning.as_bytes())) {
             let what = format!("session '{}' began with another system's turn: leave it out, or give another name", log.name());
             return Err(Error::usage("--system", what));
         }
-        log.take(prompt, text.as_bytes());
+        log.take(text.as_bytes());
         Ok(log)
     }
 }

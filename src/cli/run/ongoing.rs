@@ -7,7 +7,7 @@ use crate::cli::sessions::named;
 use crate::error::{Error, Result, Setting};
 use crate::gguf::GgufFile;
 use crate::session::Session;
-use crate::session_file::{Fingerprint, Folder, Head, Limits, Name, Restored, Saved, Shelf, Why};
+use crate::session_file::{Fingerprint, Folder, Head, Limits, Name, Shelf, Why};
 use crate::text::{ChatTemplate, Sampler, Tokenizer};
 use crate::units::Bytes;
 
@@ -25,12 +25,8 @@ pub struct Log {
     name: Name,
     shelf: Shelf,
     fingerprint: Fingerprint,
-    tokens: Box<[u32]>,
-    n_tokens: usize,
     text: Box<[u8]>,
     n_text: usize,
-    /// Whether all tokens of the stream are in the log, and so those to come are to be added.
-    is_whole: bool,
     /// Tokens before this run, and bytes of the file once it is saved.
     pub n_before: u64,
     pub file_bytes: u64,
@@ -70,40 +66,38 @@ impl Ongoing {
         self.head.is_some()
     }
 
-    fn before(&self) -> [usize; 2] {
-        let lengths = self.head.map_or_else(Default::default, |head| head.lengths);
-        [lengths.tokens as usize / 4, lengths.text as usize]
+    /// Tokens that the stream has at most, of those that are known.
+    pub fn most_tokens(&self, most: Most) -> usize {
+        self.head.map_or(0, |head| head.n_tokens() as usize).saturating_add(most.n_tokens)
+    }
+
+    fn most_text(&self, most: Most) -> usize {
+        self.head.map_or(0, |head| head.lengths.text as usize).saturating_add(most.text_bytes)
     }
 
     /// Private memory that `start` takes.
     pub fn bytes(&self, most: Most) -> usize {
-        let [n_tokens, text_bytes] = self.before();
-        Shelf::plan_bytes() + (n_tokens + most.n_tokens) * size_of::<u32>() + text_bytes + most.text_bytes
+        Shelf::plan_bytes() + self.most_text(most)
     }
 
     /// Takes the memory, and makes of the session's stream the one that was saved, if one was.
-    pub fn start(self, args: &RunArgs, most: Most, session: &mut Session, sampler: &mut Sampler) -> Result<Log> {
+    pub fn start(
+        self,
+        args: &RunArgs,
+        most: Most,
+        needs_logits: bool,
+        session: &mut Session,
+        sampler: &mut Sampler,
+    ) -> Result<Log> {
         let path = args.folder.path()?;
         let shelf = Shelf::open(&path, Limits::of(args.session_space.0)).map_err(|e| Error::io(&path, e))?;
-        let [n_tokens, text_bytes] = self.before();
         let fingerprint =
             Fingerprint::of(&session.model().file, template(args, &session.model().file)?.as_bytes(), session.cache());
         // Written once, so that all of it is resident from the start.
-        let (tokens, text) = (vec![u32::MAX; n_tokens + most.n_tokens], vec![b' '; text_bytes + most.text_bytes]);
-        let mut log = Log {
-            name: self.name,
-            shelf,
-            fingerprint,
-            tokens: tokens.into_boxed_slice(),
-            n_tokens: 0,
-            text: text.into_boxed_slice(),
-            n_text: 0,
-            is_whole: true,
-            n_before: 0,
-            file_bytes: 0,
-        };
+        let text = vec![b' '; self.most_text(most)].into_boxed_slice();
+        let mut log = Log { name: self.name, shelf, fingerprint, text, n_text: 0, n_before: 0, file_bytes: 0 };
         if self.has_begun() {
-            log.restore(session, sampler, args.sample.seed.is_none())?;
+            log.restore(session, sampler, args.sample.seed.is_none(), needs_logits)?;
         }
         Ok(log)
     }
@@ -118,21 +112,17 @@ fn template(args: &RunArgs, file: &GgufFile) -> Result<String> {
 }
 
 impl Log {
-    fn restore(&mut self, session: &mut Session, sampler: &mut Sampler, goes_on_drawing: bool) -> Result<()> {
+    fn restore(&mut self, session: &mut Session, sampler: &mut Sampler, goes_on_drawing: bool, needs_logits: bool) -> Result<()> {
         let (engine, stream) = session.parts();
-        let (logits, scratch) = engine.restoring();
-        let (cache, convs) = stream.state_mut();
-        let restored = Restored { cache, convs, tokens: &mut self.tokens, text: Some(&mut self.text), logits, scratch };
-        let resumed = self.shelf.restore(&self.name, &self.fingerprint, restored)?;
-        stream.resume();
-        (self.n_tokens, self.n_text, self.n_before) = (resumed.n_tokens, resumed.n_text, resumed.n_past);
-        self.is_whole = resumed.n_tokens as u64 == resumed.n_past;
-        self.tokens[..self.n_tokens].iter().for_each(|&token| sampler.accept(token));
+        let resumed = self.shelf.restore_stream(&self.name, &self.fingerprint, engine, stream, Some(&mut self.text))?;
+        (self.n_text, self.n_before) = (resumed.n_text, resumed.n_past);
+        stream.first_tokens().iter().for_each(|&token| sampler.accept(token));
         if goes_on_drawing {
             sampler.set_rng_state(resumed.generator);
         }
-        if !resumed.has_logits {
-            return Err(Error::stopped(format!("session '{}' was saved before its end was read; give another name", self.name)));
+        if needs_logits && !resumed.has_logits {
+            let what = format!("session '{}' does not say what its next token may be; give some text to go on with", self.name);
+            return Err(Error::stopped(what));
         }
         Ok(())
     }
@@ -142,23 +132,17 @@ impl Log {
         &self.text[..self.n_text]
     }
 
-    /// Tokens that the stream takes in, and the text that they were made from.
-    pub fn take(&mut self, tokens: &[u32], text: &[u8]) {
-        if self.is_whole {
-            self.tokens[self.n_tokens..][..tokens.len()].copy_from_slice(tokens);
-            self.n_tokens += tokens.len();
-        }
+    /// Text that the stream takes in.
+    pub fn take(&mut self, text: &[u8]) {
         self.text[self.n_text..][..text.len()].copy_from_slice(text);
         self.n_text += text.len();
     }
 
-    /// Saves the stream, all of whose tokens have been taken.
+    /// Saves the stream, which has taken in all of its text.
     pub fn save(&mut self, session: &mut Session, sampler: &Sampler) -> Result<()> {
         let (engine, stream) = session.parts();
-        let (tokens, text) = (&self.tokens[..self.n_tokens], &self.text[..self.n_text]);
-        let (cache, convs) = stream.state_mut();
-        let saved = Saved { cache, convs, tokens, text, logits: engine.logits(), generator: sampler.rng_state() };
-        self.file_bytes = self.shelf.save(&self.name, &self.fingerprint, saved)?;
+        let more = (&self.text[..self.n_text], sampler.rng_state());
+        self.file_bytes = self.shelf.save_stream(&self.name, &self.fingerprint, stream, Some(engine), more)?;
         Ok(())
     }
 

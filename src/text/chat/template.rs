@@ -108,11 +108,6 @@ impl ChatTemplate {
         Self::new(source).map_err(|error| Error::unsupported(file.path(), error.message()))
     }
 
-    /// The template itself.
-    pub fn source(&self) -> &str {
-        &self.source
-    }
-
     /// Private memory for rendering messages of so many bytes, from above; what would take more is refused.
     pub fn plan_bytes(&self, text_bytes: usize) -> usize {
         // With stand-ins, and without them again.

@@ -7,6 +7,8 @@ fn head() -> Head {
         fingerprint: Fingerprint { model: 1 << 100, template: 5, settings: Short::of("l2 ä"), model_name: Short::of("") },
         lengths: Lengths { tokens: 8, text: 3, logits: 0, marks: 100, rows: 1000 },
         counts: Counts { n_live: 2, next_pos: 2, has_sink_rows: true, ..Counts::default() },
+        log_hash: u128::MAX - 5,
+        is_exact: true,
         generator: u64::MAX,
         saved_at: 1_800_000_000,
     }
