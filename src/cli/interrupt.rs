@@ -23,7 +23,7 @@ pub fn catch() -> Result<()> {
     let signals = Signals { at_once: Arc::new(AtomicBool::new(true)), code: Arc::default() };
     for (signal, code) in [(SIGINT, 130), (SIGTERM, TERMINATED)] {
         // In this order: the first looks at the flag as it was before the second raises it.
-        signal_hook::flag::register_conditional_shutdown(signal, code, signals.at_once.clone())
+        signal_hook::flag::register_conditional_shutdown(signal, code.into(), signals.at_once.clone())
             .and_then(|_| signal_hook::flag::register(signal, signals.at_once.clone()))
             .and_then(|_| signal_hook::flag::register_usize(signal, signals.code.clone(), code as usize))
             .map_err(|e| Error::io(format!("signal {signal}"), e))?;

@@ -124,7 +124,11 @@ fn arena(talk: &Talk) -> String {
     }
     let next = u64::from(cache.next_pos());
     let columns = COLUMNS.min(next as usize);
-    let mut lines = vec![format!("positions 0 to {}, each column {} of them; shaded by how many are kept", next - 1, next.div_ceil(columns as u64))];
+    let mut lines = vec![format!(
+        "positions 0 to {}, each column {} of them; shaded by how many are kept",
+        next - 1,
+        next.div_ceil(columns as u64)
+    )];
     for layer in shape.layers().step_by(shape.n_layer.div_ceil(LINES)) {
         let mut kept = vec![0u64; columns];
         for head in (0..shape.n_head_kv).map(Head) {

@@ -125,7 +125,8 @@ impl Input {
                 let mut bytes = Vec::new();
                 let stdin = std::io::stdin().lock();
                 // One more than may be, so that it is refused and not cut.
-                let n = stdin.take(MAX_BYTES as u64 + 2).read_until(b'\n', &mut bytes).map_err(|e| Error::io("standard input", e))?;
+                let n =
+                    stdin.take(MAX_BYTES as u64 + 2).read_until(b'\n', &mut bytes).map_err(|e| Error::io("standard input", e))?;
                 if n == 0 {
                     return Ok(Typed::End);
                 }

@@ -76,17 +76,14 @@ impl<'a> Talk<'a> {
         (self.asked, self.pending, self.n_before, self.is_cut) = (None, None, 0, false);
     }
 
-    /// Whether anything has been said.
-    pub fn is_empty(&self) -> bool {
-        self.turns.is_empty()
-    }
-
     /// Says `text` to the model, and streams what it answers.
     pub fn say(&mut self, text: String) -> Result<Answered> {
         self.turns.push(("user", text));
         self.leave_out_old();
         match self.answer() {
-            Err(error @ (Error::Stopped(_) | Error::Unsupported { .. })) if self.turns.last().is_some_and(|(role, _)| *role == "user") => {
+            Err(error @ (Error::Stopped(_) | Error::Unsupported { .. }))
+                if self.turns.last().is_some_and(|(role, _)| *role == "user") =>
+            {
                 // As if it had not been said.
                 self.turns.pop();
                 Err(error)
@@ -194,7 +191,9 @@ impl<'a> Talk<'a> {
         let (_, stream) = self.session.parts();
         if !stream.pin(n) {
             let n_slot = stream.cache().n_slot();
-            log::warn!("the {n} tokens of the system's turn are too many to be kept for good in {n_slot} slots: they go like the rest");
+            log::warn!(
+                "the {n} tokens of the system's turn are too many to be kept for good in {n_slot} slots: they go like the rest"
+            );
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use crate::server::notify::Supervisor;
 use crate::server::scheduler::Scheduler;
 use crate::server::seat::SeatSizes;
 use crate::session::Engine;
-use crate::text::{ChatTemplate, Held, Tokenizer};
+use crate::text::{ChatTemplate, Held};
 use crate::units::Bytes;
 
 use super::interrupt;
@@ -162,8 +162,11 @@ fn warn(args: &ServeArgs, template: &std::result::Result<ChatTemplate, String>) 
     if let Err(why) = template {
         log::warn!("chats will be refused: {why}");
     }
-    let is_open = |host: &String| !host.ends_with(".sock") && !["localhost", "::1"].contains(&host.as_str()) && !host.starts_with("127.");
-    if let Some(host) = args.host.iter().find(|host| is_open(host)).filter(|_| args.api_key.is_empty() && args.api_key_file.is_none()) {
+    let is_open =
+        |host: &String| !host.ends_with(".sock") && !["localhost", "::1"].contains(&host.as_str()) && !host.starts_with("127.");
+    if let Some(host) =
+        args.host.iter().find(|host| is_open(host)).filter(|_| args.api_key.is_empty() && args.api_key_file.is_none())
+    {
         log::warn!("whoever reaches {host} may use this server: give --api-key, or listen on 127.0.0.1 alone");
     }
     if args.stop_wait.0 > Duration::from_secs(4) {

@@ -7,7 +7,7 @@ use crate::model::forward::Model;
 use crate::server::http::ModelInfo;
 
 /// Names of `general.file_type`, as files are called by them (GGUF specification).
-const FILE_TYPES: [(u64, &str); 26] = [
+const FILE_TYPES: [(u32, &str); 26] = [
     (0, "F32"),
     (1, "F16"),
     (2, "Q4_0"),
@@ -63,7 +63,7 @@ pub fn info(model: &Model, aliases: &[String], tags: &[String]) -> ModelInfo {
 
 /// The file's own word for it, or the type of most of its bytes.
 fn quantisation(file: &GgufFile) -> String {
-    let named = file.opt_u64("general.file_type").ok().flatten();
+    let named = file.opt_u32("general.file_type").ok().flatten();
     if let Some((_, name)) = FILE_TYPES.iter().find(|(number, _)| Some(*number) == named) {
         return (*name).to_owned();
     }
