@@ -49,6 +49,13 @@ const START_THINKING: &str = "<|START_THINKING|>";
 pub fn render(app: &App, mut chat: Chat) -> Checked<Rendered> {
     let template = template(app)?;
     clerk::check_rendering()?;
+    let (n_written, most) = (chat.conversation.text_bytes(), app.settings.max_written());
+    if n_written > most {
+        let what = format!(
+            "written out for the template the conversation has {n_written} bytes, more than {most}: nest less, or say less"
+        );
+        return Err(Refusal::invalid("messages", what));
+    }
     let variables = &mut chat.conversation.variables;
     let wished = match app.settings.thinking {
         Thinking::Auto => None,

@@ -65,14 +65,49 @@ pub enum Event {
     Failed(Refusal),
 }
 
+/// Requests that are alike but for their prompts and seeds: so many answers to each of some prompts.
+#[derive(Debug)]
+pub struct Batch {
+    /// Without its prompt.
+    base: Request,
+    /// Each with the number of first tokens that are pinned.
+    prompts: Vec<(Vec<u32>, usize)>,
+    n_choice: usize,
+}
+
+impl Batch {
+    /// Prompts may have so many tokens together, and half as many where they are needed more than once.
+    pub fn new(base: Request, prompts: Vec<(Vec<u32>, usize)>, n_choice: usize, max_tokens: usize) -> Checked<Batch> {
+        let n_tokens: usize = prompts.iter().map(|(prompt, _)| prompt.len()).sum();
+        let most = if prompts.len() * n_choice > 1 { max_tokens / 2 } else { max_tokens };
+        if n_tokens > most {
+            return Err(Refusal::context(n_tokens, most));
+        }
+        Ok(Batch { base, prompts, n_choice })
+    }
+
+    fn n_parts(&self) -> usize {
+        self.prompts.len() * self.n_choice
+    }
+
+    /// The request of a part; a later answer to a prompt has another seed.
+    fn request(&mut self, part: usize) -> Request {
+        let is_only = self.n_parts() == 1;
+        let (prompt, n_pinned) = &mut self.prompts[part / self.n_choice];
+        let mut request = self.base.clone();
+        request.sampling.seed = request.sampling.seed.wrapping_add((part % self.n_choice) as u64);
+        request.n_pinned = *n_pinned;
+        request.prompt = if is_only { std::mem::take(prompt) } else { prompt.clone() };
+        request
+    }
+}
+
 /// What happens is told in this manner.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Manner {
     /// Each token for itself.
     pub by_token: bool,
     pub progress: bool,
-    /// Answers to each prompt.
-    pub n_choice: usize,
     /// None: nobody waits for events.
     pub ping: Option<Duration>,
 }
@@ -80,8 +115,7 @@ pub struct Manner {
 pub struct Run {
     app: Arc<App>,
     manner: Manner,
-    /// What comes after the part under way.
-    waiting: VecDeque<Request>,
+    batch: Batch,
     ticket: Option<Ticket>,
     facts: Facts,
     tokens: Pairing,
@@ -111,16 +145,18 @@ const RETRY: Duration = Duration::from_millis(200);
 
 impl Run {
     /// Puts the first of the requests in the queue.
-    pub fn start(app: Arc<App>, requests: Vec<Request>, manner: Manner) -> Checked<Run> {
-        let mut waiting = VecDeque::from(requests);
-        let first = waiting.pop_front().ok_or_else(|| Refusal::broken("a request without a prompt"))?;
+    pub fn start(app: Arc<App>, mut batch: Batch, manner: Manner) -> Checked<Run> {
+        if batch.n_parts() == 0 {
+            return Err(Refusal::broken("a request without a prompt"));
+        }
+        let first = batch.request(0);
         let facts = Facts { max_tokens: first.max_tokens, ..Facts::default() };
         let ticket = app.shared.desk.submit(first).map_err(|refused| refusal(&app, refused))?;
         let now = Instant::now();
         Ok(Run {
             app,
             manner,
-            waiting,
+            batch,
             ticket: Some(ticket),
             facts,
             tokens: Pairing::default(),
@@ -139,6 +175,11 @@ impl Run {
     /// The request under way.
     pub fn request(&self) -> Option<&Request> {
         self.ticket.as_ref().map(Ticket::request)
+    }
+
+    /// What is left of it is not wanted, which is no fault of the client's.
+    pub fn leave(mut self) {
+        self.is_over = true;
     }
 
     /// Whether `next` gives more at once.
@@ -209,14 +250,14 @@ impl Run {
             return Some(Event::PartEnd(self.facts));
         }
         self.ticket = None;
-        let Some(next) = self.waiting.front() else { return Some(Event::End) };
-        let max_tokens = next.max_tokens;
-        match self.app.shared.desk.submit(next.clone()) {
+        let part = self.facts.part + 1;
+        if part == self.batch.n_parts() {
+            return Some(Event::End);
+        }
+        match self.app.shared.desk.submit(self.batch.request(part)) {
             Ok(ticket) => {
-                self.waiting.pop_front();
-                let part = self.facts.part + 1;
-                let choice = part % self.manner.n_choice.max(1);
-                self.facts = Facts { part, choice, max_tokens, ..Facts::default() };
+                let choice = part % self.batch.n_choice;
+                self.facts = Facts { part, choice, max_tokens: self.facts.max_tokens, ..Facts::default() };
                 (self.ticket, self.tokens) = (Some(ticket), Pairing::default());
                 (self.told, self.has_stream, self.has_ended, self.submitted) = (None, false, false, Instant::now());
                 None

@@ -8,6 +8,7 @@ use crate::text::SamplerParams;
 use super::app::App;
 use super::error::{Checked, Refusal};
 use super::fields::{Fields, wanted};
+use super::run::Batch;
 use super::{answers, constraint};
 
 const MAX_STOPS: usize = 8;
@@ -220,18 +221,9 @@ pub fn n_tops(fields: &Fields<'_>, name: &str) -> Checked<Option<usize>> {
     Ok(fields.integer(name, 0, MAX_PROBS as i64)?.map(|n| n as usize))
 }
 
-/// The requests of several prompts, each with as many answers as were wished; a later answer has another seed.
-pub fn requests(wishes: &Wishes, prompts: Vec<(Vec<u32>, usize)>) -> Vec<Request> {
-    let mut requests = Vec::with_capacity(prompts.len() * wishes.n);
-    for (prompt, n_pinned) in prompts {
-        for choice in 0..wishes.n {
-            let mut request = wishes.request.clone();
-            request.sampling.seed = request.sampling.seed.wrapping_add(choice as u64);
-            (request.prompt, request.n_pinned) = (prompt.clone(), n_pinned);
-            requests.push(request);
-        }
-    }
-    requests
+/// The requests of prompts, each with as many answers as were wished.
+pub fn batch(app: &App, wishes: &Wishes, prompts: Vec<(Vec<u32>, usize)>) -> Checked<Batch> {
+    Batch::new(wishes.request.clone(), prompts, wishes.n, app.settings.max_prompt_tokens())
 }
 
 /// A cap as llama-server tells it: -1 for none.

@@ -178,7 +178,8 @@ impl Engine {
         let text = match order(&prompt, "SAY") {
             Some(text) => text.to_owned(),
             None => {
-                let mut rng = fastrand::Rng::with_seed(request.sampling.seed ^ request.prompt.iter().map(|id| *id as u64).sum::<u64>());
+                let mut rng =
+                    fastrand::Rng::with_seed(request.sampling.seed ^ request.prompt.iter().map(|id| *id as u64).sum::<u64>());
                 (0..12).map(|_| WORDS[rng.usize(..WORDS.len())]).collect()
             }
         };
