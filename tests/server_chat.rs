@@ -15,9 +15,9 @@ static HEAP: Heap = Heap;
 /// Writes down everything that it gets.
 const ECHO: &str = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\
     {% if m.name %} name={{ m.name }}{% endif %}{% if m.tool_call_id %} id={{ m.tool_call_id }}{% endif %}\
-    {% for c in m.tool_calls or [] %} call={{ c.function.name }}:{{ c.function.arguments | tojson }}{% endfor %}\n{% endfor %}\
-    {% if tools is not none %}tools={{ tools | tojson }}\n{% endif %}\
-    {% if extra is defined %}extra={{ extra | tojson }}\n{% endif %}\
+    {% for c in m.tool_calls or [] %} call={{ c.function.name }}:{{ c.function.arguments | tojson }}{% endfor %}{{ '\n' }}{% endfor %}\
+    {% if tools is not none %}tools={{ tools | tojson }}{{ '\n' }}{% endif %}\
+    {% if extra is defined %}extra={{ extra | tojson }}{{ '\n' }}{% endif %}\
     {% if add_generation_prompt %}[assistant]{% endif %}";
 
 fn echo() -> Server {

@@ -447,3 +447,46 @@ fn a_server_that_stops_ends_answers_in_time() {
     drop(server);
     assert!(begun.elapsed() < MS(3000), "{:?}", begun.elapsed());
 }
+
+/// Requests with bytes changed, lost, doubled and cut off: each has an answer or an end, and the server goes on.
+#[test]
+fn damaged_requests_harm_nobody() {
+    let server = Server::start(|s| (s.io_timeout, s.keep_alive, s.max_tokens) = (MS(150), MS(150), 8));
+    let chat =
+        json!({ "messages": [{ "role": "user", "content": "Hi é" }], "stream": true, "logit_bias": { "a": 1 }, "stop": ["x"] });
+    let whole = [
+        request("POST", "/v1/chat/completions", &[JSON, ("Origin", "http://localhost")], chat.to_string().as_bytes()),
+        request(
+            "POST",
+            "/completion",
+            &[("Expect", "100-continue")],
+            json!({ "prompt": [1, "x"], "n_probs": 2 }).to_string().as_bytes(),
+        ),
+        request("GET", "/lowkey/arena?stream=0", &[("X-Api-Key", "x")], b""),
+        b"POST /tokenize HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n{\"content\":\"Hi\"}\r\n0\r\n\r\n"
+            .to_vec(),
+    ];
+    for seed in 0..400 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut bytes = whole[rng.usize(..whole.len())].clone();
+        for _ in 0..rng.usize(1..4) {
+            let at = rng.usize(..bytes.len());
+            match rng.u8(..5) {
+                0 => bytes[at] = rng.u8(..),
+                1 => drop(bytes.remove(at)),
+                2 => bytes.insert(at, rng.choice(*b"\r\n :{}[]\"\\0\x00\xff").expect("a byte")),
+                3 => bytes.truncate(at + 1),
+                _ => {
+                    let again = bytes[at..].to_vec();
+                    bytes.extend(again);
+                }
+            }
+        }
+        let mut client = Client::new(server.address);
+        client.send(&bytes);
+        let _ = client.socket().shutdown(Shutdown::Write);
+        assert!(client.is_closed_within(MS(10_000)), "seed {seed}: {:?}", String::from_utf8_lossy(&bytes));
+    }
+    server.wait_until(|server| server.n_running() == 0);
+    assert_eq!(get(server.address, "/health").status, 200);
+}

@@ -13,7 +13,7 @@ use crate::server::desk::{Finish, Kept, Out, Progress, Refused, Request, Sampled
 use crate::text::{Tokenizer, Utf8Stream};
 
 use super::app::App;
-use super::error::{Checked, Refusal};
+use super::error::{Checked, Refusal, quoted};
 
 #[derive(Clone, Debug)]
 pub struct Token {
@@ -278,7 +278,9 @@ impl Run {
         if !out.is_running && out.finish.is_none() {
             return None;
         }
-        self.has_stream = true;
+        if !std::mem::replace(&mut self.has_stream, true) {
+            say_divergence(&self.app, ticket.request(), &out.kept, &out.progress);
+        }
         let now = out.progress;
         if self.manner.progress {
             // First of all what is there before anything is read, last of all that everything is.
@@ -307,6 +309,17 @@ impl Run {
         self.tokens.push(tokenizer, sampled, &text);
         self.tokens.pair(tokenizer, self.manner.by_token, finish, &mut self.ready);
         None
+    }
+}
+
+/// Says in the log why a prompt is read again: the first text of it that is not what the stream holds. Clocks at the head of prompts
+/// do that.
+fn say_divergence(app: &App, request: &Request, kept: &Kept, progress: &Progress) {
+    let (at, n) = (kept.diverged_at, request.prompt.len());
+    if at > 0 && at + 1 < n && log::log_enabled!(log::Level::Info) {
+        let text = app.shared.tokenizer.decode(&request.prompt[at..n.min(at + 8)]);
+        let n_read = progress.n_prompt - progress.n_cached;
+        log::info!("stream {}: {at} of {n} tokens are as before, then comes {}; {n_read} are read", kept.stream, quoted(&text));
     }
 }
 
