@@ -5,6 +5,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use lowkey::kv::{KvType, Policy, Share};
+use lowkey::model::forward::Logits;
+use lowkey::session::{Engine, Stream};
 
 struct Counting;
 
@@ -41,6 +43,7 @@ fn allocations_in(job: impl FnOnce()) -> usize {
 /// on a slow test allocates for it.
 fn main() {
     prefill_and_steps_allocate_nothing();
+    passes_of_several_streams_allocate_nothing();
     println!("test prefill_and_steps_allocate_nothing ... ok\n\n1 passed, 0 failed");
 }
 
@@ -102,4 +105,32 @@ fn prefill_and_steps_allocate_nothing() {
         assert_eq!(n, 0, "allocations with {name}");
     }
     std::fs::remove_file(&own).expect("the temporary file");
+}
+
+/// Passes of several streams, of which one or another rests, through eviction; a stream that is taken back and pinned anew.
+fn passes_of_several_streams_allocate_nothing() {
+    let path = lowkey_test_kit::demo_model();
+    let mut params = lowkey_test_kit::params(1 << 20);
+    (params.n_streams, params.n_log, params.n_batch, params.kv.policy) = (4, 256, 16, Policy::L2Attn);
+    let model = lowkey_test_kit::model(&path);
+    let layout = params.layout(&model).expect("a layout");
+    let mut engine = Engine::new(model, &layout).expect("an engine");
+    let mut streams: Vec<Stream> = (0..4).map(|_| engine.stream(&layout).expect("a stream")).collect();
+    let (prompt, n_steps) = (lowkey_test_kit::prose(64), if lowkey_test_kit::emulated().is_some() { 4 } else { 40 });
+    let n = allocations_in(|| {
+        for (i, stream) in streams.iter_mut().enumerate() {
+            for batch in prompt[..16 * (i + 1)].chunks(16) {
+                engine.prefill(stream, batch, Logits::None).expect("a batch");
+            }
+        }
+        let prefix = streams[0].prefix(&prompt[..10]);
+        streams[0].keep(prefix.n_cached);
+        streams[0].pin(6);
+        for step in 0..n_steps {
+            let lanes = streams.iter_mut().enumerate().filter(|(i, _)| i % 3 != step % 3).map(|(_, stream)| stream);
+            engine.step_all(lanes.zip(&prompt)).expect("a pass");
+        }
+    });
+    assert!(streams[3].cache().n_evicted() > 0, "{} slots", layout.n_slot);
+    assert_eq!(n, 0, "allocations with four streams");
 }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lowkey::kv::Policy;
-use lowkey::server::desk::{Desk, Doing, Errand, Finish, Out, Refused, Request, Ticket};
+use lowkey::kv::{KvType, Policy};
+use lowkey::server::desk::{Continues, Desk, Doing, Errand, Finish, Out, Refused, Request, Ticket};
 use lowkey::server::scheduler::Scheduler;
 use lowkey::server::seat::SeatSizes;
 use lowkey::session::{Engine, SessionParams};
@@ -77,6 +77,7 @@ fn wait(ticket: &Ticket) -> (String, Vec<u32>, Out) {
 fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
     Request {
         prompt,
+        continues: None,
         n_pinned: 0,
         sampling: SamplerParams { temp: 0.0, ..SamplerParams::default() },
         logit_bias: Vec::new(),
@@ -168,6 +169,61 @@ fn what_was_evicted_is_told_and_such_a_stream_goes_on_but_not_back() {
     assert_eq!(server.answer(request(longer.clone(), 3)).2.progress.n_cached, 309);
     let (.., out) = server.answer(request(longer[..200].to_vec(), 3));
     assert_eq!((out.progress.n_cached, out.kept.diverged_at), (0, 200));
+}
+
+/// A clock at the head of a prompt: what follows it is moved, not read; the answer is told to be inexact, and is close.
+#[test]
+fn a_prompt_that_changes_at_its_head_is_mended() {
+    for (k_type, v_type) in [(KvType::F16, KvType::F16), (KvType::Q6H, KvType::Q4H)] {
+        let mut params = roomy(1);
+        (params.k_type, params.v_type) = (Some(k_type), Some(v_type));
+        let server = Server::start(params.clone(), 4, None);
+        let head =
+            server.encode(&"Lights, doors and heaters of a house are listed here, with the state of each of them. ".repeat(5));
+        let tail = prose(300);
+        let asks = |clock: &str| [&head[..], &server.encode(clock), &tail].concat();
+        let reuses = |prompt: Vec<u32>| Request { reuse_runs: 32, ..request(prompt, 12) };
+        server.answer(reuses(asks("It is 10:41.")));
+        for clock in ["It is 10:42.", "It is half past eleven in the morning.", "Noon."] {
+            let prompt = asks(clock);
+            let (_, tokens, out) = server.answer(reuses(prompt.clone()));
+            assert!(out.kept.n_moved >= 290 && !out.kept.is_exact, "{clock}: {:?}", out.kept);
+            assert_eq!((out.progress.n_prompt, out.kept.n_live), (prompt.len(), prompt.len() + 11), "{clock}");
+            assert_eq!(out.progress.n_cached, prompt.len() - (out.progress.n_prompt - out.progress.n_cached));
+            let exact = alone(&prompt, 12, &params);
+            let n_same = tokens.iter().zip(&exact).take_while(|(a, b)| a == b).count();
+            assert!(n_same >= 4, "{clock}, {k_type:?}: {n_same} tokens as read from the start: {tokens:?} {exact:?}");
+            // The conversation goes on from what was mended.
+            let longer = [&prompt[..], &tokens, &[5, 6]].concat();
+            assert_eq!(server.answer(reuses(longer)).2.progress.n_cached, prompt.len() + 11);
+        }
+        // Without it everything behind the clock is read.
+        assert!(server.answer(request(asks("It is 10:43."), 2)).2.kept.n_moved == 0);
+    }
+}
+
+/// An answer that comes back in other tokens: a stream that has evicted goes on by its text.
+#[test]
+fn a_stream_that_cannot_go_back_goes_on_by_text() {
+    let mut params = params(2 << 20);
+    (params.n_log, params.kv.policy) = (4096, Policy::L2Attn);
+    let server = Server::start(params, 4, None);
+    let first = prose(300);
+    let (text, tokens, out) = server.answer(request(first.clone(), 10));
+    assert!(out.kept.evicted > 0);
+    let said = server.desk.streams(|streams| streams[0].said);
+    let whole = server.tokenizer.decode(&first) + &text;
+    let last = server.tokenizer.decode(&tokens[9..]);
+    assert_eq!(said.n_bytes as usize, whole.len() - last.len(), "the last token has not been taken in");
+    // The answer as single bytes, as no tokenizer would write it.
+    let split: Vec<u32> = text.chars().flat_map(|c| server.encode(&c.to_string())).collect();
+    let rest = server.encode(&(last + " And then"));
+    let n_rest = rest.len();
+    let asks = Request { continues: Some(Continues { said, rest }), ..request([&first[..], &split, &[5, 6]].concat(), 3) };
+    let (.., out) = server.answer(asks.clone());
+    assert_eq!((out.progress.n_cached, out.progress.n_prompt), (309, 309 + n_rest));
+    // What has changed since is read from its start.
+    assert_eq!(server.answer(asks).2.progress.n_cached, 0);
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub const OUTBOX_TOKENS: usize = 256;
 pub struct Request {
     /// At least one token, each of the vocabulary.
     pub prompt: Vec<u32>,
+    /// The same by text: an answer may come back split into other tokens than it was generated in.
+    pub continues: Option<Continues>,
     /// First tokens of the prompt that are the system's turn and are never evicted.
     pub n_pinned: usize,
     pub sampling: SamplerParams,
@@ -41,6 +43,22 @@ pub struct Request {
     pub reuse_prefix: bool,
     /// `--reuse` for this request: runs of at least so many tokens behind a change are moved instead of read; 0: none.
     pub reuse_runs: usize,
+}
+
+/// A prompt whose text begins with all that a stream has taken in.
+#[derive(Clone, Debug)]
+pub struct Continues {
+    /// `StreamStatus::said` of that stream.
+    pub said: Said,
+    /// The tokens of the text behind it.
+    pub rest: Vec<u32>,
+}
+
+/// What a stream has taken in, as text: its length, and its hash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    pub n_bytes: u64,
+    pub hash: u64,
 }
 
 /// Why a generation ended.
@@ -208,6 +226,7 @@ pub struct StreamStatus {
     pub n_renumbered: u64,
     pub next_pos: u32,
     pub n_pinned: usize,
+    pub said: Said,
     /// Of the request under way.
     pub n_prompt: usize,
     pub n_generated: usize,

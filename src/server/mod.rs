@@ -8,5 +8,6 @@
 pub mod desk;
 pub mod http;
 pub mod notify;
+mod said;
 pub mod scheduler;
 pub mod seat;

@@ -96,7 +96,7 @@ impl Scheduler {
                 continue;
             }
             log::debug!("stream {at} takes a request of {} tokens after {:.1?}", job.request().prompt.len(), job.waited());
-            self.seats[at].begin(job, at);
+            self.seats[at].begin(job, at, &self.tokenizer, &mut self.engine);
             let cached = self.seats[at].progress().map_or(0, |progress| progress.n_cached);
             self.desk.tell_status(|streams, totals| {
                 streams[at] = self.seats[at].status();
@@ -113,14 +113,13 @@ impl Scheduler {
         self.turn = at;
         let Scheduler { engine, seats, tokenizer, n_ctx, desk, .. } = self;
         let Seat { stream, running: Some(running), .. } = &mut seats[at] else { return false };
-        let (prompt, began) = (&running.job.request().prompt[..], Instant::now());
-        let first = running.n_read();
-        let n = engine.together(stream, prompt.len() - first);
-        let wanted = if first + n == prompt.len() { Logits::Last } else { Logits::None };
-        match engine.prefill(stream, &prompt[first..first + n], wanted) {
+        let (tokens, began) = (running.to_read(), Instant::now());
+        let n = engine.together(stream, tokens.len());
+        let wanted = if n == tokens.len() && running.reads_last() { Logits::Last } else { Logits::None };
+        match engine.prefill(stream, &tokens[..n], wanted) {
             Ok(logits) => {
                 let seat = &mut seats[at];
-                seat.has_read(n);
+                seat.has_read(n, tokenizer);
                 if wanted == Logits::Last {
                     seat.sample(logits, tokenizer, *n_ctx);
                 }
@@ -158,6 +157,7 @@ impl Scheduler {
             Ok(logits) => {
                 let rows = logits.chunks_exact(logits.len() / n);
                 for ((seat, _), logits) in seats.iter_mut().zip(&takes_part).filter(|(_, part)| **part).zip(rows) {
+                    seat.has_taken(tokenizer);
                     seat.sample(logits, tokenizer, *n_ctx);
                 }
                 desk.tell_status(|_, totals| {
@@ -177,7 +177,7 @@ impl Scheduler {
         log::error!("{error}");
         for seat in &mut self.seats {
             seat.end(Finish::Error, Some("the model cannot be computed: see the server's log"));
-            seat.stream.clear();
+            seat.clear();
         }
     }
 
@@ -193,7 +193,7 @@ impl Scheduler {
             Errand::Erase { stream } => {
                 let seat = self.idle(*stream)?;
                 let n_tokens = seat.stream.n_past() as usize;
-                seat.stream.clear();
+                seat.clear();
                 Ok(ErrandDone { n_tokens, n_bytes: 0, took: began.elapsed() })
             }
             Errand::Save { .. } | Errand::Restore { .. } | Errand::SaveAll => {
@@ -250,9 +250,8 @@ fn choose(seats: &[Seat], request: &Request) -> Option<usize> {
         return seats.get(at).filter(|seat| seat.is_idle()).map(|_| at);
     }
     let idle = || seats.iter().enumerate().filter(|(_, seat)| seat.is_idle());
-    let (at, cached) = idle()
-        .map(|(i, seat)| (i, if request.reuse_prefix { seat.stream.prefix(&request.prompt).n_cached } else { 0 }))
-        .max_by_key(|&(i, cached)| (cached, std::cmp::Reverse(i)))?;
+    let (at, cached) =
+        idle().map(|(i, seat)| (i, seat.n_spared(request))).max_by_key(|&(i, cached)| (cached, std::cmp::Reverse(i)))?;
     if cached >= WORTHY_TOKENS || cached > 0 && cached * WORTHY_SHARE >= request.prompt.len() {
         return Some(at);
     }

@@ -4,13 +4,16 @@ use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::kv::Policy;
-use crate::session::{Engine, Layout, Stream};
+use crate::session::{Engine, Layout, Prefix, Runs, Stream};
 use crate::text::{Held, Sampler, SamplerParams, Tokenizer, top_logprobs};
 
-use super::desk::{Doing, Finish, Job, Kept, MAX_PROBS, Out, Progress, Sampled, StreamStatus};
+use super::desk::{Doing, Finish, Job, Kept, MAX_PROBS, Out, Progress, Request, Sampled, StreamStatus};
+use super::said::SaidLog;
 
 pub struct Seat {
     pub stream: Stream,
+    /// Empty where it is not known.
+    said: SaidLog,
     sampler: Sampler,
     held: Held,
     tops: Vec<(u32, f64)>,
@@ -29,6 +32,11 @@ pub struct Running {
     decoding_since: Option<Instant>,
     /// The token that was sampled last and has not been taken in.
     pub next: u32,
+    /// Whether it goes on by text (`Request::continues`).
+    by_text: bool,
+    /// What is adopted on the way (`Request::reuse_runs`), and how many of them have been.
+    runs: Runs,
+    n_adopted: usize,
 }
 
 /// The longest window of penalties, and the most text that is held back.
@@ -48,6 +56,7 @@ impl Seat {
         let params = SamplerParams { repeat_last_n: sizes.n_last, ..SamplerParams::default() };
         Ok(Seat {
             stream: engine.stream(layout)?,
+            said: SaidLog::new(),
             sampler: Sampler::new(params, engine.model().config.n_vocab)?,
             held: Held::with_room(sizes.held_bytes),
             tops: Vec::with_capacity(MAX_PROBS + 1),
@@ -60,12 +69,45 @@ impl Seat {
         self.running.is_none()
     }
 
+    /// Tokens of a request's prompt that need not be read, those that it has in common, and whether it goes on by text: where tokens
+    /// part before the end of a stream that cannot be taken back.
+    pub fn prefix(&self, request: &Request) -> (Prefix, bool) {
+        let prefix = self.stream.prefix(&request.prompt);
+        let n_past = self.stream.n_past() as usize;
+        let goes_on = request.continues.as_ref().is_some_and(|continues| continues.said == self.said.said() && n_past > 0);
+        match request.reuse_prefix {
+            false => (Prefix { n_cached: 0, ..prefix }, false),
+            true if prefix.n_cached == 0 && goes_on => (Prefix { n_cached: n_past, ..prefix }, true),
+            true => (prefix, false),
+        }
+    }
+
+    /// The runs that may be moved behind such a prefix.
+    fn runs(&self, request: &Request, prefix: Prefix, by_text: bool) -> Runs {
+        let is_shorter = !by_text && (prefix.n_cached as u64) < self.stream.n_past();
+        if is_shorter { self.stream.runs(&request.prompt, prefix.n_cached, request.reuse_runs) } else { Runs::default() }
+    }
+
+    /// Tokens of a request's prompt that need not be computed here.
+    pub fn n_spared(&self, request: &Request) -> usize {
+        let (prefix, by_text) = self.prefix(request);
+        prefix.n_cached + self.runs(request, prefix, by_text).n_tokens()
+    }
+
+    pub fn clear(&mut self) {
+        self.stream.clear();
+        self.said.clear();
+    }
+
     /// Begins a request on a stream that is idle.
-    pub fn begin(&mut self, job: Job, index: usize) {
+    pub fn begin(&mut self, job: Job, index: usize, tokenizer: &Tokenizer, engine: &mut Engine) {
         let request = job.request();
-        let (prefix, held) = (self.stream.prefix(&request.prompt), self.stream.n_past() as usize);
-        let n_prompt = request.prompt.len();
-        let n_cached = if request.reuse_prefix { prefix.n_cached } else { 0 };
+        let ((prefix, by_text), held) = (self.prefix(request), self.stream.n_past() as usize);
+        let n_cached = prefix.n_cached;
+        let n_prompt = match &request.continues {
+            Some(continues) if by_text => n_cached + continues.rest.len(),
+            _ => request.prompt.len(),
+        };
         if held > n_cached {
             log::debug!(
                 "stream {index}: {} of {n_prompt} tokens are as before, {n_cached} need not be read, {} are forgotten",
@@ -73,7 +115,16 @@ impl Seat {
                 held - n_cached
             );
         }
-        self.stream.keep(n_cached);
+        let runs = self.runs(request, prefix, by_text);
+        let n_moved = runs.n_tokens();
+        match runs.all() {
+            [] => self.stream.keep(n_cached),
+            _ => engine.move_runs(&mut self.stream, n_cached, &runs),
+        }
+        if n_cached < held {
+            self.said.clear();
+            self.said.push(tokenizer, &self.stream.first_tokens()[..n_cached]);
+        }
         if !self.stream.pin(request.n_pinned) {
             log::info!(
                 "{} tokens of a system turn are too many to be pinned in {} slots",
@@ -84,7 +135,7 @@ impl Seat {
         self.sampler.begin(&request.sampling);
         request.prompt.iter().for_each(|&token| self.sampler.accept(token));
         self.held.clear();
-        let progress = Progress { n_prompt, n_cached, n_read: n_cached, ..Progress::default() };
+        let progress = Progress { n_prompt, n_cached: n_cached + n_moved, n_read: n_cached, ..Progress::default() };
         let cache = self.stream.cache();
         let kept = Kept {
             stream: index,
@@ -92,13 +143,36 @@ impl Seat {
             n_live: cache.n_live(),
             n_slot: cache.n_slot(),
             diverged_at: prefix.n_common,
-            n_moved: 0,
+            n_moved,
             is_exact: self.stream.is_exact(),
         };
         job.tell(|out| (out.is_running, out.progress, out.kept) = (true, progress, kept));
         let n_evicted_before = cache.n_evicted();
-        self.running =
-            Some(Running { job, progress, kept, n_evicted_before, began: Instant::now(), decoding_since: None, next: 0 });
+        self.running = Some(Running {
+            job,
+            progress,
+            kept,
+            n_evicted_before,
+            began: Instant::now(),
+            decoding_since: None,
+            next: 0,
+            by_text,
+            runs,
+            n_adopted: 0,
+        });
+        self.adopt(tokenizer);
+    }
+
+    /// Takes in the runs whose turn has come.
+    fn adopt(&mut self, tokenizer: &Tokenizer) {
+        let Some(running) = &mut self.running else { return };
+        while let Some(run) = running.runs.all().get(running.n_adopted).filter(|run| run.to == running.progress.n_read) {
+            let tokens = &running.job.request().prompt[run.to..run.to + run.n];
+            self.stream.adopt(tokens);
+            self.said.push(tokenizer, tokens);
+            running.progress.n_read += run.n;
+            running.n_adopted += 1;
+        }
     }
 
     /// The tokens of the prompt that are still to be read.
@@ -113,11 +187,21 @@ impl Seat {
     }
 
     /// `n` more tokens of the prompt have been taken in.
-    pub fn has_read(&mut self, n: usize) {
+    pub fn has_read(&mut self, n: usize, tokenizer: &Tokenizer) {
         let Some(running) = &mut self.running else { return };
+        self.said.push(tokenizer, &running.to_read()[..n]);
         running.progress.n_read += n;
+        self.adopt(tokenizer);
+        let Some(running) = &mut self.running else { return };
         running.progress.prefill = running.began.elapsed();
         running.tell(&self.stream, |_| ());
+    }
+
+    /// The token that was sampled last has been taken in.
+    pub fn has_taken(&mut self, tokenizer: &Tokenizer) {
+        if let Some(running) = &self.running {
+            self.said.push(tokenizer, &[running.next]);
+        }
     }
 
     /// Chooses the next token from the logits, and says what it comes to. True: the request is done.
@@ -204,6 +288,7 @@ impl Seat {
             n_renumbered: cache.n_renumbered(),
             next_pos: cache.next_pos(),
             n_pinned: cache.n_pinned(),
+            said: self.said.said(),
             n_prompt: progress.n_prompt,
             n_generated: progress.n_generated,
             n_remain,
@@ -212,9 +297,18 @@ impl Seat {
 }
 
 impl Running {
-    /// Tokens of the prompt that the stream holds.
-    pub fn n_read(&self) -> usize {
-        self.progress.n_read
+    /// The tokens that are to be read next, up to the end or to what is adopted.
+    pub fn to_read(&self) -> &[u32] {
+        let (request, Progress { n_cached, n_read, n_prompt, .. }) = (self.job.request(), self.progress);
+        match &request.continues {
+            Some(continues) if self.by_text => &continues.rest[n_read - n_cached..],
+            _ => &request.prompt[n_read..self.runs.all().get(self.n_adopted).map_or(n_prompt, |run| run.to)],
+        }
+    }
+
+    /// Whether the prompt ends with what is to be read next.
+    pub fn reads_last(&self) -> bool {
+        self.n_adopted == self.runs.all().len()
     }
 
     fn tell(&self, stream: &Stream, change: impl FnOnce(&mut Out)) {

@@ -94,6 +94,10 @@ pub struct ServeArgs {
     /// Tokens at the head of a stream that a later prompt is compared with, at least as many as it has slots
     #[arg(long, value_name = "N", default_value = "8192")]
     pub lookup: usize,
+    /// Where a prompt changes in a few places, move runs of at least N tokens behind the change instead of reading them again. It is
+    /// not exact; 0: never
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub reuse: usize,
     /// Seconds that answers under way have when the server is told to stop
     #[arg(long, value_name = "S", default_value = "2")]
     pub stop_wait: Seconds,
@@ -197,7 +201,7 @@ impl ServeArgs {
             },
             pin_system: self.pin_system,
             grammar_bytes: 0,
-            reuse_runs: 0,
+            reuse_runs: self.reuse,
             max_repeat_last_n,
             metrics: !self.no_metrics,
             slots: !self.no_slots,

@@ -52,7 +52,7 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
     Ok(Order {
         manner: Manner { by_token: wishes.request.n_probs > 0, progress: wishes.return_progress, ping: None },
         is_stream: wishes.is_stream,
-        batch: sampling::batch(app, &wishes, prompts.into_iter().map(|prompt| (prompt.ids, 0)).collect())?,
+        batch: sampling::batch(app, &wishes, prompts)?,
         format: Box::new(format),
     })
 }

@@ -248,7 +248,7 @@ fn order(app: &Arc<App>, fields: &Fields<'_>, is_chat: bool, is_raw: bool, is_st
     Ok(Order {
         manner: Manner::default(),
         is_stream,
-        batch: sampling::batch(app, &wishes, vec![(prompt.ids, prompt.n_pinned)])?,
+        batch: sampling::batch(app, &wishes, vec![prompt])?,
         format: Box::new(Answer::new(app.clone(), is_chat, splitter)),
     })
 }

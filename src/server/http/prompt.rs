@@ -4,12 +4,14 @@ use serde_json::Value;
 
 use crate::text::{ChatTemplate, Rendered};
 
+use crate::server::desk::{Continues, Said};
+use crate::server::said::SaidLog;
+
 use super::app::App;
 use super::clerk;
 use super::error::{Checked, Refusal};
 use super::fields::{Fields, kind, wanted};
 use super::messages::{self, Chat};
-use super::sampling::encode;
 use super::{Overflow, Thinking};
 
 /// Prompts that one request may bring.
@@ -19,6 +21,8 @@ const MAX_PROMPTS: usize = 32;
 #[derive(Debug)]
 pub struct Prompt {
     pub ids: Vec<u32>,
+    /// Where its text goes on with what a stream holds.
+    pub continues: Option<Continues>,
     /// First tokens that are never evicted.
     pub n_pinned: usize,
     /// The model is thinking where the prompt ends.
@@ -97,6 +101,7 @@ pub fn of_chat(app: &App, chat: Chat, pins: bool) -> Checked<Prompt> {
     let rendered = render(app, chat)?;
     let is_thinking = !is_continued && rendered.text.trim_end().ends_with(THINK[0]);
     let ids = tokens(app, &rendered)?;
+    let continues = continues(app, &rendered, &ids)?;
     let mut n_pinned = 0;
     for other in head.into_iter().flatten() {
         // What a template does not take alone is not pinned.
@@ -107,7 +112,26 @@ pub fn of_chat(app: &App, chat: Chat, pins: bool) -> Checked<Prompt> {
             break;
         }
     }
-    Ok(Prompt { ids: checked(app, ids)?, n_pinned, is_thinking })
+    Ok(Prompt { ids: checked(app, ids)?, continues, n_pinned, is_thinking })
+}
+
+/// The longest of the streams' texts that a chat begins with, and the tokens that follow it.
+fn continues(app: &App, rendered: &Rendered, ids: &[u32]) -> Checked<Option<Continues>> {
+    // What is added before the text is in the streams too.
+    let tokenizer = &app.shared.tokenizer;
+    let bos = ids.first().filter(|id| Some(**id) == tokenizer.bos()).map_or(&[][..], |id| tokenizer.token_bytes(*id, true));
+    let added = if rendered.text.as_bytes().starts_with(bos) { 0 } else { bos.len() };
+    let begins = |said: &Said| {
+        let n = usize::try_from(said.n_bytes).ok()?.checked_sub(added).filter(|n| *n > 0 && *n < rendered.text.len())?;
+        (SaidLog::of(&[bos].into_iter().filter(|_| added > 0).chain([rendered.text.as_bytes().get(..n)?]).collect::<Vec<_>>())
+            == *said)
+            .then_some((n, *said))
+    };
+    let said: Vec<Said> = app.shared.desk.streams(|streams| streams.iter().map(|stream| stream.said).collect());
+    let Some((n, said)) = said.iter().filter_map(begins).max_by_key(|(n, _)| *n) else { return Ok(None) };
+    let rest = tokenizer.encode_pieces(&rendered.pieces_from(n), false);
+    let rest = rest.map_err(|error| Refusal::bad("invalid_value", format!("the chat cannot be split into tokens: {error}")))?;
+    Ok((!rest.is_empty()).then_some(Continues { said, rest }))
 }
 
 /// The system's turn with other words of a user behind it: what both chats begin with is the system's.
@@ -145,7 +169,9 @@ fn checked(app: &App, ids: Vec<u32>) -> Checked<Vec<u32>> {
 /// The prompts of a completion.
 pub fn of_completion(app: &App, fields: &Fields<'_>) -> Checked<Vec<Prompt>> {
     let prompt = fields.needed("prompt", "a string, a list of tokens, or a list of those")?;
-    let one = |ids: Vec<u32>| -> Checked<Prompt> { Ok(Prompt { ids: checked(app, ids)?, n_pinned: 0, is_thinking: false }) };
+    let one = |ids: Vec<u32>| -> Checked<Prompt> {
+        Ok(Prompt { ids: checked(app, ids)?, continues: None, n_pinned: 0, is_thinking: false })
+    };
     let Value::Array(items) = prompt else { return Ok(vec![one(sequence(app, prompt)?)?]) };
     if items.is_empty() {
         return Err(fields.invalid("prompt", "an empty list"));
@@ -164,7 +190,7 @@ pub fn of_completion(app: &App, fields: &Fields<'_>) -> Checked<Vec<Prompt>> {
 /// One sequence: a text, an object with one, or tokens and texts mixed.
 fn sequence(app: &App, prompt: &Value) -> Checked<Vec<u32>> {
     match prompt {
-        Value::String(text) => encode(app, text, true, true),
+        Value::String(text) => app.encode(text, true, true),
         Value::Object(_) => {
             let fields = Fields::of(prompt, "prompt")?;
             if fields.get("multimodal_data").is_some() {
@@ -172,7 +198,7 @@ fn sequence(app: &App, prompt: &Value) -> Checked<Vec<u32>> {
             }
             let text = fields.needed("prompt_string", "a string")?;
             match text {
-                Value::String(text) => encode(app, text, true, true),
+                Value::String(text) => app.encode(text, true, true),
                 other => Err(wanted("prompt.prompt_string", "a string", other)),
             }
         }
@@ -181,7 +207,7 @@ fn sequence(app: &App, prompt: &Value) -> Checked<Vec<u32>> {
             for (i, item) in items.iter().enumerate() {
                 match item {
                     Value::Number(_) => ids.push(token(app, item, "prompt")?),
-                    Value::String(text) => ids.extend(encode(app, text, i == 0, true)?),
+                    Value::String(text) => ids.extend(app.encode(text, i == 0, true)?),
                     other => return Err(wanted("prompt", "a token or a text in a sequence", other)),
                 }
             }

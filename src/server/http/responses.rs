@@ -52,7 +52,7 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
     Ok(Order {
         manner: Manner { by_token: false, progress: wishes.return_progress, ping: None },
         is_stream: wishes.is_stream,
-        batch: sampling::batch(app, &wishes, vec![(prompt.ids, prompt.n_pinned)])?,
+        batch: sampling::batch(app, &wishes, vec![prompt])?,
         format: Box::new(format),
     })
 }

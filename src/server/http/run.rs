@@ -14,6 +14,7 @@ use crate::text::{Tokenizer, Utf8Stream};
 
 use super::app::App;
 use super::error::{Checked, Refusal, quoted};
+use super::prompt::Prompt;
 
 #[derive(Clone, Debug)]
 pub struct Token {
@@ -70,18 +71,22 @@ pub enum Event {
 pub struct Batch {
     /// Without its prompt.
     base: Request,
-    /// Each with the number of first tokens that are pinned.
-    prompts: Vec<(Vec<u32>, usize)>,
+    prompts: Vec<Prompt>,
     n_choice: usize,
 }
 
 impl Batch {
     /// Prompts may have so many tokens together, and half as many where they are needed more than once.
-    pub fn new(base: Request, prompts: Vec<(Vec<u32>, usize)>, n_choice: usize, max_tokens: usize) -> Checked<Batch> {
-        let n_tokens: usize = prompts.iter().map(|(prompt, _)| prompt.len()).sum();
+    pub fn new(base: Request, mut prompts: Vec<Prompt>, n_choice: usize, max_tokens: usize) -> Checked<Batch> {
+        let n_tokens: usize = prompts.iter().map(|prompt| prompt.ids.len()).sum();
         let most = if prompts.len() * n_choice > 1 { max_tokens / 2 } else { max_tokens };
         if n_tokens > most {
             return Err(Refusal::context(n_tokens, most));
+        }
+        // What can be gone on with by text may as well be read.
+        let n_rest: usize = prompts.iter().filter_map(|prompt| Some(prompt.continues.as_ref()?.rest.len())).sum();
+        if n_tokens + n_rest > most {
+            prompts.iter_mut().for_each(|prompt| prompt.continues = None);
         }
         Ok(Batch { base, prompts, n_choice })
     }
@@ -93,11 +98,11 @@ impl Batch {
     /// The request of a part; a later answer to a prompt has another seed.
     fn request(&mut self, part: usize) -> Request {
         let is_only = self.n_parts() == 1;
-        let (prompt, n_pinned) = &mut self.prompts[part / self.n_choice];
+        let Prompt { ids, continues, n_pinned, .. } = &mut self.prompts[part / self.n_choice];
         let mut request = self.base.clone();
         request.sampling.seed = request.sampling.seed.wrapping_add((part % self.n_choice) as u64);
-        request.n_pinned = *n_pinned;
-        request.prompt = if is_only { std::mem::take(prompt) } else { prompt.clone() };
+        (request.n_pinned, request.continues) = (*n_pinned, continues.clone());
+        request.prompt = if is_only { std::mem::take(ids) } else { ids.clone() };
         request
     }
 }

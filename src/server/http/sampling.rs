@@ -8,6 +8,7 @@ use crate::text::SamplerParams;
 use super::app::App;
 use super::error::{Checked, Refusal};
 use super::fields::{Fields, wanted};
+use super::prompt::Prompt;
 use super::run::Batch;
 use super::{answers, constraint};
 
@@ -102,7 +103,7 @@ fn logit_bias(app: &App, fields: &Fields<'_>) -> Checked<Vec<(u32, f32)>> {
                 let id = id.as_u64().filter(|id| *id < app.shared.tokenizer.n_vocab() as u64);
                 vec![id.ok_or_else(|| fields.invalid("logit_bias", format!("{which} is no token of this model")))? as u32]
             }
-            Value::String(text) => encode(app, text, false, false)?,
+            Value::String(text) => app.encode(text, false, false)?,
             other => return Err(wanted("logit_bias", "a token's number or a text", other)),
         };
         biases.extend(ids.into_iter().map(|id| (id, amount)));
@@ -140,12 +141,6 @@ fn logit_bias(app: &App, fields: &Fields<'_>) -> Checked<Vec<(u32, f32)>> {
         is_same
     });
     Ok(biases)
-}
-
-/// The ids of a text.
-pub fn encode(app: &App, text: &str, add_special: bool, parse_special: bool) -> Checked<Vec<u32>> {
-    let ids = app.shared.tokenizer.encode(text, parse_special, add_special);
-    ids.map_err(|error| Refusal::bad("invalid_value", format!("the text cannot be split into tokens: {error}")))
 }
 
 /// A name of a conversation.
@@ -192,6 +187,7 @@ pub fn read(app: &App, fields: &Fields<'_>, limits: &[&str]) -> Checked<Wishes> 
     Ok(Wishes {
         request: Request {
             prompt: Vec::new(),
+            continues: None,
             n_pinned: 0,
             sampling: params(app, fields)?,
             logit_bias: biases,
@@ -222,7 +218,7 @@ pub fn n_tops(fields: &Fields<'_>, name: &str) -> Checked<Option<usize>> {
 }
 
 /// The requests of prompts, each with as many answers as were wished.
-pub fn batch(app: &App, wishes: &Wishes, prompts: Vec<(Vec<u32>, usize)>) -> Checked<Batch> {
+pub fn batch(app: &App, wishes: &Wishes, prompts: Vec<Prompt>) -> Checked<Batch> {
     Batch::new(wishes.request.clone(), prompts, wishes.n, app.settings.max_prompt_tokens())
 }
 
