@@ -12,7 +12,6 @@ use super::clerk;
 use super::error::{Checked, Refusal};
 use super::fields::{Fields, kind, wanted};
 use super::messages::{self, Chat};
-use super::sampling::encode;
 use super::{Overflow, Thinking};
 
 /// Prompts that one request may bring.
@@ -54,6 +53,13 @@ const START_THINKING: &str = "<|START_THINKING|>";
 pub fn render(app: &App, mut chat: Chat) -> Checked<Rendered> {
     let template = template(app)?;
     clerk::check_rendering()?;
+    let (n_written, most) = (chat.conversation.text_bytes(), app.settings.max_written());
+    if n_written > most {
+        let what = format!(
+            "written out for the template the conversation has {n_written} bytes, more than {most}: nest less, or say less"
+        );
+        return Err(Refusal::invalid("messages", what));
+    }
     let variables = &mut chat.conversation.variables;
     let wished = match app.settings.thinking {
         Thinking::Auto => None,
@@ -184,7 +190,7 @@ pub fn of_completion(app: &App, fields: &Fields<'_>) -> Checked<Vec<Prompt>> {
 /// One sequence: a text, an object with one, or tokens and texts mixed.
 fn sequence(app: &App, prompt: &Value) -> Checked<Vec<u32>> {
     match prompt {
-        Value::String(text) => encode(app, text, true, true),
+        Value::String(text) => app.encode(text, true, true),
         Value::Object(_) => {
             let fields = Fields::of(prompt, "prompt")?;
             if fields.get("multimodal_data").is_some() {
@@ -192,7 +198,7 @@ fn sequence(app: &App, prompt: &Value) -> Checked<Vec<u32>> {
             }
             let text = fields.needed("prompt_string", "a string")?;
             match text {
-                Value::String(text) => encode(app, text, true, true),
+                Value::String(text) => app.encode(text, true, true),
                 other => Err(wanted("prompt.prompt_string", "a string", other)),
             }
         }
@@ -201,7 +207,7 @@ fn sequence(app: &App, prompt: &Value) -> Checked<Vec<u32>> {
             for (i, item) in items.iter().enumerate() {
                 match item {
                     Value::Number(_) => ids.push(token(app, item, "prompt")?),
-                    Value::String(text) => ids.extend(encode(app, text, i == 0, true)?),
+                    Value::String(text) => ids.extend(app.encode(text, i == 0, true)?),
                     other => return Err(wanted("prompt", "a token or a text in a sequence", other)),
                 }
             }
