@@ -249,7 +249,9 @@ impl Run {
         if let Some(ticket) = self.ticket.as_ref().filter(|_| !self.has_ended) {
             if self.facts.finish == Some(Finish::Error) {
                 let what = ticket.out().error.unwrap_or("the engine could not go on");
-                return Some(Event::Failed(Refusal::broken(what)));
+                let is_stopping = self.app.shared.desk.is_stopping();
+                let refusal = if is_stopping { Refusal::unavailable(what, 5) } else { Refusal::broken(what) };
+                return Some(Event::Failed(refusal));
             }
             (self.has_ended, self.submitted) = (true, Instant::now());
             return Some(Event::PartEnd(self.facts));
