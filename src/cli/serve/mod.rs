@@ -93,7 +93,11 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     supervisor.stopping();
     shared.stop();
     match serving.join() {
-        Ok(served) => served.map(|()| Done::Exit(0)),
+        Ok(served) => served.map(|()| {
+            // A stop that was asked for is no failure.
+            interrupt::take();
+            Done::Exit(0)
+        }),
         Err(_) => Err(Error::stopped("the network thread has ended by a fault of lowkey: please report what the log says")),
     }
 }
