@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lowkey::server::http::{Overflow, Thinking};
 use lowkey::text::ChatTemplate;
-use lowkey_test_kit::client::{Client, Reply, get, post, request};
+use lowkey_test_kit::client::{Client, Reply, post, request};
 use lowkey_test_kit::fake_engine::Server;
 use serde_json::{Value, json};
 

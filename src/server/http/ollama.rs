@@ -91,7 +91,7 @@ pub async fn show(State(app): AppState, request: HttpRequest) -> Checked<Respons
     let reader = app.clone();
     app.clerk
         .run(move || {
-            let body = body.json(reader.settings.max_body)?;
+            let (body, _place) = body.json(&reader.settings)?;
             let fields = Fields::of_body(&body)?;
             let name = fields.string("model")?.or(fields.string("name")?).unwrap_or_default();
             check_known(&reader, name)
@@ -146,7 +146,14 @@ async fn generation(app: Arc<App>, request: HttpRequest, is_chat: bool) -> Check
     check_on(&app)?;
     let body = body::read(&app, request).await?;
     let reader = app.clone();
-    match app.clerk.run(move || read(&reader, &body.json(reader.settings.max_body)?, is_chat)).await? {
+    let order = app
+        .clerk
+        .run(move || {
+            let (body, _place) = body.json(&reader.settings)?;
+            read(&reader, body, is_chat)
+        })
+        .await?;
+    match order {
         Some(order) => answer(&app, order).await,
         None => Ok(json_response(&loaded(&app, is_chat))),
     }
@@ -168,8 +175,8 @@ const OPTIONS: [&str; 11] = [
 ];
 
 /// The request in the words of a chat; none: nothing is asked but that the model be there, which it is.
-fn read(app: &Arc<App>, body: &Value, is_chat: bool) -> Checked<Option<Order>> {
-    let fields = Fields::of_body(body)?;
+fn read(app: &Arc<App>, body: Value, is_chat: bool) -> Checked<Option<Order>> {
+    let fields = Fields::of_body(&body)?;
     let mut chat = Map::new();
     if let Some(options) = fields.object("options")? {
         let given = OPTIONS.iter().filter_map(|name| Some(((*name).to_owned(), options.get(*name)?.clone())));
@@ -205,8 +212,8 @@ fn read(app: &Arc<App>, body: &Value, is_chat: bool) -> Checked<Option<Order>> {
     }
     let is_stream = fields.bool("stream")?.unwrap_or(true);
     let is_raw = !is_chat && fields.flag("raw")?;
-    let chat = Value::Object(chat);
-    order(app, &Fields::of_body(&chat)?, is_chat, is_raw, is_stream).map(Some)
+    drop(body);
+    order(app, Value::Object(chat), is_chat, is_raw, is_stream).map(Some)
 }
 
 /// The messages of `/api/chat`. False: there are none.
@@ -236,12 +243,17 @@ fn read_prompt(fields: &Fields<'_>, chat: &mut Map<String, Value>) -> Checked<bo
     Ok(!text.is_empty())
 }
 
-fn order(app: &Arc<App>, fields: &Fields<'_>, is_chat: bool, is_raw: bool, is_stream: bool) -> Checked<Order> {
-    let wishes = sampling::read(app, fields, &["num_predict"])?;
+fn order(app: &Arc<App>, as_chat: Value, is_chat: bool, is_raw: bool, is_stream: bool) -> Checked<Order> {
+    let fields = Fields::of_body(&as_chat)?;
+    let wishes = sampling::read(app, &fields, &["num_predict"])?;
     let pins = fields.bool("pin_system")?.unwrap_or(app.settings.pin_system);
     let prompt = match is_raw {
-        true => prompt::of_completion(app, fields)?.pop().ok_or_else(|| fields.invalid("prompt", "there is none"))?,
-        false => prompt::of_chat(app, prompt::read_chat(app, fields)?, pins)?,
+        true => prompt::of_completion(app, &fields)?.pop().ok_or_else(|| fields.invalid("prompt", "there is none"))?,
+        false => {
+            let chat = prompt::read_chat(app, &fields)?;
+            drop(as_chat);
+            prompt::of_chat(app, chat, pins)?
+        }
     };
     let splitter = if is_raw { Splitter::off() } else { Splitter::new(prompt.is_thinking) };
     Ok(Order {

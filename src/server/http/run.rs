@@ -112,6 +112,8 @@ impl Batch {
 pub struct Manner {
     /// Each token for itself.
     pub by_token: bool,
+    /// A whole answer tells tokens too.
+    pub keeps_tokens: bool,
     pub progress: bool,
     /// None: nobody waits for events.
     pub ping: Option<Duration>,
