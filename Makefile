@@ -63,7 +63,7 @@ lint: ## formatting and clippy; a warning is an error
 
 # The ARM kernels are compiled for ARM only, so that `lint` never sees them.
 lint-arm: need-arm ## clippy on the code for ARM
-	$(ARM_CARGO) clippy --all-targets --locked --profile arm-test -- -D warnings
+	$(ARM_CARGO) clippy --lib --no-default-features --features plot --locked --profile arm-test -- -D warnings
 
 size: need-arm ## the release binary for ARM (static, link-time optimised) and its size
 	$(ARM_CARGO) build --release --locked

@@ -74,8 +74,8 @@ fn bodies(max_body: usize) -> Vec<(&'static str, String)> {
         }
         body + tail
     };
-    let n_values = (max_body / 16).max(8 << 10) - 20;
-    let n_names = (max_body / 64).max(2 << 10) - 20;
+    // A little fewer than may be, of a context of 2,048 tokens.
+    let (n_values, n_names) = (8192 - 20, (max_body / 80).max(1 << 10) - 20);
     let list = |n: usize, item: &str| vec![item; n].join(",");
     vec![
         ("/v1/chat/completions", fill(r#"{"messages":["#, &|_| r#"{"role":"user","content":"say something"}"#.into(), "]}")),
@@ -94,6 +94,20 @@ fn bodies(max_body: usize) -> Vec<(&'static str, String)> {
             ),
         ),
         ("/completion", format!(r#"{{"prompt":"SAY{{x}}","x":[{}]}}"#, list(n_names, r#"{"a":1}"#))),
+        (
+            "/v1/chat/completions",
+            format!(
+                r#"{{"messages":[{{"role":"user","content":"x"}}],"chat_template_kwargs":{{"x":[{}]}}}}"#,
+                list((max_body / 24).min(n_values), r#""a""#)
+            ),
+        ),
+        (
+            "/v1/responses",
+            format!(
+                r#"{{"input":[{{"type":"function_call","name":"f","arguments":{{{}}}}},{{"role":"user","content":"x"}}]}}"#,
+                (0..n_names - 10).map(|i| format!("\"{i}\":\"<|im_end|>\"")).collect::<Vec<_>>().join(",")
+            ),
+        ),
         ("/tokenize", format!(r#"{{"content":"{}","with_pieces":true}}"#, "1".repeat(max_body / 8))),
     ]
 }
@@ -140,7 +154,11 @@ fn a_flood_of_requests_stays_within_the_plan() {
 fn json_takes_no_more_than_is_planned_for_it() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     let max_body = 256 << 10;
-    let server = Server::start(|s| s.max_body = max_body);
+    let mut settings = Settings::default();
+    let server = Server::start(|s| {
+        s.max_body = max_body;
+        settings = s.clone();
+    });
     let mut most = 0;
     for (path, body) in bodies(max_body).into_iter().filter(|(path, _)| *path == "/completion") {
         let text = request("POST", path, &[], body.as_bytes());
@@ -152,7 +170,7 @@ fn json_takes_no_more_than_is_planned_for_it() {
         most = most.max(taken);
     }
     // With the outbox of a request, the prompt, and an answer.
-    let plan = json_bytes(max_body) + (1 << 20);
+    let plan = json_bytes(&settings) + (1 << 20);
     assert!(most <= plan, "{most} bytes of {plan}");
     assert!(most > plan / 8, "{most} bytes of {plan}: the bodies do not take what they were made to take");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lowkey::server::http::{Overflow, Thinking};
 use lowkey::text::ChatTemplate;
-use crate::client::{Client, Reply, get, post, request};
+use crate::client::{Client, Reply, post, request};
 use crate::fake_engine::Server;
 use serde_json::{Value, json};
 
@@ -530,99 +530,4 @@ fn thoughts_are_told_apart_from_answers() {
     let off = Server::with_template(template, |s| s.thinking = Thinking::Off);
     assert!(prompt(&off, json!({})).ends_with("<think>\n</think>"));
     assert!(prompt(&off, json!({ "chat_template_kwargs": { "enable_thinking": "true" } })).ends_with("<think>\n"));
-}
-
-#[test]
-fn texts_and_tokens_are_turned_into_each_other() {
-    let server = server();
-    let ids = ok(&post(server.address, "/tokenize", &json!({ "content": "What is 媽?" })))["tokens"].clone();
-    assert_eq!(ok(&post(server.address, "/detokenize", &json!({ "tokens": ids })))["content"], "What is 媽?");
-    let pieces = ok(&post(server.address, "/tokenize", &json!({ "content": "媽🤗", "with_pieces": true })))["tokens"].clone();
-    let bytes: Vec<u8> = pieces
-        .as_array()
-        .expect("a list")
-        .iter()
-        .flat_map(|piece| match &piece["piece"] {
-            Value::String(text) => text.as_bytes().to_vec(),
-            bytes => bytes.as_array().expect("bytes").iter().map(|byte| byte.as_u64().expect("a byte") as u8).collect(),
-        })
-        .collect();
-    assert_eq!(String::from_utf8(bytes).expect("text"), "媽🤗");
-    assert!(pieces.as_array().expect("a list").iter().any(|piece| piece["piece"].is_array()), "a token is no whole character");
-    let special = |parse: bool| {
-        ok(&post(server.address, "/tokenize", &json!({ "content": "<|im_end|>", "parse_special": parse })))["tokens"]
-            .as_array()
-            .map(Vec::len)
-    };
-    assert_eq!(special(true), Some(1));
-    assert!(special(false) > Some(1));
-    for bad in [json!({}), json!({ "content": 3 }), json!({ "content": "x", "with_pieces": "y" })] {
-        assert_eq!(post(server.address, "/tokenize", &bad).status, 400, "{bad}");
-    }
-    assert_eq!(post(server.address, "/detokenize", &json!({ "tokens": [1, 99_999_999] })).status, 400);
-}
-
-#[test]
-fn models_and_properties_are_told() {
-    let server = Server::start(|s| (s.n_streams, s.n_ctx) = (2, 256));
-    for path in ["/models", "/v1/models"] {
-        let list = ok(&get(server.address, path));
-        assert_eq!(list["data"].as_array().map(Vec::len), Some(1));
-        let model = &list["data"][0];
-        assert_eq!((&model["id"], &model["aliases"]), (&json!("another"), &json!(["another", "demo"])));
-        assert_eq!(
-            (&model["owned_by"], &model["tags"], &model["meta"]["n_embd"]),
-            (&json!("lowkey"), &json!(["small", "chat"]), &json!(576))
-        );
-    }
-    assert_eq!(ok(&get(server.address, "/v1/models/demo"))["id"], "another");
-    assert_eq!(get(server.address, "/v1/models/none").status, 404);
-    let props = ok(&get(server.address, "/props"));
-    assert!(props["model_path"].as_str().is_some_and(|path| path.contains(".gguf")));
-    assert_eq!((&props["total_slots"], &props["default_generation_settings"]["n_ctx"]), (&json!(2), &json!(256)));
-    assert_eq!(props["default_generation_settings"]["params"]["seed"], 42);
-}
-
-#[test]
-fn slots_are_told_and_errands_are_run() {
-    let server = Server::start(|s| (s.n_streams, s.sessions) = (2, true));
-    let slots = ok(&get(server.address, "/slots"));
-    assert_eq!(slots.as_array().map(Vec::len), Some(2));
-    assert_eq!((&slots[1]["id"], &slots[1]["is_processing"]), (&json!(1), &json!(false)));
-    assert_eq!(slots[0]["next_token"][0], json!({ "has_next_token": false, "n_remain": -1, "n_decoded": 0 }));
-    assert!(slots[0].get("params").is_none());
-    let act = |path: &str, name: &str| post(server.address, path, &json!({ "filename": name }));
-    let saved = ok(&act("/slots/1?action=save", "talk.1"));
-    assert_eq!((&saved["id_slot"], &saved["filename"], &saved["n_written"]), (&json!(1), &json!("talk.1"), &json!(100)));
-    assert_eq!(ok(&act("/slots/0?action=restore", "talk.1"))["n_restored"], 7);
-    assert_eq!(ok(&post(server.address, "/slots/0?action=erase", &json!({})))["n_erased"], 0);
-    assert_eq!(act("/slots/0?action=restore", "none").status, 400);
-    for (path, name) in [
-        ("/slots/2?action=save", "x"),
-        ("/slots/x?action=save", "x"),
-        ("/slots/0", "x"),
-        ("/slots/0?action=drop", "x"),
-        ("/slots/0?action=save", "../x"),
-        ("/slots/0?action=save", ".x"),
-        ("/slots/0?action=save", ""),
-    ] {
-        assert_eq!(act(path, name).status, 400, "{path} {name}");
-    }
-    let without = server_with_busy_stream();
-    assert_eq!(post(without.address, "/slots/0?action=save", &json!({ "filename": "x" })).status, 501);
-    assert_eq!(get(without.address, "/slots?fail_on_no_slot=1").status, 503);
-    assert_eq!(ok(&get(without.address, "/slots"))[0]["is_processing"], true);
-}
-
-/// Without sessions, and its only stream is at work for as long as the test lasts.
-fn server_with_busy_stream() -> Server {
-    let server = Server::start(|s| s.max_tokens = usize::MAX);
-    let address = server.address;
-    std::thread::spawn(move || {
-        let mut client = Client::new(address);
-        client.send(&request("POST", "/completion", &[], json!({ "prompt": "EVER{} PACE{50}" }).to_string().as_bytes()));
-        let _ = client.try_reply();
-    });
-    server.wait_until(|server| server.n_running() == 1);
-    server
 }

@@ -1,5 +1,5 @@
-//! The network's side of `lowkey serve`, with a fake engine behind it: one program for all of its tests, since each program is linked
-//! for minutes on a small machine.
+//! `lowkey serve`: the network's side with a fake engine behind it, and the whole program. One program for all of these tests,
+//! since each program is linked for minutes on a small machine.
 #![cfg(feature = "serve")]
 
 mod api;
@@ -7,3 +7,5 @@ mod chat;
 mod client;
 mod fake_engine;
 mod http;
+mod info;
+mod whole;

@@ -17,7 +17,7 @@ use super::answers::{json_response, sse};
 use super::app::{App, AppState};
 use super::error::{Checked, Refusal, quoted};
 use super::slots::asked;
-use super::stream::Unfold;
+use super::unfold::Unfold;
 
 /// A view is told as it was last when the engine is busy for longer.
 const PATIENCE: Duration = Duration::from_millis(400);

@@ -26,12 +26,18 @@ const LIMITS: [&str; 3] = ["max_completion_tokens", "max_tokens", "n_predict"];
 pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Response> {
     let body = body::read(&app, request).await?;
     let reader = app.clone();
-    let order = app.clerk.run(move || read(&reader, &body.json(reader.settings.max_body)?)).await?;
+    let order = app
+        .clerk
+        .run(move || {
+            let (body, _place) = body.json(&reader.settings)?;
+            read(&reader, body)
+        })
+        .await?;
     answer(&app, order).await
 }
 
-fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
-    let fields = Fields::of_body(body)?;
+fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
+    let fields = Fields::of_body(&body)?;
     let mut wishes = sampling::read(app, &fields, &LIMITS)?;
     let n_top = match fields.flag("logprobs")? {
         true => Some(sampling::n_tops(&fields, "top_logprobs")?.unwrap_or(0)),
@@ -44,7 +50,10 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
     wishes.request.n_probs = n_top.map_or(0, |n| n.max(1));
     let is_parted = fields.word("reasoning_format", &["none", "auto", "deepseek", "deepseek-legacy"])? != Some("none");
     let pins = fields.bool("pin_system")?.unwrap_or(app.settings.pin_system);
-    let prompt = prompt::of_chat(app, prompt::read_chat(app, &fields)?, pins)?;
+    let chat = prompt::read_chat(app, &fields)?;
+    // What it holds is in the chat by now.
+    drop(body);
+    let prompt = prompt::of_chat(app, chat, pins)?;
     let splitter = if is_parted { Splitter::new(prompt.is_thinking) } else { Splitter::off() };
     let format = Chat {
         app: app.clone(),
@@ -67,7 +76,7 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
         n_met: 0,
     };
     Ok(Order {
-        manner: Manner { by_token: n_top.is_some(), progress: wishes.return_progress, ping: None },
+        manner: Manner { by_token: n_top.is_some(), keeps_tokens: n_top.is_some(), progress: wishes.return_progress, ping: None },
         is_stream: wishes.is_stream,
         batch: sampling::batch(app, &wishes, vec![prompt])?,
         format: Box::new(format),

@@ -15,8 +15,8 @@ use crate::mem::confined::n_lost;
 
 use super::error::{Checked, Refusal};
 
-/// Conversations that may be stopped for good.
-pub const MAX_LOST: usize = 2;
+/// Conversations that may be stopped for good. With one, what it keeps is what the next would have taken.
+pub const MAX_LOST: usize = 1;
 /// Requests that wait for the clerk hold their connections, and wait in those.
 const DESK: usize = 1;
 /// JSON has at most 64 levels, and rendering has a stack of its own.
@@ -63,7 +63,7 @@ pub fn check_rendering() -> Checked<()> {
         return Ok(());
     }
     Err(Refusal::broken(format!(
-        "the chat template was stopped {MAX_LOST} times for taking too much memory, and is not run any more: restart the server, and \
-         set another template if it comes again"
+        "the chat template took more memory than it may, which it keeps until the server is restarted; until then no chat is \
+         answered: restart it, and set another template if it comes again"
     )))
 }

@@ -23,12 +23,18 @@ const MAX_FIELDS: usize = 64;
 pub async fn native(State(app): AppState, request: HttpRequest) -> Checked<Response> {
     let body = body::read(&app, request).await?;
     let reader = app.clone();
-    let order = app.clerk.run(move || read(&reader, &body.json(reader.settings.max_body)?)).await?;
+    let order = app
+        .clerk
+        .run(move || {
+            let (body, _place) = body.json(&reader.settings)?;
+            read(&reader, body)
+        })
+        .await?;
     answer(&app, order).await
 }
 
-fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
-    let fields = Fields::of_body(body)?;
+fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
+    let fields = Fields::of_body(&body)?;
     let mut wishes = sampling::read(app, &fields, &["n_predict", "max_tokens"])?;
     wishes.request.n_probs = sampling::n_tops(&fields, "n_probs")?.unwrap_or(0);
     let mut paths = Vec::new();
@@ -50,7 +56,12 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
         has_new_line: false,
     };
     Ok(Order {
-        manner: Manner { by_token: wishes.request.n_probs > 0, progress: wishes.return_progress, ping: None },
+        manner: Manner {
+            by_token: wishes.request.n_probs > 0,
+            keeps_tokens: wishes.request.n_probs > 0 || format.return_tokens,
+            progress: wishes.return_progress,
+            ping: None,
+        },
         is_stream: wishes.is_stream,
         batch: sampling::batch(app, &wishes, prompts)?,
         format: Box::new(format),
@@ -59,7 +70,7 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
 
 /// What a part was made from.
 struct MadeFrom {
-    prompt: String,
+    prompt: Value,
     settings: Value,
     stops: Vec<String>,
 }
@@ -163,7 +174,7 @@ impl Format for Native {
 
     fn note(&mut self, request: &Request) {
         self.made_from.push(MadeFrom {
-            prompt: self.app.shared.tokenizer.decode(&request.prompt),
+            prompt: sampling::prompt_text(&self.app, request),
             settings: sampling::generation_settings(request, self.is_stream, self.timings_per_token),
             stops: request.stops.clone(),
         });

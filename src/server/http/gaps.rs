@@ -15,7 +15,7 @@ use crate::text::Tokenizer;
 use super::answers::{json_response, random_name, token_with_tops, tokens_with_tops};
 use super::error::JSON;
 use super::run::Token;
-use super::stream::Unfold;
+use super::unfold::Unfold;
 
 /// Lists with fewer probabilities are made at once; of others so many are made for each piece.
 const PIECE: usize = 256;

@@ -40,6 +40,7 @@ mod stream;
 mod text_completion;
 mod thinking;
 mod tokens;
+mod unfold;
 mod wire;
 
 use std::sync::Arc;
@@ -157,11 +158,11 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Private memory for connections, from above: for each the task, a head, what hyper buffers of either direction, and an answer
-    /// or a piece of one; the runtime and the clerk besides.
+    /// Private memory for connections, from above: for each the task, a head, what hyper buffers of either direction, a small body,
+    /// and a piece of an answer; the runtime and the clerk besides.
     pub fn connection_bytes(&self) -> usize {
         const TASK: usize = 24 << 10;
-        self.n_connections * (TASK + 2 * wire::BUFFER_BYTES + stream::CHUNK_BYTES) + (512 << 10)
+        self.n_connections * (TASK + 2 * wire::BUFFER_BYTES + body::SMALL_BYTES + stream::CHUNK_BYTES) + (512 << 10)
     }
 
     /// Tokens that the prompts of a request may have together.
@@ -182,8 +183,8 @@ impl Settings {
         let outbox = OUTBOX_TEXT_BYTES + OUTBOX_TOKENS * (size_of::<Sampled>() + MAX_PROBS * size_of::<(u32, f32)>());
         let each = prompt + outbox + (4 << 10);
         // The JSON and what is taken out of it; a conversation that is stopped keeps its share, and after the last none is rendered.
-        let reading = 2 * json_bytes(self.max_body) + clerk::MAX_LOST * render_bytes(self.max_written());
-        (self.n_streams + self.n_queue) * each + reading
+        let reading = 2 * json_bytes(self) + clerk::MAX_LOST * render_bytes(self.max_written());
+        (self.n_streams + self.n_queue) * each + self.n_streams * stream::WHOLE_BYTES + reading
     }
 }
 

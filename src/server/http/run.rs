@@ -112,6 +112,8 @@ impl Batch {
 pub struct Manner {
     /// Each token for itself.
     pub by_token: bool,
+    /// A whole answer tells tokens too.
+    pub keeps_tokens: bool,
     pub progress: bool,
     /// None: nobody waits for events.
     pub ping: Option<Duration>,
@@ -249,7 +251,9 @@ impl Run {
         if let Some(ticket) = self.ticket.as_ref().filter(|_| !self.has_ended) {
             if self.facts.finish == Some(Finish::Error) {
                 let what = ticket.out().error.unwrap_or("the engine could not go on");
-                return Some(Event::Failed(Refusal::broken(what)));
+                let is_stopping = self.app.shared.desk.is_stopping();
+                let refusal = if is_stopping { Refusal::unavailable(what, 5) } else { Refusal::broken(what) };
+                return Some(Event::Failed(refusal));
             }
             (self.has_ended, self.submitted) = (true, Instant::now());
             return Some(Event::PartEnd(self.facts));

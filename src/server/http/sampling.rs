@@ -275,10 +275,20 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
+/// A prompt's text at most that an answer repeats.
+const MAX_PROMPT_TEXT: usize = 32 << 10;
+
+/// The prompt as the model reads it; null where that is long.
+pub fn prompt_text(app: &App, request: &Request) -> Value {
+    let tokenizer = &app.shared.tokenizer;
+    let n_bytes: usize = request.prompt.iter().map(|id| tokenizer.token_bytes(*id, true).len()).sum();
+    if n_bytes > MAX_PROMPT_TEXT { Value::Null } else { tokenizer.decode(&request.prompt).into() }
+}
+
 /// What an answer was made from, for those who look for a mistake: llama-server's `__verbose`.
 pub fn verbose(app: &App, request: &Request, is_stream: bool) -> Value {
     let mut object = Map::new();
-    object.insert("prompt".into(), app.shared.tokenizer.decode(&request.prompt).into());
+    object.insert("prompt".into(), prompt_text(app, request));
     object.insert("generation_settings".into(), generation_settings(request, is_stream, false));
     object.insert("n_prompt_tokens".into(), request.prompt.len().into());
     object.insert("system_fingerprint".into(), answers::fingerprint(&app.shared).into());

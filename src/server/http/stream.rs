@@ -1,12 +1,10 @@
 //! How a run becomes a response: events as they come, or one answer at the end. What either looks like is a `Format`'s.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::response::Response;
-use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
+use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::Value;
 
@@ -14,14 +12,18 @@ use super::app::App;
 use super::error::{Checked, Refusal};
 use super::gaps::Gaps;
 use super::run::{Batch, Event, Facts, Manner, Piece, Run, Token};
-use super::wire::State;
+use super::unfold::Unfold;
 use crate::server::desk::{Finish, Request};
 
 /// A stream's events are sent when there are so many bytes of them.
 pub const CHUNK_BYTES: usize = 16 << 10;
 
 /// An answer without an end of its own ends here, where it is given as a whole.
-const MAX_WHOLE_BYTES: usize = 1 << 20;
+const MAX_WHOLE_BYTES: usize = 128 << 10;
+/// Likewise one with so many probabilities.
+const MAX_WHOLE_PROBS: usize = 32 << 10;
+/// What a whole answer takes at most: its text as it comes, in JSON and as it is sent, and its probabilities.
+pub const WHOLE_BYTES: usize = 3 * MAX_WHOLE_BYTES + 16 * MAX_WHOLE_PROBS;
 
 /// A part that is complete.
 #[derive(Debug, Default)]
@@ -81,21 +83,28 @@ pub async fn answer(app: &Arc<App>, mut order: Order) -> Checked<Response> {
     // Nobody sees what happens meanwhile.
     (order.manner.ping, order.manner.progress) = (None, false);
     let mut format = order.format;
-    let parts = collect(Run::start(app.clone(), order.batch, order.manner)?, &mut *format).await?;
+    let keeps_tokens = order.manner.keeps_tokens;
+    let run = Run::start(app.clone(), order.batch, order.manner)?;
+    let parts = collect(run, keeps_tokens, &mut *format).await?;
     let mut gaps = Gaps::new(app.shared.tokenizer.clone());
     let answer = format.whole(parts, &mut gaps);
     Ok(gaps.response(&answer))
 }
 
 /// All parts of a run.
-async fn collect(mut run: Run, format: &mut dyn Format) -> Checked<Vec<Part>> {
+async fn collect(mut run: Run, keeps_tokens: bool, format: &mut dyn Format) -> Checked<Vec<Part>> {
     let (mut parts, mut part) = (Vec::new(), Part::default());
+    let (mut n_bytes, mut n_probs) = (0, 0);
     loop {
         match run.next().await {
             Event::Piece(facts, piece) => {
+                n_bytes += piece.text.len();
                 part.text.push_str(&piece.text);
-                part.tokens.extend(piece.tokens);
-                if part.text.len() > MAX_WHOLE_BYTES {
+                if keeps_tokens {
+                    n_probs += piece.tokens.iter().map(|token| 1 + token.tops.len()).sum::<usize>();
+                    part.tokens.extend(piece.tokens);
+                }
+                if n_bytes > MAX_WHOLE_BYTES || n_probs > MAX_WHOLE_PROBS {
                     // Whoever wants more may have it in events.
                     part.facts = Facts { finish: Some(Finish::Length), ..facts };
                     if let Some(request) = run.request() {
@@ -172,78 +181,4 @@ fn events(run: Run, format: Box<dyn Format>) -> Response {
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
-}
-
-type Step<S> = Pin<Box<dyn Future<Output = (S, Option<Bytes>)> + Send>>;
-
-/// A body whose bytes come of a state, one step after the other.
-pub struct Unfold<S> {
-    step: Option<Step<S>>,
-    make: Box<dyn FnMut(S) -> Step<S> + Send>,
-}
-
-impl<S: Send + 'static> Unfold<S> {
-    pub fn new<F>(state: S, mut next: impl FnMut(S) -> F + Send + 'static) -> Self
-    where
-        F: Future<Output = (S, Option<Bytes>)> + Send + 'static,
-    {
-        let mut make: Box<dyn FnMut(S) -> Step<S> + Send> = Box::new(move |state| -> Step<S> { Box::pin(next(state)) });
-        Unfold { step: Some(make(state)), make }
-    }
-}
-
-impl<S: 'static> HttpBody for Unfold<S> {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let this = self.get_mut();
-        let Some(step) = &mut this.step else { return Poll::Ready(None) };
-        match step.as_mut().poll(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready((state, Some(bytes))) => {
-                this.step = Some((this.make)(state));
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
-            }
-            Poll::Ready((_, None)) => {
-                this.step = None;
-                Poll::Ready(None)
-            }
-        }
-    }
-}
-
-/// A body whose end the connection hears of.
-pub struct Tracked {
-    body: Body,
-    state: Arc<State>,
-}
-
-impl Tracked {
-    pub fn new(body: Body, state: Arc<State>) -> Self {
-        Tracked { body, state }
-    }
-}
-
-impl Drop for Tracked {
-    fn drop(&mut self) {
-        self.state.answer_has_gone();
-    }
-}
-
-impl HttpBody for Tracked {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

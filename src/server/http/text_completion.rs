@@ -22,12 +22,18 @@ use super::{body, prompt, sampling};
 pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Response> {
     let body = body::read(&app, request).await?;
     let reader = app.clone();
-    let order = app.clerk.run(move || read(&reader, &body.json(reader.settings.max_body)?)).await?;
+    let order = app
+        .clerk
+        .run(move || {
+            let (body, _place) = body.json(&reader.settings)?;
+            read(&reader, body)
+        })
+        .await?;
     answer(&app, order).await
 }
 
-fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
-    let fields = Fields::of_body(body)?;
+fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
+    let fields = Fields::of_body(&body)?;
     let mut wishes = sampling::read(app, &fields, &["max_tokens", "n_predict"])?;
     if fields.flag("echo")? {
         return Err(Refusal::unsupported_field("echo", "prompts are not given back"));
@@ -61,7 +67,7 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
         parts: Vec::new(),
     };
     Ok(Order {
-        manner: Manner { by_token: n_top.is_some(), progress: wishes.return_progress, ping: None },
+        manner: Manner { by_token: n_top.is_some(), keeps_tokens: n_top.is_some(), progress: wishes.return_progress, ping: None },
         is_stream: wishes.is_stream,
         batch: sampling::batch(app, &wishes, prompts)?,
         format: Box::new(format),
