@@ -13,10 +13,10 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use lowkey::mem::confined::Heap;
-use lowkey::server::http::{Settings, json_bytes};
 use client::{Client, post, request};
 use fake_engine::Server;
+use lowkey::mem::confined::Heap;
+use lowkey::server::http::{Settings, json_bytes};
 use serde_json::json;
 
 struct Counting;

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use lowkey::server::http::{Overflow, Thinking};
-use lowkey::text::ChatTemplate;
 use crate::client::{Client, Reply, post, request};
 use crate::fake_engine::Server;
+use lowkey::server::http::{Overflow, Thinking};
+use lowkey::text::ChatTemplate;
 use serde_json::{Value, json};
 
 fn server() -> Server {

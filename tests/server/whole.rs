@@ -91,7 +91,8 @@ fn an_answer_is_what_run_says_and_memory_is_within_the_plan() {
     let grown = program.rss_anon().saturating_sub(at_ready);
     assert!(grown <= 256 << 10, "{grown} bytes more after 30 answers");
     let metrics = get(program.address, "/metrics");
-    let plan: u64 = metrics.text().lines().find_map(|line| line.strip_prefix("lowkey_memory_plan_bytes ")?.parse().ok()).expect("a plan");
+    let plan: u64 =
+        metrics.text().lines().find_map(|line| line.strip_prefix("lowkey_memory_plan_bytes ")?.parse().ok()).expect("a plan");
     assert!(program.rss_anon() <= plan, "{} of {plan} planned; {:?}", program.rss_anon(), program.said);
     assert_eq!(program.stop(), 0);
 }
@@ -180,7 +181,9 @@ fn streams_are_saved_restored_and_erased_on_request() {
     let again = post(program.address, "/completion", &ask).json();
     assert_eq!(again["content"], first["content"]);
     assert!(again["timings"]["cache_n"].as_u64().expect("a number") > 100, "{again}");
-    for (action, body) in [("save", json!({ "filename": "../x" })), ("restore", json!({ "filename": "none" })), ("save", json!({}))] {
+    for (action, body) in
+        [("save", json!({ "filename": "../x" })), ("restore", json!({ "filename": "none" })), ("save", json!({}))]
+    {
         assert_eq!(slot(action, body).status, 400, "{action}");
     }
     assert_eq!(program.stop(), 0);

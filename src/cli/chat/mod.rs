@@ -19,8 +19,8 @@ use super::setup::{Done, Opened, open};
 use super::text::{Ending, read_text};
 pub use args::ChatArgs;
 use command::After;
-use keep::Kept;
 use input::{Input, Typed};
+use keep::Kept;
 use talk::{Answered, Talk};
 
 pub fn run(args: ChatArgs) -> Result<Done> {
