@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lowkey::kv::Policy;
+use lowkey::kv::{KvType, Policy};
 use lowkey::server::desk::{Continues, Desk, Doing, Errand, Finish, Out, Refused, Request, Ticket};
 use lowkey::server::scheduler::Scheduler;
 use lowkey::server::seat::SeatSizes;
@@ -79,6 +79,7 @@ fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
         prompt,
         continues: None,
         n_pinned: 0,
+        system: None,
         sampling: SamplerParams { temp: 0.0, ..SamplerParams::default() },
         logit_bias: Vec::new(),
         stops: Vec::new(),
@@ -169,6 +170,37 @@ fn what_was_evicted_is_told_and_such_a_stream_goes_on_but_not_back() {
     assert_eq!(server.answer(request(longer.clone(), 3)).2.progress.n_cached, 309);
     let (.., out) = server.answer(request(longer[..200].to_vec(), 3));
     assert_eq!((out.progress.n_cached, out.kept.diverged_at), (0, 200));
+}
+
+/// A clock at the head of a prompt: what follows it is moved, not read; the answer is told to be inexact, and is close.
+#[test]
+fn a_prompt_that_changes_at_its_head_is_mended() {
+    for (k_type, v_type) in [(KvType::F16, KvType::F16), (KvType::Q6H, KvType::Q4H)] {
+        let mut params = roomy(1);
+        (params.k_type, params.v_type) = (Some(k_type), Some(v_type));
+        let server = Server::start(params.clone(), 4, None);
+        let head =
+            server.encode(&"Lights, doors and heaters of a house are listed here, with the state of each of them. ".repeat(5));
+        let tail = prose(300);
+        let asks = |clock: &str| [&head[..], &server.encode(clock), &tail].concat();
+        let reuses = |prompt: Vec<u32>| Request { reuse_runs: 32, ..request(prompt, 12) };
+        server.answer(reuses(asks("It is 10:41.")));
+        for clock in ["It is 10:42.", "It is half past eleven in the morning.", "Noon."] {
+            let prompt = asks(clock);
+            let (_, tokens, out) = server.answer(reuses(prompt.clone()));
+            assert!(out.kept.n_moved >= 290 && !out.kept.is_exact, "{clock}: {:?}", out.kept);
+            assert_eq!((out.progress.n_prompt, out.kept.n_live), (prompt.len(), prompt.len() + 11), "{clock}");
+            assert_eq!(out.progress.n_cached, prompt.len() - (out.progress.n_prompt - out.progress.n_cached));
+            let exact = alone(&prompt, 12, &params);
+            let n_same = tokens.iter().zip(&exact).take_while(|(a, b)| a == b).count();
+            assert!(n_same >= 4, "{clock}, {k_type:?}: {n_same} tokens as read from the start: {tokens:?} {exact:?}");
+            // The conversation goes on from what was mended.
+            let longer = [&prompt[..], &tokens, &[5, 6]].concat();
+            assert_eq!(server.answer(reuses(longer)).2.progress.n_cached, prompt.len() + 11);
+        }
+        // Without it everything behind the clock is read.
+        assert!(server.answer(request(asks("It is 10:43."), 2)).2.kept.n_moved == 0);
+    }
 }
 
 /// An answer that comes back in other tokens: a stream that has evicted goes on by its text.

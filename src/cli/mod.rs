@@ -72,6 +72,11 @@ enum Command {
     Sessions(sessions::SessionsArgs),
 }
 
+/// The whole command line, as manual pages and completions describe it.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Parses, runs, and returns the exit code: 0 done, 1 failure, 2 usage, 130 and 143 interrupted.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let parsed = flags::parse(Cli::command(), &plan::as_subcommand(args.into_iter().collect()))

@@ -1,13 +1,15 @@
 //! A stream of the server, and the request that it works on.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::kv::Policy;
-use crate::session::{Engine, Layout, Prefix, Stream};
+use crate::session::{Engine, Layout, Prefix, Runs, Stream};
 use crate::text::{Held, Sampler, SamplerParams, Tokenizer, top_logprobs};
 
-use super::desk::{Doing, Finish, Job, Kept, MAX_PROBS, Out, Progress, Request, Sampled, StreamStatus};
+use super::desk::{Doing, Finish, Job, Kept, MAX_PROBS, Out, Progress, Request, Sampled, StreamStatus, SystemTurn};
+use super::keeper::Bound;
 use super::said::SaidLog;
 
 pub struct Seat {
@@ -19,6 +21,8 @@ pub struct Seat {
     tops: Vec<(u32, f64)>,
     pub running: Option<Running>,
     pub last_used: Instant,
+    /// The session that it goes on with.
+    pub bound: Bound,
 }
 
 /// A request that has a stream.
@@ -34,6 +38,9 @@ pub struct Running {
     pub next: u32,
     /// Whether it goes on by text (`Request::continues`).
     by_text: bool,
+    /// What is adopted on the way (`Request::reuse_runs`), and how many of them have been.
+    runs: Runs,
+    n_adopted: usize,
 }
 
 /// The longest window of penalties, and the most text that is held back.
@@ -59,6 +66,7 @@ impl Seat {
             tops: Vec::with_capacity(MAX_PROBS + 1),
             running: None,
             last_used: Instant::now(),
+            bound: Bound::default(),
         })
     }
 
@@ -79,13 +87,44 @@ impl Seat {
         }
     }
 
+    /// The runs that may be moved behind such a prefix.
+    fn runs(&self, request: &Request, prefix: Prefix, by_text: bool) -> Runs {
+        let is_shorter = !by_text && (prefix.n_cached as u64) < self.stream.n_past();
+        if is_shorter { self.stream.runs(&request.prompt, prefix.n_cached, request.reuse_runs) } else { Runs::default() }
+    }
+
+    /// Tokens of a request's prompt that need not be computed here.
+    pub fn n_spared(&self, request: &Request) -> usize {
+        let (prefix, by_text) = self.prefix(request);
+        prefix.n_cached + self.runs(request, prefix, by_text).n_tokens()
+    }
+
+    /// Where the random numbers stand.
+    pub fn rng_state(&self) -> u64 {
+        self.sampler.rng_state()
+    }
+
+    /// The stream holds something else than before: what it has said is found anew, where all its tokens are on record.
+    pub fn say_anew(&mut self, tokenizer: &Tokenizer) {
+        self.said.clear();
+        if self.stream.first_tokens().len() as u64 == self.stream.n_past() {
+            self.said.push(tokenizer, self.stream.first_tokens());
+        }
+    }
+
+    /// The system's turn of the request, if the stream has not read so far yet or has read just that.
+    pub fn system(&self) -> Option<&Arc<SystemTurn>> {
+        let Running { job, progress, by_text, .. } = self.running.as_ref()?;
+        job.request().system.as_ref().filter(|system| !by_text && progress.n_read <= system.n_tokens)
+    }
+
     pub fn clear(&mut self) {
         self.stream.clear();
         self.said.clear();
     }
 
     /// Begins a request on a stream that is idle.
-    pub fn begin(&mut self, job: Job, index: usize, tokenizer: &Tokenizer) {
+    pub fn begin(&mut self, job: Job, index: usize, tokenizer: &Tokenizer, engine: &mut Engine) {
         let request = job.request();
         let ((prefix, by_text), held) = (self.prefix(request), self.stream.n_past() as usize);
         let n_cached = prefix.n_cached;
@@ -100,10 +139,14 @@ impl Seat {
                 held - n_cached
             );
         }
-        self.stream.keep(n_cached);
+        let runs = self.runs(request, prefix, by_text);
+        let n_moved = runs.n_tokens();
+        match runs.all() {
+            [] => self.stream.keep(n_cached),
+            _ => engine.move_runs(&mut self.stream, n_cached, &runs),
+        }
         if n_cached < held {
-            self.said.clear();
-            self.said.push(tokenizer, &self.stream.first_tokens()[..n_cached]);
+            self.say_anew(tokenizer);
         }
         if !self.stream.pin(request.n_pinned) {
             log::info!(
@@ -115,7 +158,7 @@ impl Seat {
         self.sampler.begin(&request.sampling);
         request.prompt.iter().for_each(|&token| self.sampler.accept(token));
         self.held.clear();
-        let progress = Progress { n_prompt, n_cached, n_read: n_cached, ..Progress::default() };
+        let progress = Progress { n_prompt, n_cached: n_cached + n_moved, n_read: n_cached, ..Progress::default() };
         let cache = self.stream.cache();
         let kept = Kept {
             stream: index,
@@ -123,7 +166,7 @@ impl Seat {
             n_live: cache.n_live(),
             n_slot: cache.n_slot(),
             diverged_at: prefix.n_common,
-            n_moved: 0,
+            n_moved,
             is_exact: self.stream.is_exact(),
         };
         job.tell(|out| (out.is_running, out.progress, out.kept) = (true, progress, kept));
@@ -137,7 +180,22 @@ impl Seat {
             decoding_since: None,
             next: 0,
             by_text,
+            runs,
+            n_adopted: 0,
         });
+        self.adopt(tokenizer);
+    }
+
+    /// Takes in the runs whose turn has come.
+    fn adopt(&mut self, tokenizer: &Tokenizer) {
+        let Some(running) = &mut self.running else { return };
+        while let Some(run) = running.runs.all().get(running.n_adopted).filter(|run| run.to == running.progress.n_read) {
+            let tokens = &running.job.request().prompt[run.to..run.to + run.n];
+            self.stream.adopt(tokens);
+            self.said.push(tokenizer, tokens);
+            running.progress.n_read += run.n;
+            running.n_adopted += 1;
+        }
     }
 
     /// The tokens of the prompt that are still to be read.
@@ -156,6 +214,8 @@ impl Seat {
         let Some(running) = &mut self.running else { return };
         self.said.push(tokenizer, &running.to_read()[..n]);
         running.progress.n_read += n;
+        self.adopt(tokenizer);
+        let Some(running) = &mut self.running else { return };
         running.progress.prefill = running.began.elapsed();
         running.tell(&self.stream, |_| ());
     }
@@ -260,13 +320,22 @@ impl Seat {
 }
 
 impl Running {
-    /// The tokens that are still to be read.
+    /// The tokens that are to be read next, up to the end or to what is adopted. One batch ends where the system's turn does.
     pub fn to_read(&self) -> &[u32] {
-        let (request, Progress { n_cached, n_read, .. }) = (self.job.request(), self.progress);
+        let (request, Progress { n_cached, n_read, n_prompt, .. }) = (self.job.request(), self.progress);
         match &request.continues {
             Some(continues) if self.by_text => &continues.rest[n_read - n_cached..],
-            _ => &request.prompt[n_read..],
+            _ => {
+                let adopted = self.runs.all().get(self.n_adopted).map(|run| run.to);
+                let system = request.system.as_ref().map(|system| system.n_tokens).filter(|n| *n > n_read);
+                &request.prompt[n_read..adopted.into_iter().chain(system).fold(n_prompt, usize::min)]
+            }
         }
+    }
+
+    /// Whether the prompt ends with what is to be read next.
+    pub fn reads_last(&self) -> bool {
+        self.progress.n_read + self.to_read().len() == self.progress.n_prompt
     }
 
     fn tell(&self, stream: &Stream, change: impl FnOnce(&mut Out)) {

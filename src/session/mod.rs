@@ -10,6 +10,7 @@
 
 mod layout;
 mod log;
+mod reuse;
 
 use crate::error::{Error, Result, Setting};
 use crate::kernels::Kernels;
@@ -26,6 +27,7 @@ use crate::units::Bytes;
 use log::TokenLog;
 
 pub use layout::{DEFAULT_BATCH, Layout, SessionParams, Shortage, check_memory};
+pub use reuse::{MAX_RUNS, Runs};
 
 /// A model, and the machine that it runs on.
 pub struct Engine {
@@ -129,6 +131,14 @@ impl Engine {
         forward(&self.model, &mut self.machine, lanes, Logits::All)
     }
 
+    /// Keeps the first `n_kept` tokens of a stream, and lays the runs that `Stream::runs` found where `Stream::adopt` takes them in, once
+    /// the tokens before each have been read. What comes of them is not what reading would give.
+    pub fn move_runs(&mut self, stream: &mut Stream, n_kept: usize, runs: &Runs) {
+        stream.cache.move_runs(n_kept, runs.all(), &mut self.machine.scratch.cache[0], &self.model.ropes);
+        stream.log.truncate(n_kept);
+        stream.is_exact = false;
+    }
+
     /// What restoring a stream needs beside it: the logits after its last token, `[n_vocab]`, and room to sort entries.
     pub fn restoring(&mut self) -> (&mut [f32], &mut KvScratch) {
         let Scratch { logits, cache, .. } = &mut self.machine.scratch;
@@ -202,6 +212,23 @@ impl Stream {
     }
 
     /// Forgets all but the first `n` tokens, where nothing speaks against it.
+    /// The runs of a prompt that can be moved behind the `n_kept` tokens that it keeps, of at least `n_least` tokens; none where that
+    /// would not be sound.
+    pub fn runs(&self, prompt: &[u32], n_kept: usize, n_least: usize) -> Runs {
+        let is_sound = n_least > 0
+            && n_kept > 0
+            && self.convs.is_none()
+            && self.log.is_whole()
+            && self.cache.cannot_move(n_kept, prompt.len()).is_none();
+        if is_sound { Runs::find(self.log.tokens(), prompt, n_kept, n_least) } else { Runs::default() }
+    }
+
+    /// Takes in the tokens of a run that `Engine::move_runs` has laid behind the latest one.
+    pub fn adopt(&mut self, tokens: &[u32]) {
+        self.cache.take_moved(tokens.len());
+        self.log.push(tokens);
+    }
+
     fn rewind(&mut self, n: u64) {
         assert!(self.cannot_rewind(n).is_none());
         self.cache.rewind(n);

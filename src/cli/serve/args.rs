@@ -94,9 +94,22 @@ pub struct ServeArgs {
     /// Tokens at the head of a stream that a later prompt is compared with, at least as many as it has slots
     #[arg(long, value_name = "N", default_value = "8192")]
     pub lookup: usize,
+    /// Where a prompt changes in a few places, move runs of at least N tokens behind the change instead of reading them again. It is
+    /// not exact; 0: never
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub reuse: usize,
     /// Seconds that answers under way have when the server is told to stop
     #[arg(long, value_name = "S", default_value = "2")]
     pub stop_wait: Seconds,
+    /// Keep conversations and system turns in this folder, so that they need not be read again after a restart
+    #[arg(long, value_name = "DIR")]
+    pub sessions: Option<PathBuf>,
+    /// The most that they may take there
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub session_space: Bytes,
+    /// Seconds after which an idle conversation that has a name is saved
+    #[arg(long, value_name = "S", default_value = "60")]
+    pub save_after: Seconds,
     #[arg(long)]
     pub no_metrics: bool,
     #[arg(long)]
@@ -197,13 +210,13 @@ impl ServeArgs {
             },
             pin_system: self.pin_system,
             grammar_bytes: 0,
-            reuse_runs: 0,
+            reuse_runs: self.reuse,
             max_repeat_last_n,
             metrics: !self.no_metrics,
             slots: !self.no_slots,
             ui: !self.no_ui,
             ollama: !self.no_ollama,
-            sessions: false,
+            sessions: self.sessions.is_some(),
             verbose: log::max_level() >= log::LevelFilter::Debug,
             stop_wait: self.stop_wait.0,
         })

@@ -3,6 +3,8 @@
 //! it is carved from the arena and none of it grows. Means forget what is far behind, so that they are as good after ten million
 //! tokens as after ten thousand; the sums of H2O are the paper's, and lose what is small beside them.
 
+use std::ops::Range;
+
 use super::ageing::Ageing;
 use super::table::Received;
 use super::victim::{Entries, NO_LIMIT, victim};
@@ -110,6 +112,14 @@ impl Marks {
     /// The tokens in slots from `first` on were taken back: they are no neighbours of those to come.
     pub fn forget_slots(&mut self, first: u32) {
         self.latest_slots.iter_mut().filter(|slot| **slot >= first).for_each(|slot| *slot = u32::MAX);
+    }
+
+    /// What is known of the entries in rows `from` goes to those from `to` on.
+    pub fn move_slots(&mut self, from: Range<usize>, to: usize) {
+        self.positions.copy_within(from.clone(), to);
+        for marks in [&mut self.scores, &mut self.common, &mut self.received].into_iter().filter(|marks| !marks.is_empty()) {
+            marks.copy_within(from.clone(), to);
+        }
     }
 
     /// After `n_past` tokens, between batches.

@@ -10,6 +10,7 @@
 
 mod compress;
 mod key_rounding;
+mod moved;
 mod renumber;
 mod rewind;
 pub mod saved;
@@ -25,6 +26,8 @@ use crate::error::{Error, Result, Setting};
 use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 use crate::units::Bytes;
+pub use moved::Run;
+
 use key_rounding::{KeyRounding, KeyRoundings};
 use sink_row::{SinkRow, SinkRows};
 

@@ -28,7 +28,7 @@ const PAIR_BYTES: usize = 256;
 
 /// Values and names that a body of so many bytes at most may hold.
 fn most_values(max_body: usize) -> (usize, usize) {
-    ((max_body / 16).max(16 << 10), (max_body / 64).max(4 << 10))
+    ((max_body / 16).max(8 << 10).min(max_body / 2), (max_body / 64).max(2 << 10).min(max_body / 4))
 }
 
 /// Private memory that the JSON of a body takes, from above.

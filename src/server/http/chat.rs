@@ -14,6 +14,7 @@ use super::answers::{
 use super::app::{App, AppState};
 use super::error::{Checked, Refusal};
 use super::fields::Fields;
+use super::gaps::Gaps;
 use super::run::{Facts, Manner, Piece, Token};
 use super::stream::{Format, Order, Part, answer};
 use super::thinking::{Parted, Splitter};
@@ -66,9 +67,9 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
         n_met: 0,
     };
     Ok(Order {
-        manner: Manner { by_token: n_top.is_some(), progress: wishes.return_progress, n_choice: wishes.n, ping: None },
+        manner: Manner { by_token: n_top.is_some(), progress: wishes.return_progress, ping: None },
         is_stream: wishes.is_stream,
-        requests: sampling::requests(&wishes, vec![prompt]),
+        batch: sampling::batch(app, &wishes, vec![prompt])?,
         format: Box::new(format),
     })
 }
@@ -202,24 +203,25 @@ impl Format for Chat {
         sse(out, &json!({ "error": refusal.object() }));
     }
 
-    fn whole(&mut self, parts: Vec<Part>) -> Value {
-        let choice = |part: &Part| {
+    fn whole(&mut self, parts: Vec<Part>, gaps: &mut Gaps) -> Value {
+        let mut facts = Vec::with_capacity(parts.len());
+        let mut choices = Vec::with_capacity(parts.len());
+        for part in parts {
             let parted = self.fresh.clone().part(&part.text);
             let mut message = json!({ "role": "assistant", "content": parted.content });
             if !parted.reasoning.is_empty() {
                 message["reasoning_content"] = parted.reasoning.into();
             }
-            let logprobs =
-                self.n_top.map(|n_top| json!({ "content": tokens_with_tops(&self.app.shared.tokenizer, &part.tokens, n_top) }));
-            json!({
+            let logprobs = self.n_top.map(|n_top| json!({ "content": gaps.list(part.tokens, n_top) }));
+            choices.push(json!({
                 "index": part.facts.part,
                 "message": message,
                 "finish_reason": finish_reason(&part.facts),
                 "logprobs": logprobs,
-            })
-        };
-        let mut object = self.object("chat.completion", parts.iter().map(choice).collect());
-        let facts: Vec<Facts> = parts.iter().map(|part| part.facts).collect();
+            }));
+            facts.push(part.facts);
+        }
+        let mut object = self.object("chat.completion", choices.into());
         object["usage"] = usage(&facts);
         if let Some(last) = facts.last() {
             object["timings"] = timings(&last.progress);

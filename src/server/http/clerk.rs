@@ -16,7 +16,7 @@ use crate::mem::confined::n_lost;
 use super::error::{Checked, Refusal};
 
 /// Conversations that may be stopped for good.
-pub const MAX_LOST: usize = 3;
+pub const MAX_LOST: usize = 2;
 /// Requests that wait for the clerk hold their connections, and wait in those.
 const DESK: usize = 1;
 /// JSON has at most 64 levels, and rendering has a stack of its own.

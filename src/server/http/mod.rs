@@ -22,6 +22,7 @@ mod completion;
 mod constraint;
 mod error;
 mod fields;
+mod gaps;
 mod guard;
 mod messages;
 mod metrics;
@@ -47,7 +48,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::text::{ChatTemplate, SamplerParams, Tokenizer};
 
-use super::desk::Desk;
+use super::desk::{Desk, MAX_PROBS, OUTBOX_TEXT_BYTES, OUTBOX_TOKENS, Sampled};
 
 pub use accept::Network;
 pub use body::json_bytes;
@@ -163,12 +164,26 @@ impl Settings {
         self.n_connections * (TASK + 2 * wire::BUFFER_BYTES + stream::CHUNK_BYTES) + (512 << 10)
     }
 
+    /// Tokens that the prompts of a request may have together.
+    pub fn max_prompt_tokens(&self) -> usize {
+        (self.max_body / size_of::<u32>()).max(self.n_ctx)
+    }
+
+    /// What a conversation may take when it is written out with indentation: little more than its body.
+    fn max_written(&self) -> usize {
+        self.max_body + self.max_body / 4
+    }
+
     /// Private memory for requests, from above: bodies and prompts of all that may run or wait, and what reading one of them takes,
     /// which the clerk does one at a time. `render_bytes`: what the template takes for text of so many bytes (its `plan_bytes`).
     pub fn request_bytes(&self, render_bytes: impl Fn(usize) -> usize) -> usize {
-        let each = self.max_body + 4 * self.max_body.min(4 * self.n_ctx.max(1024)) + (4 << 10);
-        let lost = clerk::MAX_LOST * render_bytes(self.max_body);
-        (self.n_streams + self.n_queue) * each + json_bytes(self.max_body) + render_bytes(self.max_body) + lost
+        // A body is gone when its tokens are there.
+        let prompt = self.max_body.max(self.max_prompt_tokens() * size_of::<u32>());
+        let outbox = OUTBOX_TEXT_BYTES + OUTBOX_TOKENS * (size_of::<Sampled>() + MAX_PROBS * size_of::<(u32, f32)>());
+        let each = prompt + outbox + (4 << 10);
+        // The JSON and what is taken out of it; a conversation that is stopped keeps its share, and after the last none is rendered.
+        let reading = 2 * json_bytes(self.max_body) + clerk::MAX_LOST * render_bytes(self.max_written());
+        (self.n_streams + self.n_queue) * each + reading
     }
 }
 

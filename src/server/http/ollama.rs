@@ -246,9 +246,9 @@ fn order(app: &Arc<App>, fields: &Fields<'_>, is_chat: bool, is_raw: bool, is_st
     };
     let splitter = if is_raw { Splitter::off() } else { Splitter::new(prompt.is_thinking) };
     Ok(Order {
-        manner: Manner { n_choice: 1, ..Manner::default() },
+        manner: Manner::default(),
         is_stream,
-        requests: sampling::requests(&wishes, vec![prompt]),
+        batch: sampling::batch(app, &wishes, vec![prompt])?,
         format: Box::new(Answer::new(app.clone(), is_chat, splitter)),
     })
 }

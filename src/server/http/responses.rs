@@ -12,6 +12,7 @@ use super::answers::{memory, now, prompt_progress, random_name, timings};
 use super::app::{App, AppState};
 use super::error::{Checked, Refusal, quoted};
 use super::fields::{Fields, wanted};
+use super::gaps::Gaps;
 use super::run::{Facts, Manner, Piece};
 use super::stream::{Format, Order, Part, answer};
 use super::thinking::{Parted, Splitter};
@@ -49,9 +50,9 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
         facts: Facts::default(),
     };
     Ok(Order {
-        manner: Manner { by_token: false, progress: wishes.return_progress, n_choice: 1, ping: None },
+        manner: Manner { by_token: false, progress: wishes.return_progress, ping: None },
         is_stream: wishes.is_stream,
-        requests: sampling::requests(&wishes, vec![prompt]),
+        batch: sampling::batch(app, &wishes, vec![prompt])?,
         format: Box::new(format),
     })
 }
@@ -375,7 +376,7 @@ impl Format for Responses {
         self.event("error", event, out);
     }
 
-    fn whole(&mut self, parts: Vec<Part>) -> Value {
+    fn whole(&mut self, parts: Vec<Part>, _gaps: &mut Gaps) -> Value {
         // The same events, of which nobody hears.
         let mut unheard = String::new();
         for part in parts {

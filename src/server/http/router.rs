@@ -155,3 +155,7 @@ async fn guarded(answer: impl Future<Output = Result<Response, std::convert::Inf
     });
     answered.await
 }
+
+#[cfg(test)]
+#[path = "../../../tests/unit/server/http/router.rs"]
+mod tests;

@@ -10,15 +10,18 @@ use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::Value;
 
-use super::answers::json_response;
 use super::app::App;
 use super::error::{Checked, Refusal};
-use super::run::{Event, Facts, Manner, Piece, Run, Token};
+use super::gaps::Gaps;
+use super::run::{Batch, Event, Facts, Manner, Piece, Run, Token};
 use super::wire::State;
-use crate::server::desk::Request;
+use crate::server::desk::{Finish, Request};
 
 /// A stream's events are sent when there are so many bytes of them.
 pub const CHUNK_BYTES: usize = 16 << 10;
+
+/// An answer without an end of its own ends here, where it is given as a whole.
+const MAX_WHOLE_BYTES: usize = 1 << 20;
 
 /// A part that is complete.
 #[derive(Debug, Default)]
@@ -56,13 +59,13 @@ pub trait Format: Send {
 
     fn failed(&mut self, refusal: &Refusal, out: &mut String);
 
-    /// The answer as a whole, after `note` of each part.
-    fn whole(&mut self, parts: Vec<Part>) -> Value;
+    /// The answer as a whole, after `note` of each part; long lists of it go into `gaps`.
+    fn whole(&mut self, parts: Vec<Part>, gaps: &mut Gaps) -> Value;
 }
 
 /// A request that has been read: what the desk takes, and how it is answered.
 pub struct Order {
-    pub requests: Vec<Request>,
+    pub batch: Batch,
     pub format: Box<dyn Format>,
     pub manner: Manner,
     pub is_stream: bool,
@@ -72,37 +75,49 @@ pub struct Order {
 pub async fn answer(app: &Arc<App>, mut order: Order) -> Checked<Response> {
     if order.is_stream {
         order.manner.ping = Some(app.settings.ping).filter(|_| !order.format.ping().is_empty());
-        let run = Run::start(app.clone(), order.requests, order.manner)?;
+        let run = Run::start(app.clone(), order.batch, order.manner)?;
         return Ok(events(run, order.format));
     }
     // Nobody sees what happens meanwhile.
     (order.manner.ping, order.manner.progress) = (None, false);
-    let (mut parts, mut format) = (vec![Part::default()], order.format);
-    let mut run = Run::start(app.clone(), order.requests, order.manner)?;
+    let mut format = order.format;
+    let parts = collect(Run::start(app.clone(), order.batch, order.manner)?, &mut *format).await?;
+    let mut gaps = Gaps::new(app.shared.tokenizer.clone());
+    let answer = format.whole(parts, &mut gaps);
+    Ok(gaps.response(&answer))
+}
+
+/// All parts of a run.
+async fn collect(mut run: Run, format: &mut dyn Format) -> Checked<Vec<Part>> {
+    let (mut parts, mut part) = (Vec::new(), Part::default());
     loop {
         match run.next().await {
-            Event::Piece(_, piece) => {
-                if let Some(part) = parts.last_mut() {
-                    part.text.push_str(&piece.text);
-                    part.tokens.extend(piece.tokens);
+            Event::Piece(facts, piece) => {
+                part.text.push_str(&piece.text);
+                part.tokens.extend(piece.tokens);
+                if part.text.len() > MAX_WHOLE_BYTES {
+                    // Whoever wants more may have it in events.
+                    part.facts = Facts { finish: Some(Finish::Length), ..facts };
+                    if let Some(request) = run.request() {
+                        format.note(request);
+                    }
+                    parts.push(part);
+                    run.leave();
+                    return Ok(parts);
                 }
             }
             Event::PartEnd(facts) => {
-                if let Some(part) = parts.last_mut() {
-                    part.facts = facts;
-                }
+                part.facts = facts;
                 if let Some(request) = run.request() {
                     format.note(request);
                 }
-                parts.push(Part::default());
+                parts.push(std::mem::take(&mut part));
             }
-            Event::End => break,
+            Event::End => return Ok(parts),
             Event::Failed(refusal) => return Err(refusal),
             Event::Progress(_) | Event::Silence => {}
         }
     }
-    parts.pop();
-    Ok(json_response(&format.whole(parts)))
 }
 
 struct Events {

@@ -8,7 +8,7 @@ use super::answers::json_response;
 use super::app::{App, AppState};
 use super::error::Checked;
 use super::fields::{Fields, wanted};
-use super::{body, prompt, sampling};
+use super::{body, prompt};
 
 /// Reads the body and has the clerk make an answer of it.
 async fn read(
@@ -34,7 +34,7 @@ pub async fn tokenize(app: AppState, request: HttpRequest) -> Checked<Response> 
         let content = fields.needed("content", "a string")?;
         let content = content.as_str().ok_or_else(|| wanted("content", "a string", content))?;
         let parse_special = fields.bool("parse_special")?.unwrap_or(true);
-        let ids = sampling::encode(app, content, fields.flag("add_special")?, parse_special)?;
+        let ids = app.encode(content, fields.flag("add_special")?, parse_special)?;
         if !fields.flag("with_pieces")? {
             return Ok(json!({ "tokens": ids }));
         }
