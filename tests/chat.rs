@@ -118,6 +118,29 @@ fn commands_are_obeyed_and_say_what_is_wrong() {
     assert!(answer.starts_with(out.trim_end()) && out.len() < answer.len());
 }
 
+/// Kept at the end and gone on with: only the new turn is read, and what is said is what would have been said.
+#[test]
+fn a_conversation_is_kept_and_goes_on() {
+    if is_emulated() {
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("lowkey-chat-kept-{}", std::process::id()));
+    let folder_text = folder.to_string_lossy().into_owned();
+    let kept = ["--sessions", folder_text.as_str(), "--session", "kitchen", "--stats"];
+    let (first, second) = ("What is the capital of France?\n", "And of Italy?\n");
+    let whole = pipe(&[], &format!("{first}{second}")).0;
+    let (out, err, code) = pipe(&kept, first);
+    assert!(code == 0 && err.contains("'kitchen' is kept"), "{err}");
+    let (more, err, _) = pipe(&kept, second);
+    assert_eq!(out.clone() + &more, whole, "{err}");
+    assert!(stats(&err)[0].0 < 30, "{err}");
+    let (_, err, _) = pipe(&["--sessions", &folder_text], "/sessions\n/load kitchen\n/load other\n/save ../x\n");
+    assert!(err.contains("kitchen  ") && err.contains("'kitchen' goes on") && err.contains("../x"), "{err}");
+    let (_, err, code) = pipe(&["--sessions", &folder_text, "--session", "kitchen", "--kv-budget", "8MiB"], first);
+    assert!(code == 2 && err.contains("cannot go on here"), "{err}");
+    std::fs::remove_dir_all(&folder).expect("the folder");
+}
+
 #[test]
 fn the_plan_holds_and_is_told_beforehand() {
     let mut command = lowkey!();

@@ -17,7 +17,7 @@ use lowkey::server::desk::{
 use lowkey::server::http::{ModelInfo, Network, Settings, Shared};
 use lowkey::text::{ChatTemplate, Held, SamplerParams, Tokenizer};
 
-use crate::demo_model;
+use lowkey_test_kit::demo_model;
 
 /// Tokens of a prompt that are read at once.
 const BATCH: usize = 16;

@@ -1,11 +1,10 @@
 //! Chats at `lowkey serve`: messages and tools as templates get them, what is refused of them, and the other APIs that are read as
 //! chats: OpenAI's responses and Ollama's. In place of the engine a thread says what prompts tell it to.
-#![cfg(feature = "serve")]
 
 use lowkey::mem::confined::Heap;
 use lowkey::text::ChatTemplate;
-use lowkey_test_kit::client::{Reply, get, post};
-use lowkey_test_kit::fake_engine::Server;
+use crate::client::{Reply, get, post};
+use crate::fake_engine::Server;
 use serde_json::{Value, json};
 
 /// As the program has it: templates are held to their share of memory.
@@ -460,8 +459,8 @@ fn an_arena_is_shown_once_or_for_as_long_as_somebody_watches() {
     assert_eq!(get(server.address, "/lowkey/arena?stream=1").status, 400);
     assert_eq!(get(server.address, "/lowkey/arena?stream=x").status, 400);
     let watch = || {
-        let mut client = lowkey_test_kit::client::Client::new(server.address);
-        client.send(&lowkey_test_kit::client::request("GET", "/lowkey/events", &[], b""));
+        let mut client = crate::client::Client::new(server.address);
+        client.send(&crate::client::request("GET", "/lowkey/events", &[], b""));
         assert_eq!(client.head().expect("a head").status, 200);
         client
     };
@@ -474,8 +473,8 @@ fn an_arena_is_shown_once_or_for_as_long_as_somebody_watches() {
     assert!((600..3000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
     drop((first, second));
     server.wait_until(|server| {
-        let mut client = lowkey_test_kit::client::Client::new(server.address);
-        client.send(&lowkey_test_kit::client::request("GET", "/lowkey/events", &[], b""));
+        let mut client = crate::client::Client::new(server.address);
+        client.send(&crate::client::request("GET", "/lowkey/events", &[], b""));
         client.head().expect("a head").status == 200
     });
 }
