@@ -117,19 +117,20 @@ class Browser:
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        return Page(self, session, target)
+        return Page(self, session, target, context)
 
 
 class Page:
-    def __init__(self, browser: Browser, session: str, target: str):
-        self.browser, self.session, self.target = browser, session, target
+    def __init__(self, browser: Browser, session: str, target: str, context: str):
+        self.browser, self.session, self.target, self.context = browser, session, target, context
         self.urls, self.complaints, self.answers = [], [], {}
         browser.pages[session] = self
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(domain + ".enable")
 
     def close(self):
-        self.browser.call("Target.closeTarget", targetId=self.target)
+        # With it go its connections, which a tab alone would leave open for a while.
+        self.browser.call("Target.disposeBrowserContext", browserContextId=self.context)
         del self.browser.pages[self.session]
 
     def call(self, method: str, **params):
