@@ -30,6 +30,7 @@ FLAGS = [
     "--mute-audio",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
+PATIENCE = 3
 
 
 def find_chromium() -> str:
@@ -80,7 +81,7 @@ class Browser:
         os.close(self.into)
         self.home.cleanup()
 
-    def call(self, method: str, session: str = None, within: float = 30, **params):
+    def call(self, method: str, session: str = None, within: float = 120, **params):
         self.number += 1
         number = self.number
         message = {"id": number, "method": method, "params": params}
@@ -193,15 +194,15 @@ class Page:
         return result["result"].get("value")
 
     def until(self, script: str, within: float = 20):
-        """The first value of an expression that is not false, or a failure."""
-        end = time.monotonic() + within
+        """The first value of an expression that is not false, or a failure; a machine that is busy gets more time."""
+        end = time.monotonic() + within * PATIENCE
         while True:
             value = self.run(script)
             # An element comes back as an empty object.
             if value or value == {}:
                 return value
             if time.monotonic() > end:
-                raise AssertionError(f"not within {within} s: {script}; complaints: {self.complaints}")
+                raise AssertionError(f"not within {within * PATIENCE} s: {script}; complaints: {self.complaints}")
             self.browser.pump(0.05)
 
     def rest(self, seconds: float):
