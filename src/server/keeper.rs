@@ -11,7 +11,7 @@ use crate::session_file::{Failure, Fingerprint, Name, Shelf};
 use crate::text::Tokenizer;
 
 use super::desk::{Desk, ErrandDone, SystemTurn};
-use super::seat::Seat;
+use super::seat::{Bound, Seat};
 
 /// A conversation that goes on is saved so often at most.
 const SAVE_EVERY: Duration = Duration::from_secs(600);
@@ -22,14 +22,6 @@ pub struct Keeper {
     /// How long a named conversation must be idle.
     save_after: Duration,
     desk: Arc<Desk>,
-}
-
-/// What a seat knows of its session.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Bound {
-    pub name: Option<Name>,
-    /// Tokens that it had when it was saved or restored, and when.
-    saved: Option<(u64, Instant)>,
 }
 
 impl Keeper {

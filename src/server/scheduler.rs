@@ -21,7 +21,7 @@ use super::seat::{Seat, SeatSizes};
 const WORTHY_TOKENS: usize = 64;
 const WORTHY_SHARE: usize = 10;
 
-const NO_FOLDER: &str = "no folder of sessions was given: start the server with --sessions DIR";
+const NO_FOLDER: &str = "this server keeps no sessions: it was started without a folder for them";
 
 /// How long the thread sleeps at most.
 const NAP: Duration = Duration::from_millis(250);

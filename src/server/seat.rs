@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 use crate::kv::Policy;
 use crate::session::{Engine, Layout, Prefix, Runs, Stream};
+use crate::session_file::Name;
 use crate::text::{Held, Sampler, SamplerParams, Tokenizer, top_logprobs};
 
 use super::desk::{Doing, Finish, Job, Kept, MAX_PROBS, Out, Progress, Request, Sampled, StreamStatus, SystemTurn};
-use super::keeper::Bound;
 use super::said::SaidLog;
 
 pub struct Seat {
@@ -23,6 +23,14 @@ pub struct Seat {
     pub last_used: Instant,
     /// The session that it goes on with.
     pub bound: Bound,
+}
+
+/// What a seat knows of its session.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bound {
+    pub name: Option<Name>,
+    /// Tokens that it had when it was saved or restored, and when.
+    pub saved: Option<(u64, Instant)>,
 }
 
 /// A request that has a stream.
