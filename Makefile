@@ -9,7 +9,7 @@ ARM       := aarch64-unknown-linux-gnu
 ARM_CARGO := cross/arm-cargo
 ARM_BIN   := target-arm/$(ARM)/release/lowkey
 STRIP     ?= $(if $(filter aarch64,$(shell uname -m)),strip,aarch64-linux-gnu-strip)
-ARM_TESTS := --locked --profile arm-test --lib --bins --tests
+ARM_TESTS := --locked --profile arm-test --no-default-features --features plot --lib --bins --tests
 # A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run. The first runs
 # all tests; cross/arm-tests says what the others run.
 CPUS      := cortex-a53=neon cortex-a72=neon cortex-a76=dotprod max=i8mm
@@ -63,7 +63,7 @@ lint: ## formatting and clippy; a warning is an error
 
 # The ARM kernels are compiled for ARM only, so that `lint` never sees them.
 lint-arm: need-arm ## clippy on the code for ARM
-	$(ARM_CARGO) clippy --all-targets --locked --profile arm-test -- -D warnings
+	$(ARM_CARGO) clippy --lib --no-default-features --features plot --locked --profile arm-test -- -D warnings
 
 size: need-arm ## the release binary for ARM (static, link-time optimised) and its size
 	$(ARM_CARGO) build --release --locked
@@ -73,8 +73,9 @@ size: need-arm ## the release binary for ARM (static, link-time optimised) and i
 
 # An intrinsic that is not inlined is a function of its own, called for each vector: it happens where a closure, which does
 # not get the CPU features around it, holds one. No test of results sees it.
-inlined: build ## no vector instruction of the release binary is a call (needs nm)
-	@if nm -C target/release/lowkey | grep -E 'core_arch::.*::_mm'; then echo "target/release/lowkey: these are calls" >&2; exit 1; fi
+BINARY    ?= target/release/lowkey
+inlined: $(if $(filter target/release/lowkey,$(BINARY)),build) ## no vector instruction of BINARY is a call (needs nm)
+	@if nm -C $(BINARY) | grep -E 'core_arch::.*::_mm'; then echo "$(BINARY): these are calls" >&2; exit 1; fi
 
 # llama.cpp is built from its source package on the first call (about ten minutes).
 PEER_MODELS ?= models/smollm2-135m-instruct-q4_1.gguf

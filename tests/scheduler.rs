@@ -79,6 +79,7 @@ fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
         prompt,
         continues: None,
         n_pinned: 0,
+        system: None,
         sampling: SamplerParams { temp: 0.0, ..SamplerParams::default() },
         logit_bias: Vec::new(),
         stops: Vec::new(),

@@ -2,14 +2,21 @@
 //! allocator counts, and as many clients as there may be send what takes most, all at once.
 #![cfg(feature = "serve")]
 
+#[path = "server/client.rs"]
+#[allow(dead_code)]
+mod client;
+#[path = "server/fake_engine.rs"]
+#[allow(dead_code)]
+mod fake_engine;
+
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use client::{Client, post, request};
+use fake_engine::Server;
 use lowkey::mem::confined::Heap;
 use lowkey::server::http::{Settings, json_bytes};
-use lowkey_test_kit::client::{Client, post, request};
-use lowkey_test_kit::fake_engine::Server;
 use serde_json::json;
 
 struct Counting;

@@ -30,6 +30,7 @@ FLAGS = [
     "--mute-audio",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
+PATIENCE = 3
 
 
 def find_chromium() -> str:
@@ -80,7 +81,7 @@ class Browser:
         os.close(self.into)
         self.home.cleanup()
 
-    def call(self, method: str, session: str = None, within: float = 30, **params):
+    def call(self, method: str, session: str = None, within: float = 120, **params):
         self.number += 1
         number = self.number
         message = {"id": number, "method": method, "params": params}
@@ -117,19 +118,20 @@ class Browser:
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        return Page(self, session, target)
+        return Page(self, session, target, context)
 
 
 class Page:
-    def __init__(self, browser: Browser, session: str, target: str):
-        self.browser, self.session, self.target = browser, session, target
+    def __init__(self, browser: Browser, session: str, target: str, context: str):
+        self.browser, self.session, self.target, self.context = browser, session, target, context
         self.urls, self.complaints, self.answers = [], [], {}
         browser.pages[session] = self
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(domain + ".enable")
 
     def close(self):
-        self.browser.call("Target.closeTarget", targetId=self.target)
+        # With it go its connections, which a tab alone would leave open for a while.
+        self.browser.call("Target.disposeBrowserContext", browserContextId=self.context)
         del self.browser.pages[self.session]
 
     def call(self, method: str, **params):
@@ -192,15 +194,15 @@ class Page:
         return result["result"].get("value")
 
     def until(self, script: str, within: float = 20):
-        """The first value of an expression that is not false, or a failure."""
-        end = time.monotonic() + within
+        """The first value of an expression that is not false, or a failure; a machine that is busy gets more time."""
+        end = time.monotonic() + within * PATIENCE
         while True:
             value = self.run(script)
             # An element comes back as an empty object.
             if value or value == {}:
                 return value
             if time.monotonic() > end:
-                raise AssertionError(f"not within {within} s: {script}; complaints: {self.complaints}")
+                raise AssertionError(f"not within {within * PATIENCE} s: {script}; complaints: {self.complaints}")
             self.browser.pump(0.05)
 
     def rest(self, seconds: float):

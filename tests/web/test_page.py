@@ -358,9 +358,9 @@ class Looks(PageTest):
 
 def take_picture(path):
     """The page as docs/serve.md shows it."""
-    with Server("--streams", "1", budget="3MiB") as served, Browser() as chromium:
+    with Server("--streams", "1", budget="1800KiB") as served, Browser() as chromium:
         page = chromium.page()
-        page.size(1180, 720)
+        page.size(1180, 780)
         page.open(served.url + "/")
         page.until("$('model').textContent")
         page.run("$('max_tokens').value = '260'; $('temperature').value = '0'; keepSettings()")

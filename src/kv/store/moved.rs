@@ -71,7 +71,3 @@ impl KvCache {
         self.next_pos += n as Pos;
     }
 }
-
-#[cfg(test)]
-#[path = "../../../tests/unit/kv/store/moved.rs"]
-mod tests;

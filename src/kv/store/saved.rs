@@ -161,6 +161,11 @@ impl KvCache {
     pub fn check_adopted(&self, scratch: &mut KvScratch) -> Result<(), &'static str> {
         for (layer, head) in self.shape.layers().flat_map(|layer| self.shape.heads().map(move |head| (layer, head))) {
             let positions = self.kept(layer, head);
+            // While nothing has been evicted the slot of a token is its position (`rewind` relies on it).
+            let in_order = || positions.iter().zip(0..).all(|(pos, slot)| *pos == slot);
+            if self.n_evicted == 0 && positions.len() == self.n_live && !in_order() {
+                return Err("entries at other positions than those of a stream that has evicted nothing");
+            }
             let sorted = &mut scratch.order[..positions.len()];
             sorted.copy_from_slice(positions);
             sorted.sort_unstable();

@@ -34,7 +34,10 @@ impl App {
             turned_away: Arc::new(Semaphore::new(N_TURNED_AWAY)),
             bodies: Arc::new(Semaphore::new(settings.n_streams + settings.n_queue)),
             watchers: Arc::new(Semaphore::new(N_WATCHERS)),
-            clerk: Clerk::start()?,
+            clerk: {
+                let shared = shared.clone();
+                Clerk::start(move || shared.is_warm())?
+            },
             settings,
             shared,
         }))

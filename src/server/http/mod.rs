@@ -44,7 +44,7 @@ mod unfold;
 mod wire;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::text::{ChatTemplate, SamplerParams, Tokenizer};
@@ -231,6 +231,7 @@ pub struct Shared {
     pub started: SystemTime,
     started_at: Instant,
     is_ready: AtomicBool,
+    n_warm: AtomicUsize,
     stop: tokio::sync::watch::Sender<bool>,
 }
 
@@ -254,12 +255,23 @@ impl Shared {
             started: SystemTime::now(),
             started_at: Instant::now(),
             is_ready: AtomicBool::new(false),
+            n_warm: AtomicUsize::new(0),
             stop: tokio::sync::watch::Sender::new(false),
         }
     }
 
+    /// A thread of the network's side has taken the memory that it works in.
+    fn is_warm(&self) {
+        self.n_warm.fetch_add(1, Ordering::Release);
+    }
+
     /// From now on requests are taken.
     pub fn set_ready(&self) {
+        // Both threads have long taken their memory, unless the machine is very busy.
+        let since = Instant::now();
+        while self.n_warm.load(Ordering::Acquire) < 2 && since.elapsed() < Duration::from_secs(2) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.counters.note_memory_at_ready();
         self.is_ready.store(true, Ordering::Release);
     }

@@ -1,10 +1,12 @@
 //! From a chat, or the prompt of a completion, to tokens.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::text::{ChatTemplate, Rendered};
 
-use crate::server::desk::{Continues, Said};
+use crate::server::desk::{Continues, Said, SystemTurn};
 use crate::server::said::SaidLog;
 
 use super::app::App;
@@ -13,6 +15,9 @@ use super::error::{Checked, Refusal};
 use super::fields::{Fields, kind, wanted};
 use super::messages::{self, Chat};
 use super::{Overflow, Thinking};
+
+/// A system's turn that is shorter is read as soon as it is brought.
+const MIN_SYSTEM_TOKENS: usize = 64;
 
 /// Prompts that one request may bring.
 const MAX_PROMPTS: usize = 32;
@@ -25,6 +30,8 @@ pub struct Prompt {
     pub continues: Option<Continues>,
     /// First tokens that are never evicted.
     pub n_pinned: usize,
+    /// The system's turn, where sessions are kept.
+    pub system: Option<Arc<SystemTurn>>,
     /// The model is thinking where the prompt ends.
     pub is_thinking: bool,
 }
@@ -96,23 +103,28 @@ fn short(message: &str) -> String {
 
 /// The tokens of a chat. `pins`: whether the system's turn is to stay.
 pub fn of_chat(app: &App, chat: Chat, pins: bool) -> Checked<Prompt> {
-    let head = (pins && chat.has_system).then(|| system_alone(&chat));
+    let head = ((pins || app.settings.sessions) && chat.has_system).then(|| system_alone(&chat));
     let is_continued = chat.continued.is_some();
     let rendered = render(app, chat)?;
     let is_thinking = !is_continued && rendered.text.trim_end().ends_with(THINK[0]);
     let ids = tokens(app, &rendered)?;
     let continues = continues(app, &rendered, &ids)?;
-    let mut n_pinned = 0;
+    let mut n_system = 0;
     for other in head.into_iter().flatten() {
         // What a template does not take alone is not pinned.
         let Ok(other) = render(app, other).and_then(|rendered| tokens(app, &rendered)) else { continue };
         let n_same = ids.iter().zip(&other).take_while(|(a, b)| a == b).count();
         if n_same < ids.len() {
-            n_pinned = n_same;
+            n_system = n_same;
             break;
         }
     }
-    Ok(Prompt { ids: checked(app, ids)?, continues, n_pinned, is_thinking })
+    let system = (app.settings.sessions && n_system >= MIN_SYSTEM_TOKENS).then(|| {
+        let text = ids[..n_system].iter().flat_map(|id| app.shared.tokenizer.token_bytes(*id, true)).copied().collect();
+        Arc::new(SystemTurn { n_tokens: n_system, text })
+    });
+    let n_pinned = if pins { n_system } else { 0 };
+    Ok(Prompt { ids: checked(app, ids)?, continues, n_pinned, system, is_thinking })
 }
 
 /// The longest of the streams' texts that a chat begins with, and the tokens that follow it.
@@ -170,7 +182,7 @@ fn checked(app: &App, ids: Vec<u32>) -> Checked<Vec<u32>> {
 pub fn of_completion(app: &App, fields: &Fields<'_>) -> Checked<Vec<Prompt>> {
     let prompt = fields.needed("prompt", "a string, a list of tokens, or a list of those")?;
     let one = |ids: Vec<u32>| -> Checked<Prompt> {
-        Ok(Prompt { ids: checked(app, ids)?, continues: None, n_pinned: 0, is_thinking: false })
+        Ok(Prompt { ids: checked(app, ids)?, continues: None, n_pinned: 0, system: None, is_thinking: false })
     };
     let Value::Array(items) = prompt else { return Ok(vec![one(sequence(app, prompt)?)?]) };
     if items.is_empty() {

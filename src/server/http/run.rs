@@ -98,10 +98,10 @@ impl Batch {
     /// The request of a part; a later answer to a prompt has another seed.
     fn request(&mut self, part: usize) -> Request {
         let is_only = self.n_parts() == 1;
-        let Prompt { ids, continues, n_pinned, .. } = &mut self.prompts[part / self.n_choice];
+        let Prompt { ids, continues, n_pinned, system, .. } = &mut self.prompts[part / self.n_choice];
         let mut request = self.base.clone();
         request.sampling.seed = request.sampling.seed.wrapping_add((part % self.n_choice) as u64);
-        (request.n_pinned, request.continues) = (*n_pinned, continues.clone());
+        (request.n_pinned, request.continues, request.system) = (*n_pinned, continues.clone(), system.clone());
         request.prompt = if is_only { std::mem::take(ids) } else { ids.clone() };
         request
     }

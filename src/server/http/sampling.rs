@@ -189,6 +189,7 @@ pub fn read(app: &App, fields: &Fields<'_>, limits: &[&str]) -> Checked<Wishes> 
             prompt: Vec::new(),
             continues: None,
             n_pinned: 0,
+            system: None,
             sampling: params(app, fields)?,
             logit_bias: biases,
             stops: stops(fields)?,

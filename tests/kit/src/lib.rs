@@ -2,8 +2,6 @@
 //!
 //! No assertions about the engine here; each test says itself what it expects.
 
-pub mod client;
-pub mod fake_engine;
 pub mod families;
 pub mod gguf_writer;
 pub mod mutate;

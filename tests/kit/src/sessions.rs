@@ -13,7 +13,7 @@ pub fn fingerprint(session: &Session) -> Fingerprint {
 pub struct Log {
     pub tokens: Vec<u32>,
     pub text: Vec<u8>,
-    room: usize,
+    pub room: usize,
 }
 
 impl Log {

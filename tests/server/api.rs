@@ -1,13 +1,12 @@
 //! The APIs of `lowkey serve`: what requests may say, what answers are made of, whole and as events. In place of the engine a thread
 //! says what prompts tell it to, in tokens of the demo model.
-#![cfg(feature = "serve")]
 
 use std::time::Duration;
 
+use crate::client::{Client, Reply, post, request};
+use crate::fake_engine::Server;
 use lowkey::server::http::{Overflow, Thinking};
 use lowkey::text::ChatTemplate;
-use lowkey_test_kit::client::{Client, Reply, post, request};
-use lowkey_test_kit::fake_engine::Server;
 use serde_json::{Value, json};
 
 fn server() -> Server {

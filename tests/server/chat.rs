@@ -1,11 +1,10 @@
 //! Chats at `lowkey serve`: messages and tools as templates get them, what is refused of them, and the other APIs that are read as
 //! chats: OpenAI's responses and Ollama's. In place of the engine a thread says what prompts tell it to.
-#![cfg(feature = "serve")]
 
+use crate::client::{Reply, get, post};
+use crate::fake_engine::Server;
 use lowkey::mem::confined::Heap;
 use lowkey::text::ChatTemplate;
-use lowkey_test_kit::client::{Reply, get, post};
-use lowkey_test_kit::fake_engine::Server;
 use serde_json::{Value, json};
 
 /// As the program has it: templates are held to their share of memory.

@@ -1,13 +1,12 @@
 //! The network's side of `lowkey serve`, below the APIs: what clients may send and how slowly, who may ask, how many at once, and
 //! that whoever goes away is noticed. In place of the engine a thread says what prompts tell it to.
-#![cfg(feature = "serve")]
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
-use lowkey_test_kit::client::{Client, Reply, get, post, request};
-use lowkey_test_kit::fake_engine::Server;
+use crate::client::{Client, Reply, get, post, request};
+use crate::fake_engine::Server;
 use serde_json::{Value, json};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
