@@ -9,7 +9,7 @@ ARM       := aarch64-unknown-linux-gnu
 ARM_CARGO := cross/arm-cargo
 ARM_BIN   := target-arm/$(ARM)/release/lowkey
 STRIP     ?= $(if $(filter aarch64,$(shell uname -m)),strip,aarch64-linux-gnu-strip)
-ARM_TESTS := --locked --profile arm-test --lib --bins --tests
+ARM_TESTS := --locked --profile arm-test --no-default-features --features plot --lib --bins --tests
 # A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run. The first runs
 # all tests; cross/arm-tests says what the others run.
 CPUS      := cortex-a53=neon cortex-a72=neon cortex-a76=dotprod max=i8mm
@@ -17,10 +17,10 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost cross-image cross-build cross-test clean
+.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost test-web test-clients test-flood peer-server-tests need-deb man deb deb-arm test-deb test-deb-arm test-boot cross-image cross-build cross-test clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 
 build: need-build ## the release binary for this machine: target/release/lowkey
 	$(CARGO) build --release --locked
@@ -49,6 +49,8 @@ need-arm:
 	@.ci/need build arm
 need-all:
 	@.ci/need build tests arm
+need-deb:
+	@.ci/need build deb
 
 FUZZ_CASES ?= 25000
 fuzz: build ## the program given model files and chat templates with things wrong at random, under limits of space and time (minutes)
@@ -61,7 +63,7 @@ lint: ## formatting and clippy; a warning is an error
 
 # The ARM kernels are compiled for ARM only, so that `lint` never sees them.
 lint-arm: need-arm ## clippy on the code for ARM
-	$(ARM_CARGO) clippy --all-targets --locked --profile arm-test -- -D warnings
+	$(ARM_CARGO) clippy --lib --no-default-features --features plot --locked --profile arm-test -- -D warnings
 
 size: need-arm ## the release binary for ARM (static, link-time optimised) and its size
 	$(ARM_CARGO) build --release --locked
@@ -71,8 +73,9 @@ size: need-arm ## the release binary for ARM (static, link-time optimised) and i
 
 # An intrinsic that is not inlined is a function of its own, called for each vector: it happens where a closure, which does
 # not get the CPU features around it, holds one. No test of results sees it.
-inlined: build ## no vector instruction of the release binary is a call (needs nm)
-	@if nm -C target/release/lowkey | grep -E 'core_arch::.*::_mm'; then echo "target/release/lowkey: these are calls" >&2; exit 1; fi
+BINARY    ?= target/release/lowkey
+inlined: $(if $(filter target/release/lowkey,$(BINARY)),build) ## no vector instruction of BINARY is a call (needs nm)
+	@if nm -C $(BINARY) | grep -E 'core_arch::.*::_mm'; then echo "$(BINARY): these are calls" >&2; exit 1; fi
 
 # llama.cpp is built from its source package on the first call (about ten minutes).
 PEER_MODELS ?= models/smollm2-135m-instruct-q4_1.gguf
@@ -102,6 +105,21 @@ peer-files: need-build ## token ids and chat templates on files that llama.cpp's
 	models/fetch-peer-files
 	$(CARGO) test --locked --test vocabs --test templates -- --include-ignored
 
+test-web: build model ## the page of `lowkey serve` in a headless Chromium, at a desk and on a phone
+	@.ci/need web
+	tests/web/test_page.py
+
+test-clients: build model ## clients of OpenAI's and Ollama's interfaces against `lowkey serve` (installs them below target/ with pip and npm)
+	@.ci/need clients
+	tests/clients/run
+
+test-flood: build model ## `lowkey serve` under floods, slow and hostile clients: its memory stays, and it answers
+	python3 tests/abuse/serve_flood.py
+
+peer-server-tests: build model ## llama.cpp's own tests of its server, unchanged, against `lowkey serve` (77 MB, once)
+	@.ci/need python
+	tests/peer/run
+
 plans: model ## five hundred random runs within their plans, as the system counts (half an hour)
 	LOWKEY_PLANS=500 $(CARGO) test --locked --test random_plans -- --nocapture
 
@@ -120,6 +138,29 @@ cross-test: model ## the tests for ARM by `cross`, as each processor (needs cros
 		echo "== cross: tests as $$cpu, expecting kernels $$kernels"; \
 		QEMU_CPU=$$cpu LOWKEY_EXPECT_KERNELS=$$kernels CARGO_TARGET_DIR=target-cross $(CROSS) test $(ARM_TESTS) --target $(ARM); \
 	done
+
+# Manual pages and completions are made by an example, so that the program does not carry what makes them.
+PAGES     := target/pages
+PAGE_DATE  = $$(date -u -d "$$(sed -n 's/^ -- .*>  //p' deploy/debian/changelog | head -n 1)" +%F)
+DEB        = target/deb/lowkey_$(shell sed -n '0,/^version = /s/^version = "\(.*\)"/\1/p' Cargo.toml)
+
+man: need-build ## the manual pages and the completions of the shells: target/pages
+	$(CARGO) run --locked --example man_and_completions -- $(PAGES) $(PAGE_DATE)
+
+deb: need-deb build man ## the Debian package for this machine: target/deb
+	STRIP=strip deploy/build-deb target/release/lowkey $(PAGES) target/deb
+
+deb-arm: need-deb size man ## the Debian package for a Raspberry Pi (64 bit), static: target/deb
+	STRIP=$(STRIP) deploy/build-deb $(ARM_BIN) $(PAGES) target/deb
+
+test-deb: deb model ## the package for this machine: contents, lintian, unit, pages, installed and removed
+	deploy/test-deb $(DEB)_$$(dpkg --print-architecture).deb $(PAGES) models/smollm2-135m-instruct-q4_1.gguf
+
+test-deb-arm: deb-arm ## likewise the package for a Raspberry Pi
+	deploy/test-deb $(DEB)_arm64.deb $(PAGES)
+
+test-boot: deb model ## the service of the package under a real systemd, in namespaces of its own (root)
+	deploy/test-boot $(DEB)_$$(dpkg --print-architecture).deb models/smollm2-135m-instruct-q4_1.gguf
 
 clean: ## remove what was built (models stay)
 	rm -rf target target-arm target-cross

@@ -42,6 +42,7 @@ settings! {
     RepeatLastN "the window of the repeat penalty", File "the text", Lengths "the prompt lengths", Plot "the picture",
     Pack "the packing", PackAnew "the packing anew", PackCheck "the check of the pack",
     PresencePenalty "the presence penalty", FrequencyPenalty "the frequency penalty",
+    Sessions "the folder of sessions", Session "the session", SessionSpace "the space for sessions",
     Streams "the number of streams", Ctx "the context",
 }
 

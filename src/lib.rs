@@ -15,6 +15,7 @@ pub mod model;
 #[cfg(feature = "serve")]
 pub mod server;
 pub mod session;
+pub mod session_file;
 pub mod text;
 pub mod units;
 

@@ -15,9 +15,16 @@ fn is_emulated() -> bool {
 
 fn chat(args: &[&str]) -> Command {
     let mut command = lowkey!();
-    command.args(["chat", "-m"]).arg(lowkey_test_kit::demo_model()).args(["--temp", "0", "-n", "24"]).args(args);
+    command
+        .args(["chat", "-m"])
+        .arg(lowkey_test_kit::demo_model())
+        .args(["--temp", "0", "-n", "24", TYPES[0], TYPES[1]])
+        .args(args);
     command
 }
+
+/// Named, for a run knows how long its stream will be and might choose others.
+const TYPES: [&str; 2] = ["--kv-type", "q8_0"];
 
 /// What goes to stdout and to stderr, and the exit code.
 fn pipe(args: &[&str], typed: &str) -> (String, String, i32) {
@@ -31,7 +38,10 @@ fn pipe(args: &[&str], typed: &str) -> (String, String, i32) {
 /// What `lowkey run --chat` says first.
 fn run(prompt: &str, args: &[&str]) -> String {
     let mut command = lowkey!();
-    command.args(["run", "-m"]).arg(lowkey_test_kit::demo_model()).args(["--temp", "0", "-n", "24", "--chat", "-p", prompt]);
+    command
+        .args(["run", "-m"])
+        .arg(lowkey_test_kit::demo_model())
+        .args(["--temp", "0", "-n", "24", "--chat", "-p", prompt, TYPES[0], TYPES[1]]);
     let out = command.args(args).output().expect("the program");
     String::from_utf8(out.stdout).expect("text")
 }
@@ -118,6 +128,29 @@ fn commands_are_obeyed_and_say_what_is_wrong() {
     assert!(answer.starts_with(out.trim_end()) && out.len() < answer.len());
 }
 
+/// Kept at the end and gone on with: only the new turn is read, and what is said is what would have been said.
+#[test]
+fn a_conversation_is_kept_and_goes_on() {
+    if is_emulated() {
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("lowkey-chat-kept-{}", std::process::id()));
+    let folder_text = folder.to_string_lossy().into_owned();
+    let kept = ["--sessions", folder_text.as_str(), "--session", "kitchen", "--stats"];
+    let (first, second) = ("What is the capital of France?\n", "And of Italy?\n");
+    let whole = pipe(&[], &format!("{first}{second}")).0;
+    let (out, err, code) = pipe(&kept, first);
+    assert!(code == 0 && err.contains("'kitchen' is kept"), "{err}");
+    let (more, err, _) = pipe(&kept, second);
+    assert_eq!(out.clone() + &more, whole, "{err}");
+    assert!(stats(&err)[0].0 < 30, "{err}");
+    let (_, err, _) = pipe(&["--sessions", &folder_text], "/sessions\n/load kitchen\n/load other\n/save ../x\n");
+    assert!(err.contains("kitchen  ") && err.contains("'kitchen' goes on") && err.contains("../x"), "{err}");
+    let (_, err, code) = pipe(&["--sessions", &folder_text, "--session", "kitchen", "--kv-budget", "8MiB"], first);
+    assert!(code == 2 && err.contains("cannot go on here"), "{err}");
+    std::fs::remove_dir_all(&folder).expect("the folder");
+}
+
 #[test]
 fn the_plan_holds_and_is_told_beforehand() {
     let mut command = lowkey!();
@@ -131,6 +164,8 @@ fn the_plan_holds_and_is_told_beforehand() {
 struct Terminal {
     child: Child,
     home: PathBuf,
+    /// What is shown and was not waited for.
+    shown: Vec<u8>,
 }
 
 impl Terminal {
@@ -143,7 +178,7 @@ impl Terminal {
         let mut command = Command::new("script");
         command.args(["-q", "-e", "-c", &line.join(" "), "/dev/null"]).env("XDG_STATE_HOME", &home).env("TERM", "xterm");
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("script(1)");
-        Terminal { child, home }
+        Terminal { child, home, shown: Vec::new() }
     }
 
     fn press(&mut self, keys: &str) {
@@ -151,18 +186,22 @@ impl Terminal {
         stdin.write_all(keys.as_bytes()).and_then(|()| stdin.flush()).expect("to be read");
     }
 
-    /// What is shown from here on, until `text` is.
-    fn until(&mut self, text: &str) -> String {
-        let (mut seen, since) = (Vec::new(), Instant::now());
+    /// Waits until `text` is shown.
+    fn until(&mut self, text: &str) {
+        let since = Instant::now();
         let stdout = self.child.stdout.as_mut().expect("a pipe");
         let mut buf = [0; 4096];
-        while !String::from_utf8_lossy(&seen).contains(text) {
-            assert!(since.elapsed() < Duration::from_secs(60), "'{text}' is not shown: {}", String::from_utf8_lossy(&seen));
+        loop {
+            if let Some(at) = self.shown.windows(text.len()).position(|shown| shown == text.as_bytes()) {
+                self.shown.drain(..at + text.len());
+                return;
+            }
+            let shown = String::from_utf8_lossy(&self.shown).into_owned();
+            assert!(since.elapsed() < Duration::from_secs(240), "'{text}' is not shown: {shown}");
             let n = stdout.read(&mut buf).expect("to be shown");
-            assert!(n > 0, "the end, before '{text}': {}", String::from_utf8_lossy(&seen));
-            seen.extend_from_slice(&buf[..n]);
+            assert!(n > 0, "the end, before '{text}': {shown}");
+            self.shown.extend_from_slice(&buf[..n]);
         }
-        String::from_utf8_lossy(&seen).into_owned()
     }
 
     fn code(mut self) -> i32 {

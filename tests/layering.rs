@@ -10,8 +10,10 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// The rooms, lowest first. A room names itself and those before it, and nothing else.
-const ROOMS: [&str; 13] =
-    ["error", "units", "mem", "gguf", "kernels", "kv", "model", "text", "session", "eval", "server", "cli", "main"];
+#[rustfmt::skip]
+const ROOMS: [&str; 14] = [
+    "error", "units", "mem", "gguf", "kernels", "kv", "model", "text", "session", "session_file", "eval", "server", "cli", "main",
+];
 
 /// Pairs that the order alone would allow: text stands beside kernels, cache and model and knows none of them.
 const STRANGERS: [(&str, &str); 3] = [("text", "kernels"), ("text", "kv"), ("text", "model")];

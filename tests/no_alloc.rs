@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use lowkey::kv::{KvType, Policy, Share};
 use lowkey::model::forward::Logits;
 use lowkey::session::{Engine, Stream};
+use lowkey::session_file::{Limits, Name, Shelf};
 
 struct Counting;
 
@@ -44,6 +45,7 @@ fn allocations_in(job: impl FnOnce()) -> usize {
 fn main() {
     prefill_and_steps_allocate_nothing();
     passes_of_several_streams_allocate_nothing();
+    saving_and_restoring_allocate_nothing();
     println!("test prefill_and_steps_allocate_nothing ... ok\n\n1 passed, 0 failed");
 }
 
@@ -133,4 +135,36 @@ fn passes_of_several_streams_allocate_nothing() {
     });
     assert!(streams[3].cache().n_evicted() > 0, "{} slots", layout.n_slot);
     assert_eq!(n, 0, "allocations with four streams");
+}
+
+/// In a folder of the file system, with sessions that go for the space.
+fn saving_and_restoring_allocate_nothing() {
+    let (path, folder) =
+        (lowkey_test_kit::data("tiny-mqa.gguf"), std::env::temp_dir().join(format!("lowkey-no-alloc-{}", std::process::id())));
+    let mut params = lowkey_test_kit::params(0);
+    (params.n_log, params.kv.policy, params.k_type, params.v_type) = (256, Policy::L2Attn, Some(KvType::Q5H), Some(KvType::Q4H));
+    params.kv.budget_bytes = lowkey_test_kit::budget_for(&path, 40, &params);
+    let mut session = lowkey_test_kit::session(&path, &params);
+    let fingerprint = lowkey_test_kit::sessions::fingerprint(&session);
+    let limits = Limits { free_percent: 0, ..Limits::of(100_000) };
+    let mut shelf = Shelf::open(&folder, limits).expect("a shelf");
+    session.prefill(&[7; 100], |_| true).expect("prefill");
+    let (text, mut room) = ([b'x'; 500], [0; 500]);
+    let (mut n_saved, mut n_bytes) = (0, 0);
+    let n = allocations_in(|| {
+        for i in 0..20u8 {
+            let (engine, stream) = session.parts();
+            let (name, text) = (Name::of_text(&[i]), &text[..usize::from(i)]);
+            n_bytes = shelf.save_stream(&name, &fingerprint, stream, Some(engine), (text, 1)).expect("it is saved");
+            let resumed = shelf.restore_stream(&name, &fingerprint, engine, stream, Some(&mut room)).expect("it is restored");
+            n_saved += usize::from(resumed.n_past == 100);
+        }
+    });
+    assert!(
+        n_saved == 20 && shelf.sessions().len() < 20 && n_bytes > 5000,
+        "{} sessions of {n_bytes} bytes stay",
+        shelf.sessions().len()
+    );
+    std::fs::remove_dir_all(&folder).expect("the folder");
+    assert_eq!(n, 0, "allocations while a stream is saved and restored");
 }

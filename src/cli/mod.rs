@@ -20,6 +20,7 @@ mod progress;
 mod run;
 #[cfg(feature = "serve")]
 mod serve;
+mod sessions;
 mod setup;
 mod status;
 mod summary;
@@ -69,6 +70,13 @@ enum Command {
     Pack(pack::PackArgs),
     /// The models that can be named instead of a path
     Models(models::ModelsArgs),
+    /// Saved conversations: which there are, whether they are whole, and removing them
+    Sessions(sessions::SessionsArgs),
+}
+
+/// The whole command line, as manual pages and completions describe it.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses, runs, and returns the exit code: 0 done, 1 failure, 2 usage, 130 and 143 interrupted.
@@ -111,6 +119,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Pack(args) => pack::run(args),
         Command::Models(args) => models::run(args),
+        Command::Sessions(args) => sessions::run(args),
     }
 }
 

@@ -19,6 +19,10 @@ use super::run::{self, RunArgs};
 use super::serve::{self, ServeArgs};
 use super::setup::{Done, Opened};
 
+/// What a group of processes is charged beside a plan: pages of the program's own file, and what the kernel keeps for it (page
+/// tables, sockets).
+const GROUP_BYTES: u64 = 16 << 20;
+
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct PlanArgs {
@@ -120,6 +124,7 @@ struct Kv {
 
 pub fn run(args: PlanArgs) -> Result<u8> {
     let mut of = args.of.unwrap_or(Of::Run(Box::new(args.run)));
+    #[cfg_attr(not(feature = "serve"), allow(unused_mut))]
     let (mut board, mut unit) = (args.board, false);
     let (model, json) = match &mut of {
         Of::Run(args) => (&mut args.model, args.json),
@@ -146,7 +151,7 @@ pub fn run(args: PlanArgs) -> Result<u8> {
     let Done::Planned(opened) = done else { unreachable!("nothing but the plan was wanted") };
     if unit {
         // Pages of the file count towards the group too: with less the weights are read from the disk again and again.
-        let most = opened.plan.private_bytes() + opened.plan.file_bytes();
+        let most = opened.plan.private_bytes() + opened.plan.file_bytes() + GROUP_BYTES;
         super::answer(&format!("MemoryMax={most}\nMemorySwapMax=0"))?;
         return Ok(0);
     }

@@ -36,6 +36,20 @@ unsafe impl Plain for u32 {}
 // SAFETY: primitive numbers.
 unsafe impl Plain for f32 {}
 
+/// The bytes of plain numbers as files have them: little-endian.
+pub fn bytes_of<T: Plain>(numbers: &[T]) -> &[u8] {
+    // SAFETY: plain numbers have no padding, so that all their bytes are initialised; a byte needs no alignment.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+}
+
+/// The same, to be filled.
+pub fn bytes_of_mut<T: Plain>(numbers: &mut [T]) -> &mut [u8] {
+    #[cfg(not(target_endian = "little"))]
+    compile_error!("files are little-endian: on this processor numbers would have to be turned round");
+    // SAFETY: plain numbers have no padding, and any bytes that are written into them are numbers; a byte needs no alignment.
+    unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), size_of_val(numbers)) }
+}
+
 pub struct Arena {
     /// `None` in an arena that measures.
     block: Option<Arc<MmapMut>>,

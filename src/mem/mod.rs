@@ -7,3 +7,4 @@ pub mod confined;
 pub mod map;
 pub mod plan;
 pub mod pool;
+pub mod warm;

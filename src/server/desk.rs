@@ -26,6 +26,8 @@ pub struct Request {
     pub continues: Option<Continues>,
     /// First tokens of the prompt that are the system's turn and are never evicted.
     pub n_pinned: usize,
+    /// The system's turn, where it may be kept as a session.
+    pub system: Option<Arc<SystemTurn>>,
     pub sampling: SamplerParams,
     /// What is added to logits; `f32::NEG_INFINITY` forbids a token.
     pub logit_bias: Vec<(u32, f32)>,
@@ -43,6 +45,14 @@ pub struct Request {
     pub reuse_prefix: bool,
     /// `--reuse` for this request: runs of at least so many tokens behind a change are moved instead of read; 0: none.
     pub reuse_runs: usize,
+}
+
+/// What a prompt begins with, whatever the user says.
+#[derive(Clone, Debug)]
+pub struct SystemTurn {
+    pub n_tokens: usize,
+    /// What those tokens were made from.
+    pub text: Vec<u8>,
 }
 
 /// A prompt whose text begins with all that a stream has taken in.
@@ -250,6 +260,10 @@ pub struct Totals {
     pub n_drafts: u64,
     pub draft_tokens: u64,
     pub draft_accepted: u64,
+    pub sessions_files: u64,
+    pub sessions_bytes: u64,
+    pub sessions_saved: u64,
+    pub sessions_failed: u64,
 }
 
 /// Positions are told in so many buckets, of so many heads at most.
@@ -277,19 +291,9 @@ pub struct ArenaView {
 /// Things to do between requests, on an idle stream.
 #[derive(Clone, Debug)]
 pub enum Errand {
-    Save {
-        stream: usize,
-        name: String,
-    },
-    Restore {
-        stream: usize,
-        name: String,
-    },
-    Erase {
-        stream: usize,
-    },
-    /// All that are in use, before the process ends.
-    SaveAll,
+    Save { stream: usize, name: String },
+    Restore { stream: usize, name: String },
+    Erase { stream: usize },
 }
 
 /// What an errand came to.

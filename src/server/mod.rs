@@ -7,6 +7,7 @@
 
 pub mod desk;
 pub mod http;
+pub mod keeper;
 pub mod notify;
 mod said;
 pub mod scheduler;

@@ -7,17 +7,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
+use crate::kv::KvCache;
 use crate::kv::layout::Head;
-use crate::model::forward::Logits;
+use crate::model::forward::{Logits, Model};
 use crate::session::{Engine, Layout};
 use crate::text::Tokenizer;
 
 use super::desk::{ARENA_BUCKETS, ARENA_HEADS, Desk, Errand, ErrandDone, ErrandResult, Finish, Request};
+use super::keeper::Keeper;
 use super::seat::{Seat, SeatSizes};
 
 /// A prefix is worth a stream's that holds another conversation if it has so many tokens, or this share of the prompt.
 const WORTHY_TOKENS: usize = 64;
 const WORTHY_SHARE: usize = 10;
+
+const NO_FOLDER: &str = "this server keeps no sessions: it was started without a folder for them";
 
 /// How long the thread sleeps at most.
 const NAP: Duration = Duration::from_millis(250);
@@ -25,6 +29,8 @@ const NAP: Duration = Duration::from_millis(250);
 pub struct Scheduler {
     engine: Engine,
     seats: Vec<Seat>,
+    /// Where sessions are kept, if they are.
+    keeper: Option<Keeper>,
     desk: Arc<Desk>,
     tokenizer: Arc<Tokenizer>,
     /// Tokens that a stream may take under `--overflow error`; without it, no end.
@@ -46,9 +52,23 @@ impl Scheduler {
     ) -> Result<Scheduler> {
         let seats = (0..layout.n_streams).map(|_| Seat::new(&engine, layout, sizes)).collect::<Result<Vec<_>>>()?;
         let n_ctx = n_ctx.unwrap_or(usize::MAX);
-        let scheduler = Scheduler { engine, seats, desk, tokenizer, n_ctx, room_bytes: sizes.held_bytes, turn: 0 };
+        let scheduler = Scheduler { engine, seats, keeper: None, desk, tokenizer, n_ctx, room_bytes: sizes.held_bytes, turn: 0 };
         scheduler.tell_status();
         Ok(scheduler)
+    }
+
+    /// Keeps sessions.
+    pub fn keep(&mut self, keeper: Keeper) {
+        self.keeper = Some(keeper);
+    }
+
+    /// A stream's cache, by which sessions are told apart.
+    pub fn cache(&self) -> &KvCache {
+        self.seats[0].stream.cache()
+    }
+
+    pub fn model(&self) -> &Model {
+        self.engine.model()
     }
 
     /// Works until `desk` is stopped and nothing runs any more, or `is_over` says so. `alive` is called between passes.
@@ -66,6 +86,9 @@ impl Scheduler {
             }
             let (has_read, has_decoded) = (self.read(), self.decode());
             self.tell_status();
+            if let Some(keeper) = self.keeper.as_mut().filter(|_| !has_read && !has_decoded) {
+                keeper.look_around(&mut self.seats);
+            }
             if !has_read && !has_decoded {
                 // Nothing to do, or all readers are slow.
                 self.desk.wait(if is_idle { NAP } else { Duration::from_millis(5) });
@@ -75,6 +98,9 @@ impl Scheduler {
             seat.end(Finish::Error, Some("the server is stopping"));
         }
         self.admit(true);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.put_all_away(&mut self.seats);
+        }
         self.tell_status();
     }
 
@@ -96,6 +122,9 @@ impl Scheduler {
                 continue;
             }
             log::debug!("stream {at} takes a request of {} tokens after {:.1?}", job.request().prompt.len(), job.waited());
+            if let Some(keeper) = &mut self.keeper {
+                keeper.prepare(&mut self.seats[at], job.request(), &mut self.engine, &self.tokenizer);
+            }
             self.seats[at].begin(job, at, &self.tokenizer, &mut self.engine);
             let cached = self.seats[at].progress().map_or(0, |progress| progress.n_cached);
             self.desk.tell_status(|streams, totals| {
@@ -111,7 +140,7 @@ impl Scheduler {
         let waiting = |i: &usize| self.seats[*i].unread().is_some();
         let Some(at) = (1..=n_seats).map(|i| (self.turn + i) % n_seats).find(waiting) else { return false };
         self.turn = at;
-        let Scheduler { engine, seats, tokenizer, n_ctx, desk, .. } = self;
+        let Scheduler { engine, seats, tokenizer, n_ctx, desk, keeper, .. } = self;
         let Seat { stream, running: Some(running), .. } = &mut seats[at] else { return false };
         let (tokens, began) = (running.to_read(), Instant::now());
         let n = engine.together(stream, tokens.len());
@@ -120,6 +149,11 @@ impl Scheduler {
             Ok(logits) => {
                 let seat = &mut seats[at];
                 seat.has_read(n, tokenizer);
+                if let (Some(keeper), Some(system)) = (keeper, seat.system().cloned())
+                    && seat.stream.n_past() == system.n_tokens as u64
+                {
+                    keeper.after_system(seat, &system);
+                }
                 if wanted == Logits::Last {
                     seat.sample(logits, tokenizer, *n_ctx);
                 }
@@ -196,8 +230,15 @@ impl Scheduler {
                 seat.clear();
                 Ok(ErrandDone { n_tokens, n_bytes: 0, took: began.elapsed() })
             }
-            Errand::Save { .. } | Errand::Restore { .. } | Errand::SaveAll => {
-                Err("no folder of sessions was given: start the server with --sessions DIR".into())
+            Errand::Save { stream, name } => {
+                self.idle(*stream)?;
+                let keeper = self.keeper.as_mut().ok_or(NO_FOLDER)?;
+                keeper.save(name, &mut self.seats[*stream])
+            }
+            Errand::Restore { stream, name } => {
+                self.idle(*stream)?;
+                let keeper = self.keeper.as_mut().ok_or(NO_FOLDER)?;
+                keeper.restore(name, &mut self.seats[*stream], &mut self.engine, &self.tokenizer)
             }
         }
     }
@@ -248,6 +289,12 @@ impl Scheduler {
 fn choose(seats: &[Seat], request: &Request) -> Option<usize> {
     if let Some(at) = request.stream {
         return seats.get(at).filter(|seat| seat.is_idle()).map(|_| at);
+    }
+    // A conversation has one stream: who names it waits for that.
+    if let Some(name) = &request.session
+        && let Some(at) = seats.iter().position(|seat| seat.bound.name.is_some_and(|bound| bound.as_str() == name))
+    {
+        return Some(at).filter(|at| seats[*at].is_idle());
     }
     let idle = || seats.iter().enumerate().filter(|(_, seat)| seat.is_idle());
     let (at, cached) =

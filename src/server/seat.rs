@@ -1,13 +1,15 @@
 //! A stream of the server, and the request that it works on.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::kv::Policy;
 use crate::session::{Engine, Layout, Prefix, Runs, Stream};
+use crate::session_file::Name;
 use crate::text::{Held, Sampler, SamplerParams, Tokenizer, top_logprobs};
 
-use super::desk::{Doing, Finish, Job, Kept, MAX_PROBS, Out, Progress, Request, Sampled, StreamStatus};
+use super::desk::{Doing, Finish, Job, Kept, MAX_PROBS, Out, Progress, Request, Sampled, StreamStatus, SystemTurn};
 use super::said::SaidLog;
 
 pub struct Seat {
@@ -19,6 +21,16 @@ pub struct Seat {
     tops: Vec<(u32, f64)>,
     pub running: Option<Running>,
     pub last_used: Instant,
+    /// The session that it goes on with.
+    pub bound: Bound,
+}
+
+/// What a seat knows of its session.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bound {
+    pub name: Option<Name>,
+    /// Tokens that it had when it was saved or restored, and when.
+    pub saved: Option<(u64, Instant)>,
 }
 
 /// A request that has a stream.
@@ -62,6 +74,7 @@ impl Seat {
             tops: Vec::with_capacity(MAX_PROBS + 1),
             running: None,
             last_used: Instant::now(),
+            bound: Bound::default(),
         })
     }
 
@@ -94,6 +107,25 @@ impl Seat {
         prefix.n_cached + self.runs(request, prefix, by_text).n_tokens()
     }
 
+    /// Where the random numbers stand.
+    pub fn rng_state(&self) -> u64 {
+        self.sampler.rng_state()
+    }
+
+    /// The stream holds something else than before: what it has said is found anew, where all its tokens are on record.
+    pub fn say_anew(&mut self, tokenizer: &Tokenizer) {
+        self.said.clear();
+        if self.stream.first_tokens().len() as u64 == self.stream.n_past() {
+            self.said.push(tokenizer, self.stream.first_tokens());
+        }
+    }
+
+    /// The system's turn of the request, if the stream has not read so far yet or has read just that.
+    pub fn system(&self) -> Option<&Arc<SystemTurn>> {
+        let Running { job, progress, by_text, .. } = self.running.as_ref()?;
+        job.request().system.as_ref().filter(|system| !by_text && progress.n_read <= system.n_tokens)
+    }
+
     pub fn clear(&mut self) {
         self.stream.clear();
         self.said.clear();
@@ -122,8 +154,7 @@ impl Seat {
             _ => engine.move_runs(&mut self.stream, n_cached, &runs),
         }
         if n_cached < held {
-            self.said.clear();
-            self.said.push(tokenizer, &self.stream.first_tokens()[..n_cached]);
+            self.say_anew(tokenizer);
         }
         if !self.stream.pin(request.n_pinned) {
             log::info!(
@@ -297,18 +328,22 @@ impl Seat {
 }
 
 impl Running {
-    /// The tokens that are to be read next, up to the end or to what is adopted.
+    /// The tokens that are to be read next, up to the end or to what is adopted. One batch ends where the system's turn does.
     pub fn to_read(&self) -> &[u32] {
         let (request, Progress { n_cached, n_read, n_prompt, .. }) = (self.job.request(), self.progress);
         match &request.continues {
             Some(continues) if self.by_text => &continues.rest[n_read - n_cached..],
-            _ => &request.prompt[n_read..self.runs.all().get(self.n_adopted).map_or(n_prompt, |run| run.to)],
+            _ => {
+                let adopted = self.runs.all().get(self.n_adopted).map(|run| run.to);
+                let system = request.system.as_ref().map(|system| system.n_tokens).filter(|n| *n > n_read);
+                &request.prompt[n_read..adopted.into_iter().chain(system).fold(n_prompt, usize::min)]
+            }
         }
     }
 
     /// Whether the prompt ends with what is to be read next.
     pub fn reads_last(&self) -> bool {
-        self.n_adopted == self.runs.all().len()
+        self.progress.n_read + self.to_read().len() == self.progress.n_prompt
     }
 
     fn tell(&self, stream: &Stream, change: impl FnOnce(&mut Out)) {

@@ -1,12 +1,15 @@
 //! The tokens that a stream has taken in: the first of them as they are, all of them as a hash. By it a new prompt is compared with
 //! what a stream holds.
 
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh3::xxh3_128;
 
 pub struct TokenLog {
     first: Box<[u32]>,
+    /// How many of the stream's first tokens are in `first`.
+    n_first: usize,
     n: u64,
-    hash: Xxh3Default,
+    /// Of all of them: each token's is made of the hash before it, so that it can be gone on with from here.
+    hash: u128,
 }
 
 /// How much of a prompt a stream has taken in already.
@@ -21,7 +24,7 @@ pub struct Common {
 impl TokenLog {
     /// That keeps so many tokens as they are.
     pub fn new(n_first: usize) -> Self {
-        TokenLog { first: vec![0; n_first].into_boxed_slice(), n: 0, hash: Xxh3Default::new() }
+        TokenLog { first: vec![0; n_first].into_boxed_slice(), n_first: 0, n: 0, hash: 0 }
     }
 
     pub fn bytes(n_first: usize) -> usize {
@@ -35,52 +38,69 @@ impl TokenLog {
 
     /// Those that are kept as they are.
     pub fn tokens(&self) -> &[u32] {
-        &self.first[..self.n.min(self.first.len() as u64) as usize]
+        &self.first[..self.n_first]
+    }
+
+    pub fn hash(&self) -> u128 {
+        self.hash
     }
 
     /// Whether every token is kept as it is.
     pub fn is_whole(&self) -> bool {
-        self.n <= self.first.len() as u64
+        self.n == self.n_first as u64
     }
 
     pub fn push(&mut self, tokens: &[u32]) {
-        let at = self.tokens().len();
-        let n = tokens.len().min(self.first.len() - at);
-        self.first[at..at + n].copy_from_slice(&tokens[..n]);
-        add(&mut self.hash, tokens);
+        if self.is_whole() {
+            let n = tokens.len().min(self.first.len() - self.n_first);
+            self.first[self.n_first..][..n].copy_from_slice(&tokens[..n]);
+            self.n_first += n;
+        }
+        self.hash = hash_of(self.hash, tokens);
         self.n += tokens.len() as u64;
     }
 
     pub fn clear(&mut self) {
-        self.n = 0;
-        self.hash.reset();
+        (self.n_first, self.n, self.hash) = (0, 0, 0);
     }
 
     /// Back to the first `n` tokens, all of which are kept as they are.
     pub fn truncate(&mut self, n: usize) {
-        assert!(n <= self.tokens().len());
-        self.n = n as u64;
-        self.hash.reset();
-        add(&mut self.hash, &self.first[..n]);
+        assert!(n <= self.n_first);
+        (self.n_first, self.n, self.hash) = (n, n as u64, hash_of(0, &self.first[..n]));
+    }
+
+    /// All the room for tokens, to be filled with those of a log that is restored.
+    pub fn room_mut(&mut self) -> &mut [u32] {
+        &mut self.first
+    }
+
+    /// Is the log of `n` tokens with this hash, the first `n_first` of which have been put into its room.
+    pub fn restore(&mut self, n_first: usize, n: u64, hash: u128) {
+        (self.n_first, self.n, self.hash) = (n_first, n, hash);
+        if self.is_whole() {
+            self.truncate(n_first);
+        }
     }
 
     pub fn common(&self, prompt: &[u32]) -> Common {
         let n = self.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let is_all = match usize::try_from(self.n) {
             Ok(all) if self.is_whole() => n == all,
-            Ok(all) if n == self.first.len() && all <= prompt.len() => {
-                let mut hash = Xxh3Default::new();
-                add(&mut hash, &prompt[..all]);
-                hash.digest128() == self.hash.digest128()
-            }
+            Ok(all) if n == self.n_first && all <= prompt.len() => hash_of(0, &prompt[..all]) == self.hash,
             _ => false,
         };
         Common { n, is_all }
     }
 }
 
-fn add(hash: &mut Xxh3Default, tokens: &[u32]) {
-    tokens.iter().for_each(|token| hash.update(&token.to_le_bytes()));
+fn hash_of(before: u128, tokens: &[u32]) -> u128 {
+    tokens.iter().fold(before, |hash, token| {
+        let mut bytes = [0; 20];
+        bytes[..16].copy_from_slice(&hash.to_le_bytes());
+        bytes[16..].copy_from_slice(&token.to_le_bytes());
+        xxh3_128(&bytes)
+    })
 }
 
 #[cfg(test)]

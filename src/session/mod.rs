@@ -15,6 +15,7 @@ mod reuse;
 use crate::error::{Error, Result, Setting};
 use crate::kernels::Kernels;
 use crate::kv::policy::Rule;
+use crate::kv::store::KvScratch;
 use crate::kv::{AttnLayer, KvCache};
 use crate::mem::arena::Arena;
 use crate::mem::pool::Pool;
@@ -45,6 +46,20 @@ pub struct Stream {
     log: TokenLog,
     /// What is as if it had been read from its start; not after a rewind that a policy does not forget.
     is_exact: bool,
+}
+
+/// What a stream is, for `session_file`.
+pub struct StreamState<'a> {
+    pub cache: &'a mut KvCache,
+    /// What convolutions remember; empty in a model without.
+    pub convs: &'a mut [f32],
+    /// Room for the stream's first tokens, `n_first` of which are there.
+    pub first_tokens: &'a mut [u32],
+    pub n_first: usize,
+    /// Of all tokens.
+    pub log_hash: u128,
+    /// `Stream::is_exact`
+    pub is_exact: bool,
 }
 
 /// How a stream can take a prompt.
@@ -131,6 +146,17 @@ impl Engine {
         stream.is_exact = false;
     }
 
+    /// What restoring a stream needs beside it: the logits after its last token, `[n_vocab]`, and room to sort entries.
+    pub fn restoring(&mut self) -> (&mut [f32], &mut KvScratch) {
+        let Scratch { logits, cache, .. } = &mut self.machine.scratch;
+        (&mut logits[..self.model.config.n_vocab], &mut cache[0])
+    }
+
+    /// The logits of the latest pass, or those that were restored, `[n_vocab]`.
+    pub fn logits(&self) -> &[f32] {
+        &self.machine.scratch.logits[..self.model.config.n_vocab]
+    }
+
     /// How many of `n` tokens may go into a stream as one batch now.
     pub fn together(&self, stream: &Stream, n: usize) -> usize {
         stream.cache.together(n.min(self.n_batch))
@@ -206,7 +232,7 @@ impl Stream {
 
     /// Takes in the tokens of a run that `Engine::move_runs` has laid behind the latest one.
     pub fn adopt(&mut self, tokens: &[u32]) {
-        self.cache.adopt(tokens.len());
+        self.cache.take_moved(tokens.len());
         self.log.push(tokens);
     }
 
@@ -219,6 +245,26 @@ impl Stream {
     /// Never evicts the first `n` tokens, where as many can stay beside the recent ones; false: they cannot, and nothing has changed.
     pub fn pin(&mut self, n: usize) -> bool {
         self.cache.pin(n)
+    }
+
+    /// All that is saved of it and restored. Whoever fills it says so by `resume`, or clears the stream.
+    pub fn state_mut(&mut self) -> StreamState<'_> {
+        let (n_first, log_hash) = (self.log.tokens().len(), self.log.hash());
+        StreamState {
+            cache: &mut self.cache,
+            convs: self.convs.as_mut().map_or(&mut [], ConvState::numbers_mut),
+            first_tokens: self.log.room_mut(),
+            n_first,
+            log_hash,
+            is_exact: self.is_exact,
+        }
+    }
+
+    /// Goes on as the stream whose state was filled in.
+    pub fn resume(&mut self, n_first: usize, log_hash: u128, is_exact: bool) {
+        let n_past = self.cache.counts().n_past().expect("a cache holds what it was checked to hold");
+        self.log.restore(n_first, n_past, log_hash);
+        self.is_exact = is_exact;
     }
 
     fn lane<'a>(&'a mut self, tokens: &'a [u32]) -> Lane<'a> {
@@ -264,6 +310,10 @@ impl Session {
     /// Tokens taken in so far, whatever became of them.
     pub fn n_past(&self) -> u64 {
         self.stream.log.n()
+    }
+    /// The logits of the latest pass, or those that were restored, `[n_vocab]`.
+    pub fn logits(&self) -> &[f32] {
+        self.engine.logits()
     }
     /// The engine and its stream, for those who need both.
     pub fn parts(&mut self) -> (&mut Engine, &mut Stream) {

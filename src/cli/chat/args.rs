@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::args::{ModelArgs, OrMinusOne, SampleArgs};
+use crate::cli::sessions::FolderArgs;
+use crate::units::Bytes;
 
 #[derive(Args)]
 pub struct ChatArgs {
@@ -42,6 +44,15 @@ pub struct ChatArgs {
     /// Keep no history of what was typed
     #[arg(long)]
     pub no_history: bool,
+    /// Go on with the conversation that was kept under this name, if there is one, and keep it at the end. Needs the same model,
+    /// budget and policy every time
+    #[arg(long, value_name = "NAME")]
+    pub session: Option<String>,
+    #[command(flatten)]
+    pub folder: FolderArgs,
+    /// Bytes that kept conversations may take together
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub session_space: Bytes,
     #[command(flatten)]
     pub sample: SampleArgs,
 }

@@ -6,12 +6,14 @@ use crate::error::{Error, Result};
 use crate::kv::layout::Head;
 use crate::units::Bytes;
 
+use super::keep::Kept;
 use super::talk::{Answered, Talk};
 
 pub const HELP: &str = "\
 /help               this list
 /stats              tokens, speed and memory of the conversation
 /arena              which tokens are kept: a line a layer, from the oldest to the newest
+/save [NAME]        keep the conversation; /load NAME goes on with one, /sessions lists them
 /system TEXT        another system text; the conversation begins anew
 /set NAME VALUE     temp, top-k, top-p, min-p, repeat-penalty, presence-penalty, frequency-penalty, seed, n
 /regenerate         another answer in place of the last
@@ -27,12 +29,15 @@ pub enum After {
     Exit,
 }
 
-pub fn run(line: &str, talk: &mut Talk, sample: &mut SampleArgs, last: &Answered) -> Result<After> {
+pub fn run(line: &str, talk: &mut Talk, kept: &mut Kept, sample: &mut SampleArgs, last: &Answered) -> Result<After> {
     let (name, rest) = line[1..].split_once(char::is_whitespace).map_or((&line[1..], ""), |(name, rest)| (name, rest.trim()));
     match name {
         "help" | "?" => say(HELP),
         "stats" => say(&stats(talk, last)),
         "arena" => say(&arena(talk)),
+        "save" => kept.get(talk)?.save(rest, talk)?,
+        "load" => kept.get(talk)?.load(rest, talk)?,
+        "sessions" => kept.get(talk)?.list(),
         "system" => {
             talk.system = (!rest.is_empty()).then(|| rest.to_owned());
             talk.reset();

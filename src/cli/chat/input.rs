@@ -130,6 +130,10 @@ impl Input {
                 if n == 0 {
                     return Ok(Typed::End);
                 }
+                if n > MAX_BYTES && bytes.last() != Some(&b'\n') {
+                    // It will be left out, and so is what follows of the line.
+                    std::io::stdin().lock().skip_until(b'\n').map_err(|e| Error::io("standard input", e))?;
+                }
                 let line = String::from_utf8(bytes).map_err(|_| Error::usage("--file", "standard input is not UTF-8 text"))?;
                 Ok(Typed::Text(line.strip_suffix('\n').map_or(line.as_str(), |l| l.strip_suffix('\r').unwrap_or(l)).to_owned()))
             }

@@ -3,13 +3,16 @@
 mod args;
 mod command;
 mod input;
+mod keep;
 mod talk;
 
 use std::io::IsTerminal;
 
 use crate::error::{Error, Result};
+use crate::session_file::Shelf;
 use crate::text::{ChatTemplate, Held, Sampler, Tokenizer};
 
+use super::args::SampleArgs;
 use super::interrupt;
 use super::output::{say, stream};
 use super::setup::{Done, Opened, open};
@@ -17,6 +20,7 @@ use super::text::{Ending, read_text};
 pub use args::ChatArgs;
 use command::After;
 use input::{Input, Typed};
+use keep::Kept;
 use talk::{Answered, Talk};
 
 pub fn run(args: ChatArgs) -> Result<Done> {
@@ -46,11 +50,17 @@ pub fn run(args: ChatArgs) -> Result<Done> {
     if input.is_terminal() {
         say("Type a message; /help tells what else there is, Ctrl-D leaves.");
     }
-    converse(&args, &mut input, &mut talk, &mut sample).map(Done::Exit)
+    let mut kept = Kept::new(&args);
+    if args.session.is_some() {
+        kept.get(&talk)?.begin(&mut talk)?;
+    }
+    let ended = converse(&args, &mut input, &mut talk, &mut kept, &mut sample);
+    kept.end(&mut talk)?;
+    ended.map(Done::Exit)
 }
 
 /// Turn by turn, until the end; the exit code.
-fn converse(args: &ChatArgs, input: &mut Input, talk: &mut Talk, sample: &mut crate::cli::args::SampleArgs) -> Result<u8> {
+fn converse(args: &ChatArgs, input: &mut Input, talk: &mut Talk, kept: &mut Kept, sample: &mut SampleArgs) -> Result<u8> {
     let (mut last, mut n_interrupts) = (Answered::default(), 0);
     loop {
         let text = match input.next()? {
@@ -71,7 +81,7 @@ fn converse(args: &ChatArgs, input: &mut Input, talk: &mut Talk, sample: &mut cr
         }
         let is_command = text.starts_with('/');
         let after = match is_command {
-            true => command::run(text.trim_end(), talk, sample, &last),
+            true => command::run(text.trim_end(), talk, kept, sample, &last),
             false => Ok(After::Nothing),
         };
         // From here to the end of the answer a signal stops the answer; before and after it, the program.
@@ -119,5 +129,6 @@ fn plan(args: &ChatArgs, opened: &mut Opened, template: &ChatTemplate, system_by
     opened.plan.private("conversation", 4 * text_bytes + tokens_bytes + Held::bytes(&[]));
     opened.plan.private("template", template.plan_bytes(text_bytes));
     opened.plan.private("line editing", 1 << 20);
+    opened.plan.private("sessions", Shelf::plan_bytes());
     Ok(())
 }

@@ -15,6 +15,9 @@ use crate::text::{ChatTemplate, Conversation, Rendered, Sampler, Tokenizer};
 /// Text of a conversation that is held, for its template; older turns are only in the stream from there on.
 pub const MAX_BYTES: usize = 256 << 10;
 
+/// Stands for an answer of which only its place is known.
+const UNKNOWN: &str = "an answer of before, 3f81c2";
+
 pub struct Talk<'a> {
     pub session: &'a mut Session,
     pub sampler: Sampler,
@@ -74,6 +77,29 @@ impl<'a> Talk<'a> {
         self.session.clear();
         self.turns.clear();
         (self.asked, self.pending, self.n_before, self.is_cut) = (None, None, 0, false);
+    }
+
+    /// The stream is another's that was kept: what was said in it is not known, only that it ends with an answer.
+    pub fn go_on(&mut self) {
+        self.turns = vec![("user", "?".to_owned()), ("assistant", UNKNOWN.to_owned())];
+        (self.asked, self.pending, self.n_before, self.is_cut) = (None, None, 0, true);
+    }
+
+    /// Takes in what was generated last, so that the stream is all of the conversation.
+    pub fn settle(&mut self) -> Result<()> {
+        if let Some(token) = self.pending.take() {
+            let (engine, stream) = self.session.parts();
+            engine.prefill(stream, &[token], Logits::Last)?;
+        }
+        Ok(())
+    }
+
+    /// The text of the stream, where it is known.
+    pub fn text(&self) -> String {
+        match (&self.asked, self.turns.last()) {
+            (Some(asked), Some(("assistant", answer))) => format!("{asked}{answer}"),
+            _ => String::new(),
+        }
     }
 
     /// Says `text` to the model, and streams what it answers.

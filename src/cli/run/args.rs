@@ -6,6 +6,8 @@ use clap::Args;
 
 use crate::cli::args::{ModelArgs, SampleArgs};
 use crate::cli::pack::When;
+use crate::cli::sessions::FolderArgs;
+use crate::units::Bytes;
 
 #[derive(Args)]
 pub struct RunArgs {
@@ -62,6 +64,15 @@ pub struct RunArgs {
     pub pack: Option<When>,
     #[command(flatten)]
     pub sample: SampleArgs,
+    /// Go on with the conversation that was saved under this name, if there is one, and save it under this name at the end. The prompt
+    /// is the text that follows; with --chat it is the user's next turn. Needs the same model, budget and policy every time
+    #[arg(long, value_name = "NAME")]
+    pub session: Option<String>,
+    #[command(flatten)]
+    pub folder: FolderArgs,
+    /// Bytes that saved conversations may take together
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub session_space: Bytes,
     /// One JSON object on stdout instead of the text
     #[arg(long)]
     pub json: bool,

@@ -1,16 +1,16 @@
 //! The prompt of a run: the user's text, in the model's template or not, as tokens.
 
 use crate::cli::setup::Opened;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::text::{ChatTemplate, Message, Rendered, Tokenizer};
 
 use super::args::RunArgs;
 
-/// The text's tokens, of which there are `n_tokens`.
-pub fn encode_prompt(args: &RunArgs, text: &Rendered, n_tokens: usize, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+/// The text's tokens, of which there are `n_tokens`. `begins`: a stream begins with them.
+pub fn encode_prompt(args: &RunArgs, text: &Rendered, n_tokens: usize, begins: bool, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let mut prompt = Vec::with_capacity(n_tokens);
-    tokenizer.encode_into(&text.pieces(), true, &mut prompt)?;
-    if prompt.is_empty() {
+    tokenizer.encode_into(&text.pieces(), begins, &mut prompt)?;
+    if prompt.is_empty() && begins {
         let flag = if args.file.is_some() { "--file" } else { "--prompt" };
         return Err(Error::stopped(format!("{flag}: the prompt is empty, 0 tokens to start from; give some text")));
     }
@@ -41,9 +41,42 @@ impl<'a> Chat<'a> {
         self.bytes
     }
 
+    /// A conversation of the user's turn.
     pub fn render(&self, tokenizer: &Tokenizer, text: String) -> Result<Rendered> {
+        self.render_turns(tokenizer, [Message::new("user", text)])
+    }
+
+    /// What follows an answer where the user says something more: the end of the assistant's turn, the user's, and the beginning of the
+    /// assistant's next one. What came before does not matter to it.
+    pub fn render_next(&self, tokenizer: &Tokenizer, text: String) -> Result<Rendered> {
+        // An answer that nothing else in the conversation is.
+        let mut answer = String::from("answer");
+        while text.contains(&answer)
+            || self.system.is_some_and(|system| system.contains(&answer))
+            || self.template.source().contains(&answer)
+        {
+            answer.push('0');
+        }
+        let turns = [Message::new("user", "?"), Message::new("assistant", answer.as_str()), Message::new("user", text)];
+        let rendered = self.render_turns(tokenizer, turns)?;
+        let Some(at) = rendered.text.rfind(&answer) else {
+            let what = "it does not show earlier answers, so that no conversation can go on in it; give another one";
+            return Err(Error::usage(Setting::Template, what));
+        };
+        Ok(rendered.behind(at + answer.len()))
+    }
+
+    /// What a conversation begins with, whatever the user says.
+    pub fn beginning(&self, tokenizer: &Tokenizer) -> Result<String> {
+        let [mut one, other] = [self.render(tokenizer, "a".into())?.text, self.render(tokenizer, "b".into())?.text];
+        let n: usize = one.chars().zip(other.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        one.truncate(n);
+        Ok(one)
+    }
+
+    fn render_turns(&self, tokenizer: &Tokenizer, turns: impl IntoIterator<Item = Message>) -> Result<Rendered> {
         let system = self.system.map(|system| Message::new("system", system));
-        let messages: Vec<_> = system.into_iter().chain([Message::new("user", text)]).collect();
+        let messages: Vec<_> = system.into_iter().chain(turns).collect();
         match self.parse_special {
             true => {
                 let [bos, eos] = tokenizer.bos_and_eos_texts();

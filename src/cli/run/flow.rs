@@ -12,6 +12,7 @@ use crate::session::Session;
 use crate::text::{Sampler, Tokenizer};
 
 use super::args::RunArgs;
+use super::ongoing::Log;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
@@ -46,6 +47,10 @@ pub struct Outcome {
     pub decode: Duration,
     pub first_token: Duration,
     pub rss_anon_peak: u64,
+    /// Tokens of the stream before this run.
+    pub n_before: u64,
+    /// Whether the stream has taken in all that was read and generated.
+    pub is_whole: bool,
 }
 
 /// Reads the prompt and generates, into `outcome`.
@@ -55,16 +60,21 @@ pub fn generate(
     tokenizer: &Tokenizer,
     sampler: &mut Sampler,
     prompt: &[u32],
+    mut log: Option<&mut Log>,
     started: Instant,
     outcome: &mut Outcome,
 ) -> Result<Stop> {
     prompt.iter().for_each(|&token| sampler.accept(token));
     let begun = Instant::now();
     let bar = progress::tokens("reading the prompt".into(), prompt.len());
-    let first = session.prefill(prompt, |done| {
-        bar.set_position(done as u64);
-        !interrupt::raised()
-    });
+    let first = match prompt {
+        // Nothing new: what was saved has the logits after it.
+        [] => Ok(Some(session.logits())),
+        _ => session.prefill(prompt, |done| {
+            bar.set_position(done as u64);
+            !interrupt::raised()
+        }),
+    };
     bar.finish_and_clear();
     outcome.prefill = begun.elapsed();
     outcome.rss_anon_peak = outcome.rss_anon_peak.max(rss_anon_bytes());
@@ -81,6 +91,8 @@ pub fn generate(
     });
     let limit = if args.n < 0 { usize::MAX } else { args.n as usize };
     let begun = Instant::now();
+    // What was generated and has not been taken in.
+    let mut pending = None;
     let stop = loop {
         if outcome.n_generated == limit {
             break Stop::Length;
@@ -102,10 +114,15 @@ pub fn generate(
             break Stop::Eos;
         }
         kept.n_text_tokens = kept.tokens.len();
+        if let Some(log) = &mut log {
+            log.take(tokenizer.token_bytes(token, false));
+        }
+        pending = Some(token);
         if writer.push(tokenizer.token_bytes(token, false))? {
             break Stop::Text;
         }
         if outcome.n_generated < limit {
+            pending = None;
             logits = match session.step(token) {
                 Ok(logits) => logits,
                 Err(error) => {
@@ -120,5 +137,9 @@ pub fn generate(
     if stop != Stop::Text {
         writer.finish()?;
     }
+    if let Some(token) = pending.filter(|_| log.is_some()) {
+        session.step(token)?;
+    }
+    outcome.is_whole = true;
     Ok(stop)
 }

@@ -3,6 +3,7 @@
 mod args;
 mod chat;
 mod flow;
+mod ongoing;
 mod report;
 
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use super::text::{Ending, read_text};
 pub use args::RunArgs;
 use chat::{Chat, encode_prompt, n_pinned};
 use flow::{Outcome, Stop, generate};
+use ongoing::{Log, Most, Ongoing, longest_token};
 use report::{report, statistics};
 
 /// A run that is ready but for its memory.
@@ -32,6 +34,19 @@ struct Ready {
     prompt: Vec<u32>,
     n_kept: usize,
     n_top: usize,
+    going_on: Option<GoingOn>,
+}
+
+/// What a run with a session knows of it.
+struct GoingOn {
+    ongoing: Ongoing,
+    most: Most,
+    /// The text that is read, if it is not the tokens' alone.
+    text: String,
+    /// With a system's turn: what a conversation begins with that has it.
+    beginning: Option<String>,
+    /// First tokens that are the system's turn, of a stream that begins.
+    n_pinned: u32,
 }
 
 pub fn run(args: RunArgs) -> Result<Done> {
@@ -42,13 +57,14 @@ pub fn run(args: RunArgs) -> Result<Done> {
             return Ok(Done::Exit(code));
         }
     }
-    let Ready { opened, mut sampler, tokenizer, prompt, n_kept, n_top } = match ready(&args)? {
+    let Ready { opened, mut sampler, tokenizer, prompt, n_kept, n_top, going_on } = match ready(&args)? {
         Ok(ready) => ready,
         Err(planned) => return Ok(Done::Planned(planned.into())),
     };
     let (mut session, plan) = opened.start()?;
     check_tokens(&session, &prompt)?;
     warn_past_context(&session, prompt.len(), args.n);
+    let mut log = going_on.map(|going_on| going_on.start(&args, &prompt, &mut session, &mut sampler)).transpose()?;
 
     let mut outcome = Outcome {
         stop: Stop::Length,
@@ -60,23 +76,33 @@ pub fn run(args: RunArgs) -> Result<Done> {
         decode: Duration::ZERO,
         first_token: Duration::ZERO,
         rss_anon_peak: rss_anon_bytes(),
+        n_before: session.n_past(),
+        is_whole: false,
     };
     interrupt::defer();
-    match generate(&args, &mut session, &tokenizer, &mut sampler, &prompt, started, &mut outcome) {
+    match generate(&args, &mut session, &tokenizer, &mut sampler, &prompt, log.as_mut(), started, &mut outcome) {
         Err(Error::BrokenPipe) => return Err(Error::BrokenPipe),
         Err(Error::Stopped(what)) => (outcome.stop, outcome.error) = (Stop::Full, Some(Error::Stopped(what))),
         Err(other) => return Err(other),
         Ok(stop) => outcome.stop = stop,
     }
     outcome.rss_anon_peak = outcome.rss_anon_peak.max(rss_anon_bytes());
+    let saved = match &mut log {
+        Some(log) if outcome.is_whole => log.save(&mut session, &sampler),
+        _ => Ok(()),
+    };
     if args.json {
-        answer_json(&report(&session, &tokenizer, &plan, &prompt, &outcome))?;
+        answer_json(&report(&session, &tokenizer, &plan, &prompt, &outcome, log.as_ref()))?;
     } else {
         answer("")?;
     }
     say(&statistics(&session, &plan, &prompt, &outcome));
+    if let Some(log) = &log {
+        say(&log.summary(&session));
+    }
     match outcome.error {
         Some(error) => Err(error),
+        None if saved.is_err() => saved.map(|()| Done::Exit(0)),
         None => Ok(Done::Exit(interrupt::code().filter(|_| outcome.stop == Stop::Interrupt).unwrap_or(0))),
     }
 }
@@ -91,6 +117,8 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
         (None, None) if only_plan => None,
         (prompt, file) => Some(read_text(prompt.as_deref(), file.as_deref(), Ending::Dropped)?),
     };
+    let ongoing = Ongoing::find(args)?;
+    let begins = ongoing.as_ref().is_none_or(|ongoing| !ongoing.has_begun());
     let mut opened = open(&args.model, 1)?;
     let (n_vocab, n_ctx) = (opened.model.config.n_vocab, opened.model.config.n_ctx);
     let sampling = args.sample.params(n_ctx);
@@ -99,12 +127,16 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     let n_text_bytes = text.as_ref().map_or(0, String::len);
     let chat = if args.chat { Some(Chat::new(args, n_text_bytes, &opened)?) } else { None };
     let template_bytes = chat.as_ref().map(Chat::bytes);
-    let plan = |opened: &mut Opened, prompt_bytes: usize| {
+    let mut most = Most { n_tokens: if ongoing.is_some() { args.n as usize } else { 0 }, text_bytes: n_text_bytes };
+    let plan = |opened: &mut Opened, prompt_bytes: usize, most: Most| {
         plan_run(args, opened, prompt_bytes, template_bytes, sampling.repeat_last_n, n_kept, n_top)?;
+        if let Some(ongoing) = &ongoing {
+            opened.plan.private("session", ongoing.bytes(most));
+        }
         opened.check()
     };
     // What is rendered is at least the text; it and its tokens are planned again when they can be counted.
-    plan(&mut opened, n_text_bytes)?;
+    plan(&mut opened, n_text_bytes, most)?;
     let Some(text) = text else { return Ok(Err(opened)) };
     opened.warn();
     if let Some(hint) = hint(&opened.model, opened.layout.kernels).filter(|_| args.pack.is_none()) {
@@ -112,27 +144,61 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     }
     let tokenizer = opened.tokenizer()?;
     let text = match &chat {
-        Some(chat) => chat.render(&tokenizer, text)?,
+        Some(chat) if begins => chat.render(&tokenizer, text)?,
+        Some(chat) => chat.render_next(&tokenizer, text)?,
         None => text.into(),
     };
-    let n_tokens = tokenizer.count(&text.pieces(), true)?;
+    let n_tokens = tokenizer.count(&text.pieces(), begins)?;
     let mut prompt_bytes = tokenizer.encode_bytes(&text.pieces(), n_tokens);
     if args.system.is_some() && args.pin_system {
         // Beside them those of another prompt, without the user's words.
         prompt_bytes += n_tokens * size_of::<u32>();
     }
+    if ongoing.is_some() {
+        let generated = most.n_tokens.saturating_mul(longest_token(&tokenizer));
+        most = Most { n_tokens: most.n_tokens.saturating_add(n_tokens), text_bytes: text.text.len().saturating_add(generated) };
+    }
+    if let Some(ongoing) = &ongoing {
+        opened.params.n_log = ongoing.most_tokens(most);
+    }
     opened.replan()?;
-    plan(&mut opened, prompt_bytes)?;
-    let prompt = encode_prompt(args, &text, n_tokens, &tokenizer)?;
-    drop(text);
-    opened.params.kv.pinned = n_pinned(args, &prompt, chat.as_ref(), &tokenizer)?;
-    // Now that the longest stream is known, types can be chosen for it.
-    opened.params.n_stream = usize::try_from(args.n).ok().map(|n| prompt.len().saturating_add(n));
-    opened.replan()?;
-    plan(&mut opened, prompt_bytes)?;
-    match only_plan {
-        true => Ok(Err(opened)),
-        false => Ok(Ok(Ready { opened, sampler, tokenizer, prompt, n_kept, n_top })),
+    plan(&mut opened, prompt_bytes, most)?;
+    let prompt = encode_prompt(args, &text, n_tokens, begins, &tokenizer)?;
+    let n_pinned = if begins { n_pinned(args, &prompt, chat.as_ref(), &tokenizer)? } else { 0 };
+    if ongoing.is_none() {
+        drop(text);
+        opened.params.kv.pinned = n_pinned;
+        // Now that the longest stream is known, types can be chosen for it. (Those of a session must be the same every time.)
+        opened.params.n_stream = usize::try_from(args.n).ok().map(|n| prompt.len().saturating_add(n));
+        opened.replan()?;
+        plan(&mut opened, prompt_bytes, most)?;
+        return match only_plan {
+            true => Ok(Err(opened)),
+            false => Ok(Ok(Ready { opened, sampler, tokenizer, prompt, n_kept, n_top, going_on: None })),
+        };
+    }
+    if only_plan {
+        return Ok(Err(opened));
+    }
+    let beginning = chat.as_ref().filter(|_| args.system.is_some()).map(|chat| chat.beginning(&tokenizer)).transpose()?;
+    let going_on = ongoing.map(|ongoing| GoingOn { ongoing, most, text: text.text, beginning, n_pinned });
+    Ok(Ok(Ready { opened, sampler, tokenizer, prompt, n_kept, n_top, going_on }))
+}
+
+impl GoingOn {
+    /// Restores the session, or begins it, and takes the text that is to be read into its log.
+    fn start(self, args: &RunArgs, prompt: &[u32], session: &mut Session, sampler: &mut Sampler) -> Result<Log> {
+        let GoingOn { ongoing, most, text, beginning, n_pinned } = self;
+        let begins = !ongoing.has_begun();
+        let mut log = ongoing.start(args, most, prompt.is_empty(), session, sampler)?;
+        if begins {
+            ongoing::pin(session, n_pinned)?;
+        } else if beginning.is_some_and(|beginning| !log.text().starts_with(beginning.as_bytes())) {
+            let what = format!("session '{}' began with another system's turn: leave it out, or give another name", log.name());
+            return Err(Error::usage("--system", what));
+        }
+        log.take(text.as_bytes());
+        Ok(log)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::text::Tokenizer;
 use crate::units::Bytes;
 
 use super::flow::Outcome;
+use super::ongoing::Log;
 
 #[derive(Serialize)]
 pub struct Report<'a> {
@@ -30,12 +31,25 @@ pub struct Report<'a> {
     /// Weights in 1e9 bytes a second, as read then.
     read_gb_s: Option<f64>,
     threads: usize,
+    /// Of a run that goes on with a conversation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<SavedSession<'a>>,
     #[serde(skip_serializing_if = "nothing_kept")]
     logprobs: &'a Logprobs,
 }
 
 fn nothing_kept(logprobs: &&Logprobs) -> bool {
     logprobs.is_empty()
+}
+
+#[derive(Serialize)]
+struct SavedSession<'a> {
+    name: &'a str,
+    /// Tokens before this run, and with it.
+    n_before: u64,
+    n_tokens: u64,
+    /// Of its file; 0 where it was not saved.
+    bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -87,6 +101,7 @@ pub fn report<'a>(
     plan: &Plan,
     prompt: &'a [u32],
     outcome: &'a Outcome,
+    log: Option<&'a Log>,
 ) -> Report<'a> {
     let cache = session.cache();
     Report {
@@ -97,7 +112,7 @@ pub fn report<'a>(
         timings: Timings {
             load_ms: ms(outcome.load),
             prefill_ms: ms(outcome.prefill),
-            prefill_tok_s: rate(n_read(session, prompt), outcome.prefill),
+            prefill_tok_s: rate(n_read(session, prompt, outcome), outcome.prefill),
             decode_ms: ms(outcome.decode),
             decode_tok_s: rate(steps(outcome), outcome.decode),
             first_token_ms: ms(outcome.first_token),
@@ -122,13 +137,19 @@ pub fn report<'a>(
         kernel_choice: chosen(session.choice()),
         read_gb_s: session.choice().read_gb_s(),
         threads: session.n_threads(),
+        session: log.map(|log| SavedSession {
+            name: log.name(),
+            n_before: log.n_before,
+            n_tokens: session.n_past(),
+            bytes: log.file_bytes,
+        }),
         logprobs: &outcome.kept.logprobs,
     }
 }
 
 /// Tokens of the prompt that were taken in: not all where it was interrupted.
-fn n_read(session: &Session, prompt: &[u32]) -> usize {
-    prompt.len().min(session.n_past() as usize)
+fn n_read(session: &Session, prompt: &[u32], outcome: &Outcome) -> usize {
+    prompt.len().min((session.n_past() - outcome.n_before) as usize)
 }
 
 pub fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outcome) -> String {
@@ -137,9 +158,9 @@ pub fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outc
         "[{}] prompt {} tokens in {:.2} s ({:.1} tok/s), {} tokens in {:.2} s ({:.1} tok/s); cache {} of {}: {} of {} slots live, {} evicted ({}); \
          private memory {} of {} planned; kernels {}, {} threads",
         outcome.stop.name(),
-        n_read(session, prompt),
+        n_read(session, prompt, outcome),
         outcome.prefill.as_secs_f64(),
-        rate(n_read(session, prompt), outcome.prefill),
+        rate(n_read(session, prompt, outcome), outcome.prefill),
         outcome.n_generated,
         outcome.decode.as_secs_f64(),
         rate(steps(outcome), outcome.decode),

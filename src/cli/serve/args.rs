@@ -101,6 +101,15 @@ pub struct ServeArgs {
     /// Seconds that answers under way have when the server is told to stop
     #[arg(long, value_name = "S", default_value = "2")]
     pub stop_wait: Seconds,
+    /// Keep conversations and system turns in this folder, so that they need not be read again after a restart
+    #[arg(long, value_name = "DIR")]
+    pub sessions: Option<PathBuf>,
+    /// The most that they may take there
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub session_space: Bytes,
+    /// Seconds after which an idle conversation that has a name is saved
+    #[arg(long, value_name = "S", default_value = "60")]
+    pub save_after: Seconds,
     #[arg(long)]
     pub no_metrics: bool,
     #[arg(long)]
@@ -207,7 +216,7 @@ impl ServeArgs {
             slots: !self.no_slots,
             ui: !self.no_ui,
             ollama: !self.no_ollama,
-            sessions: false,
+            sessions: self.sessions.is_some(),
             verbose: log::max_level() >= log::LevelFilter::Debug,
             stop_wait: self.stop_wait.0,
         })

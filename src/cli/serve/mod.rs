@@ -10,10 +10,12 @@ use crate::error::{Error, Result, Setting};
 use crate::kv::Policy;
 use crate::server::desk::Desk;
 use crate::server::http::{Network, Settings, Shared};
+use crate::server::keeper::Keeper;
 use crate::server::notify::Supervisor;
 use crate::server::scheduler::Scheduler;
 use crate::server::seat::SeatSizes;
 use crate::session::Engine;
+use crate::session_file::{Fingerprint, Limits, Shelf};
 use crate::text::{ChatTemplate, Held};
 use crate::units::Bytes;
 
@@ -50,6 +52,7 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     let desk = Arc::new(Desk::new(args.streams, args.queue));
     let sampling = args.sample.params(opened.model.config.n_ctx);
     let plan_bytes = opened.plan.private_bytes();
+    let template_source = template.as_ref().map_or(Vec::new(), |template| template.source().as_bytes().to_vec());
     let model = info(&opened.model, &args.alias, &args.tags);
     let shared = Arc::new(Shared::new(desk.clone(), tokenizer.clone(), template, model, sampling, plan_bytes));
     interrupt::defer();
@@ -66,6 +69,11 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     let engine = Engine::new(model, &layout)?;
     let limit = (args.overflow == Overflow::Error).then_some(n_ctx);
     let mut scheduler = Scheduler::new(engine, &layout, &sizes, desk.clone(), tokenizer, limit)?;
+    if let Some(path) = &args.sessions {
+        let shelf = Shelf::open(path, Limits::of(args.session_space.0)).map_err(|e| Error::io(path, e))?;
+        let fingerprint = Fingerprint::of(&scheduler.model().file, &template_source, scheduler.cache());
+        scheduler.keep(Keeper::new(shelf, fingerprint, args.save_after.0, desk.clone()));
+    }
     let mut supervisor = Supervisor::find();
     shared.set_ready();
     supervisor.ready();
@@ -93,7 +101,11 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     supervisor.stopping();
     shared.stop();
     match serving.join() {
-        Ok(served) => served.map(|()| Done::Exit(0)),
+        Ok(served) => served.map(|()| {
+            // A stop that was asked for is no failure.
+            interrupt::take();
+            Done::Exit(0)
+        }),
         Err(_) => Err(Error::stopped("the network thread has ended by a fault of lowkey: please report what the log says")),
     }
 }
@@ -132,6 +144,9 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
     plan.private("http", settings.connection_bytes() + NETWORK_BYTES);
     let render = |n_bytes: usize| template.as_ref().map_or(0, |template| template.plan_bytes(n_bytes));
     plan.private("requests", settings.request_bytes(render));
+    if args.sessions.is_some() {
+        plan.private("sessions", Keeper::plan_bytes());
+    }
     plan.private("page, metrics, log", 64 << 10);
     opened.check()?;
     if opened.is_only_planned() {

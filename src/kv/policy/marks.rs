@@ -11,7 +11,7 @@ use super::victim::{Entries, NO_LIMIT, victim};
 use super::{Entering, Keeps, Rule};
 use crate::kv::Pos;
 use crate::kv::layout::{AttnLayer, KvShape};
-use crate::mem::arena::{Arena, Buf};
+use crate::mem::arena::{Arena, Buf, bytes_of_mut};
 
 /// Tokens that means look back upon, at most: sums of so many f32 lose nothing, and a stream may change its subject.
 const MEMORY: u64 = 4096;
@@ -65,6 +65,48 @@ impl Marks {
         self.mean.fill(0.0);
         self.latest_slots.fill(u32::MAX);
         self.limits.fill(NO_LIMIT);
+    }
+
+    /// Goes over the marks of the first `n_live` entries of a head whose slots begin at `first`.
+    pub fn visit_entries<E>(
+        &mut self,
+        (first, n_live): (usize, usize),
+        see: &mut impl FnMut(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        see(bytes_of_mut(&mut self.positions[first..][..n_live]))?;
+        for marks in [&mut self.scores, &mut self.common, &mut self.received] {
+            if !marks.is_empty() {
+                see(bytes_of_mut(&mut marks[first..][..n_live]))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes over what belongs to heads and to no entry.
+    pub fn visit_heads<E>(&mut self, see: &mut impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
+        see(bytes_of_mut(&mut self.mean))?;
+        see(bytes_of_mut(&mut self.latest))?;
+        see(bytes_of_mut(&mut self.latest_slots))?;
+        see(bytes_of_mut(&mut self.limits))
+    }
+
+    /// Tokens of the stream after which scores got the unit they are kept in.
+    pub fn unit_at(&self) -> u64 {
+        self.ageing.unit_at
+    }
+
+    /// Whether scores may have got their unit then, in a stream of `n_past` tokens.
+    pub fn may_be_unit(&self, unit_at: u64, n_past: u64) -> bool {
+        unit_at <= n_past && (unit_at == 0 || self.ageing.half_life > 0)
+    }
+
+    pub fn set_unit_at(&mut self, unit_at: u64) {
+        self.ageing.unit_at = unit_at;
+    }
+
+    /// Whether what heads know are numbers.
+    pub fn is_sound(&self) -> bool {
+        self.mean.iter().all(|x| x.is_finite())
     }
 
     /// The tokens in slots from `first` on were taken back: they are no neighbours of those to come.

@@ -16,7 +16,7 @@ use super::{KvCache, KvScratch};
 use crate::kv::Rotary;
 use crate::kv::layout::{AttnLayer, Head, KvShape};
 use crate::kv::types::KvType;
-use crate::mem::arena::{Arena, Buf};
+use crate::mem::arena::{Arena, Buf, bytes_of_mut};
 
 /// Tokens from which is learned how to round.
 pub const SEEN: usize = 64;
@@ -99,6 +99,31 @@ impl KeyRoundings {
 
     pub fn of_head(&self, layer: AttnLayer, head: Head) -> KeyRounding<'_> {
         self.of_layer(layer).nth(head.0).unwrap_or_default()
+    }
+
+    /// Goes over what is known or being learned.
+    pub fn visit<E>(&mut self, see: &mut impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
+        see(bytes_of_mut(&mut self.centres))?;
+        see(bytes_of_mut(&mut self.query_weights))
+    }
+
+    pub fn is_fixed(&self) -> bool {
+        self.is_fixed
+    }
+
+    /// Whether there is anything to know of keys of this type.
+    pub fn is_used(&self) -> bool {
+        !self.query_weights.is_empty()
+    }
+
+    pub fn set_fixed(&mut self, is_fixed: bool) {
+        self.is_fixed = is_fixed;
+    }
+
+    /// Whether keys can be rounded by what is known: by numbers, and weights above nought.
+    pub fn is_sound(&self) -> bool {
+        let lowest = if self.is_fixed { f32::MIN_POSITIVE } else { 0.0 };
+        self.centres.iter().all(|x| x.is_finite()) && self.query_weights.iter().all(|x| x.is_finite() && *x >= lowest)
     }
 
     fn is_learning(&self) -> bool {

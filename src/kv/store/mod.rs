@@ -13,6 +13,7 @@ mod key_rounding;
 mod moved;
 mod renumber;
 mod rewind;
+pub mod saved;
 mod sink_row;
 pub mod step;
 

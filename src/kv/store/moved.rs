@@ -65,13 +65,9 @@ impl KvCache {
     }
 
     /// Takes in the `n` tokens that were laid behind the latest one.
-    pub fn adopt(&mut self, n: usize) {
+    pub fn take_moved(&mut self, n: usize) {
         assert!(self.n_live + n <= self.n_slot);
         self.n_live += n;
         self.next_pos += n as Pos;
     }
 }
-
-#[cfg(test)]
-#[path = "../../../tests/unit/kv/store/moved.rs"]
-mod tests;

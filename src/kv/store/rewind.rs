@@ -64,7 +64,3 @@ impl KvCache {
         self.rule.protect.recent as usize
     }
 }
-
-#[cfg(test)]
-#[path = "../../../tests/unit/kv/store/rewind.rs"]
-mod tests;

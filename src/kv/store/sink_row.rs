@@ -49,12 +49,29 @@ impl SinkRows {
 
     /// For a new stream, whose rule lets its first token go or not.
     pub fn clear(&mut self, stays: bool) {
-        self.is_there = stays && !self.keys.is_empty();
+        self.is_there = self.may_be_there(stays);
     }
 
     /// It may have left the first slots.
     pub fn give_up(&mut self) {
         self.is_there = false;
+    }
+
+    /// Whether a stream's rows are here, and whether they may be in one whose rule lets its first token go or not.
+    pub fn is_there(&self) -> bool {
+        self.is_there
+    }
+    pub fn may_be_there(&self, stays: bool) -> bool {
+        stays && !self.keys.is_empty()
+    }
+
+    /// Goes over the rows, of a stream that has them here.
+    pub fn visit<E>(&mut self, see: &mut impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
+        if self.is_there {
+            see(&mut self.keys)?;
+            see(&mut self.values)?;
+        }
+        Ok(())
     }
 
     /// Where the rows of a layer are, if they are read.

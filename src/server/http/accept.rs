@@ -21,6 +21,8 @@ use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 
+use crate::mem::warm::warm_heap;
+
 use super::app::App;
 use super::router::{handle, router};
 use super::seats::Seat;
@@ -30,6 +32,8 @@ use super::{Settings, Shared};
 /// What the system holds for a connection in each direction.
 const SOCKET_BYTES: u32 = 128 << 10;
 const BACKLOG: u32 = 64;
+/// What ordinary connections take on the network's thread.
+const WARM_BYTES: usize = 1 << 20;
 
 enum Listener {
     Tcp(TcpListener),
@@ -107,6 +111,8 @@ impl Network {
         let stop_wait = settings.stop_wait;
         let app = App::new(settings, shared.clone())
             .map_err(|e| Error::stopped(format!("the system has no memory for another thread: {e}")))?;
+        warm_heap(WARM_BYTES);
+        shared.is_warm();
         runtime.block_on(async {
             let router = router(app.clone());
             let listening = |listener| tokio::spawn(listen(app.clone(), router.clone(), listener));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use super::clerk::Clerk;
+use super::error::{Checked, Refusal};
 use super::seats::Seats;
 use super::{Settings, Shared};
 
@@ -33,9 +34,18 @@ impl App {
             turned_away: Arc::new(Semaphore::new(N_TURNED_AWAY)),
             bodies: Arc::new(Semaphore::new(settings.n_streams + settings.n_queue)),
             watchers: Arc::new(Semaphore::new(N_WATCHERS)),
-            clerk: Clerk::start()?,
+            clerk: {
+                let shared = shared.clone();
+                Clerk::start(move || shared.is_warm())?
+            },
             settings,
             shared,
         }))
+    }
+
+    /// The ids of a text.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Checked<Vec<u32>> {
+        let ids = self.shared.tokenizer.encode(text, parse_special, add_special);
+        ids.map_err(|error| Refusal::bad("invalid_value", format!("the text cannot be split into tokens: {error}")))
     }
 }

@@ -13,38 +13,54 @@ use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::Settings;
 use super::app::App;
 use super::error::{Checked, Refusal};
 
 /// What must come in the time of the settings.
 const RATE_BYTES: usize = 64 << 10;
 /// A body of this size is none of the few.
-const SMALL_BYTES: usize = 16 << 10;
+pub const SMALL_BYTES: usize = 16 << 10;
 /// Lists and objects within each other.
 const MAX_DEPTH: usize = 64;
-/// What a value takes in a list at most, beside its text, and what a name and a value take in an object, with the tables of both.
-const VALUE_BYTES: usize = 64;
-const PAIR_BYTES: usize = 256;
+/// What a value takes in a list at most, with its text where that is short, and what a name and a value take that are an object of
+/// their own.
+const VALUE_BYTES: usize = 96;
+const PAIR_BYTES: usize = 352;
 
-/// Values and names that a body of so many bytes at most may hold.
-fn most_values(max_body: usize) -> (usize, usize) {
-    ((max_body / 16).max(16 << 10), (max_body / 64).max(4 << 10))
+/// Values and names that a body may hold: a prompt as large as the context in tokens, and all messages and tools that there may be.
+fn most_values(settings: &Settings) -> (usize, usize) {
+    let n_values = (settings.n_ctx + 1024).clamp(8 << 10, 64 << 10);
+    let n_names = (settings.max_body / 80).max(1 << 10);
+    (n_values.min(settings.max_body / 2), n_names.min(settings.max_body / 4))
 }
 
 /// Private memory that the JSON of a body takes, from above.
-pub fn json_bytes(max_body: usize) -> usize {
-    let (n_values, n_names) = most_values(max_body);
-    max_body + n_values * VALUE_BYTES + n_names * PAIR_BYTES
+pub fn json_bytes(settings: &Settings) -> usize {
+    let (n_values, n_names) = most_values(settings);
+    settings.max_body + n_values * VALUE_BYTES + n_names * PAIR_BYTES
 }
 
-/// A body, and its place among the few.
+/// A place among the few bodies of size; small ones need none.
+pub type Place = Option<OwnedSemaphorePermit>;
+
+/// A body, and its place.
 pub struct Bytes {
     bytes: Vec<u8>,
-    _place: Option<OwnedSemaphorePermit>,
+    place: Place,
 }
 
 /// Reads the body of a request.
 pub async fn read(app: &App, request: Request) -> Checked<Bytes> {
+    read_with(app, request, false).await
+}
+
+/// Reads a body to which the answer will be larger than it is: it has a place, however small it is.
+pub async fn read_for_more(app: &App, request: Request) -> Checked<Bytes> {
+    read_with(app, request, true).await
+}
+
+async fn read_with(app: &App, request: Request, needs_place: bool) -> Checked<Bytes> {
     let most = app.settings.max_body;
     let too_large = || {
         let message = format!("the body has more than {most} bytes, the most that this server takes: send less");
@@ -57,7 +73,7 @@ pub async fn read(app: &App, request: Request) -> Checked<Bytes> {
     let length = length.map(|length| length as usize);
     let mut body = request.into_body();
     let place = match length {
-        Some(length) if length <= SMALL_BYTES => None,
+        Some(length) if length <= SMALL_BYTES && !needs_place => None,
         _ if body.is_end_stream() => None,
         _ => Some(place(app).await?),
     };
@@ -74,7 +90,7 @@ pub async fn read(app: &App, request: Request) -> Checked<Bytes> {
             (late, n_since) = (Instant::now() + app.settings.io_timeout, 0);
         }
     }
-    Ok(Bytes { bytes, _place: place })
+    Ok(Bytes { bytes, place })
 }
 
 async fn place(app: &App) -> Checked<OwnedSemaphorePermit> {
@@ -108,26 +124,27 @@ async fn next(body: &mut Body, late: Instant) -> Checked<Option<hyper::body::Byt
 }
 
 impl Bytes {
-    /// What the body says.
-    pub fn json(&self, max_body: usize) -> Checked<Value> {
-        parse(&self.bytes, max_body)
+    /// What the body says, and its place, which is kept for as long as there is something of that size.
+    pub fn json(self, settings: &Settings) -> Checked<(Value, Place)> {
+        let Bytes { bytes, place } = self;
+        Ok((parse(&bytes, settings)?, place))
     }
 }
 
-fn parse(bytes: &[u8], max_body: usize) -> Checked<Value> {
+fn parse(bytes: &[u8], settings: &Settings) -> Checked<Value> {
     let invalid = |what: String| Refusal::bad("invalid_json", what);
     let text = std::str::from_utf8(bytes)
         .map_err(|e| invalid(format!("the body is no UTF-8 at byte {}: send JSON in UTF-8", e.valid_up_to())))?;
     if text.trim_ascii().is_empty() {
         return Err(invalid("the body is empty: send a JSON object".into()));
     }
-    check_shape(bytes, max_body)?;
+    check_shape(bytes, settings)?;
     serde_json::from_str(text).map_err(|e| invalid(format!("the body is no JSON: {e}")))
 }
 
 /// Counts what the JSON would become. What is no JSON is counted somehow, and refused later.
-fn check_shape(bytes: &[u8], max_body: usize) -> Checked<()> {
-    let (most_values, most_names) = most_values(max_body);
+fn check_shape(bytes: &[u8], settings: &Settings) -> Checked<()> {
+    let (most_values, most_names) = most_values(settings);
     let (mut depth, mut n_values, mut n_names) = (0usize, 0, 0);
     let (mut in_string, mut is_escaped) = (false, false);
     for &byte in bytes {

@@ -14,6 +14,7 @@ use super::answers::{
 use super::app::{App, AppState};
 use super::error::{Checked, Refusal};
 use super::fields::Fields;
+use super::gaps::Gaps;
 use super::run::{Facts, Manner, Piece, Token};
 use super::stream::{Format, Order, Part, answer};
 use super::thinking::{Parted, Splitter};
@@ -25,12 +26,18 @@ const LIMITS: [&str; 3] = ["max_completion_tokens", "max_tokens", "n_predict"];
 pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Response> {
     let body = body::read(&app, request).await?;
     let reader = app.clone();
-    let order = app.clerk.run(move || read(&reader, &body.json(reader.settings.max_body)?)).await?;
+    let order = app
+        .clerk
+        .run(move || {
+            let (body, _place) = body.json(&reader.settings)?;
+            read(&reader, body)
+        })
+        .await?;
     answer(&app, order).await
 }
 
-fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
-    let fields = Fields::of_body(body)?;
+fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
+    let fields = Fields::of_body(&body)?;
     let mut wishes = sampling::read(app, &fields, &LIMITS)?;
     let n_top = match fields.flag("logprobs")? {
         true => Some(sampling::n_tops(&fields, "top_logprobs")?.unwrap_or(0)),
@@ -43,7 +50,10 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
     wishes.request.n_probs = n_top.map_or(0, |n| n.max(1));
     let is_parted = fields.word("reasoning_format", &["none", "auto", "deepseek", "deepseek-legacy"])? != Some("none");
     let pins = fields.bool("pin_system")?.unwrap_or(app.settings.pin_system);
-    let prompt = prompt::of_chat(app, prompt::read_chat(app, &fields)?, pins)?;
+    let chat = prompt::read_chat(app, &fields)?;
+    // What it holds is in the chat by now.
+    drop(body);
+    let prompt = prompt::of_chat(app, chat, pins)?;
     let splitter = if is_parted { Splitter::new(prompt.is_thinking) } else { Splitter::off() };
     let format = Chat {
         app: app.clone(),
@@ -66,9 +76,9 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
         n_met: 0,
     };
     Ok(Order {
-        manner: Manner { by_token: n_top.is_some(), progress: wishes.return_progress, n_choice: wishes.n, ping: None },
+        manner: Manner { by_token: n_top.is_some(), keeps_tokens: n_top.is_some(), progress: wishes.return_progress, ping: None },
         is_stream: wishes.is_stream,
-        requests: sampling::requests(&wishes, vec![prompt]),
+        batch: sampling::batch(app, &wishes, vec![prompt])?,
         format: Box::new(format),
     })
 }
@@ -202,24 +212,25 @@ impl Format for Chat {
         sse(out, &json!({ "error": refusal.object() }));
     }
 
-    fn whole(&mut self, parts: Vec<Part>) -> Value {
-        let choice = |part: &Part| {
+    fn whole(&mut self, parts: Vec<Part>, gaps: &mut Gaps) -> Value {
+        let mut facts = Vec::with_capacity(parts.len());
+        let mut choices = Vec::with_capacity(parts.len());
+        for part in parts {
             let parted = self.fresh.clone().part(&part.text);
             let mut message = json!({ "role": "assistant", "content": parted.content });
             if !parted.reasoning.is_empty() {
                 message["reasoning_content"] = parted.reasoning.into();
             }
-            let logprobs =
-                self.n_top.map(|n_top| json!({ "content": tokens_with_tops(&self.app.shared.tokenizer, &part.tokens, n_top) }));
-            json!({
+            let logprobs = self.n_top.map(|n_top| json!({ "content": gaps.list(part.tokens, n_top) }));
+            choices.push(json!({
                 "index": part.facts.part,
                 "message": message,
                 "finish_reason": finish_reason(&part.facts),
                 "logprobs": logprobs,
-            })
-        };
-        let mut object = self.object("chat.completion", parts.iter().map(choice).collect());
-        let facts: Vec<Facts> = parts.iter().map(|part| part.facts).collect();
+            }));
+            facts.push(part.facts);
+        }
+        let mut object = self.object("chat.completion", choices.into());
         object["usage"] = usage(&facts);
         if let Some(last) = facts.last() {
             object["timings"] = timings(&last.progress);

@@ -11,14 +11,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::mem::confined::n_lost;
+use crate::mem::confined::{confined, n_lost};
+use crate::mem::warm::warm_heap;
 
 use super::error::{Checked, Refusal};
 
-/// Conversations that may be stopped for good.
-pub const MAX_LOST: usize = 3;
+/// Conversations that may be stopped for good. With one, what it keeps is what the next would have taken.
+pub const MAX_LOST: usize = 1;
 /// Requests that wait for the clerk hold their connections, and wait in those.
 const DESK: usize = 1;
+/// What reading an ordinary request takes, and rendering it.
+pub const WARM_BYTES: usize = 512 << 10;
 /// JSON has at most 64 levels, and rendering has a stack of its own.
 const STACK_BYTES: usize = 1 << 20;
 
@@ -29,9 +32,13 @@ pub struct Clerk {
 }
 
 impl Clerk {
-    pub fn start() -> std::io::Result<Clerk> {
+    /// `ready` is called once it has taken the memory that it works in.
+    pub fn start(ready: impl FnOnce() + Send + 'static) -> std::io::Result<Clerk> {
         let (work, mut waiting) = mpsc::channel::<Work>(DESK);
         let run = move || {
+            warm_heap(WARM_BYTES);
+            let _ = confined(2 * WARM_BYTES, STACK_BYTES, || warm_heap(WARM_BYTES));
+            ready();
             while let Some(work) = waiting.blocking_recv() {
                 work();
             }
@@ -62,8 +69,9 @@ pub fn check_rendering() -> Checked<()> {
     if n_lost() < MAX_LOST {
         return Ok(());
     }
-    Err(Refusal::broken(format!(
-        "the chat template was stopped {MAX_LOST} times for taking too much memory, and is not run any more: restart the server, and \
-         set another template if it comes again"
-    )))
+    Err(Refusal::broken(
+        "the chat template took more memory than it may, which it keeps until the server is restarted; until then no chat is \
+         answered: restart it, and set another template if it comes again"
+            .to_string(),
+    ))
 }

@@ -12,6 +12,7 @@ use super::answers::{memory, prompt_progress, sse, timings, tokens_with_tops};
 use super::app::{App, AppState};
 use super::error::{Checked, Refusal};
 use super::fields::{Fields, wanted};
+use super::gaps::Gaps;
 use super::run::{Facts, Manner, Piece, Token};
 use super::stream::{Format, Order, Part, answer};
 use super::{body, prompt, sampling};
@@ -22,12 +23,18 @@ const MAX_FIELDS: usize = 64;
 pub async fn native(State(app): AppState, request: HttpRequest) -> Checked<Response> {
     let body = body::read(&app, request).await?;
     let reader = app.clone();
-    let order = app.clerk.run(move || read(&reader, &body.json(reader.settings.max_body)?)).await?;
+    let order = app
+        .clerk
+        .run(move || {
+            let (body, _place) = body.json(&reader.settings)?;
+            read(&reader, body)
+        })
+        .await?;
     answer(&app, order).await
 }
 
-fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
-    let fields = Fields::of_body(body)?;
+fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
+    let fields = Fields::of_body(&body)?;
     let mut wishes = sampling::read(app, &fields, &["n_predict", "max_tokens"])?;
     wishes.request.n_probs = sampling::n_tops(&fields, "n_probs")?.unwrap_or(0);
     let mut paths = Vec::new();
@@ -49,16 +56,21 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
         has_new_line: false,
     };
     Ok(Order {
-        manner: Manner { by_token: wishes.request.n_probs > 0, progress: wishes.return_progress, n_choice: wishes.n, ping: None },
+        manner: Manner {
+            by_token: wishes.request.n_probs > 0,
+            keeps_tokens: wishes.request.n_probs > 0 || format.return_tokens,
+            progress: wishes.return_progress,
+            ping: None,
+        },
         is_stream: wishes.is_stream,
-        requests: sampling::requests(&wishes, prompts),
+        batch: sampling::batch(app, &wishes, prompts)?,
         format: Box::new(format),
     })
 }
 
 /// What a part was made from.
 struct MadeFrom {
-    prompt: String,
+    prompt: Value,
     settings: Value,
     stops: Vec<String>,
 }
@@ -119,10 +131,7 @@ impl Native {
         if let (Value::Object(object), Value::Object(own)) = (&mut object, own) {
             object.extend(own);
         }
-        if self.n_probs > 0 && !self.is_stream {
-            object["completion_probabilities"] = self.probabilities(tokens);
-        }
-        self.cut(object)
+        object
     }
 
     /// Only what was asked for, by its path.
@@ -165,7 +174,7 @@ impl Format for Native {
 
     fn note(&mut self, request: &Request) {
         self.made_from.push(MadeFrom {
-            prompt: self.app.shared.tokenizer.decode(&request.prompt),
+            prompt: sampling::prompt_text(&self.app, request),
             settings: sampling::generation_settings(request, self.is_stream, self.timings_per_token),
             stops: request.stops.clone(),
         });
@@ -173,7 +182,7 @@ impl Format for Native {
 
     fn part_end(&mut self, facts: &Facts, out: &mut String) {
         let has_new_line = std::mem::take(&mut self.has_new_line);
-        sse(out, &self.last(facts, "", &[], has_new_line));
+        sse(out, &self.cut(self.last(facts, "", &[], has_new_line)));
     }
 
     fn end(&mut self, _out: &mut String) {}
@@ -182,9 +191,15 @@ impl Format for Native {
         sse(out, &json!({ "error": refusal.object() }));
     }
 
-    fn whole(&mut self, parts: Vec<Part>) -> Value {
-        let last = |part: &Part| self.last(&part.facts, &part.text, &part.tokens, part.text.contains('\n'));
-        let mut answers: Vec<Value> = parts.iter().map(last).collect();
+    fn whole(&mut self, parts: Vec<Part>, gaps: &mut Gaps) -> Value {
+        let mut answers = Vec::with_capacity(parts.len());
+        for part in parts {
+            let mut answer = self.last(&part.facts, &part.text, &part.tokens, part.text.contains('\n'));
+            if self.n_probs > 0 {
+                answer["completion_probabilities"] = gaps.list(part.tokens, self.n_probs);
+            }
+            answers.push(self.cut(answer));
+        }
         // One answer stands for itself, as it does at llama-server.
         if answers.len() > 1 { answers.into() } else { answers.pop().unwrap_or_default() }
     }

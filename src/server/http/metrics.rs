@@ -66,11 +66,6 @@ pub struct Counters {
     first_token_us: Count,
     /// Anonymous memory when the server was ready.
     anon_at_ready: AtomicU64,
-    /// Told by whoever keeps sessions.
-    pub sessions_files: AtomicU64,
-    pub sessions_bytes: AtomicU64,
-    pub sessions_saved: Count,
-    pub sessions_failed: Count,
 }
 
 impl Counters {
@@ -185,14 +180,14 @@ fn own(text: &mut Text, app: &App, n_waiting: usize, n_running: usize, streams: 
     counter("renumbered_total", "Times that positions were numbered anew.", n_renumbered as f64);
     counter("draft_tokens_total", "Tokens drafted.", totals.draft_tokens as f64);
     counter("draft_accepted_total", "Drafted tokens that were right.", totals.draft_accepted as f64);
-    counter("sessions_saved_total", "Sessions written.", counters.sessions_saved.get() as f64);
-    counter("sessions_failed_total", "Sessions that could not be written or read.", counters.sessions_failed.get() as f64);
+    counter("sessions_saved_total", "Sessions written.", totals.sessions_saved as f64);
+    counter("sessions_failed_total", "Sessions that could not be written or read.", totals.sessions_failed as f64);
     counter("major_faults_total", "Pages read again from the file system.", major_faults() as f64);
     let mut gauge = |name: &str, help: &str, value: f64| text.one(&format!("lowkey_{name}"), "gauge", help, value);
     gauge("requests_running", "Requests that have a stream.", n_running as f64);
     gauge("requests_waiting", "Requests that wait for one.", n_waiting as f64);
-    gauge("sessions_files", "Sessions kept.", counters.sessions_files.load(Relaxed) as f64);
-    gauge("sessions_bytes", "Bytes of sessions kept.", counters.sessions_bytes.load(Relaxed) as f64);
+    gauge("sessions_files", "Sessions kept.", totals.sessions_files as f64);
+    gauge("sessions_bytes", "Bytes of sessions kept.", totals.sessions_bytes as f64);
     gauge("memory_plan_bytes", "Private memory as planned.", app.shared.plan_bytes as f64);
     gauge("process_resident_memory_bytes", "Resident memory, file pages included.", (status_kib("VmRSS:") << 10) as f64);
     gauge("memory_anon_bytes", "Private resident memory.", (status_kib("RssAnon:") << 10) as f64);

@@ -22,6 +22,7 @@ mod completion;
 mod constraint;
 mod error;
 mod fields;
+mod gaps;
 mod guard;
 mod messages;
 mod metrics;
@@ -39,15 +40,16 @@ mod stream;
 mod text_completion;
 mod thinking;
 mod tokens;
+mod unfold;
 mod wire;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::text::{ChatTemplate, SamplerParams, Tokenizer};
 
-use super::desk::Desk;
+use super::desk::{Desk, MAX_PROBS, OUTBOX_TEXT_BYTES, OUTBOX_TOKENS, Sampled};
 
 pub use accept::Network;
 pub use body::json_bytes;
@@ -156,19 +158,33 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Private memory for connections, from above: for each the task, a head, what hyper buffers of either direction, and an answer
-    /// or a piece of one; the runtime and the clerk besides.
+    /// Private memory for connections, from above: for each the task, a head, what hyper buffers of either direction, a small body,
+    /// and a piece of an answer; the runtime and the clerk besides.
     pub fn connection_bytes(&self) -> usize {
         const TASK: usize = 24 << 10;
-        self.n_connections * (TASK + 2 * wire::BUFFER_BYTES + stream::CHUNK_BYTES) + (512 << 10)
+        self.n_connections * (TASK + 2 * wire::BUFFER_BYTES + body::SMALL_BYTES + stream::CHUNK_BYTES) + (512 << 10)
+    }
+
+    /// Tokens that the prompts of a request may have together.
+    pub fn max_prompt_tokens(&self) -> usize {
+        (self.max_body / size_of::<u32>()).max(self.n_ctx)
+    }
+
+    /// What a conversation may take when it is written out with indentation: little more than its body.
+    fn max_written(&self) -> usize {
+        self.max_body + self.max_body / 4
     }
 
     /// Private memory for requests, from above: bodies and prompts of all that may run or wait, and what reading one of them takes,
     /// which the clerk does one at a time. `render_bytes`: what the template takes for text of so many bytes (its `plan_bytes`).
     pub fn request_bytes(&self, render_bytes: impl Fn(usize) -> usize) -> usize {
-        let each = self.max_body + 4 * self.max_body.min(4 * self.n_ctx.max(1024)) + (4 << 10);
-        let lost = clerk::MAX_LOST * render_bytes(self.max_body);
-        (self.n_streams + self.n_queue) * each + json_bytes(self.max_body) + render_bytes(self.max_body) + lost
+        // A body is gone when its tokens are there.
+        let prompt = self.max_body.max(self.max_prompt_tokens() * size_of::<u32>());
+        let outbox = OUTBOX_TEXT_BYTES + OUTBOX_TOKENS * (size_of::<Sampled>() + MAX_PROBS * size_of::<(u32, f32)>());
+        let each = prompt + outbox + (4 << 10);
+        // The JSON and what is taken out of it; a conversation that is stopped keeps its share, and after the last none is rendered.
+        let reading = 2 * json_bytes(self) + clerk::MAX_LOST * render_bytes(self.max_written());
+        (self.n_streams + self.n_queue) * each + self.n_streams * stream::WHOLE_BYTES + reading
     }
 }
 
@@ -215,6 +231,7 @@ pub struct Shared {
     pub started: SystemTime,
     started_at: Instant,
     is_ready: AtomicBool,
+    n_warm: AtomicUsize,
     stop: tokio::sync::watch::Sender<bool>,
 }
 
@@ -238,12 +255,23 @@ impl Shared {
             started: SystemTime::now(),
             started_at: Instant::now(),
             is_ready: AtomicBool::new(false),
+            n_warm: AtomicUsize::new(0),
             stop: tokio::sync::watch::Sender::new(false),
         }
     }
 
+    /// A thread of the network's side has taken the memory that it works in.
+    fn is_warm(&self) {
+        self.n_warm.fetch_add(1, Ordering::Release);
+    }
+
     /// From now on requests are taken.
     pub fn set_ready(&self) {
+        // Both threads have long taken their memory, unless the machine is very busy.
+        let since = Instant::now();
+        while self.n_warm.load(Ordering::Acquire) < 2 && since.elapsed() < Duration::from_secs(2) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.counters.note_memory_at_ready();
         self.is_ready.store(true, Ordering::Release);
     }

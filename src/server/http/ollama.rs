@@ -91,7 +91,7 @@ pub async fn show(State(app): AppState, request: HttpRequest) -> Checked<Respons
     let reader = app.clone();
     app.clerk
         .run(move || {
-            let body = body.json(reader.settings.max_body)?;
+            let (body, _place) = body.json(&reader.settings)?;
             let fields = Fields::of_body(&body)?;
             let name = fields.string("model")?.or(fields.string("name")?).unwrap_or_default();
             check_known(&reader, name)
@@ -146,36 +146,41 @@ async fn generation(app: Arc<App>, request: HttpRequest, is_chat: bool) -> Check
     check_on(&app)?;
     let body = body::read(&app, request).await?;
     let reader = app.clone();
-    match app.clerk.run(move || read(&reader, &body.json(reader.settings.max_body)?, is_chat)).await? {
+    let order = app
+        .clerk
+        .run(move || {
+            let (body, _place) = body.json(&reader.settings)?;
+            read(&reader, body, is_chat)
+        })
+        .await?;
+    match order {
         Some(order) => answer(&app, order).await,
         None => Ok(json_response(&loaded(&app, is_chat))),
     }
 }
 
+/// What `options` and OpenAI's chats call alike.
+const OPTIONS: [&str; 11] = [
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "seed",
+    "stop",
+    "repeat_penalty",
+    "repeat_last_n",
+    "presence_penalty",
+    "frequency_penalty",
+    "num_predict",
+];
+
 /// The request in the words of a chat; none: nothing is asked but that the model be there, which it is.
-fn read(app: &Arc<App>, body: &Value, is_chat: bool) -> Checked<Option<Order>> {
-    let fields = Fields::of_body(body)?;
+fn read(app: &Arc<App>, body: Value, is_chat: bool) -> Checked<Option<Order>> {
+    let fields = Fields::of_body(&body)?;
     let mut chat = Map::new();
     if let Some(options) = fields.object("options")? {
-        for name in [
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "seed",
-            "stop",
-            "repeat_penalty",
-            "repeat_last_n",
-            "presence_penalty",
-            "frequency_penalty",
-        ] {
-            if let Some(value) = options.get(name) {
-                chat.insert(name.into(), value.clone());
-            }
-        }
-        if let Some(n) = options.get("num_predict") {
-            chat.insert("num_predict".into(), n.clone());
-        }
+        let given = OPTIONS.iter().filter_map(|name| Some(((*name).to_owned(), options.get(*name)?.clone())));
+        chat.extend(given);
         if options.contains_key("num_ctx") {
             log::debug!("num_ctx of a request changes nothing: the context is the server's");
         }
@@ -201,54 +206,60 @@ fn read(app: &Arc<App>, body: &Value, is_chat: bool) -> Checked<Option<Order>> {
             chat.insert(name.into(), value.clone());
         }
     }
+    let is_asked = if is_chat { read_messages(&fields, &mut chat)? } else { read_prompt(&fields, &mut chat)? };
+    if !is_asked {
+        return Ok(None);
+    }
     let is_stream = fields.bool("stream")?.unwrap_or(true);
     let is_raw = !is_chat && fields.flag("raw")?;
-    match is_chat {
-        true => {
-            let list = fields.list("messages")?.unwrap_or_default();
-            if list.is_empty() {
-                return Ok(None);
-            }
-            let read: Checked<Vec<Value>> =
-                list.iter().enumerate().map(|(i, one)| message(one, &format!("messages[{i}]"))).collect();
-            chat.insert("messages".into(), read?.into());
-        }
-        false => {
-            let text = fields.string("prompt")?.unwrap_or_default();
-            if text.is_empty() {
-                return Ok(None);
-            }
-            if fields.list("images")?.is_some_and(|images| !images.is_empty()) {
-                return Err(Refusal::unsupported_field("images", "this server reads text only"));
-            }
-            if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
-                return Err(Refusal::unsupported_field("suffix", "text is gone on with, and not filled in"));
-            }
-            let mut list = Vec::new();
-            if let Some(system) = fields.string("system")?.filter(|system| !system.is_empty()) {
-                list.push(json!({ "role": "system", "content": system }));
-            }
-            list.push(json!({ "role": "user", "content": text }));
-            chat.insert("messages".into(), list.into());
-            chat.insert("prompt".into(), text.into());
-        }
-    }
-    let chat = Value::Object(chat);
-    order(app, &Fields::of_body(&chat)?, is_chat, is_raw, is_stream).map(Some)
+    drop(body);
+    order(app, Value::Object(chat), is_chat, is_raw, is_stream).map(Some)
 }
 
-fn order(app: &Arc<App>, fields: &Fields<'_>, is_chat: bool, is_raw: bool, is_stream: bool) -> Checked<Order> {
-    let wishes = sampling::read(app, fields, &["num_predict"])?;
+/// The messages of `/api/chat`. False: there are none.
+fn read_messages(fields: &Fields<'_>, chat: &mut Map<String, Value>) -> Checked<bool> {
+    let list = fields.list("messages")?.unwrap_or_default();
+    let read: Checked<Vec<Value>> = list.iter().enumerate().map(|(i, one)| message(one, &format!("messages[{i}]"))).collect();
+    chat.insert("messages".into(), read?.into());
+    Ok(!list.is_empty())
+}
+
+/// The prompt of `/api/generate`, as the user's turn. False: there is none.
+fn read_prompt(fields: &Fields<'_>, chat: &mut Map<String, Value>) -> Checked<bool> {
+    if fields.list("images")?.is_some_and(|images| !images.is_empty()) {
+        return Err(Refusal::unsupported_field("images", "this server reads text only"));
+    }
+    if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
+        return Err(Refusal::unsupported_field("suffix", "text is gone on with, and not filled in"));
+    }
+    let text = fields.string("prompt")?.unwrap_or_default();
+    let mut list = Vec::new();
+    if let Some(system) = fields.string("system")?.filter(|system| !system.is_empty()) {
+        list.push(json!({ "role": "system", "content": system }));
+    }
+    list.push(json!({ "role": "user", "content": text }));
+    chat.insert("messages".into(), list.into());
+    chat.insert("prompt".into(), text.into());
+    Ok(!text.is_empty())
+}
+
+fn order(app: &Arc<App>, as_chat: Value, is_chat: bool, is_raw: bool, is_stream: bool) -> Checked<Order> {
+    let fields = Fields::of_body(&as_chat)?;
+    let wishes = sampling::read(app, &fields, &["num_predict"])?;
     let pins = fields.bool("pin_system")?.unwrap_or(app.settings.pin_system);
     let prompt = match is_raw {
-        true => prompt::of_completion(app, fields)?.pop().ok_or_else(|| fields.invalid("prompt", "there is none"))?,
-        false => prompt::of_chat(app, prompt::read_chat(app, fields)?, pins)?,
+        true => prompt::of_completion(app, &fields)?.pop().ok_or_else(|| fields.invalid("prompt", "there is none"))?,
+        false => {
+            let chat = prompt::read_chat(app, &fields)?;
+            drop(as_chat);
+            prompt::of_chat(app, chat, pins)?
+        }
     };
     let splitter = if is_raw { Splitter::off() } else { Splitter::new(prompt.is_thinking) };
     Ok(Order {
-        manner: Manner { n_choice: 1, ..Manner::default() },
+        manner: Manner::default(),
         is_stream,
-        requests: sampling::requests(&wishes, vec![prompt]),
+        batch: sampling::batch(app, &wishes, vec![prompt])?,
         format: Box::new(Answer::new(app.clone(), is_chat, splitter)),
     })
 }

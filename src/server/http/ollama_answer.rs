@@ -10,6 +10,7 @@ use crate::server::desk::Finish;
 
 use super::app::App;
 use super::error::Refusal;
+use super::gaps::Gaps;
 use super::run::{Facts, Piece};
 use super::stream::{Format, Part};
 use super::thinking::{Parted, Splitter};
@@ -115,7 +116,7 @@ impl Format for Answer {
         out.push('\n');
     }
 
-    fn whole(&mut self, mut parts: Vec<Part>) -> Value {
+    fn whole(&mut self, mut parts: Vec<Part>, _gaps: &mut Gaps) -> Value {
         let part = parts.pop().unwrap_or_default();
         self.last(&part.facts, &self.fresh.clone().part(&part.text))
     }

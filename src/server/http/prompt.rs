@@ -1,10 +1,12 @@
 //! From a chat, or the prompt of a completion, to tokens.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::text::{ChatTemplate, Rendered};
 
-use crate::server::desk::{Continues, Said};
+use crate::server::desk::{Continues, Said, SystemTurn};
 use crate::server::said::SaidLog;
 
 use super::app::App;
@@ -12,8 +14,10 @@ use super::clerk;
 use super::error::{Checked, Refusal};
 use super::fields::{Fields, kind, wanted};
 use super::messages::{self, Chat};
-use super::sampling::encode;
 use super::{Overflow, Thinking};
+
+/// A system's turn that is shorter is read as soon as it is brought.
+const MIN_SYSTEM_TOKENS: usize = 64;
 
 /// Prompts that one request may bring.
 const MAX_PROMPTS: usize = 32;
@@ -26,6 +30,8 @@ pub struct Prompt {
     pub continues: Option<Continues>,
     /// First tokens that are never evicted.
     pub n_pinned: usize,
+    /// The system's turn, where sessions are kept.
+    pub system: Option<Arc<SystemTurn>>,
     /// The model is thinking where the prompt ends.
     pub is_thinking: bool,
 }
@@ -54,6 +60,13 @@ const START_THINKING: &str = "<|START_THINKING|>";
 pub fn render(app: &App, mut chat: Chat) -> Checked<Rendered> {
     let template = template(app)?;
     clerk::check_rendering()?;
+    let (n_written, most) = (chat.conversation.text_bytes(), app.settings.max_written());
+    if n_written > most {
+        let what = format!(
+            "written out for the template the conversation has {n_written} bytes, more than {most}: nest less, or say less"
+        );
+        return Err(Refusal::invalid("messages", what));
+    }
     let variables = &mut chat.conversation.variables;
     let wished = match app.settings.thinking {
         Thinking::Auto => None,
@@ -90,23 +103,28 @@ fn short(message: &str) -> String {
 
 /// The tokens of a chat. `pins`: whether the system's turn is to stay.
 pub fn of_chat(app: &App, chat: Chat, pins: bool) -> Checked<Prompt> {
-    let head = (pins && chat.has_system).then(|| system_alone(&chat));
+    let head = ((pins || app.settings.sessions) && chat.has_system).then(|| system_alone(&chat));
     let is_continued = chat.continued.is_some();
     let rendered = render(app, chat)?;
     let is_thinking = !is_continued && rendered.text.trim_end().ends_with(THINK[0]);
     let ids = tokens(app, &rendered)?;
     let continues = continues(app, &rendered, &ids)?;
-    let mut n_pinned = 0;
+    let mut n_system = 0;
     for other in head.into_iter().flatten() {
         // What a template does not take alone is not pinned.
         let Ok(other) = render(app, other).and_then(|rendered| tokens(app, &rendered)) else { continue };
         let n_same = ids.iter().zip(&other).take_while(|(a, b)| a == b).count();
         if n_same < ids.len() {
-            n_pinned = n_same;
+            n_system = n_same;
             break;
         }
     }
-    Ok(Prompt { ids: checked(app, ids)?, continues, n_pinned, is_thinking })
+    let system = (app.settings.sessions && n_system >= MIN_SYSTEM_TOKENS).then(|| {
+        let text = ids[..n_system].iter().flat_map(|id| app.shared.tokenizer.token_bytes(*id, true)).copied().collect();
+        Arc::new(SystemTurn { n_tokens: n_system, text })
+    });
+    let n_pinned = if pins { n_system } else { 0 };
+    Ok(Prompt { ids: checked(app, ids)?, continues, n_pinned, system, is_thinking })
 }
 
 /// The longest of the streams' texts that a chat begins with, and the tokens that follow it.
@@ -164,7 +182,7 @@ fn checked(app: &App, ids: Vec<u32>) -> Checked<Vec<u32>> {
 pub fn of_completion(app: &App, fields: &Fields<'_>) -> Checked<Vec<Prompt>> {
     let prompt = fields.needed("prompt", "a string, a list of tokens, or a list of those")?;
     let one = |ids: Vec<u32>| -> Checked<Prompt> {
-        Ok(Prompt { ids: checked(app, ids)?, continues: None, n_pinned: 0, is_thinking: false })
+        Ok(Prompt { ids: checked(app, ids)?, continues: None, n_pinned: 0, system: None, is_thinking: false })
     };
     let Value::Array(items) = prompt else { return Ok(vec![one(sequence(app, prompt)?)?]) };
     if items.is_empty() {
@@ -184,7 +202,7 @@ pub fn of_completion(app: &App, fields: &Fields<'_>) -> Checked<Vec<Prompt>> {
 /// One sequence: a text, an object with one, or tokens and texts mixed.
 fn sequence(app: &App, prompt: &Value) -> Checked<Vec<u32>> {
     match prompt {
-        Value::String(text) => encode(app, text, true, true),
+        Value::String(text) => app.encode(text, true, true),
         Value::Object(_) => {
             let fields = Fields::of(prompt, "prompt")?;
             if fields.get("multimodal_data").is_some() {
@@ -192,7 +210,7 @@ fn sequence(app: &App, prompt: &Value) -> Checked<Vec<u32>> {
             }
             let text = fields.needed("prompt_string", "a string")?;
             match text {
-                Value::String(text) => encode(app, text, true, true),
+                Value::String(text) => app.encode(text, true, true),
                 other => Err(wanted("prompt.prompt_string", "a string", other)),
             }
         }
@@ -201,7 +219,7 @@ fn sequence(app: &App, prompt: &Value) -> Checked<Vec<u32>> {
             for (i, item) in items.iter().enumerate() {
                 match item {
                     Value::Number(_) => ids.push(token(app, item, "prompt")?),
-                    Value::String(text) => ids.extend(encode(app, text, i == 0, true)?),
+                    Value::String(text) => ids.extend(app.encode(text, i == 0, true)?),
                     other => return Err(wanted("prompt", "a token or a text in a sequence", other)),
                 }
             }

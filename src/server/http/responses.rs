@@ -6,12 +6,13 @@ use axum::extract::{Request as HttpRequest, State};
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use crate::server::desk::{Finish, Request};
+use crate::server::desk::Finish;
 
 use super::answers::{memory, now, prompt_progress, random_name, timings};
 use super::app::{App, AppState};
 use super::error::{Checked, Refusal, quoted};
 use super::fields::{Fields, wanted};
+use super::gaps::Gaps;
 use super::run::{Facts, Manner, Piece};
 use super::stream::{Format, Order, Part, answer};
 use super::thinking::{Parted, Splitter};
@@ -20,12 +21,18 @@ use super::{body, messages, prompt, sampling};
 pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Response> {
     let body = body::read(&app, request).await?;
     let reader = app.clone();
-    let order = app.clerk.run(move || read(&reader, &body.json(reader.settings.max_body)?)).await?;
+    let order = app
+        .clerk
+        .run(move || {
+            let (body, _place) = body.json(&reader.settings)?;
+            read(&reader, body)
+        })
+        .await?;
     answer(&app, order).await
 }
 
-fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
-    let fields = Fields::of_body(body)?;
+fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
+    let fields = Fields::of_body(&body)?;
     if fields.get("previous_response_id").is_some() {
         let what = "nothing is kept here: send the whole conversation as `input`";
         return Err(fields.invalid("previous_response_id", what));
@@ -33,13 +40,18 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
     if fields.flag("background")? {
         return Err(Refusal::unsupported_field("background", "answers are given to who waits for them"));
     }
-    let chat = as_chat(&fields)?;
-    let chat_fields = Fields::of_body(&chat)?;
-    let wishes = sampling::read(app, &chat_fields, &["max_output_tokens"])?;
     let pins = fields.bool("pin_system")?.unwrap_or(app.settings.pin_system);
-    let prompt = prompt::of_chat(app, prompt::read_chat(app, &chat_fields)?, pins)?;
+    let (as_chat, mut base) = (as_chat(&fields)?, base(app, &fields));
+    drop(body);
+    let fields = Fields::of_body(&as_chat)?;
+    let wishes = sampling::read(app, &fields, &["max_output_tokens"])?;
+    base["temperature"] = wishes.request.sampling.temp.into();
+    base["top_p"] = wishes.request.sampling.top_p.into();
+    let chat = prompt::read_chat(app, &fields)?;
+    drop(as_chat);
+    let prompt = prompt::of_chat(app, chat, pins)?;
     let format = Responses {
-        base: base(app, &fields, &wishes.request),
+        base,
         timings_per_token: wishes.timings_per_token,
         splitter: Splitter::new(prompt.is_thinking),
         n_events: 0,
@@ -49,15 +61,16 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
         facts: Facts::default(),
     };
     Ok(Order {
-        manner: Manner { by_token: false, progress: wishes.return_progress, n_choice: 1, ping: None },
+        manner: Manner { progress: wishes.return_progress, ..Manner::default() },
         is_stream: wishes.is_stream,
-        requests: sampling::requests(&wishes, vec![prompt]),
+        batch: sampling::batch(app, &wishes, vec![prompt])?,
         format: Box::new(format),
     })
 }
 
-/// What every state of a response says.
-fn base(app: &App, fields: &Fields<'_>, request: &Request) -> Value {
+/// What every state of a response says. Of what was sent it repeats what is short: it is kept, and said several times.
+fn base(app: &App, fields: &Fields<'_>) -> Value {
+    let instructions = fields.get("instructions").filter(|text| text.as_str().is_some_and(|text| text.len() <= MAX_REPEATED));
     json!({
         "id": random_name("resp_"),
         "object": "response",
@@ -65,21 +78,21 @@ fn base(app: &App, fields: &Fields<'_>, request: &Request) -> Value {
         "status": "in_progress",
         "error": null,
         "incomplete_details": null,
-        "instructions": fields.get("instructions"),
-        "max_output_tokens": fields.get("max_output_tokens"),
+        "instructions": instructions,
+        "max_output_tokens": fields.get("max_output_tokens").filter(|n| n.is_number()),
         "model": app.shared.model.name(),
         "output": [],
         "parallel_tool_calls": true,
         "previous_response_id": null,
         "store": false,
-        "temperature": request.sampling.temp,
-        "top_p": request.sampling.top_p,
+        "temperature": null,
+        "top_p": null,
         "text": { "format": { "type": "text" } },
-        "tool_choice": fields.get("tool_choice").cloned().unwrap_or("auto".into()),
-        "tools": fields.get("tools").cloned().unwrap_or(json!([])),
+        "tool_choice": fields.get("tool_choice").and_then(Value::as_str).unwrap_or("auto"),
+        "tools": [],
         "truncation": "disabled",
         "usage": null,
-        "metadata": fields.get("metadata").cloned().unwrap_or(json!({})),
+        "metadata": {},
     })
 }
 
@@ -211,6 +224,9 @@ fn response_format(format: &Value) -> Checked<Value> {
         _ => Ok(format.clone()),
     }
 }
+
+/// A text of the request that the response repeats.
+const MAX_REPEATED: usize = 1024;
 
 /// An item of the output that is being written.
 struct Open {
@@ -375,7 +391,7 @@ impl Format for Responses {
         self.event("error", event, out);
     }
 
-    fn whole(&mut self, parts: Vec<Part>) -> Value {
+    fn whole(&mut self, parts: Vec<Part>, _gaps: &mut Gaps) -> Value {
         // The same events, of which nobody hears.
         let mut unheard = String::new();
         for part in parts {

@@ -139,7 +139,7 @@ pub async fn handle(
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert("x-request-id", id);
     }
-    Ok(response.map(|body| Body::new(super::stream::Tracked::new(body, state))))
+    Ok(response.map(|body| Body::new(super::unfold::Tracked::new(body, state))))
 }
 
 /// The answer of a handler; a panic of its is an answer too.
@@ -155,3 +155,7 @@ async fn guarded(answer: impl Future<Output = Result<Response, std::convert::Inf
     });
     answered.await
 }
+
+#[cfg(test)]
+#[path = "../../../tests/unit/server/http/router.rs"]
+mod tests;

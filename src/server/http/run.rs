@@ -13,7 +13,8 @@ use crate::server::desk::{Finish, Kept, Out, Progress, Refused, Request, Sampled
 use crate::text::{Tokenizer, Utf8Stream};
 
 use super::app::App;
-use super::error::{Checked, Refusal};
+use super::error::{Checked, Refusal, quoted};
+use super::prompt::Prompt;
 
 #[derive(Clone, Debug)]
 pub struct Token {
@@ -65,14 +66,55 @@ pub enum Event {
     Failed(Refusal),
 }
 
+/// Requests that are alike but for their prompts and seeds: so many answers to each of some prompts.
+#[derive(Debug)]
+pub struct Batch {
+    /// Without its prompt.
+    base: Request,
+    prompts: Vec<Prompt>,
+    n_choice: usize,
+}
+
+impl Batch {
+    /// Prompts may have so many tokens together, and half as many where they are needed more than once.
+    pub fn new(base: Request, mut prompts: Vec<Prompt>, n_choice: usize, max_tokens: usize) -> Checked<Batch> {
+        let n_tokens: usize = prompts.iter().map(|prompt| prompt.ids.len()).sum();
+        let most = if prompts.len() * n_choice > 1 { max_tokens / 2 } else { max_tokens };
+        if n_tokens > most {
+            return Err(Refusal::context(n_tokens, most));
+        }
+        // What can be gone on with by text may as well be read.
+        let n_rest: usize = prompts.iter().filter_map(|prompt| Some(prompt.continues.as_ref()?.rest.len())).sum();
+        if n_tokens + n_rest > most {
+            prompts.iter_mut().for_each(|prompt| prompt.continues = None);
+        }
+        Ok(Batch { base, prompts, n_choice })
+    }
+
+    fn n_parts(&self) -> usize {
+        self.prompts.len() * self.n_choice
+    }
+
+    /// The request of a part; a later answer to a prompt has another seed.
+    fn request(&mut self, part: usize) -> Request {
+        let is_only = self.n_parts() == 1;
+        let Prompt { ids, continues, n_pinned, system, .. } = &mut self.prompts[part / self.n_choice];
+        let mut request = self.base.clone();
+        request.sampling.seed = request.sampling.seed.wrapping_add((part % self.n_choice) as u64);
+        (request.n_pinned, request.continues, request.system) = (*n_pinned, continues.clone(), system.clone());
+        request.prompt = if is_only { std::mem::take(ids) } else { ids.clone() };
+        request
+    }
+}
+
 /// What happens is told in this manner.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Manner {
     /// Each token for itself.
     pub by_token: bool,
+    /// A whole answer tells tokens too.
+    pub keeps_tokens: bool,
     pub progress: bool,
-    /// Answers to each prompt.
-    pub n_choice: usize,
     /// None: nobody waits for events.
     pub ping: Option<Duration>,
 }
@@ -80,8 +122,7 @@ pub struct Manner {
 pub struct Run {
     app: Arc<App>,
     manner: Manner,
-    /// What comes after the part under way.
-    waiting: VecDeque<Request>,
+    batch: Batch,
     ticket: Option<Ticket>,
     facts: Facts,
     tokens: Pairing,
@@ -111,16 +152,18 @@ const RETRY: Duration = Duration::from_millis(200);
 
 impl Run {
     /// Puts the first of the requests in the queue.
-    pub fn start(app: Arc<App>, requests: Vec<Request>, manner: Manner) -> Checked<Run> {
-        let mut waiting = VecDeque::from(requests);
-        let first = waiting.pop_front().ok_or_else(|| Refusal::broken("a request without a prompt"))?;
+    pub fn start(app: Arc<App>, mut batch: Batch, manner: Manner) -> Checked<Run> {
+        if batch.n_parts() == 0 {
+            return Err(Refusal::broken("a request without a prompt"));
+        }
+        let first = batch.request(0);
         let facts = Facts { max_tokens: first.max_tokens, ..Facts::default() };
         let ticket = app.shared.desk.submit(first).map_err(|refused| refusal(&app, refused))?;
         let now = Instant::now();
         Ok(Run {
             app,
             manner,
-            waiting,
+            batch,
             ticket: Some(ticket),
             facts,
             tokens: Pairing::default(),
@@ -139,6 +182,11 @@ impl Run {
     /// The request under way.
     pub fn request(&self) -> Option<&Request> {
         self.ticket.as_ref().map(Ticket::request)
+    }
+
+    /// What is left of it is not wanted, which is no fault of the client's.
+    pub fn leave(mut self) {
+        self.is_over = true;
     }
 
     /// Whether `next` gives more at once.
@@ -203,20 +251,22 @@ impl Run {
         if let Some(ticket) = self.ticket.as_ref().filter(|_| !self.has_ended) {
             if self.facts.finish == Some(Finish::Error) {
                 let what = ticket.out().error.unwrap_or("the engine could not go on");
-                return Some(Event::Failed(Refusal::broken(what)));
+                let is_stopping = self.app.shared.desk.is_stopping();
+                let refusal = if is_stopping { Refusal::unavailable(what, 5) } else { Refusal::broken(what) };
+                return Some(Event::Failed(refusal));
             }
             (self.has_ended, self.submitted) = (true, Instant::now());
             return Some(Event::PartEnd(self.facts));
         }
         self.ticket = None;
-        let Some(next) = self.waiting.front() else { return Some(Event::End) };
-        let max_tokens = next.max_tokens;
-        match self.app.shared.desk.submit(next.clone()) {
+        let part = self.facts.part + 1;
+        if part == self.batch.n_parts() {
+            return Some(Event::End);
+        }
+        match self.app.shared.desk.submit(self.batch.request(part)) {
             Ok(ticket) => {
-                self.waiting.pop_front();
-                let part = self.facts.part + 1;
-                let choice = part % self.manner.n_choice.max(1);
-                self.facts = Facts { part, choice, max_tokens, ..Facts::default() };
+                let choice = part % self.batch.n_choice;
+                self.facts = Facts { part, choice, max_tokens: self.facts.max_tokens, ..Facts::default() };
                 (self.ticket, self.tokens) = (Some(ticket), Pairing::default());
                 (self.told, self.has_stream, self.has_ended, self.submitted) = (None, false, false, Instant::now());
                 None
@@ -237,7 +287,9 @@ impl Run {
         if !out.is_running && out.finish.is_none() {
             return None;
         }
-        self.has_stream = true;
+        if !std::mem::replace(&mut self.has_stream, true) {
+            say_divergence(&self.app, ticket.request(), &out.kept, &out.progress);
+        }
         let now = out.progress;
         if self.manner.progress {
             // First of all what is there before anything is read, last of all that everything is.
@@ -266,6 +318,17 @@ impl Run {
         self.tokens.push(tokenizer, sampled, &text);
         self.tokens.pair(tokenizer, self.manner.by_token, finish, &mut self.ready);
         None
+    }
+}
+
+/// Says in the log why a prompt is read again: the first text of it that is not what the stream holds. Clocks at the head of prompts
+/// do that.
+fn say_divergence(app: &App, request: &Request, kept: &Kept, progress: &Progress) {
+    let (at, n) = (kept.diverged_at, request.prompt.len());
+    if at > 0 && at + 1 < n && log::log_enabled!(log::Level::Info) {
+        let text = app.shared.tokenizer.decode(&request.prompt[at..n.min(at + 8)]);
+        let n_read = progress.n_prompt - progress.n_cached;
+        log::info!("stream {}: {at} of {n} tokens are as before, then comes {}; {n_read} are read", kept.stream, quoted(&text));
     }
 }
 

@@ -9,6 +9,7 @@ use super::app::App;
 use super::error::{Checked, Refusal};
 use super::fields::{Fields, wanted};
 use super::prompt::Prompt;
+use super::run::Batch;
 use super::{answers, constraint};
 
 const MAX_STOPS: usize = 8;
@@ -102,7 +103,7 @@ fn logit_bias(app: &App, fields: &Fields<'_>) -> Checked<Vec<(u32, f32)>> {
                 let id = id.as_u64().filter(|id| *id < app.shared.tokenizer.n_vocab() as u64);
                 vec![id.ok_or_else(|| fields.invalid("logit_bias", format!("{which} is no token of this model")))? as u32]
             }
-            Value::String(text) => encode(app, text, false, false)?,
+            Value::String(text) => app.encode(text, false, false)?,
             other => return Err(wanted("logit_bias", "a token's number or a text", other)),
         };
         biases.extend(ids.into_iter().map(|id| (id, amount)));
@@ -140,12 +141,6 @@ fn logit_bias(app: &App, fields: &Fields<'_>) -> Checked<Vec<(u32, f32)>> {
         is_same
     });
     Ok(biases)
-}
-
-/// The ids of a text.
-pub fn encode(app: &App, text: &str, add_special: bool, parse_special: bool) -> Checked<Vec<u32>> {
-    let ids = app.shared.tokenizer.encode(text, parse_special, add_special);
-    ids.map_err(|error| Refusal::bad("invalid_value", format!("the text cannot be split into tokens: {error}")))
 }
 
 /// A name of a conversation.
@@ -194,6 +189,7 @@ pub fn read(app: &App, fields: &Fields<'_>, limits: &[&str]) -> Checked<Wishes> 
             prompt: Vec::new(),
             continues: None,
             n_pinned: 0,
+            system: None,
             sampling: params(app, fields)?,
             logit_bias: biases,
             stops: stops(fields)?,
@@ -222,18 +218,9 @@ pub fn n_tops(fields: &Fields<'_>, name: &str) -> Checked<Option<usize>> {
     Ok(fields.integer(name, 0, MAX_PROBS as i64)?.map(|n| n as usize))
 }
 
-/// The requests of several prompts, each with as many answers as were wished; a later answer has another seed.
-pub fn requests(wishes: &Wishes, prompts: Vec<Prompt>) -> Vec<Request> {
-    let mut requests = Vec::with_capacity(prompts.len() * wishes.n);
-    for Prompt { ids, continues, n_pinned, .. } in prompts {
-        for choice in 0..wishes.n {
-            let mut request = wishes.request.clone();
-            request.sampling.seed = request.sampling.seed.wrapping_add(choice as u64);
-            (request.prompt, request.continues, request.n_pinned) = (ids.clone(), continues.clone(), n_pinned);
-            requests.push(request);
-        }
-    }
-    requests
+/// The requests of prompts, each with as many answers as were wished.
+pub fn batch(app: &App, wishes: &Wishes, prompts: Vec<Prompt>) -> Checked<Batch> {
+    Batch::new(wishes.request.clone(), prompts, wishes.n, app.settings.max_prompt_tokens())
 }
 
 /// A cap as llama-server tells it: -1 for none.
@@ -288,10 +275,20 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
+/// A prompt's text at most that an answer repeats.
+const MAX_PROMPT_TEXT: usize = 32 << 10;
+
+/// The prompt as the model reads it; null where that is long.
+pub fn prompt_text(app: &App, request: &Request) -> Value {
+    let tokenizer = &app.shared.tokenizer;
+    let n_bytes: usize = request.prompt.iter().map(|id| tokenizer.token_bytes(*id, true).len()).sum();
+    if n_bytes > MAX_PROMPT_TEXT { Value::Null } else { tokenizer.decode(&request.prompt).into() }
+}
+
 /// What an answer was made from, for those who look for a mistake: llama-server's `__verbose`.
 pub fn verbose(app: &App, request: &Request, is_stream: bool) -> Value {
     let mut object = Map::new();
-    object.insert("prompt".into(), app.shared.tokenizer.decode(&request.prompt).into());
+    object.insert("prompt".into(), prompt_text(app, request));
     object.insert("generation_settings".into(), generation_settings(request, is_stream, false));
     object.insert("n_prompt_tokens".into(), request.prompt.len().into());
     object.insert("system_fingerprint".into(), answers::fingerprint(&app.shared).into());

@@ -82,8 +82,8 @@ pub async fn act(State(app): AppState, Path(id): Path<String>, request: HttpRequ
                 return Err(Refusal::unsupported("this server keeps no sessions: start it with a folder for them"));
             }
             let body = body::read(&app, request).await?;
-            let most = app.settings.max_body;
-            let name = app.clerk.run(move || name(&body.json(most)?)).await?;
+            let reader = app.clone();
+            let name = app.clerk.run(move || name(&body.json(&reader.settings)?.0)).await?;
             saved(&app, stream, name, action == "save").await
         }
         other => Err(Refusal::invalid("action", format!("{} is none of save, restore, erase", quoted(other)))),

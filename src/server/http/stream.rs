@@ -1,24 +1,29 @@
 //! How a run becomes a response: events as they come, or one answer at the end. What either looks like is a `Format`'s.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::response::Response;
-use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
+use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::Value;
 
-use super::answers::json_response;
 use super::app::App;
 use super::error::{Checked, Refusal};
-use super::run::{Event, Facts, Manner, Piece, Run, Token};
-use super::wire::State;
-use crate::server::desk::Request;
+use super::gaps::Gaps;
+use super::run::{Batch, Event, Facts, Manner, Piece, Run, Token};
+use super::unfold::Unfold;
+use crate::server::desk::{Finish, Request};
 
 /// A stream's events are sent when there are so many bytes of them.
 pub const CHUNK_BYTES: usize = 16 << 10;
+
+/// An answer without an end of its own ends here, where it is given as a whole.
+const MAX_WHOLE_BYTES: usize = 128 << 10;
+/// Likewise one with so many probabilities.
+const MAX_WHOLE_PROBS: usize = 32 << 10;
+/// What a whole answer takes at most: its text as it comes, in JSON and as it is sent, and its probabilities.
+pub const WHOLE_BYTES: usize = 3 * MAX_WHOLE_BYTES + 16 * MAX_WHOLE_PROBS;
 
 /// A part that is complete.
 #[derive(Debug, Default)]
@@ -56,13 +61,13 @@ pub trait Format: Send {
 
     fn failed(&mut self, refusal: &Refusal, out: &mut String);
 
-    /// The answer as a whole, after `note` of each part.
-    fn whole(&mut self, parts: Vec<Part>) -> Value;
+    /// The answer as a whole, after `note` of each part; long lists of it go into `gaps`.
+    fn whole(&mut self, parts: Vec<Part>, gaps: &mut Gaps) -> Value;
 }
 
 /// A request that has been read: what the desk takes, and how it is answered.
 pub struct Order {
-    pub requests: Vec<Request>,
+    pub batch: Batch,
     pub format: Box<dyn Format>,
     pub manner: Manner,
     pub is_stream: bool,
@@ -72,37 +77,56 @@ pub struct Order {
 pub async fn answer(app: &Arc<App>, mut order: Order) -> Checked<Response> {
     if order.is_stream {
         order.manner.ping = Some(app.settings.ping).filter(|_| !order.format.ping().is_empty());
-        let run = Run::start(app.clone(), order.requests, order.manner)?;
+        let run = Run::start(app.clone(), order.batch, order.manner)?;
         return Ok(events(run, order.format));
     }
     // Nobody sees what happens meanwhile.
     (order.manner.ping, order.manner.progress) = (None, false);
-    let (mut parts, mut format) = (vec![Part::default()], order.format);
-    let mut run = Run::start(app.clone(), order.requests, order.manner)?;
+    let mut format = order.format;
+    let keeps_tokens = order.manner.keeps_tokens;
+    let run = Run::start(app.clone(), order.batch, order.manner)?;
+    let parts = collect(run, keeps_tokens, &mut *format).await?;
+    let mut gaps = Gaps::new(app.shared.tokenizer.clone());
+    let answer = format.whole(parts, &mut gaps);
+    Ok(gaps.response(&answer))
+}
+
+/// All parts of a run.
+async fn collect(mut run: Run, keeps_tokens: bool, format: &mut dyn Format) -> Checked<Vec<Part>> {
+    let (mut parts, mut part) = (Vec::new(), Part::default());
+    let (mut n_bytes, mut n_probs) = (0, 0);
     loop {
         match run.next().await {
-            Event::Piece(_, piece) => {
-                if let Some(part) = parts.last_mut() {
-                    part.text.push_str(&piece.text);
+            Event::Piece(facts, piece) => {
+                n_bytes += piece.text.len();
+                part.text.push_str(&piece.text);
+                if keeps_tokens {
+                    n_probs += piece.tokens.iter().map(|token| 1 + token.tops.len()).sum::<usize>();
                     part.tokens.extend(piece.tokens);
+                }
+                if n_bytes > MAX_WHOLE_BYTES || n_probs > MAX_WHOLE_PROBS {
+                    // Whoever wants more may have it in events.
+                    part.facts = Facts { finish: Some(Finish::Length), ..facts };
+                    if let Some(request) = run.request() {
+                        format.note(request);
+                    }
+                    parts.push(part);
+                    run.leave();
+                    return Ok(parts);
                 }
             }
             Event::PartEnd(facts) => {
-                if let Some(part) = parts.last_mut() {
-                    part.facts = facts;
-                }
+                part.facts = facts;
                 if let Some(request) = run.request() {
                     format.note(request);
                 }
-                parts.push(Part::default());
+                parts.push(std::mem::take(&mut part));
             }
-            Event::End => break,
+            Event::End => return Ok(parts),
             Event::Failed(refusal) => return Err(refusal),
             Event::Progress(_) | Event::Silence => {}
         }
     }
-    parts.pop();
-    Ok(json_response(&format.whole(parts)))
 }
 
 struct Events {
@@ -157,78 +181,4 @@ fn events(run: Run, format: Box<dyn Format>) -> Response {
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
-}
-
-type Step<S> = Pin<Box<dyn Future<Output = (S, Option<Bytes>)> + Send>>;
-
-/// A body whose bytes come of a state, one step after the other.
-pub struct Unfold<S> {
-    step: Option<Step<S>>,
-    make: Box<dyn FnMut(S) -> Step<S> + Send>,
-}
-
-impl<S: Send + 'static> Unfold<S> {
-    pub fn new<F>(state: S, mut next: impl FnMut(S) -> F + Send + 'static) -> Self
-    where
-        F: Future<Output = (S, Option<Bytes>)> + Send + 'static,
-    {
-        let mut make: Box<dyn FnMut(S) -> Step<S> + Send> = Box::new(move |state| -> Step<S> { Box::pin(next(state)) });
-        Unfold { step: Some(make(state)), make }
-    }
-}
-
-impl<S: 'static> HttpBody for Unfold<S> {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let this = self.get_mut();
-        let Some(step) = &mut this.step else { return Poll::Ready(None) };
-        match step.as_mut().poll(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready((state, Some(bytes))) => {
-                this.step = Some((this.make)(state));
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
-            }
-            Poll::Ready((_, None)) => {
-                this.step = None;
-                Poll::Ready(None)
-            }
-        }
-    }
-}
-
-/// A body whose end the connection hears of.
-pub struct Tracked {
-    body: Body,
-    state: Arc<State>,
-}
-
-impl Tracked {
-    pub fn new(body: Body, state: Arc<State>) -> Self {
-        Tracked { body, state }
-    }
-}
-
-impl Drop for Tracked {
-    fn drop(&mut self) {
-        self.state.answer_has_gone();
-    }
-}
-
-impl HttpBody for Tracked {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

@@ -14,6 +14,7 @@ use super::answers::{
 use super::app::{App, AppState};
 use super::error::{Checked, Refusal};
 use super::fields::Fields;
+use super::gaps::Gaps;
 use super::run::{Facts, Manner, Piece, Token};
 use super::stream::{Format, Order, Part, answer};
 use super::{body, prompt, sampling};
@@ -21,12 +22,18 @@ use super::{body, prompt, sampling};
 pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Response> {
     let body = body::read(&app, request).await?;
     let reader = app.clone();
-    let order = app.clerk.run(move || read(&reader, &body.json(reader.settings.max_body)?)).await?;
+    let order = app
+        .clerk
+        .run(move || {
+            let (body, _place) = body.json(&reader.settings)?;
+            read(&reader, body)
+        })
+        .await?;
     answer(&app, order).await
 }
 
-fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
-    let fields = Fields::of_body(body)?;
+fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
+    let fields = Fields::of_body(&body)?;
     let mut wishes = sampling::read(app, &fields, &["max_tokens", "n_predict"])?;
     if fields.flag("echo")? {
         return Err(Refusal::unsupported_field("echo", "prompts are not given back"));
@@ -60,9 +67,9 @@ fn read(app: &Arc<App>, body: &Value) -> Checked<Order> {
         parts: Vec::new(),
     };
     Ok(Order {
-        manner: Manner { by_token: n_top.is_some(), progress: wishes.return_progress, n_choice: wishes.n, ping: None },
+        manner: Manner { by_token: n_top.is_some(), keeps_tokens: n_top.is_some(), progress: wishes.return_progress, ping: None },
         is_stream: wishes.is_stream,
-        requests: sampling::requests(&wishes, prompts),
+        batch: sampling::batch(app, &wishes, prompts)?,
         format: Box::new(format),
     })
 }
@@ -147,17 +154,19 @@ impl Format for Text {
         sse(out, &json!({ "error": refusal.object() }));
     }
 
-    fn whole(&mut self, parts: Vec<Part>) -> Value {
-        let choice = |part: &Part| {
+    fn whole(&mut self, parts: Vec<Part>, gaps: &mut Gaps) -> Value {
+        let facts: Vec<Facts> = parts.iter().map(|part| part.facts).collect();
+        let choice = |part: Part| {
+            let logprobs = self.n_top.map(|n_top| json!({ "content": gaps.list(part.tokens, n_top) }));
             json!({
                 "index": part.facts.part,
                 "text": part.text,
-                "logprobs": self.logprobs(&part.tokens),
+                "logprobs": logprobs,
                 "finish_reason": finish_reason(&part.facts),
             })
         };
-        let mut object = self.object(parts.iter().map(choice).collect());
-        let facts: Vec<Facts> = parts.iter().map(|part| part.facts).collect();
+        let choices: Vec<Value> = parts.into_iter().map(choice).collect();
+        let mut object = self.object(choices.into());
         object["usage"] = usage(&facts);
         if let Some(last) = facts.last() {
             object["timings"] = timings(&last.progress);

@@ -63,6 +63,14 @@ impl Rendered {
     }
 }
 
+impl Rendered {
+    /// What of the text is behind its first `at` bytes.
+    pub fn behind(&self, at: usize) -> Rendered {
+        let plain = self.plain.iter().filter(|(_, end)| *end > at);
+        Rendered { text: self.text[at..].to_owned(), plain: plain.map(|&(start, end)| (start.max(at) - at, end - at)).collect() }
+    }
+}
+
 /// A text all of which may hold control tokens.
 impl From<String> for Rendered {
     fn from(text: String) -> Self {

@@ -5,6 +5,8 @@
 pub mod families;
 pub mod gguf_writer;
 pub mod mutate;
+pub mod sessions;
+pub mod test_disk;
 pub mod tiny;
 
 use std::path::{Path, PathBuf};

@@ -2,8 +2,12 @@ use super::*;
 
 const MAX: usize = 256 << 10;
 
+fn parse(bytes: &[u8]) -> Checked<Value> {
+    super::parse(bytes, &Settings::default())
+}
+
 fn refused(bytes: &[u8]) -> String {
-    let refusal = parse(bytes, MAX).expect_err("a refusal");
+    let refusal = parse(bytes).expect_err("a refusal");
     assert_eq!(refusal.status, StatusCode::BAD_REQUEST);
     refusal.message().to_owned()
 }
@@ -15,27 +19,27 @@ fn bodies_that_are_no_json_are_refused_and_say_where() {
     assert!(refused(b"{\"a\":}").contains("column 6"));
     assert!(refused(b"{} {}").contains("no JSON"));
     assert!(refused(br#"{"a":"\ud800"}"#).contains("no JSON"), "half a character");
-    assert_eq!(parse(br#"{"a":"\u00e9"}"#, MAX).expect("JSON")["a"], "é");
+    assert_eq!(parse(br#"{"a":"\u00e9"}"#).expect("JSON")["a"], "é");
 }
 
 #[test]
 fn lists_in_lists_have_a_limit_and_brackets_in_strings_do_not_count() {
     let nested = |n: usize| [vec![b'['; n], vec![b']'; n]].concat();
-    assert!(parse(&nested(MAX_DEPTH), MAX).is_ok());
+    assert!(parse(&nested(MAX_DEPTH)).is_ok());
     assert!(refused(&nested(MAX_DEPTH + 1)).contains("64 lists"));
     // Long before a parser's stack is asked for.
     assert!(refused(&vec![b'['; MAX]).contains("64 lists"));
     let text = format!(r#"{{"a":"{}\"{}"}}"#, "[".repeat(100), "{".repeat(100));
-    assert!(parse(text.as_bytes(), MAX).is_ok());
+    assert!(parse(text.as_bytes()).is_ok());
 }
 
 #[test]
 fn many_small_values_are_refused_before_they_are_made() {
-    let (n_values, n_names) = most_values(MAX);
+    let (n_values, n_names) = most_values(&Settings::default());
     let list = |n: usize| format!("[{}]", vec!["1"; n].join(",")).into_bytes();
-    assert!(parse(&list(n_values), MAX).is_ok());
+    assert!(parse(&list(n_values)).is_ok());
     assert!(refused(&list(n_values + 1)).contains("values"));
     let object = |n: usize| format!("{{{}}}", (0..n).map(|i| format!("\"{i}\":1")).collect::<Vec<_>>().join(",")).into_bytes();
-    assert!(parse(&object(n_names), MAX).is_ok());
+    assert!(parse(&object(n_names)).is_ok());
     assert!(refused(&object(n_names + 1)).contains("names"));
 }

@@ -1,0 +1,180 @@
+//! A run that goes on with a saved conversation, and saves it again (`--session`). The prompt is the next text of the stream; with
+//! `--chat` it is the user's next turn, and what closes the answer before it. Only that is read: the rest is in the file.
+
+use std::io;
+
+use crate::cli::sessions::named;
+use crate::error::{Error, Result, Setting};
+use crate::gguf::GgufFile;
+use crate::session::Session;
+use crate::session_file::{Fingerprint, Folder, Head, Limits, Name, Shelf, Why};
+use crate::text::{ChatTemplate, Sampler, Tokenizer};
+use crate::units::Bytes;
+
+use super::args::RunArgs;
+
+/// The session that a run names, as far as the folder tells.
+pub struct Ongoing {
+    name: Name,
+    /// What there is of it; `None`: it begins with this run.
+    head: Option<Head>,
+}
+
+/// It, with the memory that it takes.
+pub struct Log {
+    name: Name,
+    shelf: Shelf,
+    fingerprint: Fingerprint,
+    text: Box<[u8]>,
+    n_text: usize,
+    /// Tokens before this run, and bytes of the file once it is saved.
+    pub n_before: u64,
+    pub file_bytes: u64,
+}
+
+/// How much text and how many tokens a run may add.
+#[derive(Clone, Copy)]
+pub struct Most {
+    pub n_tokens: usize,
+    pub text_bytes: usize,
+}
+
+impl Ongoing {
+    /// `None` where the run names no session. Looks only: nothing is made.
+    pub fn find(args: &RunArgs) -> Result<Option<Ongoing>> {
+        let Some(name) = &args.session else { return Ok(None) };
+        let name = named("--session", name, Name::new)?;
+        if args.n < 0 {
+            return Err(Error::usage("-n", "--session holds every token until the end: give the number of tokens to generate"));
+        }
+        let path = args.folder.path()?;
+        let folder = match Folder::open(&path) {
+            Ok(folder) => folder,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some(Ongoing { name, head: None })),
+            Err(e) => return Err(Error::io(path, e)),
+        };
+        let mut shelf = Shelf::bare(folder, Limits::of(0), 4096).map_err(|e| Error::io(&path, e))?;
+        match shelf.head(&name) {
+            Ok(head) => Ok(Some(Ongoing { name, head: Some(head) })),
+            Err(failure) if matches!(failure.why, Why::Missing) => Ok(Some(Ongoing { name, head: None })),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// Whether there is something to go on with.
+    pub fn has_begun(&self) -> bool {
+        self.head.is_some()
+    }
+
+    /// Tokens that the stream has at most, of those that are known.
+    pub fn most_tokens(&self, most: Most) -> usize {
+        self.head.map_or(0, |head| head.n_tokens() as usize).saturating_add(most.n_tokens)
+    }
+
+    fn most_text(&self, most: Most) -> usize {
+        self.head.map_or(0, |head| head.lengths.text as usize).saturating_add(most.text_bytes)
+    }
+
+    /// Private memory that `start` takes.
+    pub fn bytes(&self, most: Most) -> usize {
+        Shelf::plan_bytes() + self.most_text(most)
+    }
+
+    /// Takes the memory, and makes of the session's stream the one that was saved, if one was.
+    pub fn start(
+        self,
+        args: &RunArgs,
+        most: Most,
+        needs_logits: bool,
+        session: &mut Session,
+        sampler: &mut Sampler,
+    ) -> Result<Log> {
+        let path = args.folder.path()?;
+        let shelf = Shelf::open(&path, Limits::of(args.session_space.0)).map_err(|e| Error::io(&path, e))?;
+        let fingerprint =
+            Fingerprint::of(&session.model().file, template(args, &session.model().file)?.as_bytes(), session.cache());
+        // Written once, so that all of it is resident from the start.
+        let text = vec![b' '; self.most_text(most)].into_boxed_slice();
+        let mut log = Log { name: self.name, shelf, fingerprint, text, n_text: 0, n_before: 0, file_bytes: 0 };
+        if self.has_begun() {
+            log.restore(session, sampler, args.sample.seed.is_none(), needs_logits)?;
+        }
+        Ok(log)
+    }
+}
+
+/// The template that a conversation is bound to: the model's own, where no other is given.
+fn template(args: &RunArgs, file: &GgufFile) -> Result<String> {
+    match &args.template {
+        Some(name) => Ok(ChatTemplate::named(name)?.source().to_owned()),
+        None => Ok(file.opt_str("tokenizer.chat_template")?.unwrap_or_default().to_owned()),
+    }
+}
+
+impl Log {
+    fn restore(&mut self, session: &mut Session, sampler: &mut Sampler, goes_on_drawing: bool, needs_logits: bool) -> Result<()> {
+        let (engine, stream) = session.parts();
+        let resumed = self.shelf.restore_stream(&self.name, &self.fingerprint, engine, stream, Some(&mut self.text))?;
+        (self.n_text, self.n_before) = (resumed.n_text, resumed.n_past);
+        stream.first_tokens().iter().for_each(|&token| sampler.accept(token));
+        if goes_on_drawing {
+            sampler.set_rng_state(resumed.generator);
+        }
+        if needs_logits && !resumed.has_logits {
+            let what = format!("session '{}' does not say what its next token may be; give some text to go on with", self.name);
+            return Err(Error::stopped(what));
+        }
+        Ok(())
+    }
+
+    /// The text of the stream.
+    pub fn text(&self) -> &[u8] {
+        &self.text[..self.n_text]
+    }
+
+    /// Text that the stream takes in.
+    pub fn take(&mut self, text: &[u8]) {
+        self.text[self.n_text..][..text.len()].copy_from_slice(text);
+        self.n_text += text.len();
+    }
+
+    /// Saves the stream, which has taken in all of its text.
+    pub fn save(&mut self, session: &mut Session, sampler: &Sampler) -> Result<()> {
+        let (engine, stream) = session.parts();
+        let more = (&self.text[..self.n_text], sampler.rng_state());
+        self.file_bytes = self.shelf.save_stream(&self.name, &self.fingerprint, stream, Some(engine), more)?;
+        Ok(())
+    }
+
+    /// One line.
+    pub fn summary(&self, session: &Session) -> String {
+        let (name, before, n) = (self.name, self.n_before, session.n_past());
+        match self.file_bytes {
+            0 => format!("session '{name}' was not saved: it stays at {before} tokens"),
+            bytes => format!("session '{name}': {before} tokens before, {n} saved in {}", Bytes(bytes)),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+}
+
+/// Never evicts the first tokens of a stream that begins.
+pub fn pin(session: &mut Session, n_pinned: u32) -> Result<()> {
+    match session.parts().1.pin(n_pinned as usize) {
+        true => Ok(()),
+        false => {
+            let n_slot = session.cache().n_slot();
+            let what = format!(
+                "{n_pinned} pinned tokens of it do not fit into {n_slot} slots beside the recent ones; give --pin-system=false or raise --kv-budget"
+            );
+            Err(Error::budget(Setting::System, what))
+        }
+    }
+}
+
+/// Bytes of the longest token.
+pub fn longest_token(tokenizer: &Tokenizer) -> usize {
+    (0..tokenizer.n_vocab() as u32).map(|id| tokenizer.token_bytes(id, true).len()).max().unwrap_or(0)
+}

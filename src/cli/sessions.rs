@@ -1,0 +1,218 @@
+//! `lowkey sessions`: what is saved of conversations, as files of a folder.
+
+use std::io;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::session_file::shelf::BUFFER_BYTES;
+use crate::session_file::{Failure, Folder, Head, Limits, Name, Shelf};
+use crate::units::Bytes;
+
+use super::flags::spelled;
+
+#[derive(Args)]
+pub struct SessionsArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Those that there are
+    List(ListArgs),
+    /// Read every byte of them and check it; exit code 1 if one is wrong
+    Verify(VerifyArgs),
+    /// Remove them
+    Remove(RemoveArgs),
+}
+
+#[derive(Args, Clone)]
+pub struct FolderArgs {
+    /// The folder of saved conversations [default: $XDG_STATE_HOME/lowkey/sessions, or ~/.local/state/lowkey/sessions]
+    #[arg(long, value_name = "DIR")]
+    pub sessions: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct ListArgs {
+    #[command(flatten)]
+    folder: FolderArgs,
+    /// One JSON array on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct VerifyArgs {
+    /// Which ones [default: all]
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    #[command(flatten)]
+    folder: FolderArgs,
+    /// One JSON array on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct RemoveArgs {
+    /// Which ones
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+    #[command(flatten)]
+    folder: FolderArgs,
+}
+
+impl FolderArgs {
+    pub fn path(&self) -> Result<PathBuf> {
+        let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let state = || var("XDG_STATE_HOME").or_else(|| Some(var("HOME")?.join(".local/state")));
+        self.sessions
+            .clone()
+            .or_else(|| Some(state()?.join("lowkey/sessions")))
+            .ok_or_else(|| Error::usage("--sessions", "neither XDG_STATE_HOME nor HOME says where they are kept; give a folder"))
+    }
+}
+
+/// A name that is given on the command line.
+pub fn named(flag: &'static str, text: &str, check: fn(&str) -> std::result::Result<Name, &'static str>) -> Result<Name> {
+    check(text).map_err(|why| Error::usage(flag, format!("'{text}': {why}")))
+}
+
+/// What is shown of a session.
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    /// What is wrong with the file; of such a one nothing else is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wrong: Option<String>,
+    #[serde(flatten)]
+    known: Option<Known>,
+}
+
+#[derive(Serialize)]
+struct Known {
+    bytes: u64,
+    model: String,
+    /// Tokens that the stream took in, and entries that each head holds.
+    n_tokens: u64,
+    n_live: u64,
+    /// Seconds since 1970.
+    saved_at: u64,
+    settings: String,
+    /// Saved by itself, and not under a name that somebody gave.
+    is_automatic: bool,
+}
+
+impl Row {
+    fn of(name: Name, found: std::result::Result<Head, Failure>) -> Row {
+        let (known, wrong) = match found {
+            Ok(head) => (Some(Known::of(name, &head)), None),
+            Err(failure) => (None, Some(spelled(&failure.why.message()))),
+        };
+        Row { name: name.to_string(), wrong, known }
+    }
+
+    fn line(&self) -> String {
+        let what = match (&self.known, &self.wrong) {
+            (Some(known), _) => known.line(),
+            (_, wrong) => wrong.clone().unwrap_or_default(),
+        };
+        format!("{:<24} {what}", self.name)
+    }
+}
+
+impl Known {
+    fn of(name: Name, head: &Head) -> Known {
+        Known {
+            bytes: head.lengths.file_bytes().unwrap_or(0),
+            model: head.fingerprint.model_name.as_str().into(),
+            n_tokens: head.counts.n_past().unwrap_or(0),
+            n_live: head.counts.n_live,
+            saved_at: head.saved_at,
+            settings: head.fingerprint.settings.as_str().into(),
+            is_automatic: name.is_automatic(),
+        }
+    }
+
+    fn line(&self) -> String {
+        let at = i64::try_from(self.saved_at).ok().and_then(|s| jiff::Timestamp::from_second(s).ok());
+        format!(
+            "{:>10}  {}  {} tokens, {} live, of {}; {}",
+            Bytes(self.bytes),
+            at.map_or("at no time".into(), |at| at.to_string()),
+            self.n_tokens,
+            self.n_live,
+            self.model.escape_debug(),
+            self.settings.escape_debug()
+        )
+    }
+}
+
+/// The folder; `None` where there is none, and so no session.
+fn open(folder: &FolderArgs) -> Result<Option<Shelf>> {
+    let path = folder.path()?;
+    let opened = Folder::open(&path).and_then(|folder| Shelf::bare(folder, Limits::of(0), BUFFER_BYTES));
+    match opened {
+        Ok(shelf) => Ok(Some(shelf)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && folder.sessions.is_none() => Ok(None),
+        Err(e) => Err(Error::io(path, e)),
+    }
+}
+
+fn all(shelf: &Option<Shelf>, folder: &FolderArgs) -> Result<Vec<Name>> {
+    let names = shelf.as_ref().map_or(Ok(Vec::new()), Shelf::names);
+    names.or_else(|e| Err(Error::io(folder.path()?, e)))
+}
+
+fn show(rows: &[Row], json: bool) -> Result<()> {
+    match json {
+        true => super::answer_json(&rows),
+        false => rows.iter().try_for_each(|row| super::answer(&row.line())),
+    }
+}
+
+pub fn run(args: SessionsArgs) -> Result<u8> {
+    match args.what {
+        What::List(ListArgs { folder, json }) => {
+            let mut shelf = open(&folder)?;
+            let names = all(&shelf, &folder)?;
+            let rows: Vec<Row> =
+                shelf.iter_mut().flat_map(|shelf| names.iter().map(|name| Row::of(*name, shelf.head(name)))).collect();
+            show(&rows, json)?;
+            Ok(0)
+        }
+        What::Verify(VerifyArgs { names, folder, json }) => {
+            let mut shelf = open(&folder)?;
+            let names = match names.is_empty() {
+                true => all(&shelf, &folder)?,
+                false => names.iter().map(|text| named("NAME", text, Name::any)).collect::<Result<_>>()?,
+            };
+            let rows: Vec<Row> = names.iter().map(|name| verified(*name, shelf.as_mut())).collect();
+            show(&rows, json)?;
+            Ok(u8::from(rows.iter().any(|row| row.wrong.is_some())))
+        }
+        What::Remove(RemoveArgs { names, folder }) => {
+            let names: Vec<Name> = names.iter().map(|text| named("NAME", text, Name::any)).collect::<Result<_>>()?;
+            let mut shelf = open(&folder)?;
+            for name in &names {
+                match &mut shelf {
+                    Some(shelf) => shelf.remove(name)?,
+                    None => return Err(missing(name).into()),
+                }
+            }
+            Ok(0)
+        }
+    }
+}
+
+fn missing(name: &Name) -> Failure {
+    Failure { name: *name, why: crate::session_file::Why::Missing, was_cleared: false }
+}
+
+fn verified(name: Name, shelf: Option<&mut Shelf>) -> Row {
+    Row::of(name, shelf.map_or_else(|| Err(missing(&name)), |shelf| shelf.verify(&name)))
+}

@@ -1,0 +1,248 @@
+"""openai for Python against a real server: chat, streams, usage, errors, stop, seed, cancelling, retries."""
+
+import asyncio
+import time
+import unittest
+
+import openai
+from common import Server, wait_for
+
+ASK = [{"role": "user", "content": "What is the capital of France?"}]
+COUNT = [{"role": "user", "content": "Tell me a long story about a river."}]
+
+
+def setUpModule():
+    global server, client
+    server = Server("--streams", "2", budget="16MiB").__enter__()
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120)
+
+
+def tearDownModule():
+    server.__exit__(None)
+
+
+def chat(**more):
+    return client.chat.completions.create(**{"model": "any", "messages": ASK, "max_tokens": 24, "temperature": 0, **more})
+
+
+class Chat(unittest.TestCase):
+    def test_models(self):
+        models = list(client.models.list())
+        self.assertEqual(len(models), 1)
+        self.assertEqual(client.models.retrieve(models[0].id).id, models[0].id)
+
+    def test_whole(self):
+        answer = chat()
+        choice = answer.choices[0]
+        self.assertEqual(choice.message.role, "assistant")
+        self.assertTrue(choice.message.content.strip())
+        self.assertIn(choice.finish_reason, ("stop", "length"))
+        usage = answer.usage
+        self.assertEqual(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens)
+        self.assertLessEqual(usage.completion_tokens, 24)
+        self.assertEqual(answer.object, "chat.completion")
+        self.assertLess(abs(answer.created - time.time()), 60)
+
+    def test_streamed_is_the_whole(self):
+        text, finishes, usage, ids, roles = "", [], [], set(), []
+        for chunk in chat(stream=True, stream_options={"include_usage": True}):
+            ids.add(chunk.id)
+            if chunk.usage:
+                usage.append(chunk.usage)
+            for choice in chunk.choices:
+                if choice.delta.role:
+                    roles.append(choice.delta.role)
+                self.assertNotEqual(choice.delta.content, "")
+                text += choice.delta.content or ""
+                if choice.finish_reason:
+                    finishes.append(choice.finish_reason)
+        whole = chat()
+        self.assertEqual(text, whole.choices[0].message.content)
+        self.assertEqual(finishes, [whole.choices[0].finish_reason])
+        self.assertEqual(len(ids), 1)
+        self.assertEqual(roles, ["assistant"])
+        self.assertEqual([u.completion_tokens for u in usage], [whole.usage.completion_tokens])
+
+    def test_without_include_usage_none_is_told(self):
+        self.assertFalse(any(chunk.usage for chunk in chat(stream=True)))
+
+    def test_max_tokens(self):
+        for name in ("max_tokens", "max_completion_tokens"):
+            answer = client.chat.completions.create(model="any", messages=COUNT, temperature=0, **{name: 3})
+            self.assertEqual((answer.usage.completion_tokens, answer.choices[0].finish_reason), (3, "length"), name)
+
+    def test_seed(self):
+        def say(seed):
+            return chat(messages=COUNT, temperature=1.3, seed=seed).choices[0].message.content
+
+        self.assertEqual(say(7), say(7))
+        self.assertGreater(len({say(seed) for seed in (1, 2, 3)}), 1)
+
+    def test_stop(self):
+        whole = chat(messages=COUNT).choices[0].message.content
+        word = whole.split()[4]
+        answer = chat(messages=COUNT, stop=[word, "never said"])
+        self.assertEqual(answer.choices[0].message.content, whole[: whole.index(word)])
+        self.assertEqual(answer.choices[0].finish_reason, "stop")
+        streamed = "".join(c.choices[0].delta.content or "" for c in chat(messages=COUNT, stop=word, stream=True) if c.choices)
+        self.assertEqual(streamed, whole[: whole.index(word)])
+
+    def test_several_choices(self):
+        answer = chat(n=2, temperature=1.2, seed=3)
+        self.assertEqual([c.index for c in answer.choices], [0, 1])
+
+    def test_logprobs(self):
+        answer = chat(logprobs=True, top_logprobs=4, max_tokens=5)
+        tokens = answer.choices[0].logprobs.content
+        self.assertEqual("".join(t.token for t in tokens), answer.choices[0].message.content)
+        for token in tokens:
+            self.assertEqual(len(token.top_logprobs), 4)
+            self.assertLessEqual(token.logprob, 0)
+            self.assertEqual(bytes(token.bytes).decode(), token.token)
+
+    def test_parts_and_a_system_s_turn(self):
+        parts = [{"type": "text", "text": "What is the capital"}, {"type": "text", "text": "of France?"}]
+        answer = chat(messages=[{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": parts}])
+        self.assertTrue(answer.choices[0].message.content)
+
+    def test_a_second_turn_reads_what_is_new(self):
+        first = [{"role": "user", "content": "Remember the word heron. " * 12}]
+        answer = chat(messages=first)
+        second = first + [
+            {"role": "assistant", "content": answer.choices[0].message.content},
+            {"role": "user", "content": "And now?"},
+        ]
+        usage = chat(messages=second).usage
+        self.assertGreaterEqual(usage.prompt_tokens_details.cached_tokens, answer.usage.prompt_tokens // 2)
+
+    def test_what_became_of_the_arena_is_told(self):
+        told = chat().model_extra["lowkey"]
+        self.assertLessEqual(told["n_live"], told["n_slot"])
+        self.assertEqual(told["evicted"], 0)
+
+    def test_completions(self):
+        answer = client.completions.create(model="any", prompt="The capital of France is", max_tokens=8, temperature=0)
+        self.assertTrue(answer.choices[0].text)
+        streamed = client.completions.create(
+            model="any", prompt="The capital of France is", max_tokens=8, temperature=0, stream=True
+        )
+        self.assertEqual("".join(c.choices[0].text for c in streamed if c.choices), answer.choices[0].text)
+
+    def test_responses(self):
+        answer = client.responses.create(model="any", input="What is the capital of France?", max_output_tokens=16, temperature=0)
+        self.assertTrue(answer.output_text.strip())
+        self.assertGreater(answer.usage.output_tokens, 0)
+        events = list(
+            client.responses.create(
+                model="any", input="What is the capital of France?", max_output_tokens=16, temperature=0, stream=True
+            )
+        )
+        self.assertEqual(events[0].type, "response.created")
+        self.assertIn(events[-1].type, ("response.completed", "response.incomplete"))
+        self.assertEqual("".join(e.delta for e in events if e.type == "response.output_text.delta"), answer.output_text)
+
+
+class Refusals(unittest.TestCase):
+    def refused(self, kind, **more):
+        with self.assertRaises(kind) as told:
+            chat(**more)
+        return told.exception
+
+    def test_wrong_values_name_the_field(self):
+        for field, value in (
+            ("temperature", -1),
+            ("temperature", "hot"),
+            ("top_p", -1),
+            ("n", 0),
+            ("stop", [1]),
+            ("seed", "x"),
+            ("max_tokens", -5),
+        ):
+            error = self.refused(openai.BadRequestError, extra_body={field: value})
+            self.assertEqual(error.body["type"], "invalid_request_error", (field, value))
+            self.assertIn(field, error.body["message"] + str(error.body["param"]), (field, value))
+
+    def test_wrong_messages(self):
+        for messages in (
+            [],
+            "text",
+            [1],
+            [{}],
+            [{"role": 1, "content": "x"}],
+            [{"role": "nobody", "content": "x"}],
+            [{"role": "user", "content": 5}],
+        ):
+            with self.subTest(messages=messages):
+                self.refused(openai.BadRequestError, extra_body={"messages": messages})
+
+    def test_images_are_not_supported(self):
+        image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+        error = self.refused(openai.APIStatusError, messages=[{"role": "user", "content": [image]}])
+        self.assertEqual((error.status_code, error.body["type"]), (501, "not_supported_error"))
+
+    def test_unknown_paths(self):
+        with self.assertRaises(openai.NotFoundError):
+            client.get("/no/such/path", cast_to=object)
+
+    def test_embeddings_are_not_supported(self):
+        with self.assertRaises(openai.APIStatusError) as told:
+            client.embeddings.create(model="any", input="text")
+        self.assertEqual(told.exception.status_code, 501)
+
+    def test_an_error_of_a_stream_comes_before_it(self):
+        self.refused(openai.BadRequestError, stream=True, extra_body={"temperature": -1})
+
+
+class Gone(unittest.TestCase):
+    def test_a_stream_that_is_closed_ends_the_work(self):
+        stream = chat(messages=COUNT, max_tokens=1000, stream=True, extra_body={"ignore_eos": True})
+        for _, _ in zip(range(4), stream):
+            pass
+        stream.close()
+        self.assertTrue(server.wait_idle(2))
+
+    def test_a_client_that_waits_no_longer_ends_the_work(self):
+        with self.assertRaises(openai.APITimeoutError):
+            client.with_options(timeout=0.7).chat.completions.create(
+                model="any", messages=COUNT, max_tokens=1000, extra_body={"ignore_eos": True}
+            )
+        self.assertTrue(server.wait_idle(2))
+
+    def test_many_at_once(self):
+        async def all_of_them():
+            many = openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120)
+            ask = [many.chat.completions.create(model="any", messages=ASK, max_tokens=16, temperature=0) for _ in range(6)]
+            return [a.choices[0].message.content for a in await asyncio.gather(*ask)]
+
+        self.assertEqual(len(set(asyncio.run(all_of_them()))), 1)
+
+
+class Keys(unittest.TestCase):
+    def test_keys(self):
+        with Server("--api-key", "right") as locked:
+            with self.assertRaises(openai.AuthenticationError):
+                openai.OpenAI(base_url=locked.url + "/v1", api_key="wrong", max_retries=0).models.list()
+            self.assertTrue(openai.OpenAI(base_url=locked.url + "/v1", api_key="right", max_retries=0).models.list().data)
+            self.assertEqual(locked.get("/health")[0], 200)
+
+
+class Full(unittest.TestCase):
+    def test_a_full_queue_is_told_and_tried_again(self):
+        with Server("--streams", "1", "--queue", "0") as small:
+            impatient = openai.OpenAI(base_url=small.url + "/v1", api_key="none", max_retries=0)
+            patient = impatient.with_options(max_retries=5)
+            long = impatient.chat.completions.create(
+                model="any", messages=COUNT, max_tokens=2000, stream=True, extra_body={"ignore_eos": True}
+            )
+            next(iter(long))
+            with self.assertRaises(openai.InternalServerError) as told:
+                impatient.chat.completions.create(model="any", messages=ASK, max_tokens=4)
+            self.assertEqual(told.exception.status_code, 503)
+            self.assertTrue(1 <= int(told.exception.response.headers["retry-after"]) <= 60)
+            long.close()
+            self.assertTrue(wait_for(lambda: small.wait_idle(0.1), 3))
+            self.assertTrue(patient.chat.completions.create(model="any", messages=ASK, max_tokens=4).choices)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,323 @@
+//! A disk in memory that remembers what was done to it: it can be full, or fail, at any operation, and shows what a power cut
+//! after any of them may leave behind. (SQLite tests itself so, on a file system that holds writes back and drops or scrambles
+//! them.)
+//!
+//! What a cut may leave: of a file what was synced, and of what was not any part, in any order, torn at sectors or pages, with
+//! nothing or with old bytes where something is missing; of the names of the folder what was synced, and any of the changes
+//! since.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+
+use lowkey::session_file::disk::{Disk, Found, Space};
+
+#[derive(Clone, Debug)]
+enum Op {
+    Create { name: String, file: usize },
+    Write { file: usize, bytes: Vec<u8> },
+    Sync { file: usize },
+    Rename { from: String, to: String },
+    SyncFolder,
+    Remove { name: String },
+}
+
+#[derive(Clone, Default)]
+struct State {
+    files: Vec<Vec<u8>>,
+    /// Names and the files that they are of.
+    names: BTreeMap<String, usize>,
+}
+
+#[derive(Default)]
+struct Inside {
+    now: State,
+    /// What was there when the recording began, all of it on the disk.
+    base: State,
+    record: Vec<Op>,
+    /// Changes that were asked for, and from which on they fail.
+    n_asked: usize,
+    fail_at: Option<usize>,
+    free_bytes: u64,
+}
+
+pub struct TestDisk(RefCell<Inside>);
+
+/// As much as the disk has room for.
+const TOTAL_BYTES: u64 = 1 << 30;
+
+impl Default for TestDisk {
+    fn default() -> Self {
+        TestDisk(RefCell::new(Inside { free_bytes: TOTAL_BYTES, ..Inside::default() }))
+    }
+}
+
+impl TestDisk {
+    fn of(now: State) -> TestDisk {
+        TestDisk(RefCell::new(Inside { base: now.clone(), now, free_bytes: TOTAL_BYTES, ..Inside::default() }))
+    }
+
+    /// What is there is on the disk; what follows is recorded.
+    pub fn record(&self) {
+        let mut inside = self.0.borrow_mut();
+        let now = inside.now.clone();
+        (inside.base, inside.record, inside.n_asked) = (now, Vec::new(), 0);
+    }
+
+    /// Operations that were recorded.
+    pub fn n_recorded(&self) -> usize {
+        self.0.borrow().record.len()
+    }
+
+    /// The change of this number, counted from the last `record`, fails, and so do those behind it, but not removing. `None`: none does.
+    pub fn fail_at(&self, n: Option<usize>) {
+        self.0.borrow_mut().fail_at = n;
+    }
+
+    pub fn set_free_bytes(&self, free_bytes: u64) {
+        self.0.borrow_mut().free_bytes = free_bytes;
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.0.borrow().now.names.keys().cloned().collect()
+    }
+
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        let inside = self.0.borrow();
+        inside.now.files[inside.now.names[name]].clone()
+    }
+
+    /// Puts a file there, at once.
+    pub fn put(&self, name: &str, bytes: Vec<u8>) {
+        let mut inside = self.0.borrow_mut();
+        let file = inside.now.files.len();
+        inside.now.files.push(bytes);
+        inside.now.names.insert(name.to_owned(), file);
+    }
+
+    fn change(&self, op: Op) -> io::Result<()> {
+        let mut inside = self.0.borrow_mut();
+        let n = inside.n_asked;
+        inside.n_asked += 1;
+        if inside.fail_at.is_some_and(|at| n >= at) && !matches!(op, Op::Remove { .. }) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        inside.now.apply(&op);
+        inside.record.push(op);
+        Ok(())
+    }
+
+    /// Calls `each` for every disk that a power cut after the first `n` recorded operations may leave. `lies`: the disk says that it has
+    /// synced and has not.
+    pub fn after_cut(&self, n: usize, lies: bool, each: &mut dyn FnMut(TestDisk)) {
+        let inside = self.0.borrow();
+        let Cut { synced, files, writes, names } = cut(&inside.base, &inside.record[..n], lies);
+        let unsynced: Vec<usize> = (0..files.len()).filter(|&file| !writes[file].is_empty()).collect();
+        assert!(unsynced.len() <= 1, "more than one file is written at once: try their variants in pairs");
+        let old: Vec<u8> = inside.base.names.values().flat_map(|&file| inside.base.files[file].clone()).collect();
+        let variants = match unsynced.first() {
+            Some(&file) => variants(&files[file], &writes[file], &old),
+            None => vec![Vec::new()],
+        };
+        for applied in 0..1usize << names.len() {
+            let mut left = State { files: files.clone(), names: synced.clone() };
+            names.iter().enumerate().filter(|(i, _)| applied >> i & 1 == 1).for_each(|(_, change)| change.apply(&mut left.names));
+            let is_seen = unsynced.first().is_some_and(|file| left.names.values().any(|named| named == file));
+            // What has no name is lost, whatever is in it.
+            for variant in variants.iter().take(if is_seen { variants.len() } else { 1 }) {
+                let mut left = left.clone();
+                if let Some(&file) = unsynced.first() {
+                    left.files[file] = variant.clone();
+                }
+                each(TestDisk::of(left));
+            }
+        }
+    }
+}
+
+impl State {
+    fn apply(&mut self, op: &Op) {
+        match op {
+            Op::Create { name, file } => {
+                self.files.resize(self.files.len().max(file + 1), Vec::new());
+                self.names.insert(name.clone(), *file);
+            }
+            Op::Write { file, bytes } => self.files[*file].extend(bytes),
+            Op::Rename { from, to } => {
+                let file = self.names.remove(from).expect("a file to rename");
+                self.names.insert(to.clone(), file);
+            }
+            Op::Remove { name } => {
+                self.names.remove(name);
+            }
+            Op::Sync { .. } | Op::SyncFolder => {}
+        }
+    }
+}
+
+/// A change of names that may have reached the disk or not.
+#[derive(Clone)]
+struct Names {
+    gone: Option<String>,
+    new: Option<(String, usize)>,
+}
+
+impl Names {
+    fn apply(&self, names: &mut BTreeMap<String, usize>) {
+        if let Some(name) = &self.gone {
+            names.remove(name);
+        }
+        names.extend(self.new.clone());
+    }
+}
+
+/// What is certain after some operations, and what is not.
+struct Cut {
+    synced: BTreeMap<String, usize>,
+    files: Vec<Vec<u8>>,
+    /// Of each file, in order.
+    writes: Vec<Vec<Vec<u8>>>,
+    names: Vec<Names>,
+}
+
+fn cut(base: &State, record: &[Op], lies: bool) -> Cut {
+    let mut seen = base.clone();
+    let mut cut = Cut {
+        synced: base.names.clone(),
+        files: base.files.clone(),
+        writes: vec![Vec::new(); base.files.len()],
+        names: Vec::new(),
+    };
+    for op in record {
+        match op {
+            Op::Create { name, file } => {
+                cut.files.resize(cut.files.len().max(file + 1), Vec::new());
+                cut.writes.resize(cut.files.len(), Vec::new());
+                cut.names.push(Names { gone: None, new: Some((name.clone(), *file)) });
+            }
+            Op::Write { file, bytes } => cut.writes[*file].push(bytes.clone()),
+            Op::Sync { file } if !lies => {
+                let written = std::mem::take(&mut cut.writes[*file]);
+                cut.files[*file].extend(written.concat());
+            }
+            Op::Rename { from, to } => {
+                cut.names.push(Names { gone: Some(from.clone()), new: Some((to.clone(), seen.names[from])) });
+            }
+            Op::Remove { name } => cut.names.push(Names { gone: Some(name.clone()), new: None }),
+            Op::SyncFolder if !lies => {
+                let changes = std::mem::take(&mut cut.names);
+                changes.iter().for_each(|change| change.apply(&mut cut.synced));
+            }
+            Op::Sync { .. } | Op::SyncFolder => {}
+        }
+        seen.apply(op);
+    }
+    cut
+}
+
+/// What may be in a file of which `synced` is on the disk and `writes` may be, where `old` bytes lay before.
+fn variants(synced: &[u8], writes: &[Vec<u8>], old: &[u8]) -> Vec<Vec<u8>> {
+    let whole = [synced, &writes.concat()].concat();
+    let ends: Vec<usize> = writes.iter().scan(synced.len(), |end, write| (*end += write.len(), Some(*end)).1).collect();
+    let starts = || std::iter::once(synced.len()).chain(ends.iter().copied());
+    // Nothing, all, and everything up to the end of a write.
+    let mut found: Vec<Vec<u8>> = starts().map(|end| whole[..end].to_vec()).collect();
+    let without = |lost: std::ops::Range<usize>, filled: bool| {
+        let mut bytes = whole.clone();
+        for (i, byte) in bytes[lost.clone()].iter_mut().enumerate() {
+            *byte = if filled { old.get(lost.start + i).copied().unwrap_or(0) } else { 0 };
+        }
+        bytes
+    };
+    for (start, &end) in starts().zip(&ends) {
+        for unit in [512, 4096] {
+            // Torn: the beginning of the write is there, its end is not, nor anything behind it; or only its end is there.
+            let inside = [start + unit, (start + end) / 2 / unit * unit, (end - 1) / unit * unit];
+            for tear in inside.into_iter().filter(|tear| (start + 1..end).contains(tear)) {
+                found.push(whole[..tear].to_vec());
+                found.extend([false, true].map(|filled| without(tear..end, filled)));
+                found.extend([false, true].map(|filled| without(start..tear, filled)));
+            }
+        }
+        // Reordered: all others are there.
+        found.extend([false, true].map(|filled| without(start..end, filled)));
+    }
+    // As long as it should be, and nothing in it.
+    found.extend([false, true].map(|filled| without(synced.len()..whole.len(), filled)));
+    found.sort();
+    found.dedup();
+    found
+}
+
+pub struct Reader {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Disk for &TestDisk {
+    type Writer = usize;
+    type Reader = Reader;
+
+    fn create(&self, name: &str) -> io::Result<usize> {
+        let file = self.0.borrow().now.files.len();
+        self.change(Op::Create { name: name.to_owned(), file }).map(|()| file)
+    }
+
+    fn write(&self, file: &mut usize, bytes: &[u8]) -> io::Result<()> {
+        self.change(Op::Write { file: *file, bytes: bytes.to_vec() })
+    }
+
+    fn sync(&self, file: &mut usize) -> io::Result<()> {
+        self.change(Op::Sync { file: *file })
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.change(Op::Rename { from: from.to_owned(), to: to.to_owned() })
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        self.change(Op::SyncFolder)
+    }
+
+    fn open(&self, name: &str) -> io::Result<(Reader, u64)> {
+        let inside = self.0.borrow();
+        let file = *inside.now.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let bytes = inside.now.files[file].clone();
+        let len = bytes.len() as u64;
+        Ok((Reader { bytes, at: 0 }, len))
+    }
+
+    fn read(&self, file: &mut Reader, into: &mut [u8]) -> io::Result<usize> {
+        // Never all that is asked for, where that is much.
+        let n = (file.bytes.len() - file.at).min(into.len()).min(1500);
+        into[..n].copy_from_slice(&file.bytes[file.at..][..n]);
+        file.at += n;
+        Ok(n)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        if !self.0.borrow().now.names.contains_key(name) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        self.change(Op::Remove { name: name.to_owned() })
+    }
+
+    fn remove_abandoned(&self, name: &str) -> io::Result<bool> {
+        self.remove(name).map(|()| true)
+    }
+
+    fn touch(&self, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn list(&self, each: &mut dyn FnMut(Found<'_>)) -> io::Result<()> {
+        for (name, &file) in &self.0.borrow().now.names {
+            each(Found { name, changed_ns: file as u64 });
+        }
+        Ok(())
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        Ok(Space { free_bytes: self.0.borrow().free_bytes, total_bytes: TOTAL_BYTES })
+    }
+}

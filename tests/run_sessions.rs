@@ -1,0 +1,194 @@
+//! `lowkey run --session` and `lowkey sessions`, as a user meets them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use lowkey_test_kit::{demo_model, emulated, ids, lowkey};
+use serde_json::Value;
+
+struct Temp(PathBuf);
+
+impl Temp {
+    fn new(name: &str) -> Temp {
+        let path = std::env::temp_dir().join(format!("lowkey-run-sessions-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        Temp(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().expect("a path in UTF-8")
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn lowkey(args: &[&str]) -> Output {
+    lowkey!().args(args).stdin(Stdio::null()).output().expect("the binary starts")
+}
+
+/// What `lowkey run` answers in JSON with these flags, and its exit code and errors.
+fn run(temp: &Temp, more: &[&str]) -> Result<Value, String> {
+    let model = demo_model();
+    let usual = ["run", "-m", model.to_str().expect("a path"), "--sessions", temp.path(), "--temp", "0", "--json"];
+    let out = lowkey(&[&usual, more].concat());
+    let errors = String::from_utf8(out.stderr).expect("text");
+    match out.status.code() {
+        Some(0) => Ok(serde_json::from_slice(&out.stdout).expect("JSON")),
+        code => Err(format!("{code:?}: {errors}")),
+    }
+}
+
+fn sessions(args: &[&str], temp: &Temp) -> (Option<i32>, String) {
+    let out = lowkey(&[&["sessions"], args, &["--sessions", temp.path()]].concat());
+    (out.status.code(), String::from_utf8(out.stdout).expect("text") + &String::from_utf8(out.stderr).expect("text"))
+}
+
+const N: &str = "2";
+
+/// Where nothing is evicted a stream is the same however it is cut.
+#[test]
+fn two_runs_of_a_session_are_one_of_both_texts() {
+    let temp = Temp::new("two");
+    let with = ["--evict", "l2", "--kv-type", "q8_0", "--kv-budget", "4MiB"];
+    let first = run(&temp, &[&with[..], &["--session", "a", "-p", "The capital of France is", "-n", N]].concat()).expect("a run");
+    let text = first["text"].as_str().expect("text");
+    let second =
+        run(&temp, &[&with[..], &["--session", "a", "-p", " The capital of Italy is", "-n", N]].concat()).expect("a run");
+    let both = format!("The capital of France is{text} The capital of Italy is");
+    let one = run(&temp, &[&with[..], &["-p", &both, "-n", N]].concat()).expect("a run");
+    assert_eq!(
+        ids(&one["prompt_tokens"]),
+        [ids(&first["prompt_tokens"]), ids(&first["tokens"]), ids(&second["prompt_tokens"])].concat(),
+        "the test's texts are cut into tokens where the runs meet"
+    );
+    assert_eq!(one["tokens"], second["tokens"]);
+    let session = &second["session"];
+    let n_first = ids(&first["prompt_tokens"]).len() as u64 + 2;
+    assert_eq!((session["n_before"].as_u64(), session["name"].as_str()), (Some(n_first), Some("a")));
+    assert_eq!(session["n_tokens"].as_u64(), Some(n_first + ids(&second["prompt_tokens"]).len() as u64 + 2));
+    assert_eq!(session["bytes"].as_u64(), std::fs::metadata(temp.0.join("a.lks")).ok().map(|meta| meta.len()));
+    // Nothing new: it goes on where it ended.
+    let third = run(&temp, &[&with[..], &["--session", "a", "-p", "", "-n", N]].concat()).expect("a run");
+    let longer = run(&temp, &[&with[..], &["-p", &both, "-n", "4"]].concat()).expect("a run");
+    assert_eq!(ids(&longer["tokens"]), [ids(&second["tokens"]), ids(&third["tokens"])].concat());
+}
+
+#[test]
+fn with_a_template_only_the_new_turn_is_read() {
+    let temp = Temp::new("chat");
+    let n = if emulated().is_some() { "6" } else { "24" };
+    let chat = ["--chat", "--system", "You are terse.", "--session", "c", "--kv-type", "q8_0", "--kv-budget", "8MiB", "-n", n];
+    let say = |text: &str| run(&temp, &[&chat[..], &["-p", text]].concat()).expect("a run");
+    let (first, second) = (say("My name is Ada."), say("What is my name?"));
+    // The model's template, ChatML: what ends the first answer, and the turn.
+    let tokenizer = lowkey::text::Tokenizer::from_gguf(&lowkey::gguf::GgufFile::open(&demo_model()).expect("the demo model"));
+    let tokenizer = tokenizer.expect("a tokenizer");
+    let read = tokenizer.decode(&ids(&second["prompt_tokens"]));
+    assert_eq!(read, "<|im_end|>\n<|im_start|>user\nWhat is my name?<|im_end|>\n<|im_start|>assistant\n");
+    let before = second["session"]["n_before"].as_u64().expect("a number");
+    let answered = if first["stop"] == "eos" { ids(&first["tokens"]).len() - 1 } else { ids(&first["tokens"]).len() };
+    assert_eq!(before, (ids(&first["prompt_tokens"]).len() + answered) as u64, "the end of the answer is of the next turn");
+    // Read at once, the whole conversation is answered in the same way.
+    let all =
+        [&ids(&first["prompt_tokens"])[..], &ids(&first["tokens"])[..answered], &ids(&second["prompt_tokens"])[..]].concat();
+    let flags = ["--kv-type", "q8_0", "--kv-budget", "8MiB", "-n", n, "-p", &tokenizer.decode(&all)];
+    let one = run(&temp, &flags).expect("a run");
+    assert_eq!((ids(&one["prompt_tokens"]), &one["tokens"]), (all, &second["tokens"]));
+    let other = [
+        "--chat",
+        "--system",
+        "You are wordy.",
+        "--session",
+        "c",
+        "--kv-type",
+        "q8_0",
+        "--kv-budget",
+        "8MiB",
+        "-n",
+        "1",
+        "-p",
+        "?",
+    ];
+    let refused = run(&temp, &other).expect_err("another system's turn");
+    assert!(refused.starts_with("Some(2)") && refused.contains("--system"), "{refused}");
+    let other_template = [&other[..1], &["--template", "llama3"], &other[3..]].concat();
+    let refused = run(&temp, &other_template).expect_err("another template");
+    assert!(refused.starts_with("Some(1)") && refused.contains("template"), "{refused}");
+}
+
+#[test]
+fn a_stream_that_evicts_goes_on() {
+    let temp = Temp::new("evicts");
+    let file = lowkey_test_kit::data("technical.txt");
+    let text = std::fs::read_to_string(&file).expect("a text");
+    let words: Vec<&str> = text.split_inclusive(' ').take(if emulated().is_some() { 60 } else { 300 }).collect();
+    for part in words.chunks(words.len() / 3) {
+        let text = part.concat();
+        let flags = ["--kv-budget", "1MiB", "--session", "e", "-p", &text, "-n", "2", "-b", "8"];
+        let answer = run(&temp, &flags).unwrap_or_else(|e| panic!("{e}"));
+        assert!(answer["memory"]["rss_anon_peak_bytes"].as_u64() <= answer["memory"]["plan_bytes"].as_u64(), "within the plan");
+    }
+}
+
+#[test]
+fn what_cannot_go_on_is_one_line_that_says_why() {
+    let temp = Temp::new("mistakes");
+    run(&temp, &["--session", "m", "-p", "Hello", "-n", "1", "--kv-budget", "4MiB"]).expect("a run");
+    let file = temp.0.join("m.lks");
+    let before = std::fs::read(&file).expect("a file");
+    for (args, code, what) in [
+        (&["--session", "m", "-p", "x", "-n", "1", "--kv-budget", "5MiB"][..], 1, "slots"),
+        (&["--session", "m", "-p", "x", "-n", "1", "--kv-budget", "4MiB", "--sinks", "5"], 1, "5 sinks"),
+        (&["--session", "m", "-p", "x", "-n", "-1", "--kv-budget", "4MiB"], 2, "-n"),
+        (&["--session", "../m", "-p", "x", "-n", "1"], 2, "--session"),
+        (&["--session", "auto-m", "-p", "x", "-n", "1"], 2, "auto-"),
+        (&["--session", "n", "-p", "", "-n", "1"], 1, "empty"),
+        (&["--session", "n", "-p", "x", "-n", "1", "--session-space", "1KiB"], 1, "--session-space"),
+    ] {
+        let refused = run(&temp, args).expect_err(what);
+        assert!(refused.starts_with(&format!("Some({code})")) && refused.contains(what), "{args:?}: {refused}");
+        assert!(std::fs::read(&file).expect("a file") == before, "{args:?}: the session is as it was");
+    }
+    assert!(!temp.0.join("n.lks").exists());
+}
+
+#[test]
+fn sessions_are_listed_verified_and_removed() {
+    let temp = Temp::new("list");
+    for name in ["one", "two"] {
+        run(&temp, &["--session", name, "-p", "Hello", "-n", "1", "--kv-budget", "4MiB"]).expect("a run");
+    }
+    let (code, text) = sessions(&["list"], &temp);
+    assert!(code == Some(0) && text.lines().count() == 2 && text.contains("one ") && text.contains("2 tokens"), "{text}");
+    let (_, text) = sessions(&["list", "--json"], &temp);
+    let rows: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(
+        (rows[1]["name"].as_str(), rows[1]["n_tokens"].as_u64(), rows[1]["is_automatic"].as_bool()),
+        (Some("two"), Some(2), Some(false))
+    );
+    assert_eq!(sessions(&["verify"], &temp).0, Some(0));
+    damage(&temp.0.join("two.lks"));
+    let (code, text) = sessions(&["verify"], &temp);
+    assert!(code == Some(1) && text.contains("two") && text.contains("sum") && text.contains("one"), "{text}");
+    assert_eq!(sessions(&["verify", "one"], &temp).0, Some(0));
+    assert_eq!(sessions(&["verify", "three"], &temp).0, Some(1));
+    assert_eq!(sessions(&["verify", "../one"], &temp).0, Some(2));
+    assert_eq!(sessions(&["remove", "two"], &temp), (Some(0), String::new()));
+    let (code, text) = sessions(&["remove", "two"], &temp);
+    assert!(code == Some(1) && text.contains("two"), "{text}");
+    assert_eq!(sessions(&["list"], &temp).1.lines().count(), 1);
+    let (code, text) = sessions(&["list"], &Temp::new("nowhere"));
+    assert!(code == Some(1) && text.contains("nowhere"), "{text}");
+}
+
+/// Changes a byte in the middle.
+fn damage(path: &Path) {
+    let mut bytes = std::fs::read(path).expect("a file");
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).expect("a file");
+}

@@ -1,0 +1,11 @@
+//! `lowkey serve`: the network's side with a fake engine behind it, and the whole program. One program for all of these tests,
+//! since each program is linked for minutes on a small machine.
+#![cfg(feature = "serve")]
+
+mod api;
+mod chat;
+mod client;
+mod fake_engine;
+mod http;
+mod info;
+mod whole;

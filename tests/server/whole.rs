@@ -1,0 +1,205 @@
+//! The program as it is, with the demo model: answers are those of `lowkey run`, sessions outlive it, its memory stays.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use lowkey_test_kit::{demo_model, lowkey};
+use serde_json::{Value, json};
+
+use crate::client::{get, post};
+
+struct Program {
+    child: Child,
+    address: SocketAddr,
+    said: Vec<String>,
+}
+
+impl Program {
+    fn start(flags: &[&str]) -> Program {
+        let mut command = lowkey!();
+        command.args(["serve", "--port", "0", "--temp", "0", "-m"]).arg(demo_model()).args(flags);
+        let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the program");
+        let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        let mut said = Vec::new();
+        let address = loop {
+            let line = lines.next().unwrap_or_else(|| panic!("it has ended: {said:?}")).expect("text");
+            let address = line.split_once("http://").map(|(_, rest)| rest.split(';').next().unwrap_or_default().to_owned());
+            said.push(line);
+            if let Some(address) = address.filter(|_| said.last().is_some_and(|line| line.starts_with("ready"))) {
+                break address.parse().expect("an address");
+            }
+        };
+        // What it says later is of no concern, and must not stop it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Program { child, address, said }
+    }
+
+    fn chat(&self, request: Value) -> Value {
+        let reply = post(self.address, "/v1/chat/completions", &request);
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()
+    }
+
+    fn rss_anon(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a status");
+        let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
+        kib.map_or(0, |kib: u64| kib * 1024)
+    }
+
+    /// Asks it to end; the exit code.
+    fn stop(mut self) -> i32 {
+        let begun = Instant::now();
+        let ended = std::process::Command::new("kill").arg(self.child.id().to_string()).status().expect("kill");
+        assert!(ended.success());
+        let code = self.child.wait().expect("an end").code().unwrap_or(-1);
+        assert!(begun.elapsed() < Duration::from_secs(5), "a supervisor would have killed it");
+        code
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn content(answer: &Value) -> &str {
+    answer["choices"][0]["message"]["content"].as_str().expect("content")
+}
+
+fn cached(answer: &Value) -> u64 {
+    answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number")
+}
+
+#[test]
+fn an_answer_is_what_run_says_and_memory_is_within_the_plan() {
+    let program = Program::start(&["--streams", "2", "--kv-budget", "16MiB", "--kv-type", "q8_0"]);
+    let ask = |text: &str| json!({ "messages": [{ "role": "user", "content": text }], "max_tokens": 24 });
+    let mut run = lowkey!();
+    run.args([
+        "run",
+        "--chat",
+        "--temp",
+        "0",
+        "-n",
+        "24",
+        "-p",
+        "What is the capital of France?",
+        "--kv-budget",
+        "8MiB",
+        "--kv-type",
+        "q8_0",
+        "-m",
+    ]);
+    let out = run.arg(demo_model()).output().expect("the program");
+    let expected = String::from_utf8(out.stdout).expect("text");
+    assert_eq!(content(&program.chat(ask("What is the capital of France?"))), expected.trim_end_matches('\n'));
+    let at_ready = program.rss_anon();
+    for i in 0..30 {
+        program.chat(ask(&format!("Say the number {i}.")));
+    }
+    let grown = program.rss_anon().saturating_sub(at_ready);
+    // tests/abuse/serve_flood.py asks for a quarter of it, over ten thousand requests.
+    assert!(grown <= 1 << 20, "{grown} bytes more after 30 answers");
+    let metrics = get(program.address, "/metrics");
+    let plan: u64 =
+        metrics.text().lines().find_map(|line| line.strip_prefix("lowkey_memory_plan_bytes ")?.parse().ok()).expect("a plan");
+    assert!(program.rss_anon() <= plan, "{} of {plan} planned; {:?}", program.rss_anon(), program.said);
+    assert_eq!(program.stop(), 0);
+}
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("lowkey-serve-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        Folder(path)
+    }
+
+    fn start(&self) -> Program {
+        let folder = self.0.to_string_lossy().into_owned();
+        Program::start(&["--sessions", &folder, "--kv-budget", "8MiB"])
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Used twice, the system's turn is saved; after a restart it need not be read, and the answer is the same.
+#[test]
+fn a_system_turn_is_there_after_a_restart() {
+    let folder = Folder::new("system");
+    let system = "You are the voice of a house. The lamp in the kitchen is on, the heater in the hall is off. ".repeat(12);
+    let ask = |text: &str| json!({ "messages": [{ "role": "system", "content": system }, { "role": "user", "content": text }], "max_tokens": 12 });
+    let program = folder.start();
+    let first = program.chat(ask("What is on?"));
+    assert_eq!(cached(&first), 0);
+    // Another conversation in between, so that the stream must read the turn again.
+    program.chat(json!({ "messages": [{ "role": "user", "content": "Hello" }], "max_tokens": 2 }));
+    assert_eq!(cached(&program.chat(ask("Is it warm?"))), 0);
+    assert_eq!(program.stop(), 0);
+    let files = std::fs::read_dir(&folder.0).expect("the folder").count();
+    assert!(files >= 1, "a session of the system's turn");
+    let program = folder.start();
+    let again = program.chat(ask("What is on?"));
+    assert!(cached(&again) > 200, "{again}");
+    assert_eq!(content(&again), content(&first));
+    assert_eq!(program.stop(), 0);
+}
+
+/// A conversation that has a name goes on after a restart, also when it has outgrown its memory.
+#[test]
+fn a_named_conversation_goes_on_after_a_restart() {
+    let folder = Folder::new("named");
+    let mut messages = vec![json!({ "role": "user", "content": "Tell me about rivers. ".repeat(260) })];
+    let ask = |messages: &[Value]| json!({ "messages": messages, "max_tokens": 16, "session": "garden" });
+    let program = folder.start();
+    let first = program.chat(ask(&messages));
+    assert!(first["lowkey"]["evicted"].as_u64().expect("a number") > 100, "{first}");
+    messages.push(json!({ "role": "assistant", "content": content(&first) }));
+    messages.push(json!({ "role": "user", "content": "And lakes?" }));
+    assert_eq!(program.stop(), 0);
+    let program = folder.start();
+    let second = program.chat(ask(&messages));
+    let n_first = first["usage"]["total_tokens"].as_u64().expect("a number");
+    assert!(cached(&second) >= n_first - 2, "{second}");
+    // What another conversation asks in the same stream comes after it was put away.
+    program.chat(json!({ "messages": [{ "role": "user", "content": "Hello" }], "max_tokens": 2, "session": "attic" }));
+    messages.push(json!({ "role": "assistant", "content": content(&second) }));
+    messages.push(json!({ "role": "user", "content": "And seas?" }));
+    let third = program.chat(ask(&messages));
+    assert!(cached(&third) > cached(&second), "{third}");
+    assert_eq!(program.stop(), 0);
+}
+
+#[test]
+fn streams_are_saved_restored_and_erased_on_request() {
+    let folder = Folder::new("slots");
+    let program = folder.start();
+    let slot = |action: &str, body: Value| post(program.address, &format!("/slots/0?action={action}"), &body);
+    let ask = json!({ "prompt": "The quick brown fox jumps over the lazy dog. ".repeat(12), "n_predict": 8 });
+    let first = post(program.address, "/completion", &ask).json();
+    let saved = slot("save", json!({ "filename": "fox" }));
+    assert_eq!(saved.status, 200, "{}", saved.text());
+    let n_saved = saved.json()["n_saved"].as_u64().expect("a number");
+    assert!(n_saved > 100 && saved.json()["n_written"].as_u64().expect("a number") > 10_000, "{}", saved.text());
+    assert_eq!(slot("erase", json!({})).json()["n_erased"].as_u64(), Some(n_saved));
+    assert_eq!(slot("restore", json!({ "filename": "fox" })).json()["n_restored"].as_u64(), Some(n_saved));
+    let again = post(program.address, "/completion", &ask).json();
+    assert_eq!(again["content"], first["content"]);
+    assert!(again["timings"]["cache_n"].as_u64().expect("a number") > 100, "{again}");
+    for (action, body) in
+        [("save", json!({ "filename": "../x" })), ("restore", json!({ "filename": "none" })), ("save", json!({}))]
+    {
+        assert_eq!(slot(action, body).status, 400, "{action}");
+    }
+    assert_eq!(program.stop(), 0);
+}
