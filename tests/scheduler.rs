@@ -308,7 +308,8 @@ fn a_long_prompt_does_not_hold_up_who_generates() {
     let talker = server.submit(request(server.encode("Once upon a time"), 2000));
     let generated = || {
         let mut out = talker.out();
-        (out.text.clear(), out.tokens.clear());
+        out.text.clear();
+        out.tokens.clear();
         out.progress.n_generated
     };
     while generated() < 3 {

@@ -124,6 +124,7 @@ struct Kv {
 
 pub fn run(args: PlanArgs) -> Result<u8> {
     let mut of = args.of.unwrap_or(Of::Run(Box::new(args.run)));
+    #[cfg_attr(not(feature = "serve"), allow(unused_mut))]
     let (mut board, mut unit) = (args.board, false);
     let (model, json) = match &mut of {
         Of::Run(args) => (&mut args.model, args.json),

@@ -62,6 +62,7 @@ impl Opened {
     }
 
     /// Whether nothing but the plan is wanted.
+    #[cfg(any(feature = "serve", feature = "chat"))]
     pub fn is_only_planned(&self) -> bool {
         self.only_plan
     }

@@ -531,3 +531,37 @@ fn thoughts_are_told_apart_from_answers() {
     assert!(prompt(&off, json!({})).ends_with("<think>\n</think>"));
     assert!(prompt(&off, json!({ "chat_template_kwargs": { "enable_thinking": "true" } })).ends_with("<think>\n"));
 }
+
+#[test]
+fn long_lists_of_probabilities_are_whole() {
+    let server = server();
+    let body = json!({ "prompt": ["EVER{} SAY{ one two three}", "EVER{} SAY{ four}"], "n_probs": 20, "n_predict": 100, "return_tokens": true });
+    let reply = post(server.address, "/completion", &body);
+    assert_eq!(reply.header("Transfer-Encoding"), Some("chunked"), "it is made while it is sent");
+    for answer in ok(&reply).as_array().expect("two answers") {
+        let list = answer["completion_probabilities"].as_array().expect("a list");
+        let ids: Vec<&Value> = list.iter().map(|token| &token["id"]).collect();
+        assert_eq!(ids, answer["tokens"].as_array().expect("a list").iter().collect::<Vec<_>>());
+        assert_eq!(ids.len(), 100);
+        assert!(list.iter().all(|token| token["top_logprobs"].as_array().map(Vec::len) == Some(20)));
+    }
+    let body =
+        json!({ "messages": user("EVER{} SAY{ one gap- \"two}"), "n": 2, "logprobs": true, "top_logprobs": 9, "max_tokens": 60 });
+    let reply = ok(&post(server.address, "/v1/chat/completions", &body));
+    for choice in reply["choices"].as_array().expect("two") {
+        let tokens = choice["logprobs"]["content"].as_array().expect("a list");
+        let text: String = tokens.iter().map(|token| token["token"].as_str().expect("text")).collect();
+        assert_eq!((tokens.len(), text.as_str()), (60, choice["message"]["content"].as_str().expect("text")));
+    }
+}
+
+#[test]
+fn an_answer_without_an_end_ends_where_it_is_given_as_a_whole() {
+    let server = Server::start(|s| s.max_tokens = usize::MAX);
+    let reply = ok(&post(server.address, "/completion", &json!({ "prompt": "EVER{} SAY{ characteristically internationally}" })));
+    let n = reply["content"].as_str().expect("text").len();
+    assert!((100_000..300_000).contains(&n), "{n} bytes");
+    assert_eq!((&reply["stop_type"], &reply["generation_settings"]["n_predict"]), (&json!("limit"), &json!(-1)));
+    server.wait_until(|server| server.n_running() == 0);
+    assert_eq!(server.shared.counters.disconnects.get(), 0, "nobody went away");
+}

@@ -77,10 +77,24 @@ fn cached(answer: &Value) -> u64 {
 
 #[test]
 fn an_answer_is_what_run_says_and_memory_is_within_the_plan() {
-    let program = Program::start(&["--streams", "2", "--kv-budget", "16MiB"]);
+    let program = Program::start(&["--streams", "2", "--kv-budget", "16MiB", "--kv-type", "q8_0"]);
     let ask = |text: &str| json!({ "messages": [{ "role": "user", "content": text }], "max_tokens": 24 });
     let mut run = lowkey!();
-    run.args(["run", "--chat", "--temp", "0", "-n", "24", "-p", "What is the capital of France?", "--kv-budget", "8MiB", "-m"]);
+    run.args([
+        "run",
+        "--chat",
+        "--temp",
+        "0",
+        "-n",
+        "24",
+        "-p",
+        "What is the capital of France?",
+        "--kv-budget",
+        "8MiB",
+        "--kv-type",
+        "q8_0",
+        "-m",
+    ]);
     let out = run.arg(demo_model()).output().expect("the program");
     let expected = String::from_utf8(out.stdout).expect("text");
     assert_eq!(content(&program.chat(ask("What is the capital of France?"))), expected.trim_end_matches('\n'));

@@ -65,10 +65,8 @@ struct Watch {
 }
 
 async fn next(mut watch: Watch) -> (Watch, Option<Bytes>) {
-    if !std::mem::take(&mut watch.is_first) {
-        if tokio::time::timeout(PERIOD, watch.app.shared.stopped()).await.is_ok() {
-            return (watch, None);
-        }
+    if !std::mem::take(&mut watch.is_first) && tokio::time::timeout(PERIOD, watch.app.shared.stopped()).await.is_ok() {
+        return (watch, None);
     }
     let view = watch.app.shared.desk.arena(watch.stream, PATIENCE).await;
     let mut out = String::new();

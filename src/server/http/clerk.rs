@@ -69,8 +69,9 @@ pub fn check_rendering() -> Checked<()> {
     if n_lost() < MAX_LOST {
         return Ok(());
     }
-    Err(Refusal::broken(format!(
+    Err(Refusal::broken(
         "the chat template took more memory than it may, which it keeps until the server is restarted; until then no chat is \
          answered: restart it, and set another template if it comes again"
-    )))
+            .to_string(),
+    ))
 }

@@ -57,7 +57,7 @@ pub async fn list(State(app): AppState) -> Response {
 }
 
 pub async fn one(State(app): AppState, Path(id): Path<String>) -> Checked<Response> {
-    match app.shared.model.aliases.iter().any(|alias| *alias == id) {
+    match app.shared.model.aliases.contains(&id) {
         true => Ok(json_response(&model(&app))),
         false => Err(Refusal::not_found(format!("model {} not found: this server has {}", quoted(&id), app.shared.model.name()))),
     }

@@ -296,9 +296,8 @@ impl Disk for &TestDisk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        match self.0.borrow().now.names.contains_key(name) {
-            false => return Err(io::ErrorKind::NotFound.into()),
-            true => {}
+        if !self.0.borrow().now.names.contains_key(name) {
+            return Err(io::ErrorKind::NotFound.into());
         }
         self.change(Op::Remove { name: name.to_owned() })
     }

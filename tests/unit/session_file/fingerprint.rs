@@ -5,7 +5,8 @@ use super::*;
 #[test]
 fn blocks_are_spread_from_the_first_byte_to_the_last() {
     for len in [0, 1, 100, N_BLOCKS * BLOCK_BYTES] {
-        assert_eq!(blocks(10..10 + len).collect::<Vec<_>>(), [10..10 + len]);
+        let found: Vec<_> = blocks(10..10 + len).collect();
+        assert_eq!((found.len(), &found[0]), (1, &(10..10 + len)));
     }
     for len in [N_BLOCKS * BLOCK_BYTES + 1, 98_362_432, 1 << 40] {
         let found: Vec<_> = blocks(10..10 + len).collect();

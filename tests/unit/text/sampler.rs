@@ -110,6 +110,7 @@ fn penalty_divides_positive_and_multiplies_negative_logits_once() {
     let logits = [4.0f32, -4.0, 1.0, f32::NAN];
     let penalised = |sampler: &mut Sampler| {
         sampler.gather(&logits);
+        sampler.penalise();
         sampler.candidates.iter().map(|c| (c.id, c.logit)).collect::<Vec<_>>()
     };
     [0, 1, 0].into_iter().for_each(|token| sampler.accept(token));
