@@ -197,7 +197,7 @@ impl Terminal {
                 return;
             }
             let shown = String::from_utf8_lossy(&self.shown).into_owned();
-            assert!(since.elapsed() < Duration::from_secs(60), "'{text}' is not shown: {shown}");
+            assert!(since.elapsed() < Duration::from_secs(240), "'{text}' is not shown: {shown}");
             let n = stdout.read(&mut buf).expect("to be shown");
             assert!(n > 0, "the end, before '{text}': {shown}");
             self.shown.extend_from_slice(&buf[..n]);

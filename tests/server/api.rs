@@ -100,14 +100,14 @@ fn a_chat_is_answered_in_events_in_their_order() {
 
 #[test]
 fn the_role_comes_before_the_prompt_is_read_and_comments_while_it_is() {
-    let server = Server::start(|s| s.ping = Duration::from_millis(100));
+    let server = Server::start(|s| s.ping = Duration::from_millis(500));
     let mut client = Client::new(server.address);
-    let body = json!({ "messages": user("WAIT{1200} SAY{Hi}"), "stream": true }).to_string();
+    let body = json!({ "messages": user("WAIT{6000} SAY{Hi}"), "stream": true }).to_string();
     let begun = std::time::Instant::now();
     client.send(&request("POST", "/v1/chat/completions", &[], body.as_bytes()));
     assert_eq!(client.head().expect("a head").status, 200);
     let first = client.chunk().expect("an event");
-    assert!(begun.elapsed() < Duration::from_millis(1000), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(4000), "{:?}", begun.elapsed());
     assert!(String::from_utf8_lossy(&first).contains(r#""role":"assistant""#));
     let mut rest = String::new();
     while let Some(chunk) = client.chunk() {
@@ -118,10 +118,10 @@ fn the_role_comes_before_the_prompt_is_read_and_comments_while_it_is() {
     assert!(rest.ends_with("data: [DONE]\n\n"));
     // Headers of a stream without a first event come at once too.
     let mut client = Client::new(server.address);
-    client.send(&request("POST", "/completion", &[], json!({ "prompt": "WAIT{600}", "stream": true }).to_string().as_bytes()));
+    client.send(&request("POST", "/completion", &[], json!({ "prompt": "WAIT{6000}", "stream": true }).to_string().as_bytes()));
     let begun = std::time::Instant::now();
     assert_eq!(client.head().expect("a head").status, 200);
-    assert!(begun.elapsed() < Duration::from_millis(500));
+    assert!(begun.elapsed() < Duration::from_millis(4000));
 }
 
 #[test]

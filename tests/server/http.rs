@@ -85,11 +85,11 @@ fn connections_are_kept_and_closed_as_asked() {
     assert_eq!([client.reply().status, client.reply().status], [200, 200]);
     client.send(&request("GET", "/health", &[("Connection", "close")], b""));
     assert_eq!(client.reply().status, 200);
-    assert!(client.is_closed_within(MS(2000)));
+    assert!(client.is_closed_within(5 * MS(2000)));
     let mut old = Client::new(server.address);
     old.send(b"GET /health HTTP/1.0\r\n\r\n");
     assert_eq!(old.reply().status, 200);
-    assert!(old.is_closed_within(MS(2000)));
+    assert!(old.is_closed_within(5 * MS(2000)));
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn bodies_have_a_limit_that_holds_before_they_are_read() {
     let mut client = Client::new(server.address);
     client.send(b"POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\n\r\n");
     assert_eq!(client.reply().status, 413);
-    assert!(client.is_closed_within(MS(3000)));
+    assert!(client.is_closed_within(5 * MS(3000)));
     // One that sends it all first gets the answer, and no reset.
     let large = body(600 << 10);
     let mut client = Client::new(server.address);
@@ -205,20 +205,20 @@ fn slow_heads_and_bodies_and_idle_connections_are_ended() {
         std::thread::sleep(MS(25));
     }
     assert_eq!(client.try_reply().map(|reply| reply.status), Some(408));
-    assert!(client.is_closed_within(MS(2000)) && begun.elapsed() < MS(5000));
+    assert!(client.is_closed_within(5 * MS(2000)) && begun.elapsed() < 5 * MS(5000));
     // One that never comes.
-    assert!(Client::new(server.address).is_closed_within(MS(3000)));
+    assert!(Client::new(server.address).is_closed_within(5 * MS(3000)));
     // A body that comes too slowly.
     let mut client = Client::new(server.address);
     client.send(b"POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{");
     refused(&client.reply(), 408, "invalid_request_error");
-    assert!(client.is_closed_within(MS(3000)));
+    assert!(client.is_closed_within(5 * MS(3000)));
     // Idle between requests, which is no error.
     let mut client = Client::new(server.address);
     client.send(&request("GET", "/health", &[], b""));
     assert_eq!(client.reply().status, 200);
     let begun = Instant::now();
-    assert!(client.is_closed_within(MS(3000)) && begun.elapsed() > MS(150), "{:?}", begun.elapsed());
+    assert!(client.is_closed_within(5 * MS(3000)) && begun.elapsed() > MS(150), "{:?}", begun.elapsed());
     // An answer that takes longer than either is no idleness.
     let reply = post(server.address, "/completion", &json!({ "prompt": "WAIT{1000} SAY{ done}" }));
     assert_eq!((reply.status, &reply.json()["content"]), (200, &json!(" done")));
@@ -254,7 +254,7 @@ fn clients_that_go_are_noticed_in_every_state() {
         server.wait_until(|server| server.n_running() == 1);
         drop(client);
         let took = server.wait_until(|server| server.n_running() == 0);
-        assert!(took < MS(1500), "{prompt}, stream {stream}: {took:?}");
+        assert!(took < 5 * MS(1500), "{prompt}, stream {stream}: {took:?}");
         assert_eq!(server.shared.counters.disconnects.get(), before + 1);
     }
     // In the queue too, and the one that runs is not touched.
@@ -440,11 +440,11 @@ fn a_server_that_stops_ends_answers_in_time() {
     let begun = Instant::now();
     server.shared.desk.stop();
     server.shared.stop();
-    assert!(idle.is_closed_within(MS(1000)), "idle connections are closed at once");
+    assert!(idle.is_closed_within(5 * MS(1000)), "idle connections are closed at once");
     assert_eq!(client.reply().json()["content"], " done", "answers under way are given");
-    assert!(client.is_closed_within(MS(1000)));
+    assert!(client.is_closed_within(5 * MS(1000)));
     drop(server);
-    assert!(begun.elapsed() < MS(3000), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < 5 * MS(3000), "{:?}", begun.elapsed());
 }
 
 /// Requests with bytes changed, lost, doubled and cut off: each has an answer or an end, and the server goes on.
@@ -484,7 +484,7 @@ fn damaged_requests_harm_nobody() {
         let mut client = Client::new(server.address);
         client.send(&bytes);
         let _ = client.socket().shutdown(Shutdown::Write);
-        assert!(client.is_closed_within(MS(10_000)), "seed {seed}: {:?}", String::from_utf8_lossy(&bytes));
+        assert!(client.is_closed_within(5 * MS(10_000)), "seed {seed}: {:?}", String::from_utf8_lossy(&bytes));
     }
     server.wait_until(|server| server.n_running() == 0);
     assert_eq!(get(server.address, "/health").status, 200);

@@ -159,7 +159,7 @@ fn a_system_turn_is_there_after_a_restart() {
 #[test]
 fn a_named_conversation_goes_on_after_a_restart() {
     let folder = Folder::new("named");
-    let mut messages = vec![json!({ "role": "user", "content": "Tell me about rivers. ".repeat(400) })];
+    let mut messages = vec![json!({ "role": "user", "content": "Tell me about rivers. ".repeat(260) })];
     let ask = |messages: &[Value]| json!({ "messages": messages, "max_tokens": 16, "session": "garden" });
     let program = folder.start();
     let first = program.chat(ask(&messages));
