@@ -176,7 +176,8 @@ impl Terminal {
         let model = lowkey_test_kit::demo_model();
         let line = [words, vec![model.to_string_lossy().into_owned()], args.iter().map(|arg| arg.to_string()).collect()].concat();
         let mut command = Command::new("script");
-        command.args(["-q", "-e", "-c", &line.join(" "), "/dev/null"]).env("XDG_STATE_HOME", &home).env("TERM", "xterm");
+        // In place of the shell: one that waits would end by a Ctrl-C that the chat has outlived, as dash does.
+        command.args(["-q", "-e", "-c", &format!("exec {}", line.join(" ")), "/dev/null"]).env("XDG_STATE_HOME", &home).env("TERM", "xterm");
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("script(1)");
         Terminal { child, home, shown: Vec::new() }
     }

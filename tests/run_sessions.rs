@@ -130,7 +130,9 @@ fn a_stream_that_evicts_goes_on() {
         let text = part.concat();
         let flags = ["--kv-budget", "1MiB", "--session", "e", "-p", &text, "-n", "2", "-b", "8"];
         let answer = run(&temp, &flags).unwrap_or_else(|e| panic!("{e}"));
-        assert!(answer["memory"]["rss_anon_peak_bytes"].as_u64() <= answer["memory"]["plan_bytes"].as_u64(), "within the plan");
+        // Emulated, the emulator's own memory counts.
+        let (peak, plan) = (&answer["memory"]["rss_anon_peak_bytes"], &answer["memory"]["plan_bytes"]);
+        assert!(emulated().is_some() || peak.as_u64() <= plan.as_u64(), "{peak} of {plan} planned");
     }
 }
 

@@ -14,7 +14,7 @@ BAD, FAIR, CUT = {400}, {200, 400, 503}, {400, None}
 
 
 def request(body, path=CHAT, method="POST", kind="application/json", more=()):
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    raw = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
     return head(method, path, f"Content-Type: {kind}", f"Content-Length: {len(raw)}", "Connection: close", *more) + raw
 
 
