@@ -177,7 +177,10 @@ impl Terminal {
         let line = [words, vec![model.to_string_lossy().into_owned()], args.iter().map(|arg| arg.to_string()).collect()].concat();
         let mut command = Command::new("script");
         // In place of the shell: one that waits would end by a Ctrl-C that the chat has outlived, as dash does.
-        command.args(["-q", "-e", "-c", &format!("exec {}", line.join(" ")), "/dev/null"]).env("XDG_STATE_HOME", &home).env("TERM", "xterm");
+        command
+            .args(["-q", "-e", "-c", &format!("exec {}", line.join(" ")), "/dev/null"])
+            .env("XDG_STATE_HOME", &home)
+            .env("TERM", "xterm");
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("script(1)");
         Terminal { child, home, shown: Vec::new() }
     }
