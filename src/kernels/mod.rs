@@ -4,17 +4,16 @@
 //! operands   what a kernel takes and gives       dispatch   safe calls: shapes are checked, work is split over the pool
 //! spec/      what every set must equal           rows/      keys and values in their rows of the cache
 //! x86/ arm/  the sets                            suite/     each set against the specification
-//! assigned   which set does what
 //! ```
 //!
 //! A `Kernels` value is the proof that this CPU has the features of its set: only detection builds one, so calling through it is
 //! safe. Every set gives the bits of `spec/`, because integer block sums are exact and every f32 sum has one order; but for a float
 //! matrix against a batch (`x86/float.rs`, `arm/dense.rs`). So each operation may take the set that is fastest at it (`Op`,
-//! `Kernels::with`), and no result shows which one it was.
+//! `assigned`), and no result shows which one it was.
 //!
 //! A weight type needs its block in gguf/quant (`unpacking`), a format in x86/formats.rs and arm/formats.rs, its line in the `matmul` of
 //! x86/product.rs and arm/mod.rs, and in `QUANTISED` of the suite. A set needs a `TABLE` (arm/i8mm.rs is the shortest file with one), a
-//! `SetName`, and its features in `Kernels::detect`.
+//! `SetName`, and its features in `SetName::is_detected`.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]
