@@ -54,6 +54,8 @@ unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
             GgmlType::Q5_0 => blocks::quantised::<formats::Q5_0, S>(task),
             GgmlType::Q5_1 => blocks::quantised::<formats::Q5_1, S>(task),
             GgmlType::IQ4_NL => blocks::quantised::<formats::Iq4Nl, S>(task),
+            GgmlType::Q1_0 => superblocks::quantised::<superblocks::Q1_0, S>(task),
+            GgmlType::Q2_0 => superblocks::quantised::<superblocks::Q2_0, S>(task),
             GgmlType::MXFP4 => superblocks::quantised::<superblocks::Mxfp4, S>(task),
             GgmlType::IQ4_XS => superblocks::quantised::<superblocks::Iq4Xs, S>(task),
             GgmlType::Q2_K => superblocks::quantised::<superblocks::Q2K, S>(task),
