@@ -1,16 +1,21 @@
-//! The transformer: what a file must hold to be one (`arch`, `config`, `weights`), the same weights laid out for some CPUs in
-//! a file beside it (`pack`), the room it computes in (`scratch`), and the pass itself (`forward`, in parts `mixers`).
+//! The transformer: what a file must hold to be one (`arch`, `keys`, `reading`, `config`, `weights`), the same weights laid out for some CPUs in
+//! a file beside it (`pack`), the room it computes in (`scratch`), what a stream remembers beside keys and values (`state`), and the pass itself (`forward`, in
+//! parts `mixers`, with the recurrences in `shortconv` and `delta`, and the FFN in `ffn`).
 
 pub mod arch;
 pub mod config;
+mod delta;
+mod ffn;
 pub mod forward;
 pub mod guard;
 mod keys;
 mod mixers;
 pub mod pack;
+mod reading;
 pub mod rope;
 pub mod scratch;
-pub mod shortconv;
+mod shortconv;
+pub mod state;
 pub mod weights;
 
 use crate::error::{Message, Result};
