@@ -118,7 +118,10 @@ impl<'a> Keys<'a> {
         let n_draft = keys.opt_count(DRAFT)?.unwrap_or(0);
         keys.n_layer = keys.n_block.saturating_sub(n_draft);
         if keys.n_layer == 0 {
-            return keys.refuse(DRAFT, format!("is {n_draft} of {} blocks: the file is damaged; fetch it again", keys.n_block));
+            return keys.refuse(
+                DRAFT,
+                format!("is {n_draft} of {} blocks, which leaves no layer: use another file of the model", keys.n_block),
+            );
         }
         for (key, value) in file.metadata() {
             match key.strip_prefix(arch.name).and_then(|name| name.strip_prefix('.')) {
