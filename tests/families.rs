@@ -42,23 +42,33 @@ fn worst(got: &[f32], want: &[f64]) -> f64 {
     got.iter().zip(want).map(|(&g, w)| (f64::from(g) - w).abs()).fold(0.0, f64::max)
 }
 
-/// Logits reach 5 to 9 in these models. F32: what f16 keys and values lose. F16: llama.cpp rounds activations to f16 too.
-/// Q8_0: both round activations to int8 blocks alike, but a rounding that falls the other way is a whole step. With K-quants
-/// among others llama.cpp rounds by blocks of 256 where this engine has 32.
+/// Logits reach 5 to 12 in these models. F32: what f16 keys and values lose. F16: llama.cpp rounds activations to f16 too.
+/// Q8_0: both round activations to int8 blocks alike, but a rounding that falls the other way is a whole step; it lives on in the
+/// state of a delta net, and counts more against weights that are all of one size (Q1_0). With K-quants among others llama.cpp
+/// rounds by blocks of 256 where this engine has 32.
 fn tolerance(name: &str, row: &Value) -> f64 {
     // Of many more models the furthest is further off.
-    let more = if std::env::var_os("LOWKEY_FAMILIES").is_some() { 2.0 } else { 1.0 };
+    let more = std::env::var_os("LOWKEY_FAMILIES").is_some();
     match row["tensors"][0][2].as_str() {
         _ if name.ends_with("-mix") => 0.3,
-        Some("F32") => 0.01 * more,
-        Some("F16") => 0.02 * more,
-        Some("Q8_0") => {
-            if more > 1.0 {
-                0.5
+        Some("F32") => {
+            if more {
+                0.02
             } else {
-                0.15
+                0.01
             }
         }
+        Some("F16") => {
+            if more {
+                0.04
+            } else {
+                0.02
+            }
+        }
+        Some("Q8_0" | "Q1_0" | "Q2_0") if more => 0.5,
+        Some("Q1_0") => 0.3,
+        Some("Q8_0") if name.starts_with("qwen35") => 0.25,
+        Some("Q8_0" | "Q2_0") => 0.15,
         other => panic!("{name}: no tolerance for {other:?}"),
     }
 }
@@ -165,15 +175,21 @@ fn few_bits_cost_little_in_every_family_and_batches_change_nothing() {
     }
 }
 
-/// What convolutions remember of a stream is a state beside the arena: whatever is evicted or renumbered, however the stream is
+/// What recurrent layers remember of a stream is a state beside the arena: whatever is evicted or renumbered, however the stream is
 /// cut into batches, on every set and for any threads the bits are the same; a cleared session begins anew.
 #[test]
-fn convolutions_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
+fn recurrent_layers_and_experts_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
+    // Layers with keys and values, and all.
+    for (name, layers) in [("lfm2-q8", (2, 5)), ("qwen35-q8", (1, 5)), ("lfm2moe-q8", (1, 4)), ("qwen35moe-q8", (1, 4))] {
+        gives_the_same_bits(name, layers);
+    }
+}
+
+fn gives_the_same_bits(name: &str, layers: (usize, usize)) {
     let golden = golden("families.json");
     let tokens: Vec<u32> = ids(&golden["ids"]).iter().cycle().take(60).copied().collect();
-    let name = "lfm2-q8";
     let mut file = family_model(name, &golden["models"][name]);
-    let path = Temp::new("lfm2-bits", &file);
+    let path = Temp::new(&format!("{name}-recurrent"), &file);
     let prefill = |session: &mut Session| -> Vec<u32> {
         let logits = session.prefill(&tokens, |_| true).expect("logits").expect("not stopped");
         logits.iter().map(|l| l.to_bits()).collect()
@@ -190,22 +206,21 @@ fn convolutions_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
         for kernels in kernel_sets() {
             for (n_batch, n_threads) in [(1, 2), (2, 1), (3, 3), (32, 2)] {
                 let mut session = start(n_batch, kernels.name(), n_threads);
-                let label = format!("{n_slot} slots, {}, batches of {n_batch}, {n_threads} threads", kernels.name());
+                let label = format!("{name}, {n_slot} slots, {}, batches of {n_batch}, {n_threads} threads", kernels.name());
                 assert!(prefill(&mut session) == want, "{label}");
                 session.clear();
                 assert!(prefill(&mut session) == want, "{label}: after clear");
             }
         }
         let mut session = start(4, "auto", 2);
-        // Only two layers of five have keys and values.
-        assert_eq!((session.cache().shape().n_layer, session.model().config.n_layer), (2, 5));
+        assert_eq!((session.cache().shape().n_layer, session.model().config.n_layer), layers);
         session.prefill(&tokens[..3], |_| true).expect("logits");
         assert!(prefill(&mut session) != want, "what went before is remembered");
     }
     // Past the trained context, where what is kept is renumbered more than once.
     let at = file.keys.iter().position(|key| key.0.ends_with(".context_length")).expect("a context");
     file.keys[at].2 = 24u32.to_le_bytes().to_vec();
-    let path = Temp::new("lfm2-short", &file);
+    let path = Temp::new(&format!("{name}-short"), &file);
     let short = |n_batch: usize, kernels: &str| {
         let mut p = params(0);
         (p.kv.policy, p.kv.sinks, p.n_batch, p.kernels) = (Policy::L2, 1, n_batch, kernels.into());
@@ -223,8 +238,8 @@ fn convolutions_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
 fn renumbering_changes_no_distance_in_any_family() {
     let tokens = ids(&golden("families.json")["ids"]);
     for (name, row, file) in files() {
-        // Factors are for one context.
-        if name == "phi3-factors" {
+        // Factors are for one context, and queries that grow do so by their new positions.
+        if name.ends_with("-factors") || name.ends_with("-growth") {
             continue;
         }
         let logits = |n_ctx: u32| {

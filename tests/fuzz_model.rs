@@ -21,7 +21,19 @@ const TEST_SLACK: u64 = 512 << 10;
 
 fn originals() -> Vec<GgufWriter> {
     let (golden, spm) = (golden("families.json"), golden("spm.json"));
-    let families = ["qwen2-q8", "llama-mix", "smollm3-q8", "phi3-factors", "llama-yarn", "gemma2-q8", "gemma3-q8", "lfm2-q8"];
+    let families = [
+        "qwen2-q8",
+        "llama-mix",
+        "smollm3-q8",
+        "phi3-factors",
+        "llama-yarn",
+        "gemma2-q8",
+        "gemma3-q8",
+        "lfm2-q8",
+        "granite-q8",
+        "qwen35-q8",
+        "qwen35moe-q8",
+    ];
     let families = families.iter().map(|&name| families::family_model(name, &golden["models"][name]));
     let tiny = ["tiny-gqa.gguf", "tiny-freqs.gguf", "tiny-gqa-f32.gguf"].map(take_apart);
     tiny.into_iter().chain(families).chain([families::spm_vocabulary(&spm["models"]["phi-3"])]).collect()

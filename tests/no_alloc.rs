@@ -69,7 +69,7 @@ fn prefill_and_steps_allocate_nothing() {
     assert_eq!(n, 0, "allocations with the demo model");
 
     // Small models: float weights go through another matrix product, a short context is renumbered again and again.
-    // So are families with biases, normed heads, layers that know no positions, fused matrices, windows, and convolutions.
+    // So are families with biases, normed heads, layers that know no positions, fused matrices, windows, convolutions, delta nets, and experts.
     let golden = lowkey_test_kit::golden("families.json");
     let own = std::env::temp_dir().join(format!("lowkey-no-alloc-{}.gguf", std::process::id()));
     for name in [
@@ -82,6 +82,12 @@ fn prefill_and_steps_allocate_nothing() {
         "gemma2-q8",
         "gemma3-q8",
         "lfm2-q8",
+        "mistral3-q8-growth",
+        "olmo2-q8",
+        "apertus-q8",
+        "qwen35-q8",
+        "lfm2moe-q8",
+        "qwen35moe-q8",
     ] {
         let path = if name.starts_with("tiny") { lowkey_test_kit::data(name) } else { own.clone() };
         if path == own {

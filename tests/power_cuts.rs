@@ -85,7 +85,7 @@ impl Stream {
         let n_first = tokens.len();
         let stream = StreamState {
             cache: &mut self.tiny.cache,
-            convs,
+            recurrent: convs,
             first_tokens: tokens,
             n_first,
             log_hash: LOG_HASH,
@@ -101,8 +101,14 @@ impl Stream {
         let Content { tokens, text, logits, convs, .. } = &mut self.content;
         tokens.resize(1000, 0);
         text.resize(1000, 0);
-        let stream =
-            StreamState { cache: &mut self.tiny.cache, convs, first_tokens: tokens, n_first: 0, log_hash: 0, is_exact: true };
+        let stream = StreamState {
+            cache: &mut self.tiny.cache,
+            recurrent: convs,
+            first_tokens: tokens,
+            n_first: 0,
+            log_hash: 0,
+            is_exact: true,
+        };
         let restored = Restored { stream, text: Some(text), logits, scratch: &mut self.scratch };
         match shelf.restore(&Name::new(name).expect("a name"), &fingerprint, restored) {
             Ok(resumed) => {

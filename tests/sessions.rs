@@ -159,7 +159,9 @@ impl Drop for Family {
 
 #[test]
 fn windows_convolutions_and_soft_caps_go_on_with_the_same_bits() {
-    for (name, window) in [("gemma3-q8", None), ("gemma2-q8", Some(40)), ("phi3-window", Some(30)), ("lfm2-q8", None)] {
+    for (name, window) in
+        [("gemma3-q8", None), ("gemma2-q8", Some(40)), ("phi3-window", Some(30)), ("lfm2-q8", None), ("qwen35-q8", None)]
+    {
         let family = Family::new(name, window);
         for (policy, k_type) in [(Policy::L2Attn, KvType::Q5H), (Policy::L2, KvType::Q8_0)] {
             let make = || session(&family.0, 24, |s| (s.kv.policy, s.k_type, s.v_type) = (policy, Some(k_type), Some(k_type)));

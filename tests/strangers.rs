@@ -88,12 +88,43 @@ fn a_list_of_equal_numbers_is_the_number_and_another_is_refused() {
             let last = uneven.len() - 2;
             uneven[last] ^= 1;
             set(&mut file, &key.0, w::ARRAY, list(uneven));
+            if key.0.ends_with(".feed_forward_length") {
+                // Layers may differ in it, but not from their matrices.
+                refused(&path, &file, &["ffn_"]);
+                continue;
+            }
             let layer = format!("in layer {} (1 of {n_layer} layers differ", n_layer - 1);
             refused(&path, &file, &[&key.0, "in layer 0", &layer]);
             set(&mut file, &key.0, w::ARRAY, list(key.2.repeat(n_layer + 1)));
             refused(&path, &file, &[&key.0, "layers"]);
         }
     }
+}
+
+/// An FFN of which two thirds are nought gives what one a third as wide gives, in a file that says so of this layer alone.
+#[test]
+fn layers_may_have_ffns_of_different_widths() {
+    let path = TempPath::new("widths");
+    let (mut wide, key) = (family("qwen2-q8"), "qwen2.feed_forward_length");
+    let (n_ff, narrow, block) = (96, 32, 34);
+    let mut file = wide.clone();
+    for (full, cut) in wide.tensors.iter_mut().zip(&mut file.tensors).filter(|(t, _)| t.name.starts_with("blk.1.ffn_")) {
+        match full.name.as_str() {
+            "blk.1.ffn_gate.weight" | "blk.1.ffn_up.weight" => {
+                let kept = full.data.len() / n_ff * narrow;
+                full.data[kept..].fill(0);
+                cut.data.truncate(kept);
+                cut.dims[1] = narrow as u64;
+            }
+            "blk.1.ffn_down.weight" => {
+                cut.data = full.data.chunks_exact(n_ff / 32 * block).flat_map(|row| row[..block].to_vec()).collect();
+                cut.dims[0] = narrow as u64;
+            }
+            _ => {}
+        }
+    }
+    set(&mut file, key, w::ARRAY, u32_list(&[n_ff as u32, narrow as u32]));
+    assert!(logits(&path, &file) == logits(&path, &wide));
 }
 
 #[test]
@@ -114,7 +145,7 @@ fn a_pattern_of_windows_may_be_a_list() {
     for (value, says) in [
         (bools(&wrong), "layer 2"),
         (bools(&right[1..]), "layer"),
-        (bools(&[]), "layer 0"),
+        (bools(&[]), "has 0 values"),
         (u32_list(&vec![5; n_layer]), "is 5"),
     ] {
         set(&mut file, key, w::ARRAY, value);
@@ -278,6 +309,34 @@ fn gguf_files_that_are_no_model_say_what_they_are() {
     refused(&path, imatrix.str("general.type", "imatrix").u32("imatrix.chunk_count", 3), &["importance matrix"]);
 }
 
+/// Under the number of Q2_0 there are files with other blocks, of before llama.cpp had the type, and a fork has numbers of its own.
+#[test]
+fn blocks_that_are_not_those_of_q2_0_are_refused_with_the_reason() {
+    let path = TempPath::new("older");
+    let plain = family("qwen3-q2");
+    logits(&path, &plain);
+    let mut older = plain.clone();
+    for tensor in older.tensors.iter_mut().filter(|t| t.type_id == 42) {
+        tensor.data.truncate(tensor.dims.iter().product::<u64>() as usize / 128 * 34);
+    }
+    refused(&path, &older, &["blocks of 128", "Q2_0_g64"]);
+    let mut forked = plain;
+    forked.tensors[0].type_id = 142;
+    refused(&path, &forked, &["142", "fork", "Q2_0_g64"]);
+}
+
+#[test]
+fn families_near_to_one_that_runs_are_refused_by_name_with_the_reason() {
+    let path = TempPath::new("near");
+    for (name, why) in
+        [("qwen3next", "other tensors"), ("granite_swa", "sinks"), ("gemma3n", "embeddings"), ("qwen4exp", "sparse")]
+    {
+        let mut file = family("qwen3-q8");
+        file.keys[0].2 = w::string(name.as_bytes());
+        refused(&path, &file, &[name, why, "this engine runs: llama"]);
+    }
+}
+
 /// Bytes of the scale of a block, f16 unless `None`, and of the block; of floats an element.
 fn scale_of(ty: u32) -> (usize, usize, &'static [u8]) {
     match ty {
@@ -297,6 +356,7 @@ fn scale_of(ty: u32) -> (usize, usize, &'static [u8]) {
         20 => (0, 18, &[0, 0x7c]),
         23 => (0, 136, &[0, 0x7e]),
         39 => (0, 17, &[0xff]),
+        41 | 42 => (0, 18, &[0, 0x7e]),
         ty => panic!("type {ty}"),
     }
 }
@@ -307,8 +367,11 @@ fn scale_of(ty: u32) -> (usize, usize, &'static [u8]) {
 fn a_weight_that_is_not_a_number_is_found_and_named() {
     let path = TempPath::new("weights");
     let few = lowkey_test_kit::emulated().is_some();
-    let names: &[&str] =
-        if few { &["llama-mix"] } else { &["llama-mix", "phi3-mix", "qwen2-q8", "gemma2-q8", "gemma3-q8", "lfm2-q8"] };
+    let names: &[&str] = if few {
+        &["llama-mix"]
+    } else {
+        &["llama-mix", "phi3-mix", "qwen2-q8", "gemma2-q8", "gemma3-q8", "lfm2-q8", "qwen35-q8", "qwen35moe-q8"]
+    };
     let mut plain: Vec<(&str, GgufWriter)> = names.iter().map(|&name| (name, family(name))).collect();
     plain.push(("tiny-gqa", take_apart("tiny-gqa.gguf")));
     for (name, plain) in plain {

@@ -130,7 +130,7 @@ impl Opened {
                 log::warn!("{flag} changes nothing with --evict {}", kv.policy.name());
             }
         }
-        if let Some(shortage) = Shortage::of(&self.plan, available_bytes()) {
+        if let Some(shortage) = Shortage::of(&self.plan, self.model.weights.idle_bytes, available_bytes()) {
             log::warn!("{shortage}");
         }
         if n_threads > cores {

@@ -11,6 +11,7 @@ use crate::gguf::GgufFile;
 use crate::gguf::quant::GgmlType;
 use crate::kernels::Kernels;
 use crate::kv::KvType;
+use crate::model::arch::Recurrent;
 use crate::model::config::{RopeConfig, RopeScaling};
 use crate::model::forward::Model;
 use crate::session::SessionParams;
@@ -67,6 +68,11 @@ struct Shape {
     n_window_layers: usize,
     /// Layers with a short convolution and neither keys nor values.
     n_conv_layers: usize,
+    /// Layers with a gated delta net and neither keys nor values.
+    n_delta_layers: usize,
+    /// Experts of a layer, and those that a token goes through; 0: the FFN is one network.
+    n_expert: usize,
+    n_expert_used: usize,
     rope_base: f32,
     rope_scaling: String,
 }
@@ -126,7 +132,10 @@ impl Summary {
             head_dim: c.head_dim,
             window: c.window.map(|window| window.n_tok),
             n_window_layers: c.window.map_or(0, |window| window.n_local(c.n_attn_layer())),
-            n_conv_layers: c.n_conv_layer(),
+            n_conv_layers: if c.arch.recurrent == Recurrent::ShortConv { c.n_recurrent_layer() } else { 0 },
+            n_delta_layers: if c.arch.recurrent == Recurrent::DeltaNet { c.n_recurrent_layer() } else { 0 },
+            n_expert: c.experts.map_or(0, |experts| experts.n_expert),
+            n_expert_used: c.experts.map_or(0, |experts| experts.n_used),
             rope_base: c.rope.freq_base,
             rope_scaling: rope(&c.rope, model.weights.rope_freqs.is_some()),
         });
@@ -162,21 +171,25 @@ impl Summary {
         if let Some(m) = &self.model {
             let window =
                 m.window.map_or(String::new(), |n| format!(", sliding window of {n} tokens in {} layers", m.n_window_layers));
-            let conv = match m.n_conv_layers {
-                0 => String::new(),
-                n => format!(" ({n} of them with a short convolution, without keys and values)"),
+            let conv = match (m.n_conv_layers, m.n_delta_layers) {
+                (0, 0) => String::new(),
+                (0, n) => format!(" ({n} of them with a gated delta net, without keys and values)"),
+                (n, _) => format!(" ({n} of them with a short convolution, without keys and values)"),
+            };
+            let ffn = match (m.n_expert, m.n_expert_used) {
+                (0, _) => format!("FFN {}", m.n_ff),
+                (n, used) => format!("{n} experts of {}, {used} for a token", m.n_ff),
             };
             lines.push(format!(
-                "{} layers{conv} of {}, FFN {}; {} heads and {} KV heads of {}; context {}{window}; RoPE base {}, {}",
-                m.n_layer, m.n_embd, m.n_ff, m.n_head, m.n_head_kv, m.head_dim, m.n_ctx, m.rope_base, m.rope_scaling
+                "{} layers{conv} of {}, {ffn}; {} heads and {} KV heads of {}; context {}{window}; RoPE base {}, {}",
+                m.n_layer, m.n_embd, m.n_head, m.n_head_kv, m.head_dim, m.n_ctx, m.rope_base, m.rope_scaling
             ));
         }
         if !self.kv.is_empty() {
             let kv = self.kv.iter().map(|kv| format!("{} {} bytes ({})", kv.ty, kv.bytes_per_token, kv.tokens_in_4mib));
-            let local = self
-                .model
-                .as_ref()
-                .is_some_and(|m| m.window.is_some_and(|n| n < m.n_ctx) && m.n_window_layers + m.n_conv_layers < m.n_layer);
+            let local = self.model.as_ref().is_some_and(|m| {
+                m.window.is_some_and(|n| n < m.n_ctx) && m.n_window_layers + m.n_conv_layers + m.n_delta_layers < m.n_layer
+            });
             lines.push(format!(
                 "keys and values of a token{} (tokens in an arena of {}): {}",
                 if local { ", in layers without a window" } else { "" },

@@ -116,6 +116,10 @@ pub enum GgufError {
         second: String,
         at: u64,
     },
+    /// A tensor of type Q2_0 whose blocks are those of files from before llama.cpp had the type.
+    OlderQ2_0 {
+        tensor: String,
+    },
     /// A key that a reader needs.
     MissingKey {
         key: String,
@@ -207,6 +211,12 @@ impl fmt::Display for GgufError {
             Overlap { first, second, at } => {
                 write!(f, "tensor {} overlaps tensor {} at byte {at}: {DAMAGED}", Name(second), Name(first))
             }
+            OlderQ2_0 { tensor } => write!(
+                f,
+                "tensor {} has blocks of 128 elements in 34 bytes, which files called Q2_0 had before llama.cpp had that type, of 64 in 18: \
+                 use the file of the same model that is named Q2_0_g64, or a later one",
+                Name(tensor)
+            ),
             MissingKey { key, wanted } => write!(f, "metadata key {} ({wanted}) is missing: {CONVERT}", Name(key)),
             WrongType { key, wanted, found } => {
                 write!(f, "metadata key {} is of type {found}, and {wanted} is wanted: {CONVERT}", Name(key))
@@ -246,6 +256,14 @@ fn type_id(f: &mut fmt::Formatter<'_>, tensor: &str, at: u64, id: u32) -> fmt::R
         38 => Some(("IQ4_NL_8_8", "IQ4_NL")),
         _ => None,
     };
+    if matches!(id, 142 | 143) {
+        return write!(
+            f,
+            "tensor {} has type {id} at byte {at}, which a fork of llama.cpp gave to Q2_0 of its own: use the file of the same model that is \
+             named Q2_0_g64",
+            Name(tensor)
+        );
+    }
     match withdrawn {
         Some((old, new)) => {
             write!(

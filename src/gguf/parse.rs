@@ -287,6 +287,9 @@ fn place_tensors(tensors: &mut [TensorInfo], directory_end: u64, alignment: u64,
             return Err(GgufError::OutOfRange { tensor: tensor.name.clone(), end: u64::MAX, file_bytes });
         };
         if end > file_bytes {
+            if is_older_q2_0(tensor, file_bytes.saturating_sub(end - tensor.n_bytes)) {
+                return Err(GgufError::OlderQ2_0 { tensor: tensor.name.clone() });
+            }
             return Err(GgufError::OutOfRange { tensor: tensor.name.clone(), end, file_bytes });
         }
         tensor.offset += data_start;
@@ -295,11 +298,21 @@ fn place_tensors(tensors: &mut [TensorInfo], directory_end: u64, alignment: u64,
     by_offset.sort_by_key(|tensor| tensor.offset);
     for pair in by_offset.windows(2) {
         if pair[0].offset + pair[0].n_bytes > pair[1].offset {
+            if is_older_q2_0(pair[0], pair[1].offset - pair[0].offset) {
+                return Err(GgufError::OlderQ2_0 { tensor: pair[0].name.clone() });
+            }
             let [first, second] = [pair[0].name.clone(), pair[1].name.clone()];
             return Err(GgufError::Overlap { first, second, at: pair[1].offset });
         }
     }
     Ok(())
+}
+
+/// Whether a tensor of type Q2_0 has room for blocks of 128 elements in 34 bytes, which files have from before that number meant 64 in
+/// 18, and for no more.
+fn is_older_q2_0(tensor: &TensorInfo, room: u64) -> bool {
+    let n_elems = tensor.n_bytes / tensor.ty.block_bytes() as u64 * tensor.ty.block_elems() as u64;
+    tensor.ty == GgmlType::Q2_0 && n_elems.is_multiple_of(128) && n_elems / 128 * 34 <= room
 }
 
 /// Indices of `items` in the order of their names, or a name that is there twice.

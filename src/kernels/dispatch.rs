@@ -5,7 +5,6 @@ use std::ops::Range;
 use crate::mem::arena::Buf;
 use crate::mem::pool::{Pool, SharedMut};
 
-use super::Kernels;
 #[cfg(target_arch = "aarch64")]
 use super::SetName;
 #[cfg(target_arch = "aarch64")]
@@ -14,6 +13,7 @@ use super::operands::{
     ActBuf, Acts, Attend, BLOCK, CHUNK, MAX_HEAD_DIM, MatmulTask, Out, Partial, Product, TILE_ROWS, weights_len,
 };
 use super::spec::packed;
+use super::{Kernels, Xielu};
 
 impl Kernels {
     /// Quantises `x` = `[n_tok][n_cols]` into `buf`, one token a task.
@@ -135,6 +135,31 @@ impl Kernels {
         assert_eq!(gate.len(), up.len());
         // SAFETY: the set's features were detected.
         unsafe { (self.table().gelu_mul)(gate, up) };
+    }
+
+    /// `x = x * sigmoid(x)`
+    pub fn silu(&self, x: &mut [f32]) {
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table().silu)(x) };
+    }
+
+    /// `x = x * sigmoid(gate)`
+    pub fn sigmoid_mul(&self, x: &mut [f32], gate: &[f32]) {
+        assert_eq!(x.len(), gate.len());
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table().sigmoid_mul)(x, gate) };
+    }
+
+    /// `x = max(x, 0)^2`
+    pub fn relu2(&self, x: &mut [f32]) {
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table().relu2)(x) };
+    }
+
+    /// xIELU, in place.
+    pub fn xielu(&self, x: &mut [f32], by: &Xielu) {
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table().xielu)(x, by) };
     }
 
     /// `x = cap * tanh(x / cap)`

@@ -1,7 +1,7 @@
 //! The kernels: what a token's arithmetic is made of, in sets that are chosen at run time.
 //!
 //! ```text
-//! operands   what a kernel takes and gives       dispatch   safe calls: shapes are checked, work is split over the pool
+//! operands   what a kernel takes and gives       dispatch, delta   safe calls: shapes are checked, work is split over the pool
 //! spec/      what every set must equal           rows/      keys and values in their rows of the cache
 //! x86/ arm/  the sets                            suite/     each set against the specification
 //! ```
@@ -19,6 +19,7 @@
 #[cfg(target_arch = "aarch64")]
 mod arm;
 mod assigned;
+mod delta;
 mod dispatch;
 mod operands;
 pub mod rows;
@@ -35,12 +36,16 @@ use crate::gguf::quant::{GgmlType, can_dequantize};
 
 use assigned::Assigned;
 pub use assigned::{DECODE_TOKENS, Op};
+pub use delta::DeltaNet;
 pub use operands::{
     ActBuf, Acts, Attend, BLOCK, CHUNK, MAX_HEAD_DIM, MAX_QUERIES, MatmulTask, Matrix, Out, Partial, Product, RopeOrder, Rows,
     TILE_ROWS, tile_bytes, weights_len,
 };
 pub use rows::codec as kv_rows;
 pub use rows::hadamard::hadamard;
+pub use spec::arithmetic::Xielu;
+use spec::delta::DeltaStep;
+pub use spec::float::GEMM_FROM;
 pub use spec::{arithmetic as portable, packed};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +144,11 @@ pub(crate) struct Table {
     pub add: unsafe fn(x: &mut [f32], y: &[f32]),
     pub silu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
     pub gelu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
+    pub silu: unsafe fn(x: &mut [f32]),
+    pub sigmoid_mul: unsafe fn(x: &mut [f32], gate: &[f32]),
+    pub delta_step: unsafe fn(state: &mut [f32], step: &DeltaStep, out: &mut [f32]),
+    pub relu2: unsafe fn(x: &mut [f32]),
+    pub xielu: unsafe fn(x: &mut [f32], by: &Xielu),
     pub soft_cap: unsafe fn(x: &mut [f32], cap: f32),
     pub l2_norm: unsafe fn(x: &[f32]) -> f32,
     pub attend: unsafe fn(&Attend, &mut Partial),

@@ -13,29 +13,145 @@ pub struct Arch {
     /// `general.architecture`: also the prefix of the other keys.
     pub name: &'static str,
     pub rope_order: RopeOrder,
-    /// Every n-th layer leaves queries and keys unturned and so knows no positions; 0: no layer does.
-    pub unturned_every: usize,
-    /// Queries, keys and values have biases.
+    pub unturned: Unturned,
+    /// Queries, keys and values have biases, in every file; those of other families have them where they are in the file.
     pub qkv_bias: bool,
-    /// Each head of queries and keys is normed by itself before it is turned.
-    pub qk_norm: bool,
-    /// `attn_qkv` holds the rows of Q, K and V, `ffn_up` those of gate and up.
-    pub fused: bool,
+    pub qk_norm: QkNorm,
+    pub norms: Norms,
+    /// The tensor of the norm before the FFN, where there is one.
+    pub ffn_norm: &'static str,
+    pub activation: Activation,
+    /// `ffn_up` holds the rows of gate and up.
+    pub fused_up: bool,
     /// Every n-th layer sees all tokens, the others those of a sliding window; 0: all layers are alike.
     pub global_every: usize,
-    /// The RoPE base of layers with a window, where it is not that of the others; their positions are not scaled then.
-    pub local_base: Option<f32>,
-    /// The FFN's gate is a GELU, where others have SiLU; embeddings are multiplied by `sqrt(n_embd)`.
-    pub is_gemma: bool,
-    /// What attention and FFN add to the residual stream is normed before.
-    pub post_norm: bool,
+    /// With this many layers there must be a window.
+    pub windowed_layers: usize,
+    pub local_rope: LocalRope,
+    pub scales: Scales,
     /// Scores and logits are capped softly, at these where the file does not say.
     pub soft_caps: Option<SoftCaps>,
-    /// Layers without KV heads have a short convolution in place of attention; the output norm is named as if it were the
-    /// embeddings'.
-    pub short_conv: bool,
+    /// Queries grow with their position (`attention.temperature_scale`).
+    pub query_growth: bool,
+    pub recurrent: Recurrent,
+    /// A mixture of experts in place of the FFN, but perhaps in the first layers.
+    pub experts: Option<Mixture>,
+    pub output_norm: &'static str,
     /// With this many layers scores are divided by the root of `n_embd / n_head` instead of that of `head_dim`.
     pub wide_scale_layers: usize,
+}
+
+/// Layers that leave queries and keys unturned and so know no positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unturned {
+    No,
+    /// Every n-th.
+    Every(usize),
+    /// Those without a window, in a model that has layers with one.
+    Global,
+    /// All, where `rope.scaling.finetuned` is false.
+    AsSaid,
+}
+
+/// What of queries and keys is normed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    No,
+    /// Each head by itself, before it is turned.
+    Heads,
+    /// Each head by itself, after it is turned.
+    TurnedHeads,
+    /// All heads of a token together, before they are turned.
+    Rows,
+}
+
+/// Where the residual stream is normed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norms {
+    /// What attention and FFN read.
+    Before,
+    /// What they add.
+    After,
+    Both,
+}
+
+/// Of the FFN: SiLU and GELU of a gate that is multiplied with `up`, or a function of `up` alone, in an FFN without gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    Silu,
+    Gelu,
+    /// The square of what is above 0.
+    Relu2,
+    /// xIELU (Huang & Schlag 2024, arXiv 2411.13010), by four numbers for each layer.
+    Xielu,
+}
+
+impl Activation {
+    pub fn is_gated(self) -> bool {
+        matches!(self, Activation::Silu | Activation::Gelu)
+    }
+
+    /// What the name of an activation in a file begins with.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::Silu => "silu",
+            Activation::Gelu => "gelu",
+            Activation::Relu2 => "relu2",
+            Activation::Xielu => "xielu",
+        }
+    }
+}
+
+/// How layers with a window turn, among layers without.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LocalRope {
+    /// As the others do, but for a base that the file may give.
+    Same,
+    /// By this base where the file gives none, and by positions that are not scaled.
+    Base(f32),
+    /// By the base of the others and by positions that are not scaled.
+    Unscaled,
+}
+
+/// What embeddings, scores, the residual stream's addends and logits are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scales {
+    No,
+    /// Embeddings with `sqrt(n_embd)`.
+    RootOfWidth,
+    /// All of them, as the file says.
+    Granite,
+    /// Likewise, with defaults for files that do not say it.
+    MiniCpm,
+}
+
+/// What some layers have in place of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recurrent {
+    No,
+    /// Layers without KV heads have a short convolution.
+    ShortConv,
+    /// All but every n-th layer have a gated delta net; what attention gives in the others is gated too, by rows of `attn_q`.
+    DeltaNet,
+}
+
+/// In what families with experts differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mixture {
+    /// Experts are chosen by probabilities plus a bias (`exp_probs_b`), the file says by what function these come of logits, and
+    /// the first layers may have an FFN like others.
+    pub biased: bool,
+    pub shared: SharedExpert,
+}
+
+/// An expert that all tokens go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedExpert {
+    No,
+    /// Where the file gives its width.
+    Optional,
+    /// Multiplied by the sigmoid of a gate.
+    Gated,
 }
 
 /// `cap * tanh(x / cap)`.
@@ -48,23 +164,30 @@ pub struct SoftCaps {
 const LLAMA: Arch = Arch {
     name: "llama",
     rope_order: Norm,
-    unturned_every: 0,
+    unturned: Unturned::No,
     qkv_bias: false,
-    qk_norm: false,
-    fused: false,
+    qk_norm: QkNorm::No,
+    norms: Norms::Before,
+    ffn_norm: "ffn_norm",
+    activation: Activation::Silu,
+    fused_up: false,
     global_every: 0,
-    local_base: None,
-    is_gemma: false,
-    post_norm: false,
+    windowed_layers: 0,
+    local_rope: LocalRope::Same,
+    scales: Scales::No,
     soft_caps: None,
-    short_conv: false,
+    query_growth: false,
+    recurrent: Recurrent::No,
+    experts: None,
+    output_norm: "output_norm",
     wide_scale_layers: 0,
 };
 
-const GEMMA: Arch = Arch { name: "gemma", rope_order: Neox, is_gemma: true, ..LLAMA };
+const QWEN3: Arch = Arch { name: "qwen3", rope_order: Neox, qk_norm: QkNorm::Heads, ..LLAMA };
+const GEMMA: Arch = Arch { name: "gemma", rope_order: Neox, activation: Activation::Gelu, scales: Scales::RootOfWidth, ..LLAMA };
 const GEMMA2: Arch = Arch {
     name: "gemma2",
-    post_norm: true,
+    norms: Norms::Both,
     global_every: 2,
     soft_caps: Some(SoftCaps { scores: 50.0, logits: 30.0 }),
     wide_scale_layers: 46,
@@ -72,38 +195,83 @@ const GEMMA2: Arch = Arch {
 };
 const GEMMA3: Arch = Arch {
     name: "gemma3",
-    qk_norm: true,
-    post_norm: true,
+    qk_norm: QkNorm::Heads,
+    norms: Norms::Both,
     global_every: 6,
-    local_base: Some(10_000.0),
+    local_rope: LocalRope::Base(10_000.0),
     wide_scale_layers: 62,
     ..GEMMA
 };
+const LFM2: Arch = Arch { name: "lfm2", recurrent: Recurrent::ShortConv, output_norm: "token_embd_norm", ..QWEN3 };
+const QWEN35: Arch = Arch { name: "qwen35", recurrent: Recurrent::DeltaNet, ffn_norm: "post_attention_norm", ..QWEN3 };
+const GRANITE: Arch = Arch { name: "granite", unturned: Unturned::AsSaid, scales: Scales::Granite, ..LLAMA };
+const EXAONE4: Arch =
+    Arch { name: "exaone4", norms: Norms::After, unturned: Unturned::Global, global_every: 4, windowed_layers: 64, ..QWEN3 };
+const OLMO2: Arch = Arch {
+    name: "olmo2",
+    rope_order: Neox,
+    qk_norm: QkNorm::Rows,
+    norms: Norms::After,
+    global_every: 4,
+    local_rope: LocalRope::Unscaled,
+    ..LLAMA
+};
 
-const ARCHS: [Arch; 9] = [
+const ARCHS: &[Arch] = &[
     LLAMA,
     Arch { name: "qwen2", rope_order: Neox, qkv_bias: true, ..LLAMA },
-    Arch { name: "qwen3", rope_order: Neox, qk_norm: true, ..LLAMA },
-    Arch { name: "smollm3", unturned_every: 4, ..LLAMA },
-    Arch { name: "phi3", rope_order: Neox, fused: true, ..LLAMA },
+    QWEN3,
+    Arch { name: "smollm3", unturned: Unturned::Every(4), ..LLAMA },
+    Arch { name: "phi3", rope_order: Neox, fused_up: true, ..LLAMA },
     GEMMA,
     GEMMA2,
     GEMMA3,
-    Arch { name: "lfm2", rope_order: Neox, qk_norm: true, short_conv: true, ..LLAMA },
+    LFM2,
+    QWEN35,
+    Arch { name: "qwen3moe", experts: Some(Mixture { biased: false, shared: SharedExpert::No }), ..QWEN3 },
+    Arch { name: "lfm2moe", experts: Some(Mixture { biased: true, shared: SharedExpert::No }), ..LFM2 },
+    Arch { name: "qwen35moe", experts: Some(Mixture { biased: false, shared: SharedExpert::Gated }), ..QWEN35 },
+    GRANITE,
+    Arch { name: "granitemoe", experts: Some(Mixture { biased: false, shared: SharedExpert::Optional }), ..GRANITE },
+    Arch { name: "minicpm", scales: Scales::MiniCpm, ..LLAMA },
+    Arch { name: "mistral3", query_growth: true, ..LLAMA },
+    Arch { name: "ernie4_5", ..LLAMA },
+    Arch { name: "hunyuan-dense", qk_norm: QkNorm::TurnedHeads, ..QWEN3 },
+    EXAONE4,
+    OLMO2,
+    Arch { name: "arcee", activation: Activation::Relu2, ..LLAMA },
+    Arch { name: "apertus", activation: Activation::Xielu, ..QWEN3 },
+    Arch { name: "seed_oss", rope_order: Neox, ffn_norm: "post_attention_norm", ..LLAMA },
+];
+
+/// Families that are near to one of these and are not run as if they were it, and why.
+const REFUSED: [(&str, &str); 12] = [
+    ("qwen3next", "its layers are those of qwen35 in other tensors"),
+    ("qwen4exp", "it has hyper-connections and sparse attention"),
+    ("granite_swa", "it has windows, a list of layers with RoPE, and sinks"),
+    ("granitehybrid", "its layers with Mamba-2 are not computed here"),
+    ("falcon-h1", "its layers with Mamba-2 are not computed here"),
+    ("nemotron_h", "its layers with Mamba-2 are not computed here"),
+    ("gemma3n", "it feeds every layer from a second table of embeddings"),
+    ("gemma4", "it has heads of two sizes and layers that share keys and values"),
+    ("gpt-oss", "it has sinks and biases of experts"),
+    ("ernie4_5-moe", "its layers with experts are spread as this engine does not know"),
+    ("hunyuan-moe", "its experts are not computed here"),
+    ("phimoe", "its experts are not computed here"),
 ];
 
 impl Arch {
+    /// Why a family is not run that is near to one that is.
+    pub fn why_refused(name: &str) -> Option<&'static str> {
+        REFUSED.iter().find(|refused| refused.0 == name).map(|refused| refused.1)
+    }
+
     pub fn by_name(name: &str) -> Option<&'static Arch> {
         ARCHS.iter().find(|arch| arch.name == name)
     }
 
     pub fn known() -> String {
-        ARCHS.each_ref().map(|arch| arch.name).join(", ")
-    }
-
-    /// Whether queries and keys of the layer are turned by their positions.
-    pub fn turns(&self, ModelLayer(layer): ModelLayer) -> bool {
-        self.unturned_every == 0 || !(layer + 1).is_multiple_of(self.unturned_every)
+        ARCHS.iter().map(|arch| arch.name).collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -71,7 +71,7 @@ pub struct Room<'a> {
     pub acts: &'a mut ActBuf,
     /// Tokens that the activations may have.
     pub n_batch: usize,
-    /// Numbers, for `n_batch` rows of any matrix's columns.
+    /// Numbers, for `n_batch` rows of the columns of any matrix but those of experts.
     pub x: &'a [f32],
     pub out: &'a mut Buf<f32>,
     pub attend: Option<&'a mut AttendScratch>,
@@ -220,7 +220,8 @@ impl Measuring<'_> {
             return;
         }
         let pieces = pieces(group, n_tok, room, ROUNDS * sets.n);
-        if pieces.n_rows == 0 {
+        // Experts have room of their own, and what is longer than the rest is left to the default set.
+        if pieces.n_rows == 0 || n_tok * group.largest[0].n_cols > room.x.len() {
             return;
         }
         let began = (self.clock)();

@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 use crate::gguf::quant::dequantize_row;
 use crate::kv::{AttnLayer, KvCache};
 
-use super::mixers::{Part, Pass};
-use super::shortconv::ConvState;
+use super::mixers::{Part, Pass, multiply};
+use super::state::RecurrentState;
 use super::weights::Mixer;
 
 pub use super::{Machine, Model};
@@ -26,7 +26,7 @@ pub const MAX_LANES: usize = 64;
 /// What a stream brings to a pass: its memory, and the tokens that follow in it.
 pub struct Lane<'a> {
     pub cache: &'a mut KvCache,
-    pub convs: Option<&'a mut ConvState>,
+    pub recurrent: Option<&'a mut RecurrentState>,
     pub tokens: &'a [u32],
 }
 
@@ -53,20 +53,20 @@ pub fn forward_watched<'a, 'l>(
 ) -> Result<&'a [f32]> {
     let mut parts: [Option<Part>; MAX_LANES] = [const { None }; MAX_LANES];
     let (mut n_tok, mut n_lane) = (0, 0);
-    for Lane { cache, convs, tokens } in lanes {
+    for Lane { cache, recurrent, tokens } in lanes {
         let (rows, n_embd) = (n_tok..n_tok + tokens.len(), model.config.n_embd);
         let step = cache.begin(rows.len(), &mut machine.pool, &mut machine.scratch.cache, &model.ropes)?;
         embed(model, tokens, &mut machine.scratch.x[rows.start * n_embd..rows.end * n_embd])?;
         machine.scratch.angles.set(&model.ropes, rows.clone(), step.cache().next_pos());
         n_tok = rows.end;
-        parts[n_lane] = Some(Part { rows, step, convs });
+        parts[n_lane] = Some(Part { rows, step, recurrent });
         n_lane += 1;
     }
     let parts = &mut parts[..n_lane];
     machine.guard.always(&machine.scratch.x[..n_tok * model.config.n_embd]);
     let mut pass = Pass::new(model, machine, n_tok);
-    // Layers with keys and values, and those with a convolution, are each counted by themselves.
-    let (mut attn, mut n_conv) = (AttnLayer(0), 0);
+    // Layers with keys and values, and those with a recurrence, are each counted by themselves.
+    let (mut attn, mut n_recurrent) = (AttnLayer(0), 0);
     let last = model.weights.layers.len() - 1;
     for (i, layer) in model.weights.layers.iter().enumerate() {
         match &layer.mixer {
@@ -78,8 +78,12 @@ pub fn forward_watched<'a, 'l>(
                 attn.0 += 1;
             }
             Mixer::Conv(conv) => {
-                pass.convolution(layer, conv, n_conv, parts);
-                n_conv += 1;
+                pass.convolution(layer, conv, n_recurrent, parts);
+                n_recurrent += 1;
+            }
+            Mixer::Delta(delta) => {
+                pass.delta_net(layer, delta, n_recurrent, parts);
+                n_recurrent += 1;
             }
         }
         // Of the last layer only those rows are computed further whose logits are wanted.
@@ -106,10 +110,7 @@ fn embed(model: &Model, tokens: &[u32], x: &mut [f32]) -> Result<()> {
         assert!((token as usize) < table.n_rows, "token {token} of a vocabulary of {}", table.n_rows);
         dequantize_row(table.ty, table.row(token as usize), x)
             .map_err(|e| Error::unsupported(model.file.path(), format!("token_embd.weight: {e}")))?;
-        if model.config.arch.is_gemma {
-            let scale = (n_embd as f32).sqrt();
-            x.iter_mut().for_each(|x| *x *= scale);
-        }
+        multiply(x, model.config.multipliers.embeddings);
     }
     Ok(())
 }

@@ -7,11 +7,14 @@
 use crate::error::{Error, Result};
 use crate::gguf::{GgufError, GgufFile, Value, ValueType};
 
-use super::arch::Arch;
+use super::arch::{Arch, LocalRope, QkNorm, Recurrent, Scales};
+
+const DRAFT: &str = "nextn_predict_layers";
 
 /// What is read: the name first, then others for the same.
-const READ: [&[&str]; 21] = [
+const READ: [&[&str]; 22] = [
     &["block_count"],
+    &[DRAFT],
     &["context_length"],
     &["embedding_length"],
     &["feed_forward_length"],
@@ -35,17 +38,55 @@ const READ: [&[&str]; 21] = [
 ];
 pub(super) const CAPS: [&str; 2] = ["attn_logit_softcapping", "final_logit_softcapping"];
 pub(super) const CONV: &str = "shortconv.l_cache";
+/// The convolution of a gated delta net, its head, heads of keys and of values, and what the latter have together.
+pub(super) const DELTA: [&str; 5] =
+    ["ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size"];
+/// Of mixtures: experts, those of a token, width of an FFN and of an expert, of the shared one, layers with an FFN like others.
+pub(super) const EXPERTS: [&str; 6] = [
+    "expert_count",
+    "expert_used_count",
+    "feed_forward_length",
+    "expert_feed_forward_length",
+    "expert_shared_feed_forward_length",
+    "leading_dense_block_count",
+];
+/// What else a file may say of them; the weights of the chosen are always brought to a sum of 1.
+const EXPERTS_TOO: [&str; 3] = ["expert_gating_func", "expert_weights_scale", "expert_weights_norm"];
+pub(super) const INTERVAL: &str = "full_attention_interval";
+pub(super) const RECURRENT_LAYERS: &str = "attention.recurrent_layers";
+pub(super) const SECTIONS: &str = "rope.dimension_sections";
+pub(super) const LOGIT_SCALE: &str = "logit_scale";
+pub(super) const SCALES: [&str; 4] = ["embedding_scale", "residual_scale", LOGIT_SCALE, "attention.scale"];
+pub(super) const GROWTH: &str = "attention.temperature_scale";
+pub(super) const LOG_MULTIPLIER: &str = "rope.scaling.yarn_log_multiplier";
+pub(super) const ALPHA: &str = "rope.scaling.alpha";
+pub(super) const FINETUNED: &str = "rope.scaling.finetuned";
+
+/// Layers at most: far beyond any model.
+pub(super) const MAX_LAYERS: usize = 1 << 16;
+
+/// What some families read, and which do.
+type ReadBySome = (&'static [&'static str], fn(&Arch) -> bool);
+const READ_BY_SOME: [ReadBySome; 8] = [
+    (&[CONV], |arch| arch.recurrent == Recurrent::ShortConv),
+    (&DELTA, |arch| arch.recurrent == Recurrent::DeltaNet),
+    (&[INTERVAL, RECURRENT_LAYERS], |arch| arch.recurrent == Recurrent::DeltaNet),
+    (&[SCALES[0], SCALES[1], LOGIT_SCALE], |arch| matches!(arch.scales, Scales::Granite | Scales::MiniCpm)),
+    (&[SCALES[3]], |arch| arch.scales == Scales::Granite),
+    (&[GROWTH, LOG_MULTIPLIER], |arch| arch.query_growth),
+    (&[ALPHA], |arch| arch.qk_norm == QkNorm::TurnedHeads),
+    // In the second they are of its relatives that see.
+    (&[SECTIONS], |arch| arch.recurrent == Recurrent::DeltaNet || arch.name == "ernie4_5"),
+];
 
 /// What no family here computes with, whatever the value: `x.` and `x_` stand for all that begins so.
-const INERT: [&str; 11] = [
+const INERT: [&str; 9] = [
     "vocab_size",
     "tensor_data_layout",
     "decoder_start_token_id",
     "pooling_type",
-    "leading_dense_block_count",
     "attention.layer_norm_epsilon",
-    "rope.scaling.finetuned",
-    "expert_", // but their count, which is looked at before
+    FINETUNED,
     "vision.", // tensors of these parts are refused where they are in the file
     "audio.",
     "mm.",
@@ -65,13 +106,23 @@ pub(super) struct Keys<'a> {
     pub file: &'a GgufFile,
     pub arch: &'static Arch,
     pub n_layer: usize,
+    /// Layers, and the blocks behind them that draft tokens, which are left unread.
+    pub n_block: usize,
 }
 
 impl<'a> Keys<'a> {
     /// Refuses a file with keys that may change the computation and are not known here, or floats that are not numbers.
     pub fn of(file: &'a GgufFile, arch: &'static Arch) -> Result<Self> {
-        let mut keys = Keys { file, arch, n_layer: 0 };
-        keys.n_layer = keys.count("block_count")?;
+        let mut keys = Keys { file, arch, n_layer: 0, n_block: 0 };
+        keys.n_block = keys.count("block_count")?;
+        let n_draft = keys.opt_count(DRAFT)?.unwrap_or(0);
+        keys.n_layer = keys.n_block.saturating_sub(n_draft);
+        if keys.n_layer == 0 {
+            return keys.refuse(
+                DRAFT,
+                format!("is {n_draft} of {} blocks, which leaves no layer: use another file of the model", keys.n_block),
+            );
+        }
         for (key, value) in file.metadata() {
             match key.strip_prefix(arch.name).and_then(|name| name.strip_prefix('.')) {
                 Some(name) => keys.check(name, &value)?,
@@ -103,7 +154,7 @@ impl<'a> Keys<'a> {
         self.opt_float(name)?.map_or_else(|| self.missing(name, "f32"), Ok)
     }
 
-    fn missing<T>(&self, name: &str, wanted: &'static str) -> Result<T> {
+    pub fn missing<T>(&self, name: &str, wanted: &'static str) -> Result<T> {
         Err(Error::gguf(self.file.path(), GgufError::MissingKey { key: self.key(name), wanted }))
     }
 
@@ -115,6 +166,68 @@ impl<'a> Keys<'a> {
 
     pub fn opt_float(&self, name: &str) -> Result<Option<f32>> {
         self.find(name, |key, value| as_float(&value).map_or_else(|| value.to_f32(key), Ok).map(Some))
+    }
+
+    pub fn opt_bool(&self, name: &str) -> Result<Option<bool>> {
+        self.find(name, |_, value| Ok(Some(!is_off(&value))))
+    }
+
+    /// A number that must be there and is not 0, for each layer: one for all, or a list.
+    pub fn counts(&self, name: &str) -> Result<Box<[usize]>> {
+        let key = self.key(name);
+        let Some(Value::Array(list)) = self.file.get(&key) else {
+            return Ok(vec![self.count(name)?; self.n_layer.min(MAX_LAYERS)].into());
+        };
+        self.check_len(name, list.len())?;
+        let counts = list.iter().take(self.n_layer).map(|value| value.to_u32(&key).map(|n| n as usize));
+        let counts: Box<[usize]> =
+            counts.collect::<std::result::Result<_, _>>().map_err(|source| Error::gguf(self.file.path(), source))?;
+        match counts.contains(&0) {
+            true => self.refuse(name, "is 0 in some layer, which this engine does not run; use another model of the family"),
+            false => Ok(counts),
+        }
+    }
+
+    /// Whole numbers or flags, where there is a list.
+    pub fn list(&self, name: &str) -> Result<Option<Vec<usize>>> {
+        let key = self.key(name);
+        let Some(Value::Array(list)) = self.file.get(&key) else { return Ok(None) };
+        let number = |value: Value| match value {
+            Value::Bool(on) => Ok(usize::from(on)),
+            value => value.to_u32(&key).map(|n| n as usize).map_err(|source| Error::gguf(self.file.path(), source)),
+        };
+        list.iter().map(number).collect::<Result<_>>().map(Some)
+    }
+
+    /// Numbers of each layer, or one for all, under a key without the name of the architecture.
+    pub fn floats_of(&self, key: &str) -> Result<Vec<f32>> {
+        let wrong = |source| Error::gguf(self.file.path(), source);
+        let Some(value) = self.file.get(key) else {
+            return Err(wrong(GgufError::MissingKey { key: key.to_owned(), wanted: "f32" }));
+        };
+        let float = |value: Value| as_float(&value).map_or_else(|| value.to_f32(key), Ok).map_err(wrong);
+        match value {
+            Value::Array(list) if list.len() >= self.n_layer => list.iter().take(self.n_layer).map(float).collect(),
+            Value::Array(list) => {
+                let what = format!(
+                    "metadata key {key} has {} values for {} layers: the file is damaged; fetch it again",
+                    list.len(),
+                    self.n_layer
+                );
+                Err(Error::unsupported(self.file.path(), what))
+            }
+            value => Ok(vec![float(value)?; self.n_layer.min(MAX_LAYERS)]),
+        }
+    }
+
+    /// A list has one value for each layer, those behind the model's included.
+    pub fn check_len(&self, name: &str, len: usize) -> Result<()> {
+        match len == self.n_block {
+            true => Ok(()),
+            false => {
+                self.refuse(name, format!("has {len} values for {} layers: the file is damaged; fetch it again", self.n_block))
+            }
+        }
     }
 
     /// What a key holds under any of its names; of a list with one value for each layer the one that all have.
@@ -150,10 +263,8 @@ impl<'a> Keys<'a> {
         if self.n_layer == 0 {
             return self.refuse(name, "is a list, and one number is wanted: convert the model again with a current tool");
         }
-        if list.len() != self.n_layer {
-            let what = format!("has {} values for {} layers: the file is damaged; fetch it again", list.len(), self.n_layer);
-            return self.refuse(name, what);
-        }
+        self.check_len(name, list.len())?;
+        list.truncate(self.n_layer);
         let others: Vec<usize> = (1..list.len()).filter(|&i| list[i] != list[0]).collect();
         let Some(&other) = others.first() else { return Ok(list.swap_remove(0)) };
         let shown = |value: &Option<T>| value.as_ref().map_or("none".to_owned(), T::to_string);
@@ -172,15 +283,20 @@ impl<'a> Keys<'a> {
             return self.refuse(name, "is not a finite number: the file is damaged; fetch it again");
         }
         let arch = self.arch;
+        let some = READ_BY_SOME.iter().find(|(names, _)| names.contains(&name));
         let ours = match name {
-            CONV => arch.short_conv,
+            _ if some.is_some() => some.is_some_and(|(_, reads)| reads(arch)),
             // Written with their defaults by tools that write all keys, read in the families that have caps alone.
-            _ if CAPS.contains(&name) => arch.soft_caps.is_some() || arch.local_base.is_none(),
+            _ if CAPS.contains(&name) => arch.soft_caps.is_some() || !matches!(arch.local_rope, LocalRope::Base(_)),
             "rope.freq_base_swa" | "rope.local.freq_base" => arch.global_every > 0,
-            "expert_count" => false,
+            "leading_dense_block_count" => arch.experts.is_none_or(|mixture| mixture.biased),
+            _ if name.starts_with("expert_") => match arch.experts {
+                None => name != EXPERTS[0],
+                Some(_) => EXPERTS.contains(&name) || EXPERTS_TOO.contains(&name) || value.as_int() == Some(1),
+            },
             "attention.causal" => !is_off(value),
             "hidden_activation" | "hidden_act" => {
-                matches!(value, Value::Str(act) if act.starts_with(if arch.is_gemma { "gelu" } else { "silu" }))
+                matches!(value, Value::Str(act) if act.starts_with(arch.activation.name()))
             }
             _ => READ.iter().any(|names| names.contains(&name)) || is_inert(name),
         };

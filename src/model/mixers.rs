@@ -6,23 +6,23 @@ use std::ops::Range;
 use crate::error::Result;
 use crate::kernels::{Kernels, Product};
 use crate::kv::AttnLayer;
-use crate::kv::layout::MAX_HEAD_DIM;
 use crate::kv::store::step::Step;
 use crate::mem::arena::Buf;
 use crate::mem::pool::Pool;
 
 use super::config::Config;
+use super::ffn::{Room, small_product};
 use super::guard::Guard;
 use super::scratch::Scratch;
-use super::shortconv::ConvState;
-use super::weights::{Attention, Conv, Files, Layer, Weights};
+use super::state::RecurrentState;
+use super::weights::{Attention, Conv, Delta, Files, Layer, Weights};
 use super::{Machine, Model};
 
 /// The part of one stream in a pass: the rows that are its tokens, and its memory.
 pub struct Part<'a> {
     pub rows: Range<usize>,
     pub step: Step<'a>,
-    pub convs: Option<&'a mut ConvState>,
+    pub recurrent: Option<&'a mut RecurrentState>,
 }
 
 /// A pass of `n_tok` tokens: where weights come from, and where the results stand.
@@ -52,17 +52,21 @@ impl<'m, 'a> Pass<'m, 'a> {
     pub fn attention(&mut self, layer: &Layer, w: &Attention, attn: AttnLayer, parts: &mut [Option<Part>]) {
         let Pass { c, ref file, kernels, ref mut pool, ref mut s, n_tok, .. } = *self;
         let (x, x_norm) = (&s.x[..n_tok * c.n_embd], &mut s.x_norm[..n_tok * c.n_embd]);
-        rms_norm(kernels, pool, x, &layer.attn_norm, c.rms_eps, x_norm);
+        let x = normed(kernels, pool, x, &layer.attn_norm, c.rms_eps, x_norm);
         // What each token asks for, offers, and holds.
         let q = &mut s.q[..n_tok * c.q_dim()];
         let (k, v) = (&mut s.k[..n_tok * c.kv_dim()], &mut s.v[..n_tok * c.kv_dim()]);
+        // Where rows of gates are between those of queries, both come out together.
+        let q_gate = &mut s.q_gate[..if c.gates_attention() { 2 * q.len() } else { 0 }];
         let products = &mut [
-            Product { w: w.attn_q.in_file(file), out: &mut *q },
+            Product { w: w.attn_q.in_file(file), out: if c.gates_attention() { &mut *q_gate } else { &mut *q } },
             Product { w: w.attn_k.in_file(file), out: &mut *k },
             Product { w: w.attn_v.in_file(file), out: &mut *v },
         ];
-        let acts = kernels.quantize(pool, x_norm, c.n_embd, &mut s.acts);
+        let acts = kernels.quantize(pool, x, c.n_embd, &mut s.acts);
         kernels.matmul(pool, &mut s.tiles, acts, products);
+        let of_heads = q.chunks_exact_mut(c.head_dim).zip(q_gate.chunks_exact(2 * c.head_dim));
+        of_heads.for_each(|(q, both)| q.copy_from_slice(&both[..c.head_dim]));
         if let Some([q_bias, k_bias, v_bias]) = &w.qkv_bias {
             add_bias(kernels, q, q_bias);
             add_bias(kernels, k, k_bias);
@@ -72,8 +76,8 @@ impl<'m, 'a> Pass<'m, 'a> {
         self.guard.see(k, c.kv_dim());
         self.guard.see(v, c.kv_dim());
         if let Some([q_norm, k_norm]) = &w.qk_norm {
-            norm_heads(kernels, pool, q, c.q_dim(), q_norm, c.rms_eps);
-            norm_heads(kernels, pool, k, c.kv_dim(), k_norm, c.rms_eps);
+            norm_heads(kernels, pool, q, c.q_dim(), q_norm, c.rms_eps, &mut s.mixed);
+            norm_heads(kernels, pool, k, c.kv_dim(), k_norm, c.rms_eps, &mut s.mixed);
         }
         for Part { rows, step, .. } in parts.iter_mut().flatten() {
             let of = |dim: usize| rows.start * dim..rows.end * dim;
@@ -81,60 +85,80 @@ impl<'m, 'a> Pass<'m, 'a> {
             let rated = step.rate(attn, pool, kernels, k, v);
             s.angles.turn(&self.model.ropes, attn, rows.start, q, c.q_dim(), c.head_dim);
             s.angles.turn(&self.model.ropes, attn, rows.start, k, c.kv_dim(), c.head_dim);
-            q.iter_mut().for_each(|q| *q *= c.q_scale);
+            s.angles.scale(rows.start, q, c.q_dim());
+            if let Some(weight) = &w.q_weight {
+                q.chunks_exact_mut(c.head_dim).for_each(|q| q.iter_mut().zip(&**weight).for_each(|(q, w)| *q *= w));
+            }
             rated.take(pool, q, k, v).attend(pool, &mut s.attend, q, &mut s.mixed[of(c.q_dim())]);
         }
+        let of_heads = s.mixed.chunks_exact_mut(c.head_dim).zip(q_gate.chunks_exact(2 * c.head_dim));
+        of_heads.for_each(|(mixed, both)| kernels.sigmoid_mul(mixed, &both[c.head_dim..]));
     }
 
     /// `mixed` = what the `nth` convolution makes of each token and the few before it.
     pub fn convolution(&mut self, layer: &Layer, conv: &Conv, nth: usize, parts: &mut [Option<Part>]) {
         let Pass { c, ref file, kernels, ref mut pool, ref mut s, n_tok, .. } = *self;
         let (x, x_norm) = (&s.x[..n_tok * c.n_embd], &mut s.x_norm[..n_tok * c.n_embd]);
-        rms_norm(kernels, pool, x, &layer.attn_norm, c.rms_eps, x_norm);
-        let acts = kernels.quantize(pool, x_norm, c.n_embd, &mut s.acts);
+        let x = normed(kernels, pool, x, &layer.attn_norm, c.rms_eps, x_norm);
+        let acts = kernels.quantize(pool, x, c.n_embd, &mut s.acts);
         let convs = s.convs.as_mut().expect("carved for a model with convolutions");
         convs.enter(conv, (kernels, file), (pool, &mut s.tiles), acts);
         let mixed = &mut s.mixed[..n_tok * c.q_dim()];
-        for Part { rows, convs: state, .. } in parts.iter_mut().flatten() {
-            let state = state.as_deref_mut().expect("carved for a stream of such a model");
-            convs.mix((conv, nth), state, rows.start, pool, &mut mixed[rows.start * c.q_dim()..rows.end * c.q_dim()]);
+        for Part { rows, recurrent, .. } in parts.iter_mut().flatten() {
+            let state = recurrent.as_deref_mut().expect("carved for a stream of such a model").layer_mut(nth);
+            convs.mix(conv, state, rows.start, pool, &mut mixed[rows.start * c.q_dim()..rows.end * c.q_dim()]);
         }
         self.guard.see(mixed, c.q_dim());
+    }
+
+    /// `mixed` = what the `nth` layer with a delta net makes of each token and its state.
+    pub fn delta_net(&mut self, layer: &Layer, w: &Delta, nth: usize, parts: &mut [Option<Part>]) {
+        let Pass { c, ref file, kernels, ref mut pool, ref mut s, n_tok, .. } = *self;
+        let (x, x_norm) = (&s.x[..n_tok * c.n_embd], &mut s.x_norm[..n_tok * c.n_embd]);
+        let x = normed(kernels, pool, x, &layer.attn_norm, c.rms_eps, x_norm);
+        let deltas = s.deltas.as_mut().expect("carved for a model with delta nets");
+        let (heads, v_dim) = (w.a.len(), layer.mixer_output.n_cols());
+        for (w, out) in [(w.alpha, &mut deltas.alpha), (w.beta, &mut deltas.beta)] {
+            let room = (kernels, &mut **pool, &mut s.tiles[..], &mut s.acts);
+            small_product(room, (x, c.n_embd), w.in_file(file), &mut out[..n_tok * heads]);
+        }
+        let mixed = &mut s.mixed[..n_tok * v_dim];
+        let acts = kernels.quantize(pool, x, c.n_embd, &mut s.acts);
+        let products = &mut [
+            Product { w: w.qkv.in_file(file), out: &mut deltas.entering },
+            Product { w: w.gate.in_file(file), out: &mut *mixed },
+        ];
+        kernels.matmul(pool, &mut s.tiles, acts, products);
+        for Part { rows, recurrent, .. } in parts.iter_mut().flatten() {
+            let state = recurrent.as_deref_mut().expect("carved for a stream of such a model").layer_mut(nth);
+            deltas.mix(w, state, rows, (kernels, pool), &mut mixed[rows.start * v_dim..rows.end * v_dim]);
+        }
+        self.guard.see(mixed, v_dim);
     }
 
     /// Adds to the rows of `x` from `first` on what their mixer gives them.
     pub fn mixer_output(&mut self, layer: &Layer, first: usize) {
         let Pass { c, ref file, kernels, ref mut pool, ref mut s, n_tok, .. } = *self;
         let rows = n_tok - first;
-        let (x, mixed) = (&mut s.x[first * c.n_embd..][..rows * c.n_embd], &s.mixed[first * c.q_dim()..n_tok * c.q_dim()]);
+        let width = layer.mixer_output.n_cols();
+        let (x, mixed) = (&mut s.x[first * c.n_embd..][..rows * c.n_embd], &s.mixed[first * width..n_tok * width]);
         let (x_norm, proj) = (&mut s.x_norm[..rows * c.n_embd], &mut s.proj[..rows * c.n_embd]);
-        let acts = kernels.quantize(pool, mixed, c.q_dim(), &mut s.acts);
+        let acts = kernels.quantize(pool, mixed, width, &mut s.acts);
         kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: layer.mixer_output.in_file(file), out: &mut *proj }]);
-        add_to(kernels, pool, x, proj, &layer.attn_post_norm, c.rms_eps, x_norm);
+        add_to(kernels, pool, x, proj, c.multipliers.addends, (&layer.attn_post_norm, c.rms_eps), x_norm);
     }
 
-    /// Adds to the rows of `x` from `first` on what the feed-forward network makes of them: SwiGLU or GeGLU.
+    /// Adds to the rows of `x` from `first` on what the feed-forward network makes of them.
     pub fn feed_forward(&mut self, layer: &Layer, first: usize) {
-        let Pass { c, ref file, kernels, ref mut pool, ref mut s, n_tok, .. } = *self;
+        let Pass { c, ref file, kernels, ref mut pool, ref mut s, n_tok, ref mut guard, .. } = *self;
+        let Scratch { x, x_norm, proj, gate, up, tiles, acts, experts, .. } = &mut **s;
         let rows = n_tok - first;
-        let x = &mut s.x[first * c.n_embd..][..rows * c.n_embd];
-        let (x_norm, proj) = (&mut s.x_norm[..rows * c.n_embd], &mut s.proj[..rows * c.n_embd]);
-        rms_norm(kernels, pool, x, &layer.ffn_norm, c.rms_eps, x_norm);
-        let (gate, up) = (&mut s.gate[..rows * c.n_ff], &mut s.up[..rows * c.n_ff]);
-        let acts = kernels.quantize(pool, x_norm, c.n_embd, &mut s.acts);
-        let products = &mut [
-            Product { w: layer.ffn_gate.in_file(file), out: &mut *gate },
-            Product { w: layer.ffn_up.in_file(file), out: &mut *up },
-        ];
-        kernels.matmul(pool, &mut s.tiles, acts, products);
-        pool.for_chunks(gate, c.n_ff, |t, gate| {
-            let up = &up[t * c.n_ff..][..c.n_ff];
-            if c.arch.is_gemma { kernels.gelu_mul(gate, up) } else { kernels.silu_mul(gate, up) }
-        });
-        self.guard.see(gate, c.n_ff);
-        let acts = kernels.quantize(pool, gate, c.n_ff, &mut s.acts);
-        kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: layer.ffn_down.in_file(file), out: &mut *proj }]);
-        add_to(kernels, pool, x, proj, &layer.ffn_post_norm, c.rms_eps, x_norm);
+        let x = &mut x[first * c.n_embd..][..rows * c.n_embd];
+        let (x_norm, proj) = (&mut x_norm[..rows * c.n_embd], &mut proj[..rows * c.n_embd]);
+        let read = normed(kernels, pool, x, &layer.ffn_norm, c.rms_eps, x_norm);
+        let mut room = Room { kernels, file, pool, tiles, acts, gate, up, guard };
+        room.ffn(&layer.ffn, experts, read, proj);
+        add_to(kernels, pool, x, proj, c.multipliers.addends, (&layer.ffn_post_norm, c.rms_eps), x_norm);
     }
 
     /// Without logits; an error where something was not a number.
@@ -155,6 +179,7 @@ impl<'m, 'a> Pass<'m, 'a> {
         kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: output.in_file(&file), out: &mut *logits }]);
         guard.see(logits, c.n_vocab);
         guard.judge(model, true)?;
+        multiply(logits, c.multipliers.logits);
         if let Some(caps) = c.soft_caps {
             pool.for_chunks(logits, c.n_vocab.div_ceil(64), |_, logits| kernels.soft_cap(logits, caps.logits));
         }
@@ -167,25 +192,55 @@ fn rms_norm(kernels: Kernels, pool: &mut Pool, x: &[f32], weight: &[f32], eps: f
     pool.for_chunks(out, n, |t, out| kernels.rms_norm(&x[t * n..][..n], weight, eps, out));
 }
 
-/// `x += y`, or what the norm makes of `y`, for which `room` is as large as they are.
-fn add_to(kernels: Kernels, pool: &mut Pool, x: &mut [f32], y: &[f32], norm: &Option<Buf<f32>>, eps: f32, room: &mut [f32]) {
-    let Some(norm) = norm else { return kernels.add(x, y) };
-    rms_norm(kernels, pool, y, norm, eps, room);
-    kernels.add(x, room);
+/// What the norm makes of `x`, in `room`, or `x` itself where there is no norm.
+fn normed<'a>(
+    kernels: Kernels,
+    pool: &mut Pool,
+    x: &'a [f32],
+    norm: &Option<Buf<f32>>,
+    eps: f32,
+    room: &'a mut [f32],
+) -> &'a [f32] {
+    let Some(norm) = norm else { return x };
+    rms_norm(kernels, pool, x, norm, eps, room);
+    room
+}
+
+/// `x += times * y`, or `times` what the norm makes of `y`, for which `room` is as large as they are.
+fn add_to(
+    kernels: Kernels,
+    pool: &mut Pool,
+    x: &mut [f32],
+    y: &mut [f32],
+    times: f32,
+    (norm, eps): (&Option<Buf<f32>>, f32),
+    room: &mut [f32],
+) {
+    let y = match norm {
+        Some(norm) => {
+            rms_norm(kernels, pool, y, norm, eps, room);
+            room
+        }
+        None => y,
+    };
+    multiply(y, times);
+    kernels.add(x, y);
+}
+
+/// Most models multiply with 1.
+pub fn multiply(x: &mut [f32], times: f32) {
+    if times != 1.0 {
+        x.iter_mut().for_each(|x| *x *= times);
+    }
 }
 
 fn add_bias(kernels: Kernels, x: &mut [f32], bias: &[f32]) {
     x.chunks_exact_mut(bias.len()).for_each(|x| kernels.add(x, bias));
 }
 
-/// Norms each head of each row of `x` = `[n_tok][row]`, in place.
-fn norm_heads(kernels: Kernels, pool: &mut Pool, x: &mut [f32], row: usize, weight: &[f32], eps: f32) {
-    pool.for_chunks(x, row, |_, x| {
-        for head in x.chunks_exact_mut(weight.len()) {
-            let mut raw = [0f32; MAX_HEAD_DIM];
-            let raw = &mut raw[..head.len()];
-            raw.copy_from_slice(head);
-            kernels.rms_norm(raw, weight, eps, head);
-        }
-    });
+/// Norms each head of each row of `x` = `[n_tok][row]`, in place; or the whole row, if the weights are as many. `room` is as large.
+fn norm_heads(kernels: Kernels, pool: &mut Pool, x: &mut [f32], row: usize, weight: &[f32], eps: f32, room: &mut [f32]) {
+    let room = &mut room[..x.len()];
+    pool.for_chunks(room, row, |t, out| kernels.rms_norm(&x[t * row..][..row], weight, eps, out));
+    x.copy_from_slice(room);
 }

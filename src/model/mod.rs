@@ -1,18 +1,23 @@
-//! The transformer: what a file must hold to be one (`arch`, `config`, `weights`), the same weights laid out for some CPUs in
-//! a file beside it (`pack`), the room it computes in (`scratch`), which kernels do what (`choice`), and the pass itself (`forward`,
-//! in parts `mixers`).
+//! The transformer: what a file must hold to be one (`arch`, `keys`, `reading`, `config`, `weights`), the same weights laid out for
+//! some CPUs in a file beside it (`pack`), the room it computes in (`scratch`), what a stream remembers beside keys and values
+//! (`state`), which kernels do what (`choice`), and the pass itself (`forward`, in parts `mixers`, with the recurrences in `shortconv`
+//! and `delta`, and the FFN in `ffn`).
 
 pub mod arch;
 pub mod choice;
 pub mod config;
+mod delta;
+mod ffn;
 pub mod forward;
 pub mod guard;
 mod keys;
 mod mixers;
 pub mod pack;
+mod reading;
 pub mod rope;
 pub mod scratch;
-pub mod shortconv;
+mod shortconv;
+pub mod state;
 pub mod weights;
 
 use std::time::{Duration, Instant};
@@ -84,9 +89,9 @@ impl Machine {
 
     /// By another clock.
     pub fn choose_kernels_by(&mut self, model: &Model, clock: &mut dyn FnMut() -> Duration) -> Choice {
-        let Scratch { x, q, gate, acts, logits, tiles, attend, .. } = &mut self.scratch;
-        let x = [&*x, &*q, &*gate].into_iter().max_by_key(|x| x.len()).expect("three");
-        let n_batch = gate.len() / model.config.n_ff;
+        let Scratch { x, mixed, gate, acts, logits, tiles, attend, .. } = &mut self.scratch;
+        let n_batch = x.len() / model.config.n_embd;
+        let x = [&*x, &*mixed, &*gate].into_iter().max_by_key(|x| x.len()).expect("three");
         let room = &mut Room { pool: &mut self.pool, tiles, acts, n_batch, x, out: logits, attend: Some(attend) };
         let (kernels, choice) = choose(self.kernels, &model.weights, &model.files(self.kernels), room, clock);
         self.set_kernels(kernels);

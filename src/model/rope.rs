@@ -8,7 +8,8 @@ use crate::kernels::RopeOrder;
 use crate::kv::{AttnLayer, Pos, Rotary};
 use crate::mem::arena::{Arena, Buf};
 
-use super::config::{Config, RopeConfig, RopeScaling};
+use super::arch::ModelLayer;
+use super::config::{Config, QueryGrowth, RopeConfig, RopeScaling};
 
 /// How each layer turns: layers with a window may do so by a base of their own, some layers not at all.
 pub struct Ropes {
@@ -29,7 +30,7 @@ impl Ropes {
     pub fn new(config: &Config, factors: Option<&[f32]>) -> Self {
         let local = config.local_rope.as_ref().map(|rope| Rope::new(rope, None));
         let is_local = |layer| local.is_some() && config.window.is_some_and(|window| window.limits(layer));
-        let of = |(attn, layer)| config.arch.turns(layer).then(|| usize::from(is_local(attn)));
+        let of = |(attn, layer): (_, ModelLayer)| config.turns[layer.0].then(|| usize::from(is_local(attn)));
         let of = config.attn_layers().map(of).collect();
         let ropes = [Rope::new(&config.rope, factors)].into_iter().chain(local).collect();
         Ropes { ropes, of, n_positions: config.n_ctx.min(POSITIONS) }
@@ -82,7 +83,7 @@ impl Rope {
             match scaling {
                 RopeScaling::None => freq,
                 RopeScaling::Linear { factor } => freq / f64::from(factor),
-                RopeScaling::Yarn { factor, n_ctx_orig, beta_fast, beta_slow } => {
+                RopeScaling::Yarn { factor, n_ctx_orig, beta_fast, beta_slow, .. } => {
                     // The pair that makes `turns` turns over the original context.
                     let pair = |turns: f32| {
                         let per_turn = f64::from(n_ctx_orig) / (f64::from(turns) * std::f64::consts::TAU);
@@ -96,7 +97,10 @@ impl Rope {
             }
         });
         let magnitude = match scaling {
-            RopeScaling::Yarn { factor, .. } if factor > 1.0 => 1.0 + 0.1 * libm::log(f64::from(factor)),
+            RopeScaling::Yarn { factor, log_multiplier, .. } if factor > 1.0 => {
+                let log = 0.1 * libm::log(f64::from(factor));
+                (1.0 + log) / (1.0 + f64::from(log_multiplier) * log)
+            }
             _ => 1.0,
         };
         Rope { order, n_rot, freqs: freqs.collect(), magnitude: magnitude as f32 * attn_factor }
@@ -153,22 +157,40 @@ impl Rope {
     }
 }
 
-/// Cosines and sines of the positions of a pass, times the magnitude: `[n_rows][n_rot]` for each rope there is.
-pub struct Angles(Vec<Buf<f32>>);
+/// What the positions of a pass do to queries and keys.
+pub struct Angles {
+    /// Cosines and sines, times the magnitude: `[n_rows][n_rot]` for each rope there is.
+    turns: Vec<Buf<f32>>,
+    /// What turned queries are multiplied with: `[n_rows]`
+    q_scales: Buf<f32>,
+    q_scale: f32,
+    growth: Option<QueryGrowth>,
+}
 
 impl Angles {
     pub fn carve(arena: &mut Arena, config: &Config, n_rows: usize) -> Self {
         let ropes = [Some(&config.rope), config.local_rope.as_ref()].into_iter().flatten();
-        Angles(ropes.map(|rope| arena.carve(n_rows * rope.n_rot)).collect())
+        let turns = ropes.map(|rope| arena.carve(n_rows * rope.n_rot)).collect();
+        Angles { turns, q_scales: arena.carve(n_rows), q_scale: config.q_scale, growth: config.query_growth }
     }
 
     /// Those of the rows `rows`, whose positions begin with `first`.
     pub fn set(&mut self, ropes: &Ropes, rows: Range<usize>, first: Pos) {
-        for (all, rope) in self.0.iter_mut().zip(&ropes.ropes) {
+        for (all, rope) in self.turns.iter_mut().zip(&ropes.ropes) {
             for (t, angles) in all.chunks_exact_mut(rope.n_rot).skip(rows.start).take(rows.len()).enumerate() {
                 rope.angles(i64::from(first) + t as i64, angles);
                 angles.iter_mut().for_each(|a| *a *= rope.magnitude);
             }
+        }
+        for (t, scale) in self.q_scales[rows].iter_mut().enumerate() {
+            *scale = self.q_scale * self.growth.map_or(1.0, |growth| growth.at(first + t as Pos));
+        }
+    }
+
+    /// Multiplies turned queries, `[rows][row]` of the pass from `first` on, as their positions ask for.
+    pub fn scale(&self, first: usize, q: &mut [f32], row: usize) {
+        for (q, scale) in q.chunks_exact_mut(row).zip(&self.q_scales[first..]) {
+            q.iter_mut().for_each(|q| *q *= scale);
         }
     }
 
@@ -176,7 +198,7 @@ impl Angles {
     /// does, if it does.
     pub fn turn(&self, ropes: &Ropes, layer: AttnLayer, first: usize, x: &mut [f32], row: usize, head_dim: usize) {
         let Some(i) = ropes.of[layer.0] else { return };
-        let (rope, angles) = (&ropes.ropes[i], &self.0[i]);
+        let (rope, angles) = (&ropes.ropes[i], &self.turns[i]);
         for (token, angles) in x.chunks_exact_mut(row).zip(angles.chunks_exact(rope.n_rot).skip(first)) {
             for head in token.chunks_exact_mut(head_dim) {
                 rope.turn(head, angles);

@@ -8,6 +8,8 @@ use crate::mem::arena::{Arena, Buf};
 use crate::mem::plan::Plan;
 
 use super::config::Config;
+use super::delta::DeltaScratch;
+use super::ffn::ExpertScratch;
 use super::rope::Angles;
 use super::shortconv::ShortConvs;
 
@@ -34,7 +36,8 @@ pub struct Scratch {
     pub q: Buf<f32>,      // [n_rows][q_dim]
     pub k: Buf<f32>,      // [n_rows][kv_dim]
     pub v: Buf<f32>,      // [n_rows][kv_dim]
-    pub mixed: Buf<f32>,  // [n_rows][q_dim] what attention gives, or a convolution
+    pub q_gate: Buf<f32>, // [n_rows][2 q_dim] queries and gates, where attention is gated
+    pub mixed: Buf<f32>,  // [n_rows][mixed_dim] what attention gives, or a recurrence
     pub proj: Buf<f32>,   // [n_rows][n_embd] what attention or the FFN adds to x
     pub gate: Buf<f32>,   // [n_rows][n_ff]
     pub up: Buf<f32>,     // [n_rows][n_ff]
@@ -45,6 +48,8 @@ pub struct Scratch {
     pub attend: AttendScratch,
     pub cache: Vec<KvScratch>,
     pub convs: Option<ShortConvs>,
+    pub deltas: Option<DeltaScratch>,
+    pub experts: Option<ExpertScratch>,
 }
 
 impl Scratch {
@@ -53,7 +58,8 @@ impl Scratch {
         arena.begin_part("activations");
         let mut rows = |n: usize| arena.carve(n_rows * n);
         let [x, x_norm, proj] = [c.n_embd; 3].map(&mut rows);
-        let [q, mixed] = [c.q_dim(); 2].map(&mut rows);
+        let [q, mixed] = [c.q_dim(), c.mixed_dim()].map(&mut rows);
+        let q_gate = rows(if c.gates_attention() { 2 * c.q_dim() } else { 0 });
         let [k, v] = [c.kv_dim(); 2].map(&mut rows);
         let [gate, up] = [c.n_ff; 2].map(&mut rows);
         let angles = Angles::carve(arena, c, n_rows);
@@ -68,7 +74,13 @@ impl Scratch {
         let attend = AttendScratch::carve(arena, AttendShape { kv, n_slot, n_threads, n_q, kernels, soft_cap });
         let cache = (0..n_threads).map(|_| KvScratch::carve(arena, n_slot, c.head_dim)).collect();
         let convs = ShortConvs::carve(arena, c, n_rows);
-        Scratch { x, x_norm, q, k, v, mixed, proj, gate, up, acts, angles, logits, tiles, attend, cache, convs }
+        let deltas = DeltaScratch::carve(arena, c, n_rows);
+        let experts = ExpertScratch::carve(arena, c, n_rows);
+        #[rustfmt::skip]
+        let scratch = Scratch {
+            x, x_norm, q, k, v, q_gate, mixed, proj, gate, up, acts, angles, logits, tiles, attend, cache, convs, deltas, experts,
+        };
+        scratch
     }
 
     /// A line for each part that `carve` begins.

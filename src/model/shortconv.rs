@@ -7,40 +7,15 @@
 //!
 //! with the three factors made by one matrix each. What a stream must remember of it are the `n_tap - 1` latest rows that
 //! entered each layer's convolution: a state of fixed size that no policy touches, since it knows neither positions nor
-//! distances. Renumbering and eviction leave it as it is. A batch is token by token, bit for bit: sums run over the taps
+//! distances (`state`). A batch is token by token, bit for bit: sums run over the taps
 //! in order, plain multiplications and additions, the same on every CPU.
 
 use crate::kernels::{Acts, Kernels, Product};
 use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 
-use super::config::Config;
+use super::config::{Config, Recurrence};
 use super::weights::{Conv, Files};
-
-/// What a stream remembers of its convolutions: `[n_conv_layer][n_tap - 1][n_embd]`, the newest last.
-pub struct ConvState(Buf<f32>);
-
-impl ConvState {
-    /// `None` for a model without convolutions.
-    pub fn carve(arena: &mut Arena, c: &Config) -> Option<ConvState> {
-        let n_tap = c.conv.as_ref()?.n_tap;
-        arena.begin_part("convolution state");
-        Some(ConvState(arena.carve(c.n_conv_layer() * (n_tap - 1) * c.n_embd)))
-    }
-
-    /// Forgets the stream.
-    pub fn clear(&mut self) {
-        self.0.fill(0.0);
-    }
-
-    pub fn numbers(&self) -> &[f32] {
-        &self.0
-    }
-
-    pub fn numbers_mut(&mut self) -> &mut [f32] {
-        &mut self.0
-    }
-}
 
 /// Where a convolution computes.
 pub struct ShortConvs {
@@ -54,7 +29,8 @@ pub struct ShortConvs {
 impl ShortConvs {
     /// `None` for a model without convolutions.
     pub fn carve(arena: &mut Arena, c: &Config, n_rows: usize) -> Option<ShortConvs> {
-        let (n_tap, n_embd) = (c.conv.as_ref()?.n_tap, c.n_embd);
+        let Recurrence::ShortConv { n_tap } = c.recurrent.as_ref()?.kind else { return None };
+        let n_embd = c.n_embd;
         arena.begin_part("convolution scratch");
         let [gate_in, gate_out, entering] = [(); 3].map(|()| arena.carve(n_rows * n_embd));
         Some(ShortConvs { n_embd, n_tap, gate_in, gate_out, entering })
@@ -79,28 +55,47 @@ impl ShortConvs {
         entering.iter_mut().zip(&*gate_in).for_each(|(x, gate)| *x *= gate);
     }
 
-    /// Mixes the tokens of one stream, which entered as the rows from `first` on, with those before them in the `nth` of the layers
-    /// with a convolution: `out` = `[n_tok][n_embd]`.
-    pub fn mix(&self, (conv, nth): (&Conv, usize), state: &mut ConvState, first: usize, pool: &mut Pool, out: &mut [f32]) {
-        let ShortConvs { n_embd, n_tap, .. } = *self;
-        let past = (n_tap - 1) * n_embd;
-        let state = &mut state.0[nth * past..][..past];
+    /// Mixes the tokens of one stream, which entered as the rows from `first` on, with those before them in a layer with this state:
+    /// `out` = `[n_tok][n_embd]`.
+    pub fn mix(&self, conv: &Conv, state: &mut [f32], first: usize, pool: &mut Pool, out: &mut [f32]) {
+        let n_embd = self.n_embd;
         let (entering, gate_out) = (&self.entering[first * n_embd..][..out.len()], &self.gate_out[first * n_embd..]);
-        let before = &*state;
-        pool.for_chunks(out, n_embd, |t, out| {
-            let row = |i: usize| match (t + i).checked_sub(n_tap - 1) {
-                Some(entered) => &entering[entered * n_embd..][..n_embd],
-                None => &before[(t + i) * n_embd..][..n_embd],
-            };
-            let tap = |i: usize| &conv.taps[i * n_embd..][..n_embd];
-            out.iter_mut().zip(row(0)).zip(tap(0)).for_each(|((out, x), tap)| *out = x * tap);
-            for i in 1..n_tap {
-                out.iter_mut().zip(row(i)).zip(tap(i)).for_each(|((out, x), tap)| *out += x * tap);
-            }
+        convolve((&conv.taps, self.n_tap), state, entering, pool, out, |t, out| {
             out.iter_mut().zip(&gate_out[t * n_embd..]).for_each(|(out, gate)| *out *= gate);
         });
-        let kept = past.saturating_sub(entering.len());
-        state.copy_within(past - kept.., 0);
-        state[kept..].copy_from_slice(&entering[entering.len() - (past - kept)..]);
+        remember(state, entering);
     }
+}
+
+/// `out[t] = sum over i of taps[i] * entering[t - (n_tap - 1) + i]`, channel by channel, then what `finish` makes of it. `taps`:
+/// `[n_tap][width]`; `before`: the `n_tap - 1` rows that entered last; `entering` and `out`: `[n_tok][width]`.
+pub(super) fn convolve(
+    (taps, n_tap): (&[f32], usize),
+    before: &[f32],
+    entering: &[f32],
+    pool: &mut Pool,
+    out: &mut [f32],
+    finish: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let width = taps.len() / n_tap;
+    pool.for_chunks(out, width, |t, out| {
+        let row = |i: usize| match (t + i).checked_sub(n_tap - 1) {
+            Some(entered) => &entering[entered * width..][..width],
+            None => &before[(t + i) * width..][..width],
+        };
+        let tap = |i: usize| &taps[i * width..][..width];
+        out.iter_mut().zip(row(0)).zip(tap(0)).for_each(|((out, x), tap)| *out = x * tap);
+        for i in 1..n_tap {
+            out.iter_mut().zip(row(i)).zip(tap(i)).for_each(|((out, x), tap)| *out += x * tap);
+        }
+        finish(t, out);
+    });
+}
+
+/// Keeps the latest of the rows before and those that entered, as many as there were before.
+pub(super) fn remember(before: &mut [f32], entering: &[f32]) {
+    let kept = before.len().saturating_sub(entering.len());
+    let all = before.len();
+    before.copy_within(all - kept.., 0);
+    before[kept..].copy_from_slice(&entering[entering.len() - (all - kept)..]);
 }

@@ -6,12 +6,14 @@ use crate::error::{Error, Result};
 use crate::gguf::quant::{GgmlType, dequantize_row};
 use crate::gguf::{GgufFile, TensorInfo};
 use crate::kernels::packed::ROWS;
-use crate::kernels::{Kernels, Matrix};
-use crate::mem::arena::{Arena, Buf, region_bytes};
+use crate::kernels::{Kernels, Matrix, Xielu};
+use crate::mem::arena::{Arena, Buf};
 
-use super::config::{Config, LONG_FACTORS, SHORT_FACTORS};
+use super::arch::{self, Norms, QkNorm, SharedExpert};
+use super::config::{Config, DeltaShape, ExpertConfig, Recurrence};
 use super::keys::printable;
 use super::pack::Pack;
+use super::reading::{LONG_FACTORS, SHORT_FACTORS};
 
 /// A matrix of the file, or some rows of one, `[n_rows][n_cols]`.
 #[derive(Clone, Copy)]
@@ -51,6 +53,24 @@ impl Tensor {
         self.index
     }
 
+    /// Some of its rows.
+    fn rows(&self, first: usize, n_rows: usize) -> Tensor {
+        assert!(first + n_rows <= self.n_rows);
+        Tensor { first_row: self.first_row + first, n_rows, ..*self }
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.n_rows * (self.n_cols / self.ty.block_elems() * self.ty.block_bytes())
+    }
+
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    pub fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
     pub fn is_float(&self) -> bool {
         self.ty.is_float()
     }
@@ -64,29 +84,94 @@ pub struct Files<'a> {
 }
 
 pub struct Layer {
-    pub attn_norm: Buf<f32>, // [n_embd]
+    pub attn_norm: Option<Buf<f32>>, // [n_embd]
     pub mixer: Mixer,
-    pub mixer_output: Tensor,             // [n_embd][q_dim]: `attn_output`, or `shortconv.out_proj`
+    pub mixer_output: Tensor, // [n_embd][q_dim]: `attn_output`, or `shortconv.out_proj`; [n_embd][v_dim]: `ssm_out`
     pub attn_post_norm: Option<Buf<f32>>, // [n_embd], of what attention adds
-    pub ffn_norm: Buf<f32>,               // [n_embd]
-    pub ffn_gate: Tensor,                 // [n_ff][n_embd]
-    pub ffn_up: Tensor,                   // [n_ff][n_embd]
-    pub ffn_down: Tensor,                 // [n_embd][n_ff]
-    pub ffn_post_norm: Option<Buf<f32>>,  // [n_embd], of what the FFN adds
+    pub ffn_norm: Option<Buf<f32>>, // [n_embd]
+    pub ffn: Ffn,
+    pub ffn_post_norm: Option<Buf<f32>>, // [n_embd], of what the FFN adds
+}
+
+pub enum Ffn {
+    Dense(Dense),
+    Experts(Box<Experts>),
+}
+
+pub struct Dense {
+    pub gate: Option<Tensor>, // [n_ff][n_embd]
+    pub up: Tensor,           // [n_ff][n_embd]
+    pub down: Tensor,         // [n_embd][n_ff]
+    pub activation: Activation,
+}
+
+/// A mixture: the matrices of all experts, one behind the other.
+pub struct Experts {
+    pub router: Tensor,         // [n_expert][n_embd]
+    pub bias: Option<Buf<f32>>, // [n_expert], of the choice
+    gate: Tensor,               // [n_expert * n_ff][n_embd]; with the rows of `up` between them where they are one tensor
+    up: Option<Tensor>,         // [n_expert * n_ff][n_embd]
+    down: Tensor,               // [n_expert * n_embd][n_ff]
+    n_ff: usize,
+    /// An expert that all tokens share, and its gate, `[1][n_embd]`, if it has one.
+    pub shared: Option<(Dense, Option<Tensor>)>,
+}
+
+impl Experts {
+    /// Its matrices.
+    pub fn expert(&self, expert: usize) -> Dense {
+        let (n_ff, n_embd) = (self.n_ff, self.gate.n_cols);
+        let (gate, up) = match self.up {
+            Some(up) => (self.gate.rows(expert * n_ff, n_ff), up.rows(expert * n_ff, n_ff)),
+            None => (self.gate.rows(2 * expert * n_ff, n_ff), self.gate.rows((2 * expert + 1) * n_ff, n_ff)),
+        };
+        Dense { gate: Some(gate), up, down: self.down.rows(expert * n_embd, n_embd), activation: Activation::Silu }
+    }
+
+    /// Bytes of all experts.
+    fn n_bytes(&self) -> usize {
+        [self.gate, self.down].into_iter().chain(self.up).map(|tensor| tensor.n_bytes()).sum()
+    }
+}
+
+impl Ffn {
+    fn matrices(&self) -> Vec<Tensor> {
+        let of = |dense: &Dense| [dense.gate, Some(dense.up), Some(dense.down)].into_iter().flatten().collect::<Vec<_>>();
+        match self {
+            Ffn::Dense(dense) => of(dense),
+            Ffn::Experts(e) => {
+                let shared = e.shared.iter().flat_map(|(dense, gate)| of(dense).into_iter().chain(*gate));
+                [e.router, e.gate, e.down].into_iter().chain(e.up).chain(shared).collect()
+            }
+        }
+    }
+}
+
+/// `arch::Activation`, with its numbers.
+#[derive(Clone, Copy)]
+pub enum Activation {
+    Silu,
+    Gelu,
+    Relu2,
+    Xielu(Xielu),
 }
 
 /// How tokens of a layer learn of each other.
 pub enum Mixer {
     Attention(Attention),
     Conv(Conv),
+    Delta(Delta),
 }
 
 pub struct Attention {
-    pub attn_q: Tensor,                  // [q_dim][n_embd]
+    pub attn_q: Tensor,                  // [q_dim][n_embd]; twice the rows where they hold gates too
     pub attn_k: Tensor,                  // [kv_dim][n_embd]
     pub attn_v: Tensor,                  // [kv_dim][n_embd]
     pub qkv_bias: Option<[Buf<f32>; 3]>, // [q_dim] [kv_dim] [kv_dim]
-    pub qk_norm: Option<[Buf<f32>; 2]>,  // [head_dim] each
+    pub qk_norm: Option<[Buf<f32>; 2]>,  // [head_dim] each, or [q_dim] and [kv_dim]
+    /// What turned queries are multiplied with, where their norm and that of keys come after turning. A norm commutes with turning
+    /// but for its weights, and those of keys count as much in the queries: so keys stay what can be turned. [head_dim]
+    pub q_weight: Option<Buf<f32>>,
 }
 
 /// `shortconv.in_proj`, whose rows are three matrices, and `shortconv.conv`.
@@ -97,14 +182,26 @@ pub struct Conv {
     pub taps: Buf<f32>,   // [n_tap][n_embd], that of the newest token last (in the file `[n_embd][n_tap]`)
 }
 
+/// A gated delta net behind a convolution.
+pub struct Delta {
+    pub qkv: Tensor,    // [conv_dim][n_embd]
+    pub gate: Tensor,   // [v_dim][n_embd]
+    pub alpha: Tensor,  // [n_v_head][n_embd]
+    pub beta: Tensor,   // [n_v_head][n_embd]
+    pub taps: Buf<f32>, // [n_tap][conv_dim], that of the newest token last
+    pub a: Buf<f32>,    // [n_v_head]
+    pub dt: Buf<f32>,   // [n_v_head]
+    pub norm: Buf<f32>, // [head_dim]
+}
+
 impl Layer {
-    fn matrices(&self) -> [Tensor; 7] {
-        let mixer = match &self.mixer {
-            Mixer::Attention(a) => [a.attn_q, a.attn_k, a.attn_v],
-            Mixer::Conv(c) => [c.gate_in, c.gate_out, c.input],
+    fn matrices(&self) -> impl Iterator<Item = Tensor> {
+        let (mixer, more) = match &self.mixer {
+            Mixer::Attention(a) => ([a.attn_q, a.attn_k, a.attn_v], None),
+            Mixer::Conv(c) => ([c.gate_in, c.gate_out, c.input], None),
+            Mixer::Delta(d) => ([d.qkv, d.gate, d.alpha], Some(d.beta)),
         };
-        let [a, b, c] = mixer;
-        [a, b, c, self.mixer_output, self.ffn_gate, self.ffn_up, self.ffn_down]
+        mixer.into_iter().chain(more).chain([self.mixer_output]).chain(self.ffn.matrices())
     }
 }
 
@@ -117,19 +214,13 @@ pub struct Weights {
     /// within the original context. [n_rot / 2]
     pub rope_freqs: Option<Vec<f32>>,
     pub has_float: bool,
+    /// Bytes of the copied norms and biases.
+    pub norm_bytes: usize,
+    /// Bytes of experts that a token does not go through.
+    pub idle_bytes: u64,
 }
 
 impl Weights {
-    /// Bytes of the copied norms and biases.
-    pub fn norm_bytes(c: &Config) -> usize {
-        let region = region_bytes::<f32>;
-        let bias = if c.arch.qkv_bias { region(c.q_dim()) + 2 * region(c.kv_dim()) } else { 0 };
-        let head = if c.arch.qk_norm { 2 * region(c.head_dim) } else { 0 };
-        let post = if c.arch.post_norm { 2 * region(c.n_embd) } else { 0 };
-        let taps = c.conv.as_ref().map_or(0, |conv| region(conv.n_tap * c.n_embd));
-        c.n_layer * (2 * region(c.n_embd) + post) + c.n_attn_layer() * (bias + head) + c.n_conv_layer() * taps + region(c.n_embd)
-    }
-
     /// Every matrix that is multiplied.
     pub fn matrices(&self) -> impl Iterator<Item = Tensor> {
         self.layers.iter().flat_map(Layer::matrices).chain([self.output])
@@ -141,15 +232,21 @@ impl Weights {
     }
 
     pub fn bind(file: &GgufFile, config: &Config) -> Result<Weights> {
-        let mut binder = Binder::new(file, Self::norm_bytes(config))?;
+        // Once to check all and to measure what is copied, once to copy it.
+        let norm_bytes = Self::bind_into(Arena::measure(), file, config)?.norm_bytes;
+        let norms = Arena::take(norm_bytes).map_err(|e| Error::io(file.path(), e))?;
+        Self::bind_into(norms, file, config)
+    }
+
+    fn bind_into(norms: Arena, file: &GgufFile, config: &Config) -> Result<Weights> {
+        let mut binder = Binder { file, norms, used: vec![false; file.tensors().len()] };
         let (embd, vocab) = (config.n_embd, config.n_vocab);
         let token_embd = binder.matrix("token_embd.weight", vocab, embd)?;
         let mut layers = Vec::new();
         for i in 0..config.n_layer {
             layers.push(binder.layer(config, i)?);
         }
-        let output_norm =
-            binder.vector(if config.arch.short_conv { "token_embd_norm.weight" } else { "output_norm.weight" }, embd)?;
+        let output_norm = binder.vector(&format!("{}.weight", config.arch.output_norm), embd)?;
         let output = match file.tensor("output.weight") {
             Some(_) => binder.matrix("output.weight", vocab, embd)?,
             None => token_embd,
@@ -164,9 +261,14 @@ impl Weights {
         } else {
             None
         };
-        binder.finish(config.arch.name)?;
+        let norm_bytes = binder.finish(config)?;
         let has_float = layers.iter().flat_map(Layer::matrices).chain([output]).any(|t| t.is_float());
-        Ok(Weights { token_embd, layers, output_norm, output, rope_freqs, has_float })
+        let idle = |layer: &Layer| match (&layer.ffn, config.experts) {
+            (Ffn::Experts(experts), Some(c)) => (experts.n_bytes() / c.n_expert * (c.n_expert - c.n_used)) as u64,
+            _ => 0,
+        };
+        let idle_bytes = layers.iter().map(idle).sum();
+        Ok(Weights { token_embd, layers, output_norm, output, rope_freqs, has_float, norm_bytes, idle_bytes })
     }
 }
 
@@ -177,15 +279,6 @@ struct Binder<'a> {
 }
 
 impl<'a> Binder<'a> {
-    fn new(file: &'a GgufFile, norm_bytes: usize) -> Result<Self> {
-        // The file must be able to hold the norms before memory is taken for them.
-        if norm_bytes as u64 > file.file_bytes() {
-            return Err(Error::unsupported(file.path(), "the metadata names more layers than the file can hold"));
-        }
-        let norms = Arena::take(norm_bytes).map_err(|e| Error::io(file.path(), e))?;
-        Ok(Binder { file, norms, used: vec![false; file.tensors().len()] })
-    }
-
     fn find(&mut self, name: &str, shape: &[u64]) -> Result<(usize, &'a TensorInfo)> {
         let tensor = self.file.tensor_shaped(name, shape)?;
         let index = self.file.tensors().iter().position(|t| std::ptr::eq(t, tensor)).expect("a tensor of this file");
@@ -193,60 +286,156 @@ impl<'a> Binder<'a> {
         Ok((index, tensor))
     }
 
+    fn has(&self, name: &str) -> bool {
+        self.file.tensor(name).is_some()
+    }
+
     fn layer(&mut self, c: &Config, i: usize) -> Result<Layer> {
-        let (embd, ff) = (c.n_embd, c.n_ff);
+        let embd = c.n_embd;
         let name = |tensor: &str| format!("blk.{i}.{tensor}.weight");
-        let attn_norm = self.vector(&name("attn_norm"), embd)?;
-        let (mixer, mixer_output) = match &c.conv {
-            Some(conv) if conv.layers[i] => (Mixer::Conv(self.conv(i, embd, conv.n_tap)?), name("shortconv.out_proj")),
-            _ => (Mixer::Attention(self.attention(c, i)?), name("attn_output")),
+        let (before, after) = (c.arch.norms != Norms::After, c.arch.norms != Norms::Before);
+        let mut norm = |is_there: bool, tensor: &str| is_there.then(|| self.vector(&name(tensor), embd)).transpose();
+        let (attn_norm, attn_post_norm) = (norm(before, "attn_norm")?, norm(after, "post_attention_norm")?);
+        let (ffn_norm, ffn_post_norm) = (norm(before, c.arch.ffn_norm)?, norm(after, "post_ffw_norm")?);
+        let (mixer, output, width) = match c.recurrent.as_ref().filter(|_| c.is_recurrent(i)).map(|recurrent| recurrent.kind) {
+            None => (Mixer::Attention(self.attention(c, i)?), "attn_output", c.q_dim()),
+            Some(Recurrence::ShortConv { n_tap }) => (Mixer::Conv(self.conv(i, embd, n_tap)?), "shortconv.out_proj", embd),
+            Some(Recurrence::DeltaNet(shape)) => (Mixer::Delta(self.delta(i, embd, shape)?), "ssm_out", shape.v_dim()),
         };
-        let mixer_output = self.matrix(&mixer_output, embd, c.q_dim())?;
-        let mut post_norm = |tensor: &str| c.arch.post_norm.then(|| self.vector(&name(tensor), embd)).transpose();
-        let (attn_post_norm, ffn_post_norm) = (post_norm("post_attention_norm")?, post_norm("post_ffw_norm")?);
-        let ffn_norm = self.vector(&name("ffn_norm"), embd)?;
-        let [ffn_gate, ffn_up] = match c.arch.fused {
-            true => self.split(&name("ffn_up"), [ff, ff], embd)?,
-            false => [self.matrix(&name("ffn_gate"), ff, embd)?, self.matrix(&name("ffn_up"), ff, embd)?],
+        let mixer_output = self.matrix(&name(output), embd, width)?;
+        let ffn = match c.experts.filter(|experts| i >= experts.n_dense) {
+            Some(experts) => Ffn::Experts(Box::new(self.experts(c, i, experts)?)),
+            None => Ffn::Dense(self.dense(c, i)?),
         };
-        let ffn_down = self.matrix(&name("ffn_down"), embd, ff)?;
-        Ok(Layer { attn_norm, mixer, mixer_output, attn_post_norm, ffn_norm, ffn_gate, ffn_up, ffn_down, ffn_post_norm })
+        Ok(Layer { attn_norm, mixer, mixer_output, attn_post_norm, ffn_norm, ffn, ffn_post_norm })
+    }
+
+    fn experts(&mut self, c: &Config, i: usize, e: ExpertConfig) -> Result<Experts> {
+        let (embd, ff, n) = (c.n_embd, e.n_ff, e.n_expert);
+        let name = |tensor: &str| format!("blk.{i}.{tensor}.weight");
+        let router = self.matrix(&name("ffn_gate_inp"), n, embd)?;
+        let is_biased = c.arch.experts.is_some_and(|mixture| mixture.biased);
+        let bias = is_biased.then(|| self.vector(&format!("blk.{i}.exp_probs_b.bias"), n)).transpose()?;
+        let (gate, up) = match self.has(&name("ffn_gate_up_exps")) {
+            true => (self.stack(&name("ffn_gate_up_exps"), n, 2 * ff, embd)?, None),
+            false => (self.stack(&name("ffn_gate_exps"), n, ff, embd)?, Some(self.stack(&name("ffn_up_exps"), n, ff, embd)?)),
+        };
+        let down = self.stack(&name("ffn_down_exps"), n, embd, ff)?;
+        let shared = match e.n_shared_ff {
+            0 => None,
+            ff => {
+                let gate = Some(self.matrix(&name("ffn_gate_shexp"), ff, embd)?);
+                let (up, down) = (self.matrix(&name("ffn_up_shexp"), ff, embd)?, self.matrix(&name("ffn_down_shexp"), embd, ff)?);
+                let is_gated = c.arch.experts.is_some_and(|mixture| mixture.shared == SharedExpert::Gated);
+                let own_gate = is_gated.then(|| self.row(&name("ffn_gate_inp_shexp"), embd)).transpose()?;
+                Some((Dense { gate, up, down, activation: Activation::Silu }, own_gate))
+            }
+        };
+        Ok(Experts { router, bias, gate, up, down, n_ff: ff, shared })
+    }
+
+    fn dense(&mut self, c: &Config, i: usize) -> Result<Dense> {
+        let (embd, ff) = (c.n_embd, c.ffs[i]);
+        let name = |tensor: &str| format!("blk.{i}.{tensor}.weight");
+        let (gate, up) = if !c.arch.activation.is_gated() {
+            (None, self.matrix(&name("ffn_up"), ff, embd)?)
+        } else if c.arch.fused_up {
+            let [gate, up] = self.split(&name("ffn_up"), [ff, ff], embd)?;
+            (Some(gate), up)
+        } else {
+            (Some(self.matrix(&name("ffn_gate"), ff, embd)?), self.matrix(&name("ffn_up"), ff, embd)?)
+        };
+        let activation = match c.arch.activation {
+            arch::Activation::Silu => Activation::Silu,
+            arch::Activation::Gelu => Activation::Gelu,
+            arch::Activation::Relu2 => Activation::Relu2,
+            arch::Activation::Xielu => Activation::Xielu(c.xielus[i]),
+        };
+        Ok(Dense { gate, up, down: self.matrix(&name("ffn_down"), embd, ff)?, activation })
     }
 
     fn conv(&mut self, i: usize, embd: usize, n_tap: usize) -> Result<Conv> {
         let in_proj = format!("blk.{i}.shortconv.in_proj.weight");
         let [gate_in, gate_out, input] = self.split(&in_proj, [embd; 3], embd)?;
-        let rows = self.floats(&format!("blk.{i}.shortconv.conv.weight"), &[n_tap, embd])?;
-        let mut taps = self.norms.carve(n_tap * embd);
-        for (channel, row) in rows.chunks_exact(n_tap).enumerate() {
-            row.iter().enumerate().for_each(|(tap, &weight)| taps[tap * embd + channel] = weight);
-        }
+        let taps = self.taps(&format!("blk.{i}.shortconv.conv.weight"), n_tap, embd)?;
         Ok(Conv { gate_in, gate_out, input, taps })
     }
 
+    fn delta(&mut self, i: usize, embd: usize, shape: DeltaShape) -> Result<Delta> {
+        let name = |tensor: &str| format!("blk.{i}.{tensor}");
+        let heads = shape.n_v_head;
+        Ok(Delta {
+            qkv: self.matrix(&name("attn_qkv.weight"), shape.conv_dim(), embd)?,
+            gate: self.matrix(&name("attn_gate.weight"), shape.v_dim(), embd)?,
+            alpha: self.matrix(&name("ssm_alpha.weight"), heads, embd)?,
+            beta: self.matrix(&name("ssm_beta.weight"), heads, embd)?,
+            taps: self.taps(&name("ssm_conv1d.weight"), shape.n_tap, shape.conv_dim())?,
+            a: self.vector(&name("ssm_a"), heads)?,
+            dt: self.vector(&name("ssm_dt.bias"), heads)?,
+            norm: self.vector(&name("ssm_norm.weight"), shape.head_dim)?,
+        })
+    }
+
+    /// The weights of a convolution, `[n_tap][width]`; in the file each channel has its own together.
+    fn taps(&mut self, name: &str, n_tap: usize, width: usize) -> Result<Buf<f32>> {
+        let rows = self.floats(name, &[n_tap, width])?;
+        let mut taps = self.norms.carve(n_tap * width);
+        let n_channel = taps.len() / n_tap; // none while room is measured
+        for (channel, row) in rows.chunks_exact(n_tap).take(n_channel).enumerate() {
+            row.iter().enumerate().for_each(|(tap, &weight)| taps[tap * width + channel] = weight);
+        }
+        Ok(taps)
+    }
+
     fn attention(&mut self, c: &Config, i: usize) -> Result<Attention> {
-        let (embd, q, kv) = (c.n_embd, c.q_dim(), c.kv_dim());
+        let with_gates = if c.gates_attention() { 2 } else { 1 };
+        let (embd, rows @ [q, kv, _]) = (c.n_embd, [with_gates * c.q_dim(), c.kv_dim(), c.kv_dim()]);
         let name = |tensor: &str| format!("blk.{i}.{tensor}.weight");
-        let bias = |tensor: &str| format!("blk.{i}.{tensor}.bias");
-        let [attn_q, attn_k, attn_v] = match c.arch.fused {
-            true => self.split(&name("attn_qkv"), [q, kv, kv], embd)?,
+        // Converters write one tensor or three in any family.
+        let [attn_q, attn_k, attn_v] = match self.has(&name("attn_qkv")) {
+            true => self.split(&name("attn_qkv"), rows, embd)?,
             false => [
                 self.matrix(&name("attn_q"), q, embd)?,
                 self.matrix(&name("attn_k"), kv, embd)?,
                 self.matrix(&name("attn_v"), kv, embd)?,
             ],
         };
-        let qkv_bias = match c.arch.qkv_bias {
-            true => {
-                Some([self.vector(&bias("attn_q"), q)?, self.vector(&bias("attn_k"), kv)?, self.vector(&bias("attn_v"), kv)?])
+        let qkv_bias = if c.gates_attention() { None } else { self.qkv_bias(c, i, rows)? };
+        let (mut qk_norm, mut q_weight) = (None, None);
+        let mut norms = |q, k| Ok::<_, Error>([self.vector(&name("attn_q_norm"), q)?, self.vector(&name("attn_k_norm"), k)?]);
+        match c.arch.qk_norm {
+            QkNorm::No => {}
+            QkNorm::Heads => qk_norm = Some(norms(c.head_dim, c.head_dim)?),
+            QkNorm::Rows => qk_norm = Some(norms(q, kv)?),
+            QkNorm::TurnedHeads => {
+                let [mut q, mut k] = norms(c.head_dim, c.head_dim)?;
+                let mut weight = self.norms.carve(c.head_dim);
+                weight.iter_mut().zip(&*q).zip(&*k).for_each(|((weight, q), k)| *weight = q * k);
+                q.fill(1.0);
+                k.fill(1.0);
+                (qk_norm, q_weight) = (Some([q, k]), Some(weight));
             }
-            false => None,
-        };
-        let qk_norm = match c.arch.qk_norm {
-            true => Some([self.vector(&name("attn_q_norm"), c.head_dim)?, self.vector(&name("attn_k_norm"), c.head_dim)?]),
-            false => None,
-        };
-        Ok(Attention { attn_q, attn_k, attn_v, qkv_bias, qk_norm })
+        }
+        Ok(Attention { attn_q, attn_k, attn_v, qkv_bias, qk_norm, q_weight })
+    }
+
+    /// Of queries, keys and values, `rows` of them: in one tensor or in three.
+    fn qkv_bias(&mut self, c: &Config, i: usize, rows: [usize; 3]) -> Result<Option<[Buf<f32>; 3]>> {
+        let name = |tensor: &str| format!("blk.{i}.{tensor}.bias");
+        if self.has(&name("attn_qkv")) {
+            let all = self.floats(&name("attn_qkv"), &[rows.iter().sum()])?;
+            let mut rest = &all[..];
+            return Ok(Some(rows.map(|n| {
+                let (own, behind) = rest.split_at(n);
+                rest = behind;
+                self.copied(own)
+            })));
+        }
+        if !c.arch.qkv_bias && !self.has(&name("attn_q")) {
+            return Ok(None);
+        }
+        let [q, k, v] = rows;
+        Ok(Some([self.vector(&name("attn_q"), q)?, self.vector(&name("attn_k"), k)?, self.vector(&name("attn_v"), v)?]))
     }
 
     fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Tensor> {
@@ -255,7 +444,23 @@ impl<'a> Binder<'a> {
 
     /// A tensor that holds the rows of several matrices, one after the other.
     fn split<const N: usize>(&mut self, name: &str, n_rows: [usize; N], n_cols: usize) -> Result<[Tensor; N]> {
-        let (index, tensor) = self.find(name, &[n_cols as u64, n_rows.iter().sum::<usize>() as u64])?;
+        self.tensor(name, &[n_cols as u64, n_rows.iter().sum::<usize>() as u64], n_rows)
+    }
+
+    /// The matrices of `n` experts, one behind the other.
+    fn stack(&mut self, name: &str, n: usize, n_rows: usize, n_cols: usize) -> Result<Tensor> {
+        let shape = [n_cols, n_rows, n].map(|n| n as u64);
+        self.tensor(name, &shape, [n * n_rows]).map(|[all]| all)
+    }
+
+    /// A matrix of one row, which has one dimension in the file.
+    fn row(&mut self, name: &str, n_cols: usize) -> Result<Tensor> {
+        self.tensor(name, &[n_cols as u64], [1]).map(|[row]| row)
+    }
+
+    fn tensor<const N: usize>(&mut self, name: &str, shape: &[u64], n_rows: [usize; N]) -> Result<[Tensor; N]> {
+        let (index, tensor) = self.find(name, shape)?;
+        let n_cols = shape[0] as usize;
         if !Kernels::supports(tensor.ty) {
             let what = format!(
                 "tensor {name} has type {}, which this engine cannot multiply; use a model in another quantisation, such as Q4_K_M or Q8_0",
@@ -293,19 +498,32 @@ impl<'a> Binder<'a> {
     /// A norm or a bias, copied.
     fn vector(&mut self, name: &str, n: usize) -> Result<Buf<f32>> {
         let values = self.floats(name, &[n])?;
-        let mut buf = self.norms.carve(n);
-        buf.copy_from_slice(&values);
-        Ok(buf)
+        Ok(self.copied(&values))
     }
 
-    fn finish(self, arch: &str) -> Result<()> {
-        match self.file.tensors().iter().zip(&self.used).find(|(_, used)| !**used) {
-            None => Ok(()),
+    /// Nothing but the room for it, while that is measured.
+    fn copied(&mut self, values: &[f32]) -> Buf<f32> {
+        let mut buf = self.norms.carve(values.len());
+        let n = buf.len();
+        buf.copy_from_slice(&values[..n]);
+        buf
+    }
+
+    /// Bytes of what was copied; an error if a tensor of the model was not asked for.
+    fn finish(self, c: &Config) -> Result<usize> {
+        let is_draft = |name: &str| {
+            let block = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+            block.is_some_and(|block| (c.n_layer..c.n_layer + c.n_draft).contains(&block))
+        };
+        let unread = |(tensor, used): &(&TensorInfo, &bool)| !**used && !is_draft(&tensor.name);
+        match self.file.tensors().iter().zip(&self.used).find(unread) {
+            None => Ok(self.norms.used()),
             Some((tensor, _)) => Err(Error::unsupported(
                 self.file.path(),
                 format!(
-                    "tensor {} is not one that architecture '{arch}' reads here; leaving it out would run another model",
-                    printable(&tensor.name)
+                    "tensor {} is not one that architecture '{}' reads here; leaving it out would run another model",
+                    printable(&tensor.name),
+                    c.arch.name
                 ),
             )),
         }

@@ -23,7 +23,7 @@ use crate::model::choice::Choice;
 use crate::model::forward::{Lane, Logits, Machine, Model, forward, forward_watched};
 use crate::model::guard::Guard;
 use crate::model::scratch::Scratch;
-use crate::model::shortconv::ConvState;
+use crate::model::state::RecurrentState;
 use crate::units::Bytes;
 use log::TokenLog;
 
@@ -39,10 +39,10 @@ pub struct Engine {
     n_logits: usize,
 }
 
-/// One conversation's memory: keys and values, what convolutions remember, and which tokens it has taken in.
+/// One conversation's memory: keys and values, what recurrent layers remember, and which tokens it has taken in.
 pub struct Stream {
     cache: KvCache,
-    convs: Option<ConvState>,
+    recurrent: Option<RecurrentState>,
     log: TokenLog,
     /// What is as if it had been read from its start; not after a rewind that a policy does not forget.
     is_exact: bool,
@@ -51,8 +51,8 @@ pub struct Stream {
 /// What a stream is, for `session_file`.
 pub struct StreamState<'a> {
     pub cache: &'a mut KvCache,
-    /// What convolutions remember; empty in a model without.
-    pub convs: &'a mut [f32],
+    /// What recurrent layers remember; empty in a model without.
+    pub recurrent: &'a mut [f32],
     /// Room for the stream's first tokens, `n_first` of which are there.
     pub first_tokens: &'a mut [u32],
     pub n_first: usize,
@@ -101,8 +101,8 @@ impl Engine {
     /// Takes the memory of one of the streams of the layout.
     pub fn stream(&self, layout: &Layout) -> Result<Stream> {
         let cache = KvCache::new(layout.kv, layout.n_slot, layout.rule, layout.kv_budget_bytes)?;
-        let convs = Arena::fill(|arena| ConvState::carve(arena, &self.model.config)).map_err(no_memory)?;
-        Ok(Stream { cache, convs, log: TokenLog::new(layout.n_log), is_exact: true })
+        let recurrent = Arena::fill(|arena| RecurrentState::carve(arena, &self.model.config)).map_err(no_memory)?;
+        Ok(Stream { cache, recurrent, log: TokenLog::new(layout.n_log), is_exact: true })
     }
 
     pub fn model(&self) -> &Model {
@@ -183,7 +183,7 @@ impl Stream {
     /// Forgets everything; the memory stays.
     pub fn clear(&mut self) {
         self.cache.clear();
-        self.convs.iter_mut().for_each(ConvState::clear);
+        self.recurrent.iter_mut().for_each(RecurrentState::clear);
         self.log.clear();
         self.is_exact = true;
     }
@@ -211,8 +211,8 @@ impl Stream {
 
     /// Why the stream cannot be taken back to its first `n` tokens as if the others had never come; `None`: it can.
     pub fn cannot_rewind(&self, n: u64) -> Option<&'static str> {
-        match self.convs {
-            Some(_) if n < self.log.n() => Some("convolutions remember only the latest tokens"),
+        match &self.recurrent {
+            Some(state) if n < self.log.n() => Some(state.why_no_rewind()),
             _ if n > self.log.tokens().len() as u64 && n < self.log.n() => Some("its tokens are not all on record"),
             _ => self.cache.cannot_rewind(n),
         }
@@ -224,7 +224,7 @@ impl Stream {
     pub fn runs(&self, prompt: &[u32], n_kept: usize, n_least: usize) -> Runs {
         let is_sound = n_least > 0
             && n_kept > 0
-            && self.convs.is_none()
+            && self.recurrent.is_none()
             && self.log.is_whole()
             && self.cache.cannot_move(n_kept, prompt.len()).is_none();
         if is_sound { Runs::find(self.log.tokens(), prompt, n_kept, n_least) } else { Runs::default() }
@@ -252,7 +252,7 @@ impl Stream {
         let (n_first, log_hash) = (self.log.tokens().len(), self.log.hash());
         StreamState {
             cache: &mut self.cache,
-            convs: self.convs.as_mut().map_or(&mut [], ConvState::numbers_mut),
+            recurrent: self.recurrent.as_mut().map_or(&mut [], RecurrentState::numbers_mut),
             first_tokens: self.log.room_mut(),
             n_first,
             log_hash,
@@ -268,7 +268,7 @@ impl Stream {
     }
 
     fn lane<'a>(&'a mut self, tokens: &'a [u32]) -> Lane<'a> {
-        Lane { cache: &mut self.cache, convs: self.convs.as_mut(), tokens }
+        Lane { cache: &mut self.cache, recurrent: self.recurrent.as_mut(), tokens }
     }
 }
 

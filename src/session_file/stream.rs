@@ -52,7 +52,7 @@ pub struct Resumed {
 /// The marks of a stream.
 fn visit_marks<E>(stream: &mut StreamState<'_>, see: &mut impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
     stream.cache.visit_marks(see)?;
-    see(bytes_of_mut(stream.convs))
+    see(bytes_of_mut(stream.recurrent))
 }
 
 fn counted(visit: impl FnOnce(&mut dyn FnMut(&mut [u8]) -> Result<(), Infallible>) -> Result<(), Infallible>) -> u64 {
@@ -148,8 +148,8 @@ impl Restored<'_> {
         self.stream.cache.visit_rows(&mut |bytes| from.add(bytes))?;
         from.end_region(ROWS)?;
         check_end(head, from)?;
-        if !self.stream.convs.iter().all(|x| x.is_finite()) {
-            return Err(Why::Unsound("convolutions that remember what are no numbers"));
+        if !self.stream.recurrent.iter().all(|x| x.is_finite()) {
+            return Err(Why::Unsound("recurrent layers that remember what are no numbers"));
         }
         self.stream.cache.check_adopted(self.scratch).map_err(Why::Unsound)?;
         Ok(Resumed {
@@ -166,7 +166,7 @@ impl Restored<'_> {
 
     pub(super) fn clear(&mut self) {
         self.stream.cache.clear();
-        self.stream.convs.fill(0.0);
+        self.stream.recurrent.fill(0.0);
     }
 }
 

@@ -24,7 +24,7 @@ N_MERGES, N_RANDOM = 500, 160
 NAMES = """default smollm starcoder refact command-r codeshell exaone minerva-7b mellum2 gpt-2 phi-2 gigachat a.x-4.0 mellum exaone4 mpt
 olmo jais trillion granite-docling llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 glm4 tekken gpt-4o llama4 kanana2
 talkie deepseek-coder deepseek-llm smaug-bpe dbrx chatglm-bpe qwen2 deepseek-r1-qwen kormo megrez stablelm2 hunyuan solar-open qwen35
-minicpm5 falcon""".split()
+minicpm5 falcon hunyuan-dense""".split()
 WHOLE = ["Then", " reading", "Servers", "снег", "\n\n\n", "4567", "'ll", "中ア", "HTTP", " //", "x\u0301y"]
 SPECIAL = ["<s>", "</s>", "<|im_end|>", "<fim_prefix>", "<fim_pad>", "<|repo_name|>"]
 KIND = gguf.TokenType

@@ -33,21 +33,74 @@ BLOCKS = {
     "Q4_0": (2, 18, 0, None, 0), "Q4_1": (3, 20, 0, 2, -7.5), "Q5_0": (6, 22, 0, None, 0), "Q5_1": (7, 24, 0, 2, -15.5),
     "Q2_K": (10, 84, 80, 82, 1.5), "Q3_K": (11, 110, 108, None, 0), "Q4_K": (12, 144, 0, 2, 7.5), "Q5_K": (13, 176, 0, 2, 15.5),
     "Q6_K": (14, 210, 208, None, 0), "IQ4_NL": (20, 18, 0, None, 0), "IQ4_XS": (23, 136, 0, None, 0), "MXFP4": (39, 17, 0, None, 0),
+    "Q1_0": (41, 18, 0, None, 0), "Q2_0": (42, 18, 0, None, 0),
 }  # fmt: skip
-MIX = ["BF16", *BLOCKS, "Q8_0", "F16", "F32"]
+FEW = ("Q1_0", "Q2_0")
+MIX = ["BF16", *(kind for kind in BLOCKS if kind not in FEW), "Q8_0", "F16", "F32"]
+FEW_DEVIATIONS = {"Q1_0": 1.0, "Q2_0": math.sqrt(1.25)}  # of signs, and of -1 to 2: the package does not expand them
 TYPES |= {"BF16": 30} | {kind: row[0] for kind, row in BLOCKS.items()}
 
 
-def spec(arch, heads, head_dim, kind="F32", n_embd=None, n_ff=96, n_layer=2, n_vocab=37, n_rot=None, output=True, conv=(), **keys):
+WIDE = ("llama", "qwen3", "gemma", "gemma2", "gemma3")
+
+
+def spec(
+    arch, heads, head_dim, kind="F32", n_embd=None, n_ff=96, n_layer=2, n_vocab=37, n_rot=None, output=True, conv=(),
+    fused="", bias=False, draft=0, freqs=False, joined=False, **keys,
+):  # fmt: skip
+    """`conv`: layers without attention; `fused`: "weights", or "all" with the biases; `draft`: blocks behind the layers;
+    `joined`: gate and up of experts in one tensor."""
     n_head, n_head_kv = heads
     # Only of these does llama.cpp take heads that together are wider or narrower than the embedding.
-    n_embd = n_embd or (64 if arch in ("llama", "qwen3", "gemma", "gemma2", "gemma3") else n_head * head_dim)
+    n_embd = n_embd or (64 if arch in WIDE else n_head * head_dim)
     return dict(
         arch=arch, n_head=n_head, n_head_kv=n_head_kv, head_dim=head_dim, kind=kind, n_embd=n_embd, n_ff=n_ff,
-        n_layer=n_layer, n_vocab=n_vocab, n_rot=n_rot or head_dim, output=output, conv=conv, keys=keys,
+        n_layer=n_layer, n_vocab=n_vocab, n_rot=n_rot or head_dim, output=output, conv=conv, fused=fused or ("weights" if arch == "phi3" else ""),
+        bias=bias or arch == "qwen2", draft=draft, freqs=freqs, joined=joined, keys=keys,
     )  # fmt: skip
 
 
+# What families differ in, as far as their tensors go.
+QWEN35 = ("qwen35", "qwen35moe")
+LFM2 = ("lfm2", "lfm2moe")
+HEAD_NORMS = ("qwen3", "qwen3moe", "gemma3", "hunyuan-dense", "exaone4", "apertus", *QWEN35, *LFM2)
+POST_NORMS = ("gemma2", "gemma3", "exaone4", "olmo2")
+NO_PRE_NORMS = ("exaone4", "olmo2")
+NO_GATE = ("arcee", "apertus")
+
+
+GRANITE = {"embedding_scale": 3.0, "residual_scale": 0.5, "logit_scale": 2.0, "attention.scale": 0.0625}
+
+
+def delta(head_dim, n_k_head, n_v_head):
+    """The keys of gated delta nets; the sections are those of a third of the pairs."""
+    return {
+        "ssm.conv_kernel": 4, "ssm.state_size": head_dim, "ssm.group_count": n_k_head, "ssm.time_step_rank": n_v_head,
+        "ssm.inner_size": head_dim * n_v_head,
+    }  # fmt: skip
+
+
+def moe(n_expert, n_used, n_ff, shared=0, dense=0, gating=0):
+    keys = {"expert_count": n_expert, "expert_used_count": n_used, "expert_feed_forward_length": n_ff}
+    keys |= {"expert_shared_feed_forward_length": shared, "leading_dense_block_count": dense, "expert_gating_func": gating}
+    return {key: value for key, value in keys.items() if value}
+
+
+XIELU = {"xielu.alpha_n": [0.6, -0.3], "xielu.alpha_p": [0.4, 1.1], "xielu.beta": [0.5, 0.4], "xielu.eps": [-1e-6, -0.125]}
+GROWTH = {"attention.temperature_scale": 0.25, "rope.scaling.yarn_log_multiplier": 1.0, "rope.scaling.yarn_beta_fast": 16.0}
+
+
+def know_q2_0():
+    """Makes the package write a type that it has no name for yet."""
+    types = gguf.GGMLQuantizationType
+    if TYPES["Q2_0"] not in types._value2member_map_:
+        member = int.__new__(types, TYPES["Q2_0"])
+        member._name_, member._value_ = "Q2_0", TYPES["Q2_0"]
+        types._value2member_map_[member._value_] = member
+        gguf.GGML_QUANT_SIZES[member] = (64, 18)
+
+
+know_q2_0()
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
 WINDOW = {"attention.sliding_window": 5}
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}
@@ -98,6 +151,56 @@ MODELS = {
     "lfm2-mqa": spec("lfm2", (4, 1), 128, "F16", n_layer=4, n_vocab=45, conv=(1, 3), **{"shortconv.l_cache": 2}),
     "lfm2-mha": spec("lfm2", (2, 2), 96, n_layer=3, output=False, n_vocab=41, conv=(0, 2), **{"shortconv.l_cache": 5}),
     "lfm2-q8": spec("lfm2", (4, 2), 64, "Q8_0", n_layer=5, output=False, conv=(0, 1, 3), **{"shortconv.l_cache": 3}),
+    # Four scales; without RoPE; grouped heads; a fused matrix with its biases and without.
+    "granite-gqa": spec("granite", (4, 2), 64, output=False, **GRANITE),
+    "granite-mqa": spec("granite", (4, 1), 32, "F16", n_vocab=43, **{"logit_scale": 4.0, "rope.scaling.finetuned": False}),
+    "granite-q8": spec("granite", (2, 2), 64, "Q8_0", output=False, n_layer=3, fused="weights", **GRANITE),
+    "minicpm-gqa": spec("minicpm", (4, 2), 64, output=False, **{k: GRANITE[k] for k in ("embedding_scale", "residual_scale", "logit_scale")}),
+    "minicpm-factors": spec("minicpm", (2, 1), 64, **{"rope.scaling.type": "longrope", "rope.scaling.original_context_length": 256}),
+    "minicpm-q8": spec("minicpm", (2, 1), 96, "Q8_0", n_layer=3),
+    # Queries that grow within the text; the magnitude of YaRN taken back in part.
+    "mistral3-gqa-growth": spec("mistral3", (4, 2), 64, output=False, **YARN | GROWTH | {"rope.scaling.original_context_length": 8}),
+    "mistral3-mqa": spec("mistral3", (4, 1), 128, "F16", n_embd=96, **YARN | {"rope.scaling.yarn_log_multiplier": 0.5}),
+    "mistral3-q8-growth": spec("mistral3", (2, 1), 64, "Q8_0", fused="all", bias=True, **YARN | GROWTH | {"rope.scaling.original_context_length": 16}),
+    "ernie4_5-gqa": spec("ernie4_5", (4, 1), 64, n_vocab=41, output=False, **{"rope.freq_base": 500000.0}),
+    "ernie4_5-q8": spec("ernie4_5", (2, 2), 64, "Q8_0", bias=True),
+    "hunyuan-dense-gqa": spec("hunyuan-dense", (4, 2), 64, output=False, **{"rope.freq_base": 11158840.0}),
+    "hunyuan-dense-mha": spec("hunyuan-dense", (2, 2), 96, "F16", n_vocab=45, **{"rope.scaling.alpha": 1000.0}),
+    "hunyuan-dense-q8": spec("hunyuan-dense", (4, 1), 64, "Q8_0", n_layer=3, fused="weights"),
+    "exaone4-gqa": spec("exaone4", (4, 2), 64, n_layer=3, output=False, freqs=True, **{"rope.freq_base": 1000000.0}),
+    "exaone4-q8": spec("exaone4", (2, 1), 96, "Q8_0", draft=1),
+    # The count of layers by which llama.cpp knows the one that has windows, and global layers that do not turn.
+    "exaone4-64-layers": spec("exaone4", (1, 1), 32, n_ff=32, n_layer=64, output=False, **WINDOW),
+    "olmo2-gqa": spec("olmo2", (4, 2), 64, n_layer=3),
+    "olmo2-mha": spec("olmo2", (2, 2), 96, "F16", n_vocab=43, **{"rope.freq_base": 500000.0}),
+    "olmo2-q8": spec("olmo2", (4, 2), 32, "Q8_0", n_layer=5, **YARN | WINDOW),
+    "olmo2-windows": spec("olmo2", (2, 1), 64, n_layer=4, **YARN | WINDOW | {"rope.scaling.attn_factor": 1.25}),
+    "arcee-gqa": spec("arcee", (4, 2), 64, freqs=True, output=False),
+    "arcee-q8": spec("arcee", (2, 1), 96, "Q8_0", n_layer=3),
+    "apertus-gqa": spec("apertus", (4, 2), 64, freqs=True, **XIELU),
+    "apertus-q8": spec("apertus", (2, 1), 96, "Q8_0", n_vocab=41, **XIELU),
+    "seed_oss-gqa": spec("seed_oss", (4, 2), 64, n_embd=96, bias=True, output=False, **{"rope.freq_base": 10000000.0}),
+    "seed_oss-q8": spec("seed_oss", (2, 1), 128, "Q8_0", n_embd=64, n_layer=3, bias=True),
+    # One tensor in place of three where the family has three.
+    "qwen2-fused": spec("qwen2", (4, 2), 64, "Q8_0", fused="all", output=False),
+    "qwen3-fused": spec("qwen3", (4, 2), 64, fused="weights", n_embd=96),
+    # Three layers of four with a delta net, one head of keys for two of values or for each; a list in place of the interval.
+    "qwen35-gqa": spec("qwen35", (4, 2), 64, n_embd=96, n_layer=4, n_rot=32, output=False, **delta(32, 2, 4)),
+    "qwen35-mqa": spec("qwen35", (2, 1), 96, "F16", n_layer=3, n_rot=48, n_vocab=43, draft=1, **delta(64, 2, 2), **{"full_attention_interval": 2}),
+    "qwen35-list": spec("qwen35", (2, 2), 64, n_embd=128, n_layer=4, n_rot=64, **delta(32, 1, 3), **{"attention.recurrent_layers": [True, False, False, True]}),
+    "qwen35-q8": spec("qwen35", (4, 2), 64, "Q8_0", n_embd=96, n_layer=5, n_rot=32, output=False, **delta(32, 2, 4)),
+    # Experts: most of them idle; a bias of the choice behind a layer with an FFN; a shared expert with a gate and without; gate and up in one.
+    "qwen3moe-gqa": spec("qwen3moe", (4, 2), 64, n_embd=96, output=False, **moe(8, 2, 64)),
+    "qwen3moe-q8": spec("qwen3moe", (2, 1), 64, "Q8_0", n_layer=3, n_vocab=43, **moe(6, 3, 32)),
+    "lfm2moe-gqa": spec("lfm2moe", (4, 2), 64, n_layer=4, output=False, conv=(0, 2), **{"shortconv.l_cache": 3}, **moe(8, 2, 64, dense=1, gating=2)),
+    "lfm2moe-q8": spec("lfm2moe", (4, 2), 64, "Q8_0", n_layer=4, output=False, conv=(0, 1, 3), **{"shortconv.l_cache": 3}, **moe(4, 2, 32, dense=2, gating=2)),
+    "qwen35moe-gqa": spec("qwen35moe", (4, 2), 64, n_embd=96, n_layer=4, n_rot=32, output=False, **delta(32, 2, 4), **moe(8, 2, 64, shared=32)),
+    "qwen35moe-q8": spec("qwen35moe", (2, 1), 64, "Q8_0", n_embd=96, n_layer=4, n_rot=32, joined=True, **delta(32, 2, 2), **moe(6, 2, 32, shared=64)),
+    "granitemoe-gqa": spec("granitemoe", (4, 2), 64, output=False, **GRANITE, **moe(8, 2, 0)),
+    "granitemoe-q8": spec("granitemoe", (2, 2), 64, "Q8_0", n_layer=3, n_ff=64, **GRANITE, **moe(6, 3, 0, shared=32)),
+    # One and two bits a weight, as models that are trained so have them in every matrix.
+    "qwen3-q1": spec("qwen3", (2, 1), 64, "Q1_0", n_embd=128, n_ff=256, output=False),
+    "qwen3-q2": spec("qwen3", (2, 1), 64, "Q2_0", n_embd=128, n_ff=256, n_vocab=43),
     "gemma3-wide-window": spec("gemma3", (2, 1), 64, n_layer=6, output=False, **{"attention.sliding_window": 512}),
 }  # fmt: skip
 
@@ -107,7 +210,7 @@ def metadata(s):
     numbers = [
         ("context_length", "u32", 256),
         ("embedding_length", "u32", s["n_embd"]),
-        ("block_count", "u32", s["n_layer"]),
+        ("block_count", "u32", s["n_layer"] + s["draft"]),
         ("feed_forward_length", "u32", s["n_ff"]),
         ("attention.head_count", "u32", s["n_head"]),
         ("attention.head_count_kv", *kv_heads(s)),
@@ -116,9 +219,17 @@ def metadata(s):
         ("rope.dimension_count", "u32", s["n_rot"]),
         ("attention.layer_norm_rms_epsilon", "f32", 1e-5),
     ]
-    kinds = {str: "str", int: "u32", float: "f32"}
-    numbers += [(key, kinds[type(value)], value) for key, value in s["keys"].items()]
-    return [(f"{s['arch']}.{key}", kind, value) for key, kind, value in numbers]
+    if s["draft"]:
+        numbers.append(("nextn_predict_layers", "u32", s["draft"]))
+
+    def kind(value):
+        return kind(value[0]) + "s" if isinstance(value, list) else {str: "str", bool: "bool", int: "u32", float: "f32"}[type(value)]
+
+    if s["arch"] in QWEN35:
+        pairs = s["n_rot"] // 2
+        numbers.append(("rope.dimension_sections", "i32s", [pairs // 3, pairs // 3, pairs - 2 * (pairs // 3), 0]))
+    numbers += [(key, kind(value), value) for key, value in s["keys"].items()]
+    return [(key if key.startswith("xielu.") else f"{s['arch']}.{key}", kind, value) for key, kind, value in numbers]
 
 
 def kv_heads(s):
@@ -130,6 +241,7 @@ def kv_heads(s):
 
 def tensors(s):
     """(name, shape with the row length last, type, gain, offset): an element is int8 * gain + offset."""
+    keys = s["keys"]
     embd, ff, q, kv = s["n_embd"], s["n_ff"], s["n_head"] * s["head_dim"], s["n_head_kv"] * s["head_dim"]
     mix = iter(MIX * 4)
 
@@ -141,37 +253,91 @@ def tensors(s):
         return name, (n,), "F32", gain, offset
 
     yield matrix("token_embd", s["n_vocab"], embd, 2.0 * (math.sqrt(embd) if s["output"] else 1.0))
-    for i in range(s["n_layer"]):
+    for i in range(s["n_layer"] + s["draft"]):
         b = f"blk.{i}."
-        yield vector(b + "attn_norm.weight", embd)
-        if i in s["conv"]:
+        if s["arch"] not in NO_PRE_NORMS:
+            yield vector(b + "attn_norm.weight", embd)
+        is_delta = s["arch"] in QWEN35 and i < s["n_layer"] and has_delta(keys, i)
+        if is_delta:
+            d, n_k, n_v = (keys[f"ssm.{x}"] for x in ("state_size", "group_count", "time_step_rank"))
+            yield matrix(b + "attn_qkv", (2 * n_k + n_v) * d, embd)
+            yield matrix(b + "attn_gate", n_v * d, embd)
+            yield from ((b + f"ssm_{x}.weight", (n_v, embd), "F32", 2.0**-9, 0.0) for x in ("alpha", "beta"))
+            yield b + "ssm_conv1d.weight", ((2 * n_k + n_v) * d, keys["ssm.conv_kernel"]), "F32", 2.0**-7, 0.0
+            yield b + "ssm_a", (n_v,), "F32", 2.0**-9, -0.375
+            yield b + "ssm_dt.bias", (n_v,), "F32", 2.0**-7, 0.0
+            yield vector(b + "ssm_norm.weight", d)
+            yield matrix(b + "ssm_out", embd, n_v * d)
+        elif i in s["conv"]:
             yield b + "shortconv.conv.weight", (embd, s["keys"]["shortconv.l_cache"]), "F32", 2.0**-7, 0.0
             yield matrix(b + "shortconv.in_proj", 3 * embd, embd, 3.0)
             yield matrix(b + "shortconv.out_proj", embd, embd)
-        elif s["arch"] == "phi3":
+        elif s["fused"]:
             yield matrix(b + "attn_qkv", q + 2 * kv, embd)
         else:
-            yield from (matrix(b + "attn_q", q, embd), matrix(b + "attn_k", kv, embd), matrix(b + "attn_v", kv, embd))
-        if s["arch"] == "qwen2":
+            yield from (matrix(b + "attn_q", (2 if s["arch"] in QWEN35 else 1) * q, embd), matrix(b + "attn_k", kv, embd), matrix(b + "attn_v", kv, embd))
+        if s["bias"] and s["fused"] == "all":
+            yield vector(b + "attn_qkv.bias", q + 2 * kv, 2.0**-6, 0.0)
+        elif s["bias"]:
             yield from (vector(b + f"attn_{x}.bias", n, 2.0**-6, 0.0) for x, n in (("q", q), ("k", kv), ("v", kv)))
-        if s["arch"] in ("qwen3", "gemma3", "lfm2") and i not in s["conv"]:
+        if s["arch"] in HEAD_NORMS and i not in s["conv"] and not is_delta:
             yield from (vector(b + f"attn_{x}_norm.weight", s["head_dim"]) for x in "qk")
-        if i not in s["conv"]:
+        if s["arch"] == "olmo2":
+            yield from (vector(b + f"attn_{x}_norm.weight", n) for x, n in (("q", q), ("k", kv)))
+        if i not in s["conv"] and not is_delta:
             yield matrix(b + "attn_output", embd, q)
-        if s["arch"] in ("gemma2", "gemma3"):
+        if s["arch"] in POST_NORMS:
             yield from (vector(b + f"post_{x}_norm.weight", embd) for x in ("attention", "ffw"))
-        yield vector(b + "ffn_norm.weight", embd)
-        if s["arch"] == "phi3":
+        if s["arch"] not in NO_PRE_NORMS:
+            yield vector(b + ("post_attention_norm.weight" if s["arch"] in ("seed_oss", *QWEN35) else "ffn_norm.weight"), embd)
+        if "expert_count" in keys and i >= keys.get("leading_dense_block_count", 0):
+            yield from experts(s, b, matrix)
+        elif s["arch"] == "phi3":
             yield matrix(b + "ffn_up", 2 * ff, embd)
         else:
-            yield from (matrix(b + "ffn_gate", ff, embd), matrix(b + "ffn_up", ff, embd))
-        yield matrix(b + "ffn_down", embd, ff)
-    yield vector("token_embd_norm.weight" if s["arch"] == "lfm2" else "output_norm.weight", embd)
+            yield from (matrix(b + f"ffn_{x}", ff, embd) for x in (["up"] if s["arch"] in NO_GATE else ["gate", "up"]))
+        if "expert_count" not in keys or i < keys.get("leading_dense_block_count", 0):
+            yield matrix(b + "ffn_down", embd, ff)
+        if i >= s["n_layer"]:
+            yield matrix(b + "nextn.eh_proj", embd, 2 * embd)
+            yield from (vector(b + f"nextn.{x}.weight", embd) for x in ("enorm", "hnorm"))
+    if s["freqs"]:
+        yield vector("rope_freqs.weight", s["n_rot"] // 2, 2.0**-5, 5.0)
+    yield vector("token_embd_norm.weight" if s["arch"] in LFM2 else "output_norm.weight", embd)
     if s["output"]:
         yield matrix("output", s["n_vocab"], embd, 2.0)
-    if "rope.scaling.attn_factor" in s["keys"] and s["arch"] == "phi3":
+    if s["keys"].get("rope.scaling.type") == "longrope" or "rope.scaling.attn_factor" in s["keys"] and s["arch"] == "phi3":
         yield vector("rope_factors_long.weight", s["n_rot"] // 2, 2.0**-8, 8.0)
         yield vector("rope_factors_short.weight", s["n_rot"] // 2)
+
+
+def has_delta(keys, i):
+    if "attention.recurrent_layers" in keys:
+        return keys["attention.recurrent_layers"][i]
+    return (i + 1) % keys.get("full_attention_interval", 4) != 0
+
+
+def experts(s, b, matrix):
+    keys, embd = s["keys"], s["n_embd"]
+    n, ff = keys["expert_count"], keys.get("expert_feed_forward_length", s["n_ff"])
+
+    def stack(name, n_out, n_in):
+        label, _, kind, gain, offset = matrix(name, n_out, n_in)
+        return label, (n, n_out, n_in), kind, gain, offset
+
+    yield b + "ffn_gate_inp.weight", (n, embd), "F32", 2.0**-8, 0.0
+    if s["arch"] == "lfm2moe":
+        yield b + "exp_probs_b.bias", (n,), "F32", 2.0**-8, 0.0
+    if s["joined"]:
+        yield stack(b + "ffn_gate_up_exps", 2 * ff, embd)
+    else:
+        yield from (stack(b + f"ffn_{x}_exps", ff, embd) for x in ("gate", "up"))
+    yield stack(b + "ffn_down_exps", embd, ff)
+    if shared := keys.get("expert_shared_feed_forward_length"):
+        if s["arch"] == "qwen35moe":
+            yield b + "ffn_gate_inp_shexp.weight", (embd,), "F32", 2.0**-8, 0.0
+        yield from (matrix(b + f"ffn_{x}_shexp", shared, embd) for x in ("gate", "up"))
+        yield matrix(b + "ffn_down_shexp", embd, shared)
 
 
 def fnv1a(data, state=0xCBF29CE484222325):
@@ -206,6 +372,8 @@ def deviation(kind):
     """The standard deviation of a type's elements where the gain is one; that of int8 where they are the stream's."""
     if kind not in BLOCKS:
         return 74
+    if kind in FEW:
+        return FEW_DEVIATIONS[kind]
     return float(gguf.quants.dequantize(blocks(kind, 1.0, 1, 64), gguf.GGMLQuantizationType(TYPES[kind])).std())
 
 
@@ -229,7 +397,8 @@ def write_model(path, name, s):
     """Writes the file; gives FNV-1a over the bytes of its tensors in order."""
     writer, digest = gguf.GGUFWriter(path, s["arch"]), fnv1a(b"")
     for key, kind, value in metadata(s):
-        {"u32": writer.add_uint32, "f32": writer.add_float32, "str": writer.add_string, "i32s": writer.add_array}[kind](key, value)
+        one = {"u32": writer.add_uint32, "f32": writer.add_float32, "str": writer.add_string, "bool": writer.add_bool}
+        one.get(kind, writer.add_array)(key, value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([f"t{i}" for i in range(s["n_vocab"])])

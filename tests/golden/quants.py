@@ -9,6 +9,10 @@ Run: python3 tests/golden/quants.py > tests/golden/quants.txt
 from importlib.metadata import version
 
 try:
+    import ctypes
+    import pathlib
+
+    import llama_cpp
     import numpy as np
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType as T
     from gguf.quants import dequantize
@@ -21,6 +25,8 @@ SCALES = {
     T.Q2_K: [80, 82], T.Q3_K: [108], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
     T.IQ4_NL: [0], T.IQ4_XS: [0], T.MXFP4: [], T.F16: [0], T.F32: [], T.BF16: [],
 }
+# What the package does not expand, llama.cpp's library does: ggml's number, elements, bytes, its function.
+BY_LLAMA_CPP = {"Q1_0": (41, 128, 18, "dequantize_row_q1_0"), "Q2_0": (42, 64, 18, "dequantize_row_q2_0")}
 rng = np.random.default_rng(20240607)
 
 
@@ -50,6 +56,8 @@ for ty in T:
     elems, size = GGML_QUANT_SIZES[ty]
     if ty == T.Q8_1:
         continue  # the package says 40 bytes, from before ggml stored its two scales as f16; no file holds it
+    if ty.name in BY_LLAMA_CPP:
+        continue
     if ty not in SCALES:
         print(ty.name, elems, size, "-", "-")
         continue
@@ -59,3 +67,11 @@ for ty in T:
     values = np.asarray(values, dtype=np.float32).reshape(-1)
     assert values.size == blocks.shape[0] * elems and np.isfinite(values).all(), ty
     print(ty.name, elems, size, blocks.tobytes().hex(), values.astype("<f4").tobytes().hex())
+
+ggml = ctypes.CDLL(next(pathlib.Path(llama_cpp.__file__).parent.glob("lib/libggml-base.so*")))
+for name, (_, elems, size, function) in BY_LLAMA_CPP.items():
+    blocks = rng.integers(0, 256, (3, size), dtype=np.uint8)
+    blocks[:, :2] = finite_f16(3).view(np.uint8).reshape(3, 2)
+    values = np.zeros(3 * elems, np.float32)
+    getattr(ggml, function)(blocks.ctypes.data_as(ctypes.c_void_p), values.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(3 * elems))
+    print(name, elems, size, blocks.tobytes().hex(), values.astype("<f4").tobytes().hex())

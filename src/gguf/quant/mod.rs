@@ -4,6 +4,7 @@
 //! is written to be read and not to be fast. One file per family of block formats. Refuses types that have no expansion
 //! here with [`Unsupported`]; lengths that do not match are the caller's mistake and panic.
 
+mod few;
 mod float;
 pub(crate) mod iq4;
 mod kquants;
@@ -83,6 +84,7 @@ ggml_types! {
     MXFP4 = 39, 32 in 1 + 16;
     NVFP4 = 40, 64 in 4 + 32;
     Q1_0 = 41, 128 in 2 + 16;
+    Q2_0 = 42, 64 in 2 + 16;
 }
 
 impl GgmlType {
@@ -178,6 +180,8 @@ pub fn unpacking(ty: GgmlType) -> Option<(Unpack, Min)> {
         GgmlType::IQ4_NL => (iq4::iq4_nl, Min::None),
         GgmlType::IQ4_XS => (iq4::iq4_xs, Min::None),
         GgmlType::MXFP4 => (mxfp4::mxfp4, Min::None),
+        GgmlType::Q1_0 => (few::q1_0, Min::None),
+        GgmlType::Q2_0 => (few::q2_0, Min::None),
         _ => return None,
     })
 }

@@ -17,7 +17,7 @@ mod superblocks;
 pub mod wide;
 
 use crate::gguf::quant::GgmlType;
-use crate::kernels::spec::{arithmetic, attention};
+use crate::kernels::spec::{arithmetic, attention, delta};
 use crate::kernels::{MatmulTask, Table};
 use blocks::Set;
 
@@ -30,6 +30,11 @@ const fn table(matmul: unsafe fn(&mut MatmulTask)) -> Table {
         add: arithmetic::add,
         silu_mul: float::silu_mul,
         gelu_mul: float::gelu_mul,
+        silu: arithmetic::silu,
+        sigmoid_mul: arithmetic::sigmoid_mul,
+        delta_step: delta::delta_step,
+        relu2: arithmetic::relu2,
+        xielu: arithmetic::xielu,
         soft_cap: float::soft_cap,
         l2_norm: float::l2_norm,
         attend: attend::attend,
@@ -54,6 +59,8 @@ unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
             GgmlType::Q5_0 => blocks::quantised::<formats::Q5_0, S>(task),
             GgmlType::Q5_1 => blocks::quantised::<formats::Q5_1, S>(task),
             GgmlType::IQ4_NL => blocks::quantised::<formats::Iq4Nl, S>(task),
+            GgmlType::Q1_0 => superblocks::quantised::<superblocks::Q1_0, S>(task),
+            GgmlType::Q2_0 => superblocks::quantised::<superblocks::Q2_0, S>(task),
             GgmlType::MXFP4 => superblocks::quantised::<superblocks::Mxfp4, S>(task),
             GgmlType::IQ4_XS => superblocks::quantised::<superblocks::Iq4Xs, S>(task),
             GgmlType::Q2_K => superblocks::quantised::<superblocks::Q2K, S>(task),

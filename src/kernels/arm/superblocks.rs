@@ -1,4 +1,4 @@
-//! Formats that are multiplied only from a tile: IQ4_XS, MXFP4 and the K-quants. A `Type` says how 32 columns of a row are read.
+//! Formats that are multiplied only from a tile: Q1_0, Q2_0, IQ4_XS, MXFP4 and the K-quants. A `Type` says how 32 columns of a row are read.
 //!
 //! What the numbers mean and in which order they are added up is fixed in spec/weights.rs, layouts of bytes in gguf/quant.
 
@@ -373,6 +373,30 @@ macro_rules! a_type {
 a_type!(
     /// `u8 exponent; u8 qs[16]`, indices of doubled levels
     Mxfp4, 17, 1, One, 12, |p| one(vld1q_f32(p.map(|p| half_power_of_two(*p)).as_ptr()), vdupq_n_f32(0.0)), |p, _sub| levels(&DOUBLED, minus(nibbles(p.add(1)), 0))
+);
+a_type!(
+    /// `f16 d; u8 qs[16]`, a bit an element: 1 where it is set, else -1
+    Q1_0, 18, 4, One, 1, |p| one(f16(p, 0), vdupq_n_f32(0.0)), |p, sub| {
+        const BYTE: [[u8; 16]; 2] =
+            [[0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3]];
+        const BIT: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
+        let x = vreinterpretq_u8_u32(vdupq_n_u32(p.add(2 + 4 * sub).cast::<u32>().read_unaligned()));
+        BYTE.map(|byte| {
+            let is_set = vtstq_u8(vqtbl1q_u8(x, vld1q_u8(byte.as_ptr())), vld1q_u8(BIT.as_ptr()));
+            vbslq_s8(is_set, vdupq_n_s8(1), vdupq_n_s8(-1))
+        })
+    }
+);
+a_type!(
+    /// `f16 d; u8 qs[16]`, two bits an element
+    Q2_0, 18, 2, One, 2, |p| one(f16(p, 0), vdupq_n_f32(0.0)), |p, sub| {
+        const BYTE: [[u8; 16]; 2] =
+            [[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3], [4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7]];
+        const DOWN: [i8; 16] = [0, -2, -4, -6, 0, -2, -4, -6, 0, -2, -4, -6, 0, -2, -4, -6];
+        let x = vcombine_u8(vld1_u8(p.add(2 + 8 * sub)), vdup_n_u8(0));
+        let pairs = BYTE.map(|byte| vshlq_u8(vqtbl1q_u8(x, vld1q_u8(byte.as_ptr())), vld1q_s8(DOWN.as_ptr())));
+        minus(pairs.map(|pair| vandq_u8(pair, vdupq_n_u8(3))), 1)
+    }
 );
 a_type!(
     /// `f16 d; u16 high; u8 low[4]; u8 qs[128]`

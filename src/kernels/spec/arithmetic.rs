@@ -146,6 +146,67 @@ pub fn gelu_mul(gate: &mut [f32], up: &[f32]) {
 /// `2 sqrt(2/pi)`, and that times 0.044715: of x and of its cube.
 pub const GELU: [f32; 2] = [1.595_769, 0.071_354_81];
 
+/// `x * sigmoid(x)`, in place.
+#[inline(always)]
+pub fn silu(x: &mut [f32]) {
+    for x in x {
+        *x /= 1.0 + exp(-*x);
+    }
+}
+
+/// `x * sigmoid(gate)`
+#[inline(always)]
+pub fn sigmoid_mul(x: &mut [f32], gate: &[f32]) {
+    for (x, gate) in x.iter_mut().zip(gate) {
+        *x /= 1.0 + exp(-*gate);
+    }
+}
+
+/// The square of what is above 0, in place.
+#[inline(always)]
+pub fn relu2(x: &mut [f32]) {
+    for x in x {
+        let above = if *x > 0.0 { *x } else { 0.0 };
+        *x = above * above;
+    }
+}
+
+/// xIELU (Huang & Schlag 2024, arXiv 2411.13010): `positive x^2 + beta x` above 0, else
+/// `negative (e^min(x, eps) - 1 - x) + beta x`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Xielu {
+    pub positive: f32,
+    pub negative: f32,
+    pub beta: f32,
+    pub eps: f32,
+}
+
+impl Xielu {
+    /// Of the numbers that were trained: the softplus of two of them counts.
+    pub fn new(alpha_n: f32, alpha_p: f32, beta: f32, eps: f32) -> Self {
+        let softplus = |x: f32| if x > 20.0 { x } else { libm::log1p(libm::exp(f64::from(x))) as f32 };
+        Xielu { positive: softplus(alpha_p), negative: beta + softplus(alpha_n), beta, eps }
+    }
+
+    /// Whether all numbers are, and of a size that overflows nothing.
+    pub fn is_sound(&self) -> bool {
+        [self.positive, self.negative, self.beta, self.eps].into_iter().all(|x| x.abs() <= 1e3)
+    }
+}
+
+#[inline(always)]
+pub fn xielu(x: &mut [f32], by: &Xielu) {
+    for x in x {
+        let bent = if *x > 0.0 {
+            by.positive * *x * *x
+        } else {
+            let low = if *x < by.eps { *x } else { by.eps };
+            by.negative * (exp(low) - 1.0 - *x)
+        };
+        *x = by.beta.mul_add(*x, bent);
+    }
+}
+
 /// `cap * tanh(x / cap)`: what is far below the cap stays, nothing passes it.
 #[inline(always)]
 pub fn soft_cap(x: &mut [f32], cap: f32) {

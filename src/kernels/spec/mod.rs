@@ -5,6 +5,7 @@
 
 pub mod arithmetic;
 pub mod attention;
+pub mod delta;
 pub mod float;
 pub mod packed;
 pub mod weights;
@@ -18,6 +19,11 @@ pub(crate) static TABLE: Table = Table {
     add: arithmetic::add,
     silu_mul: arithmetic::silu_mul,
     gelu_mul: arithmetic::gelu_mul,
+    silu: arithmetic::silu,
+    sigmoid_mul: arithmetic::sigmoid_mul,
+    delta_step: delta::delta_step,
+    relu2: arithmetic::relu2,
+    xielu: arithmetic::xielu,
     soft_cap: arithmetic::soft_cap,
     l2_norm: arithmetic::l2_norm,
     attend: attention::attend,

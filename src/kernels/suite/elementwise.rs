@@ -4,7 +4,7 @@ use half::f16;
 
 use super::fixtures::{Bench, bits, random_x};
 use crate::kernels::rows::codec::RowType;
-use crate::kernels::{Kernels, hadamard};
+use crate::kernels::{DeltaNet, Kernels, Xielu, hadamard};
 
 #[test]
 fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
@@ -20,7 +20,14 @@ fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
                 k.silu_mul(&mut silu, &y);
                 k.gelu_mul(&mut gelu, &y);
                 k.soft_cap(&mut capped, 1.5);
-                [bits(&norm), bits(&sum), bits(&silu), bits(&gelu), bits(&capped), bits(&[k.l2_norm(&x)])]
+                let (mut relu2, mut xielu) = (x.clone(), x.clone());
+                k.relu2(&mut relu2);
+                k.xielu(&mut xielu, &Xielu::new(0.8, 0.3, 0.5, -1e-6));
+                let (mut silu_alone, mut gated) = (x.clone(), x.clone());
+                k.silu(&mut silu_alone);
+                k.sigmoid_mul(&mut gated, &y);
+                let capped = [capped, relu2, xielu, silu_alone, gated].map(|x| bits(&x)).concat();
+                [bits(&norm), bits(&sum), bits(&silu), bits(&gelu), capped, bits(&[k.l2_norm(&x)])]
             };
             assert_eq!(run(kernels), run(scalar), "{} n = {n}", kernels.name());
         }
@@ -32,6 +39,34 @@ fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
                 (a.q.to_vec(), bits(a.d), bits(a.s), a.sum.to_vec(), a.sum16.to_vec())
             };
             assert_eq!(run(kernels), run(scalar), "{} n_cols = {n_cols}", kernels.name());
+        }
+    }
+}
+
+#[test]
+fn delta_nets_equal_the_scalar_set_bit_for_bit_and_batches_single_tokens() {
+    let (n_tok, n_k_head, n_v_head, eps) = (5, 2, 4, 1e-6);
+    for d in [8, 24, 64, 128] {
+        let qkv = random_x(n_tok * (2 * n_k_head + n_v_head) * d, 1);
+        let unit = |seed| random_x(n_tok * n_v_head, seed).iter().map(|x| 1.0 / (1.0 + x.abs())).collect::<Vec<f32>>();
+        let (decay, beta, norm) = (unit(2), unit(3), random_x(d, 4));
+        let run = |kernels: Kernels, together: usize| {
+            let mut bench = Bench::new(2, 32);
+            let (mut state, mut gate) = (random_x(n_v_head * d * d, 5), random_x(n_tok * n_v_head * d, 6));
+            for first in (0..n_tok).step_by(together) {
+                let of = |width: usize| first * width..(first + together).min(n_tok) * width;
+                let (qkv, decay, beta) = (&qkv[of((2 * n_k_head + n_v_head) * d)], &decay[of(n_v_head)], &beta[of(n_v_head)]);
+                let (state, gate) = (&mut state[..], &mut gate[of(n_v_head * d)]);
+                let net = DeltaNet { head_dim: d, n_k_head, n_v_head, qkv, decay, beta, norm: &norm, eps, state, gate };
+                kernels.delta_net(&mut bench.pool, net);
+            }
+            [bits(&state), bits(&gate)]
+        };
+        let want = run(Kernels::choose("scalar").unwrap(), 1);
+        for kernels in Kernels::available() {
+            for together in [1, 2, 5] {
+                assert_eq!(run(kernels, together), want, "{}, {together} together, heads of {d}", kernels.name());
+            }
         }
     }
 }

@@ -5,9 +5,9 @@ use crate::kernels::{ActBuf, BLOCK, Kernels, Matrix, Product, tile_bytes};
 use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 
-pub const QUANTISED: [GgmlType; 13] = {
+pub const QUANTISED: [GgmlType; 15] = {
     use GgmlType::*;
-    [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4, IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K]
+    [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4, IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q1_0, Q2_0]
 };
 pub const FLOATS: [GgmlType; 3] = [GgmlType::F32, GgmlType::F16, GgmlType::BF16];
 

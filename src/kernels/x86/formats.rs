@@ -281,6 +281,38 @@ a_format!(
     }
 );
 a_format!(
+    /// `f16 d; u8 qs[16]`, a bit an element
+    Q1_0, { BYTES: usize = 18, BLOCKS: usize = 4, SCALES: Scales = Scales::One, OFFSET: i32 = 1, LARGEST: usize = 2 }, |p, stride, to| {
+        // Inside the blocks: bytes 0..16 and 2..18. A lane of bits is a block of 32 columns.
+        let [head, ..] = V::load_16_bytes(p, stride);
+        let bits = V::load_16_bytes(p.add(2), stride);
+        for sub in 0..4 {
+            let mut q = [bits[sub]; 8];
+            for g in 0..8 {
+                q[g] = bits[sub].fifth_bits(g).shr(3);
+            }
+            *to.add(sub) = Block { q, d: head.halves(), m: V::splat(0) };
+        }
+    }
+);
+a_format!(
+    /// `f16 d; u8 qs[16]`, two bits an element
+    Q2_0, { BYTES: usize = 18, BLOCKS: usize = 2, SCALES: Scales = Scales::One, OFFSET: i32 = 1, LARGEST: usize = 3 }, |p, stride, to| {
+        // Inside the blocks: bytes 0..16 and 2..18. A byte becomes a lane: its halves are parted, then the pairs of each.
+        let [head, ..] = V::load_16_bytes(p, stride);
+        let pairs = V::load_16_bytes(p.add(2), stride);
+        for sub in 0..2 {
+            let mut q = [head; 8];
+            for g in 0..8 {
+                let x = pairs[2 * sub + g / 4].shr(8 * (g as u32 % 4)).and(V::splat(0xff));
+                let x = x.or(x.shl(12)).and(V::splat(0x000f_000f));
+                q[g] = x.or(x.shl(6)).and(V::splat(bytes(3)));
+            }
+            *to.add(sub) = Block { q, d: head.halves(), m: V::splat(0) };
+        }
+    }
+);
+a_format!(
     /// `f16 d; f16 m; u8 qs[16]`
     Q4_1, { BYTES: usize = 20, SCALES: Scales = Scales::OneMin, LARGEST: usize = 15 }, |p, stride, to| {
         // Inside the blocks: bytes 0..16 and 4..20.

@@ -16,7 +16,8 @@ pub mod vnni256;
 /// The functions of a set `$set` with vectors for attention of `$width`, compiled with its features.
 macro_rules! stamp_x86 {
     ($features:literal, $set:ty, $width:ty) => {
-        use $crate::kernels::spec::{arithmetic, attention};
+        use $crate::kernels::spec::{arithmetic, attention, delta};
+        use $crate::kernels::{DeltaStep, Xielu};
         use $crate::kernels::x86::{attend, float};
 
         stamp_x86! { $features;
@@ -26,14 +27,22 @@ macro_rules! stamp_x86 {
             add(x: &mut [f32], y: &[f32]) = arithmetic::add;
             silu_mul(gate: &mut [f32], up: &[f32]) = arithmetic::silu_mul;
             gelu_mul(gate: &mut [f32], up: &[f32]) = arithmetic::gelu_mul;
+            silu(x: &mut [f32]) = arithmetic::silu;
+            sigmoid_mul(x: &mut [f32], gate: &[f32]) = arithmetic::sigmoid_mul;
+            delta_step(state: &mut [f32], step: &DeltaStep, out: &mut [f32]) = delta::delta_step;
+            relu2(x: &mut [f32]) = arithmetic::relu2;
+            xielu(x: &mut [f32], by: &Xielu) = arithmetic::xielu;
             soft_cap(x: &mut [f32], cap: f32) = arithmetic::soft_cap;
             l2_norm(x: &[f32]) -> f32 = arithmetic::l2_norm;
             attend(a: &Attend, out: &mut Partial) = attend::attend::<$width>;
             merge(running: &mut [f32], acc: &mut [f32], chunk: &Partial) = attention::merge;
             received(tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]) = attention::received;
         }
-        pub(crate) static TABLE: Table =
-            Table { matmul, quantize, rms_norm, add, silu_mul, gelu_mul, soft_cap, l2_norm, attend, merge, received, widen: None };
+        #[rustfmt::skip]
+        pub(crate) static TABLE: Table = Table {
+            matmul, quantize, rms_norm, add, silu_mul, gelu_mul, silu, sigmoid_mul, delta_step, relu2, xielu, soft_cap, l2_norm, attend,
+            merge, received, widen: None,
+        };
 
         /// # Safety
         /// As `Expanded::expand`.

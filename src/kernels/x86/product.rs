@@ -8,7 +8,9 @@ use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::marker::PhantomData;
 
 use super::float;
-use super::formats::{Block, Format, Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Vector};
+use super::formats::{
+    Block, Format, Iq4Nl, Iq4Xs, Mxfp4, Q1_0, Q2_0, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Vector,
+};
 use crate::gguf::quant::GgmlType;
 use crate::kernels::spec::arithmetic::LoadF16;
 use crate::kernels::{Acts, BLOCK, MatmulTask, Out, spec::weights};
@@ -82,6 +84,8 @@ pub unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
             GgmlType::Q5_0 => quantised::<S, Q5_0>(task),
             GgmlType::Q5_1 => quantised::<S, Q5_1>(task),
             GgmlType::Q8_0 => quantised::<S, Q8_0>(task),
+            GgmlType::Q1_0 => quantised::<S, Q1_0>(task),
+            GgmlType::Q2_0 => quantised::<S, Q2_0>(task),
             GgmlType::IQ4_NL => quantised::<S, Iq4Nl>(task),
             GgmlType::MXFP4 => quantised::<S, Mxfp4>(task),
             GgmlType::IQ4_XS => quantised::<S, Iq4Xs>(task),

@@ -40,6 +40,9 @@ enum Stage {
     /// `L?A*B+C?|L?A+B*C?|\p{N}{1,n}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`, where `L` is `[^\r\n\p{L}\p{N}]`,
     /// `A` a letter but `a-z`, `B` a letter but `A-Z`, and `C`, where it is set, a contraction of any case as above
     Cased { digits: usize, contractions: bool },
+    /// ``[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+``,
+    /// in which what matches none (numbers, controls) stays between the matches
+    Marked,
     /// `[\r\n]`
     Newline,
     /// `\s?X+`
@@ -59,13 +62,15 @@ enum Class {
     Punctuation,
     /// `[一-龥ࠀ-一가-퟿]`
     EastAsian,
+    /// `[一-龥぀-ゟ゠-ヿ]`
+    HanKana,
     /// `[!-/:-~！-／：-～‘-‟　-。]`
     Ascii,
     /// DeepSeek LLM's list of letters: those of scripts with two cases, but for some blocks (`CASED`).
     Cased,
 }
 
-use Stage::{AfterSpace, Cased, DigitTriples, Gpt2, LastSpace, Llama3, Newline, Numbers, Punctuation, Run};
+use Stage::{AfterSpace, Cased, DigitTriples, Gpt2, LastSpace, Llama3, Marked, Newline, Numbers, Punctuation, Run};
 
 /// What a name means: the expressions, whether a word that is a token is taken whole before any merge, and whether a text begins
 /// with the beginning-of-sequence token when the file does not say.
@@ -119,6 +124,7 @@ const RULES: &[Rule] = &[
         &["deepseek-llm"],
         &[Newline, AfterSpace(Class::Cased), AfterSpace(Class::Ascii), LastSpace, Run(Class::EastAsian), Numbers(usize::MAX)],
     ),
+    rule(&["hunyuan-dense"], &[Numbers(3), Run(Class::HanKana), Marked]),
     rule(&["smaug-bpe", "dbrx", "chatglm-bpe"], THREE_DIGITS),
     rule(
         &["qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan", "solar-open"],
@@ -143,6 +149,8 @@ pub struct PreTokenizer {
     kinds: KindTable,
     /// The ranges of `CASED`, for a rule that asks for them.
     cased: Vec<(u32, u32)>,
+    /// Those of `\p{S}`, likewise.
+    symbols: Vec<(u32, u32)>,
 }
 
 impl PreTokenizer {
@@ -150,7 +158,9 @@ impl PreTokenizer {
     pub fn by_name(name: &str) -> Option<Self> {
         let rule = RULES.iter().find(|rule| rule.names.contains(&name))?;
         let cased = if rule.stages.contains(&AfterSpace(Class::Cased)) { ranges(CASED).collect() } else { Vec::new() };
-        Some(PreTokenizer { rule, kinds: KindTable::new(), cased })
+        // Not what Unicode assigned after 15.1, as in `KindTable`.
+        let symbols = if rule.stages.contains(&Marked) { ranges(r"[\p{S}&&\p{Age=15.1}]").collect() } else { Vec::new() };
+        Some(PreTokenizer { rule, kinds: KindTable::new(), cased, symbols })
     }
 
     /// The name most models use for each rule.
@@ -193,6 +203,7 @@ impl PreTokenizer {
             Gpt2 => self.gpt2_len(text),
             Llama3 { digits, marks } => self.llama3_len(text, digits, marks),
             Cased { digits, contractions } => self.cased_len(text, digits, contractions),
+            Marked => self.marked_or_gap(text),
             Newline => self.match_or_gap(text, 1, |c| matches!(c, '\r' | '\n')),
             Run(class) => self.match_or_gap(text, usize::MAX, |c| self.is_in(class, c)),
             AfterSpace(class) => self.after_space_or_gap(text, class),
@@ -217,6 +228,7 @@ impl PreTokenizer {
             Class::Punctuation => self.kinds.of(c) == Kind::Punctuation,
             // White space within these ranges is none of them to llama.cpp.
             Class::EastAsian => matches!(c, '\u{800}'..='龥' | '가'..='\u{d7ff}') && !c.is_whitespace(),
+            Class::HanKana => matches!(c, '一'..='龥' | '\u{3040}'..='\u{30ff}'),
             Class::Ascii => matches!(c, '!'..='/' | ':'..='~' | '！'..='／' | '：'..='～' | '‘'..='‟' | '\u{3001}'..='。'),
             Class::Cased => {
                 let after = self.cased.partition_point(|range| range.0 <= c as u32);
@@ -237,6 +249,51 @@ impl PreTokenizer {
             before = Some((at, c));
         }
         text.len()
+    }
+
+    /// `Marked` here, or all up to where it matches.
+    fn marked_or_gap(&self, text: &str) -> usize {
+        match self.marked_len(text) {
+            0 => text.char_indices().skip(1).map(|(at, _)| at).find(|&at| self.marked_len(&text[at..]) > 0).unwrap_or(text.len()),
+            len => len,
+        }
+    }
+
+    /// Bytes that `Marked` matches from the first on; 0: none.
+    fn marked_len(&self, text: &str) -> usize {
+        let in_word = |c: char| matches!(self.kinds.of(c), Kind::Letter | Kind::Mark);
+        let is_sign = |c: char| self.kinds.of(c) == Kind::Punctuation || self.is_symbol(c);
+        let mut chars = text.chars();
+        let (first, next) = (chars.next().unwrap_or_default(), chars.next());
+        if first.is_ascii_punctuation() && next.is_some_and(|c| c.is_ascii_alphabetic()) {
+            return 1 + run_len(&text[1..], usize::MAX, |c| c.is_ascii_alphabetic());
+        }
+        // One character may lead a word, but no letter, sign or end of line.
+        let leads = !matches!(first, '\r' | '\n') && self.kinds.of(first) != Kind::Letter && !is_sign(first);
+        if leads && next.is_some_and(in_word) {
+            return first.len_utf8() + run_len(&text[first.len_utf8()..], usize::MAX, in_word);
+        }
+        if in_word(first) {
+            return run_len(text, usize::MAX, in_word);
+        }
+        let space = usize::from(first == ' ' && next.is_some_and(is_sign));
+        let signs = run_len(&text[space..], usize::MAX, is_sign);
+        if signs > 0 {
+            let end = space + signs;
+            return end + run_len(&text[end..], usize::MAX, |c| matches!(c, '\r' | '\n'));
+        }
+        let spaces = run_len(text, usize::MAX, char::is_whitespace);
+        match text[..spaces].rfind(['\r', '\n']) {
+            Some(newline) => newline + 1,
+            None if spaces > 0 => space_len(text),
+            None => 0,
+        }
+    }
+
+    /// `\p{S}`
+    fn is_symbol(&self, c: char) -> bool {
+        let after = self.symbols.partition_point(|range| range.0 <= c as u32);
+        after > 0 && c as u32 <= self.symbols[after - 1].1
     }
 
     fn gpt2_len(&self, text: &str) -> usize {

@@ -5,11 +5,12 @@
 
 use serde_json::Value;
 
-use crate::gguf_writer::GgufWriter;
+use crate::gguf_writer::{self as w, GgufWriter};
 
 /// The file of one row of the golden's `models`.
 pub fn family_model(name: &str, row: &Value) -> GgufWriter {
     let text = |v: &Value| v.as_str().expect("a string").to_owned();
+    let list = |v: &Value| v.as_array().expect("a list").clone();
     let float = |v: &Value| v.as_f64().expect("a number") as f32;
     let mut file = GgufWriter::new();
     file.str("general.architecture", &text(&row["arch"]));
@@ -17,9 +18,15 @@ pub fn family_model(name: &str, row: &Value) -> GgufWriter {
         match key[1].as_str().expect("a kind") {
             "u32" => file.u32(&text(&key[0]), key[2].as_u64().expect("a number") as u32),
             "f32" => file.f32(&text(&key[0]), float(&key[2])),
+            "bool" => file.bool(&text(&key[0]), key[2].as_bool().expect("a flag")),
+            "f32s" => file.f32s(&text(&key[0]), &list(&key[2]).iter().map(float).collect::<Vec<_>>()),
             "i32s" => {
-                let values = key[2].as_array().expect("numbers").iter().map(|v| v.as_i64().expect("a number") as i32);
-                file.i32s(&text(&key[0]), &values.collect::<Vec<_>>())
+                let values: Vec<i32> = list(&key[2]).iter().map(|v| v.as_i64().expect("a number") as i32).collect();
+                file.i32s(&text(&key[0]), &values)
+            }
+            "bools" => {
+                let values: Vec<u8> = list(&key[2]).iter().map(|v| v.as_bool().expect("a flag").into()).collect();
+                file.raw(&text(&key[0]), w::ARRAY, w::array(w::BOOL, values.len() as u64, &values))
             }
             _ => file.str(&text(&key[0]), &text(&key[2])),
         };
@@ -64,7 +71,7 @@ pub fn spm_vocabulary(model: &Value) -> GgufWriter {
 /// As `BLOCKS` in families.py: name, ggml's type, elements, bytes, where the gain stands, where a multiple of it does.
 type Block = (&'static str, u32, usize, usize, usize, Option<(usize, f32)>);
 
-const BLOCKS: [Block; 12] = [
+const BLOCKS: [Block; 14] = [
     ("Q4_0", 2, 32, 18, 0, None),
     ("Q4_1", 3, 32, 20, 0, Some((2, -7.5))),
     ("Q5_0", 6, 32, 22, 0, None),
@@ -77,6 +84,8 @@ const BLOCKS: [Block; 12] = [
     ("IQ4_NL", 20, 32, 18, 0, None),
     ("IQ4_XS", 23, 256, 136, 0, None),
     ("MXFP4", 39, 32, 17, 0, None),
+    ("Q1_0", 41, 128, 18, 0, None),
+    ("Q2_0", 42, 64, 18, 0, None),
 ];
 
 /// Blocks of the stream's bytes, with the scales of this gain.

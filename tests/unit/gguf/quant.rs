@@ -43,7 +43,7 @@ fn ids_names_and_refusals() {
     for &ty in GgmlType::ALL {
         assert_eq!(GgmlType::from_id(ty.id()), Some(ty));
     }
-    for id in [4, 5, 31, 32, 33, 36, 37, 38, 42, u32::MAX] {
+    for id in [4, 5, 31, 32, 33, 36, 37, 38, 43, 142, 143, u32::MAX] {
         assert_eq!(GgmlType::from_id(id), None, "{id}");
     }
     let refused = dequantize_row(GgmlType::IQ1_S, &[0; 50], &mut [0.0; 256]).expect_err("no expansion");

@@ -3,8 +3,12 @@
 use super::*;
 
 #[test]
-fn every_fourth_layer_of_smollm3_is_unturned() {
-    let unturned = |name| (0..9).filter(|&i| !Arch::by_name(name).expect("listed").turns(ModelLayer(i))).collect::<Vec<_>>();
-    assert_eq!((unturned("smollm3"), unturned("llama")), (vec![3, 7], vec![]));
+fn every_family_has_a_name_of_its_own() {
+    let names: Vec<&str> = ARCHS.iter().map(|arch| arch.name).collect();
+    for (i, name) in names.iter().enumerate() {
+        assert!(!names[..i].contains(name), "{name} twice");
+        assert_eq!(Arch::by_name(name).map(|arch| arch.name), Some(*name));
+    }
     assert_eq!(Arch::by_name("Llama"), None);
+    assert!(REFUSED.iter().all(|refused| Arch::by_name(refused.0).is_none()));
 }
