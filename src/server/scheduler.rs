@@ -87,7 +87,7 @@ impl Scheduler {
             let (has_read, has_decoded) = (self.read(), self.decode());
             self.tell_status();
             if let Some(keeper) = self.keeper.as_mut().filter(|_| !has_read && !has_decoded) {
-                keeper.look_around(&mut self.seats);
+                keeper.look_around(&mut self.seats, &self.tokenizer);
             }
             if !has_read && !has_decoded {
                 // Nothing to do, or all readers are slow.
@@ -99,7 +99,7 @@ impl Scheduler {
         }
         self.admit(true);
         if let Some(keeper) = &mut self.keeper {
-            keeper.put_all_away(&mut self.seats);
+            keeper.put_all_away(&mut self.seats, &self.tokenizer);
         }
         self.tell_status();
     }
@@ -279,6 +279,8 @@ impl Scheduler {
                 }
             }
             (view.stream, view.next_pos, view.n_live, view.n_slot) = (seat, cache.next_pos(), cache.n_live(), cache.n_slot());
+            (view.policy, view.types, view.bytes) =
+                (cache.policy().name(), [shape.k_type.name(), shape.v_type.name()], cache.arena_bytes());
             (view.n_evicted, view.n_pinned, view.n_recent) = (cache.n_evicted(), cache.n_pinned(), cache.n_recent());
         });
     }

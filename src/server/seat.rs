@@ -31,6 +31,8 @@ pub struct Bound {
     pub name: Option<Name>,
     /// Tokens that it had when it was saved or restored, and when.
     pub saved: Option<(u64, Instant)>,
+    /// Under which it was saved by itself, of one without a name.
+    pub automatic: Option<Name>,
 }
 
 /// A request that has a stream.

@@ -56,6 +56,7 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     let model = info(&opened.model, &args.alias, &args.tags);
     let shared = Arc::new(Shared::new(desk.clone(), tokenizer.clone(), template, model, sampling, plan_bytes));
     interrupt::defer();
+    interrupt::ignore_hangups()?;
     let stop_wait = settings.stop_wait;
     let serving = {
         let shared = shared.clone();
@@ -72,7 +73,8 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     if let Some(path) = &args.sessions {
         let shelf = Shelf::open(path, Limits::of(args.session_space.0)).map_err(|e| Error::io(path, e))?;
         let fingerprint = Fingerprint::of(&scheduler.model().file, &template_source, scheduler.cache());
-        scheduler.keep(Keeper::new(shelf, fingerprint, args.save_after.0, desk.clone()));
+        let keeper = Keeper::new(shelf, fingerprint, args.save_after.0, desk.clone());
+        scheduler.keep(keeper.map_err(|e| Error::stopped(format!("the system has no memory for sessions: {e}")))?);
     }
     let mut supervisor = Supervisor::find();
     shared.set_ready();

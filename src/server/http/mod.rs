@@ -66,7 +66,7 @@ pub enum Overflow {
 /// Whether models that think before they answer do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thinking {
-    /// As the template has it.
+    /// They do, if their template has a switch for it; else as the template has it.
     Auto,
     On,
     Off,
