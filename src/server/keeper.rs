@@ -39,7 +39,7 @@ impl Keeper {
     pub fn new(shelf: Shelf, fingerprint: Fingerprint, save_after: Duration, desk: Arc<Desk>) -> std::io::Result<Keeper> {
         let text = Arena::fill(|arena| arena.carve(TEXT_BYTES))?;
         let keeper = Keeper { shelf, fingerprint, save_after, text, desk };
-        keeper.tell(0, 0);
+        keeper.tell(0, keeper.shelf.n_wrong() as u64);
         Ok(keeper)
     }
 
@@ -130,6 +130,7 @@ impl Keeper {
             Ok(n_past) => {
                 log::debug!("session '{name}' goes on with {n_past} tokens");
                 seat.bound.saved = Some((n_past, Instant::now()));
+                seat.bound.untried = Some(*name).filter(Name::is_automatic);
                 self.tell(0, 0);
             }
             Err(failure) => {
@@ -138,6 +139,15 @@ impl Keeper {
             }
         }
         seat.say_anew(tokenizer);
+    }
+
+    /// The first pass of a stream that was restored came to nothing: what it was restored from is not tried again.
+    pub fn reject(&mut self, name: &Name) {
+        log::warn!("session '{name}' is removed: the stream could not go on from it");
+        if let Err(failure) = self.shelf.remove(name) {
+            log::warn!("{failure}");
+        }
+        self.tell(0, 1);
     }
 
     /// A stream has read just the system's turn of its request.

@@ -148,6 +148,7 @@ impl Scheduler {
         match engine.prefill(stream, &tokens[..n], wanted) {
             Ok(logits) => {
                 let seat = &mut seats[at];
+                seat.bound.untried = None;
                 seat.has_read(n, tokenizer);
                 if let (Some(keeper), Some(system)) = (keeper, seat.system().cloned())
                     && seat.stream.n_past() == system.n_tokens as u64
@@ -212,6 +213,9 @@ impl Scheduler {
         for seat in &mut self.seats {
             seat.end(Finish::Error, Some("the model cannot be computed: see the server's log"));
             seat.clear();
+            if let (Some(keeper), Some(name)) = (&mut self.keeper, seat.bound.untried.take()) {
+                keeper.reject(&name);
+            }
         }
     }
 

@@ -33,6 +33,8 @@ pub struct Bound {
     pub saved: Option<(u64, Instant)>,
     /// Under which it was saved by itself, of one without a name.
     pub automatic: Option<Name>,
+    /// What it was restored from by itself, until a pass has shown that it can go on.
+    pub untried: Option<Name>,
 }
 
 /// A request that has a stream.

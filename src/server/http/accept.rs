@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 
-use crate::mem::warm::warm_heap;
+use crate::mem::warm::warm_stack;
 
 use super::app::App;
 use super::router::{handle, router};
@@ -38,8 +38,6 @@ const BACKLOG: u32 = 64;
 /// Connections beyond all others that are being refused at once, and how long they are listened to.
 const N_TURNED_AWAY: usize = 64;
 const TURNING_AWAY: Duration = Duration::from_millis(500);
-/// What ordinary connections take on the network's thread.
-const WARM_BYTES: usize = 1 << 20;
 
 /// Connections that are being refused: so many, of which the oldest is dropped for one more. Whoever sends half a request holds up nobody.
 pub struct TurnedAway(Mutex<VecDeque<AbortHandle>>);
@@ -140,7 +138,7 @@ impl Network {
         let stop_wait = settings.stop_wait;
         let app = App::new(settings, shared.clone())
             .map_err(|e| Error::stopped(format!("the system has no memory for another thread: {e}")))?;
-        warm_heap(WARM_BYTES);
+        warm_stack();
         shared.is_warm();
         runtime.block_on(async {
             let router = router(app.clone());

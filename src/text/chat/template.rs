@@ -59,9 +59,11 @@ const FUEL_OF_MESSAGE: usize = 5_000;
 const MAX_RECURSION: usize = 200;
 /// The stack of the thread that renders, and what of it is used at the deepest that limits allow.
 const STACK_BYTES: usize = 4 << 20;
-const STACK_USED_BYTES: usize = 1 << 20;
 
 impl ChatTemplate {
+    /// What of its stack rendering uses at most.
+    pub const STACK_USED_BYTES: usize = 1 << 20;
+
     pub fn new(source: &str) -> Result<Self> {
         Self::with_clock(source, Clock::System)
     }
@@ -113,7 +115,7 @@ impl ChatTemplate {
     /// Private memory for rendering messages of so many bytes, from above; what would take more is refused.
     pub fn plan_bytes(&self, text_bytes: usize) -> usize {
         // With stand-ins, and without them again.
-        heap_bytes(self.source.len(), text_bytes) + STACK_USED_BYTES + 2 * text_bytes
+        heap_bytes(self.source.len(), text_bytes) + Self::STACK_USED_BYTES + 2 * text_bytes
     }
 
     /// The text of the conversation; with `add_generation_prompt` it ends where the assistant's answer begins. `bos` and `eos` are
