@@ -4,30 +4,51 @@
 /// Smaller than what C libraries map by itself.
 const PIECE_BYTES: usize = 16 << 10;
 
-/// What glibc is told: one heap for all threads, so that none keeps a share of its own; blocks of any size come from it, and what is
-/// freed stays in it. What the process freed before goes back to the system.
 #[cfg(target_env = "gnu")]
-fn keep_heap() {
+mod glibc {
     use std::ffi::c_int;
+
     unsafe extern "C" {
         fn mallopt(parameter: c_int, value: c_int) -> c_int;
         fn malloc_trim(pad: usize) -> c_int;
     }
-    // Of its malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD. The second is the largest that it takes.
-    const SETTINGS: [(c_int, c_int); 3] = [(-8, 1), (-3, 32 << 20), (-1, c_int::MAX)];
-    // SAFETY: both take numbers alone, may be called at any time and from any thread, and fail by what they return.
-    let is_set = unsafe {
-        malloc_trim(0);
-        SETTINGS.iter().all(|&(parameter, value)| mallopt(parameter, value) == 1)
-    };
-    if !is_set {
-        log::warn!("the C library does not keep its heap as it is told: private memory may grow a little and shrink again");
+
+    /// Of its malloc.h.
+    pub const TRIM_THRESHOLD: c_int = -1;
+    pub const MMAP_THRESHOLD: c_int = -3;
+    pub const ARENA_MAX: c_int = -8;
+
+    pub fn set(parameter: c_int, value: c_int) {
+        // SAFETY: it takes numbers alone, may be called at any time, and fails by what it returns.
+        if unsafe { mallopt(parameter, value) } != 1 {
+            log::warn!("the C library does not keep its heap as it is told: private memory may grow a little and shrink again");
+        }
+    }
+
+    /// What is free goes back to the system.
+    pub fn trim() {
+        // SAFETY: it takes a number alone and may be called at any time.
+        unsafe { malloc_trim(0) };
     }
 }
 
-/// Other C libraries have no such settings.
-#[cfg(not(target_env = "gnu"))]
-fn keep_heap() {}
+/// One heap for all threads, so that none keeps a share of its own. To be called before there is a second thread: glibc decides how many
+/// heaps there may be when one asks for memory.
+pub fn share_heap() {
+    #[cfg(target_env = "gnu")]
+    glibc::set(glibc::ARENA_MAX, 1);
+}
+
+/// What was freed goes back to the system; from now on blocks of any size come from the heap, and what is freed stays in it.
+fn keep_heap() {
+    #[cfg(target_env = "gnu")]
+    {
+        glibc::trim();
+        // The largest that it takes.
+        glibc::set(glibc::MMAP_THRESHOLD, 32 << 20);
+        glibc::set(glibc::TRIM_THRESHOLD, i32::MAX);
+    }
+}
 
 /// Makes so many bytes of the heap resident, and leaves them to it, free, for all threads. From then on it gives nothing back.
 pub fn settle_heap(bytes: usize) {
@@ -39,11 +60,8 @@ pub fn settle_heap(bytes: usize) {
     std::mem::forget(std::hint::black_box(Box::new([1u8; 256])));
 }
 
-/// Makes a part of this thread's stack resident.
+/// Makes so many bytes of this thread's stack resident.
 #[inline(never)]
-pub fn warm_stack() {
-    std::hint::black_box([1u8; WARM_STACK_BYTES]);
+pub fn warm_stack<const BYTES: usize>() {
+    std::hint::black_box([1u8; BYTES]);
 }
-
-/// What ordinary work takes of a stack.
-pub const WARM_STACK_BYTES: usize = 128 << 10;

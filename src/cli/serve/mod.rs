@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result, Setting};
 use crate::kv::Policy;
-use crate::mem::warm::{WARM_STACK_BYTES, settle_heap};
+use crate::mem::warm::{settle_heap, share_heap, warm_stack};
 use crate::server::desk::Desk;
-use crate::server::http::{Network, Settings, Shared};
+use crate::server::http::{Network, Settings, Shared, WARM_STACK_BYTES};
 use crate::server::keeper::Keeper;
 use crate::server::notify::Supervisor;
 use crate::server::scheduler::Scheduler;
@@ -44,6 +44,7 @@ struct Ready {
 
 pub fn run(args: ServeArgs) -> Result<Done> {
     let started = Instant::now();
+    share_heap();
     let Ready { opened, settings, template, sizes, n_ctx, heap_bytes } = match ready(&args)? {
         Ok(ready) => ready,
         Err(planned) => return Ok(Done::Planned(planned.into())),
@@ -82,6 +83,7 @@ pub fn run(args: ServeArgs) -> Result<Done> {
         scheduler.keep(keeper.map_err(|e| Error::stopped(format!("the system has no memory for sessions: {e}")))?);
     }
     let mut supervisor = Supervisor::find();
+    warm_stack::<ENGINE_STACK_BYTES>();
     shared.set_ready();
     supervisor.ready();
     let places: Vec<String> = addresses.iter().map(|address| format!("http://{address}")).collect();
@@ -117,6 +119,8 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     }
 }
 
+/// What a pass takes of the engine's stack, which is of the plan's line `process`.
+const ENGINE_STACK_BYTES: usize = 256 << 10;
 /// The stack of the thread that serves.
 const NETWORK_STACK_BYTES: usize = 1 << 20;
 /// What of the stacks of the network's thread and of the clerk is resident.

@@ -4,12 +4,11 @@
 //! gone. When all are taken, the longest idle one makes way. Where none is idle, the new one gets a fixed refusal, or its health: so a
 //! supervisor sees a busy server as alive. However many come, the latest of them is heard at once.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -19,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::runtime::{Builder, Runtime};
-use tokio::task::{AbortHandle, yield_now};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use crate::error::{Error, Result};
@@ -30,34 +29,13 @@ use super::app::App;
 use super::router::{handle, router};
 use super::seats::Seat;
 use super::wire::{BUFFER_BYTES, HEAD_BYTES, Socket, State, Wire};
-use super::{Settings, Shared};
+use super::{Settings, Shared, WARM_STACK_BYTES};
 
 /// What the system holds for a connection in each direction.
 const SOCKET_BYTES: u32 = 128 << 10;
 const BACKLOG: u32 = 64;
-/// Connections beyond all others that are being refused at once, and how long they are listened to.
-const N_TURNED_AWAY: usize = 64;
+/// How long a connection beyond all others is listened to.
 const TURNING_AWAY: Duration = Duration::from_millis(500);
-
-/// Connections that are being refused: so many, of which the oldest is dropped for one more. Whoever sends half a request holds up nobody.
-pub struct TurnedAway(Mutex<VecDeque<AbortHandle>>);
-
-impl TurnedAway {
-    pub fn new() -> TurnedAway {
-        TurnedAway(Mutex::new(VecDeque::with_capacity(N_TURNED_AWAY)))
-    }
-
-    fn push(&self, task: AbortHandle) {
-        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.retain(|task| !task.is_finished());
-        if tasks.len() == N_TURNED_AWAY
-            && let Some(oldest) = tasks.pop_front()
-        {
-            oldest.abort();
-        }
-        tasks.push_back(task);
-    }
-}
 
 enum Listener {
     Tcp(TcpListener),
@@ -138,7 +116,7 @@ impl Network {
         let stop_wait = settings.stop_wait;
         let app = App::new(settings, shared.clone())
             .map_err(|e| Error::stopped(format!("the system has no memory for another thread: {e}")))?;
-        warm_stack();
+        warm_stack::<WARM_STACK_BYTES>();
         shared.is_warm();
         runtime.block_on(async {
             let router = router(app.clone());

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::accept::TurnedAway;
 use super::clerk::Clerk;
 use super::error::{Checked, Refusal};
-use super::seats::Seats;
+use super::seats::{Seats, TurnedAway};
 use super::{Settings, Shared};
 
 /// Who may watch an arena at once.

@@ -11,9 +11,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::mem::confined::{confined, n_lost};
+use crate::mem::confined::n_lost;
 use crate::mem::warm::warm_stack;
 
+use super::WARM_STACK_BYTES;
 use super::error::{Checked, Refusal};
 
 /// Conversations that may be stopped for good. With one, what it keeps is what the next would have taken.
@@ -34,8 +35,7 @@ impl Clerk {
     pub fn start(ready: impl FnOnce() + Send + 'static) -> std::io::Result<Clerk> {
         let (work, mut waiting) = mpsc::channel::<Work>(DESK);
         let run = move || {
-            warm_stack();
-            let _ = confined(STACK_BYTES, STACK_BYTES, warm_stack);
+            warm_stack::<WARM_STACK_BYTES>();
             ready();
             while let Some(work) = waiting.blocking_recv() {
                 work();

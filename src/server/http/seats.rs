@@ -1,13 +1,19 @@
 //! Places for connections: so many, and the last two of them for health, metrics and the page alone. Where all are taken, the connection
 //! that has been idle longest makes way.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::AbortHandle;
 
 use super::wire::State;
 
 /// Kept for health, metrics and the page.
 const N_RESERVED: usize = 2;
+
+/// Connections beyond all others that are being refused at once.
+const N_TURNED_AWAY: usize = 64;
 
 /// Places for connections.
 pub struct Seats {
@@ -102,5 +108,25 @@ impl Drop for Seat {
         self.seats.leave(&self.holder);
         let mut holders = self.seats.holders.lock().unwrap_or_else(PoisonError::into_inner);
         holders.retain(|holder| !Arc::ptr_eq(holder, &self.holder));
+    }
+}
+
+/// Connections that are being refused: so many, of which the oldest is dropped for one more. Whoever sends half a request holds up nobody.
+pub struct TurnedAway(Mutex<VecDeque<AbortHandle>>);
+
+impl TurnedAway {
+    pub fn new() -> TurnedAway {
+        TurnedAway(Mutex::new(VecDeque::with_capacity(N_TURNED_AWAY)))
+    }
+
+    pub fn push(&self, task: AbortHandle) {
+        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.retain(|task| !task.is_finished());
+        if tasks.len() == N_TURNED_AWAY
+            && let Some(oldest) = tasks.pop_front()
+        {
+            oldest.abort();
+        }
+        tasks.push_back(task);
     }
 }
