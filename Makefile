@@ -17,7 +17,7 @@ IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost test-web test-clients test-flood peer-server-tests need-deb man deb deb-arm test-deb test-deb-arm test-boot cross-image cross-build cross-test clean
+.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost test-web test-clients test-flood serve-figures kills peer-server-tests need-deb man deb deb-arm test-deb test-deb-arm test-boot cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -115,6 +115,12 @@ test-clients: build model ## clients of OpenAI's and Ollama's interfaces against
 
 test-flood: build model ## `lowkey serve` under floods, slow and hostile clients: its memory stays, and it answers
 	python3 tests/abuse/serve_flood.py
+
+serve-figures: build model ## the figures of docs/serve.md: streams together, snapshots, --reuse, a long stream (an hour; SERVE_ARGS)
+	python3 benches/serve.py $(SERVE_ARGS)
+
+kills: need-tests model ## saving is killed a thousand times with kill -9: what is there is whole (minutes)
+	LOWKEY_KILLS=1000 $(CARGO) test --locked --test session_folder -- kill_9 --nocapture
 
 peer-server-tests: build model ## llama.cpp's own tests of its server, unchanged, against `lowkey serve` (77 MB, once)
 	@.ci/need python

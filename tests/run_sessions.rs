@@ -121,6 +121,22 @@ fn with_a_template_only_the_new_turn_is_read() {
 }
 
 #[test]
+fn an_answer_may_end_where_the_model_ends_it() {
+    let temp = Temp::new("endless");
+    let say = |text: &str| {
+        let chat = ["--chat", "--session", "e", "--kv-budget", "8MiB", "-n", "-1", "-p", text];
+        let mut command = lowkey!();
+        command.args(["run", "--temp", "0", "--sessions", temp.path(), "-m"]).arg(demo_model()).args(chat);
+        let out = command.output().expect("the program");
+        assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stderr).expect("text")
+    };
+    say("What is the capital of France?");
+    let second = say("And of Italy?");
+    assert!(second.contains("session 'e'") && !second.contains(" 0 tokens before"), "{second}");
+}
+
+#[test]
 fn a_stream_that_evicts_goes_on() {
     let temp = Temp::new("evicts");
     let file = lowkey_test_kit::data("technical.txt");
@@ -172,10 +188,12 @@ fn sessions_are_listed_verified_and_removed() {
         (rows[1]["name"].as_str(), rows[1]["n_tokens"].as_u64(), rows[1]["is_automatic"].as_bool()),
         (Some("two"), Some(2), Some(false))
     );
-    assert_eq!(sessions(&["verify"], &temp).0, Some(0));
+    let (code, text) = sessions(&["verify"], &temp);
+    assert!(code == Some(0) && text.lines().all(|line| line.contains("whole:")), "{text}");
     damage(&temp.0.join("two.lks"));
     let (code, text) = sessions(&["verify"], &temp);
     assert!(code == Some(1) && text.contains("two") && text.contains("sum") && text.contains("one"), "{text}");
+    assert_eq!(text.matches("whole:").count(), 1, "{text}");
     assert_eq!(sessions(&["verify", "one"], &temp).0, Some(0));
     assert_eq!(sessions(&["verify", "three"], &temp).0, Some(1));
     assert_eq!(sessions(&["verify", "../one"], &temp).0, Some(2));

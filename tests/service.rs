@@ -64,7 +64,11 @@ impl Server {
     }
 
     fn terminate(&self) {
-        let status = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
+        self.signal("-TERM");
+    }
+
+    fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.0.id().to_string()]).status();
         assert!(status.expect("kill starts").success());
     }
 
@@ -123,13 +127,16 @@ fn a_manager_hears_when_the_server_is_ready_alive_and_stopping() {
 
     let ready = manager.hears(patience()).expect("the server says something");
     assert!(ready.lines().any(|line| line == "READY=1"), "the first thing said: {ready}");
-    assert!(health(&server.address()).contains(" 200 "), "who is told of a server that is ready may use it");
+    let address = server.address();
+    assert!(health(&address).contains(" 200 "), "who is told of a server that is ready may use it");
+    server.signal("-HUP");
     // Nothing is asked of it, and it is alive all the same, more often than it must be.
     for _ in 0..3 {
         let since = Instant::now();
         assert_eq!(manager.hears(patience()).as_deref(), Some("WATCHDOG=1"));
         assert!(since.elapsed() < Duration::from_millis(1500) || emulated().is_some(), "{:?}", since.elapsed());
     }
+    assert!(health(&address).contains(" 200 "), "a terminal that goes away ends no server");
     server.terminate();
     let stopping = manager.hears_news();
     assert!(stopping.lines().any(|line| line == "STOPPING=1"), "{stopping}");

@@ -39,12 +39,19 @@ pub fn defer() {
     }
 }
 
+/// From here on a terminal that goes away, or whoever asks for settings to be read again, ends nothing.
+#[cfg(feature = "serve")]
+pub fn ignore_hangups() -> Result<()> {
+    let heard = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, heard).map(|_| ()).map_err(|e| Error::io("signal SIGHUP", e))
+}
+
 /// The exit code of a request to end.
 pub const TERMINATED: u8 = 143;
 
 /// What was to be ended in order has ended: the exit code that a signal asked for meanwhile, which is then forgotten, and signals end
 /// the process at once again.
-#[cfg(feature = "chat")]
+#[cfg(any(feature = "chat", feature = "serve"))]
 pub fn take() -> Option<u8> {
     let signals = SIGNALS.get()?;
     let code = signals.code.swap(0, Ordering::Relaxed);

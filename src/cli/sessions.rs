@@ -116,9 +116,9 @@ impl Row {
         Row { name: name.to_string(), wrong, known }
     }
 
-    fn line(&self) -> String {
+    fn line(&self, whole: &str) -> String {
         let what = match (&self.known, &self.wrong) {
-            (Some(known), _) => known.line(),
+            (Some(known), _) => format!("{whole}{}", known.line()),
             (_, wrong) => wrong.clone().unwrap_or_default(),
         };
         format!("{:<24} {what}", self.name)
@@ -168,10 +168,11 @@ fn all(shelf: &Option<Shelf>, folder: &FolderArgs) -> Result<Vec<Name>> {
     names.or_else(|e| Err(Error::io(folder.path()?, e)))
 }
 
-fn show(rows: &[Row], json: bool) -> Result<()> {
+/// `whole`: what is said of one of which nothing is wrong.
+fn show(rows: &[Row], json: bool, whole: &str) -> Result<()> {
     match json {
         true => super::answer_json(&rows),
-        false => rows.iter().try_for_each(|row| super::answer(&row.line())),
+        false => rows.iter().try_for_each(|row| super::answer(&row.line(whole))),
     }
 }
 
@@ -182,7 +183,7 @@ pub fn run(args: SessionsArgs) -> Result<u8> {
             let names = all(&shelf, &folder)?;
             let rows: Vec<Row> =
                 shelf.iter_mut().flat_map(|shelf| names.iter().map(|name| Row::of(*name, shelf.head(name)))).collect();
-            show(&rows, json)?;
+            show(&rows, json, "")?;
             Ok(0)
         }
         What::Verify(VerifyArgs { names, folder, json }) => {
@@ -192,7 +193,7 @@ pub fn run(args: SessionsArgs) -> Result<u8> {
                 false => names.iter().map(|text| named("NAME", text, Name::any)).collect::<Result<_>>()?,
             };
             let rows: Vec<Row> = names.iter().map(|name| verified(*name, shelf.as_mut())).collect();
-            show(&rows, json)?;
+            show(&rows, json, "whole: ")?;
             Ok(u8::from(rows.iter().any(|row| row.wrong.is_some())))
         }
         What::Remove(RemoveArgs { names, folder }) => {

@@ -284,6 +284,11 @@ pub struct ArenaView {
     pub n_evicted: u64,
     pub n_pinned: usize,
     pub n_recent: usize,
+    /// The policy's name, and those of the types of keys and values.
+    pub policy: &'static str,
+    pub types: [&'static str; 2],
+    /// Of the stream's arena.
+    pub bytes: usize,
     /// Counts up with each view.
     pub version: u64,
 }
@@ -340,6 +345,9 @@ impl Desk {
             n_evicted: 0,
             n_pinned: 0,
             n_recent: 0,
+            policy: "",
+            types: [""; 2],
+            bytes: 0,
             version: 0,
         };
         Desk {

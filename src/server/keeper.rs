@@ -1,11 +1,13 @@
 //! Sessions of the server: what streams hold, kept in a folder.
 //!
-//! A card wears, so little is written: the state after a system's turn, once its text has been used twice; a conversation that its client
-//! named, when its stream is idle for a while, is given to another, or the server stops; what a client asks for. Never for each token.
+//! A card wears, so little is written: the state after a system's turn, once its text has been used twice; a conversation when its stream
+//! is idle for a while or the server stops, and where its client named it also when the stream is given to another; what a client asks
+//! for. Never for each token. A conversation without a name is found again by its text, and saved in place of what it was before.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::mem::arena::{Arena, Buf};
 use crate::session::Engine;
 use crate::session_file::{Failure, Fingerprint, Name, Shelf};
 use crate::text::Tokenizer;
@@ -15,25 +17,35 @@ use super::seat::{Bound, Seat};
 
 /// A conversation that goes on is saved so often at most.
 const SAVE_EVERY: Duration = Duration::from_secs(600);
+/// Conversations without a name that have fewer tokens are as soon read again.
+const LEAST_TOKENS: u64 = 64;
+/// The longest text of a conversation by which it is found.
+const TEXT_BYTES: usize = 256 << 10;
+/// At the end of the process, conversations without a name are saved for so long.
+const LEAVING: Duration = Duration::from_secs(1);
 
 pub struct Keeper {
     shelf: Shelf,
     fingerprint: Fingerprint,
-    /// How long a named conversation must be idle.
+    /// How long a conversation must be idle.
     save_after: Duration,
+    /// For the text of a conversation.
+    text: Buf<u8>,
     desk: Arc<Desk>,
 }
 
 impl Keeper {
-    pub fn new(shelf: Shelf, fingerprint: Fingerprint, save_after: Duration, desk: Arc<Desk>) -> Keeper {
-        let keeper = Keeper { shelf, fingerprint, save_after, desk };
-        keeper.tell(0, 0);
-        keeper
+    /// Fails where the system has no memory.
+    pub fn new(shelf: Shelf, fingerprint: Fingerprint, save_after: Duration, desk: Arc<Desk>) -> std::io::Result<Keeper> {
+        let text = Arena::fill(|arena| arena.carve(TEXT_BYTES))?;
+        let keeper = Keeper { shelf, fingerprint, save_after, text, desk };
+        keeper.tell(0, keeper.shelf.n_wrong() as u64);
+        Ok(keeper)
     }
 
     /// Private memory that it takes.
     pub const fn plan_bytes() -> usize {
-        Shelf::plan_bytes() + size_of::<Keeper>()
+        Shelf::plan_bytes() + TEXT_BYTES + size_of::<Keeper>()
     }
 
     fn tell(&self, saved: u64, failed: u64) {
@@ -82,7 +94,7 @@ impl Keeper {
         let name = request.session.as_deref().and_then(|name| Name::new(name).ok());
         if seat.bound.name != name {
             self.put_away(seat);
-            seat.bound = Bound { name, saved: None };
+            seat.bound = Bound { name, ..Bound::default() };
             if let Some(name) = name.filter(|name| self.shelf.has(name, &self.fingerprint)) {
                 let restored = self.shelf.restore_stream(&name, &self.fingerprint, engine, &mut seat.stream, None);
                 self.came_of(&name, restored.map(|resumed| resumed.n_past), seat, tokenizer);
@@ -90,15 +102,27 @@ impl Keeper {
                 // What another conversation left is none of this one's.
                 seat.clear();
             }
+        } else if name.is_none() && (seat.prefix(request).0.n_cached as u64) < seat.stream.n_past() {
+            // Another conversation; what was saved of the one before stays.
+            seat.bound = Bound { saved: seat.bound.saved.map(|(_, when)| (0, when)), ..Bound::default() };
         }
-        let n_held = seat.n_spared(request);
-        if let Some(system) = request.system.as_ref().filter(|system| request.reuse_prefix && system.n_tokens > n_held) {
-            let name = Name::of_text(&system.text);
-            if self.shelf.has(&name, &self.fingerprint) {
-                let restored = self.shelf.restore_text_stream(&system.text, &self.fingerprint, engine, &mut seat.stream);
-                self.came_of(&name, restored.map(|resumed| resumed.n_past), seat, tokenizer);
-            }
+        if request.reuse_prefix {
+            self.bring(seat, request, engine, tokenizer);
         }
+    }
+
+    /// Brings what was saved by itself of the request's prompt, if that is more than the stream spares.
+    fn bring(&mut self, seat: &mut Seat, request: &super::desk::Request, engine: &mut Engine, tokenizer: &Tokenizer) {
+        let (n_text, _) = fill(&mut self.text, &request.prompt, tokenizer);
+        let spared = request.prompt[..seat.n_spared(request).min(request.prompt.len())].iter();
+        let n_spared = spared.map(|token| tokenizer.token_bytes(*token, true).len()).sum();
+        let Some((name, n)) = self.shelf.longest_of(&self.text[..n_text], n_spared, &self.fingerprint) else { return };
+        let restored = self.shelf.restore_text_stream(&self.text[..n], &self.fingerprint, engine, &mut seat.stream);
+        let is_whole = restored.is_ok();
+        self.came_of(&name, restored.map(|resumed| resumed.n_past), seat, tokenizer);
+        // The state after a system's turn is for other conversations too.
+        let is_system = request.system.as_ref().is_some_and(|system| n <= system.text.len());
+        seat.bound.automatic = Some(name).filter(|_| is_whole && !is_system);
     }
 
     fn came_of(&mut self, name: &Name, restored: Result<u64, Failure>, seat: &mut Seat, tokenizer: &Tokenizer) {
@@ -106,6 +130,7 @@ impl Keeper {
             Ok(n_past) => {
                 log::debug!("session '{name}' goes on with {n_past} tokens");
                 seat.bound.saved = Some((n_past, Instant::now()));
+                seat.bound.untried = Some(*name).filter(Name::is_automatic);
                 self.tell(0, 0);
             }
             Err(failure) => {
@@ -114,6 +139,15 @@ impl Keeper {
             }
         }
         seat.say_anew(tokenizer);
+    }
+
+    /// The first pass of a stream that was restored came to nothing: what it was restored from is not tried again.
+    pub fn reject(&mut self, name: &Name) {
+        log::warn!("session '{name}' is removed: the stream could not go on from it");
+        if let Err(failure) = self.shelf.remove(name) {
+            log::warn!("{failure}");
+        }
+        self.tell(0, 1);
     }
 
     /// A stream has read just the system's turn of its request.
@@ -137,18 +171,64 @@ impl Keeper {
         }
     }
 
+    /// Saves a conversation without a name under that of its text, in place of what it was before.
+    fn put_aside(&mut self, seat: &mut Seat, tokenizer: &Tokenizer) {
+        let n_past = seat.stream.n_past();
+        let is_new = n_past >= LEAST_TOKENS && seat.bound.saved.is_none_or(|(n, _)| n != n_past);
+        // By its tokens it is found, so all of them must be on record.
+        if seat.bound.name.is_some() || !is_new || seat.stream.first_tokens().len() as u64 != n_past {
+            return;
+        }
+        let (n_text, is_all) = fill(&mut self.text, seat.stream.first_tokens(), tokenizer);
+        seat.bound.saved = Some((n_past, Instant::now()));
+        let name = Name::of_text(&self.text[..n_text]);
+        if !is_all || self.shelf.has(&name, &self.fingerprint) {
+            return;
+        }
+        let generator = seat.rng_state();
+        let text = (&self.text[..n_text], generator);
+        let saved = self.shelf.save_stream(&name, &self.fingerprint, &mut seat.stream, None, text);
+        self.tell(u64::from(saved.is_ok()), u64::from(saved.is_err()));
+        match saved {
+            Ok(n_bytes) => {
+                log::debug!("a conversation of {n_past} tokens is saved in {n_bytes} bytes");
+                let before = seat.bound.automatic.replace(name);
+                if let Some(Err(failure)) = before.map(|before| self.shelf.remove(&before)) {
+                    log::debug!("{failure}");
+                }
+                self.tell(0, 0);
+            }
+            Err(failure) => log::warn!("{failure}"),
+        }
+    }
+
     /// Between requests: conversations that have been idle for long enough.
-    pub fn look_around(&mut self, seats: &mut [Seat]) {
+    pub fn look_around(&mut self, seats: &mut [Seat], tokenizer: &Tokenizer) {
         for seat in seats {
             let is_at_rest = seat.is_idle() && seat.last_used.elapsed() >= self.save_after;
             if is_at_rest && seat.bound.saved.is_none_or(|(_, when)| when.elapsed() >= SAVE_EVERY) {
                 self.put_away(seat);
+                self.put_aside(seat, tokenizer);
             }
         }
     }
 
     /// Before the process ends.
-    pub fn put_all_away(&mut self, seats: &mut [Seat]) {
+    pub fn put_all_away(&mut self, seats: &mut [Seat], tokenizer: &Tokenizer) {
         seats.iter_mut().for_each(|seat| self.put_away(seat));
+        let began = Instant::now();
+        seats.iter_mut().take_while(|_| began.elapsed() < LEAVING).for_each(|seat| self.put_aside(seat, tokenizer));
     }
+}
+
+/// As much of the text of tokens as there is room for, and whether that is all.
+fn fill(room: &mut [u8], tokens: &[u32], tokenizer: &Tokenizer) -> (usize, bool) {
+    let mut n = 0;
+    for &token in tokens {
+        let bytes = tokenizer.token_bytes(token, true);
+        let Some(place) = room.get_mut(n..n + bytes.len()) else { return (n, false) };
+        place.copy_from_slice(bytes);
+        n += bytes.len();
+    }
+    (n, true)
 }

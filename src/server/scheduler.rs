@@ -87,7 +87,7 @@ impl Scheduler {
             let (has_read, has_decoded) = (self.read(), self.decode());
             self.tell_status();
             if let Some(keeper) = self.keeper.as_mut().filter(|_| !has_read && !has_decoded) {
-                keeper.look_around(&mut self.seats);
+                keeper.look_around(&mut self.seats, &self.tokenizer);
             }
             if !has_read && !has_decoded {
                 // Nothing to do, or all readers are slow.
@@ -99,7 +99,7 @@ impl Scheduler {
         }
         self.admit(true);
         if let Some(keeper) = &mut self.keeper {
-            keeper.put_all_away(&mut self.seats);
+            keeper.put_all_away(&mut self.seats, &self.tokenizer);
         }
         self.tell_status();
     }
@@ -148,6 +148,7 @@ impl Scheduler {
         match engine.prefill(stream, &tokens[..n], wanted) {
             Ok(logits) => {
                 let seat = &mut seats[at];
+                seat.bound.untried = None;
                 seat.has_read(n, tokenizer);
                 if let (Some(keeper), Some(system)) = (keeper, seat.system().cloned())
                     && seat.stream.n_past() == system.n_tokens as u64
@@ -212,6 +213,9 @@ impl Scheduler {
         for seat in &mut self.seats {
             seat.end(Finish::Error, Some("the model cannot be computed: see the server's log"));
             seat.clear();
+            if let (Some(keeper), Some(name)) = (&mut self.keeper, seat.bound.untried.take()) {
+                keeper.reject(&name);
+            }
         }
     }
 
@@ -279,6 +283,8 @@ impl Scheduler {
                 }
             }
             (view.stream, view.next_pos, view.n_live, view.n_slot) = (seat, cache.next_pos(), cache.n_live(), cache.n_slot());
+            (view.policy, view.types, view.bytes) =
+                (cache.policy().name(), [shape.k_type.name(), shape.v_type.name()], cache.arena_bytes());
             (view.n_evicted, view.n_pinned, view.n_recent) = (cache.n_evicted(), cache.n_pinned(), cache.n_recent());
         });
     }

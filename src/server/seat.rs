@@ -31,6 +31,10 @@ pub struct Bound {
     pub name: Option<Name>,
     /// Tokens that it had when it was saved or restored, and when.
     pub saved: Option<(u64, Instant)>,
+    /// Under which it was saved by itself, of one without a name.
+    pub automatic: Option<Name>,
+    /// What it was restored from by itself, until a pass has shown that it can go on.
+    pub untried: Option<Name>,
 }
 
 /// A request that has a stream.

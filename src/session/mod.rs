@@ -218,7 +218,6 @@ impl Stream {
         }
     }
 
-    /// Forgets all but the first `n` tokens, where nothing speaks against it.
     /// The runs of a prompt that can be moved behind the `n_kept` tokens that it keeps, of at least `n_least` tokens; none where that
     /// would not be sound.
     pub fn runs(&self, prompt: &[u32], n_kept: usize, n_least: usize) -> Runs {
@@ -236,6 +235,7 @@ impl Stream {
         self.log.push(tokens);
     }
 
+    /// Forgets all but the first `n` tokens, where nothing speaks against it.
     fn rewind(&mut self, n: u64) {
         assert!(self.cannot_rewind(n).is_none());
         self.cache.rewind(n);

@@ -47,6 +47,8 @@ impl Limits {
 struct Entry {
     name: Name,
     file_bytes: u64,
+    /// Of the text in it.
+    text_bytes: u64,
     /// Greater for those that were used later.
     used: u64,
     /// `Fingerprint::hash`
@@ -107,8 +109,8 @@ impl<D: Disk> Shelf<D> {
         for (name, used) in found {
             match shelf.read_head(name) {
                 Ok((head, file_bytes)) if shelf.index.len() < MAX_SESSIONS => {
-                    let fingerprint = head.fingerprint.hash();
-                    shelf.index.push(Entry { name, file_bytes, used, fingerprint });
+                    let (fingerprint, text_bytes) = (head.fingerprint.hash(), head.lengths.text);
+                    shelf.index.push(Entry { name, file_bytes, text_bytes, used, fingerprint });
                 }
                 Ok(_) => {
                     log::warn!("session '{name}' is left aside: the folder has more than {MAX_SESSIONS}");
@@ -151,6 +153,18 @@ impl<D: Disk> Shelf<D> {
         self.index.iter().any(|entry| entry.name == *name && entry.fingerprint == fingerprint.hash())
     }
 
+    /// Of the streams that were saved by themselves, the one that has read the most of this text from its beginning, where that is more
+    /// than `n_least` bytes. Gives the name and those bytes; they are compared when it is restored.
+    pub fn longest_of(&self, text: &[u8], n_least: usize, fingerprint: &Fingerprint) -> Option<(Name, usize)> {
+        let fits = |entry: &&Entry| entry.name.is_automatic() && entry.fingerprint == fingerprint.hash();
+        let longest = self.index.iter().filter(fits).fold((None, n_least), |(found, n), entry| {
+            let n_text = usize::try_from(entry.text_bytes).unwrap_or(usize::MAX);
+            let is_longer = n_text > n && n_text <= text.len() && Name::of_text(&text[..n_text]) == entry.name;
+            if is_longer { (Some(entry.name), n_text) } else { (found, n) }
+        });
+        longest.0.map(|name| (name, longest.1))
+    }
+
     /// What a session is of. Reads its head.
     pub fn head(&mut self, name: &Name) -> Result<Head, Failure> {
         self.read_head(*name).map(|(head, _)| head).map_err(failure(name))
@@ -181,9 +195,9 @@ impl<D: Disk> Shelf<D> {
         let file_bytes = head.lengths.file_bytes().expect("what is in memory fits a file");
         self.check_space(name, file_bytes).map_err(failure(name))?;
         self.write(name, &head, file_bytes, &mut stream).map_err(failure(name))?;
-        let used = self.next_use();
+        let (used, text_bytes) = (self.next_use(), head.lengths.text);
         self.index.retain(|entry| entry.name != *name);
-        self.index.push(Entry { name: *name, file_bytes, used, fingerprint: fingerprint.hash() });
+        self.index.push(Entry { name: *name, file_bytes, text_bytes, used, fingerprint: fingerprint.hash() });
         // Until this is done the disk may still have the old one under this name.
         self.disk.sync_folder().map_err(|e| failure(name)(Why::Disk(e)))?;
         self.make_room(name);
@@ -316,7 +330,8 @@ impl<D: Disk> Shelf<D> {
         })?;
         drop(from);
         let used = self.next_use();
-        let entry = Entry { name: *name, file_bytes: resumed.file_bytes, used, fingerprint: fingerprint.hash() };
+        let (file_bytes, text_bytes) = (resumed.file_bytes, head.lengths.text);
+        let entry = Entry { name: *name, file_bytes, text_bytes, used, fingerprint: fingerprint.hash() };
         self.index.retain(|entry| entry.name != *name);
         if self.index.len() < MAX_SESSIONS {
             self.index.push(entry);

@@ -390,3 +390,25 @@ fn ollamas_clients_are_at_home() {
     let failed = lines(&post(server.address, "/api/chat", &json!({ "messages": user("SAY{a b} FAIL{}") })));
     assert!(failed.last().expect("a line")["error"].is_string());
 }
+
+#[test]
+fn templates_are_told_the_date_and_whether_to_think() {
+    let prompt = |source: &str, kwargs: Value| {
+        let server = Server::with_template(ChatTemplate::new(source).expect("a template"), |_| ());
+        let body = json!({ "messages": [{ "role": "user", "content": "x" }], "chat_template_kwargs": kwargs });
+        post(server.address, "/apply-template", &body).json()["prompt"].as_str().expect("text").to_owned()
+    };
+    let dates = "{{ date_string }}|{{ strftime_now('%d %b %Y') }}|{{ datetime }}|{{ strftime_now('%b %d %Y') }}";
+    let told = prompt(dates, json!({}));
+    let told: Vec<&str> = told.split('|').collect();
+    assert!(told[0] == told[1] && told[0].len() == 11 && told[2].starts_with(told[3]) && told[3].len() == 11, "{told:?}");
+    assert!(prompt(dates, json!({ "date_string": "26 Jul 2024" })).starts_with("26 Jul 2024|"));
+    // Templates say the absence of the switch in two ways; it is on in both.
+    for source in [
+        "{% if not enable_thinking %}off{% else %}on{% endif %}",
+        "{% if enable_thinking is defined and not enable_thinking %}off{% else %}on{% endif %}",
+    ] {
+        assert_eq!(prompt(source, json!({})), "on", "{source}");
+        assert_eq!(prompt(source, json!({ "enable_thinking": false })), "off", "{source}");
+    }
+}

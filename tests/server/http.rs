@@ -334,6 +334,73 @@ fn all_connections_may_be_taken_and_health_is_still_answered() {
 }
 
 #[test]
+fn the_longest_idle_connection_makes_way() {
+    let server = Server::start(|s| (s.n_connections, s.keep_alive) = (5, Duration::from_secs(60)));
+    let ask = request("GET", "/props", &[], b"");
+    let mut idle: Vec<Client> = (0..3).map(|_| Client::new(server.address)).collect();
+    for client in &mut idle {
+        assert!(client.send(&ask));
+        assert_eq!(client.reply().status, 200);
+    }
+    // The second is not the longest idle any more.
+    assert!(idle[0].send(&ask));
+    assert_eq!(idle[0].reply().status, 200);
+    let mut fourth = Client::new(server.address);
+    assert!(fourth.send(&ask));
+    assert_eq!(fourth.reply().status, 200, "an idle connection held the place");
+    assert!(idle[1].is_closed_within(Duration::from_secs(5)));
+    for client in [&mut idle[0], &mut fourth] {
+        assert!(client.send(&ask));
+        assert_eq!(client.reply().status, 200, "another than the longest idle made way");
+    }
+    // As many as come: each has an answer, whoever stays idle behind it.
+    let mut many: Vec<Client> = Vec::new();
+    for _ in 0..20 {
+        let mut client = Client::new(server.address);
+        assert!(client.send(&ask));
+        assert_eq!(client.reply().status, 200);
+        many.push(client);
+    }
+}
+
+#[test]
+fn whoever_works_does_not_make_way() {
+    let server = Server::start(|s| s.n_connections = 3);
+    let mut running = Client::new(server.address);
+    running.send(&request("POST", "/completion", &[], json!({ "prompt": "EVER{}", "stream": true }).to_string().as_bytes()));
+    assert_eq!(running.head().expect("a head").status, 200);
+    for _ in 0..4 {
+        refused(&get(server.address, "/props"), 503, "unavailable_error");
+    }
+    for _ in 0..3 {
+        assert!(running.chunk().is_some(), "a connection at work was closed");
+    }
+}
+
+#[test]
+fn health_is_answered_at_once_behind_hundreds_of_half_requests() {
+    let server = Server::start(|s| s.io_timeout = Duration::from_secs(20));
+    let half: Vec<Client> = (0..500)
+        .map(|_| {
+            let mut client = Client::new(server.address);
+            client.send(b"GET /props HTTP/1.1\r\nHo");
+            client
+        })
+        .collect();
+    let mut times: Vec<Duration> = (0..20)
+        .map(|_| {
+            let began = std::time::Instant::now();
+            assert_eq!(get(server.address, "/health").status, 200);
+            began.elapsed()
+        })
+        .collect();
+    times.sort();
+    // The machine may stand still now and then.
+    assert!(times[10] < MS(50) && times[17] < MS(500), "{times:?}");
+    drop(half);
+}
+
+#[test]
 fn keys_are_asked_for_and_never_said() {
     let server = Server::start(|s| s.api_keys = vec!["secret-key".into(), "other".into()]);
     for path in ["/health", "/v1/health", "/"] {
@@ -422,6 +489,8 @@ fn a_socket_in_the_file_system_serves_too() {
     let mut reply = String::new();
     socket.read_to_string(&mut reply).expect("a reply");
     assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&path.metadata().expect("it is there").permissions());
+    assert_eq!(mode & 0o777, 0o660, "others may not use it");
     assert_eq!(get(server.address, "/health").status, 200);
     drop(server);
     assert!(!path.exists());

@@ -180,6 +180,73 @@ fn a_named_conversation_goes_on_after_a_restart() {
     assert_eq!(program.stop(), 0);
 }
 
+/// One without a name too, by its text; what it was before is not kept beside it.
+#[test]
+fn a_conversation_without_a_name_goes_on_after_a_restart() {
+    let folder = Folder::new("unnamed");
+    let mut messages = vec![json!({ "role": "user", "content": "The garden has a pond and nine trees. ".repeat(30) })];
+    let ask = |messages: &[Value]| json!({ "messages": messages, "max_tokens": 12 });
+    let n_files = || std::fs::read_dir(&folder.0).expect("the folder").count();
+    let mut program = folder.start();
+    let mut answer = program.chat(ask(&messages));
+    for question in ["How many trees?", "And ponds?"] {
+        messages.push(json!({ "role": "assistant", "content": content(&answer) }));
+        messages.push(json!({ "role": "user", "content": question }));
+        assert_eq!(program.stop(), 0);
+        assert_eq!(n_files(), 1);
+        let n_before = answer["usage"]["total_tokens"].as_u64().expect("a number");
+        program = folder.start();
+        answer = program.chat(ask(&messages));
+        // All but an end of a turn, which an answer has and a prompt may write in another way.
+        assert!(cached(&answer) + 8 >= n_before, "{answer}");
+    }
+    let text = content(&answer).to_owned();
+    assert_eq!(program.stop(), 0);
+    // As if it had been read from its start.
+    let _ = std::fs::remove_dir_all(&folder.0);
+    let program = folder.start();
+    let anew = program.chat(ask(&messages));
+    assert_eq!((cached(&anew), content(&anew)), (0, text.as_str()));
+    assert_eq!(program.stop(), 0);
+}
+
+/// `lowkey run` goes on with what the server saved, and knows the system's turn of it.
+#[test]
+fn run_goes_on_with_a_conversation_of_the_server() {
+    let folder = Folder::new("shared");
+    let program = folder.start();
+    program.chat(json!({
+        "messages": [{ "role": "system", "content": "You are terse." }, { "role": "user", "content": "My name is Ada." }],
+        "max_tokens": 8,
+        "session": "ada",
+    }));
+    assert_eq!(program.stop(), 0);
+    let run = |system: &str| {
+        let mut run = lowkey!();
+        run.args([
+            "run",
+            "--chat",
+            "--temp",
+            "0",
+            "-n",
+            "4",
+            "-p",
+            "What is my name?",
+            "--kv-budget",
+            "8MiB",
+            "--session",
+            "ada",
+        ]);
+        let out = run.args(["--system", system, "--sessions"]).arg(&folder.0).arg("-m").arg(demo_model()).output();
+        let out = out.expect("the program");
+        (out.status.code(), String::from_utf8(out.stderr).expect("text"))
+    };
+    let (code, said) = run("You are wordy.");
+    assert!(code == Some(2) && said.contains("--system"), "{said}");
+    let (code, said) = run("You are terse.");
+    assert!(code == Some(0) && said.contains("session 'ada'"), "{said}");
+}
+
 #[test]
 fn streams_are_saved_restored_and_erased_on_request() {
     let folder = Folder::new("slots");

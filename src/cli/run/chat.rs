@@ -66,11 +66,15 @@ impl<'a> Chat<'a> {
         Ok(rendered.behind(at + answer.len()))
     }
 
-    /// What a conversation begins with, whatever the user says.
-    pub fn beginning(&self, tokenizer: &Tokenizer) -> Result<String> {
-        let [mut one, other] = [self.render(tokenizer, "a".into())?.text, self.render(tokenizer, "b".into())?.text];
-        let n: usize = one.chars().zip(other.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
-        one.truncate(n);
+    /// The tokens that a conversation begins with, whatever the user says.
+    pub fn beginning(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        let saying = |text: &str| tokenizer.encode_pieces(&self.render(tokenizer, text.into())?.pieces(), true);
+        let mut one = saying("a")?;
+        // What comes before the user's words may be one token with their beginning.
+        for text in ["?", "\n\n?", " a"] {
+            let n = one.iter().zip(&saying(text)?).take_while(|(a, b)| a == b).count();
+            one.truncate(n);
+        }
         Ok(one)
     }
 
@@ -80,7 +84,7 @@ impl<'a> Chat<'a> {
         match self.parse_special {
             true => {
                 let [bos, eos] = tokenizer.bos_and_eos_texts();
-                Ok(Rendered::from(self.template.render(&messages, true, &bos, &eos)?))
+                Ok(Rendered::from(self.template.render_today(&messages, true, &bos, &eos)?))
             }
             false => self.template.render_for(tokenizer, &messages, true),
         }

@@ -12,7 +12,6 @@ use crate::session::Session;
 use crate::text::{Sampler, Tokenizer};
 
 use super::args::RunArgs;
-use super::ongoing::Log;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
@@ -53,14 +52,14 @@ pub struct Outcome {
     pub is_whole: bool,
 }
 
-/// Reads the prompt and generates, into `outcome`.
+/// Reads the prompt and generates, into `outcome`. `is_kept`: the stream is saved, so that it takes in its last token too.
 pub fn generate(
     args: &RunArgs,
     session: &mut Session,
     tokenizer: &Tokenizer,
     sampler: &mut Sampler,
     prompt: &[u32],
-    mut log: Option<&mut Log>,
+    is_kept: bool,
     started: Instant,
     outcome: &mut Outcome,
 ) -> Result<Stop> {
@@ -114,9 +113,6 @@ pub fn generate(
             break Stop::Eos;
         }
         kept.n_text_tokens = kept.tokens.len();
-        if let Some(log) = &mut log {
-            log.take(tokenizer.token_bytes(token, false));
-        }
         pending = Some(token);
         if writer.push(tokenizer.token_bytes(token, false))? {
             break Stop::Text;
@@ -137,7 +133,7 @@ pub fn generate(
     if stop != Stop::Text {
         writer.finish()?;
     }
-    if let Some(token) = pending.filter(|_| log.is_some()) {
+    if let Some(token) = pending.filter(|_| is_kept) {
         session.step(token)?;
     }
     outcome.is_whole = true;

@@ -23,7 +23,7 @@ use super::text::{Ending, read_text};
 pub use args::RunArgs;
 use chat::{Chat, encode_prompt, n_pinned};
 use flow::{Outcome, Stop, generate};
-use ongoing::{Log, Most, Ongoing, longest_token};
+use ongoing::{Log, Ongoing, n_on_record};
 use report::{report, statistics};
 
 /// A run that is ready but for its memory.
@@ -40,11 +40,8 @@ struct Ready {
 /// What a run with a session knows of it.
 struct GoingOn {
     ongoing: Ongoing,
-    most: Most,
-    /// The text that is read, if it is not the tokens' alone.
-    text: String,
-    /// With a system's turn: what a conversation begins with that has it.
-    beginning: Option<String>,
+    /// With a system's turn: the tokens that a conversation begins with that has it.
+    beginning: Option<Vec<u32>>,
     /// First tokens that are the system's turn, of a stream that begins.
     n_pinned: u32,
 }
@@ -80,7 +77,7 @@ pub fn run(args: RunArgs) -> Result<Done> {
         is_whole: false,
     };
     interrupt::defer();
-    match generate(&args, &mut session, &tokenizer, &mut sampler, &prompt, log.as_mut(), started, &mut outcome) {
+    match generate(&args, &mut session, &tokenizer, &mut sampler, &prompt, log.is_some(), started, &mut outcome) {
         Err(Error::BrokenPipe) => return Err(Error::BrokenPipe),
         Err(Error::Stopped(what)) => (outcome.stop, outcome.error) = (Stop::Full, Some(Error::Stopped(what))),
         Err(other) => return Err(other),
@@ -127,16 +124,15 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     let n_text_bytes = text.as_ref().map_or(0, String::len);
     let chat = if args.chat { Some(Chat::new(args, n_text_bytes, &opened)?) } else { None };
     let template_bytes = chat.as_ref().map(Chat::bytes);
-    let mut most = Most { n_tokens: if ongoing.is_some() { args.n as usize } else { 0 }, text_bytes: n_text_bytes };
-    let plan = |opened: &mut Opened, prompt_bytes: usize, most: Most| {
+    let plan = |opened: &mut Opened, prompt_bytes: usize| {
         plan_run(args, opened, prompt_bytes, template_bytes, sampling.repeat_last_n, n_kept, n_top)?;
-        if let Some(ongoing) = &ongoing {
-            opened.plan.private("session", ongoing.bytes(most));
+        if ongoing.is_some() {
+            opened.plan.private("session", Ongoing::bytes());
         }
         opened.check()
     };
     // What is rendered is at least the text; it and its tokens are planned again when they can be counted.
-    plan(&mut opened, n_text_bytes, most)?;
+    plan(&mut opened, n_text_bytes)?;
     let Some(text) = text else { return Ok(Err(opened)) };
     opened.warn();
     if let Some(hint) = hint(&opened.model, opened.layout.kernels).filter(|_| args.pack.is_none()) {
@@ -154,15 +150,11 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
         // Beside them those of another prompt, without the user's words.
         prompt_bytes += n_tokens * size_of::<u32>();
     }
-    if ongoing.is_some() {
-        let generated = most.n_tokens.saturating_mul(longest_token(&tokenizer));
-        most = Most { n_tokens: most.n_tokens.saturating_add(n_tokens), text_bytes: text.text.len().saturating_add(generated) };
-    }
     if let Some(ongoing) = &ongoing {
-        opened.params.n_log = ongoing.most_tokens(most);
+        opened.params.n_log = ongoing.most_tokens(n_on_record(args.n).saturating_add(n_tokens));
     }
     opened.replan()?;
-    plan(&mut opened, prompt_bytes, most)?;
+    plan(&mut opened, prompt_bytes)?;
     let prompt = encode_prompt(args, &text, n_tokens, begins, &tokenizer)?;
     let n_pinned = if begins { n_pinned(args, &prompt, chat.as_ref(), &tokenizer)? } else { 0 };
     if ongoing.is_none() {
@@ -171,7 +163,7 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
         // Now that the longest stream is known, types can be chosen for it. (Those of a session must be the same every time.)
         opened.params.n_stream = usize::try_from(args.n).ok().map(|n| prompt.len().saturating_add(n));
         opened.replan()?;
-        plan(&mut opened, prompt_bytes, most)?;
+        plan(&mut opened, prompt_bytes)?;
         return match only_plan {
             true => Ok(Err(opened)),
             false => Ok(Ok(Ready { opened, sampler, tokenizer, prompt, n_kept, n_top, going_on: None })),
@@ -181,23 +173,22 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
         return Ok(Err(opened));
     }
     let beginning = chat.as_ref().filter(|_| args.system.is_some()).map(|chat| chat.beginning(&tokenizer)).transpose()?;
-    let going_on = ongoing.map(|ongoing| GoingOn { ongoing, most, text: text.text, beginning, n_pinned });
+    let going_on = ongoing.map(|ongoing| GoingOn { ongoing, beginning, n_pinned });
     Ok(Ok(Ready { opened, sampler, tokenizer, prompt, n_kept, n_top, going_on }))
 }
 
 impl GoingOn {
-    /// Restores the session, or begins it, and takes the text that is to be read into its log.
+    /// Restores the session, or begins it.
     fn start(self, args: &RunArgs, prompt: &[u32], session: &mut Session, sampler: &mut Sampler) -> Result<Log> {
-        let GoingOn { ongoing, most, text, beginning, n_pinned } = self;
+        let GoingOn { ongoing, beginning, n_pinned } = self;
         let begins = !ongoing.has_begun();
-        let mut log = ongoing.start(args, most, prompt.is_empty(), session, sampler)?;
+        let log = ongoing.start(args, prompt.is_empty(), session, sampler)?;
         if begins {
             ongoing::pin(session, n_pinned)?;
-        } else if beginning.is_some_and(|beginning| !log.text().starts_with(beginning.as_bytes())) {
+        } else if beginning.is_some_and(|beginning| !session.parts().1.first_tokens().starts_with(&beginning)) {
             let what = format!("session '{}' began with another system's turn: leave it out, or give another name", log.name());
             return Err(Error::usage("--system", what));
         }
-        log.take(text.as_bytes());
         Ok(log)
     }
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result, Setting};
 use crate::gguf::GgufFile;
 use crate::session::Session;
 use crate::session_file::{Fingerprint, Folder, Head, Limits, Name, Shelf, Why};
-use crate::text::{ChatTemplate, Sampler, Tokenizer};
+use crate::text::{ChatTemplate, Sampler};
 use crate::units::Bytes;
 
 use super::args::RunArgs;
@@ -25,18 +25,17 @@ pub struct Log {
     name: Name,
     shelf: Shelf,
     fingerprint: Fingerprint,
-    text: Box<[u8]>,
-    n_text: usize,
     /// Tokens before this run, and bytes of the file once it is saved.
     pub n_before: u64,
     pub file_bytes: u64,
 }
 
-/// How much text and how many tokens a run may add.
-#[derive(Clone, Copy)]
-pub struct Most {
-    pub n_tokens: usize,
-    pub text_bytes: usize,
+/// Tokens of an answer without an end that are kept on record. A stream goes on behind them all the same, by their hash.
+const N_ON_RECORD: usize = 8192;
+
+/// Tokens of an answer to be kept on record; `n` as the command line gives it.
+pub fn n_on_record(n: i64) -> usize {
+    usize::try_from(n).unwrap_or(N_ON_RECORD)
 }
 
 impl Ongoing {
@@ -44,9 +43,6 @@ impl Ongoing {
     pub fn find(args: &RunArgs) -> Result<Option<Ongoing>> {
         let Some(name) = &args.session else { return Ok(None) };
         let name = named("--session", name, Name::new)?;
-        if args.n < 0 {
-            return Err(Error::usage("-n", "--session holds every token until the end: give the number of tokens to generate"));
-        }
         let path = args.folder.path()?;
         let folder = match Folder::open(&path) {
             Ok(folder) => folder,
@@ -66,36 +62,23 @@ impl Ongoing {
         self.head.is_some()
     }
 
-    /// Tokens that the stream has at most, of those that are known.
-    pub fn most_tokens(&self, most: Most) -> usize {
-        self.head.map_or(0, |head| head.n_tokens() as usize).saturating_add(most.n_tokens)
-    }
-
-    fn most_text(&self, most: Most) -> usize {
-        self.head.map_or(0, |head| head.lengths.text as usize).saturating_add(most.text_bytes)
+    /// Tokens of the stream to be kept on record, where a run adds so many.
+    pub fn most_tokens(&self, n_more: usize) -> usize {
+        self.head.map_or(0, |head| head.n_tokens() as usize).saturating_add(n_more)
     }
 
     /// Private memory that `start` takes.
-    pub fn bytes(&self, most: Most) -> usize {
-        Shelf::plan_bytes() + self.most_text(most)
+    pub fn bytes() -> usize {
+        Shelf::plan_bytes()
     }
 
     /// Takes the memory, and makes of the session's stream the one that was saved, if one was.
-    pub fn start(
-        self,
-        args: &RunArgs,
-        most: Most,
-        needs_logits: bool,
-        session: &mut Session,
-        sampler: &mut Sampler,
-    ) -> Result<Log> {
+    pub fn start(self, args: &RunArgs, needs_logits: bool, session: &mut Session, sampler: &mut Sampler) -> Result<Log> {
         let path = args.folder.path()?;
         let shelf = Shelf::open(&path, Limits::of(args.session_space.0)).map_err(|e| Error::io(&path, e))?;
         let fingerprint =
             Fingerprint::of(&session.model().file, template(args, &session.model().file)?.as_bytes(), session.cache());
-        // Written once, so that all of it is resident from the start.
-        let text = vec![b' '; self.most_text(most)].into_boxed_slice();
-        let mut log = Log { name: self.name, shelf, fingerprint, text, n_text: 0, n_before: 0, file_bytes: 0 };
+        let mut log = Log { name: self.name, shelf, fingerprint, n_before: 0, file_bytes: 0 };
         if self.has_begun() {
             log.restore(session, sampler, args.sample.seed.is_none(), needs_logits)?;
         }
@@ -114,8 +97,8 @@ fn template(args: &RunArgs, file: &GgufFile) -> Result<String> {
 impl Log {
     fn restore(&mut self, session: &mut Session, sampler: &mut Sampler, goes_on_drawing: bool, needs_logits: bool) -> Result<()> {
         let (engine, stream) = session.parts();
-        let resumed = self.shelf.restore_stream(&self.name, &self.fingerprint, engine, stream, Some(&mut self.text))?;
-        (self.n_text, self.n_before) = (resumed.n_text, resumed.n_past);
+        let resumed = self.shelf.restore_stream(&self.name, &self.fingerprint, engine, stream, None)?;
+        self.n_before = resumed.n_past;
         stream.first_tokens().iter().for_each(|&token| sampler.accept(token));
         if goes_on_drawing {
             sampler.set_rng_state(resumed.generator);
@@ -127,21 +110,10 @@ impl Log {
         Ok(())
     }
 
-    /// The text of the stream.
-    pub fn text(&self) -> &[u8] {
-        &self.text[..self.n_text]
-    }
-
-    /// Text that the stream takes in.
-    pub fn take(&mut self, text: &[u8]) {
-        self.text[self.n_text..][..text.len()].copy_from_slice(text);
-        self.n_text += text.len();
-    }
-
-    /// Saves the stream, which has taken in all of its text.
+    /// Saves the stream.
     pub fn save(&mut self, session: &mut Session, sampler: &Sampler) -> Result<()> {
         let (engine, stream) = session.parts();
-        let more = (&self.text[..self.n_text], sampler.rng_state());
+        let more = (&[][..], sampler.rng_state());
         self.file_bytes = self.shelf.save_stream(&self.name, &self.fingerprint, stream, Some(engine), more)?;
         Ok(())
     }
@@ -172,9 +144,4 @@ pub fn pin(session: &mut Session, n_pinned: u32) -> Result<()> {
             Err(Error::budget(Setting::System, what))
         }
     }
-}
-
-/// Bytes of the longest token.
-pub fn longest_token(tokenizer: &Tokenizer) -> usize {
-    (0..tokenizer.n_vocab() as u32).map(|id| tokenizer.token_bytes(id, true).len()).max().unwrap_or(0)
 }

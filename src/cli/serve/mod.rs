@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result, Setting};
 use crate::kv::Policy;
+use crate::mem::warm::{settle_heap, share_heap, warm_stack};
 use crate::server::desk::Desk;
-use crate::server::http::{Network, Settings, Shared};
+use crate::server::http::{Network, Settings, Shared, WARM_STACK_BYTES};
 use crate::server::keeper::Keeper;
 use crate::server::notify::Supervisor;
 use crate::server::scheduler::Scheduler;
@@ -37,11 +38,14 @@ struct Ready {
     template: std::result::Result<ChatTemplate, String>,
     sizes: SeatSizes,
     n_ctx: usize,
+    /// Of connections and requests.
+    heap_bytes: usize,
 }
 
 pub fn run(args: ServeArgs) -> Result<Done> {
     let started = Instant::now();
-    let Ready { opened, settings, template, sizes, n_ctx } = match ready(&args)? {
+    share_heap();
+    let Ready { opened, settings, template, sizes, n_ctx, heap_bytes } = match ready(&args)? {
         Ok(ready) => ready,
         Err(planned) => return Ok(Done::Planned(planned.into())),
     };
@@ -55,7 +59,10 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     let template_source = template.as_ref().map_or(Vec::new(), |template| template.source().as_bytes().to_vec());
     let model = info(&opened.model, &args.alias, &args.tags);
     let shared = Arc::new(Shared::new(desk.clone(), tokenizer.clone(), template, model, sampling, plan_bytes));
+    // What clients will make it take, all of it: after this nothing grows.
+    settle_heap(heap_bytes);
     interrupt::defer();
+    interrupt::ignore_hangups()?;
     let stop_wait = settings.stop_wait;
     let serving = {
         let shared = shared.clone();
@@ -72,9 +79,11 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     if let Some(path) = &args.sessions {
         let shelf = Shelf::open(path, Limits::of(args.session_space.0)).map_err(|e| Error::io(path, e))?;
         let fingerprint = Fingerprint::of(&scheduler.model().file, &template_source, scheduler.cache());
-        scheduler.keep(Keeper::new(shelf, fingerprint, args.save_after.0, desk.clone()));
+        let keeper = Keeper::new(shelf, fingerprint, args.save_after.0, desk.clone());
+        scheduler.keep(keeper.map_err(|e| Error::stopped(format!("the system has no memory for sessions: {e}")))?);
     }
     let mut supervisor = Supervisor::find();
+    warm_stack::<ENGINE_STACK_BYTES>();
     shared.set_ready();
     supervisor.ready();
     let places: Vec<String> = addresses.iter().map(|address| format!("http://{address}")).collect();
@@ -110,10 +119,12 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     }
 }
 
+/// What a pass takes of the engine's stack, which is of the plan's line `process`.
+const ENGINE_STACK_BYTES: usize = 256 << 10;
 /// The stack of the thread that serves.
 const NETWORK_STACK_BYTES: usize = 1 << 20;
-/// What of it, and of its runtime, is resident at most.
-const NETWORK_BYTES: usize = 256 << 10;
+/// What of the stacks of the network's thread and of the clerk is resident.
+const NETWORK_BYTES: usize = 2 * (WARM_STACK_BYTES + (32 << 10));
 
 /// Plans the server; the plan alone where no more is wanted.
 fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
@@ -141,9 +152,11 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
     let sizes = SeatSizes { n_last, held_bytes: Held::bytes(&[" ".repeat(STOP_BYTES)]) };
     let (n_vocab, plan) = (opened.model.config.n_vocab, &mut opened.plan);
     plan.private("streams", args.streams * sizes.bytes(n_vocab));
-    plan.private("http", settings.connection_bytes() + NETWORK_BYTES);
+    let connection_bytes = settings.connection_bytes();
+    plan.private("http", connection_bytes + NETWORK_BYTES);
     let render = |n_bytes: usize| template.as_ref().map_or(0, |template| template.plan_bytes(n_bytes));
-    plan.private("requests", settings.request_bytes(render));
+    let request_bytes = settings.request_bytes(render);
+    plan.private("requests", request_bytes);
     if args.sessions.is_some() {
         plan.private("sessions", Keeper::plan_bytes());
     }
@@ -154,7 +167,10 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
     }
     opened.warn();
     warn(args, &template);
-    Ok(Ok(Ready { opened, settings, template, sizes, n_ctx }))
+    // Rendering has a stack of its own, which it gives back.
+    let stack_bytes = template.as_ref().map_or(0, |_| ChatTemplate::STACK_USED_BYTES);
+    let heap_bytes = connection_bytes + request_bytes - stack_bytes;
+    Ok(Ok(Ready { opened, settings, template, sizes, n_ctx, heap_bytes }))
 }
 
 /// Tokens that a stream may have.

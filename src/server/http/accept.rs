@@ -1,10 +1,12 @@
 //! Listeners, connections, and how many there may be.
 //!
 //! Connections are counted when they are taken. The last two of them answer health, metrics and the page alone, until others have
-//! gone. When all are taken, a new one gets a fixed refusal, or its health: so a supervisor sees a busy server as alive.
+//! gone. When all are taken, the longest idle one makes way. Where none is idle, the new one gets a fixed refusal, or its health: so a
+//! supervisor sees a busy server as alive. However many come, the latest of them is heard at once.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,24 +18,24 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 
-use crate::mem::warm::warm_heap;
+use crate::mem::warm::warm_stack;
 
 use super::app::App;
 use super::router::{handle, router};
 use super::seats::Seat;
-use super::wire::{BUFFER_BYTES, HEAD_BYTES, LINGER, Socket, State, Wire};
-use super::{Settings, Shared};
+use super::wire::{BUFFER_BYTES, HEAD_BYTES, Socket, State, Wire};
+use super::{Settings, Shared, WARM_STACK_BYTES};
 
 /// What the system holds for a connection in each direction.
 const SOCKET_BYTES: u32 = 128 << 10;
 const BACKLOG: u32 = 64;
-/// What ordinary connections take on the network's thread.
-const WARM_BYTES: usize = 1 << 20;
+/// How long a connection beyond all others is listened to.
+const TURNING_AWAY: Duration = Duration::from_millis(500);
 
 enum Listener {
     Tcp(TcpListener),
@@ -85,7 +87,10 @@ impl Network {
                 let path = Path::new(host);
                 remove_stale(path);
                 let _inside = runtime.enter();
-                listeners.push(Listener::Unix(UnixListener::bind(path).map_err(refused)?, path.to_owned()));
+                let listener = Listener::Unix(UnixListener::bind(path).map_err(refused)?, path.to_owned());
+                // For the owner and the group, whatever the umask: who else may write to it may use the server.
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(refused)?;
+                listeners.push(listener);
                 continue;
             }
             for address in addresses(host, settings.port).map_err(refused)? {
@@ -111,7 +116,7 @@ impl Network {
         let stop_wait = settings.stop_wait;
         let app = App::new(settings, shared.clone())
             .map_err(|e| Error::stopped(format!("the system has no memory for another thread: {e}")))?;
-        warm_heap(WARM_BYTES);
+        warm_stack::<WARM_STACK_BYTES>();
         shared.is_warm();
         runtime.block_on(async {
             let router = router(app.clone());
@@ -168,16 +173,18 @@ async fn listen(app: Arc<App>, router: Router, listener: Listener) {
             _ = app.shared.stopped() => return,
         };
         match accepted {
-            Ok(socket) => match app.seats.take() {
-                Some(seat) => drop(tokio::spawn(converse(app.clone(), router.clone(), socket, seat))),
-                None => {
-                    app.shared.counters.refused_connections.add(1);
-                    // No more of them than so; others wait in the system's queue.
-                    if let Ok(place) = app.turned_away.clone().acquire_owned().await {
-                        tokio::spawn(turn_away(app.clone(), socket, place));
+            Ok(socket) => {
+                let state = State::new();
+                match app.seats.take(&state) {
+                    Some(seat) => drop(tokio::spawn(converse(app.clone(), router.clone(), socket, state, seat))),
+                    None => {
+                        app.shared.counters.refused_connections.add(1);
+                        app.turned_away.push(tokio::spawn(turn_away(app.clone(), socket)).abort_handle());
                     }
                 }
-            },
+                // Those who make way go, and the new one is heard, before the next is taken.
+                yield_now().await;
+            }
             Err(error) => {
                 log::warn!("a connection could not be taken: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -187,8 +194,8 @@ async fn listen(app: Arc<App>, router: Router, listener: Listener) {
 }
 
 /// A connection from its first byte to its last.
-async fn converse(app: Arc<App>, router: Router, socket: Socket, seat: Seat) {
-    let (state, seat) = (State::new(), Arc::new(seat));
+async fn converse(app: Arc<App>, router: Router, socket: Socket, state: Arc<State>, seat: Seat) {
+    let seat = Arc::new(seat);
     let is_local = matches!(socket, Socket::Unix(_));
     let wire = Wire::new(socket, state.clone(), app.settings.io_timeout, app.settings.keep_alive);
     let service = service_fn(|request| handle(app.clone(), router.clone(), state.clone(), seat.clone(), is_local, request));
@@ -203,6 +210,9 @@ async fn converse(app: Arc<App>, router: Router, socket: Socket, seat: Seat) {
             .serve_connection(TokioIo::new(wire), service)
     );
     let ended = tokio::select! {
+        biased;
+        // Between two requests, for somebody else: nothing is under way.
+        _ = state.closing() => return,
         ended = connection.as_mut() => ended,
         _ = app.shared.stopped() => {
             connection.as_mut().graceful_shutdown();
@@ -214,38 +224,41 @@ async fn converse(app: Arc<App>, router: Router, socket: Socket, seat: Seat) {
     }
 }
 
+const TAKEN: &str = concat!(
+    r#"{"error":{"message":"all connections of this server are taken: try again","#,
+    r#""type":"unavailable_error","code":null,"param":null}}"#
+);
+
 /// One connection too many: its health if that is what it asks for, else a fixed refusal.
-async fn turn_away(app: Arc<App>, mut socket: Socket, _place: OwnedSemaphorePermit) {
-    let answer = async {
-        let (mut head, mut n) = ([0; 1024], 0);
+async fn turn_away(app: Arc<App>, mut socket: Socket) {
+    let (mut head, mut n) = ([0; 512], 0);
+    let reading = async {
         while n < head.len() && !head[..n].windows(4).any(|end| end == b"\r\n\r\n") {
-            match socket.read(&mut head[n..]).await? {
-                0 => break,
-                more => n += more,
+            match socket.read(&mut head[n..]).await {
+                Ok(more @ 1..) => n += more,
+                _ => break,
             }
         }
-        let path =
-            head[..n].strip_prefix(b"GET ").map_or(&b""[..], |rest| rest.split(|b| b" ?".contains(b)).next().unwrap_or(b""));
-        let is_healthy = [&b"/health"[..], b"/v1/health"].contains(&path) && app.shared.is_ready();
-        let (status, body) = match is_healthy {
-            true => ("200 OK", r#"{"status":"ok"}"#),
-            false => (
-                "503 Service Unavailable",
-                r#"{"error":{"message":"all connections of this server are taken: try again","type":"unavailable_error","code":null,"param":null}}"#,
-            ),
-        };
-        let text = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\nCache-Control: no-store\r\nServer: lowkey\r\n\
-             {}Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
-            if is_healthy { "" } else { "Retry-After: 1\r\n" },
-            body.len()
-        );
+    };
+    // Whoever is slower than that is refused all the same.
+    let _ = timeout(TURNING_AWAY, reading).await;
+    let path = head[..n].strip_prefix(b"GET ").and_then(|rest| rest.split(|b| b" ?".contains(b)).next());
+    let is_healthy = path.is_some_and(|path| [&b"/health"[..], b"/v1/health"].contains(&path)) && app.shared.is_ready();
+    let (status, body) = match is_healthy {
+        true => ("200 OK", r#"{"status":"ok"}"#),
+        false => ("503 Service Unavailable\r\nRetry-After: 1", TAKEN),
+    };
+    let text = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\nCache-Control: no-store\r\nServer: lowkey\r\n\
+         Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = async {
         socket.write_all(text.as_bytes()).await?;
         socket.shutdown().await?;
         // Unread bytes would reset the connection under the answer.
-        let mut waste = [0; 1024];
-        while socket.read(&mut waste).await? > 0 {}
+        while socket.read(&mut head).await? > 0 {}
         io::Result::Ok(())
     };
-    let _ = timeout(LINGER, answer).await;
+    let _ = timeout(TURNING_AWAY, answer).await;
 }

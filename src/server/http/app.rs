@@ -6,11 +6,9 @@ use tokio::sync::Semaphore;
 
 use super::clerk::Clerk;
 use super::error::{Checked, Refusal};
-use super::seats::Seats;
+use super::seats::{Seats, TurnedAway};
 use super::{Settings, Shared};
 
-/// Connections beyond all others that are being refused at once.
-const N_TURNED_AWAY: usize = 4;
 /// Who may watch an arena at once.
 const N_WATCHERS: usize = 2;
 
@@ -19,7 +17,7 @@ pub struct App {
     pub shared: Arc<Shared>,
     pub clerk: Clerk,
     pub seats: Arc<Seats>,
-    pub turned_away: Arc<Semaphore>,
+    pub turned_away: TurnedAway,
     /// Places for bodies of size.
     pub bodies: Arc<Semaphore>,
     pub watchers: Arc<Semaphore>,
@@ -31,7 +29,7 @@ impl App {
     pub fn new(settings: Settings, shared: Arc<Shared>) -> std::io::Result<Arc<App>> {
         Ok(Arc::new(App {
             seats: Seats::new(settings.n_connections),
-            turned_away: Arc::new(Semaphore::new(N_TURNED_AWAY)),
+            turned_away: TurnedAway::new(),
             bodies: Arc::new(Semaphore::new(settings.n_streams + settings.n_queue)),
             watchers: Arc::new(Semaphore::new(N_WATCHERS)),
             clerk: {

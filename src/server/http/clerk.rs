@@ -11,17 +11,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::mem::confined::{confined, n_lost};
-use crate::mem::warm::warm_heap;
+use crate::mem::confined::n_lost;
+use crate::mem::warm::warm_stack;
 
+use super::WARM_STACK_BYTES;
 use super::error::{Checked, Refusal};
 
 /// Conversations that may be stopped for good. With one, what it keeps is what the next would have taken.
 pub const MAX_LOST: usize = 1;
 /// Requests that wait for the clerk hold their connections, and wait in those.
 const DESK: usize = 1;
-/// What reading an ordinary request takes, and rendering it.
-pub const WARM_BYTES: usize = 512 << 10;
 /// JSON has at most 64 levels, and rendering has a stack of its own.
 const STACK_BYTES: usize = 1 << 20;
 
@@ -32,12 +31,11 @@ pub struct Clerk {
 }
 
 impl Clerk {
-    /// `ready` is called once it has taken the memory that it works in.
+    /// `ready` is called once it has begun.
     pub fn start(ready: impl FnOnce() + Send + 'static) -> std::io::Result<Clerk> {
         let (work, mut waiting) = mpsc::channel::<Work>(DESK);
         let run = move || {
-            warm_heap(WARM_BYTES);
-            let _ = confined(2 * WARM_BYTES, STACK_BYTES, || warm_heap(WARM_BYTES));
+            warm_stack::<WARM_STACK_BYTES>();
             ready();
             while let Some(work) = waiting.blocking_recv() {
                 work();

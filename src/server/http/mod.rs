@@ -54,6 +54,9 @@ use super::desk::{Desk, MAX_PROBS, OUTBOX_TEXT_BYTES, OUTBOX_TOKENS, Sampled};
 pub use accept::Network;
 pub use body::json_bytes;
 
+/// What ordinary work takes of the stacks of the network's thread and of the clerk.
+pub const WARM_STACK_BYTES: usize = 128 << 10;
+
 /// What a stream does whose context is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overflow {
@@ -66,7 +69,7 @@ pub enum Overflow {
 /// Whether models that think before they answer do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thinking {
-    /// As the template has it.
+    /// They do, if their template has a switch for it; else as the template has it.
     Auto,
     On,
     Off,

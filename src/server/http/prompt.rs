@@ -69,7 +69,8 @@ pub fn render(app: &App, mut chat: Chat) -> Checked<Rendered> {
     }
     let variables = &mut chat.conversation.variables;
     let wished = match app.settings.thinking {
-        Thinking::Auto => None,
+        // Templates with the switch differ in what they take its absence for; llama.cpp's server turns it on.
+        Thinking::Auto => template.source().contains("enable_thinking").then_some(true),
         Thinking::On => Some(true),
         Thinking::Off => Some(false),
     };

@@ -148,13 +148,17 @@ fn session(fields: &Fields<'_>) -> Checked<Option<String>> {
     let Some(name) = fields.string("session")? else { return Ok(None) };
     match is_name(name) {
         true => Ok(Some(name.to_owned())),
-        false => Err(fields.invalid("session", "1 to 64 letters, digits, dots, dashes and underscores, no dot in front")),
+        false => {
+            Err(fields.invalid("session", "1 to 64 letters, digits, dots, dashes and underscores, no dot and no auto- in front"))
+        }
     }
 }
 
 pub fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && !name.starts_with('.')
+        // Kept for what the server saves by itself.
+        && !name.starts_with("auto-")
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 

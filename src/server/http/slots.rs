@@ -97,7 +97,8 @@ fn name(body: &Value) -> Checked<String> {
     match sampling::is_name(name) {
         true => Ok(name.to_owned()),
         false => {
-            Err(fields.invalid("filename", "1 to 64 letters, digits, dots, dashes and underscores, no dot in front, no path"))
+            let what = "1 to 64 letters, digits, dots, dashes and underscores, no dot and no auto- in front, no path";
+            Err(fields.invalid("filename", what))
         }
     }
 }

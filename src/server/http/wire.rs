@@ -7,12 +7,13 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// What hyper may buffer of each direction.
@@ -20,7 +21,7 @@ pub const BUFFER_BYTES: usize = 32 << 10;
 /// A head may have so many bytes.
 pub const HEAD_BYTES: usize = 16 << 10;
 /// Closing waits so long, and takes so much, for what the client still sends.
-pub const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
 
 const TIMED_OUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
@@ -78,28 +79,59 @@ enum Phase {
     Idle,
 }
 
+/// Counts answers of all connections, by which the one that has been idle longest is known.
+static N_ANSWERS: AtomicU64 = AtomicU64::new(0);
+
 /// What a connection is about.
-pub struct State(AtomicU8);
+pub struct State {
+    phase: AtomicU8,
+    /// Which of all answers was its latest.
+    answer: AtomicU64,
+    /// Something of an answer waits for the client to take it.
+    is_writing: AtomicBool,
+    closing: Notify,
+}
 
 impl State {
     pub fn new() -> Arc<State> {
-        Arc::new(State(AtomicU8::new(Phase::Head as u8)))
+        Arc::new(State {
+            phase: AtomicU8::new(Phase::Head as u8),
+            answer: AtomicU64::new(0),
+            is_writing: AtomicBool::new(false),
+            closing: Notify::new(),
+        })
     }
 
     pub fn request_comes(&self) {
-        self.0.store(Phase::Busy as u8, Ordering::Relaxed);
+        self.phase.store(Phase::Busy as u8, Ordering::Relaxed);
     }
 
     pub fn answer_has_gone(&self) {
-        self.0.store(Phase::Idle as u8, Ordering::Relaxed);
+        self.answer.store(N_ANSWERS.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        self.phase.store(Phase::Idle as u8, Ordering::Relaxed);
+    }
+
+    /// For a connection between two requests, a number that is smaller the longer it has been so.
+    pub fn idle_since(&self) -> Option<u64> {
+        let is_idle = self.phase() == Phase::Idle && !self.is_writing.load(Ordering::Relaxed);
+        is_idle.then(|| self.answer.load(Ordering::Relaxed))
+    }
+
+    /// The connection is to be closed.
+    pub fn close(&self) {
+        self.closing.notify_one();
+    }
+
+    pub async fn closing(&self) {
+        self.closing.notified().await;
     }
 
     fn head_comes(&self) {
-        self.0.store(Phase::Head as u8, Ordering::Relaxed);
+        self.phase.store(Phase::Head as u8, Ordering::Relaxed);
     }
 
     fn phase(&self) -> Phase {
-        match self.0.load(Ordering::Relaxed) {
+        match self.phase.load(Ordering::Relaxed) {
             n if n == Phase::Head as u8 => Phase::Head,
             n if n == Phase::Busy as u8 => Phase::Busy,
             _ => Phase::Idle,
@@ -169,6 +201,7 @@ impl Wire {
     }
 
     fn written<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.state.is_writing.store(written.is_pending(), Ordering::Relaxed);
         match written {
             Poll::Ready(done) => {
                 self.writing.clear();

@@ -114,7 +114,7 @@ impl ChatTemplate {
             .map(|(name, value)| (name.clone(), marked(&mut marks, value, true)))
             .collect();
         let [bos, eos] = tokenizer.bos_and_eos_texts();
-        let add_generation_prompt = conversation.add_generation_prompt;
+        let (add_generation_prompt, dates) = (conversation.add_generation_prompt, self.dates());
         let context = move || {
             let own = [
                 ("messages".to_owned(), Value::from(Serde(&messages))),
@@ -126,7 +126,7 @@ impl ChatTemplate {
             ];
             let given = variables.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value))));
             // A later one of the same name counts.
-            Value::from_pairs(own.into_iter().chain(given))
+            Value::from_pairs(own.into_iter().chain(dates).chain(given))
         };
         let rendered = self.render_values(conversation.text_bytes(), conversation.messages.len(), context)?;
         Ok(marks.unmark(rendered))

@@ -41,6 +41,7 @@ impl Message {
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
     source: Arc<str>,
+    clock: Arc<Clock>,
 }
 
 const NAME: &str = "chat template";
@@ -58,9 +59,11 @@ const FUEL_OF_MESSAGE: usize = 5_000;
 const MAX_RECURSION: usize = 200;
 /// The stack of the thread that renders, and what of it is used at the deepest that limits allow.
 const STACK_BYTES: usize = 4 << 20;
-const STACK_USED_BYTES: usize = 1 << 20;
 
 impl ChatTemplate {
+    /// What of its stack rendering uses at most.
+    pub const STACK_USED_BYTES: usize = 1 << 20;
+
     pub fn new(source: &str) -> Result<Self> {
         Self::with_clock(source, Clock::System)
     }
@@ -68,9 +71,10 @@ impl ChatTemplate {
     /// `clock`: what `strftime_now` writes.
     pub fn with_clock(source: &str, clock: Clock) -> Result<Self> {
         let source: Arc<str> = source.into();
-        let compiled = source.clone();
-        let environment = confine(source.len(), 0, move || compile(&compiled, clock))??;
-        Ok(ChatTemplate { environment: Arc::new(environment), source })
+        let (compiled, clock) = (source.clone(), Arc::new(clock));
+        let own = clock.clone();
+        let environment = confine(source.len(), 0, move || compile(&compiled, own))??;
+        Ok(ChatTemplate { environment: Arc::new(environment), source, clock })
     }
 
     /// A template of `named.rs`, or that of a file; a file stands before a name.
@@ -111,23 +115,35 @@ impl ChatTemplate {
     /// Private memory for rendering messages of so many bytes, from above; what would take more is refused.
     pub fn plan_bytes(&self, text_bytes: usize) -> usize {
         // With stand-ins, and without them again.
-        heap_bytes(self.source.len(), text_bytes) + STACK_USED_BYTES + 2 * text_bytes
+        heap_bytes(self.source.len(), text_bytes) + Self::STACK_USED_BYTES + 2 * text_bytes
     }
 
     /// The text of the conversation; with `add_generation_prompt` it ends where the assistant's answer begins. `bos` and `eos` are
     /// the texts of those tokens. Whatever the messages hold becomes part of the text, control tokens too.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool, bos: &str, eos: &str) -> Result<String> {
-        self.render_within(text_bytes(messages), messages, add_generation_prompt, bos, eos)
+        self.render_within(text_bytes(messages), messages, add_generation_prompt, [bos, eos], vec![])
     }
 
-    /// `text_bytes`: what limits go by.
+    /// `render`, with `dates` for the template.
+    pub fn render_today(&self, messages: &[Message], add_generation_prompt: bool, bos: &str, eos: &str) -> Result<String> {
+        self.render_within(text_bytes(messages), messages, add_generation_prompt, [bos, eos], self.dates())
+    }
+
+    /// What templates are told of today by llama.cpp's server, beside `strftime_now`: some have a date of their own where they are not,
+    /// some need them.
+    pub(super) fn dates(&self) -> Vec<(String, Value)> {
+        let written = |name: &str, format: &str| (name.to_owned(), Value::from(self.clock.strftime(format)));
+        vec![written("date_string", "%d %b %Y"), written("datetime", "%b %d %Y %H:%M:%S")]
+    }
+
+    /// `text_bytes`: what limits go by; `more`: further variables.
     fn render_within(
         &self,
         text_bytes: usize,
         messages: &[Message],
         add_generation_prompt: bool,
-        bos: &str,
-        eos: &str,
+        [bos, eos]: [&str; 2],
+        more: Vec<(String, Value)>,
     ) -> Result<String> {
         let turns: Vec<Value> = messages
             .iter()
@@ -142,7 +158,8 @@ impl ChatTemplate {
             ("tools", ().into()),
             ("documents", ().into()),
         ];
-        self.render_values(text_bytes, n_turns, move || Value::from_pairs(context))
+        let context = context.map(|(name, value)| (name.to_owned(), value));
+        self.render_values(text_bytes, n_turns, move || Value::from_pairs(context.into_iter().chain(more)))
     }
 
     /// Renders what `context` makes, which it makes within the limits.
@@ -173,7 +190,8 @@ impl ChatTemplate {
         let marked: Vec<Message> =
             messages.iter().map(|turn| Message::new(marks.mark(&turn.role, false), marks.mark(&turn.content, true))).collect();
         let [bos, eos] = tokenizer.bos_and_eos_texts();
-        Ok(marks.unmark(self.render_within(text_bytes(messages), &marked, add_generation_prompt, &bos, &eos)?))
+        let text = self.render_within(text_bytes(messages), &marked, add_generation_prompt, [&bos, &eos], self.dates())?;
+        Ok(marks.unmark(text))
     }
 }
 
@@ -196,7 +214,7 @@ fn confine<T: Send + 'static>(source_bytes: usize, text_bytes: usize, work: impl
     })
 }
 
-fn compile(source: &str, clock: Clock) -> Result<Environment<'static>> {
+fn compile(source: &str, clock: Arc<Clock>) -> Result<Environment<'static>> {
     let stopped = |error: minijinja::Error| Error::stopped(describe(&error));
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(stopped)?;
     let (source, names) =
