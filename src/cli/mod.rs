@@ -5,6 +5,7 @@ mod bench;
 mod board;
 #[cfg(feature = "chat")]
 mod chat;
+mod constraint;
 mod eval;
 mod flags;
 mod info;

@@ -8,4 +8,5 @@ mod client;
 mod fake_engine;
 mod http;
 mod info;
+mod tools;
 mod whole;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::args::{ModelArgs, SampleArgs};
+use crate::cli::constraint::ConstraintArgs;
 use crate::cli::sessions::FolderArgs;
 use crate::units::Bytes;
 
@@ -57,6 +58,8 @@ pub struct RunArgs {
     /// Go on after the model's end-of-generation token
     #[arg(long)]
     pub ignore_eos: bool,
+    #[command(flatten)]
+    pub constraint: ConstraintArgs,
     #[command(flatten)]
     pub sample: SampleArgs,
     /// Go on with the conversation that was saved under this name, if there is one, and save it under this name at the end. The prompt

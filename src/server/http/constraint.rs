@@ -1,9 +1,13 @@
 //! What an answer may be made to obey: JSON, a schema, a grammar. The form of each is checked here; `compile` is the one place where
-//! a grammar would be made of it.
+//! a grammar is made of it.
+
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::Settings;
+use crate::constraint::{Grammar, Refused, Rules};
+
+use super::app::App;
 use super::error::{Checked, Refusal, quoted};
 use super::fields::{Fields, wanted};
 
@@ -15,27 +19,17 @@ const ONE: [&str; 8] = ["items", "additionalProperties", "contains", "not", "if"
 const LISTS: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
 const MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
 
-#[derive(Clone, Debug)]
-pub enum Constraint {
-    /// Any JSON object.
-    Json,
-    Schema(Value),
-    /// llama.cpp's grammars.
-    Gbnf(String),
-    Lark(String),
-}
-
 /// What the request asks for, if it asks for anything.
-pub fn read(fields: &Fields<'_>) -> Checked<Option<Constraint>> {
+pub fn read(fields: &Fields<'_>) -> Checked<Option<(Rules, &'static str)>> {
     let mut found = Vec::new();
     if let Some(format) = fields.get("response_format") {
         found.extend(response_format(format)?);
     }
     if let Some(schema) = fields.get("json_schema") {
         check_schema(schema, "json_schema")?;
-        found.push(Constraint::Schema(schema.clone()));
+        found.push(Rules::Schema(schema.clone()));
     }
-    for (name, make) in [("grammar", Constraint::Gbnf as fn(String) -> Constraint), ("lark", Constraint::Lark)] {
+    for (name, make) in [("grammar", Rules::Gbnf as fn(String) -> Rules), ("lark", Rules::Lark)] {
         // An empty grammar is none: clients send it so.
         if let Some(text) = fields.string(name)?.filter(|text| !text.trim().is_empty()) {
             if text.len() > MAX_SCHEMA_BYTES {
@@ -47,27 +41,27 @@ pub fn read(fields: &Fields<'_>) -> Checked<Option<Constraint>> {
     if found.len() > 1 {
         return Err(Refusal::bad("invalid_value", "`response_format`, `json_schema` and `grammar` exclude each other: send one"));
     }
-    Ok(found.pop())
+    Ok(found.pop().map(|rules| (rules, origin(fields))))
 }
 
-fn response_format(format: &Value) -> Checked<Option<Constraint>> {
+fn response_format(format: &Value) -> Checked<Option<Rules>> {
     let fields = Fields::of(format, "response_format")?;
     let kind = fields.word("type", &["text", "json_object", "json_schema"])?;
     match kind {
         None => Err(fields.invalid("type", "one of text, json_object, json_schema is wanted here")),
         Some("text") => Ok(None),
         Some("json_object") => match fields.get("schema") {
-            None => Ok(Some(Constraint::Json)),
+            None => Ok(Some(Rules::Json)),
             Some(schema) => {
                 check_schema(schema, "response_format.schema")?;
-                Ok(Some(Constraint::Schema(schema.clone())))
+                Ok(Some(Rules::Schema(schema.clone())))
             }
         },
         _ => {
             let inner = Fields::of(fields.needed("json_schema", "an object with `schema`")?, "response_format.json_schema")?;
             let schema = inner.needed("schema", "a JSON schema")?;
             check_schema(schema, "response_format.json_schema.schema")?;
-            Ok(Some(Constraint::Schema(schema.clone())))
+            Ok(Some(Rules::Schema(schema.clone())))
         }
     }
 }
@@ -110,16 +104,21 @@ fn check_types(schema: &Value, name: &str) -> Checked<()> {
     Ok(())
 }
 
-/// What tokens an answer may go on with: there is no such thing yet, and `compile` never gives one.
-pub enum Grammar {}
-
-/// The grammar of a constraint.
-pub fn compile(_settings: &Settings, constraint: &Constraint) -> Checked<Grammar> {
-    let (param, what) = match constraint {
-        Constraint::Json => ("response_format", "JSON".to_owned()),
-        Constraint::Schema(schema) => ("response_format", format!("a schema of {} bytes", schema.to_string().len())),
-        Constraint::Gbnf(text) => ("grammar", format!("a grammar of {} bytes", text.len())),
-        Constraint::Lark(text) => ("lark", format!("a grammar of {} bytes", text.len())),
+/// The grammar of some rules, which the field `param` asks for.
+pub fn compile(app: &App, rules: &Rules, param: &str) -> Checked<Arc<Grammar>> {
+    let Some(constraints) = &app.shared.constraints else {
+        let what = "this server holds no answer to a form: it was started with --grammar-memory 0; ask for it in the prompt";
+        return Err(Refusal::unsupported_field(param, what));
     };
-    Err(Refusal::unsupported_field(param, format!("this server holds no answer to {what} yet: ask for it in the prompt")))
+    constraints.compile(rules).map_err(|refused| match refused {
+        Refused::Invalid(what) => Refusal::grammar(param, what),
+        refused @ Refused::TooLarge(_) => Refusal::grammar(param, refused),
+        refused @ Refused::Busy => Refusal::unavailable(refused.to_string(), 1),
+        Refused::Absent(what) => Refusal::unsupported_field(param, what),
+    })
+}
+
+/// Where rules come from, for messages.
+fn origin(fields: &Fields<'_>) -> &'static str {
+    ["json_schema", "grammar", "lark"].into_iter().find(|name| fields.get(name).is_some()).unwrap_or("response_format")
 }
