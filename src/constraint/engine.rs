@@ -79,10 +79,10 @@ impl Constraints {
         let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &[]).expect("no slices are asked for");
         factory.quiet();
         let limits = factory.limits_mut();
-        limits.max_lexer_states = region_bytes / 4096;
-        limits.max_grammar_size = region_bytes / 1024;
+        limits.max_lexer_states = region_bytes / 512;
+        limits.max_grammar_size = region_bytes / 2048;
         limits.initial_lexer_fuel = region_bytes as u64 / 64;
-        limits.step_lexer_fuel = region_bytes as u64 / 128;
+        limits.step_lexer_fuel = region_bytes as u64 / 64;
         limits.step_max_items = region_bytes / 256;
         limits.max_items_in_row = 2000;
         limits.precompute_large_lexemes = false;
@@ -106,8 +106,10 @@ impl Constraints {
     /// The grammar for some rules.
     pub fn compile(&self, rules: &Rules) -> std::result::Result<Arc<Grammar>, Refused> {
         let top = self.grammar_of(rules)?;
-        let most = self.region.total() / 2;
-        let mut share = self.region.share(most).ok_or(Refused::Busy)?;
+        // Answers under way keep a quarter of what is left.
+        let (most, left) = (self.region.total() / 2, self.region.left());
+        let making = left - left / 4;
+        let mut share = self.region.share(making).filter(|_| making >= most).ok_or(Refused::Busy)?;
         let factory = self.factory.clone();
         let make = move || {
             let (made, net, _) = metered(|| {
@@ -119,7 +121,7 @@ impl Constraints {
             });
             made.map(|parser| (bytes_of(&parser, net), parser))
         };
-        match confined_apart(most, STACK_BYTES, make) {
+        match confined_apart(making, STACK_BYTES, make) {
             Some(Ok((bytes, parser))) if bytes <= most => {
                 share.set(bytes);
                 Ok(Arc::new(Grammar { parser: Mutex::new(parser), ends: self.ends.clone(), share }))
@@ -130,7 +132,7 @@ impl Constraints {
                 // Its thread sleeps with all that it took, for good.
                 std::mem::forget(share);
                 log::error!("a grammar took more memory than its limits allow; what it took is lost until the restart");
-                Err(Refused::TooLarge(format!("more than {}", Bytes(most as u64))))
+                Err(Refused::TooLarge(format!("more than {}", Bytes(making as u64))))
             }
         }
     }
@@ -142,12 +144,10 @@ impl Constraints {
             trie.token_id_at_bytes(&marked).or_else(|| trie.token_id_at_bytes(text.as_bytes()))
         };
         let grammar = match rules {
-            Rules::Json => GrammarWithLexer::from_json_schema(
-                schema::prepared(&json!({ "type": "object" })).map_err(Refused::Invalid)?,
-            ),
-            Rules::Schema(schema) => {
-                GrammarWithLexer::from_json_schema(schema::prepared(schema).map_err(Refused::Invalid)?)
+            Rules::Json => {
+                GrammarWithLexer::from_json_schema(schema::prepared(&json!({ "type": "object" })).map_err(Refused::Invalid)?)
             }
+            Rules::Schema(schema) => GrammarWithLexer::from_json_schema(schema::prepared(schema).map_err(Refused::Invalid)?),
             Rules::Gbnf(text) => {
                 let gbnf = gbnf::parse(text, &token).map_err(Refused::Invalid)?;
                 GrammarWithLexer::from_lark(lark::from_gbnf(&gbnf).map_err(Refused::Invalid)?)
@@ -163,9 +163,9 @@ impl Constraints {
 }
 
 /// For each token, beside its text: words, offsets, order, and what the trie is built with. Measured by `tests/constraint.rs`.
-const EACH_TOKEN_BYTES: usize = 160;
+const EACH_TOKEN_BYTES: usize = 96;
 /// For each byte of text: the text itself twice, and nodes of the tries.
-const EACH_BYTE_BYTES: usize = 48;
+const EACH_BYTE_BYTES: usize = 24;
 
 /// The library catches its own panics, and would then write down a trace, which takes memory: the usual line must do.
 fn quiet_panics() {
@@ -186,7 +186,8 @@ fn bytes_of(parser: &TokenParser, net: isize) -> usize {
 fn refusal(error: &str) -> Refused {
     let line = error.lines().find(|line| !line.trim().is_empty()).unwrap_or("it cannot be read");
     let line: String = line.replace("<non-verbose/>", "").trim().chars().take(300).collect();
-    let is_large = ["too big", "too large", "limit", "too many", "Too many", "too complex", "fuel"].iter().any(|word| line.contains(word));
+    let is_large =
+        ["too big", "too large", "limit", "too many", "Too many", "too complex", "fuel"].iter().any(|word| line.contains(word));
     if is_large { Refused::TooLarge(line) } else { Refused::Invalid(line) }
 }
 
@@ -204,7 +205,7 @@ impl Grammar {
 }
 
 const FULL: &str = "the grammar needs more memory than is left for it: raise --grammar-memory, or make it smaller";
-const LOST: &str = "the grammar cannot go on: it is too complex for its memory";
+const LOST: &str = "the grammar cannot go on: no token may follow, or it is too complex for its memory";
 
 impl Live {
     /// Does something with the parser, if there is memory for it, and counts what it took.
@@ -232,8 +233,7 @@ impl Live {
         if self.grammar.ends.contains(&token) {
             return true;
         }
-        self.step(|parser| parser.consume_token(token).and_then(|_| parser.check_stop()))
-        .unwrap_or(false)
+        self.step(|parser| parser.consume_token(token).and_then(|_| parser.check_stop())).unwrap_or(false)
     }
 
     /// Why it cannot go on, if it cannot.

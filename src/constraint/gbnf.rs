@@ -356,7 +356,10 @@ impl<'a> Reader<'a> {
             'u' => self.code(4),
             'U' => self.code(8),
             same @ ('\\' | '"' | '[' | ']' | '-' | '^' | '/' | '\'' | '.') => Ok(same),
-            other => Err(self.error(&format!("\\{} is no escape: \\n \\r \\t \\\\ \\\" \\[ \\] \\xHH \\uHHHH are", other.escape_debug()))),
+            other => {
+                Err(self
+                    .error(&format!("\\{} is no escape: \\n \\r \\t \\\\ \\\" \\[ \\] \\xHH \\uHHHH are", other.escape_debug())))
+            }
         }
     }
 

@@ -72,8 +72,7 @@ impl Kinds {
                 Some(_) => {}
             }
         }
-        let mut is_regular: Vec<bool> =
-            (0..n).map(|i| !recurs[i] && !has_tokens(&gbnf.rules[i].body)).collect();
+        let mut is_regular: Vec<bool> = (0..n).map(|i| !recurs[i] && !has_tokens(&gbnf.rules[i].body)).collect();
         // Whoever uses a rule that is not regular is none either.
         loop {
             let lost: Vec<usize> = (0..n).filter(|&i| is_regular[i] && uses[i].iter().any(|&used| !is_regular[used])).collect();
@@ -84,6 +83,7 @@ impl Kinds {
         }
         let is_reached = visits.iter().map(|visit| *visit == Visit::Done).collect::<Vec<_>>();
         let kinds = Kinds { is_regular, is_reached };
+        check_ends(gbnf)?;
         kinds.check_chains(gbnf, &uses)?;
         Ok(kinds)
     }
@@ -114,6 +114,34 @@ impl Kinds {
             }
         }
         Ok(())
+    }
+}
+
+/// Every rule must come to an end in some way.
+fn check_ends(gbnf: &Gbnf) -> Result<(), String> {
+    let mut ends = vec![false; gbnf.rules.len()];
+    loop {
+        let n_before = ends.iter().filter(|ends| **ends).count();
+        for (place, rule) in gbnf.rules.iter().enumerate() {
+            ends[place] = ends[place] || can_end(&rule.body, &ends);
+        }
+        if ends.iter().filter(|ends| **ends).count() == n_before {
+            break;
+        }
+    }
+    match gbnf.rules.iter().zip(&ends).find(|(_, ends)| !**ends) {
+        Some((rule, _)) => Err(format!("line {}: rule '{}' leads to itself in every case, and never ends", rule.line, rule.name)),
+        None => Ok(()),
+    }
+}
+
+fn can_end(node: &Node, ends: &[bool]) -> bool {
+    match node {
+        Node::Rule(rule) => ends[*rule],
+        Node::Sequence(items) => items.iter().all(|item| can_end(item, ends)),
+        Node::Choice(items) => items.iter().any(|item| can_end(item, ends)),
+        Node::Repeat { of, least, .. } => *least == 0 || can_end(of, ends),
+        Node::Text(_) | Node::Class { .. } | Node::Any | Node::Token { .. } => true,
     }
 }
 

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A grammar is made (`Constraints::compile`) before an answer starts, on a thread of its own whose allocations are counted; what would
-//! take more than half of the region is refused. Each answer walks its own copy (`Live`), and what that takes more is counted token by
+//! keep more than half of the region is refused. Each answer walks its own copy (`Live`), and what that takes more is counted token by
 //! token: the library's limits are small enough that no token takes what is held back for one, so that the region holds.
 //! Without the feature `constraint` everything is refused.
 

@@ -54,6 +54,7 @@ pub fn prepared(schema: &Value) -> Result<Value, String> {
     let copy = schema.clone();
     let mut check = Check { root: &copy, seen: HashSet::new(), n_ways: 0, has_inner_id: None, has_ref: false };
     check.schema(&copy, "", 0)?;
+    check.circles()?;
     if let Some(path) = check.has_inner_id.filter(|_| check.has_ref) {
         return Err(format!("`{path}`: with references in the schema, only its root may have an `$id`"));
     }
@@ -182,13 +183,10 @@ impl<'a> Check<'a> {
         Ok(ways)
     }
 
-    /// References lead into the schema itself, by its members' names.
-    fn reference(&mut self, value: &'a Value, name: &str, depth: usize) -> Result<usize, String> {
-        self.has_ref = true;
-        let Some(text) = value.as_str() else { return Err(format!("`{name}`: a string is wanted")) };
+    fn target(&self, text: &str) -> Result<&'a Value, &'static str> {
         let inner = text.strip_prefix('#').filter(|rest| rest.is_empty() || rest.starts_with('/'));
         let Some(inner) = inner.filter(|rest| !rest.contains(['~', '%'])) else {
-            return Err(format!("`{name}`: `$ref` {text:?}: only references such as \"#/$defs/name\" can be followed"));
+            return Err("cannot be followed: only references such as \"#/$defs/name\" can");
         };
         let mut found = self.root;
         for segment in inner.split('/').skip(1).filter(|segment| !segment.is_empty()) {
@@ -196,8 +194,51 @@ impl<'a> Check<'a> {
                 Value::Array(items) => segment.parse().ok().and_then(|i: usize| items.get(i)),
                 other => other.get(segment),
             };
-            found = next.ok_or_else(|| format!("`{name}`: `$ref` {text:?} leads nowhere"))?;
+            found = next.ok_or("leads nowhere")?;
         }
+        Ok(found)
+    }
+
+    /// A schema that is itself, by references and nothing between, says nothing.
+    fn circles(&self) -> Result<(), String> {
+        let next = |text: &str| {
+            let mut next = Vec::new();
+            if let Ok(target) = self.target(text) {
+                in_place(target, &mut next);
+            }
+            next
+        };
+        let mut done = HashSet::new();
+        for start in &self.seen {
+            // What is being followed, and what of it is left.
+            let mut open = vec![(*start, next(start))];
+            let mut is_open = HashSet::from([*start]);
+            while let Some((text, rest)) = open.last_mut() {
+                match rest.pop() {
+                    None => {
+                        is_open.remove(text);
+                        done.insert(*text);
+                        open.pop();
+                    }
+                    Some(again) if is_open.contains(again) => {
+                        return Err(format!("`$ref`: {again:?} leads to itself, with nothing between"));
+                    }
+                    Some(known) if done.contains(known) => {}
+                    Some(new) => {
+                        is_open.insert(new);
+                        open.push((new, next(new)));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// References lead into the schema itself, by its members' names.
+    fn reference(&mut self, value: &'a Value, name: &str, depth: usize) -> Result<usize, String> {
+        self.has_ref = true;
+        let Some(text) = value.as_str() else { return Err(format!("`{name}`: a string is wanted")) };
+        let found = self.target(text).map_err(|what| format!("`{name}`: `$ref` {text:?} {what}"))?;
         match self.seen.insert(text) {
             true => self.schema(found, &format!("{name}({text})"), depth + 1),
             // What it comes to was counted when it was first met.
@@ -206,11 +247,21 @@ impl<'a> Check<'a> {
     }
 }
 
+/// References that say something of the same value.
+fn in_place<'a>(schema: &'a Value, found: &mut Vec<&'a str>) {
+    found.extend(schema.get("$ref").and_then(Value::as_str));
+    for key in ["allOf", "anyOf", "oneOf"] {
+        schema.get(key).and_then(Value::as_array).into_iter().flatten().for_each(|one| in_place(one, found));
+    }
+}
+
 /// Whether a schema says something of values by itself, not only by schemas that it names.
 fn has_own(map: &Map<String, Value>) -> bool {
     map.keys().any(|key| {
-        matches!(key.as_str(), "type" | "properties" | "patternProperties" | "additionalProperties" | "required" | "items" | "prefixItems")
-            || key == "pattern"
+        matches!(
+            key.as_str(),
+            "type" | "properties" | "patternProperties" | "additionalProperties" | "required" | "items" | "prefixItems"
+        ) || key == "pattern"
             || key == "format"
             || NUMBERS.contains(&key.as_str())
             || COUNTS.contains(&key.as_str())
@@ -268,7 +319,9 @@ fn least_properties(map: &Map<String, Value>, name: &str) -> Result<(), String> 
     let n_required = map.get("required").and_then(Value::as_array).map_or(0, Vec::len) as u64;
     let is_closed = map.get("additionalProperties") == Some(&Value::Bool(false)) && !map.contains_key("patternProperties");
     match least > n_required.max(1) || least > n_required && !is_closed {
-        true => Err(format!("`{name}`: `minProperties` above the number of `required` ones cannot be held to exactly: name them")),
+        true => {
+            Err(format!("`{name}`: `minProperties` above the number of `required` ones cannot be held to exactly: name them"))
+        }
         false => Ok(()),
     }
 }

@@ -20,7 +20,8 @@ fn with(body: &Value, more: Value) -> Value {
 #[test]
 fn answers_obey_schemas_grammars_and_tools() {
     let program = Program::start(&["--streams", "2", "--kv-budget", "16MiB", "--grammar-memory", "8MiB"]);
-    let ask = json!({ "messages": user("Which city is the capital of France, and how many people live there?"), "max_tokens": 80 });
+    let ask =
+        json!({ "messages": user("Which city is the capital of France, and how many people live there?"), "max_tokens": 80 });
     let people = json!({ "type": "integer", "minimum": 1, "maximum": 99_999_999 });
     let schema = json!({
         "type": "object",
@@ -33,14 +34,18 @@ fn answers_obey_schemas_grammars_and_tools() {
     let choice = &answer["choices"][0];
     let value: Value = serde_json::from_str(choice["message"]["content"].as_str().expect("content")).expect("JSON");
     println!("{value}");
-    assert!(value["city"].is_string() && value["people"].as_u64().is_some_and(|n| n > 0) && value["isLarge"].is_boolean(), "{value}");
+    assert!(
+        value["city"].is_string() && value["people"].as_u64().is_some_and(|n| n > 0) && value["isLarge"].is_boolean(),
+        "{value}"
+    );
     assert_eq!((value.as_object().map(|map| map.len()), &choice["finish_reason"]), (Some(3), &json!("stop")));
     let cut = program.chat(with(&with(&ask, format), json!({ "max_tokens": 4 })));
     assert_eq!(cut["choices"][0]["finish_reason"], "length");
 
     // Several streams, each under its own.
     let both = std::thread::scope(|scope| {
-        let asks = ["root ::= \"yes\" | \"no\"", "root ::= [0-9]{3} \"!\""].map(|grammar| with(&ask, json!({ "grammar": grammar })));
+        let asks =
+            ["root ::= \"yes\" | \"no\"", "root ::= [0-9]{3} \"!\""].map(|grammar| with(&ask, json!({ "grammar": grammar })));
         asks.map(|body| scope.spawn(|| program.chat(body))).map(|thread| thread.join().expect("an answer"))
     });
     let texts = both.each_ref().map(|answer| answer["choices"][0]["message"]["content"].as_str().expect("content"));
@@ -55,7 +60,8 @@ fn answers_obey_schemas_grammars_and_tools() {
     } } });
     let time = json!({ "type": "function", "function": { "name": "now" } });
     let tools = json!({ "messages": user("Turn on the light in the kitchen."), "tools": [time, light], "max_tokens": 80 });
-    let named = json!({ "tool_choice": { "type": "function", "function": { "name": "set_light" } }, "parallel_tool_calls": false });
+    let named =
+        json!({ "tool_choice": { "type": "function", "function": { "name": "set_light" } }, "parallel_tool_calls": false });
     let answer = program.chat(with(&tools, named));
     let choice = &answer["choices"][0];
     assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &Value::Null), "{answer}");
@@ -63,14 +69,20 @@ fn answers_obey_schemas_grammars_and_tools() {
     let arguments: Value = serde_json::from_str(call["arguments"].as_str().expect("a string")).expect("JSON");
     println!("{call}");
     assert_eq!(call["name"], "set_light");
-    assert!(["kitchen", "hall"].contains(&arguments["room"].as_str().unwrap_or_default()) && arguments["on"].is_boolean(), "{arguments}");
+    assert!(
+        ["kitchen", "hall"].contains(&arguments["room"].as_str().unwrap_or_default()) && arguments["on"].is_boolean(),
+        "{arguments}"
+    );
     let any = program.chat(with(&tools, json!({ "tool_choice": "required", "parallel_tool_calls": false })));
     let name = &any["choices"][0]["message"]["tool_calls"][0]["function"]["name"];
     assert!(name == "now" || name == "set_light", "{any}");
     // Left to itself it may say anything, and what it calls is among the tools.
     let free = program.chat(tools);
     let calls = free["choices"][0]["message"]["tool_calls"].as_array().cloned().unwrap_or_default();
-    assert!(calls.iter().all(|call| ["now", "set_light"].contains(&call["function"]["name"].as_str().unwrap_or_default())), "{free}");
+    assert!(
+        calls.iter().all(|call| ["now", "set_light"].contains(&call["function"]["name"].as_str().unwrap_or_default())),
+        "{free}"
+    );
 
     let body = json!({ "model": "x", "messages": user("Name a fruit."), "format": schema, "stream": false, "options": { "num_predict": 80 } });
     let reply = post(program.address, "/api/chat", &body).json();
@@ -84,7 +96,12 @@ fn answers_obey_schemas_grammars_and_tools() {
     ] {
         let reply = post(program.address, "/v1/chat/completions", &with(&ask, more));
         let error = &reply.json()["error"];
-        assert_eq!((reply.status, &error["code"], &error["param"]), (400, &json!("invalid_grammar"), &json!(param)), "{}", reply.text());
+        assert_eq!(
+            (reply.status, &error["code"], &error["param"]),
+            (400, &json!("invalid_grammar"), &json!(param)),
+            "{}",
+            reply.text()
+        );
         assert!(error["message"].as_str().is_some_and(|message| message.contains(word)), "{error}");
     }
     let metrics = get(program.address, "/metrics");
@@ -101,7 +118,20 @@ fn run_obeys_a_grammar_and_a_schema_within_its_plan() {
     std::fs::write(&file, "root ::= (\"left\" | \"right\") \".\"\n").expect("a file");
     let run = |flags: &[&str]| {
         let mut command = lowkey!();
-        command.args(["run", "--temp", "0", "--kv-budget", "4MiB", "--chat", "-p", "Where is the door?", "--json", "-n", "60", "-m"]);
+        command.args([
+            "run",
+            "--temp",
+            "0",
+            "--kv-budget",
+            "4MiB",
+            "--chat",
+            "-p",
+            "Where is the door?",
+            "--json",
+            "-n",
+            "60",
+            "-m",
+        ]);
         command.arg(demo_model()).args(flags).output().expect("the program")
     };
     let answer = |flags: &[&str]| -> Value { serde_json::from_slice(&run(flags).stdout).expect("JSON") };

@@ -40,7 +40,10 @@ fn a_call_is_told_whole_or_in_deltas() {
     assert_eq!(choice["finish_reason"], "tool_calls");
     assert_eq!(choice["message"]["content"], "Let me see.\n");
     let call = &choice["message"]["tool_calls"][0];
-    assert_eq!((&call["type"], &call["function"]["name"], &call["function"]["arguments"]), (&json!("function"), &json!("now"), &json!(ARGUMENTS)));
+    assert_eq!(
+        (&call["type"], &call["function"]["name"], &call["function"]["arguments"]),
+        (&json!("function"), &json!("now"), &json!(ARGUMENTS))
+    );
     assert!(call["id"].as_str().is_some_and(|id| id.len() > 8));
 
     let mut body = body;
@@ -52,7 +55,10 @@ fn a_call_is_told_whole_or_in_deltas() {
     assert_eq!(content, "Let me see.\n");
     let calls: Vec<&Value> = deltas.iter().filter_map(|delta| delta.get("tool_calls")).map(|calls| &calls[0]).collect();
     assert!(calls.len() > 2, "{events:?}");
-    assert_eq!((&calls[0]["index"], &calls[0]["function"]["name"], &calls[0]["function"]["arguments"]), (&json!(0), &json!("now"), &json!("")));
+    assert_eq!(
+        (&calls[0]["index"], &calls[0]["function"]["name"], &calls[0]["function"]["arguments"]),
+        (&json!(0), &json!("now"), &json!(""))
+    );
     assert!(calls[0]["id"].is_string() && calls[0]["type"] == "function");
     let arguments: String = calls.iter().filter_map(|call| call["function"]["arguments"].as_str()).collect();
     assert_eq!(arguments, ARGUMENTS);
@@ -61,7 +67,10 @@ fn a_call_is_told_whole_or_in_deltas() {
     // Nobody asked for calls: it is text.
     for body in [json!({ "messages": asks(CALL) }), json!({ "messages": asks(CALL), "tools": [tool()], "tool_choice": "none" })] {
         let answer = ok(&post(server.address, "/v1/chat/completions", &body));
-        assert_eq!((&answer["choices"][0]["message"]["content"], &answer["choices"][0]["finish_reason"]), (&json!(CALL), &json!("stop")));
+        assert_eq!(
+            (&answer["choices"][0]["message"]["content"], &answer["choices"][0]["finish_reason"]),
+            (&json!(CALL), &json!("stop"))
+        );
     }
     let cut = json!({ "messages": asks(CALL), "tools": [tool()], "max_tokens": 15 });
     assert_eq!(ok(&post(server.address, "/v1/chat/completions", &cut))["choices"][0]["finish_reason"], "length");
@@ -97,11 +106,19 @@ fn ollama_gets_objects_and_responses_get_items() {
     let body = json!({ "input": format!("SAY{{{CALL}}}"), "tools": [function], "stream": true });
     let events = events(&post(server.address, "/v1/responses", &body).text());
     let kinds: Vec<&str> = events.iter().filter_map(|event| event["type"].as_str()).collect();
-    for kind in ["response.output_item.added", "response.function_call_arguments.delta", "response.function_call_arguments.done", "response.output_item.done"] {
+    for kind in [
+        "response.output_item.added",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+    ] {
         assert!(kinds.contains(&kind), "{kinds:?}");
     }
     let output = &events.last().expect("an event")["response"]["output"];
-    assert_eq!((&output[0]["type"], &output[0]["name"], &output[0]["arguments"]), (&json!("function_call"), &json!("now"), &json!(ARGUMENTS)));
+    assert_eq!(
+        (&output[0]["type"], &output[0]["name"], &output[0]["arguments"]),
+        (&json!("function_call"), &json!("now"), &json!(ARGUMENTS))
+    );
     assert!(output[0]["call_id"].is_string() && output.as_array().is_some_and(|items| items.len() == 1), "{output}");
 }
 
@@ -134,7 +151,10 @@ fn the_next_turn_begins_with_what_was_written() {
 fn a_template_that_knows_no_tools_has_them_told_in_the_systems_turn() {
     let server = Server::start(|_| ());
     let text = prompt(&server, &json!({ "messages": asks("x"), "tools": [tool()] }));
-    assert!(text.contains("<tools>\n{\"type\":\"function\"") && text.contains("<tool_call>\n{\"name\": <function name>"), "{text}");
+    assert!(
+        text.contains("<tools>\n{\"type\":\"function\"") && text.contains("<tool_call>\n{\"name\": <function name>"),
+        "{text}"
+    );
     let with_system = json!([{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "x" }]);
     let text = prompt(&server, &json!({ "messages": with_system, "tools": [tool()] }));
     assert!(text.contains("Be brief.\n\n# Tools"), "{text}");

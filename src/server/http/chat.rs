@@ -155,7 +155,9 @@ impl Chat {
                     call["index"] = index.into();
                     json!({ "tool_calls": [call] })
                 }
-                Told::Arguments { index, text } => json!({ "tool_calls": [{ "index": index, "function": { "arguments": text } }] }),
+                Told::Arguments { index, text } => {
+                    json!({ "tool_calls": [{ "index": index, "function": { "arguments": text } }] })
+                }
             });
         }
         for delta in deltas {

@@ -19,15 +19,15 @@ const ONE: [&str; 8] = ["items", "additionalProperties", "contains", "not", "if"
 const LISTS: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
 const MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
 
-/// What the request asks for, if it asks for anything.
+/// What the request asks for, if it asks for anything, and the field that does.
 pub fn read(fields: &Fields<'_>) -> Checked<Option<(Rules, &'static str)>> {
     let mut found = Vec::new();
     if let Some(format) = fields.get("response_format") {
-        found.extend(response_format(format)?);
+        found.extend(response_format(format)?.map(|rules| (rules, "response_format")));
     }
     if let Some(schema) = fields.get("json_schema") {
         check_schema(schema, "json_schema")?;
-        found.push(Rules::Schema(schema.clone()));
+        found.push((Rules::Schema(schema.clone()), "json_schema"));
     }
     for (name, make) in [("grammar", Rules::Gbnf as fn(String) -> Rules), ("lark", Rules::Lark)] {
         // An empty grammar is none: clients send it so.
@@ -35,13 +35,13 @@ pub fn read(fields: &Fields<'_>) -> Checked<Option<(Rules, &'static str)>> {
             if text.len() > MAX_SCHEMA_BYTES {
                 return Err(fields.invalid(name, format!("more than {MAX_SCHEMA_BYTES} bytes")));
             }
-            found.push(make(text.to_owned()));
+            found.push((make(text.to_owned()), name));
         }
     }
     if found.len() > 1 {
         return Err(Refusal::bad("invalid_value", "`response_format`, `json_schema` and `grammar` exclude each other: send one"));
     }
-    Ok(found.pop().map(|rules| (rules, origin(fields))))
+    Ok(found.pop())
 }
 
 fn response_format(format: &Value) -> Checked<Option<Rules>> {
@@ -116,9 +116,4 @@ pub fn compile(app: &App, rules: &Rules, param: &str) -> Checked<Arc<Grammar>> {
         refused @ Refused::Busy => Refusal::unavailable(refused.to_string(), 1),
         Refused::Absent(what) => Refusal::unsupported_field(param, what),
     })
-}
-
-/// Where rules come from, for messages.
-fn origin(fields: &Fields<'_>) -> &'static str {
-    ["json_schema", "grammar", "lark"].into_iter().find(|name| fields.get(name).is_some()).unwrap_or("response_format")
 }

@@ -63,7 +63,8 @@ pub struct Answer {
 
 /// Arguments are objects here. An id is not Ollama's; it does no harm, and comes back with what was called.
 fn calls_json(calls: &[Call]) -> Value {
-    let one = |call: &Call| json!({ "id": call.id, "function": { "name": call.name, "arguments": arguments_object(&call.arguments) } });
+    let one =
+        |call: &Call| json!({ "id": call.id, "function": { "name": call.name, "arguments": arguments_object(&call.arguments) } });
     calls.iter().map(one).collect()
 }
 
@@ -84,7 +85,8 @@ impl Answer {
         if is_end {
             self.calls.finish(&mut told);
         }
-        parted.content = told.into_iter().filter_map(|told| if let Told::Text(text) = told { Some(text) } else { None }).collect();
+        parted.content =
+            told.into_iter().filter_map(|told| if let Told::Text(text) = told { Some(text) } else { None }).collect();
         self.line(&parted, out);
         let n_whole = if is_end { self.calls.calls.len() } else { self.calls.calls.len().saturating_sub(1) };
         if self.n_told < n_whole {

@@ -286,7 +286,8 @@ impl Responses {
     }
 
     fn open(&mut self, is_reasoning: bool, out: &mut String) {
-        let open = Open { is_reasoning, id: random_name(if is_reasoning { "rs_" } else { "msg_" }), text: String::new(), call: None };
+        let open =
+            Open { is_reasoning, id: random_name(if is_reasoning { "rs_" } else { "msg_" }), text: String::new(), call: None };
         let (index, id) = (self.items.len(), open.id.clone());
         self.event("response.output_item.added", json!({ "output_index": index, "item": item(&open, "in_progress") }), out);
         let part = json!({ "item_id": id, "output_index": index, "content_index": 0, "part": content(is_reasoning, "") });

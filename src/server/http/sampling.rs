@@ -230,7 +230,10 @@ pub fn batch(app: &App, wishes: &Wishes, prompts: Vec<Prompt>, tools: Option<&To
     let (rules, param) = match (&wishes.rules, tools) {
         (None, None) => return Batch::new(request, prompts, wishes.n, app.settings.max_prompt_tokens()),
         (Some((_, param)), Some(_)) => {
-            return Err(Refusal::invalid(param, "an answer to a form calls no tools: leave one of them out, or send `tool_choice`: none"));
+            return Err(Refusal::invalid(
+                param,
+                "an answer to a form calls no tools: leave one of them out, or send `tool_choice`: none",
+            ));
         }
         (Some((rules, param)), None) => (rules.clone(), *param),
         (None, Some(tools)) => {

@@ -102,11 +102,18 @@ impl Tools {
             Some(choice @ Value::Object(map)) => {
                 let name = map.get("function").and_then(|function| function.get("name")).or_else(|| map.get("name"));
                 let name = name.and_then(Value::as_str);
-                let name = name.ok_or_else(|| wanted("tool_choice", "auto, none, required, or a function with its name", choice))?;
+                let name =
+                    name.ok_or_else(|| wanted("tool_choice", "auto, none, required, or a function with its name", choice))?;
                 let place = functions.iter().position(|function| function.name == name);
-                Choice::Named(place.ok_or_else(|| fields.invalid("tool_choice", format!("{} is none of the tools", shown(name))))?)
+                Choice::Named(
+                    place.ok_or_else(|| fields.invalid("tool_choice", format!("{} is none of the tools", shown(name))))?,
+                )
             }
-            Some(other) => return Err(fields.invalid("tool_choice", format!("{} is none of auto, none, required", shown(&other.to_string())))),
+            Some(other) => {
+                return Err(
+                    fields.invalid("tool_choice", format!("{} is none of auto, none, required", shown(&other.to_string())))
+                );
+            }
         };
         match functions.is_empty() {
             true if choice == Choice::Required => Err(fields.invalid("tool_choice", "there are no tools to call")),
@@ -221,7 +228,10 @@ pub fn after_thought(rules: Rules, tokenizer: &Tokenizer) -> Checked<Rules> {
     let end = "</think>";
     let (head, lead) = match Mark::of(end, tokenizer) {
         Mark::Token(id) => (format!("LEAD? <[{id}]> SPACE"), "THOUGHT_: /(?s:.+)/".to_owned()),
-        _ => ("DONE SPACE".to_owned(), format!("THOUGHT_: /(?s:.*)/ & ~(/(?s:.*)/ {0} /(?s:.*)/)\nDONE: THOUGHT_ {0}", quoted(end))),
+        _ => (
+            "DONE SPACE".to_owned(),
+            format!("THOUGHT_: /(?s:.*)/ & ~(/(?s:.*)/ {0} /(?s:.*)/)\nDONE: THOUGHT_ {0}", quoted(end)),
+        ),
     };
     let head = head.replace("LEAD", "THOUGHT_");
     let schema = match &rules {

@@ -64,5 +64,7 @@ fn what_is_no_call_is_text() {
 fn arguments_are_told_as_they_come() {
     let (.., told) = read("<tool_call>", &format!("<tool_call>\n{{\"name\": \"f\", \"arguments\": {ARGUMENTS}}}"), 5);
     assert!(matches!(&told[0], Told::Begin { index: 0, name, .. } if name == "f"));
-    assert!(told.len() > 4 && told[1..].iter().all(|told| matches!(told, Told::Arguments { index: 0, text } if !text.is_empty())));
+    assert!(
+        told.len() > 4 && told[1..].iter().all(|told| matches!(told, Told::Arguments { index: 0, text } if !text.is_empty()))
+    );
 }
