@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod constraint;
 pub mod error;
 pub mod eval;
 pub mod gguf;

@@ -90,6 +90,8 @@ fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
         session: None,
         reuse_prefix: true,
         reuse_runs: 0,
+        grammar: None,
+        shown: Vec::new(),
     }
 }
 

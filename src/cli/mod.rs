@@ -7,6 +7,7 @@ mod board;
 #[cfg(feature = "chat")]
 mod chat;
 mod choice;
+mod constraint;
 mod eval;
 mod flags;
 mod info;

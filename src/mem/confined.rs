@@ -19,6 +19,9 @@ thread_local! {
     static LEFT: Cell<isize> = const { Cell::new(isize::MAX) };
     /// Where it says that it is stopped; null without a share.
     static OVER: Cell<*const AtomicBool> = const { Cell::new(std::ptr::null()) };
+    /// Bytes that this thread has taken and not given back, and the most that they were since `metered` began.
+    static NET: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
 }
 
 /// Threads that were stopped.
@@ -38,6 +41,9 @@ fn block_bytes(bytes: usize) -> isize {
 }
 
 fn take(bytes: usize) {
+    let net = NET.get().saturating_add(block_bytes(bytes));
+    NET.set(net);
+    PEAK.set(PEAK.get().max(net));
     let over = OVER.get();
     if over.is_null() {
         return;
@@ -54,6 +60,7 @@ fn take(bytes: usize) {
 }
 
 fn give(bytes: usize) {
+    NET.set(NET.get().saturating_sub(block_bytes(bytes)));
     if !OVER.get().is_null() {
         LEFT.set(LEFT.get().saturating_add(block_bytes(bytes)));
     }
@@ -102,9 +109,33 @@ unsafe impl GlobalAlloc for Heap {
     }
 }
 
+/// Runs `work` on this thread; what it took and has not given back, in bytes, and the most that it took at once. Both are 0 in programs
+/// without `Heap`. What another thread gives back is not seen.
+pub fn metered<T>(work: impl FnOnce() -> T) -> (T, isize, usize) {
+    let (before, peak) = (NET.get(), PEAK.get());
+    PEAK.set(before);
+    let done = work();
+    let (net, most) = (NET.get().saturating_sub(before), PEAK.get().saturating_sub(before));
+    PEAK.set(peak.max(PEAK.get()));
+    (done, net, most.max(0) as usize)
+}
+
 /// Runs `work` on a thread with a stack of `stack_bytes`, within `heap_bytes` of allocations. None: it would have taken more, or
 /// the system has no memory for a thread.
 pub fn confined<T: Send + 'static>(
+    heap_bytes: usize,
+    stack_bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let done = confined_apart(heap_bytes, stack_bytes, work);
+    if done.is_none() {
+        N_LOST.fetch_add(1, Relaxed);
+    }
+    done
+}
+
+/// The same for work whose losses the caller counts: `n_lost` does not.
+pub fn confined_apart<T: Send + 'static>(
     heap_bytes: usize,
     stack_bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
@@ -126,10 +157,7 @@ pub fn confined<T: Send + 'static>(
                 let _ = thread.join();
                 return Some(answer);
             }
-            Err(RecvTimeoutError::Timeout) if over.load(Relaxed) => {
-                N_LOST.fetch_add(1, Relaxed);
-                return None;
-            }
+            Err(RecvTimeoutError::Timeout) if over.load(Relaxed) => return None,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => match thread.join() {
                 Ok(()) => return None,

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::constraint::Grammar;
 use crate::text::SamplerParams;
 
 /// Log-probabilities for each token at most, `top_logprobs` and `n_probs`.
@@ -45,6 +46,10 @@ pub struct Request {
     pub reuse_prefix: bool,
     /// `--reuse` for this request: runs of at least so many tokens behind a change are moved instead of read; 0: none.
     pub reuse_runs: usize,
+    /// What the answer obeys.
+    pub grammar: Option<Arc<Grammar>>,
+    /// Control tokens that are told as text, in order: marks of calls of tools.
+    pub shown: Vec<u32>,
 }
 
 /// What a prompt begins with, whatever the user says.
@@ -78,7 +83,7 @@ pub enum Finish {
     Eos,
     /// One of the request's stop texts.
     Stop,
-    /// `max_tokens`, or the context under `--overflow error`.
+    /// `max_tokens`, or the context under `--overflow error`; or the grammar's memory, and `Out::error` says so.
     Length,
     /// The engine could not go on: `Out::error` says why.
     Error,

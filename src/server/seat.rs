@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::constraint::Live;
 use crate::error::Result;
 use crate::kv::Policy;
 use crate::session::{Engine, Layout, Prefix, Runs, Stream};
@@ -53,6 +54,8 @@ pub struct Running {
     /// What is adopted on the way (`Request::reuse_runs`), and how many of them have been.
     runs: Runs,
     n_adopted: usize,
+    /// What the answer obeys, as far as it has come.
+    live: Option<Live>,
 }
 
 /// The longest window of penalties, and the most text that is held back.
@@ -183,6 +186,7 @@ impl Seat {
         };
         job.tell(|out| (out.is_running, out.progress, out.kept) = (true, progress, kept));
         let n_evicted_before = cache.n_evicted();
+        let live = job.request().grammar.as_ref().map(|grammar| grammar.begin());
         self.running = Some(Running {
             job,
             progress,
@@ -194,6 +198,7 @@ impl Seat {
             by_text,
             runs,
             n_adopted: 0,
+            live,
         });
         self.adopt(tokenizer);
     }
@@ -248,13 +253,20 @@ impl Seat {
         if request.max_tokens == 0 {
             return self.end(Finish::Length, None);
         }
-        let token = match sampler.sample_biased(logits, &request.logit_bias) {
-            Ok(token) => token,
-            Err(_) => {
-                return self
-                    .end(Finish::Error, Some("no token is left to choose: the logits are not numbers, or all are forbidden"));
-            }
+        let drawn = match &mut running.live {
+            Some(live) => sampler.sample_filtered(logits, &request.logit_bias, live),
+            None => sampler.sample_biased(logits, &request.logit_bias),
         };
+        let Ok(token) = drawn else {
+            let stuck = running.live.as_ref().and_then(Live::stuck);
+            let (finish, why) = match stuck {
+                Some(why) => (Finish::Length, why),
+                None => (Finish::Error, "no token is left to choose: the logits are not numbers, or all are forbidden"),
+            };
+            return self.end(finish, Some(why));
+        };
+        let is_complete = running.live.as_mut().is_some_and(|live| live.accept(token));
+        let stuck = running.live.as_ref().and_then(Live::stuck);
         sampler.accept(token);
         running.next = token;
         running.progress.n_generated += 1;
@@ -262,7 +274,11 @@ impl Seat {
         let is_end = tokenizer.is_eog(token) && !request.ignore_eos;
         let n_probs = request.n_probs;
         let logprob = if n_probs > 0 && !is_end { logprobs(logits, token, n_probs, tops) } else { 0.0 };
-        let (n_text, stop) = if is_end { (0, None) } else { held.push(tokenizer.token_bytes(token, false), &request.stops) };
+        let is_shown = request.shown.binary_search(&token).is_ok();
+        let (n_text, stop) = match is_end {
+            true => (0, None),
+            false => held.push(tokenizer.token_bytes(token, is_shown), &request.stops),
+        };
         running.tell(stream, |out| {
             if !is_end {
                 let told = if n_probs > 0 { &tops[..n_probs.min(tops.len())] } else { &[] };
@@ -278,6 +294,8 @@ impl Seat {
         match stop {
             _ if is_end => self.end(Finish::Eos, None),
             Some(_) => self.end(Finish::Stop, None),
+            None if is_complete => self.end(Finish::Eos, None),
+            None if stuck.is_some() => self.end(Finish::Length, stuck),
             None if n_generated == max_tokens || stream.n_past() as usize >= n_ctx || is_full => self.end(Finish::Length, None),
             None => false,
         }

@@ -11,6 +11,6 @@ pub mod utf8;
 
 pub use chat::{ChatTemplate, Conversation, Message, RESERVED, Rendered, named as named_templates, written_bytes};
 pub use held::Held;
-pub use sampler::{Sampler, SamplerParams, greedy, top_logprobs};
+pub use sampler::{Filter, Sampler, SamplerParams, greedy, top_logprobs};
 pub use tokenizer::{Piece, Tokenizer};
 pub use utf8::Utf8Stream;

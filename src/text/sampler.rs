@@ -71,6 +71,14 @@ impl SamplerParams {
     }
 }
 
+/// Which tokens may come next.
+pub trait Filter {
+    fn allows(&mut self, token: u32) -> bool;
+
+    /// A bit for each token of the vocabulary, the lowest of a word first; none: there is no way on.
+    fn mask(&mut self) -> Option<&[u32]>;
+}
+
 /// The window of the repeat penalty is a buffer of this process: no flag may ask for gigabytes of it.
 const MAX_LAST_N: usize = 1 << 20;
 
@@ -169,7 +177,24 @@ impl Sampler {
         if self.params.temp <= 0.0 && !self.params.penalises() && bias.is_empty() {
             return greedy(logits);
         }
-        self.gather(logits);
+        self.gather(logits, None);
+        self.choose(bias)
+    }
+
+    /// The next of the tokens that `filter` allows. One that is drawn freely and happens to be allowed is as likely as it would be among
+    /// those alone, so the mask, which costs more, is asked for only where it is not.
+    pub fn sample_filtered(&mut self, logits: &[f32], bias: &[(u32, f32)], filter: &mut dyn Filter) -> Result<u32> {
+        let free = self.sample_biased(logits, bias)?;
+        if filter.allows(free) {
+            return Ok(free);
+        }
+        let Some(mask) = filter.mask() else { return Err(Error::stopped("no token may follow")) };
+        self.gather(logits, Some(mask));
+        self.choose(bias)
+    }
+
+    /// One of the candidates.
+    fn choose(&mut self, bias: &[(u32, f32)]) -> Result<u32> {
         self.add_bias(bias);
         self.penalise();
         if self.params.temp <= 0.0 {
@@ -182,11 +207,12 @@ impl Sampler {
         self.draw().ok_or_else(no_number)
     }
 
-    /// Fills the candidates with every logit that is a number.
-    fn gather(&mut self, logits: &[f32]) {
+    /// Fills the candidates with every logit that is a number, of the tokens whose bits are set.
+    fn gather(&mut self, logits: &[f32], mask: Option<&[u32]>) {
         self.candidates.clear();
+        let is_set = |id: usize| mask.is_none_or(|mask| mask.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1));
         let usable = |(id, &logit): (usize, &f32)| {
-            (logit > f32::NEG_INFINITY).then(|| Candidate { id: id as u32, logit: logit.min(f32::MAX) })
+            (logit > f32::NEG_INFINITY && is_set(id)).then(|| Candidate { id: id as u32, logit: logit.min(f32::MAX) })
         };
         self.candidates.extend(logits.iter().enumerate().filter_map(usable));
     }

@@ -385,7 +385,7 @@ fn biases_of_a_token_add_up_and_a_text_stands_for_all_of_its_tokens() {
 }
 
 #[test]
-fn what_cannot_be_constrained_yet_is_refused_and_what_is_no_constraint_too() {
+fn without_memory_for_grammars_forms_are_refused_and_what_is_no_form_too() {
     let server = server();
     let format = |format: Value| {
         post(server.address, "/v1/chat/completions", &json!({ "messages": user("x"), "response_format": format })).status
@@ -410,7 +410,9 @@ fn what_cannot_be_constrained_yet_is_refused_and_what_is_no_constraint_too() {
         (Value::Null, 200),
         (json!("required"), 501),
         (json!("maybe"), 400),
-        (json!({ "type": "function" }), 501),
+        (json!({ "type": "function" }), 400),
+        (json!({ "type": "function", "function": { "name": "u" } }), 400),
+        (json!({ "type": "function", "function": { "name": "t" } }), 501),
     ] {
         let tools = json!([{ "type": "function", "function": { "name": "t", "parameters": { "type": "object" } } }]);
         let reply = post(

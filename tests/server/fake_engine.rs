@@ -138,7 +138,13 @@ struct Engine {
 /// What an order says, if the prompt gives it.
 fn order<'a>(prompt: &'a str, name: &str) -> Option<&'a str> {
     let rest = prompt.rsplit_once(&format!("{name}{{"))?.1;
-    rest.split_once('}').map(|(what, _)| what)
+    // Braces within are in pairs.
+    let mut depth = 1;
+    let end = rest.bytes().position(|byte| {
+        depth += i32::from(byte == b'{') - i32::from(byte == b'}');
+        depth == 0
+    });
+    end.map(|end| &rest[..end])
 }
 
 fn time(prompt: &str, name: &str) -> Duration {

@@ -8,4 +8,6 @@ mod client;
 mod fake_engine;
 mod http;
 mod info;
+mod obey;
+mod tools;
 mod whole;

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 
 use crate::client::{get, post};
 
-struct Program {
+pub struct Program {
     child: Child,
-    address: SocketAddr,
-    said: Vec<String>,
+    pub address: SocketAddr,
+    pub said: Vec<String>,
 }
 
 impl Program {
-    fn start(flags: &[&str]) -> Program {
+    pub fn start(flags: &[&str]) -> Program {
         let mut command = lowkey!();
         command.args(["serve", "--port", "0", "--temp", "0", "-m"]).arg(demo_model()).args(flags);
         let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the program");
@@ -37,20 +37,20 @@ impl Program {
         Program { child, address, said }
     }
 
-    fn chat(&self, request: Value) -> Value {
+    pub fn chat(&self, request: Value) -> Value {
         let reply = post(self.address, "/v1/chat/completions", &request);
         assert_eq!(reply.status, 200, "{}", reply.text());
         reply.json()
     }
 
-    fn rss_anon(&self) -> u64 {
+    pub fn rss_anon(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a status");
         let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
         kib.map_or(0, |kib: u64| kib * 1024)
     }
 
     /// Asks it to end; the exit code.
-    fn stop(mut self) -> i32 {
+    pub fn stop(mut self) -> i32 {
         let begun = Instant::now();
         let ended = std::process::Command::new("kill").arg(self.child.id().to_string()).status().expect("kill");
         assert!(ended.success());

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::args::{ModelArgs, OrMinusOne, SampleArgs};
+use crate::cli::constraint::ConstraintArgs;
 use crate::cli::sessions::FolderArgs;
 use crate::units::Bytes;
 
@@ -53,6 +54,8 @@ pub struct ChatArgs {
     /// Bytes that kept conversations may take together
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     pub session_space: Bytes,
+    #[command(flatten)]
+    pub constraint: ConstraintArgs,
     #[command(flatten)]
     pub sample: SampleArgs,
 }

@@ -42,10 +42,11 @@ pub fn run(args: ChatArgs) -> Result<Done> {
     let tokenizer = opened.tokenizer()?;
     let mut sample = args.sample.clone();
     let sampler = Sampler::new(sample.params(opened.model.config.n_ctx), opened.model.config.n_vocab)?;
+    let grammar = args.constraint.grammar(&tokenizer)?;
     let (mut session, _) = opened.start()?;
     let mut input = Input::open(!args.no_history)?;
     let mut talk = Talk::new(&mut session, sampler, template, &tokenizer);
-    (talk.system, talk.pins_system, talk.thinks) = (system, args.pin_system, args.think);
+    (talk.system, talk.pins_system, talk.thinks, talk.grammar) = (system, args.pin_system, args.think, grammar);
     (talk.n_answer, talk.escapes) = (args.n.0.unwrap_or(usize::MAX), std::io::stdout().is_terminal());
     if input.is_terminal() {
         say("Type a message; /help tells what else there is, Ctrl-D leaves.");
@@ -129,6 +130,7 @@ fn plan(args: &ChatArgs, opened: &mut Opened, template: &ChatTemplate, system_by
     opened.plan.private("conversation", 4 * text_bytes + tokens_bytes + Held::bytes(&[]));
     opened.plan.private("template", template.plan_bytes(text_bytes));
     opened.plan.private("line editing", 1 << 20);
+    args.constraint.plan(opened)?;
     opened.plan.private("sessions", Shelf::plan_bytes());
     Ok(())
 }

@@ -1,12 +1,14 @@
 //! A conversation in one stream: what has been said is taken in once, and each turn adds to it. Only where the template changes what
 //! was said before is the conversation read again, and that is told.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cli::interrupt;
 use crate::cli::output::{say, stream};
 use crate::cli::progress;
 use crate::cli::writer::Writer;
+use crate::constraint::{Grammar, Live};
 use crate::error::{Error, Result};
 use crate::model::forward::Logits;
 use crate::session::Session;
@@ -29,6 +31,8 @@ pub struct Talk<'a> {
     pub n_answer: usize,
     /// Whether control characters of answers are shown as such.
     pub escapes: bool,
+    /// What each answer obeys.
+    pub grammar: Option<Arc<Grammar>>,
     /// `(role, text)` after the system's turn.
     turns: Vec<(&'static str, String)>,
     /// The text that the stream took in before the last answer; none where turns were left out.
@@ -64,6 +68,7 @@ impl<'a> Talk<'a> {
             thinks: None,
             n_answer: usize::MAX,
             escapes: false,
+            grammar: None,
             turns: Vec::new(),
             asked: None,
             pending: None,
@@ -256,6 +261,7 @@ impl<'a> Talk<'a> {
 
         let began = Instant::now();
         let (mut answer, mut pending, escapes) = (String::new(), None, *escapes);
+        let mut live = self.grammar.as_ref().map(|grammar| grammar.begin());
         let mut writer = Writer::new(&[], |text: &str| {
             answer.push_str(text);
             if escapes { stream(&escaped(text)) } else { stream(text) }
@@ -268,7 +274,15 @@ impl<'a> Talk<'a> {
                 done.was_interrupted = true;
                 break Ok(());
             }
-            let token = match sampler.sample(logits) {
+            let drawn = match &mut live {
+                Some(live) => sampler.sample_filtered(logits, &[], live),
+                None => sampler.sample(logits),
+            };
+            if let Some(why) = live.as_ref().and_then(Live::stuck) {
+                log::warn!("{why}");
+                break Ok(());
+            }
+            let token = match drawn {
                 Ok(token) => token,
                 Err(error) => break Err(error),
             };
@@ -280,6 +294,9 @@ impl<'a> Talk<'a> {
             }
             writer.push(tokenizer.token_bytes(token, false))?;
             pending = Some(token);
+            if live.as_mut().is_some_and(|live| live.accept(token)) {
+                break Ok(());
+            }
             if done.n_generated < n_answer {
                 logits = match engine.prefill(memory, &[token], Logits::Last) {
                     Ok(logits) => logits,

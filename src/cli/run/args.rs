@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::args::{ModelArgs, SampleArgs};
+use crate::cli::constraint::ConstraintArgs;
 use crate::cli::pack::When;
 use crate::cli::sessions::FolderArgs;
 use crate::units::Bytes;
@@ -62,6 +63,8 @@ pub struct RunArgs {
     /// and a line where a pack would help]
     #[arg(long, value_name = "WHEN")]
     pub pack: Option<When>,
+    #[command(flatten)]
+    pub constraint: ConstraintArgs,
     #[command(flatten)]
     pub sample: SampleArgs,
     /// Go on with the conversation that was saved under this name, if there is one, and save it under this name at the end. The prompt

@@ -7,6 +7,7 @@ use crate::cli::output::stream;
 use crate::cli::status::rss_anon_bytes;
 use crate::cli::writer::Writer;
 use crate::cli::{interrupt, progress};
+use crate::constraint::Live;
 use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::text::{Sampler, Tokenizer};
@@ -58,6 +59,7 @@ pub fn generate(
     session: &mut Session,
     tokenizer: &Tokenizer,
     sampler: &mut Sampler,
+    mut live: Option<Live>,
     prompt: &[u32],
     is_kept: bool,
     started: Instant,
@@ -99,7 +101,15 @@ pub fn generate(
         if interrupt::raised() {
             break Stop::Interrupt;
         }
-        let token = sampler.sample(logits)?;
+        let drawn = match &mut live {
+            Some(live) => sampler.sample_filtered(logits, &[], live),
+            None => sampler.sample(logits),
+        };
+        if let Some(why) = live.as_ref().and_then(Live::stuck) {
+            log::warn!("{why}");
+            break Stop::Length;
+        }
+        let token = drawn?;
         kept.logprobs.push(logits);
         sampler.accept(token);
         outcome.n_generated += 1;
@@ -116,6 +126,9 @@ pub fn generate(
         pending = Some(token);
         if writer.push(tokenizer.token_bytes(token, false))? {
             break Stop::Text;
+        }
+        if live.as_mut().is_some_and(|live| live.accept(token)) {
+            break Stop::Eos;
         }
         if outcome.n_generated < limit {
             pending = None;

@@ -58,6 +58,7 @@ pub fn run(args: RunArgs) -> Result<Done> {
         Ok(ready) => ready,
         Err(planned) => return Ok(Done::Planned(planned.into())),
     };
+    let grammar = args.constraint.grammar(&tokenizer)?;
     let (mut session, plan) = opened.start()?;
     check_tokens(&session, &prompt)?;
     warn_past_context(&session, prompt.len(), args.n);
@@ -77,7 +78,8 @@ pub fn run(args: RunArgs) -> Result<Done> {
         is_whole: false,
     };
     interrupt::defer();
-    match generate(&args, &mut session, &tokenizer, &mut sampler, &prompt, log.is_some(), started, &mut outcome) {
+    let live = grammar.map(|grammar| grammar.begin());
+    match generate(&args, &mut session, &tokenizer, &mut sampler, live, &prompt, log.is_some(), started, &mut outcome) {
         Err(Error::BrokenPipe) => return Err(Error::BrokenPipe),
         Err(Error::Stopped(what)) => (outcome.stop, outcome.error) = (Stop::Full, Some(Error::Stopped(what))),
         Err(other) => return Err(other),
@@ -213,6 +215,7 @@ fn plan_run(
     }
     let given = args.prompt.iter().chain(&args.system).chain(&args.stop);
     opened.plan.private("arguments", given.map(String::len).sum::<usize>() * ARGUMENT_COPIES + Held::bytes(&args.stop));
+    args.constraint.plan(opened)?;
     if n_kept > 0 {
         let bytes = Kept::bytes(n_kept, n_top).ok_or_else(|| {
             Error::usage("-n", format!("{n_kept} tokens are more than --json can hold until the end; give a smaller number"))

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use crate::cli::args::{ModelArgs, OrMinusOne, SampleArgs};
+use crate::cli::constraint::region_bytes;
 use crate::error::{Error, Result};
 use crate::server::http::{self, Settings};
 use crate::units::Bytes;
@@ -98,6 +99,9 @@ pub struct ServeArgs {
     /// not exact; 0: never
     #[arg(long, value_name = "N", default_value = "0")]
     pub reuse: usize,
+    /// Memory that grammars and schemas of answers share; 0: requests for them are refused
+    #[arg(long, value_name = "SIZE", default_value = "8MiB")]
+    pub grammar_memory: Bytes,
     /// Seconds that answers under way have when the server is told to stop
     #[arg(long, value_name = "S", default_value = "2")]
     pub stop_wait: Seconds,
@@ -209,7 +213,7 @@ impl ServeArgs {
                 Thinking::Off => http::Thinking::Off,
             },
             pin_system: self.pin_system,
-            grammar_bytes: 0,
+            grammar_bytes: region_bytes(self.grammar_memory)?,
             reuse_runs: self.reuse,
             max_repeat_last_n,
             metrics: !self.no_metrics,

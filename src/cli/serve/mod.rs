@@ -6,6 +6,7 @@ mod model;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::constraint::Constraints;
 use crate::error::{Error, Result, Setting};
 use crate::kv::Policy;
 use crate::mem::warm::{settle_heap, share_heap, warm_stack};
@@ -58,7 +59,9 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     let plan_bytes = opened.plan.private_bytes();
     let template_source = template.as_ref().map_or(Vec::new(), |template| template.source().as_bytes().to_vec());
     let model = info(&opened.model, &args.alias, &args.tags);
-    let shared = Arc::new(Shared::new(desk.clone(), tokenizer.clone(), template, model, sampling, plan_bytes));
+    let constraints = (settings.grammar_bytes > 0).then(|| Constraints::new(&tokenizer, settings.grammar_bytes));
+    let shared = Shared::new(desk.clone(), tokenizer.clone(), template, model, sampling, plan_bytes);
+    let shared = Arc::new(shared.with_constraints(constraints));
     // What clients will make it take, all of it: after this nothing grows.
     settle_heap(heap_bytes);
     interrupt::defer();
@@ -157,6 +160,9 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
     let render = |n_bytes: usize| template.as_ref().map_or(0, |template| template.plan_bytes(n_bytes));
     let request_bytes = settings.request_bytes(render);
     plan.private("requests", request_bytes);
+    if settings.grammar_bytes > 0 {
+        plan.private("grammar", Constraints::plan_bytes(&opened.model.file, settings.grammar_bytes)?);
+    }
     if args.sessions.is_some() {
         plan.private("sessions", Keeper::plan_bytes());
     }

@@ -7,7 +7,7 @@ use axum::response::Response;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::{Value, json};
 
-use crate::server::desk::{Finish, Kept, Progress};
+use crate::server::desk::{Finish, Progress};
 use crate::text::Tokenizer;
 
 use super::Shared;
@@ -99,8 +99,9 @@ pub fn usage(parts: &[Facts]) -> Value {
 }
 
 /// What became of the stream's memory.
-pub fn memory(kept: &Kept) -> Value {
-    json!({
+pub fn memory(facts: &Facts) -> Value {
+    let kept = &facts.kept;
+    let mut memory = json!({
         "stream": kept.stream,
         "evicted": kept.evicted,
         "n_live": kept.n_live,
@@ -108,7 +109,11 @@ pub fn memory(kept: &Kept) -> Value {
         "diverged_at": kept.diverged_at,
         "n_moved": kept.n_moved,
         "is_exact": kept.is_exact,
-    })
+    });
+    if let Some(error) = facts.error {
+        memory["error"] = error.into();
+    }
+    memory
 }
 
 /// OpenAI's word for an end.

@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 use super::clerk::Clerk;
 use super::error::{Checked, Refusal};
 use super::seats::{Seats, TurnedAway};
+use super::tools::Ring;
 use super::{Settings, Shared};
 
 /// Who may watch an arena at once.
@@ -21,6 +22,8 @@ pub struct App {
     /// Places for bodies of size.
     pub bodies: Arc<Semaphore>,
     pub watchers: Arc<Semaphore>,
+    /// Calls of tools that answers held.
+    pub ring: Ring,
 }
 
 pub type AppState = axum::extract::State<Arc<App>>;
@@ -32,6 +35,7 @@ impl App {
             turned_away: TurnedAway::new(),
             bodies: Arc::new(Semaphore::new(settings.n_streams + settings.n_queue)),
             watchers: Arc::new(Semaphore::new(N_WATCHERS)),
+            ring: Ring::default(),
             clerk: {
                 let shared = shared.clone();
                 Clerk::start(move || shared.is_warm())?

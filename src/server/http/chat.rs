@@ -6,18 +6,20 @@ use axum::extract::{Request as HttpRequest, State};
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use crate::server::desk::Request;
+use crate::server::desk::{Finish, Request};
 
 use super::answers::{
     fingerprint, finish_reason, memory, now, prompt_progress, random_name, sse, timings, tokens_with_tops, usage,
 };
 use super::app::{App, AppState};
+use super::calls::{Calls, Told};
 use super::error::{Checked, Refusal};
 use super::fields::Fields;
 use super::gaps::Gaps;
 use super::run::{Facts, Manner, Piece, Token};
 use super::stream::{Format, Order, Part, answer};
 use super::thinking::{Parted, Splitter};
+use super::tools::{self, call_json};
 use super::{body, prompt, sampling};
 
 /// What caps an answer, by any of its names.
@@ -53,7 +55,9 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
     let chat = prompt::read_chat(app, &fields)?;
     // What it holds is in the chat by now.
     drop(body);
+    let tools = chat.tools.clone();
     let prompt = prompt::of_chat(app, chat, pins)?;
+    let calls = Calls::new(tools.as_ref().map(|_| tools::family(app)));
     let splitter = if is_parted { Splitter::new(prompt.is_thinking) } else { Splitter::off() };
     let format = Chat {
         app: app.clone(),
@@ -71,6 +75,8 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
         is_stream: wishes.is_stream,
         fresh: splitter.clone(),
         splitter,
+        fresh_calls: calls.clone(),
+        calls,
         held: Vec::new(),
         parts: Vec::new(),
         n_met: 0,
@@ -78,7 +84,7 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
     Ok(Order {
         manner: Manner { by_token: n_top.is_some(), keeps_tokens: n_top.is_some(), progress: wishes.return_progress, ping: None },
         is_stream: wishes.is_stream,
-        batch: sampling::batch(app, &wishes, vec![prompt])?,
+        batch: sampling::batch(app, &wishes, vec![prompt], tools.as_ref())?,
         format: Box::new(format),
     })
 }
@@ -95,6 +101,8 @@ struct Chat {
     is_stream: bool,
     fresh: Splitter,
     splitter: Splitter,
+    fresh_calls: Calls,
+    calls: Calls,
     /// Tokens whose text is held back.
     held: Vec<Token>,
     parts: Vec<Facts>,
@@ -129,12 +137,31 @@ impl Chat {
         }
     }
 
-    fn deltas(&mut self, facts: &Facts, parted: Parted, out: &mut String) {
-        for (name, text) in [("reasoning_content", parted.reasoning), ("content", parted.content)] {
-            if text.is_empty() {
-                continue;
-            }
-            let mut chunk = self.chunk(facts.part, json!({ name: text }), None);
+    fn deltas(&mut self, facts: &Facts, parted: Parted, is_end: bool, out: &mut String) {
+        let mut told = Vec::new();
+        self.calls.push(&parted.content, &mut told);
+        if is_end {
+            self.calls.finish(&mut told);
+        }
+        let mut deltas = Vec::new();
+        if !parted.reasoning.is_empty() {
+            deltas.push(json!({ "reasoning_content": parted.reasoning }));
+        }
+        for told in told {
+            deltas.push(match told {
+                Told::Text(text) => json!({ "content": text }),
+                Told::Begin { index, id, name } => {
+                    let mut call = call_json(&id, &name, "");
+                    call["index"] = index.into();
+                    json!({ "tool_calls": [call] })
+                }
+                Told::Arguments { index, text } => {
+                    json!({ "tool_calls": [{ "index": index, "function": { "arguments": text } }] })
+                }
+            });
+        }
+        for delta in deltas {
+            let mut chunk = self.chunk(facts.part, delta, None);
             if let Some(n_top) = self.n_top {
                 let tokens = std::mem::take(&mut self.held);
                 chunk["choices"][0]["logprobs"] =
@@ -146,6 +173,11 @@ impl Chat {
             sse(out, &chunk);
         }
     }
+}
+
+/// How an answer ended that calls tools.
+pub fn calls_reason(facts: &Facts) -> &'static str {
+    if facts.finish == Some(Finish::Length) { "length" } else { "tool_calls" }
 }
 
 impl Format for Chat {
@@ -169,7 +201,7 @@ impl Format for Chat {
             self.held.extend(piece.tokens.iter().cloned());
         }
         let parted = self.splitter.push(&piece.text);
-        self.deltas(facts, parted, out);
+        self.deltas(facts, parted, false, out);
     }
 
     fn note(&mut self, request: &Request) {
@@ -182,14 +214,17 @@ impl Format for Chat {
     fn part_end(&mut self, facts: &Facts, out: &mut String) {
         self.meet(facts, out);
         let rest = self.splitter.finish();
-        self.deltas(facts, rest, out);
+        self.deltas(facts, rest, true, out);
+        let calls = std::mem::replace(&mut self.calls, self.fresh_calls.clone());
+        let reason = if calls.calls.is_empty() { finish_reason(facts) } else { calls_reason(facts) };
+        self.app.ring.keep(calls.triples(), &calls.raw);
         self.held.clear();
         self.splitter = self.fresh.clone();
         self.parts.push(*facts);
-        let mut chunk = self.chunk(facts.part, json!({}), Some(finish_reason(facts)));
+        let mut chunk = self.chunk(facts.part, json!({}), Some(reason));
         if !self.include_usage {
             chunk["timings"] = timings(&facts.progress);
-            chunk["lowkey"] = memory(&facts.kept);
+            chunk["lowkey"] = memory(facts);
         }
         if let Some(verbose) = &self.verbose {
             chunk["__verbose"] = verbose.last().cloned().unwrap_or_default();
@@ -202,7 +237,7 @@ impl Format for Chat {
             let mut chunk = self.object("chat.completion.chunk", json!([]));
             chunk["usage"] = usage(&self.parts);
             chunk["timings"] = timings(&last.progress);
-            chunk["lowkey"] = memory(&last.kept);
+            chunk["lowkey"] = memory(last);
             sse(out, &chunk);
         }
         out.push_str("data: [DONE]\n\n");
@@ -217,7 +252,17 @@ impl Format for Chat {
         let mut choices = Vec::with_capacity(parts.len());
         for part in parts {
             let parted = self.fresh.clone().part(&part.text);
-            let mut message = json!({ "role": "assistant", "content": parted.content });
+            let mut calls = self.fresh_calls.clone();
+            let content = calls.part(&parted.content);
+            let mut message = json!({ "role": "assistant", "content": content });
+            let mut reason = finish_reason(&part.facts);
+            if !calls.calls.is_empty() {
+                let all = calls.calls.iter().map(|call| call_json(&call.id, &call.name, &call.arguments));
+                message["tool_calls"] = all.collect();
+                message["content"] = if content.is_empty() { Value::Null } else { content.into() };
+                reason = calls_reason(&part.facts);
+                self.app.ring.keep(calls.triples(), &calls.raw);
+            }
             if !parted.reasoning.is_empty() {
                 message["reasoning_content"] = parted.reasoning.into();
             }
@@ -225,7 +270,7 @@ impl Format for Chat {
             choices.push(json!({
                 "index": part.facts.part,
                 "message": message,
-                "finish_reason": finish_reason(&part.facts),
+                "finish_reason": reason,
                 "logprobs": logprobs,
             }));
             facts.push(part.facts);
@@ -234,7 +279,7 @@ impl Format for Chat {
         object["usage"] = usage(&facts);
         if let Some(last) = facts.last() {
             object["timings"] = timings(&last.progress);
-            object["lowkey"] = memory(&last.kept);
+            object["lowkey"] = memory(last);
         }
         if let Some(verbose) = &self.verbose {
             object["__verbose"] = verbose.first().cloned().unwrap_or_default();

@@ -63,7 +63,7 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
             ping: None,
         },
         is_stream: wishes.is_stream,
-        batch: sampling::batch(app, &wishes, prompts)?,
+        batch: sampling::batch(app, &wishes, prompts, None)?,
         format: Box::new(format),
     })
 }
@@ -126,7 +126,7 @@ impl Native {
             "stopping_word": word,
             "tokens_cached": (facts.progress.n_prompt + facts.progress.n_generated).saturating_sub(1),
             "timings": timings(&facts.progress),
-            "lowkey": memory(&facts.kept),
+            "lowkey": memory(facts),
         });
         if let (Value::Object(object), Value::Object(own)) = (&mut object, own) {
             object.extend(own);

@@ -1,9 +1,13 @@
 //! What an answer may be made to obey: JSON, a schema, a grammar. The form of each is checked here; `compile` is the one place where
-//! a grammar would be made of it.
+//! a grammar is made of it.
+
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::Settings;
+use crate::constraint::{Grammar, Refused, Rules};
+
+use super::app::App;
 use super::error::{Checked, Refusal, quoted};
 use super::fields::{Fields, wanted};
 
@@ -15,33 +19,23 @@ const ONE: [&str; 8] = ["items", "additionalProperties", "contains", "not", "if"
 const LISTS: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
 const MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
 
-#[derive(Clone, Debug)]
-pub enum Constraint {
-    /// Any JSON object.
-    Json,
-    Schema(Value),
-    /// llama.cpp's grammars.
-    Gbnf(String),
-    Lark(String),
-}
-
-/// What the request asks for, if it asks for anything.
-pub fn read(fields: &Fields<'_>) -> Checked<Option<Constraint>> {
+/// What the request asks for, if it asks for anything, and the field that does.
+pub fn read(fields: &Fields<'_>) -> Checked<Option<(Rules, &'static str)>> {
     let mut found = Vec::new();
     if let Some(format) = fields.get("response_format") {
-        found.extend(response_format(format)?);
+        found.extend(response_format(format)?.map(|rules| (rules, "response_format")));
     }
     if let Some(schema) = fields.get("json_schema") {
         check_schema(schema, "json_schema")?;
-        found.push(Constraint::Schema(schema.clone()));
+        found.push((Rules::Schema(schema.clone()), "json_schema"));
     }
-    for (name, make) in [("grammar", Constraint::Gbnf as fn(String) -> Constraint), ("lark", Constraint::Lark)] {
+    for (name, make) in [("grammar", Rules::Gbnf as fn(String) -> Rules), ("lark", Rules::Lark)] {
         // An empty grammar is none: clients send it so.
         if let Some(text) = fields.string(name)?.filter(|text| !text.trim().is_empty()) {
             if text.len() > MAX_SCHEMA_BYTES {
                 return Err(fields.invalid(name, format!("more than {MAX_SCHEMA_BYTES} bytes")));
             }
-            found.push(make(text.to_owned()));
+            found.push((make(text.to_owned()), name));
         }
     }
     if found.len() > 1 {
@@ -50,24 +44,24 @@ pub fn read(fields: &Fields<'_>) -> Checked<Option<Constraint>> {
     Ok(found.pop())
 }
 
-fn response_format(format: &Value) -> Checked<Option<Constraint>> {
+fn response_format(format: &Value) -> Checked<Option<Rules>> {
     let fields = Fields::of(format, "response_format")?;
     let kind = fields.word("type", &["text", "json_object", "json_schema"])?;
     match kind {
         None => Err(fields.invalid("type", "one of text, json_object, json_schema is wanted here")),
         Some("text") => Ok(None),
         Some("json_object") => match fields.get("schema") {
-            None => Ok(Some(Constraint::Json)),
+            None => Ok(Some(Rules::Json)),
             Some(schema) => {
                 check_schema(schema, "response_format.schema")?;
-                Ok(Some(Constraint::Schema(schema.clone())))
+                Ok(Some(Rules::Schema(schema.clone())))
             }
         },
         _ => {
             let inner = Fields::of(fields.needed("json_schema", "an object with `schema`")?, "response_format.json_schema")?;
             let schema = inner.needed("schema", "a JSON schema")?;
             check_schema(schema, "response_format.json_schema.schema")?;
-            Ok(Some(Constraint::Schema(schema.clone())))
+            Ok(Some(Rules::Schema(schema.clone())))
         }
     }
 }
@@ -110,16 +104,16 @@ fn check_types(schema: &Value, name: &str) -> Checked<()> {
     Ok(())
 }
 
-/// What tokens an answer may go on with: there is no such thing yet, and `compile` never gives one.
-pub enum Grammar {}
-
-/// The grammar of a constraint.
-pub fn compile(_settings: &Settings, constraint: &Constraint) -> Checked<Grammar> {
-    let (param, what) = match constraint {
-        Constraint::Json => ("response_format", "JSON".to_owned()),
-        Constraint::Schema(schema) => ("response_format", format!("a schema of {} bytes", schema.to_string().len())),
-        Constraint::Gbnf(text) => ("grammar", format!("a grammar of {} bytes", text.len())),
-        Constraint::Lark(text) => ("lark", format!("a grammar of {} bytes", text.len())),
+/// The grammar of some rules, which the field `param` asks for.
+pub fn compile(app: &App, rules: &Rules, param: &str) -> Checked<Arc<Grammar>> {
+    let Some(constraints) = &app.shared.constraints else {
+        let what = "this server holds no answer to a form: it was started with --grammar-memory 0; ask for it in the prompt";
+        return Err(Refusal::unsupported_field(param, what));
     };
-    Err(Refusal::unsupported_field(param, format!("this server holds no answer to {what} yet: ask for it in the prompt")))
+    constraints.compile(rules).map_err(|refused| match refused {
+        Refused::Invalid(what) => Refusal::grammar(param, what),
+        refused @ Refused::TooLarge(_) => Refusal::grammar(param, refused),
+        refused @ Refused::Busy => Refusal::unavailable(refused.to_string(), 1),
+        Refused::Absent(what) => Refusal::unsupported_field(param, what),
+    })
 }

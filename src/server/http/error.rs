@@ -47,6 +47,13 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", Some(code), message)
     }
 
+    /// 400: a schema or grammar that cannot be held to.
+    pub fn grammar(param: &str, what: impl std::fmt::Display) -> Self {
+        let mut refusal = Self::invalid(param, what);
+        refusal.code = Some("invalid_grammar");
+        refusal
+    }
+
     /// 400: more tokens than the context has.
     pub fn context(n_prompt: usize, n_ctx: usize) -> Self {
         let message = format!(

@@ -7,6 +7,7 @@ use crate::text::Conversation;
 use super::constraint::{MAX_SCHEMA_BYTES, check_schema};
 use super::error::{Checked, Refusal, quoted};
 use super::fields::{Fields, wanted};
+use super::tools::Tools;
 
 const MAX_MESSAGES: usize = 256;
 const MAX_TOOLS: usize = 64;
@@ -22,6 +23,8 @@ pub struct Chat {
     pub continued: Option<String>,
     /// It begins with the system's turn.
     pub has_system: bool,
+    /// What the answer may call.
+    pub tools: Option<Tools>,
 }
 
 /// Reads `messages`, `tools` and what goes with them.
@@ -57,9 +60,11 @@ pub fn read(fields: &Fields<'_>, arguments_as_objects: bool) -> Checked<Chat> {
         }
         chat.continued = Some(last["content"].as_str().unwrap_or_default().to_owned());
     }
+    let tools = tools(fields)?;
+    chat.tools = Tools::read(fields, tools.as_ref())?;
     chat.conversation = Conversation {
         messages,
-        tools: tools(fields)?,
+        tools,
         variables: variables(fields)?,
         // What is continued follows the mark that begins a message.
         add_generation_prompt: chat.continued.is_some() || wants_prompt.unwrap_or(true),
@@ -161,21 +166,8 @@ fn tool_calls(fields: &Fields<'_>, arguments_as_objects: bool) -> Checked<Option
     Ok(Some(read.into()))
 }
 
-/// `tools`, where there are any; `tool_choice` may leave the model its choice, or forbid calls.
+/// `tools`, where there are any.
 fn tools(fields: &Fields<'_>) -> Checked<Option<Value>> {
-    match fields.get("tool_choice") {
-        None => {}
-        Some(Value::String(choice)) if ["auto", "none"].contains(&choice.as_str()) => {}
-        Some(Value::String(choice)) if choice == "required" => {
-            return Err(Refusal::unsupported_field("tool_choice", "this server cannot force calls yet: send auto or none"));
-        }
-        Some(Value::Object(_)) => {
-            return Err(Refusal::unsupported_field("tool_choice", "this server cannot force a call yet: send auto or none"));
-        }
-        Some(other) => {
-            return Err(fields.invalid("tool_choice", format!("{} is none of auto, none, required", quoted(&other.to_string()))));
-        }
-    }
     let Some(tools) = fields.list("tools")?.filter(|tools| !tools.is_empty()) else { return Ok(None) };
     if tools.len() > MAX_TOOLS {
         return Err(fields.invalid("tools", format!("{} tools: at most {MAX_TOOLS}", tools.len())));

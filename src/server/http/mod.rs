@@ -4,6 +4,7 @@
 //! accept    listeners, connections and their number        wire      time-outs of a connection       router   paths, each request's way
 //! guard     keys, hosts, origins                           body      bodies and JSON with limits     fields   typed access to JSON
 //! clerk     where requests are read, one at a time         messages, prompt, sampling, constraint    JSON to what the desk takes
+//! tools     calls of them: forms, grammars                 calls     calls read back from an answer
 //! run       a request from the queue to its end            stream    events and whole answers        answers  what the APIs share
 //! chat, completion, text_completion, responses, ollama     the APIs                                  models, tokens, slots, metrics, arena
 //! ```
@@ -16,6 +17,7 @@ mod answers;
 mod app;
 mod arena;
 mod body;
+mod calls;
 mod chat;
 mod clerk;
 mod completion;
@@ -40,6 +42,7 @@ mod stream;
 mod text_completion;
 mod thinking;
 mod tokens;
+mod tools;
 mod unfold;
 mod wire;
 
@@ -47,6 +50,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::constraint::Constraints;
 use crate::text::{ChatTemplate, SamplerParams, Tokenizer};
 
 use super::desk::{Desk, MAX_PROBS, OUTBOX_TEXT_BYTES, OUTBOX_TOKENS, Sampled};
@@ -107,7 +111,7 @@ pub struct Settings {
     pub thinking: Thinking,
     pub pin_system: bool,
     /// For constrained output; 0: off.
-    pub grammar_bytes: u64,
+    pub grammar_bytes: usize,
     /// Runs of at least so many tokens behind a change of the prompt are moved instead of read; 0: none.
     pub reuse_runs: usize,
     /// The longest window of penalties that a request may ask for.
@@ -187,7 +191,7 @@ impl Settings {
         let each = prompt + outbox + (4 << 10);
         // The JSON and what is taken out of it; a conversation that is stopped keeps its share, and after the last none is rendered.
         let reading = 2 * json_bytes(self) + clerk::MAX_LOST * render_bytes(self.max_written());
-        (self.n_streams + self.n_queue) * each + self.n_streams * stream::WHOLE_BYTES + reading
+        (self.n_streams + self.n_queue) * each + self.n_streams * stream::WHOLE_BYTES + reading + tools::Ring::BYTES
     }
 }
 
@@ -225,6 +229,8 @@ pub struct Shared {
     pub tokenizer: Arc<Tokenizer>,
     /// Or why there is none.
     pub template: Result<ChatTemplate, String>,
+    /// None: answers obey nothing.
+    pub constraints: Option<Constraints>,
     pub model: ModelInfo,
     /// What requests do not say; each that names no seed starts from this one.
     pub sampling: SamplerParams,
@@ -251,6 +257,7 @@ impl Shared {
             desk,
             tokenizer,
             template,
+            constraints: None,
             model,
             sampling,
             plan_bytes,
@@ -261,6 +268,11 @@ impl Shared {
             n_warm: AtomicUsize::new(0),
             stop: tokio::sync::watch::Sender::new(false),
         }
+    }
+
+    /// Answers may obey schemas and grammars.
+    pub fn with_constraints(self, constraints: Option<Constraints>) -> Shared {
+        Shared { constraints, ..self }
     }
 
     /// A thread of the network's side has taken the memory that it works in.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::answers::json_response;
 use super::app::{App, AppState};
+use super::calls::Calls;
 use super::error::{Checked, Refusal, quoted};
 use super::fields::{Fields, wanted};
 use super::messages;
@@ -15,7 +16,7 @@ use super::ollama_answer::{Answer, date, loaded};
 use super::run::Manner;
 use super::stream::{Order, answer};
 use super::thinking::Splitter;
-use super::{body, prompt, sampling};
+use super::{body, prompt, sampling, tools};
 
 /// What clients ask for at least; it is this API's, and not the program's.
 const VERSION: &str = "0.12.0";
@@ -247,10 +248,12 @@ fn order(app: &Arc<App>, as_chat: Value, is_chat: bool, is_raw: bool, is_stream:
     let fields = Fields::of_body(&as_chat)?;
     let wishes = sampling::read(app, &fields, &["num_predict"])?;
     let pins = fields.bool("pin_system")?.unwrap_or(app.settings.pin_system);
+    let mut tools = None;
     let prompt = match is_raw {
         true => prompt::of_completion(app, &fields)?.pop().ok_or_else(|| fields.invalid("prompt", "there is none"))?,
         false => {
             let chat = prompt::read_chat(app, &fields)?;
+            tools = chat.tools.clone();
             drop(as_chat);
             prompt::of_chat(app, chat, pins)?
         }
@@ -259,8 +262,8 @@ fn order(app: &Arc<App>, as_chat: Value, is_chat: bool, is_raw: bool, is_stream:
     Ok(Order {
         manner: Manner::default(),
         is_stream,
-        batch: sampling::batch(app, &wishes, vec![prompt])?,
-        format: Box::new(Answer::new(app.clone(), is_chat, splitter)),
+        batch: sampling::batch(app, &wishes, vec![prompt], tools.as_ref())?,
+        format: Box::new(Answer::new(app.clone(), is_chat, splitter, Calls::new(tools.map(|_| tools::family(app))))),
     })
 }
 

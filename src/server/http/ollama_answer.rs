@@ -9,11 +9,13 @@ use serde_json::{Value, json};
 use crate::server::desk::Finish;
 
 use super::app::App;
+use super::calls::{Call, Calls, Told};
 use super::error::Refusal;
 use super::gaps::Gaps;
 use super::run::{Facts, Piece};
 use super::stream::{Format, Part};
 use super::thinking::{Parted, Splitter};
+use super::tools::arguments_object;
 
 pub fn date(time: SystemTime) -> String {
     Timestamp::try_from(time).unwrap_or_default().to_string()
@@ -52,7 +54,18 @@ pub struct Answer {
     is_chat: bool,
     fresh: Splitter,
     splitter: Splitter,
+    fresh_calls: Calls,
+    calls: Calls,
+    /// Calls that have been told.
+    n_told: usize,
     begun: Instant,
+}
+
+/// Arguments are objects here. An id is not Ollama's; it does no harm, and comes back with what was called.
+fn calls_json(calls: &[Call]) -> Value {
+    let one =
+        |call: &Call| json!({ "id": call.id, "function": { "name": call.name, "arguments": arguments_object(&call.arguments) } });
+    calls.iter().map(one).collect()
 }
 
 fn ns(time: Duration) -> u64 {
@@ -60,8 +73,33 @@ fn ns(time: Duration) -> u64 {
 }
 
 impl Answer {
-    pub fn new(app: Arc<App>, is_chat: bool, splitter: Splitter) -> Self {
-        Answer { app, is_chat, fresh: splitter.clone(), splitter, begun: Instant::now() }
+    pub fn new(app: Arc<App>, is_chat: bool, splitter: Splitter, calls: Calls) -> Self {
+        let (fresh, fresh_calls) = (splitter.clone(), calls.clone());
+        Answer { app, is_chat, fresh, splitter, fresh_calls, calls, n_told: 0, begun: Instant::now() }
+    }
+
+    /// What has come; calls are told whole, so the last one waits for the next or the end.
+    fn told(&mut self, mut parted: Parted, is_end: bool, out: &mut String) {
+        let mut told = Vec::new();
+        self.calls.push(&parted.content, &mut told);
+        if is_end {
+            self.calls.finish(&mut told);
+        }
+        parted.content =
+            told.into_iter().filter_map(|told| if let Told::Text(text) = told { Some(text) } else { None }).collect();
+        self.line(&parted, out);
+        let n_whole = if is_end { self.calls.calls.len() } else { self.calls.calls.len().saturating_sub(1) };
+        if self.n_told < n_whole {
+            let mut line = object(&self.app, self.is_chat, &Parted::default());
+            line["message"]["tool_calls"] = calls_json(&self.calls.calls[self.n_told..n_whole]);
+            self.n_told = n_whole;
+            out.push_str(&line.to_string());
+            out.push('\n');
+        }
+        if is_end {
+            self.app.ring.keep(self.calls.triples(), &self.calls.raw);
+            (self.calls, self.n_told) = (self.fresh_calls.clone(), 0);
+        }
     }
 
     fn line(&self, parted: &Parted, out: &mut String) {
@@ -99,12 +137,12 @@ impl Format for Answer {
 
     fn piece(&mut self, _facts: &Facts, piece: &Piece, out: &mut String) {
         let parted = self.splitter.push(&piece.text);
-        self.line(&parted, out);
+        self.told(parted, false, out);
     }
 
     fn part_end(&mut self, facts: &Facts, out: &mut String) {
         let rest = self.splitter.finish();
-        self.line(&rest, out);
+        self.told(rest, true, out);
         out.push_str(&self.last(facts, &Parted::default()).to_string());
         out.push('\n');
     }
@@ -118,6 +156,13 @@ impl Format for Answer {
 
     fn whole(&mut self, mut parts: Vec<Part>, _gaps: &mut Gaps) -> Value {
         let part = parts.pop().unwrap_or_default();
-        self.last(&part.facts, &self.fresh.clone().part(&part.text))
+        let (mut parted, mut calls) = (self.fresh.clone().part(&part.text), self.fresh_calls.clone());
+        parted.content = calls.part(&parted.content);
+        let mut answer = self.last(&part.facts, &parted);
+        if !calls.calls.is_empty() {
+            answer["message"]["tool_calls"] = calls_json(&calls.calls);
+            self.app.ring.keep(calls.triples(), &calls.raw);
+        }
+        answer
     }
 }

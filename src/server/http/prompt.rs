@@ -14,6 +14,7 @@ use super::clerk;
 use super::error::{Checked, Refusal};
 use super::fields::{Fields, kind, wanted};
 use super::messages::{self, Chat};
+use super::tools;
 use super::{Overflow, Thinking};
 
 /// A system's turn that is shorter is read as soon as it is brought.
@@ -49,7 +50,11 @@ fn wants_objects(template: &ChatTemplate) -> bool {
 
 /// The chat of a request, as its template reads it.
 pub fn read_chat(app: &App, fields: &Fields<'_>) -> Checked<Chat> {
-    messages::read(fields, wants_objects(template(app)?))
+    let template = template(app)?;
+    let mut chat = messages::read(fields, wants_objects(template))?;
+    tools::tell(&mut chat.conversation, template.source(), &app.ring);
+    chat.has_system = chat.conversation.messages.first().is_some_and(|first| first["role"] == "system");
+    Ok(chat)
 }
 
 /// Marks between which models think.
@@ -153,7 +158,7 @@ fn system_alone(chat: &Chat) -> [Chat; 2] {
         let mut conversation = chat.conversation.clone();
         conversation.messages.truncate(1);
         conversation.messages.push(serde_json::json!({ "role": "user", "content": text }));
-        Chat { conversation, continued: None, has_system: true }
+        Chat { conversation, has_system: true, ..Chat::default() }
     })
 }
 

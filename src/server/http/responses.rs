@@ -10,13 +10,14 @@ use crate::server::desk::Finish;
 
 use super::answers::{memory, now, prompt_progress, random_name, timings};
 use super::app::{App, AppState};
+use super::calls::{Calls, Told};
 use super::error::{Checked, Refusal, quoted};
 use super::fields::{Fields, wanted};
 use super::gaps::Gaps;
 use super::run::{Facts, Manner, Piece};
 use super::stream::{Format, Order, Part, answer};
 use super::thinking::{Parted, Splitter};
-use super::{body, messages, prompt, sampling};
+use super::{body, messages, prompt, sampling, tools};
 
 pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Response> {
     let body = body::read(&app, request).await?;
@@ -49,11 +50,14 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
     base["top_p"] = wishes.request.sampling.top_p.into();
     let chat = prompt::read_chat(app, &fields)?;
     drop(as_chat);
+    let tools = chat.tools.clone();
     let prompt = prompt::of_chat(app, chat, pins)?;
     let format = Responses {
         base,
         timings_per_token: wishes.timings_per_token,
         splitter: Splitter::new(prompt.is_thinking),
+        app: app.clone(),
+        calls: Calls::new(tools.as_ref().map(|_| tools::family(app))),
         n_events: 0,
         open: None,
         items: Vec::new(),
@@ -63,7 +67,7 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
     Ok(Order {
         manner: Manner { progress: wishes.return_progress, ..Manner::default() },
         is_stream: wishes.is_stream,
-        batch: sampling::batch(app, &wishes, vec![prompt])?,
+        batch: sampling::batch(app, &wishes, vec![prompt], tools.as_ref())?,
         format: Box::new(format),
     })
 }
@@ -98,7 +102,7 @@ fn base(app: &App, fields: &Fields<'_>) -> Value {
 
 /// The body of a chat that asks for the same.
 fn as_chat(fields: &Fields<'_>) -> Checked<Value> {
-    const SAME: [&str; 24] = [
+    const SAME: [&str; 26] = [
         "temperature",
         "top_p",
         "top_k",
@@ -122,7 +126,9 @@ fn as_chat(fields: &Fields<'_>) -> Checked<Value> {
         "timings_per_token",
         "chat_template_kwargs",
         "grammar",
+        "lark",
         "json_schema",
+        "parallel_tool_calls",
     ];
     let mut chat = Map::new();
     for name in SAME {
@@ -233,12 +239,16 @@ struct Open {
     is_reasoning: bool,
     id: String,
     text: String,
+    /// It is a call: its id and name; `text` is its arguments.
+    call: Option<(String, String)>,
 }
 
 struct Responses {
     base: Value,
     timings_per_token: bool,
     splitter: Splitter,
+    app: Arc<App>,
+    calls: Calls,
     n_events: usize,
     open: Option<Open>,
     /// Complete items.
@@ -256,6 +266,10 @@ fn content(is_reasoning: bool, text: &str) -> Value {
 }
 
 fn item(open: &Open, status: &str) -> Value {
+    if let Some((id, name)) = &open.call {
+        let (own, arguments) = (&open.id, &open.text);
+        return json!({ "type": "function_call", "id": own, "call_id": id, "name": name, "arguments": arguments, "status": status });
+    }
     let content = if status == "in_progress" { json!([]) } else { json!([content(open.is_reasoning, &open.text)]) };
     match open.is_reasoning {
         true => json!({ "type": "reasoning", "id": open.id, "summary": [], "content": content, "status": status }),
@@ -272,7 +286,8 @@ impl Responses {
     }
 
     fn open(&mut self, is_reasoning: bool, out: &mut String) {
-        let open = Open { is_reasoning, id: random_name(if is_reasoning { "rs_" } else { "msg_" }), text: String::new() };
+        let open =
+            Open { is_reasoning, id: random_name(if is_reasoning { "rs_" } else { "msg_" }), text: String::new(), call: None };
         let (index, id) = (self.items.len(), open.id.clone());
         self.event("response.output_item.added", json!({ "output_index": index, "item": item(&open, "in_progress") }), out);
         let part = json!({ "item_id": id, "output_index": index, "content_index": 0, "part": content(is_reasoning, "") });
@@ -283,6 +298,13 @@ impl Responses {
     fn close(&mut self, out: &mut String) {
         let Some(open) = self.open.take() else { return };
         let index = self.items.len();
+        if open.call.is_some() {
+            let done = json!({ "item_id": open.id, "output_index": index, "arguments": open.text });
+            self.event("response.function_call_arguments.done", done, out);
+            let item = item(&open, "completed");
+            self.event("response.output_item.done", json!({ "output_index": index, "item": item.clone() }), out);
+            return self.items.push(item);
+        }
         let place = json!({ "item_id": open.id, "output_index": index, "content_index": 0 });
         let mut done = place.clone();
         done["text"] = open.text.as_str().into();
@@ -299,12 +321,41 @@ impl Responses {
         self.items.push(item);
     }
 
+    /// What has come, as items.
+    fn told(&mut self, facts: &Facts, parted: Parted, is_end: bool, out: &mut String) {
+        let mut told = Vec::new();
+        self.calls.push(&parted.content, &mut told);
+        if is_end {
+            self.calls.finish(&mut told);
+        }
+        self.write(facts, Parted { content: String::new(), ..parted }, out);
+        for told in told {
+            match told {
+                Told::Text(text) => self.write(facts, Parted { content: text, ..Parted::default() }, out),
+                Told::Begin { id, name, .. } => {
+                    self.close(out);
+                    let open = Open { is_reasoning: false, id: random_name("fc_"), text: String::new(), call: Some((id, name)) };
+                    let added = json!({ "output_index": self.items.len(), "item": item(&open, "in_progress") });
+                    self.event("response.output_item.added", added, out);
+                    self.open = Some(open);
+                }
+                Told::Arguments { text, .. } => {
+                    let index = self.items.len();
+                    let Some(open) = &mut self.open else { continue };
+                    open.text.push_str(&text);
+                    let delta = json!({ "item_id": open.id, "output_index": index, "delta": text });
+                    self.event("response.function_call_arguments.delta", delta, out);
+                }
+            }
+        }
+    }
+
     fn write(&mut self, facts: &Facts, parted: Parted, out: &mut String) {
         for (is_reasoning, text) in [(true, parted.reasoning), (false, parted.content)] {
             if text.is_empty() {
                 continue;
             }
-            if self.open.as_ref().is_none_or(|open| open.is_reasoning != is_reasoning) {
+            if self.open.as_ref().is_none_or(|open| open.is_reasoning != is_reasoning || open.call.is_some()) {
                 self.close(out);
                 self.open(is_reasoning, out);
             }
@@ -342,7 +393,7 @@ impl Responses {
             "total_tokens": progress.n_prompt + progress.n_generated,
         });
         response["timings"] = timings(progress);
-        response["lowkey"] = memory(&self.facts.kept);
+        response["lowkey"] = memory(&self.facts);
         response
     }
 }
@@ -364,15 +415,16 @@ impl Format for Responses {
 
     fn piece(&mut self, facts: &Facts, piece: &Piece, out: &mut String) {
         let parted = self.splitter.push(&piece.text);
-        self.write(facts, parted, out);
+        self.told(facts, parted, false, out);
     }
 
     fn part_end(&mut self, facts: &Facts, out: &mut String) {
         let rest = self.splitter.finish();
-        self.write(facts, rest, out);
+        self.told(facts, rest, true, out);
         self.close(out);
-        // An answer has a message, be it empty.
-        if self.items.iter().all(|item| item["type"] != "message") {
+        self.app.ring.keep(self.calls.triples(), &self.calls.raw);
+        // An answer that calls nothing has a message, be it empty.
+        if self.items.iter().all(|item| item["type"] == "reasoning") {
             self.open(false, out);
             self.close(out);
         }

@@ -44,6 +44,8 @@ pub struct Facts {
     /// Which of the request's stop texts ended it.
     pub stop: Option<usize>,
     pub max_tokens: usize,
+    /// Why it ended early.
+    pub error: Option<&'static str>,
 }
 
 impl Facts {
@@ -158,6 +160,7 @@ impl Run {
         }
         let first = batch.request(0);
         let facts = Facts { max_tokens: first.max_tokens, ..Facts::default() };
+        let tokens = Pairing { shown: first.shown.clone(), ..Pairing::default() };
         let ticket = app.shared.desk.submit(first).map_err(|refused| refusal(&app, refused))?;
         let now = Instant::now();
         Ok(Run {
@@ -166,7 +169,7 @@ impl Run {
             batch,
             ticket: Some(ticket),
             facts,
-            tokens: Pairing::default(),
+            tokens,
             ready: VecDeque::new(),
             told: None,
             has_stream: false,
@@ -267,7 +270,8 @@ impl Run {
             Ok(ticket) => {
                 let choice = part % self.batch.n_choice;
                 self.facts = Facts { part, choice, max_tokens: self.facts.max_tokens, ..Facts::default() };
-                (self.ticket, self.tokens) = (Some(ticket), Pairing::default());
+                let shown = std::mem::take(&mut self.tokens.shown);
+                (self.ticket, self.tokens) = (Some(ticket), Pairing { shown, ..Pairing::default() });
                 (self.told, self.has_stream, self.has_ended, self.submitted) = (None, false, false, Instant::now());
                 None
             }
@@ -303,7 +307,7 @@ impl Run {
             }
         }
         (self.facts.progress, self.facts.kept) = (now, out.kept);
-        (self.facts.finish, self.facts.stop) = (out.finish, out.stop);
+        (self.facts.finish, self.facts.stop, self.facts.error) = (out.finish, out.stop, out.error);
         let finish = out.finish;
         let Out { text: lies, tokens, tops, .. } = &mut *out;
         let mut tops = tops.drain(..);
@@ -349,6 +353,8 @@ struct Pairing {
     tokens: VecDeque<(Token, usize)>,
     text: String,
     characters: Utf8Stream,
+    /// Control tokens that are told as text.
+    shown: Vec<u32>,
 }
 
 impl Pairing {
@@ -356,7 +362,7 @@ impl Pairing {
         let mut completed = String::new();
         for (sampled, tops) in sampled {
             completed.clear();
-            self.characters.push(tokenizer.token_bytes(sampled.id, false), &mut completed);
+            self.characters.push(tokenizer.token_bytes(sampled.id, self.shown.contains(&sampled.id)), &mut completed);
             self.tokens.push_back((Token { id: sampled.id, logprob: sampled.logprob, tops }, completed.len()));
         }
         self.text.push_str(text);

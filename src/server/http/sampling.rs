@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::constraint::Rules;
 use crate::server::desk::{MAX_PROBS, Request};
 use crate::text::SamplerParams;
 
@@ -10,6 +11,7 @@ use super::error::{Checked, Refusal};
 use super::fields::{Fields, wanted};
 use super::prompt::Prompt;
 use super::run::Batch;
+use super::tools::{self, Tools};
 use super::{answers, constraint};
 
 const MAX_STOPS: usize = 8;
@@ -28,6 +30,8 @@ pub struct Wishes {
     pub timings_per_token: bool,
     pub return_progress: bool,
     pub verbose: bool,
+    /// What the answer is to obey, and the field that says so.
+    pub rules: Option<(Rules, &'static str)>,
 }
 
 /// The numbers of the sampler; what is not said is as the server has it.
@@ -165,9 +169,6 @@ pub fn is_name(name: &str) -> bool {
 /// What the APIs of OpenAI and llama-server share. `limits`: names of the cap on an answer's tokens.
 pub fn read(app: &App, fields: &Fields<'_>, limits: &[&str]) -> Checked<Wishes> {
     let settings = &app.settings;
-    if let Some(constraint) = constraint::read(fields)? {
-        match constraint::compile(settings, &constraint)? {}
-    }
     if fields.flag("post_sampling_probs")? {
         return Err(Refusal::unsupported_field("post_sampling_probs", "probabilities are told as they are before sampling"));
     }
@@ -203,6 +204,8 @@ pub fn read(app: &App, fields: &Fields<'_>, limits: &[&str]) -> Checked<Wishes> 
             stream: fields.integer("id_slot", -1, most_streams)?.filter(|id| *id >= 0).map(|id| id as usize),
             session: session(fields)?,
             reuse_prefix: fields.bool("cache_prompt")?.unwrap_or(true),
+            grammar: None,
+            shown: Vec::new(),
             reuse_runs: fields.integer("n_cache_reuse", 0, 1 << 20)?.map_or(settings.reuse_runs, |n| n as usize),
         },
         is_stream: fields.flag("stream")?,
@@ -214,6 +217,7 @@ pub fn read(app: &App, fields: &Fields<'_>, limits: &[&str]) -> Checked<Wishes> 
         timings_per_token: fields.flag("timings_per_token")?,
         return_progress: fields.flag("return_progress")?,
         verbose: settings.verbose || fields.flag("verbose")?,
+        rules: constraint::read(fields)?,
     })
 }
 
@@ -222,9 +226,35 @@ pub fn n_tops(fields: &Fields<'_>, name: &str) -> Checked<Option<usize>> {
     Ok(fields.integer(name, 0, MAX_PROBS as i64)?.map(|n| n as usize))
 }
 
-/// The requests of prompts, each with as many answers as were wished.
-pub fn batch(app: &App, wishes: &Wishes, prompts: Vec<Prompt>) -> Checked<Batch> {
-    Batch::new(wishes.request.clone(), prompts, wishes.n, app.settings.max_prompt_tokens())
+/// The requests of prompts, each with as many answers as were wished, which may call `tools`.
+pub fn batch(app: &App, wishes: &Wishes, prompts: Vec<Prompt>, tools: Option<&Tools>) -> Checked<Batch> {
+    let mut request = wishes.request.clone();
+    let is_thinking = prompts.first().is_some_and(|prompt| prompt.is_thinking);
+    let tokenizer = &app.shared.tokenizer;
+    let (rules, param) = match (&wishes.rules, tools) {
+        (None, None) => return Batch::new(request, prompts, wishes.n, app.settings.max_prompt_tokens()),
+        (Some((_, param)), Some(_)) => {
+            return Err(Refusal::invalid(
+                param,
+                "an answer to a form calls no tools: leave one of them out, or send `tool_choice`: none",
+            ));
+        }
+        (Some((rules, param)), None) => (rules.clone(), *param),
+        (None, Some(tools)) => {
+            let family = tools::family(app);
+            request.shown = Tools::shown(family, tokenizer);
+            if app.shared.constraints.is_none() && !tools.is_forced() {
+                return Batch::new(request, prompts, wishes.n, app.settings.max_prompt_tokens());
+            }
+            (tools.rules(family, tokenizer)?, "tools")
+        }
+    };
+    let rules = match is_thinking && tools.is_none_or(Tools::is_forced) {
+        true => tools::after_thought(rules, tokenizer)?,
+        false => rules,
+    };
+    request.grammar = Some(constraint::compile(app, &rules, param)?);
+    Batch::new(request, prompts, wishes.n, app.settings.max_prompt_tokens())
 }
 
 /// A cap as llama-server tells it: -1 for none.

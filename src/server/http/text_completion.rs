@@ -69,7 +69,7 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
     Ok(Order {
         manner: Manner { by_token: n_top.is_some(), keeps_tokens: n_top.is_some(), progress: wishes.return_progress, ping: None },
         is_stream: wishes.is_stream,
-        batch: sampling::batch(app, &wishes, prompts)?,
+        batch: sampling::batch(app, &wishes, prompts, None)?,
         format: Box::new(format),
     })
 }
@@ -131,7 +131,7 @@ impl Format for Text {
         let mut chunk = self.chunk(facts.part, "", Value::Null, Some(finish_reason(facts)));
         if !self.include_usage {
             chunk["timings"] = timings(&facts.progress);
-            chunk["lowkey"] = memory(&facts.kept);
+            chunk["lowkey"] = memory(facts);
         }
         if let Some(verbose) = &self.verbose {
             chunk["__verbose"] = verbose.last().cloned().unwrap_or_default();
@@ -144,7 +144,7 @@ impl Format for Text {
             let mut chunk = self.object(json!([]));
             chunk["usage"] = usage(&self.parts);
             chunk["timings"] = timings(&last.progress);
-            chunk["lowkey"] = memory(&last.kept);
+            chunk["lowkey"] = memory(last);
             sse(out, &chunk);
         }
         out.push_str("data: [DONE]\n\n");
@@ -170,7 +170,7 @@ impl Format for Text {
         object["usage"] = usage(&facts);
         if let Some(last) = facts.last() {
             object["timings"] = timings(&last.progress);
-            object["lowkey"] = memory(&last.kept);
+            object["lowkey"] = memory(last);
         }
         if let Some(verbose) = &self.verbose {
             object["__verbose"] = verbose.first().cloned().unwrap_or_default();

@@ -109,7 +109,7 @@ fn penalty_divides_positive_and_multiplies_negative_logits_once() {
     let mut sampler = Sampler::new(params, 4).unwrap();
     let logits = [4.0f32, -4.0, 1.0, f32::NAN];
     let penalised = |sampler: &mut Sampler| {
-        sampler.gather(&logits);
+        sampler.gather(&logits, None);
         sampler.penalise();
         sampler.candidates.iter().map(|c| (c.id, c.logit)).collect::<Vec<_>>()
     };

@@ -1,0 +1,72 @@
+//! Answers that obey: any JSON, a JSON schema, or a grammar. llguidance says which tokens may follow; this room feeds it.
+//!
+//! ```text
+//! schema   what a schema may hold; refusals by keyword        gbnf     llama.cpp's grammars, read     lark   and written as Lark's
+//! engine   the vocabulary's tables, grammars, their tokens    region   the memory that they share
+//! ```
+//!
+//! A grammar is made (`Constraints::compile`) before an answer starts, on a thread of its own whose allocations are counted; what would
+//! keep more than half of the region is refused. Each answer walks its own copy (`Live`), and what that takes more is counted token by
+//! token: the library's limits are small enough that no token takes what is held back for one, so that the region holds.
+//! Without the feature `constraint` everything is refused.
+
+#[cfg(feature = "constraint")]
+mod engine;
+#[cfg_attr(not(feature = "constraint"), allow(dead_code))]
+mod gbnf;
+#[cfg_attr(not(feature = "constraint"), allow(dead_code))]
+mod lark;
+#[cfg(feature = "constraint")]
+mod region;
+mod schema;
+#[cfg(not(feature = "constraint"))]
+#[path = "without.rs"]
+mod engine;
+
+use serde_json::Value;
+
+pub use engine::{Constraints, Grammar, Live};
+pub use lark::quoted;
+pub use schema::prepared;
+
+/// The least that a region can be.
+pub const MIN_BYTES: usize = 1 << 20;
+
+/// What an answer is to obey.
+#[derive(Clone, Debug)]
+pub enum Rules {
+    /// Any JSON object.
+    Json,
+    /// A JSON schema.
+    Schema(Value),
+    /// llama.cpp's grammars.
+    Gbnf(String),
+    /// llguidance's own.
+    Lark(String),
+    /// The same, of this program's making: it is not checked.
+    Own(String),
+}
+
+/// Why there is no grammar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It cannot be held to, or not be read: which keyword, which line.
+    Invalid(String),
+    /// It would take more memory than grammars may.
+    TooLarge(String),
+    /// Others have taken the memory.
+    Busy,
+    /// This program cannot.
+    Absent(&'static str),
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Refused::Invalid(what) => f.write_str(what),
+            Refused::TooLarge(what) => write!(f, "it would take more memory than grammars may: {what}; make it smaller, or raise --grammar-memory"),
+            Refused::Busy => f.write_str("other answers have taken the memory for grammars: try again, or raise --grammar-memory"),
+            Refused::Absent(what) => f.write_str(what),
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! JSON schemas before the library sees them: what it would not hold to exactly is refused by the keyword's name, and so is what
+//! would multiply beyond measure. What does not matter to it is taken out.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value, json};
+
+/// Keywords that no grammar holds to.
+const NEVER: [&str; 17] = [
+    "not",
+    "if",
+    "then",
+    "else",
+    "contains",
+    "minContains",
+    "maxContains",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "propertyNames",
+    "$dynamicRef",
+    "$recursiveRef",
+    "x-guidance",
+    "contentSchema",
+];
+/// What says nothing about what may be written, here.
+const NOTES: [&str; 3] = ["$dynamicAnchor", "$recursiveAnchor", "$vocabulary"];
+const FORMATS: [&str; 10] = ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
+const NUMBERS: [&str; 5] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
+const COUNTS: [&str; 6] = ["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"];
+/// Whole numbers up to here are what they are in a double too.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// Schemas in each other, references followed.
+const MAX_DEPTH: usize = 96;
+/// Alternatives that all of a schema comes to, multiplied where it wants several things at once.
+const MAX_WAYS: usize = 4096;
+/// The most that an exact number of items may be.
+const MAX_ITEMS: u64 = 10_000;
+
+/// Between the marks of JSON: nothing, a space, or a line break with what indents the next line. (Without an end to white space, small
+/// models write nothing else.)
+const WHITE_SPACE: &str = r"[ ]|\n[ \t]{0,40}";
+
+/// The schema as the library takes it, or which keyword is in its way.
+pub fn prepared(schema: &Value) -> Result<Value, String> {
+    let mut schema = match schema {
+        Value::Bool(true) => json!({}),
+        Value::Bool(false) => return Err("the schema is `false`, which nothing is valid against".into()),
+        other => other.clone(),
+    };
+    let copy = schema.clone();
+    let mut check = Check { root: &copy, seen: HashSet::new(), n_ways: 0, has_inner_id: None, has_ref: false };
+    check.schema(&copy, "", 0)?;
+    check.circles()?;
+    if let Some(path) = check.has_inner_id.filter(|_| check.has_ref) {
+        return Err(format!("`{path}`: with references in the schema, only its root may have an `$id`"));
+    }
+    tidy(&mut schema, true);
+    if let Value::Object(map) = &mut schema {
+        map.insert("x-guidance".into(), json!({ "whitespace_pattern": WHITE_SPACE }));
+    }
+    Ok(schema)
+}
+
+/// Takes out keywords that change nothing and that the library stumbles over.
+fn tidy(schema: &mut Value, is_schema: bool) {
+    match schema {
+        Value::Object(map) if is_schema => {
+            map.retain(|key, value| match key.as_str() {
+                "uniqueItems" => value != &Value::Bool(false),
+                key => !NOTES.contains(&key),
+            });
+            // Only beside a list of items does it mean anything.
+            if !map.get("items").is_some_and(Value::is_array) {
+                map.remove("additionalItems");
+            }
+            for (key, value) in map {
+                match key.as_str() {
+                    "const" | "enum" | "default" | "examples" => {}
+                    "properties" | "patternProperties" | "$defs" | "definitions" => tidy(value, false),
+                    _ => tidy(value, true),
+                }
+            }
+        }
+        Value::Object(map) => map.values_mut().for_each(|value| tidy(value, true)),
+        Value::Array(items) => items.iter_mut().for_each(|item| tidy(item, true)),
+        _ => {}
+    }
+}
+
+struct Check<'a> {
+    root: &'a Value,
+    /// References that have been followed.
+    seen: HashSet<&'a str>,
+    n_ways: usize,
+    has_inner_id: Option<String>,
+    has_ref: bool,
+}
+
+impl<'a> Check<'a> {
+    /// Checks a schema; how many alternatives it comes to.
+    fn schema(&mut self, schema: &'a Value, path: &str, depth: usize) -> Result<usize, String> {
+        let map = match schema {
+            Value::Bool(_) => return Ok(1),
+            Value::Object(map) => map,
+            _ => return Err(format!("`{path}`: a schema is an object, true or false")),
+        };
+        if depth > MAX_DEPTH {
+            return Err(format!("`{path}`: schemas and references lie more than {MAX_DEPTH} deep in each other"));
+        }
+        let of = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+        // What several keywords of one schema want, is wanted together.
+        let mut ways = if has_own(map) { map.get("type").map_or(6, |kind| kind.as_array().map_or(1, Vec::len)) } else { 1 };
+        for (key, value) in map {
+            let name = of(key);
+            match key.as_str() {
+                key if NEVER.contains(&key) => {
+                    return Err(format!("`{name}`: `{key}` cannot be held to exactly: leave it out"));
+                }
+                "uniqueItems" if value != &Value::Bool(false) => {
+                    return Err(format!("`{name}`: `uniqueItems` cannot be held to exactly: leave it out"));
+                }
+                "$id" | "id" if !path.is_empty() && value.is_string() => self.has_inner_id = Some(name),
+                "$ref" => ways = ways.saturating_mul(self.reference(value, &name, depth)?),
+                "allOf" => {
+                    for (i, one) in list(value, &name)?.iter().enumerate() {
+                        ways = ways.saturating_mul(self.schema(one, &format!("{name}[{i}]"), depth + 1)?);
+                    }
+                }
+                "anyOf" | "oneOf" => {
+                    let mut sum = 0usize;
+                    for (i, one) in list(value, &name)?.iter().enumerate() {
+                        sum = sum.saturating_add(self.schema(one, &format!("{name}[{i}]"), depth + 1)?);
+                    }
+                    ways = ways.saturating_mul(sum.max(1));
+                }
+                "enum" => {
+                    let items = list(value, &name)?;
+                    items.iter().try_for_each(|item| exact(item, &name))?;
+                    ways = ways.saturating_mul(items.len().max(1));
+                }
+                "const" => exact(value, &name)?,
+                "properties" | "patternProperties" => {
+                    let inner = value.as_object().ok_or_else(|| format!("`{name}`: an object of schemas is wanted"))?;
+                    for (property, schema) in inner {
+                        if key == "patternProperties" {
+                            pattern(property, &name)?;
+                        }
+                        self.schema(schema, &format!("{name}.{property}"), depth + 1)?;
+                    }
+                }
+                "items" | "prefixItems" if value.is_array() => {
+                    if key == "items" && map.contains_key("prefixItems") {
+                        return Err(format!("`{name}`: a list of items beside `prefixItems`: leave one of them out"));
+                    }
+                    for (i, one) in list(value, &name)?.iter().enumerate() {
+                        self.schema(one, &format!("{name}[{i}]"), depth + 1)?;
+                    }
+                }
+                "items" | "additionalItems" | "additionalProperties" => {
+                    self.schema(value, &name, depth + 1)?;
+                }
+                "pattern" => pattern(value.as_str().ok_or_else(|| format!("`{name}`: a string is wanted"))?, &name)?,
+                "format" => {
+                    if !value.as_str().is_some_and(|format| FORMATS.contains(&format)) {
+                        return Err(format!("`{name}`: `format` {value} is not known: {} are", FORMATS.join(", ")));
+                    }
+                }
+                key if NUMBERS.contains(&key) => exact(value, &name)?,
+                key if COUNTS.contains(&key) => count(value, key, &name)?,
+                _ => {}
+            }
+        }
+        least_properties(map, &of("minProperties"))?;
+        self.n_ways = self.n_ways.saturating_add(ways);
+        if self.n_ways > MAX_WAYS {
+            let what = "the alternatives of the schema multiply to more than";
+            return Err(format!("`{}`: {what} {MAX_WAYS}: say `type` where it is missing, or write fewer", of("anyOf")));
+        }
+        Ok(ways)
+    }
+
+    fn target(&self, text: &str) -> Result<&'a Value, &'static str> {
+        let inner = text.strip_prefix('#').filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        let Some(inner) = inner.filter(|rest| !rest.contains(['~', '%'])) else {
+            return Err("cannot be followed: only references such as \"#/$defs/name\" can");
+        };
+        let mut found = self.root;
+        for segment in inner.split('/').skip(1).filter(|segment| !segment.is_empty()) {
+            let next = match found {
+                Value::Array(items) => segment.parse().ok().and_then(|i: usize| items.get(i)),
+                other => other.get(segment),
+            };
+            found = next.ok_or("leads nowhere")?;
+        }
+        Ok(found)
+    }
+
+    /// A schema that is itself, by references and nothing between, says nothing.
+    fn circles(&self) -> Result<(), String> {
+        let next = |text: &str| {
+            let mut next = Vec::new();
+            if let Ok(target) = self.target(text) {
+                in_place(target, &mut next);
+            }
+            next
+        };
+        let mut done = HashSet::new();
+        for start in &self.seen {
+            // What is being followed, and what of it is left.
+            let mut open = vec![(*start, next(start))];
+            let mut is_open = HashSet::from([*start]);
+            while let Some((text, rest)) = open.last_mut() {
+                match rest.pop() {
+                    None => {
+                        is_open.remove(text);
+                        done.insert(*text);
+                        open.pop();
+                    }
+                    Some(again) if is_open.contains(again) => {
+                        return Err(format!("`$ref`: {again:?} leads to itself, with nothing between"));
+                    }
+                    Some(known) if done.contains(known) => {}
+                    Some(new) => {
+                        is_open.insert(new);
+                        open.push((new, next(new)));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// References lead into the schema itself, by its members' names.
+    fn reference(&mut self, value: &'a Value, name: &str, depth: usize) -> Result<usize, String> {
+        self.has_ref = true;
+        let Some(text) = value.as_str() else { return Err(format!("`{name}`: a string is wanted")) };
+        let found = self.target(text).map_err(|what| format!("`{name}`: `$ref` {text:?} {what}"))?;
+        match self.seen.insert(text) {
+            true => self.schema(found, &format!("{name}({text})"), depth + 1),
+            // What it comes to was counted when it was first met.
+            false => Ok(1),
+        }
+    }
+}
+
+/// References that say something of the same value.
+fn in_place<'a>(schema: &'a Value, found: &mut Vec<&'a str>) {
+    found.extend(schema.get("$ref").and_then(Value::as_str));
+    for key in ["allOf", "anyOf", "oneOf"] {
+        schema.get(key).and_then(Value::as_array).into_iter().flatten().for_each(|one| in_place(one, found));
+    }
+}
+
+/// Whether a schema says something of values by itself, not only by schemas that it names.
+fn has_own(map: &Map<String, Value>) -> bool {
+    map.keys().any(|key| {
+        matches!(
+            key.as_str(),
+            "type" | "properties" | "patternProperties" | "additionalProperties" | "required" | "items" | "prefixItems"
+        ) || key == "pattern"
+            || key == "format"
+            || NUMBERS.contains(&key.as_str())
+            || COUNTS.contains(&key.as_str())
+    })
+}
+
+fn list<'a>(value: &'a Value, name: &str) -> Result<&'a Vec<Value>, String> {
+    value.as_array().ok_or_else(|| format!("`{name}`: a list is wanted"))
+}
+
+/// Numbers in it must be what they are in a double.
+fn exact(value: &Value, name: &str) -> Result<(), String> {
+    match value {
+        Value::Number(number) if number.as_f64().is_none_or(|number| !number.is_finite() || number.abs() > EXACT) => {
+            Err(format!("`{name}`: {number} is beyond ±2^53, where numbers are no longer exact"))
+        }
+        Value::Array(items) => items.iter().try_for_each(|item| exact(item, name)),
+        Value::Object(map) => map.values().try_for_each(|item| exact(item, name)),
+        _ => Ok(()),
+    }
+}
+
+fn count(value: &Value, key: &str, name: &str) -> Result<(), String> {
+    let n = value.as_u64().ok_or_else(|| format!("`{name}`: a whole number from 0 is wanted"))?;
+    if ["minItems", "maxItems", "minProperties", "maxProperties"].contains(&key) && n > MAX_ITEMS {
+        return Err(format!("`{name}`: {n} are more than {MAX_ITEMS}: give a smaller number, or leave it out"));
+    }
+    Ok(())
+}
+
+/// Look-around and references back are nothing that goes from left to right.
+fn pattern(pattern: &str, name: &str) -> Result<(), String> {
+    for (what, marks) in [
+        ("look-around", &["(?=", "(?!", "(?<=", "(?<!"][..]),
+        ("a word boundary", &[r"\b", r"\B"]),
+        ("a reference back", &[r"\1", r"\2", r"\3", r"\4", r"\5", r"\6", r"\7", r"\8", r"\9", r"\k<"]),
+    ] {
+        // A backslash that is itself escaped escapes nothing.
+        let bare = pattern.replace(r"\\", "");
+        if marks.iter().any(|mark| bare.contains(mark)) {
+            return Err(format!("`{name}`: {what} in a pattern cannot be held to: write it without"));
+        }
+    }
+    regex_syntax::ast::parse::ParserBuilder::new()
+        .nest_limit(64)
+        .build()
+        .parse(pattern)
+        .map(drop)
+        .map_err(|error| format!("`{name}`: the pattern cannot be read: {}", error.kind()))
+}
+
+/// A name may come twice in an object, and then counts once: a least number of others than the required ones cannot be held to.
+fn least_properties(map: &Map<String, Value>, name: &str) -> Result<(), String> {
+    let least = map.get("minProperties").and_then(Value::as_u64).unwrap_or(0);
+    let n_required = map.get("required").and_then(Value::as_array).map_or(0, Vec::len) as u64;
+    let is_closed = map.get("additionalProperties") == Some(&Value::Bool(false)) && !map.contains_key("patternProperties");
+    match least > n_required.max(1) || least > n_required && !is_closed {
+        true => {
+            Err(format!("`{name}`: `minProperties` above the number of `required` ones cannot be held to exactly: name them"))
+        }
+        false => Ok(()),
+    }
+}

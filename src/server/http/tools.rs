@@ -1,0 +1,362 @@
+//! Tools: how a family of models writes calls of them, what a request says of them, and the grammar that makes calls good ones. How
+//! written calls are read back is `calls`.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use serde_json::{Map, Value, json};
+
+use crate::constraint::{Rules, prepared, quoted};
+use crate::text::{Conversation, Tokenizer};
+
+use super::app::App;
+use super::error::{Checked, Refusal, quoted as shown};
+use super::fields::{Fields, wanted};
+
+/// How models of a family write calls: `open{"name": …, KEY: …}close`, or a list of such objects between the two.
+#[derive(Debug)]
+pub struct Family {
+    /// What a template of the family holds.
+    sign: &'static str,
+    pub open: &'static str,
+    pub close: &'static str,
+    /// What arguments are called.
+    pub key: &'static str,
+    pub is_list: bool,
+    /// A line break stands behind `open` and before `close`.
+    is_on_lines: bool,
+    /// Letters and digits of a call's id.
+    pub n_id: usize,
+}
+
+#[rustfmt::skip]
+const FAMILIES: [Family; 5] = [
+    // Mistral
+    Family { sign: "[TOOL_CALLS]", open: "[TOOL_CALLS]", close: "", key: "arguments", is_list: true, is_on_lines: false, n_id: 9 },
+    // LFM2, in JSON
+    Family { sign: "<|tool_list_start|>", open: "<|tool_call_start|>", close: "<|tool_call_end|>", key: "arguments", is_list: true, is_on_lines: false, n_id: 24 },
+    // Granite 3
+    Family { sign: "<|tool_call|>", open: "<|tool_call|>", close: "", key: "arguments", is_list: true, is_on_lines: false, n_id: 24 },
+    // Llama 3
+    Family { sign: "\"parameters\":", open: "", close: "", key: "parameters", is_list: false, is_on_lines: false, n_id: 24 },
+    // Hermes: Qwen, SmolLM3, Granite 4, and whoever is told of tools in the system's turn
+    Family { sign: "<tool_call>", open: "<tool_call>", close: "</tool_call>", key: "arguments", is_list: false, is_on_lines: true, n_id: 24 },
+];
+
+impl Family {
+    /// Of a template, by its source.
+    pub fn of(source: &str) -> &'static Family {
+        FAMILIES.iter().find(|family| source.contains(family.sign)).unwrap_or(&FAMILIES[FAMILIES.len() - 1])
+    }
+}
+
+/// Of the template that a server has.
+pub fn family(app: &App) -> &'static Family {
+    Family::of(app.shared.template.as_ref().map_or("", |template| template.source()))
+}
+
+/// Whether a template tells the model of tools.
+fn tells_tools(source: &str) -> bool {
+    source.contains("tools")
+}
+
+#[derive(Clone, Debug)]
+pub struct Function {
+    pub name: String,
+    parameters: Value,
+    /// The field that its parameters stand in.
+    param: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    Auto,
+    Required,
+    Named(usize),
+}
+
+/// The tools that an answer may call.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    functions: Vec<Function>,
+    choice: Choice,
+    is_parallel: bool,
+}
+
+impl Tools {
+    /// What a request says of `tools`, whose form has been checked. None: nothing may be called.
+    pub fn read(fields: &Fields<'_>, tools: Option<&Value>) -> Checked<Option<Tools>> {
+        let list = tools.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let functions: Vec<Function> = list.iter().enumerate().map(|(i, tool)| function(i, &tool["function"])).collect();
+        let is_parallel = fields.bool("parallel_tool_calls")?.unwrap_or(true);
+        let choice = match fields.get("tool_choice") {
+            None => Choice::Auto,
+            Some(Value::String(word)) => match word.as_str() {
+                "none" => return Ok(None),
+                "auto" => Choice::Auto,
+                "required" | "any" => Choice::Required,
+                other => {
+                    return Err(fields.invalid("tool_choice", format!("{} is none of auto, none, required", shown(other))));
+                }
+            },
+            Some(choice @ Value::Object(map)) => {
+                let name = map.get("function").and_then(|function| function.get("name")).or_else(|| map.get("name"));
+                let name = name.and_then(Value::as_str);
+                let name =
+                    name.ok_or_else(|| wanted("tool_choice", "auto, none, required, or a function with its name", choice))?;
+                let place = functions.iter().position(|function| function.name == name);
+                Choice::Named(
+                    place.ok_or_else(|| fields.invalid("tool_choice", format!("{} is none of the tools", shown(name))))?,
+                )
+            }
+            Some(other) => {
+                return Err(
+                    fields.invalid("tool_choice", format!("{} is none of auto, none, required", shown(&other.to_string())))
+                );
+            }
+        };
+        match functions.is_empty() {
+            true if choice == Choice::Required => Err(fields.invalid("tool_choice", "there are no tools to call")),
+            true => Ok(None),
+            false => Ok(Some(Tools { functions, choice, is_parallel })),
+        }
+    }
+
+    /// What an answer may be, `family`'s way. Control tokens among the marks are told by their ids.
+    pub fn rules(&self, family: &Family, tokenizer: &Tokenizer) -> Checked<Rules> {
+        let mut rules = String::new();
+        let mut names = Vec::new();
+        for (i, function) in self.functions.iter().enumerate() {
+            if matches!(self.choice, Choice::Named(named) if named != i) {
+                continue;
+            }
+            let schema = prepared(&function.parameters).map_err(|what| Refusal::grammar(&function.param, what))?;
+            let head = format!("{{\"name\": {}, \"{}\": ", Value::from(function.name.as_str()), family.key);
+            rules += &format!("f{i}: {} %json {schema} \"}}\"\n", quoted(&head));
+            names.push(format!("f{i}"));
+        }
+        rules += &format!("call: {}\n", names.join(" | "));
+        let (open, close) = (Mark::of(family.open, tokenizer), Mark::of(family.close, tokenizer));
+        let line = if family.is_on_lines { "\\n" } else { "" };
+        let more = if self.is_parallel { MAX_CALLS - 1 } else { 0 };
+        // Behind the first mark.
+        let rest = match (family.is_list, more) {
+            (true, 0) => format!("\"[\" call \"]\" {}", close.lark()),
+            (true, n) => format!("\"[\" call (\", \" call){{0,{n}}} \"]\" {}", close.lark()),
+            (false, 0) => format!("\"{line}\" call \"{line}\" {}", close.lark()),
+            (false, _) if family.open.is_empty() => "call".to_owned(),
+            (false, n) => {
+                let (open, close) = (open.lark(), close.lark());
+                format!("\"{line}\" call \"{line}\" {close} (\"{line}\" {open} \"{line}\" call \"{line}\" {close}){{0,{n}}}")
+            }
+        };
+        rules += &format!("rest: {rest}\n");
+        rules += &match (&self.choice, &open) {
+            (Choice::Auto, Mark::None) => "start: OTHER | rest\nOTHER: /(?s:.*)/ & ~/\\s*\\{\\s*\"name\"(?s:.*)/\n".to_owned(),
+            (Choice::Auto, Mark::Token(id)) => format!("start: LEAD | LEAD? <[{id}]> rest\nLEAD: /(?s:.+)/\n"),
+            (Choice::Auto, Mark::Text(text)) => {
+                let mark = quoted(text);
+                format!("start: LEAD | MARKED rest\nMARKED: LEAD {mark}\nLEAD: /(?s:.*)/ & ~(/(?s:.*)/ {mark} /(?s:.*)/)\n")
+            }
+            (_, open) => format!("start: {} rest\n", open.lark()),
+        };
+        Ok(Rules::Own(rules))
+    }
+
+    /// Whether the answer must be a call.
+    pub fn is_forced(&self) -> bool {
+        self.choice != Choice::Auto
+    }
+
+    /// Tokens of the marks that are not told as text otherwise.
+    pub fn shown(family: &Family, tokenizer: &Tokenizer) -> Vec<u32> {
+        let id = |text| if let Mark::Token(id) = Mark::of(text, tokenizer) { Some(id) } else { None };
+        let mut ids: Vec<u32> = [family.open, family.close].into_iter().filter_map(id).collect();
+        ids.sort_unstable();
+        ids
+    }
+}
+
+/// Calls of one answer at most.
+const MAX_CALLS: usize = 16;
+
+/// Arguments that a schema does not name are none of the tool's.
+fn function(i: usize, function: &Value) -> Function {
+    let mut parameters = match function.get("parameters") {
+        None | Some(Value::Null) => json!({ "type": "object", "properties": {} }),
+        Some(given) => given.clone(),
+    };
+    if let Value::Object(map) = &mut parameters {
+        let is_open = map.get("additionalProperties").is_none() && map.contains_key("properties");
+        let is_plain = !["anyOf", "allOf", "oneOf", "$ref", "patternProperties"].iter().any(|key| map.contains_key(*key));
+        if is_open && is_plain {
+            map.insert("additionalProperties".into(), false.into());
+        }
+    }
+    let name = function["name"].as_str().unwrap_or_default().to_owned();
+    Function { name, parameters, param: format!("tools[{i}].function.parameters") }
+}
+
+/// What stands before and behind calls, to the vocabulary.
+enum Mark<'a> {
+    None,
+    Text(&'a str),
+    /// A control token, which no text becomes.
+    Token(u32),
+}
+
+impl<'a> Mark<'a> {
+    fn of(text: &'a str, tokenizer: &Tokenizer) -> Mark<'a> {
+        match tokenizer.encode(text, true, false).as_deref() {
+            _ if text.is_empty() => Mark::None,
+            Ok([id]) if tokenizer.is_control(*id) => Mark::Token(*id),
+            _ => Mark::Text(text),
+        }
+    }
+
+    fn lark(&self) -> String {
+        match self {
+            Mark::None => String::new(),
+            Mark::Text(text) => quoted(text),
+            Mark::Token(id) => format!("<[{id}]>"),
+        }
+    }
+}
+
+/// Rules behind a thought that is open where the answer begins.
+pub fn after_thought(rules: Rules, tokenizer: &Tokenizer) -> Checked<Rules> {
+    let end = "</think>";
+    let (head, lead) = match Mark::of(end, tokenizer) {
+        Mark::Token(id) => (format!("LEAD? <[{id}]> SPACE"), "THOUGHT_: /(?s:.+)/".to_owned()),
+        _ => (
+            "DONE SPACE".to_owned(),
+            format!("THOUGHT_: /(?s:.*)/ & ~(/(?s:.*)/ {0} /(?s:.*)/)\nDONE: THOUGHT_ {0}", quoted(end)),
+        ),
+    };
+    let head = head.replace("LEAD", "THOUGHT_");
+    let schema = match &rules {
+        Rules::Json => json!({ "type": "object" }),
+        Rules::Schema(schema) => schema.clone(),
+        Rules::Own(own) => {
+            let own = own.replacen("start: ", "answer: ", 1);
+            return Ok(Rules::Own(format!("start: {head} answer\nSPACE: /[ \\n]{{0,4}}/\n{lead}\n{own}")));
+        }
+        // Whoever writes a grammar says what it is of.
+        Rules::Gbnf(_) | Rules::Lark(_) => return Ok(rules),
+    };
+    let schema = prepared(&schema).map_err(|what| Refusal::grammar("response_format", what))?;
+    Ok(Rules::Own(format!("start: {head} answer\nSPACE: /[ \\n]{{0,4}}/\n{lead}\nanswer: %json {schema}\n")))
+}
+
+/// Makes a conversation of what its template knows: one that knows no tools is told of them in the system's turn, in the words of
+/// Hermes; calls that this server made are what they were, byte for byte.
+pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring) {
+    let family = Family::of(source);
+    let knows = tells_tools(source);
+    for message in &mut conversation.messages {
+        let calls = message.get("tool_calls").and_then(Value::as_array).cloned();
+        if let Some(calls) = calls.filter(|calls| !calls.is_empty()) {
+            let exact = ring.find(&calls).filter(|_| !family.is_list);
+            let text = match (exact, knows) {
+                (Some(text), _) => text,
+                (None, false) => calls.iter().map(|call| hermes(&call["function"])).collect::<Vec<_>>().join("\n"),
+                (None, true) => continue,
+            };
+            message["content"] = format!("{}{text}", message["content"].as_str().unwrap_or_default()).into();
+            message.as_object_mut().map(|map| map.remove("tool_calls"));
+        } else if !knows && message["role"] == "tool" {
+            let text = message["content"].as_str().unwrap_or_default();
+            *message = json!({ "role": "user", "content": format!("<tool_response>\n{text}\n</tool_response>") });
+        }
+    }
+    // SmolLM3 calls them so.
+    if let Some(tools) = conversation.tools.as_ref().filter(|_| source.contains("xml_tools")) {
+        conversation.variables.insert("xml_tools".into(), tools.clone());
+    }
+    if let Some(tools) = conversation.tools.take_if(|_| !knows) {
+        let list: Vec<String> = tools.as_array().into_iter().flatten().map(Value::to_string).collect();
+        let told = format!(
+            "# Tools\n\nYou may call one or more functions to help with what the user asks. They are:\n<tools>\n{}\n</tools>\n\nTo call \
+             a function, answer with a JSON object of its name and arguments within <tool_call></tool_call> tags:\n<tool_call>\n\
+             {{\"name\": <function name>, \"arguments\": <JSON object>}}\n</tool_call>",
+            list.join("\n")
+        );
+        match conversation.messages.first_mut().filter(|message| message["role"] == "system") {
+            Some(system) => {
+                system["content"] = format!("{}\n\n{told}", system["content"].as_str().unwrap_or_default()).into();
+            }
+            None => conversation.messages.insert(0, json!({ "role": "system", "content": told })),
+        }
+    }
+}
+
+fn hermes(function: &Value) -> String {
+    let arguments = match &function["arguments"] {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    format!("<tool_call>\n{{\"name\": {}, \"arguments\": {arguments}}}\n</tool_call>", function["name"])
+}
+
+const RING_CALLS: usize = 256;
+/// A longer call is rendered by the template.
+const RING_TEXT_BYTES: usize = 2 << 10;
+
+/// The calls that answers held, as they were written.
+#[derive(Default)]
+pub struct Ring(Mutex<VecDeque<Kept>>);
+
+struct Kept {
+    /// Name and arguments of each, by its id.
+    calls: Vec<(String, String, String)>,
+    text: String,
+}
+
+impl Ring {
+    /// What it takes at most.
+    pub const BYTES: usize = RING_CALLS * (2 * RING_TEXT_BYTES + 512);
+
+    /// Keeps the calls of an answer: `(id, name, arguments)`, and the text that they are.
+    pub fn keep(&self, calls: Vec<(String, String, String)>, text: &str) {
+        let n_bytes: usize = calls.iter().map(|(id, name, arguments)| id.len() + name.len() + arguments.len() + 72).sum();
+        if text.len() > RING_TEXT_BYTES || n_bytes > RING_TEXT_BYTES || calls.is_empty() {
+            return;
+        }
+        let mut ring = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if ring.len() == RING_CALLS {
+            ring.pop_front();
+        }
+        ring.push_back(Kept { calls, text: text.to_owned() });
+    }
+
+    /// The text of a message's calls, if they are what they were.
+    fn find(&self, calls: &[Value]) -> Option<String> {
+        let ring = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let is_same = |call: &Value, (id, name, arguments): &(String, String, String)| {
+            let function = &call["function"];
+            let is_given = match &function["arguments"] {
+                Value::String(text) => text == arguments || parsed(text) == parsed(arguments),
+                object => parsed(arguments).as_ref() == Some(object),
+            };
+            call["id"] == **id && function["name"] == **name && is_given
+        };
+        let found = ring.iter().rev().find(|kept| {
+            kept.calls.len() == calls.len() && calls.iter().zip(&kept.calls).all(|(call, kept)| is_same(call, kept))
+        });
+        found.map(|kept| kept.text.clone())
+    }
+}
+
+fn parsed(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok()
+}
+
+/// A call, as OpenAI's chats have it.
+pub fn call_json(id: &str, name: &str, arguments: &str) -> Value {
+    json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } })
+}
+
+/// Arguments as an object, for Ollama.
+pub fn arguments_object(arguments: &str) -> Value {
+    parsed(arguments).unwrap_or_else(|| Value::Object(Map::new()))
+}
