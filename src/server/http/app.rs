@@ -6,8 +6,8 @@ use tokio::sync::Semaphore;
 
 use super::clerk::Clerk;
 use super::error::{Checked, Refusal};
+use super::ring::Ring;
 use super::seats::Seats;
-use super::tools::Ring;
 use super::{Settings, Shared};
 
 /// Connections beyond all others that are being refused at once.
