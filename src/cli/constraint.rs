@@ -75,7 +75,8 @@ impl ConstraintArgs {
         match Constraints::new(tokenizer, bytes).compile(&rules) {
             Ok(grammar) => Ok(Some(grammar)),
             Err(refused @ Refused::Absent(_)) => Err(Error::stopped(format!("{flag}: {refused}"))),
-            Err(refused) => Err(Error::usage(flag, refused.to_string())),
+            Err(refused @ Refused::Invalid(_)) => Err(Error::usage(flag, refused.to_string())),
+            Err(refused) => Err(Error::budget("--grammar-memory", format!("{flag}: {refused}"))),
         }
     }
 }

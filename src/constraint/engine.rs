@@ -23,7 +23,7 @@ const STACK_BYTES: usize = 8 << 20;
 /// What of it is resident at most, by the limits of depth.
 const STACK_RESIDENT_BYTES: usize = 2 << 20;
 /// A step of an answer begins only where so much of the region is left, as a share of it.
-const STEP_SHARE: usize = 8;
+const STEP_SHARE: usize = 4;
 const NO_TOKEN: u32 = u32::MAX;
 
 /// What grammars for a model need: its vocabulary as a trie, and memory.
@@ -82,7 +82,7 @@ impl Constraints {
         limits.max_lexer_states = region_bytes / 512;
         limits.max_grammar_size = region_bytes / 2048;
         limits.initial_lexer_fuel = region_bytes as u64 / 64;
-        limits.step_lexer_fuel = region_bytes as u64 / 64;
+        limits.step_lexer_fuel = region_bytes as u64 / 96;
         limits.step_max_items = region_bytes / 256;
         limits.max_items_in_row = 2000;
         limits.precompute_large_lexemes = false;
@@ -204,7 +204,7 @@ impl Grammar {
     }
 }
 
-const FULL: &str = "the grammar needs more memory than is left for it: raise --grammar-memory, or make it smaller";
+const FULL: &str = "the grammar needs more memory than is left for grammars: give them more, or make it smaller";
 const LOST: &str = "the grammar cannot go on: no token may follow, or it is too complex for its memory";
 
 impl Live {

@@ -12,6 +12,9 @@
 
 #[cfg(feature = "constraint")]
 mod engine;
+#[cfg(not(feature = "constraint"))]
+#[path = "without.rs"]
+mod engine;
 #[cfg_attr(not(feature = "constraint"), allow(dead_code))]
 mod gbnf;
 #[cfg_attr(not(feature = "constraint"), allow(dead_code))]
@@ -19,9 +22,6 @@ mod lark;
 #[cfg(feature = "constraint")]
 mod region;
 mod schema;
-#[cfg(not(feature = "constraint"))]
-#[path = "without.rs"]
-mod engine;
 
 use serde_json::Value;
 
@@ -64,8 +64,10 @@ impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Refused::Invalid(what) => f.write_str(what),
-            Refused::TooLarge(what) => write!(f, "it would take more memory than grammars may: {what}; make it smaller, or raise --grammar-memory"),
-            Refused::Busy => f.write_str("other answers have taken the memory for grammars: try again, or raise --grammar-memory"),
+            Refused::TooLarge(what) => {
+                write!(f, "it would take more memory than grammars may: {what}; make it smaller, or give grammars more memory")
+            }
+            Refused::Busy => f.write_str("other answers have taken the memory for grammars: try again, or give grammars more"),
             Refused::Absent(what) => f.write_str(what),
         }
     }

@@ -1,7 +1,7 @@
 //! JSON schemas before the library sees them: what it would not hold to exactly is refused by the keyword's name, and so is what
 //! would multiply beyond measure. What does not matter to it is taken out.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -35,8 +35,8 @@ const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// Schemas in each other, references followed.
 const MAX_DEPTH: usize = 96;
-/// Alternatives that all of a schema comes to, multiplied where it wants several things at once.
-const MAX_WAYS: usize = 4096;
+/// Schemas that the library makes of one, multiplied where it wants several things at once.
+const MAX_MADE: usize = 4096;
 /// The most that an exact number of items may be.
 const MAX_ITEMS: u64 = 10_000;
 
@@ -52,7 +52,7 @@ pub fn prepared(schema: &Value) -> Result<Value, String> {
         other => other.clone(),
     };
     let copy = schema.clone();
-    let mut check = Check { root: &copy, seen: HashSet::new(), n_ways: 0, has_inner_id: None, has_ref: false };
+    let mut check = Check { root: &copy, seen: HashMap::new(), n_made: 0, has_inner_id: None, has_ref: false };
     check.schema(&copy, "", 0)?;
     check.circles()?;
     if let Some(path) = check.has_inner_id.filter(|_| check.has_ref) {
@@ -91,20 +91,42 @@ fn tidy(schema: &mut Value, is_schema: bool) {
     }
 }
 
+/// What a schema comes to: so many alternatives, and so many schemas in all of them.
+#[derive(Clone, Copy)]
+struct Size {
+    ways: usize,
+    parts: usize,
+}
+
+const ONE: Size = Size { ways: 1, parts: 1 };
+
+impl Size {
+    /// Of one or the other.
+    fn or(self, other: Size) -> Size {
+        Size { ways: self.ways.saturating_add(other.ways), parts: self.parts.saturating_add(other.parts) }
+    }
+
+    /// Of both at once: each way of one with each of the other.
+    fn and(self, other: Size) -> Size {
+        let (a, b) = (self.parts.saturating_mul(other.ways), other.parts.saturating_mul(self.ways));
+        Size { ways: self.ways.saturating_mul(other.ways), parts: a.saturating_add(b) }
+    }
+}
+
 struct Check<'a> {
     root: &'a Value,
-    /// References that have been followed.
-    seen: HashSet<&'a str>,
-    n_ways: usize,
+    /// References that have been followed, and what they come to.
+    seen: HashMap<&'a str, Size>,
+    n_made: usize,
     has_inner_id: Option<String>,
     has_ref: bool,
 }
 
 impl<'a> Check<'a> {
-    /// Checks a schema; how many alternatives it comes to.
-    fn schema(&mut self, schema: &'a Value, path: &str, depth: usize) -> Result<usize, String> {
+    /// Checks a schema; what it comes to.
+    fn schema(&mut self, schema: &'a Value, path: &str, depth: usize) -> Result<Size, String> {
         let map = match schema {
-            Value::Bool(_) => return Ok(1),
+            Value::Bool(_) => return Ok(ONE),
             Value::Object(map) => map,
             _ => return Err(format!("`{path}`: a schema is an object, true or false")),
         };
@@ -113,7 +135,13 @@ impl<'a> Check<'a> {
         }
         let of = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
         // What several keywords of one schema want, is wanted together.
-        let mut ways = if has_own(map) { map.get("type").map_or(6, |kind| kind.as_array().map_or(1, Vec::len)) } else { 1 };
+        let n_types = if has_own(map) { map.get("type").map_or(6, |kind| kind.as_array().map_or(1, Vec::len)) } else { 1 };
+        // Of what the schema says itself, and of what it names to be valid too.
+        let (mut own, mut size, mut plain) = (1usize, ONE, 0usize);
+        let mut wants = |more: Size| {
+            size = size.and(more);
+            plain = plain.saturating_add(more.parts);
+        };
         for (key, value) in map {
             let name = of(key);
             match key.as_str() {
@@ -124,23 +152,23 @@ impl<'a> Check<'a> {
                     return Err(format!("`{name}`: `uniqueItems` cannot be held to exactly: leave it out"));
                 }
                 "$id" | "id" if !path.is_empty() && value.is_string() => self.has_inner_id = Some(name),
-                "$ref" => ways = ways.saturating_mul(self.reference(value, &name, depth)?),
+                "$ref" => wants(self.reference(value, &name, depth)?),
                 "allOf" => {
                     for (i, one) in list(value, &name)?.iter().enumerate() {
-                        ways = ways.saturating_mul(self.schema(one, &format!("{name}[{i}]"), depth + 1)?);
+                        wants(self.schema(one, &format!("{name}[{i}]"), depth + 1)?);
                     }
                 }
                 "anyOf" | "oneOf" => {
-                    let mut sum = 0usize;
+                    let mut sum = Size { ways: 0, parts: 0 };
                     for (i, one) in list(value, &name)?.iter().enumerate() {
-                        sum = sum.saturating_add(self.schema(one, &format!("{name}[{i}]"), depth + 1)?);
+                        sum = sum.or(self.schema(one, &format!("{name}[{i}]"), depth + 1)?);
                     }
-                    ways = ways.saturating_mul(sum.max(1));
+                    wants(sum);
                 }
                 "enum" => {
                     let items = list(value, &name)?;
                     items.iter().try_for_each(|item| exact(item, &name))?;
-                    ways = ways.saturating_mul(items.len().max(1));
+                    wants(Size { ways: items.len(), parts: items.len() });
                 }
                 "const" => exact(value, &name)?,
                 "properties" | "patternProperties" => {
@@ -149,7 +177,7 @@ impl<'a> Check<'a> {
                         if key == "patternProperties" {
                             pattern(property, &name)?;
                         }
-                        self.schema(schema, &format!("{name}.{property}"), depth + 1)?;
+                        own = own.saturating_add(self.schema(schema, &format!("{name}.{property}"), depth + 1)?.parts);
                     }
                 }
                 "items" | "prefixItems" if value.is_array() => {
@@ -157,11 +185,11 @@ impl<'a> Check<'a> {
                         return Err(format!("`{name}`: a list of items beside `prefixItems`: leave one of them out"));
                     }
                     for (i, one) in list(value, &name)?.iter().enumerate() {
-                        self.schema(one, &format!("{name}[{i}]"), depth + 1)?;
+                        own = own.saturating_add(self.schema(one, &format!("{name}[{i}]"), depth + 1)?.parts);
                     }
                 }
                 "items" | "additionalItems" | "additionalProperties" => {
-                    self.schema(value, &name, depth + 1)?;
+                    own = own.saturating_add(self.schema(value, &name, depth + 1)?.parts);
                 }
                 "pattern" => pattern(value.as_str().ok_or_else(|| format!("`{name}`: a string is wanted"))?, &name)?,
                 "format" => {
@@ -175,12 +203,16 @@ impl<'a> Check<'a> {
             }
         }
         least_properties(map, &of("minProperties"))?;
-        self.n_ways = self.n_ways.saturating_add(ways);
-        if self.n_ways > MAX_WAYS {
-            let what = "the alternatives of the schema multiply to more than";
-            return Err(format!("`{}`: {what} {MAX_WAYS}: say `type` where it is missing, or write fewer", of("anyOf")));
+        let own_size = Size { ways: n_types, parts: own.saturating_add(n_types) };
+        wants(own_size);
+        // Itself, and what is more than its parts.
+        self.n_made = self.n_made.saturating_add(1 + size.parts.saturating_sub(plain.saturating_add(1)));
+        if self.n_made > MAX_MADE {
+            let what = format!("its alternatives, or its members, come to more than {MAX_MADE} schemas");
+            let path = if path.is_empty() { "the schema" } else { path };
+            return Err(format!("{path}: {what}: say `type` where it is missing, or write fewer"));
         }
-        Ok(ways)
+        Ok(size)
     }
 
     fn target(&self, text: &str) -> Result<&'a Value, &'static str> {
@@ -209,7 +241,7 @@ impl<'a> Check<'a> {
             next
         };
         let mut done = HashSet::new();
-        for start in &self.seen {
+        for start in self.seen.keys() {
             // What is being followed, and what of it is left.
             let mut open = vec![(*start, next(start))];
             let mut is_open = HashSet::from([*start]);
@@ -235,15 +267,18 @@ impl<'a> Check<'a> {
     }
 
     /// References lead into the schema itself, by its members' names.
-    fn reference(&mut self, value: &'a Value, name: &str, depth: usize) -> Result<usize, String> {
+    fn reference(&mut self, value: &'a Value, name: &str, depth: usize) -> Result<Size, String> {
         self.has_ref = true;
         let Some(text) = value.as_str() else { return Err(format!("`{name}`: a string is wanted")) };
         let found = self.target(text).map_err(|what| format!("`{name}`: `$ref` {text:?} {what}"))?;
-        match self.seen.insert(text) {
-            true => self.schema(found, &format!("{name}({text})"), depth + 1),
-            // What it comes to was counted when it was first met.
-            false => Ok(1),
+        // One that is still being followed counts as one: it is not written out again.
+        if let Some(size) = self.seen.get(text) {
+            return Ok(*size);
         }
+        self.seen.insert(text, ONE);
+        let size = self.schema(found, text, depth + 1)?;
+        self.seen.insert(text, size);
+        Ok(size)
     }
 }
 

@@ -6,8 +6,8 @@ use tokio::sync::Semaphore;
 
 use super::clerk::Clerk;
 use super::error::{Checked, Refusal};
+use super::ring::Ring;
 use super::seats::{Seats, TurnedAway};
-use super::tools::Ring;
 use super::{Settings, Shared};
 
 /// Who may watch an arena at once.

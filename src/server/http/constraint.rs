@@ -107,7 +107,7 @@ fn check_types(schema: &Value, name: &str) -> Checked<()> {
 /// The grammar of some rules, which the field `param` asks for.
 pub fn compile(app: &App, rules: &Rules, param: &str) -> Checked<Arc<Grammar>> {
     let Some(constraints) = &app.shared.constraints else {
-        let what = "this server holds no answer to a form: it was started with --grammar-memory 0; ask for it in the prompt";
+        let what = "this server has no memory for grammars, so that it holds no answer to a form: ask for it in the prompt";
         return Err(Refusal::unsupported_field(param, what));
     };
     constraints.compile(rules).map_err(|refused| match refused {

@@ -4,7 +4,7 @@
 //! accept    listeners, connections and their number        wire      time-outs of a connection       router   paths, each request's way
 //! guard     keys, hosts, origins                           body      bodies and JSON with limits     fields   typed access to JSON
 //! clerk     where requests are read, one at a time         messages, prompt, sampling, constraint    JSON to what the desk takes
-//! tools     calls of them: forms, grammars                 calls     calls read back from an answer
+//! tools     calls of them: forms, grammars                 calls, ring   calls read back, and kept
 //! run       a request from the queue to its end            stream    events and whole answers        answers  what the APIs share
 //! chat, completion, text_completion, responses, ollama     the APIs                                  models, tokens, slots, metrics, arena
 //! ```
@@ -33,6 +33,7 @@ mod ollama;
 mod ollama_answer;
 mod prompt;
 mod responses;
+mod ring;
 mod router;
 mod run;
 mod sampling;
@@ -191,7 +192,7 @@ impl Settings {
         let each = prompt + outbox + (4 << 10);
         // The JSON and what is taken out of it; a conversation that is stopped keeps its share, and after the last none is rendered.
         let reading = 2 * json_bytes(self) + clerk::MAX_LOST * render_bytes(self.max_written());
-        (self.n_streams + self.n_queue) * each + self.n_streams * stream::WHOLE_BYTES + reading + tools::Ring::BYTES
+        (self.n_streams + self.n_queue) * each + self.n_streams * stream::WHOLE_BYTES + reading + ring::Ring::BYTES
     }
 }
 

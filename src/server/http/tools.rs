@@ -1,9 +1,6 @@
 //! Tools: how a family of models writes calls of them, what a request says of them, and the grammar that makes calls good ones. How
 //! written calls are read back is `calls`.
 
-use std::collections::VecDeque;
-use std::sync::Mutex;
-
 use serde_json::{Map, Value, json};
 
 use crate::constraint::{Rules, prepared, quoted};
@@ -12,6 +9,7 @@ use crate::text::{Conversation, Tokenizer};
 use super::app::App;
 use super::error::{Checked, Refusal, quoted as shown};
 use super::fields::{Fields, wanted};
+use super::ring::Ring;
 
 /// How models of a family write calls: `open{"name": …, KEY: …}close`, or a list of such objects between the two.
 #[derive(Debug)]
@@ -298,59 +296,6 @@ fn hermes(function: &Value) -> String {
     format!("<tool_call>\n{{\"name\": {}, \"arguments\": {arguments}}}\n</tool_call>", function["name"])
 }
 
-const RING_CALLS: usize = 256;
-/// A longer call is rendered by the template.
-const RING_TEXT_BYTES: usize = 2 << 10;
-
-/// The calls that answers held, as they were written.
-#[derive(Default)]
-pub struct Ring(Mutex<VecDeque<Kept>>);
-
-struct Kept {
-    /// Name and arguments of each, by its id.
-    calls: Vec<(String, String, String)>,
-    text: String,
-}
-
-impl Ring {
-    /// What it takes at most.
-    pub const BYTES: usize = RING_CALLS * (2 * RING_TEXT_BYTES + 512);
-
-    /// Keeps the calls of an answer: `(id, name, arguments)`, and the text that they are.
-    pub fn keep(&self, calls: Vec<(String, String, String)>, text: &str) {
-        let n_bytes: usize = calls.iter().map(|(id, name, arguments)| id.len() + name.len() + arguments.len() + 72).sum();
-        if text.len() > RING_TEXT_BYTES || n_bytes > RING_TEXT_BYTES || calls.is_empty() {
-            return;
-        }
-        let mut ring = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        if ring.len() == RING_CALLS {
-            ring.pop_front();
-        }
-        ring.push_back(Kept { calls, text: text.to_owned() });
-    }
-
-    /// The text of a message's calls, if they are what they were.
-    fn find(&self, calls: &[Value]) -> Option<String> {
-        let ring = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        let is_same = |call: &Value, (id, name, arguments): &(String, String, String)| {
-            let function = &call["function"];
-            let is_given = match &function["arguments"] {
-                Value::String(text) => text == arguments || parsed(text) == parsed(arguments),
-                object => parsed(arguments).as_ref() == Some(object),
-            };
-            call["id"] == **id && function["name"] == **name && is_given
-        };
-        let found = ring.iter().rev().find(|kept| {
-            kept.calls.len() == calls.len() && calls.iter().zip(&kept.calls).all(|(call, kept)| is_same(call, kept))
-        });
-        found.map(|kept| kept.text.clone())
-    }
-}
-
-fn parsed(text: &str) -> Option<Value> {
-    serde_json::from_str(text).ok()
-}
-
 /// A call, as OpenAI's chats have it.
 pub fn call_json(id: &str, name: &str, arguments: &str) -> Value {
     json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } })
@@ -358,5 +303,5 @@ pub fn call_json(id: &str, name: &str, arguments: &str) -> Value {
 
 /// Arguments as an object, for Ollama.
 pub fn arguments_object(arguments: &str) -> Value {
-    parsed(arguments).unwrap_or_else(|| Value::Object(Map::new()))
+    serde_json::from_str(arguments).unwrap_or_else(|_| Value::Object(Map::new()))
 }
