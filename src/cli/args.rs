@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::kv::{KvParams, KvType, Policy, Recent, Share};
+use crate::model::forward::Model;
 use crate::session::{DEFAULT_BATCH, SessionParams};
 use crate::text::SamplerParams;
 use crate::units::Bytes;
@@ -45,19 +46,19 @@ pub struct SessionArgs {
     /// --k-type and --v-type at once
     #[arg(long, value_name = "TYPE")]
     pub kv_type: Option<KvType>,
-    #[arg(long, value_name = "POLICY", default_value = "l2-attn", help = crate::kv::policy::table::help())]
-    pub evict: Policy,
+    #[arg(long, value_name = "POLICY", default_value = "auto", help = Evict::help())]
+    pub evict: Evict,
     /// First tokens of the stream that are never evicted
     #[arg(long, value_name = "N", default_value = "4")]
     pub sinks: u32,
-    /// Latest tokens that are not evicted: a number, or a share of the slots [default: 30% with l2-attn, else 50%]
+    /// Latest tokens that are not evicted: a number, or a share of the slots [default: 30% with l2-attn, 60% with attn, else 50%]
     #[arg(long, value_name = "N|N%")]
     pub recent: Option<Recent>,
-    /// Share of the slots that l2 or l2-attn reserve for the entries of the rarest directions and largest values, such as 25%
-    /// [default: 45% with l2-attn, else 0%]
+    /// Share of the slots that l2, l2-attn or attn reserve for the entries of the rarest directions and largest values, such as 25%
+    /// [default: 45% with l2-attn, 8% with attn, else 0%]
     #[arg(long, value_name = "F%")]
     pub rare: Option<Share>,
-    /// Rate an entry as its best neighbour within N tokens [default: 2 with l2-attn, else 0]
+    /// Rate an entry as its best neighbour within N tokens [default: 2 with l2-attn, 4 with attn, else 0]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=64))]
     pub pool: Option<u32>,
     /// Tokens of a prefill batch
@@ -99,7 +100,7 @@ impl SessionArgs {
         [k_type, v_type].into_iter().flatten().all(|ty| ty == KvType::F16)
     }
 
-    pub fn params(&self, n_logits: usize) -> SessionParams {
+    pub fn params(&self, n_logits: usize, model: &Model) -> SessionParams {
         let (k_type, v_type) = self.kv_types();
         SessionParams {
             n_streams: 1,
@@ -109,7 +110,7 @@ impl SessionArgs {
             n_stream: None,
             kv: KvParams {
                 budget_bytes: self.kv_budget.0,
-                policy: self.evict,
+                policy: self.evict.of(model),
                 sinks: self.sinks,
                 pinned: 0,
                 recent: self.recent,
@@ -123,6 +124,44 @@ impl SessionArgs {
             memory_bytes: self.memory.map(|m| m.0),
             mlock: self.mlock,
         }
+    }
+}
+
+/// `--evict`: a policy by its name, or the one that suits a model's keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evict {
+    Auto,
+    Named(Policy),
+}
+
+impl Evict {
+    /// Where a model norms its keys, their norms say nothing of the attention that they may expect.
+    pub fn of(self, model: &Model) -> Policy {
+        match self {
+            Evict::Named(policy) => policy,
+            Evict::Auto if model.config.arch.norms_keys() => Policy::Attn,
+            Evict::Auto => Policy::L2Attn,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Evict::Auto => "auto",
+            Evict::Named(policy) => policy.name(),
+        }
+    }
+
+    fn help() -> String {
+        let (usual, normed) = (Policy::L2Attn.name(), Policy::Attn.name());
+        format!("{}\nauto is {usual}, and {normed} for models that norm their keys", crate::kv::policy::table::help())
+    }
+}
+
+impl FromStr for Evict {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        if name == "auto" { Ok(Evict::Auto) } else { name.parse().map(Evict::Named).map_err(|e: String| e + ", auto") }
     }
 }
 

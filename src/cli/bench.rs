@@ -9,7 +9,8 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::session::Session;
+use crate::model::forward::Model;
+use crate::session::{Session, SessionParams};
 
 use super::args::{ModelArgs, OutputArgs};
 use super::bandwidth::{Read, Reader, token_bytes};
@@ -85,8 +86,7 @@ pub fn run(args: BenchArgs) -> Result<Done> {
             return Err(Error::usage(flag, format!("{n} is more than a bench can wait for; give at most {MAX_TOKENS} in all")));
         }
     }
-    let mut params = args.model.session.params(1);
-    params.n_stream = Some(longest);
+    let params = |model: &Model| SessionParams { n_stream: Some(longest), ..args.model.session.params(1, model) };
     let mut opened = open_with(&args.model, params)?;
     opened.plan.private("tokens", longest.max(1) * size_of::<u32>() + 2 * args.runs * size_of::<f64>());
     if args.bandwidth {

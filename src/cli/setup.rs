@@ -35,16 +35,17 @@ pub struct Opened {
 
 /// Opens the model that the flags name.
 pub fn open(args: &ModelArgs, n_logits: usize) -> Result<Opened> {
-    open_with(args, args.session.params(n_logits))
+    open_with(args, |model| args.session.params(n_logits, model))
 }
 
 /// Opens it with other parameters than those of the flags.
-pub fn open_with(args: &ModelArgs, params: SessionParams) -> Result<Opened> {
+pub fn open_with(args: &ModelArgs, params: impl FnOnce(&Model) -> SessionParams) -> Result<Opened> {
     let model = args.model.as_deref().ok_or_else(|| Error::usage("--model", "give a model with -m"))?;
     let model = Model::load(GgufFile::open(&resolve(model)?)?)?;
     if let Some(why) = &model.unused_pack {
         log::warn!("{}", super::flags::spelled(why));
     }
+    let params = params(&model);
     let layout = params.layout(&model)?;
     let (overcommit, only_plan) = (args.session.overcommit, args.only_plan);
     let mut opened = Opened { overcommit, only_plan, model, params, layout, plan: Plan::default() };

@@ -139,7 +139,7 @@ impl Summary {
             rope_base: c.rope.freq_base,
             rope_scaling: rope(&c.rope, model.weights.rope_freqs.is_some()),
         });
-        let params = SessionArgs::defaults().params(1);
+        let params = SessionArgs::defaults().params(1, model);
         for ty in KvType::ALL {
             let params = SessionParams { k_type: Some(ty), v_type: Some(ty), ..params.clone() };
             let kv = params.shape(model)?;

@@ -261,6 +261,11 @@ const REFUSED: [(&str, &str); 12] = [
 ];
 
 impl Arch {
+    /// Whether all keys are of about the same length.
+    pub fn norms_keys(&self) -> bool {
+        self.qk_norm != QkNorm::No
+    }
+
     /// Why a family is not run that is near to one that is.
     pub fn why_refused(name: &str) -> Option<&'static str> {
         REFUSED.iter().find(|refused| refused.0 == name).map(|refused| refused.1)

@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::plot::PlotArgs;
-use super::{Budget, TextArgs, budget_opened, rows_bytes};
+use super::{Budget, OFF, TextArgs, budget_opened, rows_bytes};
 use crate::cli::args::OutputArgs;
 use crate::cli::setup::{Done, Opened, check_tokens, open};
 use crate::cli::text::{Ending, read_text, text_bytes};
@@ -13,7 +13,6 @@ use crate::cli::{interrupt, progress};
 use crate::error::{Error, Result};
 use crate::eval::correlation::{self, Coefficients, Queries};
 use crate::eval::ppl::windows;
-use crate::kv::Policy;
 use crate::session::Session;
 
 #[derive(Args)]
@@ -92,7 +91,7 @@ pub fn run(args: CorrelationArgs) -> Result<Done> {
         opened.plan.private("correlation", correlation::bytes(kv.n_heads(), kv.head_dim, args.text.ctx));
         Ok(())
     };
-    let opened = budget_opened(&args.text.model, Budget::Full, Policy::Off, args.text.ctx, args.text.ctx, 1, plan)?;
+    let opened = budget_opened(&args.text.model, Budget::Full, OFF, args.text.ctx, args.text.ctx, 1, plan)?;
     if args.text.model.only_plan {
         return Ok(Done::Planned(opened.into()));
     }

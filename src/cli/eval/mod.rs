@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::args::ModelArgs;
+use super::args::{Evict, ModelArgs};
 use super::setup::{Done, Opened, open_with};
 use crate::error::{Error, Result};
 use crate::kv::{KvShape, KvType, Policy};
@@ -134,15 +134,17 @@ impl Budget {
 fn budget_opened(
     args: &ModelArgs,
     budget: Budget,
-    policy: Policy,
+    policy: Evict,
     n_tokens: usize,
     n_stream: usize,
     n_logits: usize,
     plan: impl Fn(&mut Opened) -> Result<()>,
 ) -> Result<Opened> {
-    let mut params = args.session.params(n_logits);
-    (params.kv.budget_bytes, params.kv.policy, params.n_stream) = (u64::MAX, policy, Some(n_stream));
-    let mut opened = open_with(args, params)?;
+    let mut opened = open_with(args, |model| {
+        let mut params = args.session.params(n_logits, model);
+        (params.kv.budget_bytes, params.kv.policy, params.n_stream) = (u64::MAX, policy.of(model), Some(n_stream));
+        params
+    })?;
     if budget == Budget::Full {
         let params = &mut opened.params;
         (params.kv.policy, params.k_type, params.v_type) = (Policy::Off, Some(KvType::F16), Some(KvType::F16));
@@ -155,7 +157,10 @@ fn budget_opened(
     Ok(opened)
 }
 
+/// Nothing is evicted.
+const OFF: Evict = Evict::Named(Policy::Off);
+
 /// `--policies`, or the one that `--evict` names.
-fn policies<'a>(policies: &'a [Policy], model: &'a ModelArgs) -> &'a [Policy] {
+fn policies<'a>(policies: &'a [Evict], model: &'a ModelArgs) -> &'a [Evict] {
     if policies.is_empty() { std::slice::from_ref(&model.session.evict) } else { policies }
 }

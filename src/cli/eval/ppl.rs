@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::npy::NpyFile;
 use super::plot::PlotArgs;
-use super::{Budget, Keep, TextArgs, budget_opened, larger, policies, rows_bytes};
-use crate::cli::args::OutputArgs;
+use super::{Budget, Keep, OFF, TextArgs, budget_opened, larger, policies, rows_bytes};
+use crate::cli::args::{Evict, OutputArgs};
 use crate::cli::setup::{Done, Opened, check_tokens, open};
 use crate::cli::text::{Ending, read_text, text_bytes};
 use crate::cli::unfinished::Unfinished;
@@ -32,7 +32,7 @@ pub struct PplArgs {
     keep: Vec<Keep>,
     /// Policies to compare [default: --evict]
     #[arg(long, value_name = "POLICY", value_delimiter = ',')]
-    policies: Vec<Policy>,
+    policies: Vec<Evict>,
     /// Leave out the ratio to a full f16 cache, and the memory of one
     #[arg(long)]
     no_full: bool,
@@ -173,7 +173,7 @@ struct Eval<'a> {
 
 impl Eval<'_> {
     /// All budgets, each with all policies, but for a full cache: nothing is evicted from it, and one run stands for all.
-    fn runs(&self) -> Vec<(Option<Keep>, Policy)> {
+    fn runs(&self) -> Vec<(Option<Keep>, Evict)> {
         let keep = &self.args.keep;
         let budgets: Vec<Option<Keep>> = if keep.is_empty() { vec![None] } else { keep.iter().copied().map(Some).collect() };
         let policies = policies(&self.args.policies, &self.args.text.model);
@@ -189,12 +189,12 @@ impl Eval<'_> {
         }
     }
 
-    fn open(&self, budget: Budget, policy: Policy) -> Result<Opened> {
+    fn open(&self, budget: Budget, policy: Evict) -> Result<Opened> {
         let ctx = self.args.text.ctx;
         let plan = |opened: &mut Opened| plan_text(opened, self.args, self.text, self.n_windows);
         let opened = budget_opened(&self.args.text.model, budget, policy, ctx, ctx, N_LOGITS, plan)?;
         let Layout { kv, n_slot, .. } = opened.layout;
-        if policy == Policy::Off && n_slot < ctx && kv.ring_len().is_none() {
+        if policy == OFF && n_slot < ctx && kv.ring_len().is_none() {
             let what = format!("off may not evict, and {n_slot} slots do not hold a window of {ctx} tokens");
             return Err(Error::usage("--policies", format!("{what}; leave it out, or give a larger budget")));
         }
@@ -202,12 +202,12 @@ impl Eval<'_> {
     }
 
     /// The largest of all that will be opened.
-    fn plan(&self, runs: &[(Option<Keep>, Policy)]) -> Result<Opened> {
+    fn plan(&self, runs: &[(Option<Keep>, Evict)]) -> Result<Opened> {
         let mut most: Option<Opened> = None;
         for &(keep, policy) in runs {
             let opened = self.open(self.budget(keep), policy)?;
             if self.needs_full(keep, &opened.layout) {
-                let full = self.open(Budget::Full, Policy::Off).map_err(|e| {
+                let full = self.open(Budget::Full, OFF).map_err(|e| {
                     let what = "for the ratio to a full f16 cache (--no-full leaves it out): ";
                     Error::stopped(message![what, e.message()])
                 })?;
@@ -253,7 +253,7 @@ impl Eval<'_> {
     }
 
     /// `None` if interrupted.
-    fn row(&mut self, keep: Option<Keep>, policy: Policy, logits_out: Option<&Path>) -> Result<Option<Row>> {
+    fn row(&mut self, keep: Option<Keep>, policy: Evict, logits_out: Option<&Path>) -> Result<Option<Row>> {
         let whole = self.is_full(keep);
         let opened = self.open(self.budget(keep), policy)?;
         let needs_full = self.needs_full(keep, &opened.layout);
@@ -267,7 +267,7 @@ impl Eval<'_> {
         drop(session);
         let evicts = n_slot < self.args.text.ctx;
         if needs_full && self.full.is_none() {
-            let mut session = self.session(self.open(Budget::Full, Policy::Off)?)?;
+            let mut session = self.session(self.open(Budget::Full, OFF)?)?;
             let Some(full) = self.score(&mut session, None)? else { return Ok(None) };
             self.full = Some(full);
         }

@@ -8,8 +8,8 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::plot::PlotArgs;
-use super::{Budget, Keep, budget_opened, larger, policies, rows_bytes};
-use crate::cli::args::{ModelArgs, OutputArgs};
+use super::{Budget, Keep, OFF, budget_opened, larger, policies, rows_bytes};
+use crate::cli::args::{Evict, ModelArgs, OutputArgs};
 use crate::cli::setup::{Done, Opened, check_tokens, open};
 use crate::cli::text::{Ending, read_text, text_bytes};
 use crate::cli::{interrupt, progress};
@@ -66,7 +66,7 @@ pub struct RetrievalArgs {
     keep: Vec<Keep>,
     /// Policies to compare [default: --evict]
     #[arg(long, value_name = "POLICY", value_delimiter = ',')]
-    policies: Vec<Policy>,
+    policies: Vec<Evict>,
     /// stream: the budget holds from the first token on. once: the whole prompt goes in first, then entries are evicted once
     #[arg(long, value_enum, default_value = "stream")]
     mode: HowEvicted,
@@ -275,7 +275,7 @@ fn check(args: &RetrievalArgs) -> Result<()> {
     if n > MAX_PROMPTS {
         return Err(Error::usage("--samples", format!("{n} prompts of a length; give at most {MAX_PROMPTS} with --depths")));
     }
-    let off = policies(&args.policies, &args.model).contains(&Policy::Off);
+    let off = policies(&args.policies, &args.model).contains(&OFF);
     if args.mode == HowEvicted::Stream && args.skip_layers > 0 {
         let what = "a stream has no room for layers that keep all; give --mode once with it";
         return Err(Error::usage("--skip-layers", what));
@@ -291,7 +291,7 @@ struct Run {
     task: usize,
     length: usize,
     keep: Option<Keep>,
-    policy: Policy,
+    policy: Evict,
     /// Nothing is evicted, so that the policy does not matter: one run stands for all.
     full: bool,
 }
@@ -306,7 +306,7 @@ fn runs(args: &RetrievalArgs, n_tasks: usize) -> Vec<Run> {
     for (task, length) in (0..n_tasks).flat_map(|task| lengths().map(move |length| (task, length))) {
         for &keep in &budgets {
             if exact && keep == Some(Keep(100.0)) {
-                runs.push(Run { task, length, keep, policy: Policy::Off, full: true });
+                runs.push(Run { task, length, keep, policy: OFF, full: true });
                 continue;
             }
             let policies = policies(&args.policies, &args.model).iter();
@@ -336,7 +336,7 @@ impl Run {
         if args.mode == HowEvicted::Stream {
             let opened = budget_opened(&args.model, budget, self.policy, self.length, whole, 1, plan)?;
             let n_slot = opened.layout.n_slot;
-            if self.policy == Policy::Off && n_slot < whole {
+            if self.policy == OFF && n_slot < whole {
                 let what = format!("off may not evict, and {n_slot} slots do not hold {} tokens and an answer", self.length);
                 return Err(Error::usage("--policies", format!("{what}; leave it out, or give a larger budget")));
             }
@@ -370,7 +370,7 @@ impl Run {
             depth,
             keep: self.keep.map(|keep| keep.0 / 100.0),
             mode: args.mode.name(),
-            policy: self.policy.name(),
+            policy: session.cache().policy().name(),
             k_type: shape.k_type.name(),
             v_type: shape.v_type.name(),
             n_slot,

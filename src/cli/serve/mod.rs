@@ -21,6 +21,7 @@ use crate::session_file::{Fingerprint, Limits, Shelf};
 use crate::text::{ChatTemplate, Held};
 use crate::units::Bytes;
 
+use super::args::Evict;
 use super::interrupt;
 use super::setup::{Done, Opened, open_with};
 use super::{output::say, status::rss_anon_bytes};
@@ -131,16 +132,18 @@ const NETWORK_BYTES: usize = 2 * (WARM_STACK_BYTES + (32 << 10));
 
 /// Plans the server; the plan alone where no more is wanted.
 fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
-    let mut params = args.model.session.params(1);
-    params.n_streams = args.streams;
-    params.kv.budget_bytes /= args.streams.max(1) as u64;
-    if args.overflow == Overflow::Error {
-        params.n_stream = args.ctx;
+    if args.model.session.evict == Evict::Named(Policy::Off) && args.overflow == Overflow::Evict {
+        return Err(Error::usage(Setting::Evict, "off evicts nothing: give --overflow error too, or leave it out"));
     }
-    if params.kv.policy == Policy::Off && args.overflow == Overflow::Evict {
-        return Err(Error::usage(Setting::Evict, "off evicts nothing: give --overflow error too, or a policy such as l2-attn"));
-    }
-    let mut opened = open_with(&args.model, params)?;
+    let mut opened = open_with(&args.model, |model| {
+        let mut params = args.model.session.params(1, model);
+        params.n_streams = args.streams;
+        params.kv.budget_bytes /= args.streams.max(1) as u64;
+        if args.overflow == Overflow::Error {
+            params.n_stream = args.ctx;
+        }
+        params
+    })?;
     let n_slot = opened.layout.n_slot;
     let n_ctx = context(args, opened.model.config.n_ctx, n_slot)?;
     opened.params.n_log = args.lookup.max(n_slot).min(1 << 20);

@@ -21,6 +21,7 @@ pub enum Policy {
     L2Paper,
     L2High,
     L2Attn,
+    Attn,
     KeyDiff,
     KeyDiffFrozen,
     Outlier,

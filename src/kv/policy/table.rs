@@ -111,7 +111,7 @@ const UNSCORED: PolicyRow = PolicyRow { pool: None, score: |_| 0.0, ..PLAIN };
 
 /// In the order of `Policy`.
 #[rustfmt::skip]
-pub static TABLE: [PolicyRow; 14] = [
+pub static TABLE: [PolicyRow; 15] = [
     PolicyRow { reserve: Some(Reserve { share: 0.0, by_worth: true }), ..PLAIN },
     PolicyRow { policy: Policy::L2Paper, name: "l2-paper",
         evicts: "the highest key norm, nothing protected: it collapses in streaming",
@@ -129,6 +129,13 @@ pub static TABLE: [PolicyRow; 14] = [
         reads_value: true, reads_direction: true, judges: Judges::ByAttention(Received::Mean),
         recent_percent: 30.0, reserve: Some(Reserve { share: 0.45, by_worth: false }), pool: Some(2), half_life: 8,
         score: |e| e.key_norm / e.worth().max(f32::MIN_POSITIVE), priority: Priority::ScorePerReceived, ..PLAIN },
+    // For keys that are normed: their norms say nothing of the attention they may expect, and the rarest say less.
+    PolicyRow { policy: Policy::Attn, name: "attn",
+        evicts: "the lowest (1 - cos) norm(v) mean attention received, doubled for every 8 x slots tokens of age",
+        source: "this project; l2-attn without the norm of keys",
+        reads_value: true, reads_direction: true, judges: Judges::ByAttention(Received::Mean),
+        recent_percent: 60.0, reserve: Some(Reserve { share: 0.08, by_worth: false }), pool: Some(4), half_life: 8,
+        score: |e| e.worth().max(f32::MIN_POSITIVE).recip(), priority: Priority::ScorePerReceived, ..PLAIN },
     PolicyRow { policy: Policy::KeyDiff, name: "keydiff",
         evicts: "the highest cosine to the mean of the kept keys, compared anew for each batch",
         source: "Park et al. 2025, arXiv 2504.15364",

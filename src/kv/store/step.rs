@@ -53,7 +53,7 @@ impl KvCache {
                 Setting::Evict,
                 " off may not evict: raise ",
                 Setting::KvBudget,
-                " or choose a policy such as l2-attn",
+                " or choose a policy, such as auto",
             ]));
         }
         self.calibrate(&mut scratch[0], rotary);
