@@ -238,8 +238,9 @@ fn gives_the_same_bits(name: &str, layers: (usize, usize)) {
 fn renumbering_changes_no_distance_in_any_family() {
     let tokens = ids(&golden("families.json")["ids"]);
     for (name, row, file) in files() {
-        // Factors are for one context, and queries that grow do so by their new positions.
-        if name.ends_with("-factors") || name.ends_with("-growth") {
+        // Factors are for one context, queries that grow do so by their new positions, and where weights of norms come behind turning,
+        // scores depend on both positions and not on their distance alone.
+        if name.ends_with("-factors") || name.ends_with("-growth") || name.starts_with("hunyuan-dense") {
             continue;
         }
         let logits = |n_ctx: u32| {
