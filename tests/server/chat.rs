@@ -403,6 +403,7 @@ fn templates_are_told_the_date_and_whether_to_think() {
     let told: Vec<&str> = told.split('|').collect();
     assert!(told[0] == told[1] && told[0].len() == 11 && told[2].starts_with(told[3]) && told[3].len() == 11, "{told:?}");
     assert!(prompt(dates, json!({ "date_string": "26 Jul 2024" })).starts_with("26 Jul 2024|"));
+    assert_eq!(prompt("tools: {{ 'x' + functions }}", json!({})), "tools: x");
     // Templates say the absence of the switch in two ways; it is on in both.
     for source in [
         "{% if not enable_thinking %}off{% else %}on{% endif %}",

@@ -55,7 +55,8 @@ impl Seats {
 
     /// A place for a connection of this state; that of the one that has been idle longest, where all are taken. None: nobody is idle.
     pub fn take(self: &Arc<Seats>, state: &Arc<State>) -> Option<Seat> {
-        if !take_one(&self.taken, self.n_all) && !(self.make_way(|_| true) && take_one(&self.taken, self.n_all)) {
+        let take = || take_one(&self.taken, self.n_all);
+        if !(take() || self.make_way(|_| true) && take()) {
             return None;
         }
         let holder = Arc::new(Holder { state: state.clone(), is_ordinary: false.into(), is_gone: false.into() });

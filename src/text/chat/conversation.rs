@@ -115,6 +115,7 @@ impl ChatTemplate {
             .collect();
         let [bos, eos] = tokenizer.bos_and_eos_texts();
         let (add_generation_prompt, dates) = (conversation.add_generation_prompt, self.dates());
+        let wants_functions = self.source().contains("functions");
         let context = move || {
             let own = [
                 ("messages".to_owned(), Value::from(Serde(&messages))),
@@ -124,9 +125,12 @@ impl ChatTemplate {
                 ("eos_token".to_owned(), eos.into()),
                 ("add_generation_prompt".to_owned(), add_generation_prompt.into()),
             ];
+            // The same tools as text, for templates that do not write them themselves.
+            let functions = tools.as_ref().filter(|_| wants_functions).and_then(|tools| serde_json::to_string_pretty(tools).ok());
+            let functions = functions.map(|text| ("functions".to_owned(), Value::from(text)));
             let given = variables.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value))));
             // A later one of the same name counts.
-            Value::from_pairs(own.into_iter().chain(dates).chain(given))
+            Value::from_pairs(own.into_iter().chain(dates).chain(functions).chain(given))
         };
         let rendered = self.render_values(conversation.text_bytes(), conversation.messages.len(), context)?;
         Ok(marks.unmark(rendered))

@@ -133,7 +133,9 @@ impl ChatTemplate {
     /// some need them.
     pub(super) fn dates(&self) -> Vec<(String, Value)> {
         let written = |name: &str, format: &str| (name.to_owned(), Value::from(self.clock.strftime(format)));
-        vec![written("date_string", "%d %b %Y"), written("datetime", "%b %d %Y %H:%M:%S")]
+        // No tools as text; a conversation that has some says them behind this.
+        let functions = ("functions".to_owned(), Value::from(""));
+        vec![written("date_string", "%d %b %Y"), written("datetime", "%b %d %Y %H:%M:%S"), functions]
     }
 
     /// `text_bytes`: what limits go by; `more`: further variables.
