@@ -392,7 +392,7 @@ pub fn n_items(text: &str) -> usize {
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         let is_word = c.is_alphanumeric() || c == '_';
-        n += usize::from(!c.is_whitespace() && !(is_word && in_word));
+        n += usize::from(!(c.is_whitespace() || is_word && in_word));
         in_word = is_word;
         if c == '"' {
             while let Some(c) = chars.next().filter(|c| *c != '"') {

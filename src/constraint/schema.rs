@@ -192,10 +192,8 @@ impl<'a> Check<'a> {
                     own = own.saturating_add(self.schema(value, &name, depth + 1)?.parts);
                 }
                 "pattern" => pattern(value.as_str().ok_or_else(|| format!("`{name}`: a string is wanted"))?, &name)?,
-                "format" => {
-                    if !value.as_str().is_some_and(|format| FORMATS.contains(&format)) {
-                        return Err(format!("`{name}`: `format` {value} is not known: {} are", FORMATS.join(", ")));
-                    }
+                "format" if !value.as_str().is_some_and(|format| FORMATS.contains(&format)) => {
+                    return Err(format!("`{name}`: `format` {value} is not known: {} are", FORMATS.join(", ")));
                 }
                 "multipleOf" => multiple(value, &name)?,
                 key if NUMBERS.contains(&key) => exact(value, &name)?,
