@@ -427,7 +427,8 @@ fn hostile() -> Vec<(String, Rules)> {
         ("characters", text("root ::= ([a-z] | [b-y] | [c-x] | \"a\" root \"z\")*".into())),
         ("long text", text(format!("root ::= \"{}\"", "lorem ipsum ".repeat(5000)))),
         ("exponential", text(format!("root ::= [ab]* \"a\" {}", "[ab] ".repeat(400)))),
-        ("lark", Rules::Lark("start: /(.*a){1,200}b{1,2000}/ & /.*c.*d(.|\\n){1,2000}/".into())),
+        ("lark", Rules::Lark("start: A\nA: /(.*a){1,200}b{1,2000}/ & /.*c.*d(.|\\n){1,2000}/".into())),
+        ("lark alternatives", Rules::Lark(format!("start: {}", many(9000, &|i| format!("\"{i}\""), "|")))),
         ("lark not", Rules::Lark("start: A\nA: ~(/(a|b)*a(a|b){40}/)".into())),
     ];
     all.into_iter().map(|(name, rules)| (name.to_owned(), rules)).collect()
@@ -444,7 +445,8 @@ fn cpu_time() -> Duration {
 /// One after the other in one process, as a server would meet them.
 #[test]
 fn hostile_rules_stay_within_their_memory_and_time() {
-    let bench = bench();
+    let mut bench = bench();
+    let mut lost = Vec::new();
     let mut random = fastrand::Rng::with_seed(3);
     let n_tokens = if lowkey_test_kit::emulated().is_some() { 5 } else { 150 };
     let mut worst = (0, String::new());
@@ -485,11 +487,16 @@ fn hostile_rules_stay_within_their_memory_and_time() {
         assert!(most <= allowed, "{name}: {most} bytes of {allowed}");
         let limit = Duration::from_secs(if cfg!(debug_assertions) { 3 } else { 1 });
         assert!(took <= limit || lowkey_test_kit::emulated().is_some(), "{name}: made in {took:?}");
+        drop(made);
+        if bench.constraints.left() < REGION {
+            // What a thread was stopped with never comes back.
+            lost.push(name.clone());
+            bench.constraints = Constraints::new(&bench.tokenizer, REGION);
+        }
         if most > worst.0 {
             worst = (most, name);
         }
-        drop(made);
     }
     println!("the most: {worst:?}");
-    assert_eq!(bench.constraints.left(), REGION, "everything was given back");
+    assert_eq!(lost, Vec::<String>::new(), "everything is given back");
 }

@@ -25,6 +25,8 @@ const STACK_RESIDENT_BYTES: usize = 2 << 20;
 /// A step of an answer begins only where so much of the region is left, as a share of it.
 const STEP_SHARE: usize = 4;
 const NO_TOKEN: u32 = u32::MAX;
+/// Of the region, for each item of a grammar's text.
+const ITEM_BYTES: usize = 1024;
 
 /// What grammars for a model need: its vocabulary as a trie, and memory.
 pub struct Constraints {
@@ -79,7 +81,7 @@ impl Constraints {
         let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &[]).expect("no slices are asked for");
         factory.quiet();
         let limits = factory.limits_mut();
-        limits.max_lexer_states = region_bytes / 512;
+        limits.max_lexer_states = region_bytes / 2048;
         limits.max_grammar_size = region_bytes / 2048;
         limits.initial_lexer_fuel = region_bytes as u64 / 64;
         limits.step_lexer_fuel = region_bytes as u64 / 96;
@@ -158,6 +160,11 @@ impl Constraints {
                 GrammarWithLexer::from_lark(text.clone())
             }
         };
+        let n_items = grammar.lark_grammar.as_deref().filter(|_| !matches!(rules, Rules::Own(_))).map_or(0, lark::n_items);
+        let most = self.region.total() / ITEM_BYTES;
+        if n_items > most {
+            return Err(Refused::TooLarge(format!("{n_items} items of at most {most}")));
+        }
         Ok(TopLevelGrammar::from_grammar(grammar))
     }
 }

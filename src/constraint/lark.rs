@@ -385,3 +385,22 @@ pub fn check(text: &str) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// Words, texts and marks of a grammar, from above: the library's tree of it grows with them.
+pub fn n_items(text: &str) -> usize {
+    let (mut n, mut in_word) = (0, false);
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        let is_word = c.is_alphanumeric() || c == '_';
+        n += usize::from(!(c.is_whitespace() || is_word && in_word));
+        in_word = is_word;
+        if c == '"' {
+            while let Some(c) = chars.next().filter(|c| *c != '"') {
+                if c == '\\' {
+                    chars.next();
+                }
+            }
+        }
+    }
+    n
+}

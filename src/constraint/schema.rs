@@ -192,11 +192,10 @@ impl<'a> Check<'a> {
                     own = own.saturating_add(self.schema(value, &name, depth + 1)?.parts);
                 }
                 "pattern" => pattern(value.as_str().ok_or_else(|| format!("`{name}`: a string is wanted"))?, &name)?,
-                "format" => {
-                    if !value.as_str().is_some_and(|format| FORMATS.contains(&format)) {
-                        return Err(format!("`{name}`: `format` {value} is not known: {} are", FORMATS.join(", ")));
-                    }
+                "format" if !value.as_str().is_some_and(|format| FORMATS.contains(&format)) => {
+                    return Err(format!("`{name}`: `format` {value} is not known: {} are", FORMATS.join(", ")));
                 }
+                "multipleOf" => multiple(value, &name)?,
                 key if NUMBERS.contains(&key) => exact(value, &name)?,
                 key if COUNTS.contains(&key) => count(value, key, &name)?,
                 _ => {}
@@ -204,7 +203,9 @@ impl<'a> Check<'a> {
         }
         least_properties(map, &of("minProperties"))?;
         let own_size = Size { ways: n_types, parts: own.saturating_add(n_types) };
-        wants(own_size);
+        if has_own(map) {
+            wants(own_size);
+        }
         // Itself, and what is more than its parts.
         self.n_made = self.n_made.saturating_add(1 + size.parts.saturating_sub(plain.saturating_add(1)));
         if self.n_made > MAX_MADE {
@@ -316,6 +317,16 @@ fn exact(value: &Value, name: &str) -> Result<(), String> {
         Value::Array(items) => items.iter().try_for_each(|item| exact(item, name)),
         Value::Object(map) => map.values().try_for_each(|item| exact(item, name)),
         _ => Ok(()),
+    }
+}
+
+/// There is a state for each remainder.
+fn multiple(value: &Value, name: &str) -> Result<(), String> {
+    let digits: String = value.to_string().chars().filter(char::is_ascii_digit).collect();
+    let digits = digits.trim_matches('0');
+    match value.as_f64() {
+        Some(number) if number > 0.0 && digits.len() <= 3 && (1e-6..=1e6).contains(&number) => Ok(()),
+        _ => Err(format!("`{name}`: {value}: a number above 0 of at most three digits can be held to")),
     }
 }
 

@@ -49,7 +49,7 @@ fn a_call_is_told_whole_or_in_deltas() {
     let mut body = body;
     body["stream"] = true.into();
     let reply = post(server.address, "/v1/chat/completions", &body);
-    let events = events(&reply.text());
+    let events = events(reply.text());
     let deltas: Vec<&Value> = events.iter().map(|event| &event["choices"][0]["delta"]).collect();
     let content: String = deltas.iter().filter_map(|delta| delta["content"].as_str()).collect();
     assert_eq!(content, "Let me see.\n");
@@ -80,7 +80,7 @@ fn a_call_is_told_whole_or_in_deltas() {
 fn several_calls_are_counted() {
     let server = Server::start(|_| ());
     let body = json!({ "messages": asks(&format!("{CALL}\n{CALL}")), "tools": [tool()], "stream": true });
-    let events = events(&post(server.address, "/v1/chat/completions", &body).text());
+    let events = events(post(server.address, "/v1/chat/completions", &body).text());
     let calls = events.iter().filter_map(|event| event["choices"][0]["delta"].get("tool_calls"));
     let begun: Vec<&Value> = calls.map(|calls| &calls[0]).filter(|call| call.get("id").is_some()).collect();
     assert_eq!(begun.iter().map(|call| &call["index"]).collect::<Vec<_>>(), [&json!(0), &json!(1)]);
@@ -104,7 +104,7 @@ fn ollama_gets_objects_and_responses_get_items() {
 
     let function = json!({ "type": "function", "name": "now", "parameters": { "type": "object" } });
     let body = json!({ "input": format!("SAY{{{CALL}}}"), "tools": [function], "stream": true });
-    let events = events(&post(server.address, "/v1/responses", &body).text());
+    let events = events(post(server.address, "/v1/responses", &body).text());
     let kinds: Vec<&str> = events.iter().filter_map(|event| event["type"].as_str()).collect();
     for kind in [
         "response.output_item.added",

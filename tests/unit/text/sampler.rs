@@ -255,3 +255,36 @@ fn a_sampler_that_begins_anew_is_a_new_one() {
     }
     assert_eq!(used.rng_state(), fresh.rng_state());
 }
+
+/// Allows some tokens, and counts how often it was asked for all of them.
+struct Only(Vec<u32>, usize);
+
+impl Filter for Only {
+    fn allows(&mut self, token: u32) -> bool {
+        self.0[0] >> token & 1 == 1
+    }
+
+    fn mask(&mut self) -> Option<&[u32]> {
+        self.1 += 1;
+        (self.0[0] != 0).then_some(self.0.as_slice())
+    }
+}
+
+#[test]
+fn of_filtered_tokens_each_is_as_likely_as_among_those_alone() {
+    let params = SamplerParams { temp: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..SamplerParams::default() };
+    let mut sampler = Sampler::new(params, 4).expect("a sampler");
+    let logits = [3.0, 1.0, 0.0, 1.0];
+    let mut filter = Only(vec![0b1110], 0);
+    let mut counts = [0; 4];
+    for _ in 0..6000 {
+        counts[sampler.sample_filtered(&logits, &[], &mut filter).expect("a token") as usize] += 1;
+    }
+    // e : 1 : e of 6,000.
+    assert_eq!(counts[0], 0);
+    for (count, want) in counts[1..].iter().zip([2534.0, 932.0, 2534.0]) {
+        assert!((f64::from(*count) - want).abs() < 150.0, "{counts:?}");
+    }
+    assert!(filter.1 > 4000 && filter.1 < 5500, "asked {} times for the mask", filter.1);
+    assert!(sampler.sample_filtered(&logits, &[], &mut Only(vec![0], 0)).is_err());
+}
