@@ -137,6 +137,8 @@ impl ExpertScratch {
         self.ends.fill(0);
         let rows = self.logits.chunks_exact_mut(n_expert).zip(self.chosen.chunks_exact_mut(n_used));
         for ((logits, chosen), weights) in rows.zip(self.weights.chunks_exact_mut(n_used)).take(n_tok) {
+            // A logit that is no number (the guard will tell) is the last choice, so that no expert is chosen twice.
+            logits.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = f32::NEG_INFINITY);
             let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let exp = |x: f32| libm::exp(f64::from(x - top)) as f32;
             let sum: f32 = if is_sigmoid { 1.0 } else { logits.iter().map(|&x| exp(x)).sum() };
