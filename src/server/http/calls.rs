@@ -190,11 +190,17 @@ enum Head {
 fn skip(rest: &mut &str, family: &Family) -> bool {
     let marks = [family.open, family.close];
     loop {
-        let trimmed = rest.trim_start_matches(|c: char| c.is_whitespace() || "[],}".contains(c));
+        let trimmed = rest.trim_start();
         *rest = trimmed;
-        match marks.iter().filter(|mark| !mark.is_empty()).find_map(|mark| trimmed.strip_prefix(mark)) {
-            Some(behind) => *rest = behind,
-            None => return marks.iter().any(|mark| !mark.is_empty() && mark.starts_with(trimmed)),
+        if let Some(behind) = marks.iter().filter(|mark| !mark.is_empty()).find_map(|mark| trimmed.strip_prefix(mark)) {
+            *rest = behind;
+        } else if marks.iter().any(|mark| !mark.is_empty() && mark.starts_with(trimmed)) {
+            return true;
+        } else if let Some(behind) = trimmed.strip_prefix(['[', ']', ',', '}']) {
+            // A mark may begin with one of these, so it was looked for before.
+            *rest = behind;
+        } else {
+            return false;
         }
     }
 }
