@@ -51,7 +51,6 @@ pub const TERMINATED: u8 = 143;
 
 /// What was to be ended in order has ended: the exit code that a signal asked for meanwhile, which is then forgotten, and signals end
 /// the process at once again.
-#[cfg(any(feature = "chat", feature = "serve"))]
 pub fn take() -> Option<u8> {
     let signals = SIGNALS.get()?;
     let code = signals.code.swap(0, Ordering::Relaxed);
