@@ -10,7 +10,12 @@ use crate::kernels::spec::packed;
 fn quantised_products_equal_the_scalar_set_bit_for_bit() {
     let scalar = Kernels::choose("scalar").unwrap();
     for ty in QUANTISED {
-        let sizes: &[usize] = if ty.block_elems() == 256 { &[256, 512, 1536] } else { &[32, 64, 96, 576, 1536] };
+        let sizes: &[usize] = match ty.block_elems() {
+            256 => &[256, 512, 1536],
+            128 => &[128, 256, 640, 1536],
+            64 => &[64, 128, 192, 576, 1536],
+            _ => &[32, 64, 96, 576, 1536],
+        };
         for &n_cols in sizes {
             let mut bench = Bench::new(25, n_cols);
             for n_rows in [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48] {
@@ -72,7 +77,7 @@ fn packed_products_equal_those_of_the_file_bit_for_bit() {
 fn scalar_products_are_products() {
     let scalar = Kernels::choose("scalar").unwrap();
     for ty in QUANTISED.into_iter().chain(FLOATS) {
-        let (n_rows, n_cols, n_tok) = (5, if ty.block_elems() == 256 { 512 } else { 96 }, 3);
+        let (n_rows, n_cols, n_tok) = (5, if ty.block_elems() > 32 { 512 } else { 96 }, 3);
         let w = random_matrix(ty, n_rows, n_cols, 7);
         let x = random_x(n_tok * n_cols, 8);
         let mut dense = vec![0f32; n_rows * n_cols];
