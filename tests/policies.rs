@@ -62,12 +62,13 @@ impl Naive {
             Policy::L2 | Policy::L2Paper => k,
             Policy::L2High => -k,
             Policy::L2Attn => k / (unlike * v).max(1e-30) * 2f64.powf(-now / half_life),
+            Policy::Attn => 1.0 / (unlike * v).max(1e-30) * 2f64.powf(-now / half_life),
             Policy::KeyDiffFrozen => 1.0 - unlike,
             Policy::Outlier => -unlike * v,
             Policy::Ratio => k / v,
             _ => 0.0,
         };
-        self.raw.push([score, if self.rule.policy == Policy::L2Attn { score } else { -unlike * v }]);
+        self.raw.push([score, if counts_mean_attention(self.rule.policy) { score } else { -unlike * v }]);
     }
 
     /// The best of a token and its neighbours, of those that have come.
@@ -88,7 +89,7 @@ impl Naive {
             }
             Policy::LagKv => e.rating.map_or(f64::NEG_INFINITY, |rating| -rating),
             Policy::Tova | Policy::H2o => -e.received,
-            Policy::L2Attn => self.pooled(e.pos, 0) / e.received,
+            Policy::L2Attn | Policy::Attn => self.pooled(e.pos, 0) / e.received,
             Policy::Window | Policy::Random | Policy::Off => 0.0,
             _ => self.pooled(e.pos, 0),
         }
@@ -161,7 +162,7 @@ impl Naive {
 
     /// The token enters, and what it looks at learns of it.
     fn enter(&mut self, now: u32, key: Vector, value: Vector, query: &Vector) {
-        let received = if self.rule.policy == Policy::L2Attn { PRIOR } else { 0.0 };
+        let received = if counts_mean_attention(self.rule.policy) { PRIOR } else { 0.0 };
         self.kept.push(Entry { pos: now, key, value, received, rating: None });
         let weights: Vec<f64> = self.kept.iter().map(|e| dot(query, &e.key).exp()).collect();
         let sum: f64 = weights.iter().sum();
@@ -174,6 +175,10 @@ impl Naive {
             };
         }
     }
+}
+
+fn counts_mean_attention(policy: Policy) -> bool {
+    matches!(policy, Policy::L2Attn | Policy::Attn)
 }
 
 /// Two layers of two heads through 300 tokens.

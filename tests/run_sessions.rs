@@ -131,8 +131,9 @@ fn an_answer_may_end_where_the_model_ends_it() {
         assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8(out.stderr).expect("text")
     };
-    say("What is the capital of France?");
-    let second = say("And of Italy?");
+    // Greedy answers of so small a model may go round for ever: these end.
+    say("Reply with one word: yes.");
+    let second = say("Say hello.");
     assert!(second.contains("session 'e'") && !second.contains(" 0 tokens before"), "{second}");
 }
 

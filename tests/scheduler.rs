@@ -347,7 +347,7 @@ fn a_stream_is_erased_and_its_arena_is_shown() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let view = runtime.block_on(server.desk.arena(0, Duration::from_secs(10)));
     assert_eq!((view.stream, view.next_pos, view.n_live), (0, 101, 101));
-    assert_eq!((view.policy, view.types), ("l2-attn", ["f16", "f16"]));
+    assert_eq!((view.policy, view.types), ("l2", ["f16", "f16"]));
     assert!(view.bytes > 0 && view.heads.len() <= 64 && view.kept.len() == view.heads.len() * 128);
     assert!(view.kept.chunks(128).all(|head| head.iter().map(|&n| usize::from(n)).sum::<usize>() == 101));
     let erase = |stream| {

@@ -483,14 +483,12 @@ impl<'a> Binder<'a> {
         dequantize_row(tensor.ty, self.file.data(tensor), &mut out)
             .map_err(|e| Error::unsupported(self.file.path(), format!("tensor {name}: {e}")))?;
         // Frequencies are divided by factors.
-        let lowest = if name.starts_with("rope_f") { f32::MIN_POSITIVE } else { f32::MIN };
+        let (lowest, wanted) = if name.starts_with("rope_f") { (f32::MIN_POSITIVE, "positive") } else { (f32::MIN, "finite") };
         match out.iter().all(|v| (lowest..=f32::MAX).contains(v)) {
             true => Ok(out),
             false => Err(Error::unsupported(
                 self.file.path(),
-                format!(
-                    "tensor {name} holds values that are no finite numbers from {lowest:e} up: the file is damaged; fetch it again"
-                ),
+                format!("tensor {name} holds values that are no {wanted} numbers: the file is damaged; fetch it again"),
             )),
         }
     }

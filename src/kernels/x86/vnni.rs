@@ -35,12 +35,12 @@ pub trait Vnni: Vector {
 }
 
 /// The rows of a vector times `T` tokens:
-///
-///     for each block b, group g of 4 columns, token t:
-///         isum[t] += Σ q[b][g] (u8) * broadcast(a[t][b][4g..4g+4])     four columns to a lane of 32 bits
-///     isum[t] -= OFFSET * Σa
-///     acc[t] = fma(d * d_a, isum, acc[t]);  acc_m[t] = fma(m, s_a, acc_m[t])
-///
+/// ```text
+/// for each block b, group g of 4 columns, token t:
+///     isum[t] += Σ q[b][g] (u8) * broadcast(a[t][b][4g..4g+4])     four columns to a lane of 32 bits
+/// isum[t] -= OFFSET * Σa
+/// acc[t] = fma(d * d_a, isum, acc[t]);  acc_m[t] = fma(m, s_a, acc_m[t])
+/// ```
 /// With a scale for each half of a block: isum = sc0 * (isum of g < 4) + sc1 * (isum of g >= 4) - OFFSET * (sc0 Σa0 + sc1 Σa1).
 ///
 /// # Safety
