@@ -383,9 +383,15 @@ fn a_weight_that_is_not_a_number_is_found_and_named() {
             let row = if tensor.name == "token_embd.weight" { usize::from(!tied) } else { n_rows as usize / 2 };
             let mut file = plain.clone();
             let data = &mut file.tensors[i].data;
-            let start = data.len() / n_rows as usize * row + offset;
-            data[start..start + bad.len()].copy_from_slice(bad);
-            assert!(start + bad.len() <= data.len() && n_block > 0);
+            // Of a mixture's experts each, for who knows which are chosen.
+            let n_expert = if tensor.name.contains("_exps") { tensor.dims[2] as usize } else { 1 };
+            let row = if n_expert > 1 { row % tensor.dims[1] as usize } else { row };
+            let n_bytes = data.len() / n_expert;
+            for expert in data.chunks_mut(n_bytes) {
+                let start = expert.len() / (n_rows as usize / n_expert) * row + offset;
+                assert!(start + bad.len() <= expert.len() && n_block > 0);
+                expert[start..start + bad.len()].copy_from_slice(bad);
+            }
             let says = format!("tensor {}", tensor.name);
             let model = match load(&path, &file) {
                 Ok(_) => found_by_all(&path, &format!("{name}: {says}")),
