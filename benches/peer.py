@@ -7,12 +7,12 @@ Refuses: to tune either side. llama.cpp is `llama-cpp-python` (tests/golden/requ
 Run: python benches/peer.py --lowkey target/release/lowkey --model MODEL.gguf …
 """
 
-import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import time
+
+import speed_flags
 
 try:
     import llama_cpp
@@ -126,18 +126,9 @@ def at_depth(args, model, threads):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lowkey", default="target/release/lowkey")
-    parser.add_argument("--model", action="append", required=True)
-    parser.add_argument("--threads", type=lambda s: [int(n) for n in s.split(",")], default=[1, 2])
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("-n", type=int, default=128)
-    parser.add_argument("--depth", type=int, default=0)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--kv-budget", default="32MiB")
-    args = parser.parse_args()
-    if not shutil.which(args.lowkey):
-        raise SystemExit(f"peer.py: {args.lowkey} is not there: run `make build`")
+    flags = speed_flags.parser(__doc__, n=128)
+    flags.add_argument("--depth", type=int, default=0)
+    args = speed_flags.parsed(flags)
     llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(quiet, None)
     print(f"llama-cpp-python {llama_cpp.__version__}; {llama_cpp.llama_print_system_info().decode().strip()}")

@@ -6,12 +6,13 @@ Refuses: llama.cpp, which peer.py has, and the scalar set, which is no choice. N
 Run: python3 benches/sets.py --lowkey target/release/lowkey --model MODEL.gguf …
 """
 
-import argparse
 import json
 import os
 import platform
 import statistics
 import subprocess
+
+import speed_flags
 
 
 def cpu():
@@ -41,15 +42,7 @@ def left_to_others(choice, default):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lowkey", default="target/release/lowkey")
-    parser.add_argument("--model", action="append", required=True)
-    parser.add_argument("--threads", type=lambda s: [int(n) for n in s.split(",")], default=[1, 2])
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("-n", type=int, default=64)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--kv-budget", default="32MiB")
-    args = parser.parse_args()
+    args = speed_flags.parsed(speed_flags.parser(__doc__, n=64))
     sets = [name for name in answer([args.lowkey, "info", args.model[0], "--json"])["kernels"] if name != "scalar"]
     names = ["auto"] + sets
     print(f"{cpu()}, {os.cpu_count()} cores; medians of {args.runs}\n")

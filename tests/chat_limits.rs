@@ -4,41 +4,11 @@
 //! The allocator counts what each thread takes, beside the program's own, which holds rendering to its share. Thousands of templates
 //! run in child processes, since an overflow of the stack ends a process.
 
-use std::alloc::{GlobalAlloc, Layout};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use lowkey::mem::confined::Heap;
 use lowkey::text::{ChatTemplate, Message, named_templates::NAMED};
-
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-/// The count is of the whole process, and tests run beside each other.
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-// SAFETY: every call goes to the program's allocator with the arguments as they came; only counters are kept beside it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise about `layout` is passed on.
-        let block = unsafe { Heap.alloc(layout) };
-        PEAK.fetch_max(LIVE.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        block
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: `block` came from `Heap` with this layout.
-        unsafe { Heap.dealloc(block, layout) }
-    }
-}
+use lowkey_test_kit::counting::{Counting, Since, alone};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -52,12 +22,11 @@ const SLOW: Duration = Duration::from_secs(5);
 /// What came of a template, one line if it was refused.
 fn outcome(source: &str, messages: &[Message]) -> Result<String, String> {
     let text_bytes: usize = messages.iter().map(|turn| turn.content.len() + turn.role.len()).sum();
-    let (begun, before) = (Instant::now(), LIVE.load(Relaxed));
-    PEAK.store(before, Relaxed);
+    let (begun, since) = (Instant::now(), Since::now());
     let template = ChatTemplate::new(source);
     let plan = template.as_ref().map_or(0, |template| template.plan_bytes(text_bytes));
     let outcome = template.and_then(|template| template.render(messages, true, "<s>", "</s>"));
-    let (peak, took) = (PEAK.load(Relaxed) - before, begun.elapsed());
+    let (peak, took) = (since.most(), begun.elapsed());
     let shown = || format!("{:?} … ({} bytes)", source.chars().take(300).collect::<String>(), source.len());
     assert!(took < SLOW || lowkey_test_kit::emulated().is_some(), "{took:?}: {}", shown());
     if std::env::var_os("LOWKEY_SHOW").is_some() {

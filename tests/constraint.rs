@@ -2,41 +2,14 @@
 //! and time. The vocabulary is the demo model's; in place of the model stands chance. Where memory is counted nothing else runs.
 #![cfg(feature = "constraint")]
 
-use std::alloc::{GlobalAlloc, Layout};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use lowkey::constraint::{Constraints, Grammar, Refused, Rules};
 use lowkey::gguf::GgufFile;
-use lowkey::mem::confined::Heap;
 use lowkey::text::{Filter, Sampler, SamplerParams, Tokenizer};
+use lowkey_test_kit::counting::{Counting, Since};
 use serde_json::{Value, json};
-
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-fn block_bytes(layout: Layout) -> usize {
-    (layout.size() + 8).next_multiple_of(16).max(32)
-}
-
-// SAFETY: every call goes to the program's allocator with the arguments as they came; only counters are kept beside it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise about `layout` is passed on.
-        let block = unsafe { Heap.alloc(layout) };
-        PEAK.fetch_max(LIVE.fetch_add(block_bytes(layout), Relaxed) + block_bytes(layout), Relaxed);
-        block
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(block_bytes(layout), Relaxed);
-        // SAFETY: `block` came from `Heap` with this layout.
-        unsafe { Heap.dealloc(block, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -54,11 +27,10 @@ fn bench() -> MutexGuard<'static, Bench> {
     let make = || {
         let file = GgufFile::open(&lowkey_test_kit::demo_model()).expect("the demo model");
         let tokenizer = Tokenizer::from_gguf(&file).expect("its tokenizer");
-        let before = LIVE.load(Relaxed);
-        PEAK.store(before, Relaxed);
+        let since = Since::now();
         let constraints = Constraints::new(&tokenizer, REGION);
-        let (most, planned) = (PEAK.load(Relaxed) - before, Constraints::plan_bytes(&file, 0).expect("a plan"));
-        println!("vocabulary: {} kept, {most} at most, {planned} planned", LIVE.load(Relaxed) - before);
+        let (most, planned) = (since.most(), Constraints::plan_bytes(&file, 0).expect("a plan"));
+        println!("vocabulary: {} kept, {most} at most, {planned} planned", since.kept());
         assert!(most <= planned && planned < 3 * most, "{most} bytes taken for the vocabulary, {planned} planned");
         Mutex::new(Bench { tokenizer, constraints })
     };
@@ -452,12 +424,11 @@ fn hostile_rules_stay_within_their_memory_and_time() {
     let mut worst = (0, String::new());
     for (name, rules) in hostile() {
         let rules_bytes = format!("{rules:?}").len();
-        let before = LIVE.load(Relaxed);
-        PEAK.store(before, Relaxed);
+        let since = Since::now();
         let begun = cpu_time();
         let made = bench.constraints.compile(&rules);
         let took = cpu_time() - begun;
-        let made_peak = PEAK.load(Relaxed) - before;
+        let made_peak = since.most();
         let mut what = match &made {
             Ok(_) => "made".to_owned(),
             Err(refused) => format!("{refused}").chars().take(90).collect(),
@@ -480,7 +451,7 @@ fn hostile_rules_stay_within_their_memory_and_time() {
             }
             what += &format!(", {n_taken} tokens, {:?}", live.stuck());
         }
-        let most = PEAK.load(Relaxed) - before;
+        let most = since.most();
         // Beside the region: the rules themselves as they are read and written anew.
         let allowed = REGION + 8 * rules_bytes;
         println!("{name}: {took:.1?}, {made_peak} made, {most} at most, slowest token {slowest:.1?}: {what}");

@@ -2,61 +2,19 @@
 //! allocator counts, and as many clients as there may be send what takes most, all at once.
 #![cfg(feature = "serve")]
 
-#[path = "server/client.rs"]
-#[allow(dead_code)]
-mod client;
 #[path = "server/fake_engine.rs"]
-#[allow(dead_code)]
 mod fake_engine;
 
-use std::alloc::{GlobalAlloc, Layout};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use client::{Client, post, request};
 use fake_engine::Server;
-use lowkey::mem::confined::Heap;
 use lowkey::server::http::{Settings, json_bytes};
+use lowkey_test_kit::client::{Client, post, request};
+use lowkey_test_kit::counting::{Counting, Since, alone};
 use serde_json::json;
-
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-/// The count is of the whole process.
-static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-
-/// What C libraries take for a block.
-fn block_bytes(layout: Layout) -> usize {
-    (layout.size() + 8).next_multiple_of(16).max(32)
-}
-
-// SAFETY: every call goes to the program's allocator with the arguments as they came; only counters are kept beside it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise about `layout` is passed on.
-        let block = unsafe { Heap.alloc(layout) };
-        PEAK.fetch_max(LIVE.fetch_add(block_bytes(layout), Relaxed) + block_bytes(layout), Relaxed);
-        block
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(block_bytes(layout), Relaxed);
-        // SAFETY: `block` came from `Heap` with this layout.
-        unsafe { Heap.dealloc(block, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-/// The most that is taken while `work` runs, beyond what was there before.
-fn peak(work: impl FnOnce()) -> usize {
-    let before = LIVE.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    work();
-    PEAK.load(Relaxed) - before
-}
 
 /// Bodies that become as much as they may.
 fn bodies(max_body: usize) -> Vec<(&'static str, String)> {
@@ -114,7 +72,7 @@ fn bodies(max_body: usize) -> Vec<(&'static str, String)> {
 
 #[test]
 fn a_flood_of_requests_stays_within_the_plan() {
-    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let _alone = alone();
     for max_body in [32 << 10, 256 << 10] {
         let mut settings = Settings::default();
         let server = Server::start(|s| {
@@ -131,7 +89,8 @@ fn a_flood_of_requests_stays_within_the_plan() {
             200
         );
         for (path, body) in bodies(max_body) {
-            let taken = peak(|| {
+            let since = Since::now();
+            {
                 // Clients take memory too: each has its text, and nothing is made while they wait.
                 let text = request("POST", path, &[], body.as_bytes());
                 let mut clients: Vec<Client> = (0..13).map(|_| Client::new(server.address)).collect();
@@ -143,7 +102,8 @@ fn a_flood_of_requests_stays_within_the_plan() {
                 for client in &mut clients {
                     client.is_closed_within(Duration::from_millis(1));
                 }
-            });
+            }
+            let taken = since.most();
             let own = 2 * body.len() + 13 * 1024;
             println!("{path} of {} bytes: {taken} of {plan} planned", body.len());
             assert!(taken <= plan + own, "{path}: {taken} bytes of {plan} planned and {own} of the test's own: {}", &body[..60]);
@@ -154,7 +114,7 @@ fn a_flood_of_requests_stays_within_the_plan() {
 
 #[test]
 fn json_takes_no_more_than_is_planned_for_it() {
-    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let _alone = alone();
     let max_body = 256 << 10;
     let mut settings = Settings::default();
     let server = Server::start(|s| {
@@ -165,11 +125,10 @@ fn json_takes_no_more_than_is_planned_for_it() {
     for (path, body) in bodies(max_body).into_iter().filter(|(path, _)| *path == "/completion") {
         let text = request("POST", path, &[], body.as_bytes());
         let mut client = Client::new(server.address);
-        let taken = peak(|| {
-            client.send(&text);
-            client.is_closed_within(Duration::from_millis(500));
-        });
-        most = most.max(taken);
+        let since = Since::now();
+        client.send(&text);
+        client.is_closed_within(Duration::from_millis(500));
+        most = most.max(since.most());
     }
     // With the outbox of a request, the prompt, and an answer.
     let plan = json_bytes(&settings) + (1 << 20);
@@ -179,7 +138,7 @@ fn json_takes_no_more_than_is_planned_for_it() {
 
 #[test]
 fn nothing_is_left_behind() {
-    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let _alone = alone();
     let server = Server::start(|_| ());
     let round = || {
         for body in
@@ -195,8 +154,7 @@ fn nothing_is_left_behind() {
         std::thread::sleep(Duration::from_millis(20));
     };
     (0..3).for_each(|_| round());
-    let before = LIVE.load(Relaxed);
+    let since = Since::now();
     (0..20).for_each(|_| round());
-    let after = LIVE.load(Relaxed);
-    assert!(after < before + (4 << 10), "{before} bytes before twenty rounds, {after} after them");
+    assert!(since.kept() < 4 << 10, "{} bytes are left of twenty rounds", since.kept());
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use crate::constraint::{Constraints, Grammar, MIN_BYTES, Refused, Rules};
+use crate::constraint::{Constraints, Grammar, Live, MIN_BYTES, Refused, Rules};
 use crate::error::{Error, Result};
-use crate::text::Tokenizer;
+use crate::text::{Sampler, Tokenizer};
 use crate::units::Bytes;
 
 use super::setup::Opened;
@@ -31,6 +31,19 @@ pub fn region_bytes(size: Bytes) -> Result<usize> {
         Ok(0) => Ok(0),
         Ok(bytes) if (MIN_BYTES..=1 << 30).contains(&bytes) => Ok(bytes),
         _ => Err(Error::usage("--grammar-memory", format!("{size} cannot be used: give 1MiB to 1GiB, or 0 for no grammars"))),
+    }
+}
+
+/// The next token, one that the grammar allows; `None`: it can say no more, which the user is told.
+pub fn draw(sampler: &mut Sampler, live: &mut Option<Live>, logits: &[f32]) -> Result<Option<u32>> {
+    let Some(live) = live else { return sampler.sample(logits).map(Some) };
+    let token = sampler.sample_filtered(logits, &[], live);
+    match live.stuck() {
+        Some(why) => {
+            log::warn!("{why}");
+            Ok(None)
+        }
+        None => token.map(Some),
     }
 }
 

@@ -124,20 +124,19 @@ struct Kv {
 
 pub fn run(args: PlanArgs) -> Result<u8> {
     let mut of = args.of.unwrap_or(Of::Run(Box::new(args.run)));
-    #[cfg_attr(not(feature = "serve"), allow(unused_mut))]
-    let (mut board, mut unit) = (args.board, false);
-    let (model, json) = match &mut of {
-        Of::Run(args) => (&mut args.model, args.json),
-        Of::Eval(args) => args.model_and_json(),
-        Of::Bench(args) => (&mut args.model, args.output.is_json()),
-        #[cfg(feature = "chat")]
-        Of::Chat(args) => (&mut args.chat.model, args.json),
-        #[cfg(feature = "serve")]
-        Of::Serve(args) => {
-            (board, unit) = (args.board.take().or(board), args.unit);
-            (&mut args.serve.model, args.json)
+    let (model, json, board, unit) = match &mut of {
+        Of::Run(args) => (&mut args.model, args.json, None, false),
+        Of::Eval(args) => {
+            let (model, json) = args.model_and_json();
+            (model, json, None, false)
         }
+        Of::Bench(args) => (&mut args.model, args.output.is_json(), None, false),
+        #[cfg(feature = "chat")]
+        Of::Chat(args) => (&mut args.chat.model, args.json, None, false),
+        #[cfg(feature = "serve")]
+        Of::Serve(args) => (&mut args.serve.model, args.json, args.board.take(), args.unit),
     };
+    let board = board.or(args.board);
     model.only_plan = true;
     let done = match of {
         Of::Run(args) => run::run(*args)?,

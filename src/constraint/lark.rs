@@ -8,6 +8,7 @@
 use std::fmt::Write;
 
 use super::gbnf::{Gbnf, Node};
+use super::quoted;
 
 /// Rules that lead from one to the next, and parentheses in each other in them, are so deep together at most: the library goes down
 /// by recursion.
@@ -328,20 +329,6 @@ impl Writer<'_> {
     fn text(&mut self, text: &str) {
         self.out.push_str(&quoted(text));
     }
-}
-
-/// A text as Lark writes it.
-pub fn quoted(text: &str) -> String {
-    let mut out = String::from('"');
-    for c in text.chars() {
-        let _ = match c {
-            '"' | '\\' => write!(out, "\\{c}"),
-            c if c.is_ascii_control() => write!(out, "\\u{:04x}", u32::from(c)),
-            c => write!(out, "{c}"),
-        };
-    }
-    out.push('"');
-    out
 }
 
 /// A grammar in Lark's own words, whose rules are not known here: parentheses and rules must not lie too deep in each other.

@@ -15,18 +15,19 @@ mod engine;
 #[cfg(not(feature = "constraint"))]
 #[path = "without.rs"]
 mod engine;
-#[cfg_attr(not(feature = "constraint"), allow(dead_code))]
+#[cfg(feature = "constraint")]
 mod gbnf;
-#[cfg_attr(not(feature = "constraint"), allow(dead_code))]
+#[cfg(feature = "constraint")]
 mod lark;
 #[cfg(feature = "constraint")]
 mod region;
 mod schema;
 
+use std::fmt::Write;
+
 use serde_json::Value;
 
 pub use engine::{Constraints, Grammar, Live};
-pub use lark::quoted;
 pub use schema::prepared;
 
 /// The least that a region can be.
@@ -71,4 +72,18 @@ impl std::fmt::Display for Refused {
             Refused::Absent(what) => f.write_str(what),
         }
     }
+}
+
+/// A text as Lark writes it.
+pub fn quoted(text: &str) -> String {
+    let mut out = String::from('"');
+    for c in text.chars() {
+        let _ = match c {
+            '"' | '\\' => write!(out, "\\{c}"),
+            c if c.is_ascii_control() => write!(out, "\\u{:04x}", u32::from(c)),
+            c => write!(out, "{c}"),
+        };
+    }
+    out.push('"');
+    out
 }

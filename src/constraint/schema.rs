@@ -113,6 +113,26 @@ impl Size {
     }
 }
 
+/// What the keywords of one schema come to.
+struct Sum {
+    /// What the schema says itself.
+    own: usize,
+    /// What it wants together, with what it names to be valid too.
+    size: Size,
+    plain: usize,
+}
+
+impl Sum {
+    fn wants(&mut self, more: Size) {
+        self.size = self.size.and(more);
+        self.plain = self.plain.saturating_add(more.parts);
+    }
+
+    fn has(&mut self, inner: Size) {
+        self.own = self.own.saturating_add(inner.parts);
+    }
+}
+
 struct Check<'a> {
     root: &'a Value,
     /// References that have been followed, and what they come to.
@@ -134,79 +154,17 @@ impl<'a> Check<'a> {
             return Err(format!("`{path}`: schemas and references lie more than {MAX_DEPTH} deep in each other"));
         }
         let of = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
-        // What several keywords of one schema want, is wanted together.
-        let n_types = if has_own(map) { map.get("type").map_or(6, |kind| kind.as_array().map_or(1, Vec::len)) } else { 1 };
-        // Of what the schema says itself, and of what it names to be valid too.
-        let (mut own, mut size, mut plain) = (1usize, ONE, 0usize);
-        let mut wants = |more: Size| {
-            size = size.and(more);
-            plain = plain.saturating_add(more.parts);
-        };
+        let mut sum = Sum { own: 1, size: ONE, plain: 0 };
         for (key, value) in map {
-            let name = of(key);
-            match key.as_str() {
-                key if NEVER.contains(&key) => {
-                    return Err(format!("`{name}`: `{key}` cannot be held to exactly: leave it out"));
-                }
-                "uniqueItems" if value != &Value::Bool(false) => {
-                    return Err(format!("`{name}`: `uniqueItems` cannot be held to exactly: leave it out"));
-                }
-                "$id" | "id" if !path.is_empty() && value.is_string() => self.has_inner_id = Some(name),
-                "$ref" => wants(self.reference(value, &name, depth)?),
-                "allOf" => {
-                    for (i, one) in list(value, &name)?.iter().enumerate() {
-                        wants(self.schema(one, &format!("{name}[{i}]"), depth + 1)?);
-                    }
-                }
-                "anyOf" | "oneOf" => {
-                    let mut sum = Size { ways: 0, parts: 0 };
-                    for (i, one) in list(value, &name)?.iter().enumerate() {
-                        sum = sum.or(self.schema(one, &format!("{name}[{i}]"), depth + 1)?);
-                    }
-                    wants(sum);
-                }
-                "enum" => {
-                    let items = list(value, &name)?;
-                    items.iter().try_for_each(|item| exact(item, &name))?;
-                    wants(Size { ways: items.len(), parts: items.len() });
-                }
-                "const" => exact(value, &name)?,
-                "properties" | "patternProperties" => {
-                    let inner = value.as_object().ok_or_else(|| format!("`{name}`: an object of schemas is wanted"))?;
-                    for (property, schema) in inner {
-                        if key == "patternProperties" {
-                            pattern(property, &name)?;
-                        }
-                        own = own.saturating_add(self.schema(schema, &format!("{name}.{property}"), depth + 1)?.parts);
-                    }
-                }
-                "items" | "prefixItems" if value.is_array() => {
-                    if key == "items" && map.contains_key("prefixItems") {
-                        return Err(format!("`{name}`: a list of items beside `prefixItems`: leave one of them out"));
-                    }
-                    for (i, one) in list(value, &name)?.iter().enumerate() {
-                        own = own.saturating_add(self.schema(one, &format!("{name}[{i}]"), depth + 1)?.parts);
-                    }
-                }
-                "items" | "additionalItems" | "additionalProperties" => {
-                    own = own.saturating_add(self.schema(value, &name, depth + 1)?.parts);
-                }
-                "pattern" => pattern(value.as_str().ok_or_else(|| format!("`{name}`: a string is wanted"))?, &name)?,
-                "format" if !value.as_str().is_some_and(|format| FORMATS.contains(&format)) => {
-                    return Err(format!("`{name}`: `format` {value} is not known: {} are", FORMATS.join(", ")));
-                }
-                "multipleOf" => multiple(value, &name)?,
-                key if NUMBERS.contains(&key) => exact(value, &name)?,
-                key if COUNTS.contains(&key) => count(value, key, &name)?,
-                _ => {}
-            }
+            self.keyword(map, key, value, &of(key), depth, &mut sum)?;
         }
         least_properties(map, &of("minProperties"))?;
-        let own_size = Size { ways: n_types, parts: own.saturating_add(n_types) };
         if has_own(map) {
-            wants(own_size);
+            let n_types = map.get("type").map_or(6, |kind| kind.as_array().map_or(1, Vec::len));
+            sum.wants(Size { ways: n_types, parts: sum.own.saturating_add(n_types) });
         }
         // Itself, and what is more than its parts.
+        let Sum { size, plain, .. } = sum;
         self.n_made = self.n_made.saturating_add(1 + size.parts.saturating_sub(plain.saturating_add(1)));
         if self.n_made > MAX_MADE {
             let what = format!("its alternatives, or its members, come to more than {MAX_MADE} schemas");
@@ -214,6 +172,70 @@ impl<'a> Check<'a> {
             return Err(format!("{path}: {what}: say `type` where it is missing, or write fewer"));
         }
         Ok(size)
+    }
+
+    /// Checks one keyword of the schema `map`, and adds what it comes to.
+    fn keyword(
+        &mut self,
+        map: &'a Map<String, Value>,
+        key: &'a str,
+        value: &'a Value,
+        name: &str,
+        depth: usize,
+        sum: &mut Sum,
+    ) -> Result<(), String> {
+        match key {
+            key if NEVER.contains(&key) => return Err(format!("`{name}`: `{key}` cannot be held to exactly: leave it out")),
+            "uniqueItems" if value != &Value::Bool(false) => {
+                return Err(format!("`{name}`: `uniqueItems` cannot be held to exactly: leave it out"));
+            }
+            "$id" | "id" if name != key && value.is_string() => self.has_inner_id = Some(name.to_owned()),
+            "$ref" => sum.wants(self.reference(value, name, depth)?),
+            "allOf" => {
+                for (i, one) in list(value, name)?.iter().enumerate() {
+                    sum.wants(self.schema(one, &format!("{name}[{i}]"), depth + 1)?);
+                }
+            }
+            "anyOf" | "oneOf" => {
+                let mut any = Size { ways: 0, parts: 0 };
+                for (i, one) in list(value, name)?.iter().enumerate() {
+                    any = any.or(self.schema(one, &format!("{name}[{i}]"), depth + 1)?);
+                }
+                sum.wants(any);
+            }
+            "enum" => {
+                let items = list(value, name)?;
+                items.iter().try_for_each(|item| exact(item, name))?;
+                sum.wants(Size { ways: items.len(), parts: items.len() });
+            }
+            "properties" | "patternProperties" => {
+                let inner = value.as_object().ok_or_else(|| format!("`{name}`: an object of schemas is wanted"))?;
+                for (property, schema) in inner {
+                    if key == "patternProperties" {
+                        pattern(property, name)?;
+                    }
+                    sum.has(self.schema(schema, &format!("{name}.{property}"), depth + 1)?);
+                }
+            }
+            "items" | "prefixItems" if value.is_array() => {
+                if key == "items" && map.contains_key("prefixItems") {
+                    return Err(format!("`{name}`: a list of items beside `prefixItems`: leave one of them out"));
+                }
+                for (i, one) in list(value, name)?.iter().enumerate() {
+                    sum.has(self.schema(one, &format!("{name}[{i}]"), depth + 1)?);
+                }
+            }
+            "items" | "additionalItems" | "additionalProperties" => sum.has(self.schema(value, name, depth + 1)?),
+            "pattern" => pattern(value.as_str().ok_or_else(|| format!("`{name}`: a string is wanted"))?, name)?,
+            "format" if !value.as_str().is_some_and(|format| FORMATS.contains(&format)) => {
+                return Err(format!("`{name}`: `format` {value} is not known: {} are", FORMATS.join(", ")));
+            }
+            "multipleOf" => multiple(value, name)?,
+            key if key == "const" || NUMBERS.contains(&key) => exact(value, name)?,
+            key if COUNTS.contains(&key) => count(value, key, name)?,
+            _ => {}
+        }
+        Ok(())
     }
 
     fn target(&self, text: &str) -> Result<&'a Value, &'static str> {

@@ -221,21 +221,14 @@ impl fmt::Display for GgufError {
             WrongType { key, wanted, found } => {
                 write!(f, "metadata key {} is of type {found}, and {wanted} is wanted: {CONVERT}", Name(key))
             }
-            IntRange { key, index: None, wanted, found } => {
-                write!(f, "metadata key {} is {found}, which does not fit {wanted}: {CONVERT}", Name(key))
-            }
-            IntRange { key, index: Some(i), wanted, found } => {
-                write!(f, "metadata key {}, element {i}, is {found}, which does not fit {wanted}: {CONVERT}", Name(key))
+            IntRange { key, index, wanted, found } => {
+                let place = index.map_or(String::new(), |i| format!(", element {i},"));
+                write!(f, "metadata key {}{place} is {found}, which does not fit {wanted}: {CONVERT}", Name(key))
             }
             MissingTensor { tensor } => write!(f, "tensor {} is missing: fetch a complete model file", Name(tensor)),
             Shape { tensor, wanted, found } => {
-                write!(
-                    f,
-                    "tensor {} has shape {}, and the metadata asks for {}: {CONVERT}",
-                    Name(tensor),
-                    Dims(found),
-                    Dims(wanted)
-                )
+                let (found, wanted) = (Dims(found), Dims(wanted));
+                write!(f, "tensor {} has shape {found}, and the metadata asks for {wanted}: {CONVERT}", Name(tensor))
             }
         }
     }

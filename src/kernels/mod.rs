@@ -99,7 +99,6 @@ impl SetName {
                     && std::arch::is_x86_feature_detected!("avx512vl")
                     && std::arch::is_x86_feature_detected!("avx512vnni")
             }
-            #[allow(unreachable_patterns, reason = "sets of other processors")]
             _ => false,
         }
     }

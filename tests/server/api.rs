@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use crate::client::{Client, Reply, post, request};
 use crate::fake_engine::Server;
 use lowkey::server::http::{Overflow, Thinking};
 use lowkey::text::ChatTemplate;
+use lowkey_test_kit::client::{Client, Reply, post, request};
 use serde_json::{Value, json};
 
 fn server() -> Server {
@@ -369,7 +369,7 @@ fn biases_of_a_token_add_up_and_a_text_stands_for_all_of_its_tokens() {
         let reply = ok(&post(server.address, "/completion", &json!({ "prompt": "SAY{x}", "logit_bias": bias })));
         reply["generation_settings"]["logit_bias"].clone()
     };
-    let ids = server.tokenizer.encode("unbelievably", false, false).expect("ids");
+    let ids = server.shared.tokenizer.encode("unbelievably", false, false).expect("ids");
     assert!(ids.len() > 1);
     let mut sorted = ids.clone();
     sorted.sort_unstable();
@@ -380,7 +380,10 @@ fn biases_of_a_token_add_up_and_a_text_stands_for_all_of_its_tokens() {
     assert_eq!(settings(json!([[5, 1], [5, 2]])), json!([{ "token": 5, "bias": 3.0 }]));
     assert_eq!(settings(json!([[5, false]])), json!([{ "token": 5, "bias": null }]));
     // A number in a list is a token, in quotes it is a text; a name in an object that is a number is a token.
-    assert_eq!(settings(json!([["7", 1]]))[0]["token"], json!(server.tokenizer.encode("7", false, false).expect("ids")[0]));
+    assert_eq!(
+        settings(json!([["7", 1]]))[0]["token"],
+        json!(server.shared.tokenizer.encode("7", false, false).expect("ids")[0])
+    );
     assert_eq!(settings(json!({ "7": 1 })), json!([{ "token": 7, "bias": 1.0 }]));
 }
 

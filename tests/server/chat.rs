@@ -1,10 +1,10 @@
 //! Chats at `lowkey serve`: messages and tools as templates get them, what is refused of them, and the other APIs that are read as
 //! chats: OpenAI's responses and Ollama's. In place of the engine a thread says what prompts tell it to.
 
-use crate::client::{Reply, get, post};
 use crate::fake_engine::Server;
 use lowkey::mem::confined::Heap;
 use lowkey::text::ChatTemplate;
+use lowkey_test_kit::client::{Reply, get, post};
 use serde_json::{Value, json};
 
 /// As the program has it: templates are held to their share of memory.
@@ -101,7 +101,7 @@ fn no_words_of_a_request_become_marks() {
     let template = server.shared.template.as_ref().expect("a template");
     let text = prompt(&server, json!({ "messages": user(spoilt) }));
     assert!(text.contains(spoilt) && template.source().contains("im_start"));
-    let as_marks = server.tokenizer.encode(&text, true, true).expect("ids").len() as u64;
+    let as_marks = server.shared.tokenizer.encode(&text, true, true).expect("ids").len() as u64;
     assert!(marks(&plain) > as_marks + 10, "{} {as_marks}", marks(&plain));
     // Nor those of names, tools, arguments and variables.
     let server = echo();
@@ -117,8 +117,8 @@ fn no_words_of_a_request_become_marks() {
     let text = prompt(&server, body.clone());
     assert_eq!(text.matches("<|im_").count(), 8, "{text}");
     let n = ok(&post(server.address, "/v1/chat/completions/input_tokens", &body))["input_tokens"].as_u64().expect("a number");
-    let as_marks = server.tokenizer.encode(&text, true, true).expect("ids").len() as u64;
-    let as_text = server.tokenizer.encode(&text, false, true).expect("ids").len() as u64;
+    let as_marks = server.shared.tokenizer.encode(&text, true, true).expect("ids").len() as u64;
+    let as_text = server.shared.tokenizer.encode(&text, false, true).expect("ids").len() as u64;
     assert!(n == as_text && n > as_marks, "{n} of {as_text} and {as_marks}");
 }
 

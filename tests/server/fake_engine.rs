@@ -26,7 +26,6 @@ const WORDS: [&str; 8] = [" stone", " river", " light", " 媽", " seven", "\n", 
 pub struct Server {
     pub address: SocketAddr,
     pub shared: Arc<Shared>,
-    pub tokenizer: Arc<Tokenizer>,
     is_over: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -71,7 +70,7 @@ impl Server {
         let is_over = Arc::new(AtomicBool::new(false));
         let engine = Engine {
             desk,
-            tokenizer: tokenizer.clone(),
+            tokenizer,
             seats: (0..settings.n_streams).map(|_| None).collect(),
             held: vec![Vec::new(); settings.n_streams],
         };
@@ -81,7 +80,7 @@ impl Server {
             std::thread::spawn(move || network.serve(settings, of_network).expect("it serves")),
         ];
         shared.set_ready();
-        Server { address, shared, tokenizer, is_over, threads }
+        Server { address, shared, is_over, threads }
     }
 
     /// Requests that have a stream.

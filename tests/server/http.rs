@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
-use crate::client::{Client, Reply, get, post, request};
 use crate::fake_engine::Server;
+use lowkey_test_kit::client::{Client, Reply, get, post, request};
 use serde_json::{Value, json};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;

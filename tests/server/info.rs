@@ -1,8 +1,8 @@
 //! What `lowkey serve` tells of itself: its model, its streams and their arenas, its metrics; and texts as tokens. In place of the
 //! engine a thread says what prompts tell it to.
 
-use crate::client::{Client, Reply, get, post, request};
 use crate::fake_engine::Server;
+use lowkey_test_kit::client::{Client, Reply, get, post, request};
 use serde_json::{Value, json};
 
 #[track_caller]

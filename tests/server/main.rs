@@ -4,7 +4,6 @@
 
 mod api;
 mod chat;
-mod client;
 mod fake_engine;
 mod http;
 mod info;

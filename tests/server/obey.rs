@@ -4,8 +4,8 @@
 use lowkey_test_kit::{demo_model, lowkey};
 use serde_json::{Value, json};
 
-use crate::client::{get, post};
 use crate::whole::Program;
+use lowkey_test_kit::client::{get, post};
 
 fn user(text: &str) -> Value {
     json!([{ "role": "user", "content": text }])

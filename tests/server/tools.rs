@@ -1,9 +1,9 @@
 //! Tools at `lowkey serve`: how models are told of them, how calls come back in each API, and that the next turn's prompt begins with
 //! what was written. In place of the engine a thread says what prompts tell it to.
 
-use crate::client::{Reply, post};
 use crate::fake_engine::Server;
 use lowkey::text::ChatTemplate;
+use lowkey_test_kit::client::{Reply, post};
 use serde_json::{Value, json};
 
 const CALL: &str = "<tool_call>\n{\"name\": \"now\", \"arguments\": {\"zone\":  \"U{}C\"}}\n</tool_call>";

@@ -3,13 +3,13 @@
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use lowkey_test_kit::{demo_model, lowkey};
 use serde_json::{Value, json};
 
-use crate::client::{get, post};
+use lowkey_test_kit::client::{get, post};
 
 pub struct Program {
     child: Child,
@@ -75,27 +75,18 @@ fn cached(answer: &Value) -> u64 {
     answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number")
 }
 
+/// What `lowkey run` says to a question.
+fn asked_by_run(text: &str, n: usize, more: &[&str]) -> std::io::Result<Output> {
+    let mut run = lowkey!();
+    run.args(["run", "--chat", "--temp", "0", "-n", &n.to_string(), "-p", text, "--kv-budget", "8MiB", "-m"]).arg(demo_model());
+    run.args(more).output()
+}
+
 #[test]
 fn an_answer_is_what_run_says_and_memory_is_within_the_plan() {
     let program = Program::start(&["--streams", "2", "--kv-budget", "16MiB", "--kv-type", "q8_0"]);
     let ask = |text: &str| json!({ "messages": [{ "role": "user", "content": text }], "max_tokens": 24 });
-    let mut run = lowkey!();
-    run.args([
-        "run",
-        "--chat",
-        "--temp",
-        "0",
-        "-n",
-        "24",
-        "-p",
-        "What is the capital of France?",
-        "--kv-budget",
-        "8MiB",
-        "--kv-type",
-        "q8_0",
-        "-m",
-    ]);
-    let out = run.arg(demo_model()).output().expect("the program");
+    let out = asked_by_run("What is the capital of France?", 24, &["--kv-type", "q8_0"]).expect("the program");
     let expected = String::from_utf8(out.stdout).expect("text");
     assert_eq!(content(&program.chat(ask("What is the capital of France?"))), expected.trim_end_matches('\n'));
     let at_ready = program.rss_anon();
@@ -222,22 +213,8 @@ fn run_goes_on_with_a_conversation_of_the_server() {
     }));
     assert_eq!(program.stop(), 0);
     let run = |system: &str| {
-        let mut run = lowkey!();
-        run.args([
-            "run",
-            "--chat",
-            "--temp",
-            "0",
-            "-n",
-            "4",
-            "-p",
-            "What is my name?",
-            "--kv-budget",
-            "8MiB",
-            "--session",
-            "ada",
-        ]);
-        let out = run.args(["--system", system, "--sessions"]).arg(&folder.0).arg("-m").arg(demo_model()).output();
+        let sessions = folder.0.to_str().expect("UTF-8");
+        let out = asked_by_run("What is my name?", 4, &["--session", "ada", "--system", system, "--sessions", sessions]);
         let out = out.expect("the program");
         (out.status.code(), String::from_utf8(out.stderr).expect("text"))
     };

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::cli::constraint::draw;
 use crate::cli::interrupt;
 use crate::cli::output::{say, stream};
 use crate::cli::progress;
 use crate::cli::writer::Writer;
-use crate::constraint::{Grammar, Live};
+use crate::constraint::Grammar;
 use crate::error::{Error, Result};
 use crate::model::forward::Logits;
 use crate::session::Session;
@@ -274,17 +275,9 @@ impl<'a> Talk<'a> {
                 done.was_interrupted = true;
                 break Ok(());
             }
-            let drawn = match &mut live {
-                Some(live) => sampler.sample_filtered(logits, &[], live),
-                None => sampler.sample(logits),
-            };
-            if let Some(why) = live.as_ref().and_then(Live::stuck) {
-                log::warn!("{why}");
-                break Ok(());
-            }
-            let token = match drawn {
-                Ok(token) => token,
-                Err(error) => break Err(error),
+            let token = match draw(sampler, &mut live, logits) {
+                Ok(Some(token)) => token,
+                ended => break ended.map(|_| ()),
             };
             sampler.accept(token);
             done.n_generated += 1;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::cli::constraint::draw;
 use crate::cli::kept::Kept;
 use crate::cli::output::stream;
 use crate::cli::status::rss_anon_bytes;
@@ -66,21 +67,7 @@ pub fn generate(
     outcome: &mut Outcome,
 ) -> Result<Stop> {
     prompt.iter().for_each(|&token| sampler.accept(token));
-    let begun = Instant::now();
-    let bar = progress::tokens("reading the prompt".into(), prompt.len());
-    let first = match prompt {
-        // Nothing new: what was saved has the logits after it.
-        [] => Ok(Some(session.logits())),
-        _ => session.prefill(prompt, |done| {
-            bar.set_position(done as u64);
-            !interrupt::raised()
-        }),
-    };
-    bar.finish_and_clear();
-    outcome.prefill = begun.elapsed();
-    outcome.rss_anon_peak = outcome.rss_anon_peak.max(rss_anon_bytes());
-    let Some(mut logits) = first? else { return Ok(Stop::Interrupt) };
-
+    let Some(mut logits) = read(session, prompt, outcome)? else { return Ok(Stop::Interrupt) };
     let kept = &mut outcome.kept;
     let (json, n_text_bytes) = (args.json, &mut kept.n_text_bytes);
     let mut writer = Writer::new(&args.stop, |text: &str| match json {
@@ -101,15 +88,7 @@ pub fn generate(
         if interrupt::raised() {
             break Stop::Interrupt;
         }
-        let drawn = match &mut live {
-            Some(live) => sampler.sample_filtered(logits, &[], live),
-            None => sampler.sample(logits),
-        };
-        if let Some(why) = live.as_ref().and_then(Live::stuck) {
-            log::warn!("{why}");
-            break Stop::Length;
-        }
-        let token = drawn?;
+        let Some(token) = draw(sampler, &mut live, logits)? else { break Stop::Length };
         kept.logprobs.push(logits);
         sampler.accept(token);
         outcome.n_generated += 1;
@@ -151,4 +130,22 @@ pub fn generate(
     }
     outcome.is_whole = true;
     Ok(stop)
+}
+
+/// Takes in the prompt: the logits after it, or `None` where it was interrupted.
+fn read<'s>(session: &'s mut Session, prompt: &[u32], outcome: &mut Outcome) -> Result<Option<&'s [f32]>> {
+    let begun = Instant::now();
+    let bar = progress::tokens("reading the prompt".into(), prompt.len());
+    let logits = match prompt {
+        // Nothing new: what was saved has the logits after it.
+        [] => Ok(Some(session.logits())),
+        _ => session.prefill(prompt, |done| {
+            bar.set_position(done as u64);
+            !interrupt::raised()
+        }),
+    };
+    bar.finish_and_clear();
+    outcome.prefill = begun.elapsed();
+    outcome.rss_anon_peak = outcome.rss_anon_peak.max(rss_anon_bytes());
+    logits
 }

@@ -15,32 +15,10 @@ use super::product::{self, Expanded, RowsOut, Set, Source};
 use super::stamp_x86;
 use crate::kernels::{Acts, Attend, BLOCK, MatmulTask, Partial, Table};
 
-stamp_x86!("avx2,fma,f16c", Avx2, Ymm);
+stamp_x86!("avx2,fma,f16c", Avx2 { vector: __m256i, rows: 8, direct: 2, tokens: 4 }, Ymm);
 
 /// Vectors of a block: each has four columns of every row.
 const GROUPS: usize = BLOCK / 4;
-
-#[derive(Clone, Copy)]
-struct Avx2;
-impl Set for Avx2 {
-    type V = __m256i;
-    type F16 = F16c;
-    const ROWS: usize = 8;
-    const DIRECT: usize = 2;
-    const TOKENS: usize = 4;
-
-    #[inline(always)]
-    unsafe fn expand<F: Format>(tile: Expanded<Self>, p: *const u8, stride: usize, n: usize) {
-        // SAFETY: passed on.
-        unsafe { expand::<F>(tile, p, stride, n) }
-    }
-
-    #[inline(always)]
-    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: RowsOut) {
-        // SAFETY: passed on.
-        unsafe { product::<F, _, T>(from, acts, first, to) }
-    }
-}
 
 type Block = formats::Block<__m256i>;
 

@@ -13,29 +13,11 @@ use super::stamp_x86;
 use super::vnni::{self, Vnni};
 use crate::kernels::{Acts, Attend, MatmulTask, Partial, TILE_ROWS, Table};
 
-stamp_x86!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c", Avx512, Zmm);
-
-#[derive(Clone, Copy)]
-struct Avx512;
-impl Set for Avx512 {
-    type V = __m512i;
-    type F16 = F16c;
-    const ROWS: usize = TILE_ROWS;
-    const DIRECT: usize = 4;
-    const TOKENS: usize = 8;
-
-    #[inline(always)]
-    unsafe fn expand<F: Format>(tile: Expanded<Self>, p: *const u8, stride: usize, n: usize) {
-        // SAFETY: passed on.
-        unsafe { expand::<F>(tile, p, stride, n) }
-    }
-
-    #[inline(always)]
-    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: RowsOut) {
-        // SAFETY: passed on.
-        unsafe { product::<F, _, T>(from, acts, first, to) }
-    }
-}
+stamp_x86!(
+    "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
+    Avx512 { vector: __m512i, rows: TILE_ROWS, direct: 4, tokens: 8 },
+    Zmm
+);
 
 /// Sixteen rows.
 impl Vector for __m512i {

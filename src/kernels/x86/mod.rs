@@ -13,16 +13,42 @@ mod product;
 mod vnni;
 pub mod vnni256;
 
-/// The functions of a set `$set` with vectors for attention of `$width`, compiled with its features.
+/// A set `$set` of vectors `$vector`, which takes `$rows` rows at a time, multiplies up to `$direct` tokens as it reads and `$tokens` at
+/// once from the tile; its functions, with vectors for attention of `$width`, compiled with its features.
 macro_rules! stamp_x86 {
-    ($features:literal, $set:ty, $width:ty) => {
+    ($features:literal, $set:ident { vector: $vector:ty, rows: $rows:expr, direct: $direct:literal, tokens: $tokens:literal }, $width:ty) => {
         use $crate::kernels::spec::{arithmetic, attention, delta};
         use $crate::kernels::{DeltaStep, Xielu};
         use $crate::kernels::x86::{attend, float};
 
-        stamp_x86! { $features;
+        #[derive(Clone, Copy)]
+        struct $set;
+        impl Set for $set {
+            type V = $vector;
+            type F16 = F16c;
+            const ROWS: usize = $rows;
+            const DIRECT: usize = $direct;
+            const TOKENS: usize = $tokens;
+
+            #[inline(always)]
+            unsafe fn expand<F: Format>(tile: Expanded<Self>, p: *const u8, stride: usize, n: usize) {
+                // SAFETY: passed on.
+                unsafe { expand::<F>(tile, p, stride, n) }
+            }
+
+            #[inline(always)]
+            unsafe fn product<F: Format, From: Source<$vector>, const T: usize>(from: From, acts: &Acts, first: usize, to: RowsOut) {
+                // SAFETY: passed on.
+                unsafe { product::<F, _, T>(from, acts, first, to) }
+            }
+        }
+
+        stamp_x86! { $features; unsafe
             matmul(task: &mut MatmulTask) = product::matmul::<$set>;
             quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) = float::quantize;
+            attend(a: &Attend, out: &mut Partial) = attend::attend::<$width>;
+        }
+        stamp_x86! { $features; safe
             rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = arithmetic::rms_norm;
             add(x: &mut [f32], y: &[f32]) = arithmetic::add;
             silu_mul(gate: &mut [f32], up: &[f32]) = arithmetic::silu_mul;
@@ -34,7 +60,6 @@ macro_rules! stamp_x86 {
             xielu(x: &mut [f32], by: &Xielu) = arithmetic::xielu;
             soft_cap(x: &mut [f32], cap: f32) = arithmetic::soft_cap;
             l2_norm(x: &[f32]) -> f32 = arithmetic::l2_norm;
-            attend(a: &Attend, out: &mut Partial) = attend::attend::<$width>;
             merge(running: &mut [f32], acc: &mut [f32], chunk: &Partial) = attention::merge;
             received(tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]) = attention::received;
         }
@@ -53,12 +78,17 @@ macro_rules! stamp_x86 {
             unsafe { rows.expand::<F>(p, stride, n) }
         }
     };
-    ($features:literal; $($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $function:expr;)*) => { $(
+    ($features:literal; unsafe $($name:ident($($arg:ident: $ty:ty),*) = $function:expr;)*) => { $(
         #[target_feature(enable = $features)]
-        #[allow(unused_unsafe, reason = "some of the functions are safe")]
-        unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
+        unsafe fn $name($($arg: $ty),*) {
             // SAFETY: the set has the features; the rest is passed on.
             unsafe { $function($($arg),*) }
+        }
+    )* };
+    ($features:literal; safe $($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $function:expr;)*) => { $(
+        #[target_feature(enable = $features)]
+        unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
+            $function($($arg),*)
         }
     )* };
 }

@@ -2,6 +2,8 @@
 //!
 //! No assertions about the engine here; each test says itself what it expects.
 
+pub mod client;
+pub mod counting;
 pub mod families;
 pub mod gguf_writer;
 pub mod mutate;
