@@ -1,4 +1,4 @@
-//! A plain read of the weights that a token meets, where they are mapped: what `bench --bandwidth` holds decoding against.
+//! A plain read of the weights, where they are mapped: what `bench --bandwidth` holds decoding against.
 //! Nothing but additions is done with the bytes, in an order that the processor sees coming; no prefetches.
 
 use std::time::Instant;
@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::kernels::Kernels;
 use crate::mem::pool::{Pool, STACK_BYTES};
 use crate::model::forward::Model;
 
@@ -46,8 +47,8 @@ impl Reader {
     }
 
     /// Once with each number of threads.
-    pub fn run(&mut self, model: &Model) {
-        let weights: Vec<&[u8]> = matrices(model).flat_map(|bytes| bytes.chunks(TASK_BYTES)).collect();
+    pub fn run(&mut self, model: &Model, kernels: Kernels) {
+        let weights: Vec<&[u8]> = matrices(model, kernels).flat_map(|bytes| bytes.chunks(TASK_BYTES)).collect();
         for (pool, seconds) in self.pools.iter_mut().zip(&mut self.seconds) {
             let started = Instant::now();
             pool.run(weights.len(), &|_, task| {
@@ -58,8 +59,8 @@ impl Reader {
     }
 
     /// What was seen, all threads last.
-    pub fn rows(mut self, model: &Model) -> Vec<Read> {
-        let bytes = token_bytes(model) as f64;
+    pub fn rows(mut self, model: &Model, kernels: Kernels) -> Vec<Read> {
+        let bytes = read_bytes(model, kernels) as f64;
         let of = |(pool, seconds): (&Pool, &mut Vec<f64>)| {
             seconds.sort_by(f64::total_cmp);
             let (gb_s, n) = (|i: usize| bytes / seconds[i] / 1e9, seconds.len());
@@ -77,13 +78,19 @@ impl Read {
     }
 }
 
-/// Bytes of the matrices that one token is multiplied with.
-pub fn token_bytes(model: &Model) -> usize {
-    matrices(model).map(<[u8]>::len).sum()
+/// Bytes of the matrices that one token is multiplied with: of a mixture's those of the experts that it goes through.
+pub fn token_bytes(model: &Model, kernels: Kernels) -> usize {
+    read_bytes(model, kernels) - model.weights.idle_bytes as usize
 }
 
-fn matrices(model: &Model) -> impl Iterator<Item = &[u8]> {
-    model.weights.matrices().map(|tensor| tensor.in_model(&model.file).data)
+fn read_bytes(model: &Model, kernels: Kernels) -> usize {
+    matrices(model, kernels).map(<[u8]>::len).sum()
+}
+
+/// Where `kernels` read them: in the model, or in its pack.
+fn matrices(model: &Model, kernels: Kernels) -> impl Iterator<Item = &[u8]> {
+    let files = model.files(kernels);
+    model.weights.matrices().map(move |tensor| tensor.in_file(&files).data)
 }
 
 fn sum(bytes: &[u8]) -> u64 {

@@ -105,8 +105,8 @@ pub fn run(args: BenchArgs) -> Result<Done> {
         rows.extend(at_depth(&args, &mut session, &tokens, depth, &mut reader)?);
     }
     let mut answer: Vec<Measured> = Vec::new();
-    let reads = reader.map_or(Vec::new(), |reader| reader.rows(session.model()));
-    let token_bytes = token_bytes(session.model());
+    let reads = reader.map_or(Vec::new(), |reader| reader.rows(session.model(), session.kernels()));
+    let token_bytes = token_bytes(session.model(), session.kernels());
     for mut row in rows {
         if let Some(all) = reads.last().filter(|_| row.is_decode) {
             let gb_s = token_bytes as f64 * row.tok_s_median / 1e9;
@@ -142,7 +142,7 @@ fn at_depth(
             seconds.push(time(session, &tokens[..*n], *batched)?);
         }
         if let Some(reader) = reader {
-            reader.run(session.model());
+            reader.run(session.model(), session.kernels());
         }
     }
     let rows = tests.into_iter().zip(seconds);
@@ -219,7 +219,7 @@ fn table(rows: &[Measured]) -> String {
     let reads: Vec<String> =
         rows.iter().filter_map(|row| if let Measured::Read(read) = row { Some(read.line()) } else { None }).collect();
     if !reads.is_empty() {
-        out.push_str("\n\nA plain read of the weights that a token meets:\n");
+        out.push_str("\n\nA plain read of all weights:\n");
         out.push_str("\n| threads | GB/s | min | max | runs |\n|---|---|---|---|---|\n");
         out.push_str(&reads.join("\n"));
     }

@@ -44,7 +44,7 @@ pub fn run(args: InfoArgs) -> Result<u8> {
     let mut summary = Summary::of_file(&file)?;
     let pack = pack_state(&file);
     let mut choice = None;
-    let verdict = match Model::load_without_pack(file) {
+    let verdict = match Model::load(file) {
         Ok(model) => {
             choice = measured(&model);
             summary.add_model(&model).err()

@@ -86,12 +86,12 @@ pub enum When {
 /// Makes the pack of a model that is to be run, where that is of use and possible; a line says why not. The exit code where the
 /// user interrupted.
 pub fn make_for(model: &Path, kernels: Kernels) -> Result<Option<u8>> {
-    let model = Model::load_without_pack(GgufFile::open(&resolve(model)?)?)?;
-    let path = Pack::path_of(model.file.path());
     if !kernels.reads_packed() {
         log::warn!("--pack auto: the kernel set {} reads the model itself, so no pack is written", kernels.name());
         return Ok(None);
     }
+    let model = Model::load_without_pack(GgufFile::open(&resolve(model)?)?)?;
+    let path = Pack::path_of(model.file.path());
     let contents = Contents::of(&model.file, model.weights.matrices().map(|t| t.index()));
     interrupt::defer();
     let made = make(&path, Pack::open(&path, &model.file), &contents, &model, false);
@@ -113,7 +113,7 @@ pub fn hint(model: &Model, kernels: Kernels) -> Option<String> {
     let contents = Contents::of(&model.file, model.weights.matrices().map(|t| t.index()));
     (contents.n_tensors() > 0).then(|| {
         format!(
-            "a pack would save this CPU about a quarter of the instructions of a generated token, and takes {} beside the model:              give --pack auto, or run `lowkey pack` once; --pack use ends this line",
+            "a pack would save this CPU about a quarter of the instructions of a generated token, and takes {} beside the model: give --pack auto, or run `lowkey pack` once; --pack use ends this line",
             Bytes(contents.file_bytes)
         )
     })

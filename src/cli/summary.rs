@@ -47,7 +47,7 @@ struct WeightType {
     n_tensors: usize,
     n_elems: u64,
     bytes: u64,
-    /// The kernel set that multiplies it on this machine; null where none does.
+    /// The default kernel set for it on this machine; null where none does.
     kernels: Option<&'static str>,
     /// Whether that is a vector kernel.
     is_fast: bool,
@@ -73,6 +73,8 @@ struct Shape {
     /// Experts of a layer, and those that a token goes through; 0: the FFN is one network.
     n_expert: usize,
     n_expert_used: usize,
+    /// Width of one.
+    n_expert_ff: usize,
     rope_base: f32,
     rope_scaling: String,
 }
@@ -136,6 +138,7 @@ impl Summary {
             n_delta_layers: if c.arch.recurrent == Recurrent::DeltaNet { c.n_recurrent_layer() } else { 0 },
             n_expert: c.experts.map_or(0, |experts| experts.n_expert),
             n_expert_used: c.experts.map_or(0, |experts| experts.n_used),
+            n_expert_ff: c.experts.map_or(0, |experts| experts.n_ff),
             rope_base: c.rope.freq_base,
             rope_scaling: rope(&c.rope, model.weights.rope_freqs.is_some()),
         });
@@ -178,7 +181,7 @@ impl Summary {
             };
             let ffn = match (m.n_expert, m.n_expert_used) {
                 (0, _) => format!("FFN {}", m.n_ff),
-                (n, used) => format!("{n} experts of {}, {used} for a token", m.n_ff),
+                (n, used) => format!("{n} experts of {}, {used} for a token", m.n_expert_ff),
             };
             lines.push(format!(
                 "{} layers{conv} of {}, {ffn}; {} heads and {} KV heads of {}; context {}{window}; RoPE base {}, {}",

@@ -214,7 +214,7 @@ impl fmt::Display for GgufError {
             OlderQ2_0 { tensor } => write!(
                 f,
                 "tensor {} has blocks of 128 elements in 34 bytes, which files called Q2_0 had before llama.cpp had that type, of 64 in 18: \
-                 use the file of the same model that is named Q2_0_g64, or a later one",
+                 use the file of the same model with g64 in its name, or a later one",
                 Name(tensor)
             ),
             MissingKey { key, wanted } => write!(f, "metadata key {} ({wanted}) is missing: {CONVERT}", Name(key)),
@@ -253,7 +253,7 @@ fn type_id(f: &mut fmt::Formatter<'_>, tensor: &str, at: u64, id: u32) -> fmt::R
         return write!(
             f,
             "tensor {} has type {id} at byte {at}, which a fork of llama.cpp gave to Q2_0 of its own: use the file of the same model that is \
-             named Q2_0_g64",
+             with g64 in its name",
             Name(tensor)
         );
     }

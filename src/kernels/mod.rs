@@ -130,7 +130,7 @@ impl SetName {
 
     /// Whether this set multiplies packed matrices better than others. The scalar set reads them because it is the
     /// specification; all others leave them to it.
-    fn reads_packed(self) -> bool {
+    pub(crate) fn reads_packed(self) -> bool {
         matches!(self, SetName::Scalar | SetName::Dotprod | SetName::I8mm)
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! Decoding is bound by memory as much as by arithmetic, so each piece is rows of the weights that nobody has touched before, as
 //! many for each thread as a task of the real product has, and all threads take part. Their pages are brought in first and not
-//! counted: the first token would read them. Everything runs in the scratch of the session, which the plan has shown.
+//! counted, but for a mixture's: the first token would read them. Everything runs in the scratch of the session, which the plan has shown.
 
 use std::time::{Duration, Instant};
 
@@ -71,7 +71,7 @@ pub struct Room<'a> {
     pub acts: &'a mut ActBuf,
     /// Tokens that the activations may have.
     pub n_batch: usize,
-    /// Numbers, for `n_batch` rows of the columns of any matrix but those of experts.
+    /// Numbers, for `n_batch` rows of any matrix's columns.
     pub x: &'a [f32],
     pub out: &'a mut Buf<f32>,
     pub attend: Option<&'a mut AttendScratch>,
@@ -89,7 +89,8 @@ pub fn choose(
         return (kernels, Choice::default());
     }
     let start = clock();
-    let mut measuring = Measuring { kernels, clock, start, found: Vec::new() };
+    let counts_reading = weights.idle_bytes > 0;
+    let mut measuring = Measuring { kernels, clock, start, counts_reading, found: Vec::new() };
     let groups = groups(weights, files, kernels);
     measuring.products(Op::Decode, 1, &groups, room);
     measuring.attention(room);
@@ -127,8 +128,8 @@ pub fn choose_alone(model: &Model, kernels: Kernels, n_threads: usize) -> std::i
     Ok(choose(kernels, &model.weights, &model.files(kernels), room, &mut || started.elapsed()))
 }
 
-/// Columns at most: 16 MiB of scratch and tiles.
-const ALONE_COLS: usize = 1 << 17;
+/// Columns at most: 2 MiB of rows, and as much again for each thread's tile where the file has float matrices.
+const ALONE_COLS: usize = 1 << 15;
 /// Rows of results for each thread, times tokens.
 const ALONE_ROWS: usize = 16 << 10;
 
@@ -202,6 +203,8 @@ struct Measuring<'c> {
     kernels: Kernels,
     clock: &'c mut dyn FnMut() -> Duration,
     start: Duration,
+    /// Whether pages that are brought in count: of a mixture the first token does not read most of them.
+    counts_reading: bool,
     found: Vec<Found>,
 }
 
@@ -213,20 +216,21 @@ impl Measuring<'_> {
     }
 
     fn product(&mut self, op: Op, n_tok: usize, group: &Group, room: &mut Room) {
-        let sets = Sets::of(self.kernels, op);
+        let sets = Sets::of(self.kernels, op, group.largest[0].packed);
         let is_decode = matches!(op, Op::Decode(_));
         // Decoding is measured even by a single set, for it shows how fast weights are read.
         if (!is_decode && sets.n < 2) || pieces(group, 1, room, 1).bytes() < LEAST_BYTES || self.is_over() {
             return;
         }
         let pieces = pieces(group, n_tok, room, ROUNDS * sets.n);
-        // Experts have room of their own, and what is longer than the rest is left to the default set.
-        if pieces.n_rows == 0 || n_tok * group.largest[0].n_cols > room.x.len() {
+        if pieces.n_rows == 0 {
             return;
         }
         let began = (self.clock)();
         pieces.read();
-        self.start += (self.clock)().saturating_sub(began);
+        if !self.counts_reading {
+            self.start += (self.clock)().saturating_sub(began);
+        }
         let Room { pool, tiles, acts, x, out, .. } = room;
         let n_cols = group.largest[0].n_cols;
         let acts = self.kernels.quantize(pool, &x[..n_tok * n_cols], n_cols, acts);
@@ -241,7 +245,7 @@ impl Measuring<'_> {
     }
 
     fn attention(&mut self, room: &mut Room) {
-        let sets = Sets::of(self.kernels, Op::Attention);
+        let sets = Sets::of(self.kernels, Op::Attention, false);
         let Room { attend: Some(attend), x, out, .. } = room else { return };
         if sets.n < 2 || attend.rehearse(self.kernels, x, out.as_bytes(), CHUNKS) == 0 {
             return;
@@ -295,9 +299,10 @@ struct Sets {
 }
 
 impl Sets {
-    fn of(kernels: Kernels, op: Op) -> Sets {
+    /// Of those that read packed matrices, where these are.
+    fn of(kernels: Kernels, op: Op, packed: bool) -> Sets {
         let mut sets = Sets { kernels: [kernels; N_SETS], n: 0 };
-        for set in kernels.alternatives(op) {
+        for set in kernels.alternatives(op).filter(|set| !packed || set.reads_packed()) {
             sets.kernels[sets.n] = kernels.with(op, set);
             sets.n += 1;
         }

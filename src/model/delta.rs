@@ -15,6 +15,7 @@ use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 
 use super::config::{Config, DeltaShape, Recurrence};
+use super::ffn::sigmoid;
 use super::shortconv::{convolve, remember};
 use super::weights::Delta;
 
@@ -67,7 +68,7 @@ impl DeltaScratch {
             for (head, (decay, beta)) in decay.iter_mut().zip(beta).enumerate() {
                 let rate = f64::from(w.a[head]) * softplus(f64::from(*decay + w.dt[head]));
                 *decay = libm::exp(rate) as f32;
-                *beta = (1.0 / (1.0 + libm::exp(f64::from(-*beta)))) as f32;
+                *beta = sigmoid(*beta);
             }
         }
         let net = DeltaNet { head_dim, n_k_head, n_v_head, qkv, decay, beta, norm: &w.norm, eps: self.eps, state, gate: out };

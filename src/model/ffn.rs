@@ -75,7 +75,8 @@ impl Room<'_> {
     fn mixture(&mut self, w: &Experts, s: &mut ExpertScratch, x: &[f32], out: &mut [f32]) {
         let (n_embd, n_expert, n_used) = (w.router.n_cols(), s.config.n_expert, s.config.n_used);
         let n_tok = x.len() / n_embd;
-        small_product((self.kernels, self.pool, self.tiles, self.acts), (x, n_embd), w.router.in_file(self.file), &mut s.logits);
+        let room = (self.kernels, &mut *self.pool, &mut *self.tiles, &mut *self.acts);
+        small_products(room, (x, n_embd), [(w.router.in_file(self.file), &mut s.logits)]);
         self.guard.see(&s.logits[..n_tok * n_expert], n_expert);
         s.choose(w.bias.as_deref(), n_tok);
         out.fill(0.0);
@@ -92,6 +93,9 @@ impl Room<'_> {
                 gathered.copy_from_slice(&x[token(place)..][..n_embd]);
             }
             self.dense(&w.expert(expert), &s.gathered[..n * n_embd], &mut s.given[..n * n_embd]);
+            // An expert may be met long after a whole pass was sound.
+            let n_ff = s.config.n_ff;
+            self.guard.always(&self.gate[(n - 1) * n_ff..n * n_ff]);
             for (given, &place) in s.given.chunks_exact(n_embd).zip(&s.order[places]) {
                 add_times(&mut out[token(place)..][..n_embd], given, s.weights[place as usize]);
             }
@@ -101,10 +105,10 @@ impl Room<'_> {
         match gate {
             Some(gate) => {
                 let room = (self.kernels, &mut *self.pool, &mut *self.tiles, &mut *self.acts);
-                small_product(room, (x, n_embd), gate.in_file(self.file), &mut s.shared);
-                s.shared.iter_mut().for_each(|gate| *gate = sigmoid(*gate));
+                small_products(room, (x, n_embd), [(gate.in_file(self.file), &mut s.shared)]);
+                s.shared[..n_tok].iter_mut().for_each(|gate| *gate = sigmoid(*gate));
             }
-            None => s.shared.fill(1.0),
+            None => s.shared[..n_tok].fill(1.0),
         }
         for ((out, given), gate) in out.chunks_exact_mut(n_embd).zip(s.given.chunks_exact(n_embd)).zip(&*s.shared) {
             add_times(out, given, *gate);
@@ -194,7 +198,7 @@ fn activate(kernels: Kernels, activation: Activation, gate: &mut [f32], up: &[f3
     }
 }
 
-fn sigmoid(x: f32) -> f32 {
+pub(super) fn sigmoid(x: f32) -> f32 {
     (1.0 / (1.0 + libm::exp(f64::from(-x)))) as f32
 }
 
@@ -202,17 +206,21 @@ fn add_times(x: &mut [f32], y: &[f32], times: f32) {
     x.iter_mut().zip(y).for_each(|(x, y)| *x += times * y);
 }
 
-/// The product of `x`, rows of `n_cols`, with a matrix of few rows, which may be of floats: a few tokens at a time, since a float matrix
-/// against many has sums in another order, and what it gives here must not depend on the batch.
-pub(super) fn small_product(
+/// The products of `x`, rows of `n_cols`, with matrices of few rows, which may be of floats: a few tokens at a time, since a float
+/// matrix against many has sums in another order, and what it gives here must not depend on the batch.
+pub(super) fn small_products<const N: usize>(
     (kernels, pool, tiles, acts): (Kernels, &mut Pool, &mut [Buf<u8>], &mut ActBuf),
     (x, n_cols): (&[f32], usize),
-    w: Matrix,
-    out: &mut [f32],
+    mut products: [(Matrix, &mut [f32]); N],
 ) {
-    for (x, out) in x.chunks((GEMM_FROM - 1) * n_cols).zip(out.chunks_mut((GEMM_FROM - 1) * w.n_rows)) {
+    let n_at_once = GEMM_FROM - 1;
+    for (i, x) in x.chunks(n_at_once * n_cols).enumerate() {
         let acts = kernels.quantize(pool, x, n_cols, acts);
-        kernels.matmul(pool, tiles, acts, &mut [Product { w, out }]);
+        let mut of_chunk = products.each_mut().map(|(w, out)| {
+            let n = w.n_rows;
+            Product { w: *w, out: &mut out[i * n_at_once * n..][..x.len() / n_cols * n] }
+        });
+        kernels.matmul(pool, tiles, acts, &mut of_chunk);
     }
 }
 

@@ -3,7 +3,8 @@
 //! where it is found the weights are searched for the one that made it.
 //!
 //! What is always looked at, the embeddings and the last norm's output, is a few hundred numbers a token. The rest is looked at
-//! until logits have come out once: a weight that is not a number spoils every token alike.
+//! until logits have come out once: a weight that is not a number spoils every token alike, but for one of an expert, which spoils
+//! the tokens that choose it. So what goes up in each expert is always looked at.
 
 use crate::error::{Error, Result};
 use crate::gguf::quant::dequantize_row;

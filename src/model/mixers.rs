@@ -11,7 +11,7 @@ use crate::mem::arena::Buf;
 use crate::mem::pool::Pool;
 
 use super::config::Config;
-use super::ffn::{Room, small_product};
+use super::ffn::{Room, small_products};
 use super::guard::Guard;
 use super::scratch::Scratch;
 use super::state::RecurrentState;
@@ -118,10 +118,10 @@ impl<'m, 'a> Pass<'m, 'a> {
         let x = normed(kernels, pool, x, &layer.attn_norm, c.rms_eps, x_norm);
         let deltas = s.deltas.as_mut().expect("carved for a model with delta nets");
         let (heads, v_dim) = (w.a.len(), layer.mixer_output.n_cols());
-        for (w, out) in [(w.alpha, &mut deltas.alpha), (w.beta, &mut deltas.beta)] {
-            let room = (kernels, &mut **pool, &mut s.tiles[..], &mut s.acts);
-            small_product(room, (x, c.n_embd), w.in_file(file), &mut out[..n_tok * heads]);
-        }
+        let few = n_tok * heads;
+        let [alpha, beta] =
+            [(w.alpha, &mut deltas.alpha[..few]), (w.beta, &mut deltas.beta[..few])].map(|(w, out)| (w.in_file(file), out));
+        small_products((kernels, pool, &mut s.tiles, &mut s.acts), (x, c.n_embd), [alpha, beta]);
         let mixed = &mut s.mixed[..n_tok * v_dim];
         let acts = kernels.quantize(pool, x, c.n_embd, &mut s.acts);
         let products = &mut [

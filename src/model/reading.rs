@@ -171,7 +171,12 @@ fn expert_config(keys: &Keys, mixture: Mixture) -> Result<ExpertConfig> {
             _ => return keys.missing(EXPERTS[4], "u32"),
         },
     };
-    let Some(n_ff) = n_ff?.or(ff?).filter(|&n| n > 0) else { return keys.missing(EXPERTS[3], "u32") };
+    // The other is read only where this one is not there: of a model with dense layers it may be a list.
+    let n_ff = match n_ff? {
+        None => ff?,
+        n_ff => n_ff,
+    };
+    let Some(n_ff) = n_ff.filter(|&n| n > 0) else { return keys.missing(EXPERTS[3], "u32") };
     let weight_scale = keys.opt_float("expert_weights_scale")?.filter(|&scale| scale != 0.0).unwrap_or(1.0);
     let n_dense = if mixture.biased { dense?.unwrap_or(0).min(keys.n_layer) } else { 0 };
     Ok(ExpertConfig { n_expert, n_used, n_ff, n_shared_ff, n_dense, is_sigmoid, weight_scale })
@@ -207,8 +212,11 @@ fn delta_layers(keys: &Keys) -> Result<RecurrentLayers> {
     let sections = keys.list(SECTIONS)?.unwrap_or_default();
     let n_rot = keys.count("rope.dimension_count")?;
     if sections.len() != 4 || sections.iter().sum::<usize>() != n_rot / 2 {
-        let what =
-            format!("is {sections:?}, and {} pairs are turned: this engine runs models whose sections are all pairs", n_rot / 2);
+        let (n, first) = (sections.len(), &sections[..sections.len().min(4)]);
+        let what = format!(
+            "has {n} numbers, the first {first:?}, and {} pairs are turned: this engine runs models whose four sections are all pairs",
+            n_rot / 2
+        );
         return keys.refuse(SECTIONS, what);
     }
     let layers = match keys.list(RECURRENT_LAYERS)? {
@@ -334,7 +342,12 @@ fn local_rope(keys: &Keys, rope: &RopeConfig) -> Result<Option<RopeConfig>> {
         (LocalRope::Base(usual), said) => {
             Some(RopeConfig { freq_base: said.unwrap_or(usual), scaling: RopeScaling::None, ..rope.clone() })
         }
-        (LocalRope::Unscaled, _) => Some(RopeConfig { scaling: RopeScaling::None, attn_factor: 1.0, ..rope.clone() }),
+        (LocalRope::Unscaled, said) => Some(RopeConfig {
+            freq_base: said.unwrap_or(rope.freq_base),
+            scaling: RopeScaling::None,
+            attn_factor: 1.0,
+            ..rope.clone()
+        }),
         (LocalRope::Same, Some(freq_base)) => Some(RopeConfig { freq_base, ..rope.clone() }),
         (LocalRope::Same, None) => None,
     })

@@ -3,7 +3,13 @@
 use super::*;
 
 fn measuring<'c>(clock: &'c mut dyn FnMut() -> Duration) -> Measuring<'c> {
-    Measuring { kernels: Kernels::choose("auto").expect("a set"), clock, start: Duration::ZERO, found: Vec::new() }
+    Measuring {
+        kernels: Kernels::choose("auto").expect("a set"),
+        clock,
+        start: Duration::ZERO,
+        counts_reading: false,
+        found: Vec::new(),
+    }
 }
 
 /// Five per cent decide. (A CPU with one set has nothing to choose.)
@@ -14,7 +20,7 @@ fn another_set_must_be_clearly_faster() {
         let mut clock = || Duration::ZERO;
         let mut measuring = measuring(&mut clock);
         let own = measuring.kernels.set();
-        let sets = Sets::of(measuring.kernels, op);
+        let sets = Sets::of(measuring.kernels, op, false);
         let mut least = [Duration::from_micros(300); N_SETS];
         least[sets.n - 1] = Duration::from_micros(100);
         if sets.n > 1 {
@@ -42,7 +48,7 @@ fn time_that_is_up_stops_in_the_middle_of_a_round() {
         now
     };
     let mut measuring = measuring(&mut clock);
-    let sets = Sets::of(measuring.kernels, op);
+    let sets = Sets::of(measuring.kernels, op, false);
     let least = measuring.least(&sets, |_, _| done += 1);
     // Three looks at the clock for each piece: at 1, 4 and 7 ms, the last of which is too late.
     assert!(least.is_none() && done == 2, "{done} pieces");
