@@ -420,13 +420,13 @@ fn a_damaged_expert_is_found_when_a_token_first_chooses_it() {
         data[(expert * n_rows + 1) * row_bytes..][..2].copy_from_slice(&[0, 0x7e]);
         std::fs::write(&path.0, file.build()).expect("a temporary file");
         let mut session = lowkey_test_kit::session(&path.0, &params(1 << 20));
-        if let Some((nth, error)) = (1..64u32).find_map(|token| session.step(token).err().map(|error| (token, error))) {
+        if let Some((nth, error)) = (1..40u32).find_map(|token| session.step(token).err().map(|error| (token, error))) {
             let place = format!("tensor blk.0.ffn_gate_exps.weight, row {}: a scale", expert * n_rows + 1);
             assert!(error.to_string().contains(&place), "{error}");
             (n_found, n_late) = (n_found + 1, n_late + usize::from(nth > 1));
         }
     }
-    assert_eq!(n_found, n_expert, "some of sixty tokens choose each of {n_expert}");
+    assert_eq!(n_found, n_expert, "some of forty tokens choose each of {n_expert}");
     assert!(n_late > 0, "the first token chooses all of them: this tries nothing");
 }
 
