@@ -127,6 +127,18 @@ fn wrong_files_are_named() {
 
 /// The answer is one object whose text is what the tokens say, cut at the stop text.
 #[test]
+fn forms_that_are_too_long_or_no_text_are_named() {
+    let folder = TempFolder::new("forms");
+    let (long, binary) = (folder.file("long.gbnf"), folder.file("binary.gbnf"));
+    std::fs::write(&long, format!("root ::= \"{}\"", "é".repeat(40_000))).expect("a file");
+    std::fs::write(&binary, [0xff, 0xfe]).expect("a file");
+    for flag in ["--grammar", "--json-schema"] {
+        refused(&["run", "-m", &tiny(), "-p", "x", flag, &long], 2, &[flag, "long.gbnf", "65536"]);
+        refused(&["run", "-m", &tiny(), "-p", "x", flag, &binary], 2, &[flag, "binary.gbnf", "UTF-8"]);
+    }
+}
+
+#[test]
 fn json_text_is_what_was_streamed() {
     let m = tiny();
     let args = ["run", "-m", &m, "-p", "Hello", "-n", "200", "--seed", "7", "--temp", "1.5", "--ignore-eos"];

@@ -1,11 +1,13 @@
 //! `--json-schema` and `--grammar`: answers that obey.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 
-use crate::constraint::{Constraints, Grammar, Live, MIN_BYTES, Refused, Rules};
+use crate::constraint::{Constraints, Grammar, Live, MAX_RULES_BYTES, MIN_BYTES, Refused, Rules};
 use crate::error::{Error, Result};
 use crate::text::{Sampler, Tokenizer};
 use crate::units::Bytes;
@@ -34,6 +36,17 @@ pub fn region_bytes(size: Bytes) -> Result<usize> {
     }
 }
 
+/// The text of a file that a flag names.
+fn text_of(flag: &'static str, path: &Path) -> Result<String> {
+    let io = |e| Error::io(path, e);
+    let mut text = Vec::new();
+    File::open(path).map_err(io)?.take(MAX_RULES_BYTES as u64 + 1).read_to_end(&mut text).map_err(io)?;
+    if text.len() > MAX_RULES_BYTES {
+        return Err(Error::usage(flag, format!("{} holds more than {MAX_RULES_BYTES} bytes: write less", path.display())));
+    }
+    String::from_utf8(text).map_err(|_| Error::usage(flag, format!("{} is not UTF-8", path.display())))
+}
+
 /// The next token, one that the grammar allows; `None`: it can say no more, which the user is told.
 pub fn draw(sampler: &mut Sampler, live: &mut Option<Live>, logits: &[f32]) -> Result<Option<u32>> {
     let Some(live) = live else { return sampler.sample(logits).map(Some) };
@@ -58,13 +71,13 @@ impl ConstraintArgs {
             let is_text = given.trim_start().starts_with('{') || ["true", "false"].contains(&given.trim());
             let text = match is_text {
                 true => given.clone(),
-                false => std::fs::read_to_string(given).map_err(|e| Error::io(given, e))?,
+                false => text_of("--json-schema", given.as_ref())?,
             };
             let schema = serde_json::from_str(&text).map_err(|e| Error::usage("--json-schema", format!("it is no JSON: {e}")))?;
             return Ok(Some(Rules::Schema(schema)));
         }
         let Some(path) = &self.grammar else { return Ok(None) };
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let text = text_of("--grammar", path)?;
         let is_lark = path.extension().is_some_and(|ending| ending == "lark");
         Ok(Some(if is_lark { Rules::Lark(text) } else { Rules::Gbnf(text) }))
     }

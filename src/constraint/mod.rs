@@ -30,6 +30,8 @@ use serde_json::Value;
 pub use engine::{Constraints, Grammar, Live};
 pub use schema::prepared;
 
+/// A schema's or grammar's text at most.
+pub const MAX_RULES_BYTES: usize = 64 << 10;
 /// The least that a region can be.
 pub const MIN_BYTES: usize = 1 << 20;
 

@@ -5,14 +5,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::constraint::{Grammar, Refused, Rules};
+use crate::constraint::{Grammar, MAX_RULES_BYTES, Refused, Rules};
 
 use super::app::App;
 use super::error::{Checked, Refusal, quoted};
 use super::fields::{Fields, wanted};
 
-/// A schema's text at most.
-pub const MAX_SCHEMA_BYTES: usize = 64 << 10;
 const TYPES: [&str; 7] = ["string", "number", "integer", "boolean", "array", "object", "null"];
 /// Names of schemas, lists of schemas, and objects whose values are schemas.
 const ONE: [&str; 8] = ["items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames"];
@@ -32,8 +30,8 @@ pub fn read(fields: &Fields<'_>) -> Checked<Option<(Rules, &'static str)>> {
     for (name, make) in [("grammar", Rules::Gbnf as fn(String) -> Rules), ("lark", Rules::Lark)] {
         // An empty grammar is none: clients send it so.
         if let Some(text) = fields.string(name)?.filter(|text| !text.trim().is_empty()) {
-            if text.len() > MAX_SCHEMA_BYTES {
-                return Err(fields.invalid(name, format!("more than {MAX_SCHEMA_BYTES} bytes")));
+            if text.len() > MAX_RULES_BYTES {
+                return Err(fields.invalid(name, format!("more than {MAX_RULES_BYTES} bytes")));
             }
             found.push((make(text.to_owned()), name));
         }
@@ -68,8 +66,8 @@ fn response_format(format: &Value) -> Checked<Option<Rules>> {
 
 /// Whether a value is a schema at all.
 pub fn check_schema(schema: &Value, name: &str) -> Checked<()> {
-    if schema.to_string().len() > MAX_SCHEMA_BYTES {
-        return Err(Refusal::invalid(name, format!("a schema of more than {MAX_SCHEMA_BYTES} bytes")));
+    if schema.to_string().len() > MAX_RULES_BYTES {
+        return Err(Refusal::invalid(name, format!("a schema of more than {MAX_RULES_BYTES} bytes")));
     }
     check_types(schema, name)
 }

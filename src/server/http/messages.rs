@@ -2,9 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::constraint::MAX_RULES_BYTES;
 use crate::text::Conversation;
 
-use super::constraint::{MAX_SCHEMA_BYTES, check_schema};
+use super::constraint::check_schema;
 use super::error::{Checked, Refusal, quoted};
 use super::fields::{Fields, wanted};
 use super::tools::Tools;
@@ -187,8 +188,8 @@ fn tools(fields: &Fields<'_>) -> Checked<Option<Value>> {
         }
     }
     let tools = Value::Array(tools.to_vec());
-    if tools.to_string().len() > MAX_SCHEMA_BYTES || crate::text::written_bytes(&tools) > MAX_WRITTEN_BYTES {
-        let what = format!("more than {MAX_SCHEMA_BYTES} bytes, or {MAX_WRITTEN_BYTES} when they are written out for the model");
+    if tools.to_string().len() > MAX_RULES_BYTES || crate::text::written_bytes(&tools) > MAX_WRITTEN_BYTES {
+        let what = format!("more than {MAX_RULES_BYTES} bytes, or {MAX_WRITTEN_BYTES} when they are written out for the model");
         return Err(fields.invalid("tools", what));
     }
     Ok(Some(tools))
