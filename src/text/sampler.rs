@@ -182,7 +182,8 @@ impl Sampler {
     }
 
     /// The next of the tokens that `filter` allows. One that is drawn freely and happens to be allowed is as likely as it would be among
-    /// those alone, so the mask, which costs more, is asked for only where it is not.
+    /// those alone, so the mask, which costs more, is asked for only where it is not. With top-k, top-p and min-p what they leave is
+    /// another set among all tokens than among those allowed, and a draw is of the one or the other, as in llama.cpp.
     pub fn sample_filtered(&mut self, logits: &[f32], bias: &[(u32, f32)], filter: &mut dyn Filter) -> Result<u32> {
         let free = self.sample_biased(logits, bias)?;
         if filter.allows(free) {
