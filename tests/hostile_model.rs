@@ -5,11 +5,13 @@
 //! (tests/golden/families.json), changed, and written again; then bytes of the whole file are flipped at random with a fixed seed. What a weight becomes does not matter: logits may be anything.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lowkey::gguf::{GgmlType, GgufFile};
+use lowkey::kernels::Kernels;
 use lowkey::kv::{AttnLayer, Head, Recent};
 use lowkey::mem::plan::Plan;
 use lowkey::model::forward::Model;
@@ -73,6 +75,8 @@ const PLAN_CAP: u64 = 64 << 20;
 fn params(n_threads: usize) -> SessionParams {
     let mut params = lowkey_test_kit::params(256 << 10);
     (params.n_batch, params.n_threads, params.kv.recent) = (8, Some(n_threads), Some(Recent::Tokens(4)));
+    // By name, so that twenty thousand starts do not each measure what is fastest.
+    params.kernels = Kernels::choose("auto").expect("a set").name().into();
     params
 }
 
@@ -82,15 +86,9 @@ fn one_line(label: &str, error: &lowkey::Error) {
     assert!(!line.contains(['\n', '\r', '\u{1b}', '\0']) && line.len() < 1000, "{label}: not one short line: {line:?}");
 }
 
-/// Opens, loads, plans, starts and runs what `path` holds, tokenizer and template included.
-fn run(label: &str, path: &TempPath, n_threads: usize) -> Fate {
-    let file = match GgufFile::open(&path.0) {
-        Ok(file) => file,
-        Err(error) => {
-            one_line(label, &error);
-            return Fate::Refused;
-        }
-    };
+/// Tokenizer and template of a file, built and tried.
+fn run_text(label: &str, path: &TempPath) {
+    let Ok(file) = GgufFile::open(&path.0) else { return };
     let text = "Hello world, 123 <|im_start|> and  more\n\n\u{e9}\u{1f600}";
     if let (Ok(tokenizer), Ok(_)) = (Tokenizer::from_gguf(&file), Tokenizer::plan_bytes(&file)) {
         for ids in [tokenizer.encode(text, true, true), tokenizer.encode(text, false, false)].into_iter().flatten() {
@@ -99,6 +97,17 @@ fn run(label: &str, path: &TempPath, n_threads: usize) -> Fate {
         }
     }
     let _ = ChatTemplate::from_gguf(&file);
+}
+
+/// Opens, loads, plans, starts and runs what `path` holds.
+fn run(label: &str, path: &TempPath, n_threads: usize) -> Fate {
+    let file = match GgufFile::open(&path.0) {
+        Ok(file) => file,
+        Err(error) => {
+            one_line(label, &error);
+            return Fate::Refused;
+        }
+    };
     let params = params(n_threads);
     let start = Model::load(file).and_then(|model| {
         let layout = params.layout(&model)?;
@@ -150,10 +159,20 @@ fn run(label: &str, path: &TempPath, n_threads: usize) -> Fate {
     Fate::Ran
 }
 
-/// Runs a case; a panic fails the test with the case's name.
+/// Runs a case, its tokenizer and template included; a panic fails the test with the case's name.
 fn case(label: &str, path: &TempPath, bytes: &[u8], n_threads: usize) -> Fate {
     std::fs::write(&path.0, bytes).expect("a temporary file");
-    catch_unwind(AssertUnwindSafe(|| run(label, path, n_threads))).unwrap_or_else(|_| panic!("{label}: panicked, see above"))
+    let run = || {
+        run_text(label, path);
+        run(label, path, n_threads)
+    };
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| panic!("{label}: panicked, see above"))
+}
+
+/// The same for a change that neither tokenizer nor template reads: building them takes longer than all the rest.
+fn case_without_text(label: &str, path: &TempPath, bytes: &[u8]) -> Fate {
+    std::fs::write(&path.0, bytes).expect("a temporary file");
+    catch_unwind(AssertUnwindSafe(|| run(label, path, 1))).unwrap_or_else(|_| panic!("{label}: panicked, see above"))
 }
 
 /// A sound file of each family, Llama's first; under emulation that one alone.
@@ -180,10 +199,18 @@ fn the_files_as_they_are_run() {
     }
 }
 
+/// Which of a list of changes a family is given: all of them to a key or tensor that no family before it had, else every fourth,
+/// and of the next family those after.
+fn share<T>(all: impl Iterator<Item = T>, family: usize, seen: bool) -> impl Iterator<Item = T> {
+    let (first, step) = if seen { (family % 4, 4) } else { (0, 1) };
+    all.skip(first).step_by(step)
+}
+
 #[test]
 fn one_metadata_value_changed() {
     let path = TempPath::new("metadata");
-    for (name, original) in one_of_each_family() {
+    let mut known = HashSet::new();
+    for (family, (name, original)) in one_of_each_family().into_iter().enumerate() {
         let (mut n_ran, mut n) = (0, 0);
         let n_keys = original.keys.len();
         let arch = if name.starts_with("hunyuan") { "hunyuan-dense" } else { name.split('-').next().unwrap_or_default() };
@@ -195,16 +222,21 @@ fn one_metadata_value_changed() {
             }
             let i = i.min(n_keys);
             let key = file.keys[i].0.clone();
-            for (what, ty, bytes) in values() {
+            let run = |label: &str, file: &GgufWriter| match key.contains("token") {
+                true => case(label, &path, &file.build(), 1),
+                false => case_without_text(label, &path, &file.build()),
+            };
+            let seen = !known.insert(key.replacen(arch, "ARCH", 1));
+            for (what, ty, bytes) in share(values().into_iter(), family, seen) {
                 (file.keys[i].1, file.keys[i].2) = (ty, bytes);
-                n_ran += usize::from(case(&format!("{name}: {key} = {what}"), &path, &file.build(), 1) == Fate::Ran);
+                n_ran += usize::from(run(&format!("{name}: {key} = {what}"), &file) == Fate::Ran);
                 n += 1;
             }
             file.keys.remove(i);
-            case(&format!("{name}: {key} is gone"), &path, &file.build(), 1);
+            run(&format!("{name}: {key} is gone"), &file);
         }
         println!("{name}: {n_ran} of {n} ran");
-        assert!(n_ran > 100 && n_ran < n, "{name}: both fates occur: {n_ran} of {n} ran");
+        assert!(n_ran > 50 && n_ran < n, "{name}: both fates occur: {n_ran} of {n} ran");
     }
 }
 
@@ -260,21 +292,23 @@ fn two_huge_numbers() {
 #[test]
 fn every_tensor_renamed_dropped_reshaped_and_retyped() {
     let path = TempPath::new("tensors");
-    for (model, original) in one_of_each_family() {
-        disturb_tensors(model, &original, &path);
+    let mut known = HashSet::new();
+    for (family, (model, original)) in one_of_each_family().into_iter().enumerate() {
+        disturb_tensors((family, model), &original, &path, &mut known);
     }
 }
 
-fn disturb_tensors(model: &str, original: &GgufWriter, path: &TempPath) {
+fn disturb_tensors((family, model): (usize, &str), original: &GgufWriter, path: &TempPath, known: &mut HashSet<String>) {
     for i in 0..original.tensors.len() {
         let name = original.tensors[i].name.clone();
         if name.starts_with("blk.1.") {
             continue; // as in layer 0
         }
+        let seen = !known.insert(name.clone());
         let try_with = |what: &str, change: &dyn Fn(&mut GgufWriter)| {
             let mut file = original.clone();
             change(&mut file);
-            case(&format!("{model}, {name}: {what}"), path, &file.build(), 1)
+            case_without_text(&format!("{model}, {name}: {what}"), path, &file.build())
         };
         assert_eq!(
             try_with("renamed", &|f| f.tensors[i].name = "blk.0.attn_output.bias".into()),
@@ -287,7 +321,8 @@ fn disturb_tensors(model: &str, original: &GgufWriter, path: &TempPath) {
         assert_eq!(dropped, if optional { Fate::Ran } else { Fate::Refused }, "{model}, {name} dropped");
         assert_eq!(try_with("a line break in its name", &|f| f.tensors[i].name = "a\nb".into()), Fate::Refused);
         for d in 0..original.tensors[i].dims.len() {
-            for dim in [0, 1, 2, 31, 32, 96, 1 << 20, 1 << 32, u64::MAX, u64::MAX / 2 + 1] {
+            let dims = [0, 1, 2, 31, 32, 96, 1 << 20, 1 << 32, u64::MAX, u64::MAX / 2 + 1];
+            for dim in share(dims.into_iter(), family, seen) {
                 let fate = try_with(&format!("dimension {d} is {dim}"), &|f| f.tensors[i].dims[d] = dim);
                 let same = original.tensors[i].dims[d] == dim;
                 assert!(same || fate == Fate::Refused, "{model}, {name}: dimension {d} is {dim}, and it ran");
@@ -295,7 +330,7 @@ fn disturb_tensors(model: &str, original: &GgufWriter, path: &TempPath) {
         }
         try_with("its dimensions reversed", &|f| f.tensors[i].dims.reverse());
         assert_eq!(try_with("flat", &|f| f.tensors[i].dims = vec![f.tensors[i].dims.iter().product(), 1, 1, 2]), Fate::Refused);
-        for &ty in GgmlType::ALL {
+        for &ty in share(GgmlType::ALL.iter(), family, seen) {
             try_with(ty.name(), &|f| {
                 let t = &mut f.tensors[i];
                 let n = t.dims.iter().product::<u64>() as usize;
