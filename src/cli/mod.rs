@@ -18,6 +18,8 @@ mod output;
 mod pack;
 mod plan;
 mod progress;
+#[cfg(feature = "pull")]
+mod pull;
 mod run;
 #[cfg(feature = "serve")]
 mod serve;
@@ -71,6 +73,9 @@ enum Command {
     Pack(pack::PackArgs),
     /// The models that can be named instead of a path
     Models(models::ModelsArgs),
+    /// Fetch a model to where its name finds it
+    #[cfg(feature = "pull")]
+    Pull(pull::PullArgs),
     /// Saved conversations: which there are, whether they are whole, and removing them
     Sessions(sessions::SessionsArgs),
 }
@@ -120,6 +125,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Pack(args) => pack::run(args),
         Command::Models(args) => models::run(args),
+        #[cfg(feature = "pull")]
+        Command::Pull(args) => pull::run(args),
         Command::Sessions(args) => sessions::run(args),
     }
 }

