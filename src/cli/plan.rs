@@ -204,6 +204,7 @@ fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Private => "private",
         Kind::File => "file",
+        Kind::Disk => "disk",
     }
 }
 

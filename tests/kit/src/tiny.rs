@@ -12,6 +12,9 @@ use lowkey::mem::pool::Pool;
 struct Unturned;
 
 impl Rotary for Unturned {
+    fn magnitude(&self, _: AttnLayer) -> Option<f32> {
+        None
+    }
     fn set_angles(&self, _: AttnLayer, _: i64, _: &mut [f32]) {}
     fn turn(&self, _: AttnLayer, _: &mut [f32], _: &[f32]) {}
     fn mean_squares(&self, _: AttnLayer, _: &mut [f32]) {}
@@ -76,7 +79,7 @@ impl Tiny {
         for layer in layers {
             let [mut q, k, v] = rows(layer);
             let mut out = vec![0.0; q.len()];
-            let taken = step.rate(layer, pool, kernels, &k, &v).take(pool, &q, &k, &v);
+            let taken = step.rate(layer, pool, kernels, &k, &v).take(pool, &Unturned, &q, &k, &v);
             see(layer, taken.cache());
             taken.attend(pool, attend, &mut q, &mut out);
         }
