@@ -112,7 +112,7 @@ impl SessionArgs {
     }
 
     /// The past in a file, where the user wants one.
-    fn past(&self) -> Option<PastParams> {
+    pub fn past(&self) -> Option<PastParams> {
         let (folder, space) = (self.past.as_ref()?, self.past_space?);
         Some(PastParams { folder: folder.clone(), space_bytes: space.0, n_recall: self.recall })
     }

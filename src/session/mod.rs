@@ -250,8 +250,9 @@ impl Stream {
         self.cache.pin(n)
     }
 
-    /// All that is saved of it and restored. Whoever fills it says so by `resume`, or clears the stream.
+    /// All that is saved of it and restored, of one without a past in a file. Whoever fills it says so by `resume`, or clears the stream.
     pub fn state_mut(&mut self) -> StreamState<'_> {
+        assert!(self.cache.past().is_none(), "a stream with a past in a file is not saved");
         let (n_first, log_hash) = (self.log.tokens().len(), self.log.hash());
         StreamState {
             cache: &mut self.cache,

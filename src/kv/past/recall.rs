@@ -73,8 +73,6 @@ pub(super) struct Thread {
     positions: Buf<i32>,
     keys: Buf<u8>,
     values: Buf<u8>,
-    /// `[n_q][head_dim]`
-    query: Buf<f32>,
     partial: Buf<f32>,
     key: Buf<f32>,
     angles: Buf<f32>,
@@ -107,7 +105,6 @@ impl Thread {
             positions: arena.carve(n_fetched),
             keys: arena.carve(n_fetched * RowType::F16.row_bytes(head_dim)),
             values: arena.carve(n_fetched * s.kv.v_bytes()),
-            query: arena.carve(s.n_q * head_dim),
             partial: arena.carve(s.partial_len()),
             key: arena.carve(head_dim),
             angles: arena.carve(head_dim),
@@ -250,7 +247,8 @@ impl Thread {
         n_rows
     }
 
-    /// Turns the keys that were fetched to where they stand.
+    /// Turns the keys that were fetched to where they stand. They are not brought to the basis of the arena's keys: that would take a
+    /// Hadamard matrix for each of them, where queries are few.
     fn place<R: Rotary>(&mut self, w: &World<R>, head: Head, n_rows: usize) {
         self.stand(w, head, n_rows);
         let (k_type, head_dim) = (w.shape.kv.k_type, w.shape.kv.head_dim);
@@ -265,8 +263,6 @@ impl Thread {
             k_type.turn_back(key, head_dim);
             w.angles.at(i64::from(self.positions[i]), false, &mut self.angles);
             w.rotary.turn(w.asking.layer, key, &self.angles);
-            k_type.turn(key, head_dim);
-            key.iter_mut().zip(w.asking.centres[head.0]).for_each(|(key, centre)| *key -= centre);
             RowType::F16.store(key, row);
         }
     }
@@ -292,24 +288,31 @@ impl Thread {
         }
     }
 
-    /// What a token makes of the rows that were fetched.
+    /// What a token makes of the rows that were fetched. The arena's scores lack what its centre would add to them, so these must too.
     fn attend<R>(&mut self, w: &World<R>, head: Head, t: usize, n_rows: usize, found: &mut [f32]) {
         let (n_q, head_dim) = (w.shape.n_q, w.shape.kv.head_dim);
         let (running, acc) = found.split_at_mut(2 * n_q);
         running.fill(f32::NEG_INFINITY);
-        self.query.copy_from_slice(w.queries(head, t));
-        w.shape.kv.k_type.turn(&mut self.query, head_dim);
+        let q = w.queries(head, t);
         let (k_type, v_type) = (RowType::F16, w.shape.kv.v_type.row());
         for first in (0..n_rows).step_by(CHUNK) {
             let (keys, values, rows) = (&self.keys[..], &self.values[..], Rows::Dense { first });
             let n_rows = CHUNK.min(n_rows - first);
             let soft_cap = w.shape.soft_cap;
-            let a = Attend { q: &self.query, head_dim, keys, values, k_type, v_type, rows, n_rows, wide: &[], soft_cap };
+            let a = Attend { q, head_dim, keys, values, k_type, v_type, rows, n_rows, wide: &[], soft_cap };
             let (max, rest) = self.partial.split_at_mut(n_q);
             let (sum, part) = rest.split_at_mut(n_q);
             let mut partial = Partial { max, sum, acc: part, weights: &mut [] };
             w.kernels.attend(&a, &mut partial);
             w.kernels.merge(running, acc, &partial);
+        }
+        let centre = w.asking.centres[head.0];
+        if n_rows > 0 && !centre.is_empty() {
+            for (max, q) in running.iter_mut().zip(q.chunks_exact(head_dim)) {
+                self.key.copy_from_slice(q);
+                w.shape.kv.k_type.turn(&mut self.key, head_dim);
+                *max -= self.key.iter().zip(centre).fold(0.0, |sum, (q, centre)| sum + q * centre);
+            }
         }
     }
 }
