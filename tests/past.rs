@@ -1,6 +1,7 @@
-//! The past as a file, against a naive model that keeps everything: what is fetched is what was lost, whatever the sizes, the ring and the
-//! batches; a disk that is full or fails costs just what was on it; and on the real model threads and kernel sets change no bit, and a
-//! number that the arena has lost is found.
+//! The past as a file, against a naive model that keeps everything: what is fetched is what was
+//! lost, whatever the sizes, the ring and the batches; a disk that is full or fails costs just what
+//! was on it; and on the real model threads and kernel sets change no bit, and a number that the
+//! arena has lost is found.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -49,7 +50,13 @@ impl Disk for Played {
 }
 
 /// A tiny cache with a past on such a disk.
-fn with_past(n_slot: usize, n_tile: usize, n_recall: usize, n_q: usize, change: impl FnOnce(&mut KvShape)) -> (Tiny, Arc<Memory>) {
+fn with_past(
+    n_slot: usize,
+    n_tile: usize,
+    n_recall: usize,
+    n_q: usize,
+    change: impl FnOnce(&mut KvShape),
+) -> (Tiny, Arc<Memory>) {
     let mut tiny = Tiny::with_queries(n_slot, n_q, |shape, params| {
         (shape.keeps.token, shape.n_ctx) = (true, 4096);
         change(shape);
@@ -86,8 +93,9 @@ impl Naive {
     }
 }
 
-/// Feeds random tokens in random batches and compares what attention gives with the naive model, which sees what the arena holds and,
-/// of the tokens before the batch, those `is_past` says the file has.
+/// Feeds random tokens in random batches and compares what attention gives with the naive model,
+/// which sees what the arena holds and, of the tokens before the batch, those `is_past` says the
+/// file has.
 fn compare(tiny: &mut Tiny, n_q: usize, n_total: usize, rng: &mut Rng, is_past: impl Fn(&Naive, usize, usize) -> bool) -> f64 {
     let shape = *tiny.cache.shape();
     let (dim, row) = (shape.head_dim, shape.n_head_kv * shape.head_dim);
@@ -103,17 +111,23 @@ fn compare(tiny: &mut Tiny, n_q: usize, n_total: usize, rng: &mut Rng, is_past: 
         }
         naive.n_tok += n_tok;
         // What the arena shows each token, by the number in the stream: positions are that here.
-        let before: Vec<Vec<Vec<u32>>> = shape.layers().map(|l| shape.heads().map(|h| tiny.cache.kept(l, h).to_vec()).collect()).collect();
+        let before: Vec<Vec<Vec<u32>>> =
+            shape.layers().map(|l| shape.heads().map(|h| tiny.cache.kept(l, h).to_vec()).collect()).collect();
         let mut seen: Vec<Vec<Vec<Vec<usize>>>> = vec![Vec::new(); shape.n_layer];
         let see = |layer: AttnLayer, cache: &KvCache| {
-            seen[layer.0] = shape.heads().map(|head| (0..n_tok).map(|t| shown(cache, layer, head, t, &before, n_past)).collect()).collect();
+            seen[layer.0] =
+                shape.heads().map(|head| (0..n_tok).map(|t| shown(cache, layer, head, t, &before, n_past)).collect()).collect();
         };
         let mut given = vec![Vec::new(); shape.n_layer];
         assert!(tiny.attend(n_tok, |layer| new[layer.0].clone(), see, |layer, out| given[layer.0] = out.to_vec()));
-        for (layer, head, t) in (0..shape.n_layer).flat_map(|l| (0..shape.n_head_kv).flat_map(move |h| (0..n_tok).map(move |t| (l, h, t)))) {
+        for (layer, head, t) in
+            (0..shape.n_layer).flat_map(|l| (0..shape.n_head_kv).flat_map(move |h| (0..n_tok).map(move |t| (l, h, t))))
+        {
             let arena = &seen[layer][head][t];
             let held: Vec<usize> = before[layer][head].iter().map(|&pos| pos as usize).collect();
-            let sees = |token: usize| arena.contains(&token) || token < n_past && !held.contains(&token) && is_past(&naive, n_past, token);
+            let sees = |token: usize| {
+                arena.contains(&token) || token < n_past && !held.contains(&token) && is_past(&naive, n_past, token)
+            };
             for n in 0..n_q {
                 let at = t * row * n_q + (head * n_q + n) * dim;
                 let want = naive.attend(&shape, layer, head, &new[layer][0][at..at + dim], sees);
@@ -125,7 +139,8 @@ fn compare(tiny: &mut Tiny, n_q: usize, n_total: usize, rng: &mut Rng, is_past: 
     worst
 }
 
-/// The tokens that token `t` of a batch sees in the arena: those before the batch, less those whose slot a token up to `t` took.
+/// The tokens that token `t` of a batch sees in the arena: those before the batch, less those whose
+/// slot a token up to `t` took.
 fn shown(cache: &KvCache, layer: AttnLayer, head: Head, t: usize, before: &[Vec<Vec<u32>>], n_past: usize) -> Vec<usize> {
     let mut table = vec![u32::MAX; cache.n_slot()];
     let n = cache.rows_at(layer, head, t, &mut table);
@@ -183,7 +198,8 @@ fn the_piece_that_is_asked_for_is_chosen() {
         let needle: Vec<f32> = (0..32).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
         for t in 0..400 {
             let mut random = || (0..32).map(|_| rng.f32() - 0.5).collect::<Vec<f32>>();
-            let (q, k, v) = (random(), if t == wanted { needle.clone() } else { random() }, vec![if t == wanted { 7.0 } else { 0.0 }; 32]);
+            let (q, k, v) =
+                (random(), if t == wanted { needle.clone() } else { random() }, vec![if t == wanted { 7.0 } else { 0.0 }; 32]);
             assert!(tiny.feed(1, |_| [q.clone(), k.clone(), v.clone()], |_, _| ()));
         }
         let held = tiny.cache.kept(AttnLayer(0), Head(0)).contains(&(wanted as u32));

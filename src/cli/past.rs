@@ -7,7 +7,8 @@ use crate::kv::past::PastShape;
 use crate::units::Bytes;
 
 /// Why no conversation is saved.
-pub const NO_SESSION: &str = "its file goes with the process, and a saved session is what the arena holds alone: give one without the other";
+pub const NO_SESSION: &str =
+    "its file goes with the process, and a saved session is what the arena holds alone: give one without the other";
 
 /// Speed for which a day's writing is told: that of a small model on a small board.
 const TOKENS_A_SECOND: u64 = 10;
@@ -25,7 +26,8 @@ pub struct PastReport {
     read_bytes: u64,
     /// Of four tokens, in one KV head.
     pieces: u64,
-    /// Share of the pieces that the token before had fetched too, over steps of one token; null where there was none.
+    /// Share of the pieces that the token before had fetched too, over steps of one token; null
+    /// where there was none.
     hit_rate: Option<f64>,
     /// What could not be written, tiles of 32 tokens, and reads that failed.
     lost_tiles: u64,
@@ -57,7 +59,8 @@ fn hit_rate(past: &Past) -> Option<f64> {
 /// What a stream made of its past, in a few words.
 pub fn past_line(past: &Past) -> String {
     let counts = past.counts();
-    let mut line = format!("past: {} written, {} pieces ({}) read", Bytes(counts.written_bytes), counts.n_pieces, Bytes(counts.read_bytes));
+    let mut line =
+        format!("past: {} written, {} pieces ({}) read", Bytes(counts.written_bytes), counts.n_pieces, Bytes(counts.read_bytes));
     if let Some(rate) = hit_rate(past) {
         line += &format!(", {:.0}% of them again", 100.0 * rate);
     }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result, Setting, message};
 use crate::kernels::Kernels;
-use crate::kv::policy::{Keeps, Rule};
 use crate::kv::past::PastShape;
+use crate::kv::policy::{Keeps, Rule};
 use crate::kv::{KvParams, KvShape, KvType, PastParams};
 use crate::mem::arena::Arena;
 use crate::mem::plan::Plan;

@@ -1,13 +1,16 @@
-//! The specification of the scan over the index of the past (`kv::past`): what each query would make of keys of two bits.
+//! The specification of the scan over the index of the past (`kv::past`): what each query would
+//! make of keys of two bits.
 //!
-//! A tile of the index holds `SCAN_TILE` keys of one head. Keys lie across the tile, so that no sum runs across lanes:
+//! A tile of the index holds `SCAN_TILE` keys of one head. Keys lie across the tile, so that no sum
+//! runs across lanes:
 //!
 //! ```text
 //! head_dim / 4 x 32 bytes   byte j of row r holds the codes of elements 4r, 4r + 1, 4r + 2, 4r + 3 of key j, lowest bits first
 //! 32 x f16                  the scale of each key                               x = d * (2 * code - 3)
 //! ```
 //!
-//! A query is rounded to integers so small that its sum over a head fits into 16 bits, so all sets give the same bits.
+//! A query is rounded to integers so small that its sum over a head fits into 16 bits, so all sets
+//! give the same bits.
 
 use super::arithmetic::{Lanes, add_lanes, f16_bits};
 use super::attention::weight;
@@ -24,7 +27,8 @@ pub const fn scan_tile_bytes(head_dim: usize) -> usize {
     head_dim / 4 * SCAN_TILE + 2 * SCAN_TILE
 }
 
-/// The largest integer that an element of a query may become: `head_dim` products with codes of at most 3 fit into 16 bits.
+/// The largest integer that an element of a query may become: `head_dim` products with codes of at
+/// most 3 fit into 16 bits.
 pub const fn scan_steps(head_dim: usize) -> i32 {
     let most = i16::MAX as i32 / (3 * head_dim as i32);
     if most < 127 { most } else { 127 }
@@ -41,8 +45,8 @@ pub struct Asked<'a> {
     pub head_dim: usize,
 }
 
-/// For each query and chunk of a tile the highest score of those keys that `wanted` has a bit for, -inf where it has none: query `n`
-/// writes `SCAN_CHUNKS` numbers from `n * stride` on.
+/// For each query and chunk of a tile the highest score of those keys that `wanted` has a bit for,
+/// -inf where it has none: query `n` writes `SCAN_CHUNKS` numbers from `n * stride` on.
 #[inline(always)]
 pub fn scan(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) {
     let (codes, scales) = tile.split_at(asked.head_dim / 4 * SCAN_TILE);
@@ -100,8 +104,9 @@ fn products<const N: usize>(codes: &[u8], q: &[i16], head_dim: usize, dots: &mut
     dots[..N].copy_from_slice(&sums);
 }
 
-/// Adds to `total` what softmax makes of the scores of one query, eight lanes at a time. -inf counts for next to nothing, but where
-/// nothing else is there. Both have a multiple of eight elements. `scores` is left as anything.
+/// Adds to `total` what softmax makes of the scores of one query, eight lanes at a time. -inf
+/// counts for next to nothing, but where nothing else is there. Both have a multiple of eight
+/// elements. `scores` is left as anything.
 #[inline(always)]
 pub fn add_shares(scores: &mut [f32], total: &mut [f32]) {
     let scores = scores.as_chunks_mut::<8>().0;

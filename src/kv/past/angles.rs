@@ -1,5 +1,6 @@
-//! By how much a position turns a key, from two tables: an angle is the sum of that of a multiple of `STEP` and that of what is left.
-//! Sines and cosines of thousands of keys at every step would take longer than all else that is done with them.
+//! By how much a position turns a key, from two tables: an angle is the sum of that of a multiple
+//! of `STEP` and that of what is left. Sines and cosines of thousands of keys at every step would
+//! take longer than all else that is done with them.
 
 use crate::kv::Rotary;
 use crate::kv::layout::AttnLayer;
@@ -38,8 +39,8 @@ impl Angles {
     /// Those of a position, into `out`; those that turn back from it, where `back`.
     pub fn at(&self, pos: i64, back: bool, out: &mut [f32]) {
         let (coarse, fine) = (pos.div_euclid(STEP) - self.first, pos.rem_euclid(STEP));
-        let row = |table: &'_ [f32], i: i64| i as usize * self.head_dim..table.len().min((i as usize + 1) * self.head_dim);
-        let (coarse, fine) = (&self.coarse[row(&self.coarse, coarse)], &self.fine[row(&self.fine, fine)]);
+        let row = |i: i64| i as usize * self.head_dim..(i as usize + 1) * self.head_dim;
+        let (coarse, fine) = (&self.coarse[row(coarse)], &self.fine[row(fine)]);
         let sign = if back { -1.0 } else { 1.0 };
         let pairs = coarse.as_chunks::<2>().0.iter().zip(fine.as_chunks::<2>().0);
         for (out, (&[cos_a, sin_a], &[cos_b, sin_b])) in out.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {

@@ -1,4 +1,5 @@
-//! What the past asks of a disk, as a trait so small that tests can play a disk that is full or fails; and the file that there is.
+//! What the past asks of a disk, as a trait so small that tests can play a disk that is full or
+//! fails; and the file that there is.
 
 use std::fs::File;
 use std::io;
@@ -29,14 +30,15 @@ impl ScratchFile {
     /// A file in the folder, which must be there.
     pub fn create(folder: &Path) -> io::Result<ScratchFile> {
         let dir = fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        match fs::openat(&dir, ".", OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC, MODE) {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        match fs::openat(&dir, ".", flags | OFlags::TMPFILE, MODE) {
             Ok(file) => return Ok(ScratchFile(file.into())),
             // File systems and kernels that know no files without a name.
             Err(Errno::NOTSUP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
             Err(e) => return Err(e.into()),
         }
         let name = format!(".lowkey-past-{}", std::process::id());
-        let file = fs::openat(&dir, &name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC, MODE)?;
+        let file = fs::openat(&dir, &name, flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW, MODE)?;
         fs::unlinkat(&dir, &name, AtFlags::empty())?;
         Ok(ScratchFile(file.into()))
     }

@@ -1,14 +1,16 @@
-//! The index: what of a key two bits an element can tell. Keys are those before RoPE, so that it does not matter where they stood, turned
-//! by a Hadamard matrix, so that no element is far from the others, and less what the keys of their head have in common, which
-//! says nothing about any of them. On the demonstration model this finds what the keys themselves would find (docs/past.md).
+//! The index: what of a key two bits an element can tell. Keys are those before RoPE, so that it
+//! does not matter where they stood, turned by a Hadamard matrix, so that no element is far from
+//! the others, and less what the keys of their head have in common, which says nothing about any of
+//! them. On the demonstration model this finds what the keys themselves would find (docs/past.md).
 
 use half::f16;
 
 use super::shape::TILE;
 use crate::kernels::{SCAN_TILE, scan_steps};
 
-/// Four levels, -3, -1, 1 and 3 times half a step, of what is spread as a normal distribution: bounds are at 0 and at so many
-/// standard deviations (Max 1960, "Quantizing for minimum distortion").
+/// Four levels, -3, -1, 1 and 3 times half a step, of what is spread as a normal distribution:
+/// bounds are at 0 and at so many standard deviations (Max 1960, "Quantizing for minimum
+/// distortion").
 const BOUND: f32 = 0.98;
 /// 1.5 * 2^23
 const ROUND: f32 = 12_582_912.0;
@@ -42,13 +44,10 @@ pub fn ask(query: &[f32], out: &mut [i16]) -> (f32, i32) {
     let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
     let mut sum = 0;
     for (x, out) in query.iter().zip(out) {
-        // Ties to even: the low bits of what is so large are whole numbers. (`round_ties_even` is a call on some processors.)
+        // Ties to even: the low bits of what is so large are whole numbers. (`round_ties_even` is a
+        // call on some processors.)
         *out = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i16;
         sum += i32::from(*out);
     }
     (scale, sum)
 }
-
-#[cfg(test)]
-#[path = "../../../tests/unit/kv/past/index.rs"]
-mod tests;

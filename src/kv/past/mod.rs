@@ -1,6 +1,8 @@
-//! The past as a file. Every key (before RoPE) and value that goes through the cache is written to a file without a name, a ring of fixed
-//! size; an index of two-bit keys in the same file knows what lies where. At each step every KV head finds in the index the few pieces of
-//! its past that its queries ask for and that the arena has lost, and they are attended to beside the arena's entries.
+//! The past as a file. Every key (before RoPE) and value that goes through the cache is written to
+//! a file without a name, a ring of fixed size; an index of two-bit keys in the same file knows
+//! what lies where. At each step every KV head finds in the index the few pieces of its past that
+//! its queries ask for and that the arena has lost, and they are attended to beside the arena's
+//! entries.
 //!
 //! ```text
 //! shape    what lies where in the file           disk     what is asked of a disk, and the file there is
@@ -8,11 +10,13 @@
 //! angles   how positions turn keys               mod      the ring: what enters, what is there, what went wrong
 //! ```
 //!
-//! Private memory is fixed: a tile of rows that is being filled, and what a thread needs to choose and fetch. All else is the page cache's,
-//! which the system may drop. The file is read by `pread` and not mapped: a page that cannot be read is then an error, after which the
-//! stream goes on without it, and not the end of the process.
+//! Private memory is fixed: a tile of rows that is being filled, and what a thread needs to choose
+//! and fetch. All else is the page cache's, which the system may drop. The file is read by `pread`
+//! and not mapped: a page that cannot be read is then an error, after which the stream goes on
+//! without it, and not the end of the process.
 //!
-//! What is in the file has the bits of its first rounding. What is fetched again and again does not drift.
+//! What is in the file has the bits of its first rounding. What is fetched again and again does not
+//! drift.
 
 mod angles;
 pub mod disk;
@@ -92,12 +96,14 @@ impl PastParams {
 /// What was seen of the past of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PastCounts {
-    /// Written to the file, and read of its rows; the index aside, which is read whole at every step.
+    /// Written to the file, and read of its rows; the index aside, which is read whole at every
+    /// step.
     pub written_bytes: u64,
     pub read_bytes: u64,
     /// Pieces that were fetched.
     pub n_pieces: u64,
-    /// Of steps of one token: pieces that were fetched, and those of them that the step before had fetched too.
+    /// Of steps of one token: pieces that were fetched, and those of them that the step before had
+    /// fetched too.
     pub n_single: u64,
     pub n_again: u64,
     /// Tiles that could not be written, and reads that failed: what is not seen any more.
@@ -138,15 +144,18 @@ pub(super) type Round<'a> = &'a (dyn Fn(Head, &[f32], &[f32], &mut [u8]) + Sync)
 pub struct Past {
     shape: PastShape,
     disk: Box<dyn Disk>,
-    /// `[n_layer][layer_bytes]`: the rows of the tile that is being filled, as they will lie in the file.
+    /// `[n_layer][layer_bytes]`: the rows of the tile that is being filled, as they will lie in the
+    /// file.
     rows: Buf<u8>,
     /// One tile of the index, on its way to the file.
     tile: Buf<u8>,
-    /// `[n_layer][n_head_kv][head_dim]`: what the keys of the first tile have in common, in the basis of the index.
+    /// `[n_layer][n_head_kv][head_dim]`: what the keys of the first tile have in common, in the
+    /// basis of the index.
     means: Buf<f32>,
     /// `[n_tile]`: 1 where the ring has a tile, 0 where it could not be written or has not been.
     is_there: Buf<u8>,
-    /// `[n_layer][n_head_kv][1 + n_recall]`: how many pieces the latest step of one token fetched, and which.
+    /// `[n_layer][n_head_kv][1 + n_recall]`: how many pieces the latest step of one token fetched,
+    /// and which.
     before: Buf<u32>,
     /// `[n_batch / share][n_head_kv][share][partial_len]`: what the tokens under way found.
     found: Buf<f32>,
@@ -163,13 +172,21 @@ impl Past {
     /// Takes the memory that `carve` measures, and makes the file in the folder.
     pub fn open(shape: PastShape, folder: &Path, rotary: &impl Rotary) -> Result<Past> {
         let file = ScratchFile::create(folder).map_err(|e| {
-            Error::usage(Setting::Past, format!("no file can be made in {} ({e}): name a folder that may be written to", folder.display()))
+            Error::usage(
+                Setting::Past,
+                format!("no file can be made in {} ({e}): name a folder that may be written to", folder.display()),
+            )
         })?;
         let free = file.free_bytes().unwrap_or(u64::MAX);
         if free < shape.file_bytes() {
             return Err(Error::budget(
                 Setting::PastSpace,
-                format!("the file takes {}, and {} has {} left: give less", Bytes(shape.file_bytes()), folder.display(), Bytes(free)),
+                format!(
+                    "the file takes {}, and {} has {} left: give less",
+                    Bytes(shape.file_bytes()),
+                    folder.display(),
+                    Bytes(free)
+                ),
             ));
         }
         if file.is_in_memory() {
@@ -200,7 +217,8 @@ impl Past {
     pub fn counts(&self) -> PastCounts {
         let c = &self.counters;
         let [written_bytes, read_bytes, n_pieces, n_single, n_again, n_lost, n_unread] =
-            [&c.written_bytes, &c.read_bytes, &c.n_pieces, &c.n_single, &c.n_again, &c.n_lost, &c.n_unread].map(|n| n.load(Relaxed));
+            [&c.written_bytes, &c.read_bytes, &c.n_pieces, &c.n_single, &c.n_again, &c.n_lost, &c.n_unread]
+                .map(|n| n.load(Relaxed));
         PastCounts { written_bytes, read_bytes, n_pieces, n_single, n_again, n_lost, n_unread }
     }
 
@@ -211,7 +229,8 @@ impl Past {
         self.renumbered = (0, 0);
     }
 
-    /// The token that comes next, the `n_past`-th, got the position `pos`, and those in the arena the positions before it.
+    /// The token that comes next, the `n_past`-th, got the position `pos`, and those in the arena
+    /// the positions before it.
     pub(super) fn renumber(&mut self, n_past: u64, pos: u32) {
         self.renumbered = (n_past, i64::from(pos));
     }
@@ -221,8 +240,9 @@ impl Past {
         self.shape.n_fetched().min(self.shape.kv.n_ctx / 16)
     }
 
-    /// Takes in keys before RoPE and values of one layer, `[n_tok][n_head_kv * head_dim]`, of the tokens from the `n_past`-th on. A tile
-    /// that is full goes to the file. `round` stores a key of a head, less a centre that may be empty, in a row.
+    /// Takes in keys before RoPE and values of one layer, `[n_tok][n_head_kv * head_dim]`, of the
+    /// tokens from the `n_past`-th on. A tile that is full goes to the file. `round` stores a key
+    /// of a head, less a centre that may be empty, in a row.
     pub(super) fn append(&mut self, layer: AttnLayer, n_past: u64, pool: &mut Pool, round: Round, k: &[f32], v: &[f32]) {
         let Some(own) = self.shape.layer(layer) else { return };
         let KvShape { n_head_kv, head_dim, .. } = self.shape.kv;
@@ -311,9 +331,18 @@ impl Past {
         }
     }
 
-    /// Looks for what the queries of a layer (`[n_tok][n_head * head_dim]`, scaled, after RoPE) ask for, and keeps what attention to it
-    /// gives until the next call. `asking` says what the arena still has.
-    pub(super) fn recall(&mut self, asking: &Asking, pool: &mut Pool, kernels: Kernels, rotary: &impl Rotary, q: &[f32], n_tok: usize) {
+    /// Looks for what the queries of a layer (`[n_tok][n_head * head_dim]`, scaled, after RoPE) ask
+    /// for, and keeps what attention to it gives until the next call. `asking` says what the arena
+    /// still has.
+    pub(super) fn recall(
+        &mut self,
+        asking: &Asking,
+        pool: &mut Pool,
+        kernels: Kernels,
+        rotary: &impl Rotary,
+        q: &[f32],
+        n_tok: usize,
+    ) {
         let Some(own) = self.shape.layer(asking.layer) else { return };
         let (shape, n_past) = (self.shape, asking.n_past);
         let (share, n_head) = (shape.share(), shape.kv.n_head_kv);
@@ -345,7 +374,8 @@ impl Past {
         });
     }
 
-    /// What token `t` of the batch under way found in a head, `[max][sum][acc]`, in the basis of values; `None`: nothing.
+    /// What token `t` of the batch under way found in a head, `[max][sum][acc]`, in the basis of
+    /// values; `None`: nothing.
     pub(super) fn found(&self, layer: AttnLayer, t: usize, head: Head) -> Option<&[f32]> {
         self.shape.layer(layer)?;
         let (share, len) = (self.shape.share(), self.shape.partial_len());
@@ -420,7 +450,3 @@ fn learn_means(shape: &PastShape, own: usize, rows: &[u8], means: &mut [f32]) {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "../../../tests/unit/kv/past/mod.rs"]
-mod tests;

@@ -1,8 +1,9 @@
-//! One KV head's step in its past: the index is scanned, the pieces that the queries like best are chosen among those that the arena has
-//! lost, fetched, turned to their positions, and attended to.
+//! One KV head's step in its past: the index is scanned, the pieces that the queries like best are
+//! chosen among those that the arena has lost, fetched, turned to their positions, and attended to.
 //!
-//! A few tokens of a batch share a choice, as the heads that share a KV head do: each adds its softmax over all pieces. Where a piece's
-//! place was before the positions were given anew, it stands in order right before the oldest entry of the arena that is younger.
+//! A few tokens of a batch share a choice, as the heads that share a KV head do: each adds its
+//! softmax over all pieces. Where a piece's place was before the positions were given anew, it
+//! stands in order right before the oldest entry of the arena that is younger.
 
 use std::ops::Range;
 
@@ -22,8 +23,8 @@ pub struct Asking<'a> {
     /// Tokens of the stream before these, and the position of the first of these.
     pub n_past: u64,
     pub next_pos: Pos,
-    /// `[n_head_kv][n_slot]`, of which the first `n_live` are taken: the tokens there, by their number in the stream (its low bits), and
-    /// their positions.
+    /// `[n_head_kv][n_slot]`, of which the first `n_live` are taken: the tokens there, by their
+    /// number in the stream (its low bits), and their positions.
     pub tokens: &'a [u32],
     pub positions: &'a [Pos],
     pub n_slot: usize,
@@ -111,8 +112,8 @@ impl Thread {
         }
     }
 
-    /// What the tokens of a group find in a head, `[tokens][partial_len]` into `found`. `before`: how many pieces the head fetched a step
-    /// ago, and which; empty where steps are not compared.
+    /// What the tokens of a group find in a head, `[tokens][partial_len]` into `found`. `before`:
+    /// how many pieces the head fetched a step ago, and which; empty where steps are not compared.
     pub fn recall<R: Rotary>(&mut self, w: &World<R>, group: usize, head: Head, found: &mut [f32], before: &mut [u32]) {
         let share = w.shape.share();
         let tokens = group * share..w.n_tok.min((group + 1) * share);
@@ -140,7 +141,8 @@ impl Thread {
         }
     }
 
-    /// Makes questions of the queries of some tokens: as they are before RoPE, in the basis of the index.
+    /// Makes questions of the queries of some tokens: as they are before RoPE, in the basis of the
+    /// index.
     fn ask<R: Rotary>(&mut self, w: &World<R>, head: Head, tokens: Range<usize>) -> usize {
         let (head_dim, n_q) = (w.shape.kv.head_dim, w.shape.n_q);
         let mut n_query = 0;
@@ -164,9 +166,12 @@ impl Thread {
         let (n_tile, n_piece, bytes) = (w.shape.n_tile, w.shape.n_piece(), w.shape.index_tile_bytes());
         let (n_used, at_once) = (n_tile.min(w.tiles.end as usize), (self.tiles.len() / bytes).max(1));
         let n_piece_used = n_used * PIECES;
-        self.scores[..n_query * n_piece].chunks_exact_mut(n_piece).for_each(|scores| scores[..n_piece_used].fill(f32::NEG_INFINITY));
+        self.scores[..n_query * n_piece]
+            .chunks_exact_mut(n_piece)
+            .for_each(|scores| scores[..n_piece_used].fill(f32::NEG_INFINITY));
         let (head_dim, asked) = (w.shape.kv.head_dim, &self.asked);
-        let asked = Asked { q: &asked[..n_query * head_dim], scale: &self.scales[..n_query], sum: &self.sums[..n_query], head_dim };
+        let asked =
+            Asked { q: &asked[..n_query * head_dim], scale: &self.scales[..n_query], sum: &self.sums[..n_query], head_dim };
         for first in (0..n_used).step_by(at_once) {
             let n = at_once.min(n_used - first);
             let tiles = &mut self.tiles[..n * bytes];
@@ -203,7 +208,8 @@ impl Thread {
         n
     }
 
-    /// Reads the chosen pieces and lays out those of their tokens that the arena has lost: how many.
+    /// Reads the chosen pieces and lays out those of their tokens that the arena has lost: how
+    /// many.
     fn fetch<R: Rotary>(&mut self, w: &World<R>, head: Head, n_chosen: usize) -> usize {
         let piece_bytes = PIECE * w.shape.row_bytes();
         let (mut n_rows, mut i) = (0, 0);
@@ -214,7 +220,8 @@ impl Thread {
             let next = |n: usize| i + n < n_chosen && self.order[i + n] as usize == piece + n && in_tile(n);
             let n = (1..PIECES).find(|&n| !next(n)).unwrap_or(PIECES);
             i += n;
-            let at = w.shape.rows_at(w.own, piece / PIECES) + (head.0 * w.shape.head_bytes() + piece % PIECES * piece_bytes) as u64;
+            let at =
+                w.shape.rows_at(w.own, piece / PIECES) + (head.0 * w.shape.head_bytes() + piece % PIECES * piece_bytes) as u64;
             match w.disk.read(&mut self.rows[..n * piece_bytes], at) {
                 Ok(()) => {
                     Counters::add(&w.counters.n_pieces, n);
@@ -228,8 +235,9 @@ impl Thread {
         n_rows
     }
 
-    /// The lost tokens of `n` pieces whose rows were read, behind the `n_rows` that are there: how many there are then. Keys are left
-    /// where values are, as they are stored: `place` makes of them what attention reads.
+    /// The lost tokens of `n` pieces whose rows were read, behind the `n_rows` that are there: how
+    /// many there are then. Keys are left where values are, as they are stored: `place` makes of
+    /// them what attention reads.
     fn lay_out<R>(&mut self, w: &World<R>, piece: usize, n: usize, mut n_rows: usize) -> usize {
         let (k, v, first) = (w.shape.kv.k_bytes(), w.shape.kv.v_bytes(), w.first_token(piece as u32));
         let f16 = RowType::F16.row_bytes(w.shape.kv.head_dim);
@@ -247,8 +255,8 @@ impl Thread {
         n_rows
     }
 
-    /// Turns the keys that were fetched to where they stand. They are not brought to the basis of the arena's keys: that would take a
-    /// Hadamard matrix for each of them, where queries are few.
+    /// Turns the keys that were fetched to where they stand. They are not brought to the basis of
+    /// the arena's keys: that would take a Hadamard matrix for each of them, where queries are few.
     fn place<R: Rotary>(&mut self, w: &World<R>, head: Head, n_rows: usize) {
         self.stand(w, head, n_rows);
         let (k_type, head_dim) = (w.shape.kv.k_type, w.shape.kv.head_dim);
@@ -267,7 +275,8 @@ impl Thread {
         }
     }
 
-    /// The positions of what was fetched, youngest first, for those that are old stand before what is younger.
+    /// The positions of what was fetched, youngest first, for those that are old stand before what
+    /// is younger.
     fn stand<R>(&mut self, w: &World<R>, head: Head, n_rows: usize) {
         let (since, pos) = w.renumbered;
         let (mut neighbour, mut below) = (u64::MAX, 0);
@@ -288,7 +297,8 @@ impl Thread {
         }
     }
 
-    /// What a token makes of the rows that were fetched. The arena's scores lack what its centre would add to them, so these must too.
+    /// What a token makes of the rows that were fetched. The arena's scores lack what its centre
+    /// would add to them, so these must too.
     fn attend<R>(&mut self, w: &World<R>, head: Head, t: usize, n_rows: usize, found: &mut [f32]) {
         let (n_q, head_dim) = (w.shape.n_q, w.shape.kv.head_dim);
         let (running, acc) = found.split_at_mut(2 * n_q);

@@ -16,7 +16,8 @@ pub const TILE: usize = SCAN_TILE;
 pub const PIECE: usize = SCAN_CHUNK;
 /// Pieces of a tile.
 pub const PIECES: usize = SCAN_CHUNKS;
-/// Tokens of a batch that share one choice, at most: more would share it for less, and ask for too different things.
+/// Tokens of a batch that share one choice, at most: more would share it for less, and ask for too
+/// different things.
 pub const SHARE: usize = 8;
 /// Rows of a layer begin on a page, so that pages are written whole.
 const PAGE: usize = 4096;
@@ -123,7 +124,8 @@ impl PastShape {
         self.n_recall * PIECE
     }
 
-    /// Floats of what a KV head makes of the past for one token: `[max][sum][acc]`, n_q, n_q, n_q * head_dim.
+    /// Floats of what a KV head makes of the past for one token: `[max][sum][acc]`, n_q, n_q, n_q *
+    /// head_dim.
     pub fn partial_len(&self) -> usize {
         self.n_q * (2 + self.kv.head_dim)
     }

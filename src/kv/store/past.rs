@@ -19,7 +19,8 @@ impl KvCache {
         }
     }
 
-    /// Looks in the past for what the queries of a layer (`[n_tok][n_head * head_dim]`, after RoPE) ask for.
+    /// Looks in the past for what the queries of a layer (`[n_tok][n_head * head_dim]`, after RoPE)
+    /// ask for.
     pub(super) fn recall(
         &mut self,
         layer: AttnLayer,
@@ -43,7 +44,8 @@ impl KvCache {
         past.recall(&asking, pool, kernels, rotary, q, n_tok);
     }
 
-    /// What token `t` of the batch under way found of its past in a head, `[max][sum][acc]` of each query, in the basis of values.
+    /// What token `t` of the batch under way found of its past in a head, `[max][sum][acc]` of each
+    /// query, in the basis of values.
     pub(in crate::kv) fn recalled(&self, layer: AttnLayer, t: usize, head: Head) -> Option<&[f32]> {
         self.past.as_ref()?.found(layer, t, head)
     }
