@@ -18,6 +18,7 @@ pub fn complete(model: &str, prompt: &str) -> lowkey::Result<String> {
         kv: KvParams { budget_bytes, policy, sinks: 4, pinned: 0, recent: None, rare: None, pool: None },
         k_type: None,
         v_type: None,
+        past: None,
         n_stream: None,
         n_batch: 64,
         n_threads: None,

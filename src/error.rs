@@ -44,6 +44,7 @@ settings! {
     PresencePenalty "the presence penalty", FrequencyPenalty "the frequency penalty",
     Sessions "the folder of sessions", Session "the session", SessionSpace "the space for sessions",
     Streams "the number of streams", Ctx "the context",
+    Past "the folder of the past", PastSpace "the space for the past", Recall "the number of pieces to recall",
 }
 
 impl From<&'static str> for Setting {

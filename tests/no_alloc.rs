@@ -4,7 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use lowkey::kv::{KvType, Policy, Share};
+use lowkey::kv::{KvType, PastParams, Policy, Share};
 use lowkey::model::forward::Logits;
 use lowkey::session::{Engine, Stream};
 use lowkey::session_file::{Limits, Name, Shelf};
@@ -46,6 +46,7 @@ fn main() {
     prefill_and_steps_allocate_nothing();
     passes_of_several_streams_allocate_nothing();
     saving_and_restoring_allocate_nothing();
+    a_past_in_a_file_allocates_nothing();
     println!("test prefill_and_steps_allocate_nothing ... ok\n\n1 passed, 0 failed");
 }
 
@@ -141,6 +142,26 @@ fn passes_of_several_streams_allocate_nothing() {
     });
     assert!(streams[3].cache().n_evicted() > 0, "{} slots", layout.n_slot);
     assert_eq!(n, 0, "allocations with four streams");
+}
+
+/// Through the filling of its ring, which then overwrites itself.
+fn a_past_in_a_file_allocates_nothing() {
+    let path = lowkey_test_kit::data("tiny-mqa.gguf");
+    let mut params = lowkey_test_kit::params(0);
+    (params.kv.policy, params.k_type, params.v_type) = (Policy::L2Attn, Some(KvType::Q5H), Some(KvType::Q4H));
+    params.kv.budget_bytes = lowkey_test_kit::budget_for(&path, 40, &params);
+    params.past = Some(PastParams { folder: std::env::temp_dir(), space_bytes: 256 << 10, n_recall: 4 });
+    let mut session = lowkey_test_kit::session(&path, &params);
+    let n_tok = session.cache().past().expect("a past").shape().n_tok();
+    let n = allocations_in(|| {
+        for _ in 0..2 * n_tok / 100 {
+            session.prefill(&[7; 90], |_| true).expect("prefill");
+            (0..10).for_each(|token| assert!(!session.step(token).expect("a step").is_empty()));
+        }
+    });
+    let counts = session.cache().past().expect("a past").counts();
+    assert!(session.n_past() > n_tok as u64 && counts.n_pieces > 1000, "{n_tok} tokens, {counts:?}");
+    assert_eq!(n, 0, "allocations with a past in a file");
 }
 
 /// In a folder of the file system, with sessions that go for the space.

@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::kv::{KvParams, KvType, Policy, Recent, Share};
+use crate::kv::past::DEFAULT_RECALL;
+use crate::kv::{KvParams, KvType, PastParams, Policy, Recent, Share};
 use crate::model::forward::Model;
 use crate::session::{DEFAULT_BATCH, SessionParams};
 use crate::text::SamplerParams;
@@ -61,6 +62,16 @@ pub struct SessionArgs {
     /// Rate an entry as its best neighbour within N tokens [default: 2 with l2-attn, 4 with attn, else 0]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=64))]
     pub pool: Option<u32>,
+    /// Write every key and value to a scratch file in this folder, and read again what the queries of a step ask for of what was evicted.
+    /// The file has no name and goes with the process
+    #[arg(long, value_name = "DIR", requires = "past_space")]
+    pub past: Option<PathBuf>,
+    /// The file of --past at most; when it is full, the oldest tokens in it are overwritten
+    #[arg(long, value_name = "SIZE", requires = "past")]
+    pub past_space: Option<Bytes>,
+    /// With --past: pieces of four tokens that each KV head reads again at a step
+    #[arg(long, value_name = "N", requires = "past", default_value_t = DEFAULT_RECALL)]
+    pub recall: usize,
     /// Tokens of a prefill batch
     #[arg(short, long, value_name = "N", default_value_t = DEFAULT_BATCH)]
     pub batch: usize,
@@ -100,6 +111,12 @@ impl SessionArgs {
         [k_type, v_type].into_iter().flatten().all(|ty| ty == KvType::F16)
     }
 
+    /// The past in a file, where the user wants one.
+    pub fn past(&self) -> Option<PastParams> {
+        let (folder, space) = (self.past.as_ref()?, self.past_space?);
+        Some(PastParams { folder: folder.clone(), space_bytes: space.0, n_recall: self.recall })
+    }
+
     pub fn params(&self, n_logits: usize, model: &Model) -> SessionParams {
         let (k_type, v_type) = self.kv_types();
         SessionParams {
@@ -107,6 +124,7 @@ impl SessionArgs {
             n_log: 0,
             k_type,
             v_type,
+            past: self.past(),
             n_stream: None,
             kv: KvParams {
                 budget_bytes: self.kv_budget.0,

@@ -16,6 +16,7 @@ mod kept;
 mod models;
 mod output;
 mod pack;
+mod past;
 mod plan;
 mod progress;
 #[cfg(feature = "pull")]

@@ -97,6 +97,8 @@ struct Answer<'a> {
     regions: Vec<Region<'a>>,
     private_bytes: u64,
     file_bytes: u64,
+    /// Of files of its own, which `--past` makes.
+    disk_bytes: u64,
     kv: Kv,
     /// For each board that was asked for; empty without `--board`.
     boards: &'a [board::Row],
@@ -179,7 +181,8 @@ fn show(opened: &Opened, boards: &[board::Row], json: bool) -> Result<u8> {
             v_type: layout.kv.v_type.name(),
         };
         let (private_bytes, file_bytes) = (plan.private_bytes(), plan.file_bytes());
-        super::answer_json(&Answer { regions, private_bytes, file_bytes, kv, boards, fits })?;
+        let disk_bytes = plan.disk_bytes();
+        super::answer_json(&Answer { regions, private_bytes, file_bytes, disk_bytes, kv, boards, fits })?;
     } else {
         super::answer(&table(plan))?;
         let mut kept =
@@ -190,6 +193,9 @@ fn show(opened: &Opened, boards: &[board::Row], json: bool) -> Result<u8> {
             kept += &format!(", the latest {} in {n_local} layers with a window", window.n_tok.min(layout.n_slot));
         }
         super::answer(&format!("\n{kept}; {} threads, kernels {}", layout.n_threads, layout.kernels.name()))?;
+        if let Some((past, _)) = &layout.past {
+            super::answer(&super::past::plan_line(past))?;
+        }
         if let Some(limit) = limit {
             super::answer(&format!("--memory {}: {}", Bytes(limit), if within { "fits" } else { "does not fit" }))?;
         }
@@ -204,6 +210,7 @@ fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Private => "private",
         Kind::File => "file",
+        Kind::Disk => "disk",
     }
 }
 

@@ -13,6 +13,7 @@ use super::operands::{
     ActBuf, Acts, Attend, BLOCK, CHUNK, MAX_HEAD_DIM, MatmulTask, Out, Partial, Product, TILE_ROWS, weights_len,
 };
 use super::spec::packed;
+use super::spec::scan::{Asked, SCAN_CHUNKS, scan_tile_bytes};
 use super::{Kernels, Xielu};
 
 impl Kernels {
@@ -200,6 +201,23 @@ impl Kernels {
         assert!(running.len() == 2 * tops.len() && weights.len() == weights_len(tops.len()) && total.len() <= CHUNK);
         // SAFETY: the set's features were detected.
         unsafe { (self.table().received)(tops, weights, running, total) };
+    }
+
+    /// For each query and each `SCAN_CHUNK` keys of a tile of the index the highest score of those that `wanted` has a bit for; -inf where
+    /// it has none. Query `n` writes from `n * stride` on.
+    pub fn scan(&self, tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) {
+        let n_query = asked.scale.len();
+        assert!(asked.head_dim % 4 == 0 && tile.len() == scan_tile_bytes(asked.head_dim) && asked.sum.len() == n_query);
+        assert!(asked.q.len() == n_query * asked.head_dim && out.len() >= n_query.saturating_sub(1) * stride + SCAN_CHUNKS);
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table().scan)(tile, wanted, asked, stride, out) };
+    }
+
+    /// Adds to `total` what softmax makes of one query's scores, as many; `scores` is left as anything.
+    pub fn add_shares(&self, scores: &mut [f32], total: &mut [f32]) {
+        assert!(scores.len() == total.len() && scores.len() % 8 == 0);
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table().add_shares)(scores, total) };
     }
 
     /// Bytes of `Acts::quads`: also for sets that come to read them only where a matrix is packed.

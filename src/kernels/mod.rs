@@ -46,6 +46,7 @@ pub use rows::hadamard::hadamard;
 pub use spec::arithmetic::Xielu;
 use spec::delta::DeltaStep;
 pub use spec::float::GEMM_FROM;
+pub use spec::scan::{Asked, SCAN_CHUNK, SCAN_CHUNKS, SCAN_TILE, scan_steps, scan_tile_bytes};
 pub use spec::{arithmetic as portable, packed};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +154,8 @@ pub(crate) struct Table {
     pub attend: unsafe fn(&Attend, &mut Partial),
     pub merge: unsafe fn(running: &mut [f32], acc: &mut [f32], chunk: &Partial),
     pub received: unsafe fn(tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]),
+    pub scan: unsafe fn(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]),
+    pub add_shares: unsafe fn(scores: &mut [f32], total: &mut [f32]),
     /// Sets that read rows as fast where they lie have none.
     pub widen: Option<unsafe fn(&Attend, Range<usize>, &mut [f32])>,
 }

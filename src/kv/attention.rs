@@ -253,7 +253,8 @@ impl LayerAttention<'_> {
             let a = first.unwrap_or_else(|| self.attend(q, rows, slots.len(), shape.soft_cap));
             shape.kernels.attend(&a, &mut as_partial(partial, weights, shape));
         });
-        let running = &mut threads[0].running[..2 * shape.n_q];
+        let ThreadScratch { running, partial: room, .. } = &mut threads[0];
+        let running = &mut running[..2 * shape.n_q];
         for (head, out) in out.chunks_exact_mut(group_dim).enumerate() {
             running.fill(f32::NEG_INFINITY);
             let partials = &mut split[head * n_chunks * len..][..n_chunks * len];
@@ -261,6 +262,7 @@ impl LayerAttention<'_> {
                 let (partial, _) = partial.split_at_mut(shape.partial_len());
                 shape.kernels.merge(running, out, &as_partial(partial, &mut [], shape));
             }
+            merge_recalled(cache.recalled(layer, 0, Head(head)), shape, room, running, out);
             if shape.counts() {
                 let given = &mut given[head * (shape.n_slot + shape.kv.n_batch)..];
                 for (chunk, partial) in partials.chunks_exact(len).enumerate() {
@@ -325,6 +327,10 @@ impl TokenTile<'_> {
                 shape.kernels.merge(&mut running[i * 2 * n_q..][..2 * n_q], &mut out[own], &partial);
             }
         }
+        for (i, (t, out)) in self.tokens.clone().zip(out.chunks_exact_mut(row_dim)).enumerate() {
+            let out = &mut out[head.0 * group_dim..][..group_dim];
+            merge_recalled(cache.recalled(layer, t, head), shape, partial, &mut running[i * 2 * n_q..][..2 * n_q], out);
+        }
     }
 
     /// Adds what the tokens gave to each entry, in the order of the tokens.
@@ -363,6 +369,14 @@ impl AttendScratch {
     pub(super) fn given(&self, head: Head) -> &[f32] {
         let len = self.shape.n_slot + self.shape.kv.n_batch;
         &self.given[head.0 * len..][..len]
+    }
+}
+
+/// Adds what a token found in its past to what it found in the arena.
+fn merge_recalled(found: Option<&[f32]>, shape: &AttendShape, room: &mut [f32], running: &mut [f32], out: &mut [f32]) {
+    if let Some(found) = found {
+        room.copy_from_slice(found);
+        shape.kernels.merge(running, out, &as_partial(room, &mut [], shape));
     }
 }
 

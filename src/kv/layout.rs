@@ -95,8 +95,8 @@ impl KvShape {
 
     /// Key, value, position and marks in one head.
     fn slot_bytes(&self) -> usize {
-        let Keeps { common, received, .. } = self.keeps;
-        let marks = size_of::<Pos>() + size_of::<f32>() * (1 + usize::from(common) + usize::from(received));
+        let Keeps { common, received, token, .. } = self.keeps;
+        let marks = size_of::<Pos>() + size_of::<f32>() * (1 + usize::from(common) + usize::from(received) + usize::from(token));
         self.k_bytes() + self.v_bytes() + marks
     }
 

@@ -1,9 +1,10 @@
 //! Keys and values in a fixed arena. `layout` says what a model asks of it and `budget` how much of that fits; `policy` says
-//! which entry is evicted; `store` holds the entries and takes in the tokens of a step; `attention` reads them.
+//! which entry is evicted; `past` has what was evicted in a file; `store` holds the entries and takes in the tokens of a step; `attention` reads them.
 
 pub mod attention;
 pub mod budget;
 pub mod layout;
+pub mod past;
 pub mod policy;
 pub mod store;
 #[cfg(test)]
@@ -12,6 +13,7 @@ pub mod types;
 
 pub use budget::{KvParams, Recent, Share};
 pub use layout::{AttnLayer, Head, KvShape, Window};
+pub use past::{Past, PastParams};
 pub use policy::Policy;
 pub use store::KvCache;
 pub use types::KvType;
@@ -22,6 +24,8 @@ pub type Pos = u32;
 
 /// How positions turn the keys of a layer: what the model knows of RoPE and the cache does not.
 pub trait Rotary: Sync {
+    /// What keys are multiplied with as they are turned; `None` where a layer leaves them as they are.
+    fn magnitude(&self, layer: AttnLayer) -> Option<f32>;
     /// Sets the angles by which a key moves on by `steps` positions.
     fn set_angles(&self, layer: AttnLayer, steps: i64, angles: &mut [f32]);
     /// Turns one key by these angles.

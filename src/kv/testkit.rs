@@ -11,6 +11,9 @@ use crate::mem::pool::Pool;
 
 /// Keys that no position turns.
 impl Rotary for () {
+    fn magnitude(&self, _: AttnLayer) -> Option<f32> {
+        None
+    }
     fn set_angles(&self, _: AttnLayer, _: i64, _: &mut [f32]) {}
     fn turn(&self, _: AttnLayer, _: &mut [f32], _: &[f32]) {}
     fn mean_squares(&self, _: AttnLayer, _: &mut [f32]) {}
@@ -77,7 +80,7 @@ impl Tiny {
             let [q, k, v] = &mut batch;
             let mut out = vec![0.0; q.len()];
             let rated = step.rate(layer, pool, Kernels::choose("auto").unwrap(), k, v);
-            rated.take(pool, q, k, v).attend(pool, attend, q, &mut out);
+            rated.take(pool, &(), q, k, v).attend(pool, attend, q, &mut out);
         }
         step.finish();
     }

@@ -30,6 +30,8 @@ unsafe impl Plain for i8 {}
 // SAFETY: primitive numbers.
 unsafe impl Plain for u16 {}
 // SAFETY: primitive numbers.
+unsafe impl Plain for i16 {}
+// SAFETY: primitive numbers.
 unsafe impl Plain for i32 {}
 // SAFETY: primitive numbers.
 unsafe impl Plain for u32 {}

@@ -8,6 +8,8 @@ pub enum Kind {
     Private,
     /// Pages of the model file: shared, clean, dropped by the kernel when it needs room.
     File,
+    /// A file of this process's own: the kernel may drop its pages, which are then read again.
+    Disk,
 }
 
 #[derive(Clone, Debug)]
@@ -31,6 +33,10 @@ impl Plan {
         self.regions.push(Region { name, bytes, kind: Kind::File });
     }
 
+    pub fn disk(&mut self, name: &'static str, bytes: u64) {
+        self.regions.push(Region { name, bytes, kind: Kind::Disk });
+    }
+
     fn sum(&self, kind: Kind) -> u64 {
         self.regions.iter().filter(|r| r.kind == kind).map(|r| r.bytes).sum()
     }
@@ -41,6 +47,10 @@ impl Plan {
 
     pub fn file_bytes(&self) -> u64 {
         self.sum(Kind::File)
+    }
+
+    pub fn disk_bytes(&self) -> u64 {
+        self.sum(Kind::Disk)
     }
 
     /// The largest private regions, for the message of a plan that does not fit.

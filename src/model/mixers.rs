@@ -89,7 +89,7 @@ impl<'m, 'a> Pass<'m, 'a> {
             if let Some(weight) = &w.q_weight {
                 q.chunks_exact_mut(c.head_dim).for_each(|q| q.iter_mut().zip(&**weight).for_each(|(q, w)| *q *= w));
             }
-            rated.take(pool, q, k, v).attend(pool, &mut s.attend, q, &mut s.mixed[of(c.q_dim())]);
+            rated.take(pool, &self.model.ropes, q, k, v).attend(pool, &mut s.attend, q, &mut s.mixed[of(c.q_dim())]);
         }
         let of_heads = s.mixed.chunks_exact_mut(c.head_dim).zip(q_gate.chunks_exact(2 * c.head_dim));
         of_heads.for_each(|(mixed, both)| kernels.sigmoid_mul(mixed, &both[c.head_dim..]));

@@ -43,6 +43,10 @@ impl Ropes {
 }
 
 impl Rotary for Ropes {
+    fn magnitude(&self, layer: AttnLayer) -> Option<f32> {
+        self.of(layer).map(|rope| rope.magnitude)
+    }
+
     fn set_angles(&self, layer: AttnLayer, steps: i64, angles: &mut [f32]) {
         self.of(layer).into_iter().for_each(|rope| rope.angles(steps, &mut angles[..rope.n_rot]));
     }

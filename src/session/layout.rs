@@ -1,9 +1,12 @@
 //! What a session would be, known before any memory is taken: its shapes, its plan, and whether they fit.
 
+use std::path::PathBuf;
+
 use crate::error::{Error, Result, Setting, message};
 use crate::kernels::Kernels;
-use crate::kv::policy::Rule;
-use crate::kv::{KvParams, KvShape, KvType};
+use crate::kv::past::PastShape;
+use crate::kv::policy::{Keeps, Rule};
+use crate::kv::{KvParams, KvShape, KvType, PastParams};
 use crate::mem::arena::Arena;
 use crate::mem::plan::Plan;
 use crate::mem::pool::{STACK_BYTES, default_threads};
@@ -32,6 +35,8 @@ pub struct SessionParams {
     /// How keys and values are stored; what is `None` is chosen by the budget, see `KvShape::choose_types`.
     pub k_type: Option<KvType>,
     pub v_type: Option<KvType>,
+    /// What is evicted goes to a file, if the user wishes.
+    pub past: Option<PastParams>,
     /// Tokens that the stream will have at most, where that is known: what types are chosen for.
     pub n_stream: Option<usize>,
     /// Tokens of a prefill batch; made smaller where the trained context is very short.
@@ -60,6 +65,8 @@ pub struct Layout {
     pub(super) kv_budget_bytes: u64,
     pub(super) scratch: ScratchShape,
     pub(super) mlock: bool,
+    /// The past in a file, and the folder of the file.
+    pub past: Option<(PastShape, PathBuf)>,
 }
 
 impl SessionParams {
@@ -80,7 +87,7 @@ impl SessionParams {
             k_type: KvType::F16,
             v_type: KvType::F16,
             capped: c.soft_caps.is_some(),
-            keeps: self.kv.keeps(),
+            keeps: Keeps { token: self.past.is_some(), ..self.kv.keeps() },
         };
         shape.choose_types(self.kv.budget_bytes, self.n_stream, self.k_type, self.v_type);
         Ok(shape.within(self.kv.budget_bytes))
@@ -127,7 +134,16 @@ impl SessionParams {
             kernels,
         };
         let (kv_budget_bytes, mlock, n_log) = (self.kv.budget_bytes, self.mlock, self.n_log);
-        Ok(Layout { kv, n_slot, rule, kernels, n_threads, n_streams, n_log, kv_budget_bytes, scratch, mlock })
+        let past = self.past_shape(model, kv, n_slot, n_threads)?;
+        Ok(Layout { kv, n_slot, rule, kernels, n_threads, n_streams, n_log, kv_budget_bytes, scratch, mlock, past })
+    }
+
+    fn past_shape(&self, model: &Model, kv: KvShape, n_slot: usize, n_threads: usize) -> Result<Option<(PastShape, PathBuf)>> {
+        let Some(past) = &self.past else { return Ok(None) };
+        let c = &model.config;
+        let (n_q, soft_cap) = (c.n_head / c.n_head_kv, c.soft_caps.map_or(0.0, |caps| caps.scores));
+        let shape = PastShape { kv, n_q, soft_cap, n_threads, n_recall: past.n_recall, n_tile: 0 };
+        Ok(Some((past.fit(shape, n_slot)?, past.folder.clone())))
     }
 }
 
@@ -150,6 +166,10 @@ impl Layout {
         RecurrentState::carve(&mut states, &model.config);
         states.parts().iter().for_each(|&(name, bytes)| plan.private(name, self.n_streams * bytes));
         Scratch::plan(&model.config, &self.scratch, plan);
+        if let Some((past, _)) = &self.past {
+            past.parts().iter().for_each(|&(name, bytes)| plan.private(name, self.n_streams * bytes));
+            plan.disk("past", self.n_streams as u64 * past.file_bytes());
+        }
     }
 }
 

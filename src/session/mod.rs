@@ -16,7 +16,7 @@ use crate::error::{Error, Result, Setting};
 use crate::kernels::Kernels;
 use crate::kv::policy::Rule;
 use crate::kv::store::KvScratch;
-use crate::kv::{AttnLayer, KvCache};
+use crate::kv::{AttnLayer, KvCache, Past};
 use crate::mem::arena::Arena;
 use crate::mem::pool::Pool;
 use crate::model::choice::Choice;
@@ -100,7 +100,10 @@ impl Engine {
 
     /// Takes the memory of one of the streams of the layout.
     pub fn stream(&self, layout: &Layout) -> Result<Stream> {
-        let cache = KvCache::new(layout.kv, layout.n_slot, layout.rule, layout.kv_budget_bytes)?;
+        let mut cache = KvCache::new(layout.kv, layout.n_slot, layout.rule, layout.kv_budget_bytes)?;
+        if let Some((shape, folder)) = &layout.past {
+            cache.attach(Past::open(*shape, folder, &self.model.ropes)?);
+        }
         let recurrent = Arena::fill(|arena| RecurrentState::carve(arena, &self.model.config)).map_err(no_memory)?;
         Ok(Stream { cache, recurrent, log: TokenLog::new(layout.n_log), is_exact: true })
     }
@@ -247,8 +250,9 @@ impl Stream {
         self.cache.pin(n)
     }
 
-    /// All that is saved of it and restored. Whoever fills it says so by `resume`, or clears the stream.
+    /// All that is saved of it and restored, of one without a past in a file. Whoever fills it says so by `resume`, or clears the stream.
     pub fn state_mut(&mut self) -> StreamState<'_> {
+        assert!(self.cache.past().is_none(), "a stream with a past in a file is not saved");
         let (n_first, log_hash) = (self.log.tokens().len(), self.log.hash());
         StreamState {
             cache: &mut self.cache,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cli::output::say;
+use crate::cli::past::NO_SESSION;
 use crate::cli::sessions::named;
 use crate::error::{Error, Result};
 use crate::session_file::{Fingerprint, Limits, Name, Shelf};
@@ -48,6 +49,9 @@ pub struct Keep {
 
 impl Keep {
     fn open(args: &ChatArgs, talk: &Talk) -> Result<Keep> {
+        if args.model.session.past.is_some() {
+            return Err(Error::usage("--past", NO_SESSION));
+        }
         let path = args.folder.path()?;
         let shelf = Shelf::open(&path, Limits::of(args.session_space.0)).map_err(|e| Error::io(&path, e))?;
         let (file, template) = (&talk.session.model().file, talk.template.source());

@@ -15,6 +15,7 @@ use super::args::{Evict, ModelArgs};
 use super::setup::{Done, Opened, open_with};
 use crate::error::{Error, Result};
 use crate::kv::{KvShape, KvType, Policy};
+use crate::session::SessionParams;
 use crate::units::percent;
 
 #[derive(clap::Args)]
@@ -143,18 +144,29 @@ fn budget_opened(
     let mut opened = open_with(args, |model| {
         let mut params = args.session.params(n_logits, model);
         (params.kv.budget_bytes, params.kv.policy, params.n_stream) = (u64::MAX, policy.of(model), Some(n_stream));
+        // What is lost of a smaller arena is known once that is.
+        params.past = None;
         params
     })?;
     if budget == Budget::Full {
         let params = &mut opened.params;
         (params.kv.policy, params.k_type, params.v_type) = (Policy::Off, Some(KvType::F16), Some(KvType::F16));
         opened.replan()?;
+    } else {
+        opened.params.past = args.session.past();
     }
-    opened.params.kv.budget_bytes = budget.bytes(&opened.layout.kv, n_tokens);
+    let mut kv = opened.layout.kv;
+    kv.keeps.token = opened.params.past.is_some();
+    opened.params.kv.budget_bytes = budget.bytes(&kv, n_tokens);
     opened.replan()?;
     plan(&mut opened)?;
     opened.check()?;
     Ok(opened)
+}
+
+/// Opens the model for what does not depend on a budget.
+fn open_plain(args: &ModelArgs, n_logits: usize) -> Result<Opened> {
+    open_with(args, |model| SessionParams { past: None, ..args.session.params(n_logits, model) })
 }
 
 /// Nothing is evicted.

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::npy::NpyFile;
 use super::plot::PlotArgs;
-use super::{Budget, Keep, OFF, TextArgs, budget_opened, larger, policies, rows_bytes};
+use super::{Budget, Keep, OFF, TextArgs, budget_opened, larger, open_plain, policies, rows_bytes};
 use crate::cli::args::{Evict, OutputArgs};
-use crate::cli::setup::{Done, Opened, check_tokens, open};
+use crate::cli::setup::{Done, Opened, check_tokens};
 use crate::cli::text::{Ending, read_text, text_bytes};
 use crate::cli::unfinished::Unfinished;
 use crate::cli::{interrupt, progress};
@@ -82,7 +82,7 @@ pub fn run(args: PplArgs) -> Result<Done> {
     check(&args)?;
     let text = read_text(None, Some(&args.text.file), Ending::Kept)?;
     let (ctx, stride) = (args.text.ctx, args.stride.unwrap_or(args.text.ctx));
-    let mut opened = open(&args.text.model, N_LOGITS)?;
+    let mut opened = open_plain(&args.text.model, N_LOGITS)?;
     opened.warn();
     // No token is shorter than a byte, but for the one that may begin the text.
     let most = (text.len() + 1).checked_sub(ctx).map_or(0, |rest| rest / stride + 1);

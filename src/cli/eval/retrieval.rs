@@ -8,9 +8,9 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::plot::PlotArgs;
-use super::{Budget, Keep, OFF, budget_opened, larger, policies, rows_bytes};
+use super::{Budget, Keep, OFF, budget_opened, larger, open_plain, policies, rows_bytes};
 use crate::cli::args::{Evict, ModelArgs, OutputArgs};
-use crate::cli::setup::{Done, Opened, check_tokens, open};
+use crate::cli::setup::{Done, Opened, check_tokens};
 use crate::cli::text::{Ending, read_text, text_bytes};
 use crate::cli::{interrupt, progress};
 use crate::error::{Error, Result};
@@ -177,7 +177,7 @@ fn measure(
     prompts: impl Fn(&Encoder, &Wanted) -> Result<Prompt>,
 ) -> Result<Done> {
     check(args)?;
-    let opened = open(&args.model, 1)?;
+    let opened = open_plain(&args.model, 1)?;
     opened.warn();
     check_model(args, &opened)?;
     let template = if args.chat { Some(ChatTemplate::from_gguf(&opened.model.file)?) } else { None };

@@ -17,6 +17,7 @@ use super::interrupt;
 use super::kept::Kept;
 use super::output::{answer, answer_json, say};
 use super::pack::{When, hint, make_for};
+use super::past::NO_SESSION;
 use super::setup::{Done, Opened, check_tokens, open};
 use super::status::rss_anon_bytes;
 use super::text::{Ending, read_text};
@@ -110,6 +111,9 @@ pub fn run(args: RunArgs) -> Result<Done> {
 fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     if args.json && args.n < 0 {
         return Err(Error::usage("-n", "--json holds every token until the end: give the number of tokens to generate"));
+    }
+    if args.session.is_some() && args.model.session.past.is_some() {
+        return Err(Error::usage("--past", NO_SESSION));
     }
     let only_plan = args.model.only_plan;
     let text = match (&args.prompt, &args.file) {

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::cli::choice::{Chosen, chosen};
 use crate::cli::kept::{Logprobs, Text};
+use crate::cli::past::{PastReport, past_line};
 use crate::cli::status::rss_file_bytes;
 use crate::mem::plan::Plan;
 use crate::session::Session;
@@ -24,6 +25,9 @@ pub struct Report<'a> {
     timings: Timings,
     kv: Kv,
     memory: Memory,
+    /// With `--past`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    past: Option<PastReport>,
     /// The set that does whatever no other one does.
     kernels: &'static str,
     /// What was measured at start, and left to which set.
@@ -133,6 +137,7 @@ pub fn report<'a>(
             rss_file_bytes: rss_file_bytes(),
             weights_bytes: session.model().file.file_bytes(),
         },
+        past: cache.past().map(PastReport::of),
         kernels: session.kernels().name(),
         kernel_choice: chosen(session.choice()),
         read_gb_s: session.choice().read_gb_s(),
@@ -154,9 +159,10 @@ fn n_read(session: &Session, prompt: &[u32], outcome: &Outcome) -> usize {
 
 pub fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outcome) -> String {
     let cache = session.cache();
+    let past = cache.past().map_or(String::new(), |past| format!("; {}", past_line(past)));
     format!(
         "[{}] prompt {} tokens in {:.2} s ({:.1} tok/s), {} tokens in {:.2} s ({:.1} tok/s); cache {} of {}: {} of {} slots live, {} evicted ({}); \
-         private memory {} of {} planned; kernels {}, {} threads",
+         private memory {} of {} planned; kernels {}, {} threads{past}",
         outcome.stop.name(),
         n_read(session, prompt, outcome),
         outcome.prefill.as_secs_f64(),

@@ -135,6 +135,9 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
     if args.model.session.evict == Evict::Named(Policy::Off) && args.overflow == Overflow::Evict {
         return Err(Error::usage(Setting::Evict, "off evicts nothing: give --overflow error too, or leave it out"));
     }
+    if args.model.session.past.is_some() {
+        return Err(Error::usage(Setting::Past, "a server's streams have no past in a file yet: leave it out"));
+    }
     let mut opened = open_with(&args.model, |model| {
         let mut params = args.model.session.params(1, model);
         params.n_streams = args.streams;

@@ -17,7 +17,7 @@ mod superblocks;
 pub mod wide;
 
 use crate::gguf::quant::GgmlType;
-use crate::kernels::spec::{arithmetic, attention, delta};
+use crate::kernels::spec::{arithmetic, attention, delta, scan};
 use crate::kernels::{MatmulTask, Table};
 use blocks::Set;
 
@@ -40,6 +40,8 @@ const fn table(matmul: unsafe fn(&mut MatmulTask)) -> Table {
         attend: attend::attend,
         merge: attention::merge,
         received: attention::received,
+        scan: scan::scan,
+        add_shares: scan::add_shares,
         widen: Some(wide::widen),
     }
 }

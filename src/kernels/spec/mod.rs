@@ -1,13 +1,14 @@
 //! The specification: the set `scalar`, which every other one must equal bit for bit, and which runs where no better one can.
 //!
 //! Products are in weights (and float, for matrices that are not quantised), attention over a chunk of the cache in attention, what
-//! goes element by element in arithmetic, which fixes the order of f32 sums. packed has the one layout that is no file's.
+//! goes element by element in arithmetic, which fixes the order of f32 sums. packed has the one layout that is no file's, scan the index of the past.
 
 pub mod arithmetic;
 pub mod attention;
 pub mod delta;
 pub mod float;
 pub mod packed;
+pub mod scan;
 pub mod weights;
 
 use super::Table;
@@ -29,5 +30,7 @@ pub(crate) static TABLE: Table = Table {
     attend: attention::attend,
     merge: attention::merge,
     received: attention::received,
+    scan: scan::scan,
+    add_shares: scan::add_shares,
     widen: None,
 };

@@ -30,6 +30,8 @@ pub struct Marks {
     /// The worth with the sign of a score: the higher the sooner.
     common: Buf<f32>,
     pub received: Buf<f32>,
+    /// Which token of the stream it is, the low bits of its number, where there is a past in a file.
+    pub tokens: Buf<u32>,
     /// `[n_layer][n_head_kv][head_dim]`: mean of the keys before RoPE, each of length one.
     mean: Buf<f32>,
     /// `[n_layer][n_head_kv][pool]`: `score` and `common` of the latest tokens before pooling (`[2]`), and their slots.
@@ -52,6 +54,7 @@ impl Marks {
             scores: arena.carve(slots),
             common: arena.carve(if_so(m.common, slots)),
             received: arena.carve(if_so(m.received, slots)),
+            tokens: arena.carve(if_so(m.token, slots)),
             mean: arena.carve(if_so(m.direction, heads * shape.head_dim)),
             latest: arena.carve(2 * heads * m.pool),
             latest_slots: arena.carve(heads * m.pool),
@@ -117,6 +120,9 @@ impl Marks {
     /// What is known of the entries in rows `from` goes to those from `to` on.
     pub fn move_slots(&mut self, from: Range<usize>, to: usize) {
         self.positions.copy_within(from.clone(), to);
+        if !self.tokens.is_empty() {
+            self.tokens.copy_within(from.clone(), to);
+        }
         for marks in [&mut self.scores, &mut self.common, &mut self.received].into_iter().filter(|marks| !marks.is_empty()) {
             marks.copy_within(from.clone(), to);
         }
@@ -131,13 +137,14 @@ impl Marks {
 
     /// The heads of a layer, one after the other, each with what is its own.
     pub fn of_layer(&mut self, shape: &KvShape, layer: AttnLayer, rule: Rule) -> impl Iterator<Item = HeadMarks<'_>> {
-        let Keeps { common, received, direction, reserve, pool, .. } = shape.keeps;
+        let Keeps { common, received, direction, reserve, pool, token, .. } = shape.keeps;
         let (first, n_slot) = (shape.slots_of(layer.0, self.n_slot), shape.slots(layer, self.n_slot));
         let (heads, dim) = (layer.0 * shape.n_head_kv, if direction { shape.head_dim } else { 0 });
         let per_slot = move |wanted: bool| if wanted { (first, n_slot) } else { (0, 0) };
         let mut scores = pieces(&mut self.scores, (first, n_slot));
         let mut commons = pieces(&mut self.common, per_slot(common));
         let mut receiveds = pieces(&mut self.received, per_slot(received));
+        let mut tokens = pieces(&mut self.tokens, per_slot(token));
         let mut mean = pieces(&mut self.mean, (heads * dim, dim));
         let mut latest = pieces(&mut self.latest, (2 * heads * pool, 2 * pool));
         let mut latest_slots = pieces(&mut self.latest_slots, (heads * pool, pool));
@@ -152,6 +159,7 @@ impl Marks {
             scores: next(&mut scores),
             common: next(&mut commons),
             received: next(&mut receiveds),
+            tokens: next(&mut tokens),
             mean: next(&mut mean),
             latest: next(&mut latest),
             latest_slots: next(&mut latest_slots),
@@ -181,6 +189,7 @@ pub struct HeadMarks<'a> {
     scores: &'a mut [f32],
     common: &'a mut [f32],
     received: &'a mut [f32],
+    tokens: &'a mut [u32],
     mean: &'a mut [f32],
     latest: &'a mut [f32],
     latest_slots: &'a mut [u32],
@@ -242,6 +251,9 @@ impl HeadMarks<'_> {
             self.latest_slots[i] = slot as u32;
         }
         (self.positions[slot], self.scores[slot]) = (now, score);
+        if let Some(token) = self.tokens.get_mut(slot) {
+            *token = n_past as u32;
+        }
         if let Some(c) = self.common.get_mut(slot) {
             *c = common;
         }
@@ -310,6 +322,9 @@ impl HeadMarks<'_> {
             if !marks.is_empty() {
                 marks[to] = marks[from];
             }
+        }
+        if !self.tokens.is_empty() {
+            self.tokens[to] = self.tokens[from];
         }
         for slot in self.latest_slots.iter_mut().filter(|slot| **slot == from as u32) {
             *slot = to as u32;

@@ -92,6 +92,8 @@ pub struct Keeps {
     pub pool: usize,
     /// Tokens, as a multiple of the slots, by which a score doubles; 0: none does.
     pub half_life: u32,
+    /// Which token of the stream an entry is, for the past in a file: positions may be given anew.
+    pub token: bool,
 }
 
 /// How a head decides.

@@ -201,6 +201,7 @@ impl PolicyRow {
             reserve: reserve.is_some(),
             pool: self.pool.map_or(0, |usual| pool.unwrap_or(usual)) as usize,
             half_life: self.half_life,
+            token: false,
         }
     }
 

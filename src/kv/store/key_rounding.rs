@@ -44,6 +44,11 @@ impl KeyRounding<'_> {
         });
     }
 
+    /// The same around another centre.
+    pub fn around<'c>(&'c self, centre: &'c [f32]) -> KeyRounding<'c> {
+        KeyRounding { centre, query_weight: self.query_weight }
+    }
+
     /// Reads a key from a row, in the basis of its type.
     pub fn load(&self, ty: KvType, row: &[u8], out: &mut [f32]) {
         ty.row().load(row, out);

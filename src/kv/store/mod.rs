@@ -11,6 +11,7 @@
 mod compress;
 mod key_rounding;
 mod moved;
+mod past;
 mod renumber;
 mod rewind;
 pub mod saved;
@@ -19,6 +20,7 @@ pub mod step;
 
 use super::Pos;
 use super::layout::{AttnLayer, Head, KvShape, MAX_HEAD_KV};
+use super::past::Past;
 use super::policy::marks::{HeadMarks, Marks, StoredHead};
 use super::policy::table::Judges;
 use super::policy::{Policy, Rule, keydiff, lagkv};
@@ -63,6 +65,8 @@ pub struct KvCache {
     taken: Buf<u32>,
     roundings: KeyRoundings,
     sink_rows: SinkRows,
+    /// What was evicted, in a file.
+    past: Option<Past>,
 }
 
 /// What one thread needs to move, sort or round the entries of a head anew.
@@ -125,9 +129,19 @@ impl KvCache {
             marks: Marks::carve(arena, shape, n_slot),
             roundings: KeyRoundings::carve(arena, shape),
             sink_rows: SinkRows::carve(arena, shape),
+            past: None,
         }
     }
 
+    /// Gives a cache that knows of each entry which token it is (`Keeps::token`) its past in a file.
+    pub fn attach(&mut self, past: Past) {
+        assert!(self.shape.keeps.token && self.n_past() == 0);
+        self.past = Some(past);
+    }
+
+    pub fn past(&self) -> Option<&Past> {
+        self.past.as_ref()
+    }
     pub fn shape(&self) -> &KvShape {
         &self.shape
     }
@@ -183,6 +197,7 @@ impl KvCache {
     pub fn clear(&mut self) {
         (self.n_live, self.next_pos, self.n_evicted, self.n_renumbered) = (0, 0, 0, 0);
         self.whole = Whole::default();
+        self.past.iter_mut().for_each(Past::clear);
         self.rule.protect.sinks = self.n_sinks;
         self.marks.clear();
         self.roundings.clear();

@@ -52,6 +52,8 @@ impl KvCache {
             });
         }
         self.next_pos = self.n_live as Pos;
+        let (n_past, next_pos) = (self.n_past(), self.next_pos);
+        self.past.iter_mut().for_each(|past| past.renumber(n_past, next_pos));
         self.n_renumbered += 1;
     }
 }

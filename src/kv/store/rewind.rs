@@ -11,6 +11,8 @@ impl KvCache {
         let in_window = self.shape.window.map_or(u64::MAX, |window| window.n_tok.min(self.n_slot) as u64);
         if n >= n_past {
             (n > n_past).then_some("there are fewer tokens")
+        } else if self.past.is_some() {
+            Some("its past is in a file, which goes on")
         } else if self.n_evicted > 0 || self.whole.n_layer > 0 {
             Some("tokens have been evicted")
         } else if u64::from(self.next_pos) != n_past {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! begin      room is made: the stream may end here, keys may be rounded anew, positions renumbered
-//! rate       for each layer: what the policy reads of keys before RoPE and of values
+//! rate       for each layer: what the policy reads of keys before RoPE and of values; they go to the past, if there is one
+//! recall     what queries ask for of the past that the arena has lost
 //! take       keys and values are rounded, and each token gets a slot, evicting where a head is full
 //! attend     each token sees the slots as they stand when it enters; the policy learns what attention fell on them
 //! finish     the tokens are in
@@ -17,6 +18,7 @@ use crate::error::{Error, Result, Setting, message};
 use crate::kernels::Kernels;
 use crate::kv::attention::{AttendScratch, LayerAttention};
 use crate::kv::layout::{AttnLayer, Head, KvShape};
+use crate::kv::past::Past;
 use crate::kv::policy::Policy;
 use crate::kv::{Pos, Rotary};
 use crate::mem::pool::Pool;
@@ -36,6 +38,7 @@ pub struct Rated<'a> {
     cache: &'a mut KvCache,
     layer: AttnLayer,
     n_tok: usize,
+    kernels: Kernels,
 }
 
 /// A layer whose newcomers have a slot.
@@ -57,7 +60,8 @@ impl KvCache {
             ]));
         }
         self.calibrate(&mut scratch[0], rotary);
-        if self.next_pos as usize + n_tok > self.shape.n_ctx {
+        let reach = self.past.as_ref().map_or(0, Past::reach);
+        if self.next_pos as usize + n_tok + reach > self.shape.n_ctx {
             let (pos, n_ctx) = (self.next_pos, self.shape.n_ctx);
             log::debug!("position {pos} nears the trained context of {n_ctx}: renumbering what is kept");
             self.renumber(pool, scratch, rotary);
@@ -90,6 +94,7 @@ impl Step<'_> {
         self.next.0 += 1;
         cache.learn_centres(layer, k);
         let n_past = cache.n_past();
+        cache.append_to_past(layer, pool, k, v);
         if !cache.shape.is_ring(layer) {
             cache.for_heads(pool, layer, n_tok, |h, share| {
                 for t in 0..n_tok {
@@ -100,7 +105,7 @@ impl Step<'_> {
                 }
             });
         }
-        Rated { cache, layer, n_tok }
+        Rated { cache, layer, n_tok, kernels }
     }
 
     /// The tokens are in.
@@ -118,10 +123,12 @@ impl Step<'_> {
 impl<'a> Rated<'a> {
     /// Takes in the keys and values, now with the keys turned, and sees the queries (`[n_tok][n_head * head_dim]`, those of the heads of a KV head
     /// one after the other): rounds into the batch's rows, and decides for every token which slot it takes.
-    pub fn take(self, pool: &mut Pool, q: &[f32], k: &[f32], v: &[f32]) -> Taken<'a> {
-        let Rated { cache, layer, n_tok } = self;
+    pub fn take(self, pool: &mut Pool, rotary: &impl Rotary, q: &[f32], k: &[f32], v: &[f32]) -> Taken<'a> {
+        let Rated { cache, layer, n_tok, kernels } = self;
         let KvShape { n_head_kv, head_dim, k_type, v_type, .. } = cache.shape;
         cache.learn_query_weights(layer, q, n_tok);
+        // Before anything is evicted for these tokens: what they see in the arena they do not fetch.
+        cache.recall(layer, pool, kernels, rotary, q, n_tok);
         let (n_slot, n_live, next_pos, n_past) = (cache.slots(layer), cache.n_taken(layer), cache.next_pos, cache.n_past());
         let (k_bytes, v_bytes) = (cache.shape.k_bytes(), cache.shape.v_bytes());
         if n_live + n_tok > n_slot {
@@ -146,7 +153,7 @@ impl<'a> Rated<'a> {
                 taken[t] = slot as u32;
             }
         });
-        Taken(Rated { cache, layer, n_tok })
+        Taken(Rated { cache, layer, n_tok, kernels })
     }
 }
 
@@ -158,7 +165,7 @@ impl Taken<'_> {
 
     /// `out[t] = softmax(q[t] · keys) · values`. `q`, `out`: `[n_tok][n_head * head_dim]`; `q` is turned into the keys' basis.
     pub fn attend(self, pool: &mut Pool, scratch: &mut AttendScratch, q: &mut [f32], out: &mut [f32]) {
-        let Taken(Rated { cache, layer, n_tok }) = self;
+        let Taken(Rated { cache, layer, n_tok, .. }) = self;
         if n_tok == 1 {
             cache.commit(layer, 1);
             LayerAttention { cache, layer }.attend_one(pool, scratch, q, out);

@@ -66,6 +66,7 @@ pub fn params(budget_bytes: u64) -> SessionParams {
         },
         k_type: Some(KvType::F16),
         v_type: Some(KvType::F16),
+        past: None,
         n_stream: None,
         n_batch: 64,
         n_threads: Some(2),

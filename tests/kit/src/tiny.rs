@@ -9,9 +9,12 @@ use lowkey::mem::arena::Arena;
 use lowkey::mem::pool::Pool;
 
 /// Keys that no position turns.
-struct Unturned;
+pub struct Unturned;
 
 impl Rotary for Unturned {
+    fn magnitude(&self, _: AttnLayer) -> Option<f32> {
+        None
+    }
     fn set_angles(&self, _: AttnLayer, _: i64, _: &mut [f32]) {}
     fn turn(&self, _: AttnLayer, _: &mut [f32], _: &[f32]) {}
     fn mean_squares(&self, _: AttnLayer, _: &mut [f32]) {}
@@ -45,14 +48,19 @@ pub struct Tiny {
 impl Tiny {
     /// `n_slot` slots or a few more; `l2` without sinks and one recent token, unless it is changed.
     pub fn with(n_slot: usize, change: impl FnOnce(&mut KvShape, &mut KvParams)) -> Tiny {
+        Tiny::with_queries(n_slot, 1, change)
+    }
+
+    /// The same with `n_q` query heads for each KV head.
+    pub fn with_queries(n_slot: usize, n_q: usize, change: impl FnOnce(&mut KvShape, &mut KvParams)) -> Tiny {
         let (mut shape, recent) = (tiny_shape(), Some(Recent::Tokens(1)));
         let mut params = KvParams { budget_bytes: 0, policy: Policy::L2, sinks: 0, pinned: 0, recent, rare: None, pool: None };
         change(&mut shape, &mut params);
-        shape.keeps = params.keeps();
+        shape.keeps = Keeps { token: shape.keeps.token, ..params.keeps() };
         params.budget_bytes = shape.arena_bytes(n_slot) as u64;
         let (n_slot, rule) = params.fit(&shape).expect("it fits");
         let kernels = Kernels::choose("auto").expect("a set");
-        let attend = AttendShape { kv: shape, n_slot, n_threads: 1, n_q: 1, kernels, soft_cap: 0.0 };
+        let attend = AttendShape { kv: shape, n_slot, n_threads: 1, n_q, kernels, soft_cap: 0.0 };
         Tiny {
             cache: KvCache::new(shape, n_slot, rule, params.budget_bytes).expect("memory"),
             rule,
@@ -67,8 +75,19 @@ impl Tiny {
     pub fn feed(
         &mut self,
         n_tok: usize,
+        rows: impl FnMut(AttnLayer) -> [Vec<f32>; 3],
+        see: impl FnMut(AttnLayer, &KvCache),
+    ) -> bool {
+        self.attend(n_tok, rows, see, |_, _| ())
+    }
+
+    /// The same; `given` is what attention gives each token of a layer.
+    pub fn attend(
+        &mut self,
+        n_tok: usize,
         mut rows: impl FnMut(AttnLayer) -> [Vec<f32>; 3],
         mut see: impl FnMut(AttnLayer, &KvCache),
+        mut given: impl FnMut(AttnLayer, &[f32]),
     ) -> bool {
         let (layers, kernels) = (self.cache.shape().layers(), Kernels::choose("auto").expect("a set"));
         let Tiny { cache, pool, scratch, attend, .. } = self;
@@ -76,9 +95,10 @@ impl Tiny {
         for layer in layers {
             let [mut q, k, v] = rows(layer);
             let mut out = vec![0.0; q.len()];
-            let taken = step.rate(layer, pool, kernels, &k, &v).take(pool, &q, &k, &v);
+            let taken = step.rate(layer, pool, kernels, &k, &v).take(pool, &Unturned, &q, &k, &v);
             see(layer, taken.cache());
             taken.attend(pool, attend, &mut q, &mut out);
+            given(layer, &out);
         }
         step.finish();
         true

@@ -10,8 +10,9 @@ fn means_are_sound_after_ten_million_steps() {
     let rule = Rule { policy: Policy::L2Attn, protect: Protection::default(), n_reserved: 0 };
     let [scores, common, received, mean, entering] = &mut [1, 0, 1, 8, 2].map(|n| vec![0.0; n]);
     let (positions, latest, latest_slots, limit) = (&mut [0][..], &mut [][..], &mut [][..], &mut [][..]);
-    let ageing = Ageing::default();
-    let mut head = HeadMarks { rule, ageing, positions, scores, common, received, mean, latest, latest_slots, entering, limit };
+    let (ageing, tokens) = (Ageing::default(), &mut [][..]);
+    let mut head =
+        HeadMarks { rule, ageing, positions, scores, common, received, tokens, mean, latest, latest_slots, entering, limit };
     head.enter(0, 0, 0, 0);
     for now in 0..n {
         head.settle(1, &[if now % 2 == 0 { 0.001 } else { 0.003 }], 1, 1, now);

@@ -1,0 +1,452 @@
+//! The past as a file. Every key (before RoPE) and value that goes through the cache is written to
+//! a file without a name, a ring of fixed size; an index of two-bit keys in the same file knows
+//! what lies where. At each step every KV head finds in the index the few pieces of its past that
+//! its queries ask for and that the arena has lost, and they are attended to beside the arena's
+//! entries.
+//!
+//! ```text
+//! shape    what lies where in the file           disk     what is asked of a disk, and the file there is
+//! index    keys of two bits, queries for them    recall   one head's step: scan, choose, fetch, attend
+//! angles   how positions turn keys               mod      the ring: what enters, what is there, what went wrong
+//! ```
+//!
+//! Private memory is fixed: a tile of rows that is being filled, and what a thread needs to choose
+//! and fetch. All else is the page cache's, which the system may drop. The file is read by `pread`
+//! and not mapped: a page that cannot be read is then an error, after which the stream goes on
+//! without it, and not the end of the process.
+//!
+//! What is in the file has the bits of its first rounding. What is fetched again and again does not
+//! drift.
+
+mod angles;
+pub mod disk;
+pub mod index;
+mod recall;
+pub mod shape;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use super::Rotary;
+use super::layout::{AttnLayer, Head, KvShape};
+use super::types::KvType;
+use crate::error::{Error, Result, Setting, message};
+use crate::kernels::{Kernels, MAX_HEAD_DIM};
+use crate::mem::arena::{Arena, Buf};
+use crate::mem::pool::Pool;
+use crate::units::Bytes;
+
+use angles::Angles;
+use disk::{Disk, ScratchFile};
+pub use recall::Asking;
+use recall::{Thread, World};
+pub use shape::PastShape;
+use shape::{MAX_RECALL, TILE};
+
+/// `--recall` where the user names none: 128 tokens.
+pub const DEFAULT_RECALL: usize = 32;
+/// The basis of the index, whatever that of the rows is.
+const TURNED: KvType = KvType::Q4H;
+
+/// What the user asks of the past.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PastParams {
+    /// The folder of the file.
+    pub folder: PathBuf,
+    /// The file, at most.
+    pub space_bytes: u64,
+    /// Pieces of four tokens that each KV head fetches at a step.
+    pub n_recall: usize,
+}
+
+impl PastParams {
+    /// What the past of this cache takes, or why it cannot have one.
+    pub fn fit(&self, shape: PastShape, n_slot: usize) -> Result<PastShape> {
+        if self.n_recall == 0 || self.n_recall > MAX_RECALL {
+            return Err(Error::usage(Setting::Recall, format!("{} pieces; give 1 to {MAX_RECALL}", self.n_recall)));
+        }
+        if shape.n_layer() == 0 {
+            return Err(Error::usage(
+                Setting::Past,
+                "all layers of this model see the latest tokens only, and hold them all: there is no past to fetch; leave it out",
+            ));
+        }
+        let shape = PastShape { n_recall: self.n_recall, n_tile: shape.tiles_within(self.space_bytes), ..shape };
+        let least = n_slot + shape.kv.n_batch + TILE;
+        if shape.n_tok() < least {
+            let enough = shape.bytes_for(least);
+            return Err(Error::budget(
+                Setting::PastSpace,
+                message![
+                    format!(
+                        "{} holds {} tokens of {} bytes, fewer than the arena's {n_slot} and a batch: give at least {enough} bytes, or lower ",
+                        Bytes(self.space_bytes),
+                        shape.n_tok(),
+                        shape.tile_bytes() / TILE,
+                    ),
+                    Setting::KvBudget,
+                ],
+            ));
+        }
+        Ok(shape)
+    }
+}
+
+/// What was seen of the past of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PastCounts {
+    /// Written to the file, and read of its rows; the index aside, which is read whole at every
+    /// step.
+    pub written_bytes: u64,
+    pub read_bytes: u64,
+    /// Pieces that were fetched.
+    pub n_pieces: u64,
+    /// Of steps of one token: pieces that were fetched, and those of them that the step before had
+    /// fetched too.
+    pub n_single: u64,
+    pub n_again: u64,
+    /// Tiles that could not be written, and reads that failed: what is not seen any more.
+    pub n_lost: u64,
+    pub n_unread: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    written_bytes: AtomicU64,
+    read_bytes: AtomicU64,
+    n_pieces: AtomicU64,
+    n_single: AtomicU64,
+    n_again: AtomicU64,
+    n_lost: AtomicU64,
+    n_unread: AtomicU64,
+    has_warned: AtomicBool,
+}
+
+impl Counters {
+    fn add(counter: &AtomicU64, n: usize) {
+        counter.fetch_add(n as u64, Relaxed);
+    }
+
+    /// Counts what went wrong, and says so the first time.
+    fn failed(&self, counter: &AtomicU64, doing: &str, error: &io::Error) {
+        counter.fetch_add(1, Relaxed);
+        if !self.has_warned.swap(true, Relaxed) {
+            log::warn!("the file of the past could not be {doing} ({error}): the stream goes on without that part of its past");
+        }
+    }
+}
+
+/// Stores a key of a head, less a centre in the basis of its type or nothing, in a row.
+pub(super) type Round<'a> = &'a (dyn Fn(Head, &[f32], &[f32], &mut [u8]) + Sync);
+
+/// The past of one stream.
+pub struct Past {
+    shape: PastShape,
+    disk: Box<dyn Disk>,
+    /// `[n_layer][layer_bytes]`: the rows of the tile that is being filled, as they will lie in the
+    /// file.
+    rows: Buf<u8>,
+    /// One tile of the index, on its way to the file.
+    tile: Buf<u8>,
+    /// `[n_layer][n_head_kv][head_dim]`: what the keys of the first tile have in common, in the
+    /// basis of the index.
+    means: Buf<f32>,
+    /// `[n_tile]`: 1 where the ring has a tile, 0 where it could not be written or has not been.
+    is_there: Buf<u8>,
+    /// `[n_layer][n_head_kv][1 + n_recall]`: how many pieces the latest step of one token fetched,
+    /// and which.
+    before: Buf<u32>,
+    /// `[n_batch / share][n_head_kv][share][partial_len]`: what the tokens under way found.
+    found: Buf<f32>,
+    angles: Angles,
+    threads: Vec<Thread>,
+    /// `[n_attn_layer]`: what keys are multiplied with as they are turned.
+    magnitudes: Buf<f32>,
+    /// The token that was next at the latest renumbering, and the position it was given.
+    renumbered: (u64, i64),
+    counters: Counters,
+}
+
+impl Past {
+    /// Takes the memory that `carve` measures, and makes the file in the folder.
+    pub fn open(shape: PastShape, folder: &Path, rotary: &impl Rotary) -> Result<Past> {
+        let file = ScratchFile::create(folder).map_err(|e| {
+            Error::usage(
+                Setting::Past,
+                format!("no file can be made in {} ({e}): name a folder that may be written to", folder.display()),
+            )
+        })?;
+        let free = file.free_bytes().unwrap_or(u64::MAX);
+        if free < shape.file_bytes() {
+            return Err(Error::budget(
+                Setting::PastSpace,
+                format!(
+                    "the file takes {}, and {} has {} left: give less",
+                    Bytes(shape.file_bytes()),
+                    folder.display(),
+                    Bytes(free)
+                ),
+            ));
+        }
+        if file.is_in_memory() {
+            log::warn!("{} lies in memory: what the past takes there is not in the plan", folder.display());
+        }
+        Past::on(shape, Box::new(file), rotary)
+    }
+
+    /// The same on any disk.
+    pub fn on(shape: PastShape, disk: Box<dyn Disk>, rotary: &impl Rotary) -> Result<Past> {
+        let mut memory = Arena::fill(|arena| Memory::carve(arena, &shape))
+            .map_err(|e| Error::budget(Setting::Memory, format!("the system did not give what the past needs: {e}")))?;
+        for layer in shape.kv.layers() {
+            memory.magnitudes[layer.0] = rotary.magnitude(layer).unwrap_or(1.0);
+        }
+        if let Some(turning) = shape.kv.layers().find(|&layer| !shape.kv.is_ring(layer) && rotary.magnitude(layer).is_some()) {
+            memory.angles.fill(turning, rotary);
+        }
+        let Memory { rows, tile, means, is_there, before, found, angles, threads, magnitudes } = memory;
+        let (renumbered, counters) = ((0, 0), Counters::default());
+        Ok(Past { shape, disk, rows, tile, means, is_there, before, found, angles, threads, magnitudes, renumbered, counters })
+    }
+
+    pub fn shape(&self) -> &PastShape {
+        &self.shape
+    }
+
+    pub fn counts(&self) -> PastCounts {
+        let c = &self.counters;
+        let [written_bytes, read_bytes, n_pieces, n_single, n_again, n_lost, n_unread] =
+            [&c.written_bytes, &c.read_bytes, &c.n_pieces, &c.n_single, &c.n_again, &c.n_lost, &c.n_unread]
+                .map(|n| n.load(Relaxed));
+        PastCounts { written_bytes, read_bytes, n_pieces, n_single, n_again, n_lost, n_unread }
+    }
+
+    /// Forgets the stream; what was counted stays.
+    pub(super) fn clear(&mut self) {
+        self.is_there.fill(0);
+        self.before.fill(0);
+        self.renumbered = (0, 0);
+    }
+
+    /// The token that comes next, the `n_past`-th, got the position `pos`, and those in the arena
+    /// the positions before it.
+    pub(super) fn renumber(&mut self, n_past: u64, pos: u32) {
+        self.renumbered = (n_past, i64::from(pos));
+    }
+
+    /// How far before position 0 what is fetched may stand: the trained context must hold that too.
+    pub(super) fn reach(&self) -> usize {
+        self.shape.n_fetched().min(self.shape.kv.n_ctx / 16)
+    }
+
+    /// Takes in keys before RoPE and values of one layer, `[n_tok][n_head_kv * head_dim]`, of the
+    /// tokens from the `n_past`-th on. A tile that is full goes to the file. `round` stores a key
+    /// of a head, less a centre that may be empty, in a row.
+    pub(super) fn append(&mut self, layer: AttnLayer, n_past: u64, pool: &mut Pool, round: Round, k: &[f32], v: &[f32]) {
+        let Some(own) = self.shape.layer(layer) else { return };
+        let KvShape { n_head_kv, head_dim, .. } = self.shape.kv;
+        let n_tok = k.len() / (n_head_kv * head_dim);
+        let mut done = 0;
+        while done < n_tok {
+            let first = n_past + done as u64;
+            let (tile, at) = (first / TILE as u64, (first % TILE as u64) as usize);
+            let n = (TILE - at).min(n_tok - done);
+            let new = done * n_head_kv * head_dim..(done + n) * n_head_kv * head_dim;
+            self.put_rows((layer, own), (tile, at), pool, round, &k[new.clone()], &v[new]);
+            done += n;
+            if at + n == TILE {
+                self.complete(own, tile);
+            }
+        }
+    }
+
+    /// Rounds tokens into the places from `at` on of the tile that is being filled.
+    fn put_rows(
+        &mut self,
+        (layer, own): (AttnLayer, usize),
+        (tile, at): (u64, usize),
+        pool: &mut Pool,
+        round: Round,
+        k: &[f32],
+        v: &[f32],
+    ) {
+        let (shape, magnitude, means) = (self.shape, self.magnitudes[layer.0], &self.means);
+        let KvShape { n_head_kv, head_dim, k_type, v_type, .. } = shape.kv;
+        let n = k.len() / (n_head_kv * head_dim);
+        let heads = &mut self.rows[own * shape.layer_bytes()..][..n_head_kv * shape.head_bytes()];
+        let job = |h: usize, rows: &mut [u8]| {
+            let centre = if tile > 0 && k_type.is_turned() { mean(means, &shape, own, h) } else { &[] };
+            let mut room = [0f32; MAX_HEAD_DIM];
+            for t in 0..n {
+                let from = (t * n_head_kv + h) * head_dim..(t * n_head_kv + h + 1) * head_dim;
+                let key = &mut room[..head_dim];
+                key.iter_mut().zip(&k[from.clone()]).for_each(|(key, k)| *key = k * magnitude);
+                let (key_at, value_at) = recall::row_in_head(&shape, at + t);
+                round(Head(h), centre, key, &mut rows[key_at..][..shape.kv.k_bytes()]);
+                v_type.store(&v[from], &mut rows[value_at..][..shape.kv.v_bytes()]);
+            }
+        };
+        match n {
+            1 => heads.chunks_exact_mut(shape.head_bytes()).enumerate().for_each(|(h, rows)| job(h, rows)),
+            _ => pool.for_chunks(heads, shape.head_bytes(), job),
+        }
+    }
+
+    /// Makes the index of a tile that is full, and writes both.
+    fn complete(&mut self, own: usize, tile: u64) {
+        let (shape, slot) = (self.shape, (tile % self.shape.n_tile as u64) as usize);
+        if own == 0 {
+            self.is_there[slot] = 1;
+        } else if self.is_there[slot] == 0 {
+            // A layer before this one could not write it.
+            return;
+        }
+        let rows = &self.rows[own * shape.layer_bytes()..][..shape.layer_bytes()];
+        if tile == 0 {
+            learn_means(&shape, own, rows, &mut self.means);
+        }
+        let mut written = self.disk.write(rows, shape.rows_at(own, slot));
+        for h in 0..shape.kv.n_head_kv {
+            let (mean, mut key) = (mean(&self.means, &shape, own, h), [0f32; MAX_HEAD_DIM]);
+            let key = &mut key[..shape.kv.head_dim];
+            for j in 0..TILE {
+                load_turned(&shape, &rows[h * shape.head_bytes()..], j, key);
+                if tile == 0 || !shape.kv.k_type.is_turned() {
+                    key.iter_mut().zip(mean).for_each(|(key, mean)| *key -= mean);
+                }
+                index::put(&mut self.tile, j, key);
+            }
+            written = written.and_then(|()| self.disk.write(&self.tile, shape.index_at(own, h, slot)));
+        }
+        match written {
+            Ok(()) => {
+                let n_bytes = shape.layer_bytes() + shape.kv.n_head_kv * shape.index_tile_bytes();
+                Counters::add(&self.counters.written_bytes, n_bytes);
+            }
+            Err(e) => {
+                self.is_there[slot] = 0;
+                self.counters.failed(&self.counters.n_lost, "written", &e);
+            }
+        }
+    }
+
+    /// Looks for what the queries of a layer (`[n_tok][n_head * head_dim]`, scaled, after RoPE) ask
+    /// for, and keeps what attention to it gives until the next call. `asking` says what the arena
+    /// still has.
+    pub(super) fn recall(
+        &mut self,
+        asking: &Asking,
+        pool: &mut Pool,
+        kernels: Kernels,
+        rotary: &impl Rotary,
+        q: &[f32],
+        n_tok: usize,
+    ) {
+        let Some(own) = self.shape.layer(asking.layer) else { return };
+        let (shape, n_past) = (self.shape, asking.n_past);
+        let (share, n_head) = (shape.share(), shape.kv.n_head_kv);
+        // Of this batch nothing is looked for, nor what its tiles have overwritten.
+        let (n_whole, n_full) = (n_past / TILE as u64, (n_past + n_tok as u64) / TILE as u64);
+        let tiles = n_full.saturating_sub(shape.n_tile as u64)..n_whole;
+        let world = World {
+            shape: &shape,
+            own,
+            tiles,
+            asking,
+            disk: &*self.disk,
+            is_there: &self.is_there,
+            means: &self.means,
+            angles: &self.angles,
+            renumbered: self.renumbered,
+            counters: &self.counters,
+            kernels,
+            rotary,
+            q,
+            n_tok,
+        };
+        let piece = share * shape.partial_len();
+        let found = &mut self.found[..n_tok.div_ceil(share) * n_head * piece];
+        let before_len = if n_tok == 1 { 1 + shape.n_recall } else { 0 };
+        let before = &mut self.before[own * n_head * (1 + shape.n_recall)..][..n_head * before_len];
+        pool.for_chunks2_with(&mut self.threads, (found, piece), (before, before_len), |thread, task, found, before| {
+            thread.recall(&world, task / n_head, Head(task % n_head), found, before);
+        });
+    }
+
+    /// What token `t` of the batch under way found in a head, `[max][sum][acc]`, in the basis of
+    /// values; `None`: nothing.
+    pub(super) fn found(&self, layer: AttnLayer, t: usize, head: Head) -> Option<&[f32]> {
+        self.shape.layer(layer)?;
+        let (share, len) = (self.shape.share(), self.shape.partial_len());
+        let at = (t / share * self.shape.kv.n_head_kv + head.0) * share + t % share;
+        let found = &self.found[at * len..][..len];
+        (found[0] > f32::NEG_INFINITY).then_some(found)
+    }
+}
+
+/// Every buffer of a past.
+struct Memory {
+    rows: Buf<u8>,
+    tile: Buf<u8>,
+    means: Buf<f32>,
+    is_there: Buf<u8>,
+    before: Buf<u32>,
+    found: Buf<f32>,
+    angles: Angles,
+    threads: Vec<Thread>,
+    magnitudes: Buf<f32>,
+}
+
+impl Memory {
+    fn carve(arena: &mut Arena, s: &PastShape) -> Memory {
+        let heads = s.n_layer() * s.kv.n_head_kv;
+        arena.begin_part("past, to be written");
+        let (rows, tile) = (arena.carve(s.n_layer() * s.layer_bytes()), arena.carve(s.index_tile_bytes()));
+        arena.begin_part("past, found");
+        let (before, share) = (arena.carve(heads * (1 + s.n_recall)), s.share());
+        let found = arena.carve(s.kv.n_batch.div_ceil(share) * share * s.kv.n_head_kv * s.partial_len());
+        arena.begin_part("past, to look for it");
+        let means = arena.carve(heads * s.kv.head_dim);
+        let (is_there, magnitudes) = (arena.carve(s.n_tile), arena.carve(s.kv.n_layer));
+        let angles = Angles::carve(arena, s.kv.head_dim, s.kv.n_ctx, s.n_fetched());
+        let threads = (0..s.n_threads).map(|_| Thread::carve(arena, s)).collect();
+        Memory { rows, tile, means, is_there, before, found, angles, threads, magnitudes }
+    }
+}
+
+impl PastShape {
+    /// The lines of the plan and their bytes.
+    pub fn parts(&self) -> Vec<(&'static str, usize)> {
+        let mut arena = Arena::measure();
+        Memory::carve(&mut arena, self);
+        arena.parts().to_vec()
+    }
+}
+
+/// What the keys of a head have in common, in the basis of the index.
+fn mean<'a>(means: &'a [f32], shape: &PastShape, own: usize, head: usize) -> &'a [f32] {
+    &means[(own * shape.kv.n_head_kv + head) * shape.kv.head_dim..][..shape.kv.head_dim]
+}
+
+/// The key of token `j` of a tile's rows in a head, in the basis of the index, as it is stored.
+fn load_turned(shape: &PastShape, rows: &[u8], j: usize, key: &mut [f32]) {
+    shape.kv.k_type.row().load(&rows[recall::row_in_head(shape, j).0..], key);
+    if !shape.kv.k_type.is_turned() {
+        TURNED.turn(key, shape.kv.head_dim);
+    }
+}
+
+/// Of the tokens of the first tile but the very first, whose key is like no other.
+fn learn_means(shape: &PastShape, own: usize, rows: &[u8], means: &mut [f32]) {
+    let mut key = [0f32; MAX_HEAD_DIM];
+    let (n, key) = (shape.kv.head_dim, &mut key[..shape.kv.head_dim]);
+    let heads = means[own * shape.kv.n_head_kv * n..].chunks_exact_mut(n).take(shape.kv.n_head_kv);
+    for (h, mean) in heads.enumerate() {
+        mean.fill(0.0);
+        for j in 1..TILE {
+            load_turned(shape, &rows[h * shape.head_bytes()..], j, key);
+            mean.iter_mut().zip(&*key).for_each(|(mean, key)| *mean += key * (1.0 / (TILE - 1) as f32));
+        }
+    }
+}

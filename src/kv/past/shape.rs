@@ -1,0 +1,132 @@
+//! What lies where in the file of the past, and what it takes. Everything here is pure.
+//!
+//! ```text
+//! index   for each layer and KV head one stretch: a tile of two-bit keys for each 32 tokens, read in order at every step
+//! rows    for each 32 tokens, for each layer (from a page's begin on), for each KV head, for each 4 tokens: 4 keys, 4 values
+//! ```
+//!
+//! Both are rings of `n_tile` tiles: when all are taken, the oldest is overwritten.
+
+use crate::kernels::{SCAN_CHUNK, SCAN_CHUNKS, SCAN_TILE, scan_tile_bytes};
+use crate::kv::layout::{AttnLayer, KvShape};
+
+/// Tokens of a tile.
+pub const TILE: usize = SCAN_TILE;
+/// Tokens that are fetched together.
+pub const PIECE: usize = SCAN_CHUNK;
+/// Pieces of a tile.
+pub const PIECES: usize = SCAN_CHUNKS;
+/// Tokens of a batch that share one choice, at most: more would share it for less, and ask for too
+/// different things.
+pub const SHARE: usize = 8;
+/// Rows of a layer begin on a page, so that pages are written whole.
+const PAGE: usize = 4096;
+/// Pieces that may be fetched for a head at a step.
+pub const MAX_RECALL: usize = 256;
+
+/// What the past asks of memory and of the disk.
+#[derive(Clone, Copy, Debug)]
+pub struct PastShape {
+    pub kv: KvShape,
+    /// Query heads of a KV head.
+    pub n_q: usize,
+    /// Caps scores; 0: it does not.
+    pub soft_cap: f32,
+    pub n_threads: usize,
+    /// Pieces that are fetched for a KV head at a step.
+    pub n_recall: usize,
+    /// Tiles of the ring.
+    pub n_tile: usize,
+}
+
+impl PastShape {
+    /// Layers that have a past: those that no window limits.
+    pub fn n_layer(&self) -> usize {
+        self.kv.layers().filter(|&layer| !self.kv.is_ring(layer)).count()
+    }
+
+    /// Which of them a layer is; `None` for one with a window.
+    pub fn layer(&self, layer: AttnLayer) -> Option<usize> {
+        let n_before = self.kv.window.map_or(0, |window| window.n_local(layer.0));
+        (!self.kv.is_ring(layer)).then_some(layer.0 - n_before)
+    }
+
+    /// Tokens that the file holds.
+    pub fn n_tok(&self) -> usize {
+        self.n_tile * TILE
+    }
+
+    /// Pieces that the file holds.
+    pub fn n_piece(&self) -> usize {
+        self.n_tile * PIECES
+    }
+
+    /// A token's key and value in one head.
+    pub fn row_bytes(&self) -> usize {
+        self.kv.k_bytes() + self.kv.v_bytes()
+    }
+
+    /// The rows of a tile in one head.
+    pub fn head_bytes(&self) -> usize {
+        TILE * self.row_bytes()
+    }
+
+    /// The rows of a tile in one layer, in whole pages.
+    pub fn layer_bytes(&self) -> usize {
+        (self.kv.n_head_kv * self.head_bytes()).next_multiple_of(PAGE)
+    }
+
+    pub fn index_tile_bytes(&self) -> usize {
+        scan_tile_bytes(self.kv.head_dim)
+    }
+
+    /// What a tile takes of the file.
+    pub fn tile_bytes(&self) -> usize {
+        self.n_layer() * (self.kv.n_head_kv * self.index_tile_bytes() + self.layer_bytes())
+    }
+
+    /// The index of all tiles, to the end of a page: what a step reads.
+    pub fn index_bytes(&self) -> u64 {
+        (self.n_layer() * self.kv.n_head_kv * self.n_tile * self.index_tile_bytes()).next_multiple_of(PAGE) as u64
+    }
+
+    pub fn file_bytes(&self) -> u64 {
+        self.index_bytes() + (self.n_tile * self.n_layer() * self.layer_bytes()) as u64
+    }
+
+    /// The most tiles that fit into a file of so many bytes.
+    pub fn tiles_within(&self, bytes: u64) -> usize {
+        (bytes.saturating_sub(PAGE as u64) / self.tile_bytes() as u64) as usize
+    }
+
+    /// A file that holds `n_tok` tokens.
+    pub fn bytes_for(&self, n_tok: usize) -> u64 {
+        (n_tok.div_ceil(TILE) * self.tile_bytes() + PAGE) as u64
+    }
+
+    /// Where the index of a head begins for a tile of the ring.
+    pub fn index_at(&self, layer: usize, head: usize, tile: usize) -> u64 {
+        (((layer * self.kv.n_head_kv + head) * self.n_tile + tile) * self.index_tile_bytes()) as u64
+    }
+
+    /// Where the rows of a layer begin for a tile of the ring.
+    pub fn rows_at(&self, layer: usize, tile: usize) -> u64 {
+        self.index_bytes() + ((tile * self.n_layer() + layer) * self.layer_bytes()) as u64
+    }
+
+    /// Tokens of a batch that share a choice.
+    pub fn share(&self) -> usize {
+        SHARE.min(self.kv.n_batch)
+    }
+
+    /// Rows that are fetched for a head at most.
+    pub fn n_fetched(&self) -> usize {
+        self.n_recall * PIECE
+    }
+
+    /// Floats of what a KV head makes of the past for one token: `[max][sum][acc]`, n_q, n_q, n_q *
+    /// head_dim.
+    pub fn partial_len(&self) -> usize {
+        self.n_q * (2 + self.kv.head_dim)
+    }
+}

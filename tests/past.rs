@@ -1,0 +1,393 @@
+//! The past as a file, against a naive model that keeps everything: what is fetched is what was
+//! lost, whatever the sizes, the ring and the batches; a disk that is full or fails costs just what
+//! was on it; and on the real model threads and kernel sets change no bit, and a number that the
+//! arena has lost is found.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use fastrand::Rng;
+use lowkey::kernels::{Asked, Kernels, SCAN_CHUNK, SCAN_CHUNKS, SCAN_TILE, scan_tile_bytes};
+use lowkey::kv::past::disk::Disk;
+use lowkey::kv::past::shape::TILE;
+use lowkey::kv::past::{PastShape, index};
+use lowkey::kv::{AttnLayer, Head, KvCache, KvShape, KvType, Past, PastParams, Policy, Recent};
+use lowkey::session::{Session, SessionParams};
+use lowkey_test_kit::tiny::{Tiny, Unturned};
+
+/// A disk in memory; writes that begin from `full_from` on and reads that `is_broken` fail.
+#[derive(Default)]
+struct Memory {
+    bytes: Mutex<Vec<u8>>,
+    full_from: AtomicU64,
+    is_broken: Mutex<Option<fn(u64) -> bool>>,
+}
+
+struct Played(Arc<Memory>);
+
+impl Disk for Played {
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        if at >= self.0.full_from.load(Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let (mut all, at) = (self.0.bytes.lock().expect("one at a time"), at as usize);
+        let len = all.len().max(at + bytes.len());
+        all.resize(len, 0);
+        all[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read(&self, into: &mut [u8], at: u64) -> io::Result<()> {
+        if self.0.is_broken.lock().expect("one at a time").is_some_and(|is_broken| is_broken(at)) {
+            return Err(io::Error::other("the card is gone"));
+        }
+        let all = self.0.bytes.lock().expect("one at a time");
+        let from = all.get(at as usize..at as usize + into.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        into.copy_from_slice(from);
+        Ok(())
+    }
+}
+
+/// A tiny cache with a past on such a disk.
+fn with_past(
+    n_slot: usize,
+    n_tile: usize,
+    n_recall: usize,
+    n_q: usize,
+    change: impl FnOnce(&mut KvShape),
+) -> (Tiny, Arc<Memory>) {
+    let mut tiny = Tiny::with_queries(n_slot, n_q, |shape, params| {
+        (shape.keeps.token, shape.n_ctx) = (true, 4096);
+        change(shape);
+        (params.policy, params.recent) = (Policy::L2, Some(Recent::Tokens(shape.n_batch as u32)));
+    });
+    let memory = Arc::new(Memory { full_from: u64::MAX.into(), ..Memory::default() });
+    let shape = PastShape { kv: *tiny.cache.shape(), n_q, soft_cap: 0.0, n_threads: 1, n_recall, n_tile };
+    tiny.cache.attach(Past::on(shape, Box::new(Played(memory.clone())), &Unturned).expect("memory"));
+    (tiny, memory)
+}
+
+/// Everything that went through, by layer: queries, keys and values, `[n_tok][...]`.
+struct Naive {
+    rows: Vec<[Vec<f32>; 3]>,
+    n_tok: usize,
+}
+
+impl Naive {
+    /// What a query of token `t` makes of the tokens that it may see, in f64.
+    fn attend(&self, shape: &KvShape, layer: usize, head: usize, q: &[f32], sees: impl Fn(usize) -> bool) -> Vec<f64> {
+        let (dim, row) = (shape.head_dim, shape.n_head_kv * shape.head_dim);
+        let [_, k, v] = &self.rows[layer];
+        let of = |x: &[f32], t: usize| x[t * row + head * dim..][..dim].to_vec();
+        let score = |t: usize| of(k, t).iter().zip(q).map(|(k, q)| f64::from(k * q)).sum::<f64>();
+        let seen: Vec<usize> = (0..self.n_tok).filter(|&t| sees(t)).collect();
+        let highest = seen.iter().map(|&t| score(t)).fold(f64::MIN, f64::max);
+        let (mut out, mut sum) = (vec![0.0; dim], 0.0);
+        for t in seen {
+            let weight = (score(t) - highest).exp();
+            sum += weight;
+            out.iter_mut().zip(of(v, t)).for_each(|(out, v)| *out += weight * f64::from(v));
+        }
+        out.iter().map(|x| x / sum).collect()
+    }
+}
+
+/// Feeds random tokens in random batches and compares what attention gives with the naive model,
+/// which sees what the arena holds and, of the tokens before the batch, those `is_past` says the
+/// file has.
+fn compare(tiny: &mut Tiny, n_q: usize, n_total: usize, rng: &mut Rng, is_past: impl Fn(&Naive, usize, usize) -> bool) -> f64 {
+    let shape = *tiny.cache.shape();
+    let (dim, row) = (shape.head_dim, shape.n_head_kv * shape.head_dim);
+    let mut naive = Naive { rows: vec![[vec![], vec![], vec![]]; shape.n_layer], n_tok: 0 };
+    let mut worst: f64 = 0.0;
+    while naive.n_tok < n_total {
+        let (n_past, n_tok) = (naive.n_tok, tiny.cache.together(rng.usize(1..=shape.n_batch)));
+        let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.f32() * 2.0 - 1.0).collect() };
+        let new: Vec<[Vec<f32>; 3]> =
+            (0..shape.n_layer).map(|_| [random(n_tok * row * n_q), random(n_tok * row), random(n_tok * row)]).collect();
+        for (all, new) in naive.rows.iter_mut().zip(&new) {
+            all.iter_mut().zip(new).for_each(|(all, new)| all.extend(new));
+        }
+        naive.n_tok += n_tok;
+        // What the arena shows each token, by the number in the stream: positions are that here.
+        let before: Vec<Vec<Vec<u32>>> =
+            shape.layers().map(|l| shape.heads().map(|h| tiny.cache.kept(l, h).to_vec()).collect()).collect();
+        let mut seen: Vec<Vec<Vec<Vec<usize>>>> = vec![Vec::new(); shape.n_layer];
+        let see = |layer: AttnLayer, cache: &KvCache| {
+            seen[layer.0] =
+                shape.heads().map(|head| (0..n_tok).map(|t| shown(cache, layer, head, t, &before, n_past)).collect()).collect();
+        };
+        let mut given = vec![Vec::new(); shape.n_layer];
+        assert!(tiny.attend(n_tok, |layer| new[layer.0].clone(), see, |layer, out| given[layer.0] = out.to_vec()));
+        for (layer, head, t) in
+            (0..shape.n_layer).flat_map(|l| (0..shape.n_head_kv).flat_map(move |h| (0..n_tok).map(move |t| (l, h, t))))
+        {
+            let arena = &seen[layer][head][t];
+            let held: Vec<usize> = before[layer][head].iter().map(|&pos| pos as usize).collect();
+            let sees = |token: usize| {
+                arena.contains(&token) || token < n_past && !held.contains(&token) && is_past(&naive, n_past, token)
+            };
+            for n in 0..n_q {
+                let at = t * row * n_q + (head * n_q + n) * dim;
+                let want = naive.attend(&shape, layer, head, &new[layer][0][at..at + dim], sees);
+                let got = &given[layer][at..at + dim];
+                worst = got.iter().zip(&want).map(|(got, want)| (f64::from(*got) - want).abs()).fold(worst, f64::max);
+            }
+        }
+    }
+    worst
+}
+
+/// The tokens that token `t` of a batch sees in the arena: those before the batch, less those whose
+/// slot a token up to `t` took.
+fn shown(cache: &KvCache, layer: AttnLayer, head: Head, t: usize, before: &[Vec<Vec<u32>>], n_past: usize) -> Vec<usize> {
+    let mut table = vec![u32::MAX; cache.n_slot()];
+    let n = cache.rows_at(layer, head, t, &mut table);
+    let first = cache.first_row(layer, head);
+    let slots = &before[layer.0][head.0];
+    // Rows of the batch wait behind all slots.
+    let shape = cache.shape();
+    let waiting = shape.n_layer * shape.n_head_kv * cache.n_slot() + head.0 * shape.n_batch;
+    let token = |(slot, &row): (usize, &u32)| match row as usize == first + slot {
+        true => slots[slot] as usize,
+        false => n_past + row as usize - waiting,
+    };
+    table[..n].iter().enumerate().map(token).collect()
+}
+
+#[test]
+fn with_room_for_all_pieces_attention_sees_everything_that_the_ring_holds() {
+    let mut rng = Rng::with_seed(7);
+    for case in 0..if lowkey_test_kit::emulated().is_some() { 3 } else { 12 } {
+        let (n_tile, n_q, n_slot) = (rng.usize(3..9), rng.usize(1..4), rng.usize(24..60));
+        let (mut tiny, _) = with_past(n_slot, n_tile, 64, n_q, |shape| {
+            (shape.n_layer, shape.n_head_kv, shape.head_dim) = (rng.usize(1..3), rng.usize(1..4), [8, 32][case % 2]);
+            shape.n_batch = [1, 8, 20][case % 3];
+        });
+        // What a batch overwrites is gone for it too, and what it brings is not there yet.
+        let n_batch = tiny.cache.shape().n_batch;
+        let worst = compare(&mut tiny, n_q, 400, &mut rng, |naive, n_past, token| {
+            let last = naive.n_tok / TILE;
+            token / TILE < n_past / TILE && token / TILE + n_tile >= last
+        });
+        assert!(worst < 3e-3, "case {case}: off by {worst}, {n_tile} tiles, batches of {n_batch}");
+        let counts = tiny.cache.past().expect("a past").counts();
+        assert!(counts.n_pieces > 100 && counts.written_bytes > 0 && (counts.n_lost, counts.n_unread) == (0, 0), "{counts:?}");
+    }
+}
+
+#[test]
+fn keys_of_few_bits_come_back_with_the_bits_of_their_first_rounding() {
+    let mut rng = Rng::with_seed(8);
+    let (mut tiny, _) = with_past(40, 16, 64, 2, |shape| {
+        (shape.head_dim, shape.n_batch) = (32, 8);
+        (shape.k_type, shape.v_type) = (KvType::Q6H, KvType::Q6H);
+    });
+    let worst = compare(&mut tiny, 2, 300, &mut rng, |_, n_past, token| token / TILE < n_past / TILE);
+    assert!(worst < 0.05, "off by {worst}");
+}
+
+/// Among pieces whose keys say little there is one that a query asks for.
+#[test]
+fn the_piece_that_is_asked_for_is_chosen() {
+    let mut rng = Rng::with_seed(9);
+    for case in 0..8 {
+        let (mut tiny, _) = with_past(24, 16, 1, 1, |shape| (shape.head_dim, shape.n_batch) = (32, 1));
+        let wanted = rng.usize(0..300);
+        let needle: Vec<f32> = (0..32).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        for t in 0..400 {
+            let mut random = || (0..32).map(|_| rng.f32() - 0.5).collect::<Vec<f32>>();
+            let (q, k, v) =
+                (random(), if t == wanted { needle.clone() } else { random() }, vec![if t == wanted { 7.0 } else { 0.0 }; 32]);
+            assert!(tiny.feed(1, |_| [q.clone(), k.clone(), v.clone()], |_, _| ()));
+        }
+        let held = tiny.cache.kept(AttnLayer(0), Head(0)).contains(&(wanted as u32));
+        let asks: Vec<f32> = needle.iter().map(|x| x * 2.0).collect();
+        let mut out = Vec::new();
+        assert!(tiny.attend(1, |_| [asks.clone(), vec![0.0; 32], vec![0.0; 32]], |_, _| (), |_, given| out = given.to_vec()));
+        assert!(out[0] > 6.9, "case {case}: token {wanted} gives {} (held: {held})", out[0]);
+    }
+}
+
+/// What cannot be written or read is missing, and nothing else is.
+#[test]
+fn a_disk_that_is_full_or_fails_costs_what_would_have_been_on_it() {
+    let mut rng = Rng::with_seed(10);
+    let change = |shape: &mut KvShape| (shape.n_layer, shape.n_batch) = (2, 8);
+    // Rows of the fourth tile on have no room.
+    let (mut tiny, disk) = with_past(30, 16, 64, 1, change);
+    let shape = *tiny.cache.past().expect("a past").shape();
+    disk.full_from.store(shape.rows_at(0, 3), Relaxed);
+    let worst = compare(&mut tiny, 1, 300, &mut rng, |_, n_past, token| token / TILE < (n_past / TILE).min(3));
+    let counts = tiny.cache.past().expect("a past").counts();
+    assert!(worst < 3e-3 && counts.n_lost == (300 / TILE - 3) as u64, "off by {worst}, {counts:?}");
+
+    // Then nothing can be read any more, and the stream is as one without a past.
+    *disk.is_broken.lock().expect("mine") = Some(|_| true);
+    tiny.cache.clear();
+    let worst = compare(&mut tiny, 1, 200, &mut rng, |_, _, _| false);
+    let failed = tiny.cache.past().expect("a past").counts();
+    assert!(worst < 3e-3 && failed.n_unread > 20, "off by {worst}, {failed:?}");
+
+    // And one that comes back is read again.
+    *disk.is_broken.lock().expect("mine") = None;
+    disk.full_from.store(u64::MAX, Relaxed);
+    tiny.cache.clear();
+    let worst = compare(&mut tiny, 1, 200, &mut rng, |_, n_past, token| token / TILE < n_past / TILE);
+    assert!(worst < 3e-3, "off by {worst}");
+    assert_eq!(tiny.cache.past().expect("a past").counts().n_unread, failed.n_unread);
+}
+
+#[test]
+fn sets_scan_an_index_alike_and_nearly_as_the_keys_themselves() {
+    let mut rng = Rng::with_seed(11);
+    for head_dim in [8, 64, 80, 128, 256] {
+        let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.f32() + rng.f32() + rng.f32() - 1.5).collect() };
+        let keys: Vec<Vec<f32>> = (0..SCAN_TILE).map(|_| random(head_dim)).collect();
+        let mut tile = vec![0; scan_tile_bytes(head_dim)];
+        keys.iter().enumerate().for_each(|(j, key)| index::put(&mut tile, j, key));
+        for n_query in [1, 2, 3, 4, 5, 9] {
+            let queries: Vec<Vec<f32>> = (0..n_query).map(|_| random(head_dim)).collect();
+            let mut q = vec![0; n_query * head_dim];
+            let asked = queries.iter().zip(q.chunks_exact_mut(head_dim)).map(|(x, q)| index::ask(x, q));
+            let (scale, sum): (Vec<f32>, Vec<i32>) = asked.unzip();
+            let asked = Asked { q: &q, scale: &scale, sum: &sum, head_dim };
+            let wanted = !0x0f00_0201u32;
+            let run = |kernels: Kernels| {
+                let mut out = vec![f32::NAN; n_query * 16];
+                kernels.scan(&tile, wanted, &asked, 16, &mut out);
+                let shares = |n: usize| {
+                    let mut total = vec![0.5; SCAN_CHUNKS];
+                    kernels.add_shares(&mut out[n * 16..][..SCAN_CHUNKS].to_vec(), &mut total);
+                    total
+                };
+                let shares: Vec<f32> = (0..n_query).flat_map(shares).collect();
+                (out.iter().chain(&shares).map(|x| x.to_bits()).collect::<Vec<u32>>(), out, shares)
+            };
+            let want = run(Kernels::choose("scalar").expect("it always runs"));
+            for kernels in Kernels::available() {
+                assert_eq!(run(kernels).0, want.0, "{}: {n_query} queries of {head_dim}", kernels.name());
+            }
+            let (mut off, mut all) = (0.0, 0.0);
+            for (n, query) in queries.iter().enumerate() {
+                for (c, keys) in keys.chunks_exact(SCAN_CHUNK).enumerate() {
+                    let is_wanted = |j: usize| wanted >> (c * SCAN_CHUNK + j) & 1 == 1;
+                    let dot = |key: &Vec<f32>| key.iter().zip(query).map(|(k, q)| k * q).sum::<f32>();
+                    let best = keys.iter().enumerate().filter(|(j, _)| is_wanted(*j)).map(|(_, key)| dot(key)).reduce(f32::max);
+                    let got = want.1[n * 16 + c];
+                    match best {
+                        None => assert_eq!(got, f32::NEG_INFINITY),
+                        Some(best) => (off, all) = (off + (got - best).powi(2), all + best.powi(2)),
+                    }
+                }
+                let total: f32 = want.2[n * SCAN_CHUNKS..][..SCAN_CHUNKS].iter().map(|share| share - 0.5).sum();
+                assert!((total - 1.0).abs() < 1e-5, "shares of {total}");
+            }
+            assert!(off < 0.4 * all || head_dim < 64, "{n_query} queries of {head_dim}: {off} of {all}");
+        }
+    }
+}
+
+/// Parameters of the demonstration model with a past in the folder for temporary files.
+fn real(budget_bytes: u64) -> SessionParams {
+    let mut params = lowkey_test_kit::params(budget_bytes);
+    (params.kv.policy, params.k_type, params.v_type) = (Policy::L2Attn, Some(KvType::Q5H), Some(KvType::Q4H));
+    (params.kv.recent, params.n_batch) = (None, 32);
+    params.past = Some(PastParams { folder: std::env::temp_dir(), space_bytes: 32 << 20, n_recall: 32 });
+    params
+}
+
+#[test]
+fn threads_and_kernel_sets_change_no_bit() {
+    let emulated = lowkey_test_kit::emulated().is_some();
+    let (n_prompt, n_steps) = if emulated { (200, 2) } else { (330, 12) };
+    let tokens = lowkey_test_kit::prose(n_prompt + n_steps);
+    let (prompt, rest) = tokens.split_at(n_prompt);
+    let run = |kernels: &str, n_threads: usize| -> Vec<u32> {
+        let params = SessionParams { kernels: kernels.into(), n_threads: Some(n_threads), ..real(1 << 20) };
+        let mut session = lowkey_test_kit::session(&lowkey_test_kit::demo_model(), &params);
+        let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+        let mut all = bits(session.prefill(prompt, |_| true).expect("prefill").expect("logits"));
+        rest.iter().for_each(|&token| all.extend(bits(session.step(token).expect("a step"))));
+        let counts = session.cache().past().expect("a past").counts();
+        assert!(counts.n_pieces > 10_000 && counts.n_again > 0 && counts.n_again < counts.n_single, "{counts:?}");
+        all
+    };
+    let want = run("auto", 1);
+    for n_threads in [2, 3] {
+        assert!(run("auto", n_threads) == want, "{n_threads} threads");
+    }
+    for kernels in lowkey_test_kit::kernel_sets() {
+        assert!(run(kernels.name(), 2) == want, "{}", kernels.name());
+    }
+}
+
+/// Greedy, the answer to a prompt.
+fn answer(session: &mut Session, prompt: &[u32], n: usize) -> Vec<u32> {
+    let best = |logits: &[f32]| (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary") as u32;
+    let mut tokens = vec![best(session.prefill(prompt, |_| true).expect("prefill").expect("logits"))];
+    while tokens.len() < n {
+        tokens.push(best(session.step(*tokens.last().expect("one")).expect("a step")));
+    }
+    tokens
+}
+
+#[test]
+fn a_number_that_the_arena_has_lost_is_found() {
+    if lowkey_test_kit::emulated().is_some() {
+        return;
+    }
+    let text = std::fs::read_to_string(lowkey_test_kit::data("prose.txt")).expect("prose");
+    let (before, after) = (&text[..3000], &text[text.len() - 3000..]);
+    let prompt = format!(
+        "{before}\nThe pass key is 48213. Remember it. 48213 is the pass key.\n{after}\nWhat is the pass key? The pass key is"
+    );
+    let file = lowkey::gguf::GgufFile::open(&lowkey_test_kit::demo_model()).expect("the demo model");
+    let tokenizer = lowkey::text::Tokenizer::from_gguf(&file).expect("its tokenizer");
+    let prompt = tokenizer.encode(&prompt, true, false).expect("ids");
+    let ask = |params: &SessionParams| {
+        let mut session = lowkey_test_kit::session(&lowkey_test_kit::demo_model(), params);
+        let answer = answer(&mut session, &prompt, 6);
+        (tokenizer.decode(&answer), session.cache().n_evicted())
+    };
+    let params = real(2 << 20);
+    let (with, n_evicted) = ask(&params);
+    let (without, _) = ask(&SessionParams { past: None, ..params });
+    assert!(n_evicted > 500 && !without.contains("48213"), "without the past: {without}, {n_evicted} evicted");
+    assert!(with.contains("48213"), "with the past: {with}");
+}
+
+/// Past the trained context positions are given anew, again and again, and the past with them.
+#[test]
+fn a_stream_past_the_trained_context_goes_on() {
+    let path = lowkey_test_kit::data("tiny-gqa-f32.gguf");
+    let mut params = lowkey_test_kit::params(0);
+    params.kv.budget_bytes = lowkey_test_kit::budget_for(&path, 40, &params);
+    params.past = Some(PastParams { folder: std::env::temp_dir(), space_bytes: 1 << 20, n_recall: 4 });
+    let mut session = lowkey_test_kit::session(&path, &params);
+    let (n_ctx, n_vocab) = (session.model().config.n_ctx as u32, session.model().config.n_vocab as u32);
+    for i in 0..4 * n_ctx {
+        let logits = session.step(i * 7 % n_vocab).expect("a step");
+        assert!(logits.iter().all(|x| x.is_finite()));
+    }
+    assert!(session.cache().n_renumbered() > 2 && session.cache().past().expect("a past").counts().n_pieces > 0);
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_the_way_out() {
+    let model = lowkey_test_kit::model(&lowkey_test_kit::demo_model());
+    let refused = |change: fn(&mut PastParams)| {
+        let mut params = real(1 << 20);
+        change(params.past.as_mut().expect("a past"));
+        params.layout(&model).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    assert_eq!(refused(|_| ()), "");
+    assert!(refused(|past| past.n_recall = 0).contains("give 1 to"));
+    assert!(refused(|past| past.space_bytes = 1 << 20).contains("give at least"));
+    let mut params = real(1 << 20);
+    params.past.as_mut().expect("a past").folder = "/nowhere/at/all".into();
+    let layout = params.layout(&model).expect("a layout");
+    let error = Session::new(model, &layout).err().expect("no folder").to_string();
+    assert!(error.contains("/nowhere/at/all") && error.contains("name a folder"), "{error}");
+}
