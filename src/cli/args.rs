@@ -64,6 +64,10 @@ pub struct SessionArgs {
     /// Tokens of a prefill batch
     #[arg(short, long, value_name = "N", default_value_t = DEFAULT_BATCH)]
     pub batch: usize,
+    /// Guess up to N tokens from what the stream has said before and check them in one pass, 0 to 16; the text is the same, sooner where
+    /// it repeats itself
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub speculate: usize,
     /// All private memory of the process: refuse to start if the plan does not fit
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
@@ -121,6 +125,7 @@ impl SessionArgs {
             n_threads: self.threads.and_then(|n| n.0),
             kernels: self.kernels.clone(),
             n_logits,
+            n_draft: self.speculate,
             memory_bytes: self.memory.map(|m| m.0),
             mlock: self.mlock,
         }
