@@ -90,6 +90,7 @@ fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
         session: None,
         reuse_prefix: true,
         reuse_runs: 0,
+        n_draft: 16,
         grammar: None,
         shown: Vec::new(),
     }

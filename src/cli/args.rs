@@ -64,10 +64,6 @@ pub struct SessionArgs {
     /// Tokens of a prefill batch
     #[arg(short, long, value_name = "N", default_value_t = DEFAULT_BATCH)]
     pub batch: usize,
-    /// Guess up to N tokens from what the stream has said before and check them in one pass, 0 to 16; the text is the same, sooner where
-    /// it repeats itself
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub speculate: usize,
     /// All private memory of the process: refuse to start if the plan does not fit
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
@@ -77,6 +73,21 @@ pub struct SessionArgs {
     /// Lock the weights in memory
     #[arg(long)]
     pub mlock: bool,
+}
+
+#[derive(Args, Clone)]
+pub struct DraftArgs {
+    /// Guess up to N tokens, 16 at most, from what the stream has said before, and check them in one pass: the text is the same, and
+    /// there sooner where it repeats itself. 0: guess nothing
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub speculate: usize,
+}
+
+impl DraftArgs {
+    /// The parameters of a session with as many guesses.
+    pub fn with(&self, params: SessionParams) -> SessionParams {
+        SessionParams { n_draft: self.speculate, ..params }
+    }
 }
 
 /// `SessionArgs` where nothing is given.
@@ -125,7 +136,7 @@ impl SessionArgs {
             n_threads: self.threads.and_then(|n| n.0),
             kernels: self.kernels.clone(),
             n_logits,
-            n_draft: self.speculate,
+            n_draft: 0,
             memory_bytes: self.memory.map(|m| m.0),
             mlock: self.mlock,
         }

@@ -5,8 +5,8 @@
 //! A guess may be anything: the pass that takes it in decides (`session::steps`). So nothing here need be exact, a slot of the table may be
 //! overwritten by another key, and what a stream was taken back from stays on record.
 //!
-//! How many tokens are guessed is how many have matched: two or three words that have been seen together are weak evidence, twenty are
-//! strong. A place that was found is followed on for as long as it predicts what comes, guessed from or not; that costs nothing.
+//! Half as many tokens are guessed as have matched: two or three words that have been seen together are weak evidence, twenty are strong.
+//! A place that was found is followed on for as long as it predicts what comes, guessed from or not; that costs nothing.
 
 /// Tokens that are remembered, and places of each table. Together they are 64 KiB.
 const N_TOKENS: usize = 8192;
@@ -111,7 +111,7 @@ impl Drafts {
         if self.paused > 0 && n_matched < LONG + ENDS_PAUSE {
             return &[];
         }
-        let n = n_matched.min(most).min(MAX_GUESSES);
+        let n = (n_matched / 2).min(most).min(MAX_GUESSES);
         for i in 0..n {
             // What repeats itself goes on where it has been guessed.
             let token = if at + i < self.n { self.token(at + i) } else { Some(self.guesses[at + i - self.n]) };

@@ -344,6 +344,10 @@ impl Session {
     pub fn logits(&self) -> &[f32] {
         self.engine.logits()
     }
+    /// Whether steps guess what follows.
+    pub fn guesses(&self) -> bool {
+        self.stream.drafts.is_some()
+    }
     /// What drafts came to.
     pub fn draft_counts(&self) -> DraftCounts {
         self.stream.draft_counts()

@@ -63,6 +63,11 @@ impl Engine {
         }
     }
 
+    /// Tokens that the latest step guessed.
+    pub fn n_guessed(&self) -> usize {
+        self.guesses.n
+    }
+
     /// A row of the logits of the latest pass, `[n_vocab]`.
     pub fn logits_of(&self, row: usize) -> &[f32] {
         let n_vocab = self.model.config.n_vocab;

@@ -28,7 +28,7 @@ pub fn run(args: ChatArgs) -> Result<Done> {
         Some(path) => Some(read_text(None, Some(path), Ending::Dropped)?),
         None => args.system.clone(),
     };
-    let mut opened = open(&args.model, 1)?;
+    let mut opened = open(&args.model, &args.drafts)?;
     let template = match &args.template {
         Some(name) => ChatTemplate::named(name)?,
         None => ChatTemplate::from_gguf(&opened.model.file)?,

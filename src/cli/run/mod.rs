@@ -118,7 +118,7 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     };
     let ongoing = Ongoing::find(args)?;
     let begins = ongoing.as_ref().is_none_or(|ongoing| !ongoing.has_begun());
-    let mut opened = open(&args.model, 1)?;
+    let mut opened = open(&args.model, &args.drafts)?;
     let (n_vocab, n_ctx) = (opened.model.config.n_vocab, opened.model.config.n_ctx);
     let sampling = args.sample.params(n_ctx);
     let sampler = Sampler::new(sampling, n_vocab)?;
