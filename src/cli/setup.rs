@@ -33,8 +33,13 @@ pub struct Opened {
     pub plan: Plan,
 }
 
-/// Opens the model that the flags name, to generate with it.
-pub fn open(args: &ModelArgs, drafts: &DraftArgs) -> Result<Opened> {
+/// Opens the model that the flags name.
+pub fn open(args: &ModelArgs, n_logits: usize) -> Result<Opened> {
+    open_with(args, |model| args.session.params(n_logits, model))
+}
+
+/// Opens it to generate with it, by steps that may guess.
+pub fn open_to_generate(args: &ModelArgs, drafts: &DraftArgs) -> Result<Opened> {
     open_with(args, |model| drafts.with(args.session.params(1, model)))
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::args::{ModelArgs, OrMinusOne, SampleArgs};
+use crate::cli::args::{DraftArgs, ModelArgs, OrMinusOne, SampleArgs};
 use crate::cli::constraint::region_bytes;
 use crate::error::{Error, Result};
 use crate::server::http::{self, Settings};
