@@ -127,6 +127,21 @@ fn guesses_leave_no_trace_in_any_family() {
     }
 }
 
+/// A stream so long that scores get another unit on the way: between steps, never among guesses.
+#[test]
+fn scores_get_another_unit_between_steps() {
+    let path = data("tiny-mqa.gguf");
+    let mut p = params(0);
+    (p.kv.policy, p.kv.sinks, p.kv.recent, p.n_batch, p.n_draft) = (Policy::L2Attn, 1, Some(Recent::Tokens(3)), 2, 6);
+    (p.kv.rare, p.kv.pool) = (Some(Share(0.3)), Some(2));
+    p.kv.budget_bytes = budget_for(&path, 8, &p);
+    // 64 half-lives of 8 times 8 tokens.
+    let tokens = repetitive(64 * 8 * 8 + 100, 32, 11);
+    let (counts, mut session) = compare(&path, &p, &tokens, 10, "a long stream");
+    drafted(counts, "a long stream");
+    assert!(session.parts().1.state_mut().cache.counts().unit_at > 0);
+}
+
 /// A layer that cannot forget is no place for guesses; more of them than a step takes are refused too.
 #[test]
 fn what_cannot_be_taken_back_is_not_guessed() {
