@@ -60,6 +60,8 @@ fn compare(path: &Path, params: &SessionParams, tokens: &[u32], n_prompt: usize,
             assert!(same, "{what}: logits of token {}", nth * 29 + i);
         }
         drop(steps);
+        let same = plain.logits().iter().zip(drafting.logits()).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same, "{what}: logits that stay after {} tokens", nth * 29 + part.len());
         let same = state(plain.parts().1) == state(drafting.parts().1);
         assert!(same, "{what}: what the stream holds after {} tokens", nth * 29 + part.len());
     }
@@ -211,7 +213,7 @@ fn the_command_line_guesses_and_tells_how_much() {
     let run = |guesses: &str, session: &str| {
         let mut command = lowkey_test_kit::lowkey!();
         command.args(["run", "-m"]).arg(demo_model()).args(["-p", "red, green, blue, red, green, blue, red, green, blue, red,"]);
-        command.args(["-n", "24", "--temp", "0.8", "--seed", "3", "--kv-budget", "1MiB", "--json", "--ignore-eos"]);
+        command.args(["-n", "24", "--temp", "0.8", "--seed", "3", "--kv-budget", "1MiB", "--kv-type", "f16", "--json", "--ignore-eos"]);
         command.args(["--speculate", guesses, "--session", session, "--sessions"]).arg(&folder);
         let output = command.output().expect("it runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -228,7 +230,9 @@ fn the_command_line_guesses_and_tells_how_much() {
     // What was saved is the same, but for the time.
     let file = |name: &str| std::fs::read(folder.join(format!("{name}.lks"))).expect("a session");
     let (plain, guessed) = (file("plain"), file("guessed"));
-    assert!(plain.len() == guessed.len() && plain[4096..] == guessed[4096..], "sessions");
+    // Behind the head only the sums of the five regions differ, whose seed is the head's.
+    let n_unlike = plain[4096..].iter().zip(&guessed[4096..]).filter(|(a, b)| a != b).count();
+    assert!(plain.len() == guessed.len() && n_unlike <= 5 * 8, "{n_unlike} bytes of sessions differ");
     std::fs::remove_dir_all(&folder).expect("the folder");
 
     let mut command = lowkey_test_kit::lowkey!();

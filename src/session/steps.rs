@@ -26,7 +26,7 @@ impl Engine {
     /// One token into a stream, and behind it what may follow, at most `most` guesses: the logits after it are `logits_of(0)`, those
     /// after the guesses follow. Then `accept` is asked for each token that comes, until one was not guessed, and `settle` ends it.
     pub fn step(&mut self, stream: &mut Stream, token: u32, most: usize) -> Result<()> {
-        self.settle(stream);
+        self.take_back(stream);
         stream.take_down(&[token]);
         let most = most.min(self.undo.n_guess()).min(stream.cache.most_guesses());
         let guessed = stream.drafts.as_mut().filter(|_| most > 0).map_or(&[][..], |drafts| drafts.guess(most));
@@ -54,8 +54,14 @@ impl Engine {
         is_right
     }
 
-    /// What was guessed of a stream and has not come has never been in it.
+    /// What was guessed of a stream and has not come has never been in it. The logits after its last token are `logits` again.
     pub fn settle(&mut self, stream: &mut Stream) {
+        let (row, n_vocab) = (self.guesses.n_right, self.model.config.n_vocab);
+        self.machine.scratch.logits.copy_within(row * n_vocab..(row + 1) * n_vocab, 0);
+        self.take_back(stream);
+    }
+
+    fn take_back(&mut self, stream: &mut Stream) {
         let Guesses { n, n_right, .. } = std::mem::take(&mut self.guesses);
         stream.cache.take_back(&mut self.undo);
         if let Some(drafts) = stream.drafts.as_mut().filter(|_| n > 0) {

@@ -225,7 +225,9 @@ impl HeadMarks<'_> {
 
     /// The token `t` of the batch takes a slot.
     pub fn enter(&mut self, slot: usize, t: usize, n_past: u64, now: Pos) {
-        let [raw_score, raw_common] = [self.entering[2 * t], self.entering[2 * t + 1]];
+        // What enters a ring is not rated.
+        let is_rated = self.rule != Rule::RING;
+        let [raw_score, raw_common] = if is_rated { [self.entering[2 * t], self.entering[2 * t + 1]] } else { [0.0; 2] };
         let (mut score, mut common) = (raw_score, raw_common);
         // Neighbours lend each other what keeps them: the lower score, the less common.
         let pool = self.latest_slots.len();
