@@ -24,6 +24,7 @@ pub fn complete(model: &str, prompt: &str) -> lowkey::Result<String> {
         n_threads: None,
         kernels: "auto".into(),
         n_logits: 1,
+        n_draft: 0,
         memory_bytes: None,
         mlock: false,
     };

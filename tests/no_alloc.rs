@@ -101,16 +101,22 @@ fn prefill_and_steps_allocate_nothing() {
             (params.kv.policy, params.kv.rare, params.kv.pool) = (Policy::L2Attn, Some(Share(0.3)), Some(2));
         }
         params.kv.budget_bytes = lowkey_test_kit::budget_for(&path, 40, &params);
+        // Some of what follows is guessed, and wrong.
+        params.n_draft = if lowkey_test_kit::model(&path).config.recurrent.is_some() { 0 } else { 6 };
         let mut session = lowkey_test_kit::session(&path, &params);
         let (n_ctx, n_vocab) = (session.model().config.n_ctx, session.model().config.n_vocab as u32);
         let n = allocations_in(|| {
             for i in 0..(2 * n_ctx / 30) as u32 {
                 let tokens: [u32; 30] = std::array::from_fn(|t| (i * 7 + t as u32 * 13) % n_vocab);
                 session.prefill(&tokens, |_| true).expect("prefill");
-                session.step(5).expect("a step");
+                let mut steps = session.steps();
+                for token in [tokens[0], tokens[1], tokens[2], 5] {
+                    steps.step(token, 9).expect("a step");
+                }
             }
         });
         assert!(session.n_past() > n_ctx as u64, "{name} has passed its context");
+        assert!(params.n_draft == 0 || session.draft_counts().n_guessed > 0, "{name} has guessed");
         assert_eq!(n, 0, "allocations with {name}");
     }
     std::fs::remove_file(&own).expect("the temporary file");

@@ -90,6 +90,7 @@ fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
         session: None,
         reuse_prefix: true,
         reuse_runs: 0,
+        n_draft: 16,
         grammar: None,
         shown: Vec::new(),
     }
@@ -131,6 +132,34 @@ fn streams_beside_each_other_say_what_each_says_alone() {
     assert_eq!(totals.generated_tokens, 4 * 24);
     assert_eq!(totals.prompt_tokens, prompts.iter().map(Vec::len).sum::<usize>() as u64);
     assert!(totals.n_busy > totals.n_decode, "passes were shared");
+}
+
+/// Guesses change no answer, wherever it ends, alone or beside another, and none are made where a request wants none.
+#[test]
+fn guesses_change_no_answer() {
+    for budget in [16 << 20, 1 << 20] {
+        let params = SessionParams { n_draft: 8, n_log: 4096, n_streams: 2, ..params(budget) };
+        let server = Server::start(params.clone(), 4, None);
+        let mut prompt = server.encode("red, green, blue, red, green, blue, red, green, blue, red,");
+        let (mut drafted, mut accepted) = (0, 0);
+        for n in [40, 1, 2, 5, 16] {
+            let (_, tokens, out) = server.answer(Request { stream: Some(0), ..request(prompt.clone(), n) });
+            assert_eq!((&tokens, out.finish), (&alone(&prompt, n, &params), Some(Finish::Length)), "{budget} bytes, {n} tokens");
+            (drafted, accepted) = (drafted + out.progress.draft_n, accepted + out.progress.draft_n_accepted);
+            assert!(out.progress.draft_n >= out.progress.draft_n_accepted && (n < 40 || drafted > 0), "{:?}", out.progress);
+            // The conversation goes on from what the stream holds.
+            prompt.extend(tokens);
+        }
+        let totals = server.desk.status(|_, totals| *totals);
+        assert_eq!((totals.draft_tokens, totals.draft_accepted), (drafted as u64, accepted as u64));
+        assert!(accepted > 0 && totals.n_drafts > 0 && totals.generated_tokens == 64, "{totals:?}");
+        let tickets = [0, 1].map(|stream| server.submit(Request { stream: Some(stream), ..request(prompt.clone(), 20) }));
+        let (.., out) = server.answer(Request { n_draft: 0, ..request(prompt.clone(), 20) });
+        assert_eq!(out.progress.draft_n, 0);
+        for ticket in &tickets {
+            assert_eq!(wait(ticket).1, alone(&prompt, 20, &params), "{budget} bytes");
+        }
+    }
 }
 
 #[test]

@@ -86,6 +86,21 @@ pub struct SessionArgs {
     pub mlock: bool,
 }
 
+#[derive(Args, Clone)]
+pub struct DraftArgs {
+    /// Guess up to N tokens, 16 at most, from what the stream has said before, and check them in one pass: the text is the same, and
+    /// there sooner where it repeats itself. 0: guess nothing
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub speculate: usize,
+}
+
+impl DraftArgs {
+    /// The parameters of a session with as many guesses.
+    pub fn with(&self, params: SessionParams) -> SessionParams {
+        SessionParams { n_draft: self.speculate, ..params }
+    }
+}
+
 /// `SessionArgs` where nothing is given.
 #[derive(clap::Parser)]
 struct Defaults {
@@ -139,6 +154,7 @@ impl SessionArgs {
             n_threads: self.threads.and_then(|n| n.0),
             kernels: self.kernels.clone(),
             n_logits,
+            n_draft: 0,
             memory_bytes: self.memory.map(|m| m.0),
             mlock: self.mlock,
         }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::forward::Model;
 use crate::session::{Session, SessionParams};
 
-use super::args::{ModelArgs, OutputArgs};
+use super::args::{DraftArgs, ModelArgs, OutputArgs};
 use super::bandwidth::{Read, Reader, token_bytes};
 use super::choice::{Chosen, chosen};
 use super::setup::{Done, open_with};
@@ -37,6 +37,8 @@ pub struct BenchArgs {
     /// Measure a plain read of the mapped weights too, with one thread and with all, and decode's share of it
     #[arg(long)]
     bandwidth: bool,
+    #[command(flatten)]
+    pub drafts: DraftArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -86,7 +88,7 @@ pub fn run(args: BenchArgs) -> Result<Done> {
             return Err(Error::usage(flag, format!("{n} is more than a bench can wait for; give at most {MAX_TOKENS} in all")));
         }
     }
-    let params = |model: &Model| SessionParams { n_stream: Some(longest), ..args.model.session.params(1, model) };
+    let params = |model: &Model| SessionParams { n_stream: Some(longest), ..args.drafts.with(args.model.session.params(1, model)) };
     let mut opened = open_with(&args.model, params)?;
     opened.plan.private("tokens", longest.max(1) * size_of::<u32>() + 2 * args.runs * size_of::<f64>());
     if args.bandwidth {
@@ -129,24 +131,39 @@ fn at_depth(
 ) -> Result<Vec<Row>> {
     let mut tests = Vec::new();
     if args.prompt > 0 {
-        tests.push((format!("pp{}", args.prompt), args.prompt, true));
+        tests.push((format!("pp{}", args.prompt), args.prompt, How::Batched));
     }
     if args.n > 0 {
-        tests.push((format!("tg{}", args.n), args.n, false));
+        tests.push((format!("tg{}", args.n), args.n, How::OneByOne));
+    }
+    if args.n > 0 && session.guesses() {
+        // Said once before, each token is guessed: the most that guesses can win.
+        tests.push((format!("tg{} guessed", args.n), args.n, How::Guessed));
+        to_depth(session, tokens, depth)?;
+        time(session, &tokens[..args.n], How::Guessed)?;
     }
     let mut seconds = vec![Vec::new(); tests.len()];
     // Tests alternate, so that a noisy spell hits all of them.
     for _ in 0..args.runs {
-        for ((_, n, batched), seconds) in tests.iter().zip(&mut seconds) {
+        for ((_, n, how), seconds) in tests.iter().zip(&mut seconds) {
             to_depth(session, tokens, depth)?;
-            seconds.push(time(session, &tokens[..*n], *batched)?);
+            seconds.push(time(session, &tokens[..*n], *how)?);
         }
         if let Some(reader) = reader {
             reader.run(session.model(), session.kernels());
         }
     }
     let rows = tests.into_iter().zip(seconds);
-    Ok(rows.map(|((test, n, batched), seconds)| Row { is_decode: !batched, ..row(session, test, depth, n, seconds) }).collect())
+    let of = |((test, n, how), seconds)| Row { is_decode: how == How::OneByOne, ..row(session, test, depth, n, seconds) };
+    Ok(rows.map(of).collect())
+}
+
+/// How the tokens of a test are taken in.
+#[derive(Clone, Copy, PartialEq)]
+enum How {
+    Batched,
+    OneByOne,
+    Guessed,
 }
 
 /// Any tokens do: time does not depend on what they say.
@@ -168,13 +185,22 @@ fn to_depth(session: &mut Session, tokens: &[u32], depth: usize) -> Result<()> {
     Ok(())
 }
 
-fn time(session: &mut Session, tokens: &[u32], batched: bool) -> Result<f64> {
+fn time(session: &mut Session, tokens: &[u32], how: How) -> Result<f64> {
     let started = Instant::now();
-    if batched {
-        session.prefill(tokens, |_| true)?;
-    } else {
-        for &token in tokens {
-            session.step(token)?;
+    match how {
+        How::Batched => {
+            session.prefill(tokens, |_| true)?;
+        }
+        How::OneByOne => {
+            for &token in tokens {
+                session.step(token)?;
+            }
+        }
+        How::Guessed => {
+            let mut steps = session.steps();
+            for (i, &token) in tokens.iter().enumerate() {
+                steps.step(token, tokens.len() - i - 1)?;
+            }
         }
     }
     Ok(started.elapsed().as_secs_f64())

@@ -10,7 +10,7 @@ use crate::session::{Layout, Session, SessionParams, Shortage, check_memory};
 use crate::text::Tokenizer;
 use crate::units::Bytes;
 
-use super::args::ModelArgs;
+use super::args::{DraftArgs, ModelArgs};
 use super::choice::described;
 use super::models::resolve;
 use super::status::{field, rss_anon_bytes};
@@ -36,6 +36,11 @@ pub struct Opened {
 /// Opens the model that the flags name.
 pub fn open(args: &ModelArgs, n_logits: usize) -> Result<Opened> {
     open_with(args, |model| args.session.params(n_logits, model))
+}
+
+/// Opens it to generate with it, by steps that may guess.
+pub fn open_to_generate(args: &ModelArgs, drafts: &DraftArgs) -> Result<Opened> {
+    open_with(args, |model| drafts.with(args.session.params(1, model)))
 }
 
 /// Opens it with other parameters than those of the flags.

@@ -52,6 +52,11 @@ impl KvShape {
         self.n_layer * self.n_head_kv
     }
 
+    /// How many of the first `n_layer` layers are no rings.
+    pub fn n_unlimited(&self, n_layer: usize) -> usize {
+        self.window.map_or(n_layer, |window| window.n_global(n_layer))
+    }
+
     /// Whether a layer is a ring: the oldest entry goes, whatever the policy.
     pub fn is_ring(&self, layer: AttnLayer) -> bool {
         self.window.is_some_and(|window| window.limits(layer))
@@ -141,6 +146,11 @@ impl Window {
     /// How many of the first `n_layer` layers do.
     pub fn n_local(&self, n_layer: usize) -> usize {
         n_layer - n_layer.checked_div(self.global_every).unwrap_or(0)
+    }
+
+    /// How many of them see everything.
+    pub fn n_global(&self, n_layer: usize) -> usize {
+        n_layer - self.n_local(n_layer)
     }
 
     /// Slots of a head of the layer, where a layer without a window has `n_slot`.

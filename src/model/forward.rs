@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::gguf::quant::dequantize_row;
+use crate::kv::store::undo::Undo;
 use crate::kv::{AttnLayer, KvCache};
 
 use super::mixers::{Part, Pass, multiply};
@@ -28,6 +29,8 @@ pub struct Lane<'a> {
     pub cache: &'a mut KvCache,
     pub recurrent: Option<&'a mut RecurrentState>,
     pub tokens: &'a [u32],
+    /// Where all tokens but the first are guesses: what lets them be taken back (`kv::store::undo`).
+    pub undo: Option<&'a mut Undo>,
 }
 
 /// Takes the tokens of `lanes` into their streams and returns the wanted rows of logits, `[rows][n_vocab]`. The lanes share the
@@ -53,9 +56,13 @@ pub fn forward_watched<'a, 'l>(
 ) -> Result<&'a [f32]> {
     let mut parts: [Option<Part>; MAX_LANES] = [const { None }; MAX_LANES];
     let (mut n_tok, mut n_lane) = (0, 0);
-    for Lane { cache, recurrent, tokens } in lanes {
+    for Lane { cache, recurrent, tokens, undo } in lanes {
         let (rows, n_embd) = (n_tok..n_tok + tokens.len(), model.config.n_embd);
-        let step = cache.begin(rows.len(), &mut machine.pool, &mut machine.scratch.cache, &model.ropes)?;
+        let (pool, scratch) = (&mut machine.pool, &mut machine.scratch.cache[..]);
+        let step = match undo {
+            None => cache.begin(rows.len(), pool, scratch, &model.ropes)?,
+            Some(undo) => cache.begin_guesses(rows.len(), undo, pool, scratch, &model.ropes)?,
+        };
         embed(model, tokens, &mut machine.scratch.x[rows.start * n_embd..rows.end * n_embd])?;
         machine.scratch.angles.set(&model.ropes, rows.clone(), step.cache().next_pos());
         n_tok = rows.end;

@@ -80,16 +80,19 @@ impl<'m, 'a> Pass<'m, 'a> {
             norm_heads(kernels, pool, k, c.kv_dim(), k_norm, c.rms_eps, &mut s.mixed);
         }
         for Part { rows, step, .. } in parts.iter_mut().flatten() {
-            let of = |dim: usize| rows.start * dim..rows.end * dim;
-            let (q, k, v) = (&mut q[of(c.q_dim())], &mut k[of(c.kv_dim())], &v[of(c.kv_dim())]);
-            let rated = step.rate(attn, pool, kernels, k, v);
-            s.angles.turn(&self.model.ropes, attn, rows.start, q, c.q_dim(), c.head_dim);
-            s.angles.turn(&self.model.ropes, attn, rows.start, k, c.kv_dim(), c.head_dim);
-            s.angles.scale(rows.start, q, c.q_dim());
-            if let Some(weight) = &w.q_weight {
-                q.chunks_exact_mut(c.head_dim).for_each(|q| q.iter_mut().zip(&**weight).for_each(|(q, w)| *q *= w));
+            let n_together = step.n_together();
+            for first in rows.clone().step_by(n_together) {
+                let of = |dim: usize| first * dim..(first + n_together) * dim;
+                let (q, k, v) = (&mut q[of(c.q_dim())], &mut k[of(c.kv_dim())], &v[of(c.kv_dim())]);
+                let rated = step.rate(attn, pool, kernels, k, v);
+                s.angles.turn(&self.model.ropes, attn, first, q, c.q_dim(), c.head_dim);
+                s.angles.turn(&self.model.ropes, attn, first, k, c.kv_dim(), c.head_dim);
+                s.angles.scale(first, q, c.q_dim());
+                if let Some(weight) = &w.q_weight {
+                    q.chunks_exact_mut(c.head_dim).for_each(|q| q.iter_mut().zip(&**weight).for_each(|(q, w)| *q *= w));
+                }
+                rated.take(pool, &self.model.ropes, q, k, v).attend(pool, &mut s.attend, q, &mut s.mixed[of(c.q_dim())]);
             }
-            rated.take(pool, &self.model.ropes, q, k, v).attend(pool, &mut s.attend, q, &mut s.mixed[of(c.q_dim())]);
         }
         let of_heads = s.mixed.chunks_exact_mut(c.head_dim).zip(q_gate.chunks_exact(2 * c.head_dim));
         of_heads.for_each(|(mixed, both)| kernels.sigmoid_mul(mixed, &both[c.head_dim..]));

@@ -46,6 +46,8 @@ pub struct Request {
     pub reuse_prefix: bool,
     /// `--reuse` for this request: runs of at least so many tokens behind a change are moved instead of read; 0: none.
     pub reuse_runs: usize,
+    /// Tokens that a step may guess at most; no more than the server does.
+    pub n_draft: usize,
     /// What the answer obeys.
     pub grammar: Option<Arc<Grammar>>,
     /// Control tokens that are told as text, in order: marks of calls of tools.

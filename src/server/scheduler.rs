@@ -181,8 +181,10 @@ impl Scheduler {
             *takes_part = seat.is_decoding(*room_bytes);
         }
         let n = takes_part.iter().filter(|part| **part).count();
-        if n == 0 {
-            return false;
+        match n {
+            0 => return false,
+            1 => return self.decode_alone(takes_part.iter().position(|part| *part).unwrap_or(0)),
+            _ => {}
         }
         let lanes = seats.iter_mut().zip(&takes_part).filter(|(_, part)| **part).filter_map(|(seat, _)| {
             let Seat { stream, running, .. } = seat;
@@ -204,6 +206,41 @@ impl Scheduler {
             }
             Err(error) => self.fail(&error),
         }
+        true
+    }
+
+    /// The next token into the one stream that generates, and what is guessed to follow it; then as many out of it as were right, and one.
+    /// Where several streams generate nothing is guessed: they share the weights as it is, and a pass is the longer for each guess.
+    fn decode_alone(&mut self, at: usize) -> bool {
+        let Scheduler { engine, seats, tokenizer, n_ctx, desk, room_bytes, .. } = self;
+        let (seat, began) = (&mut seats[at], Instant::now());
+        let Some((token, most)) = seat.next() else { return false };
+        if let Err(error) = engine.step(&mut seat.stream, token, most) {
+            self.fail(&error);
+            return true;
+        }
+        let n_guessed = engine.n_guessed();
+        seat.has_guessed(n_guessed);
+        let mut n = 0;
+        loop {
+            seat.has_taken(tokenizer);
+            seat.sample(engine.logits_of(n), tokenizer, *n_ctx);
+            n += 1;
+            // What no room is left for, or comes otherwise than guessed, is taken in the next time.
+            if !seat.is_decoding(*room_bytes) || !seat.was_guessed(engine) {
+                break;
+            }
+        }
+        engine.settle(&mut seat.stream);
+        desk.tell_status(|_, totals| {
+            totals.generated_tokens += n as u64;
+            totals.decode += began.elapsed();
+            totals.n_decode += 1;
+            totals.n_busy += 1;
+            totals.n_drafts += u64::from(n_guessed > 0);
+            totals.draft_tokens += n_guessed as u64;
+            totals.draft_accepted += n as u64 - 1;
+        });
         true
     }
 

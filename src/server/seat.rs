@@ -170,6 +170,7 @@ impl Seat {
                 self.stream.cache().n_slot()
             );
         }
+        self.stream.begin_drafts();
         self.sampler.begin(&request.sampling);
         request.prompt.iter().for_each(|&token| self.sampler.accept(token));
         self.held.clear();
@@ -235,6 +236,28 @@ impl Seat {
         let Some(running) = &mut self.running else { return };
         running.progress.prefill = running.began.elapsed();
         running.tell(&self.stream, |_| ());
+    }
+
+    /// The token that is to be taken in next, and how many tokens may be guessed behind it.
+    pub fn next(&self) -> Option<(u32, usize)> {
+        let Running { job, progress, next, .. } = self.running.as_ref()?;
+        let request = job.request();
+        Some((*next, request.n_draft.min(request.max_tokens - progress.n_generated - 1)))
+    }
+
+    /// `n` tokens were guessed behind the one that was taken in.
+    pub fn has_guessed(&mut self, n: usize) {
+        if let Some(running) = &mut self.running {
+            running.progress.draft_n += n;
+        }
+    }
+
+    /// The token that was sampled last is taken in already, for it was guessed: whether that is so.
+    pub fn was_guessed(&mut self, engine: &mut Engine) -> bool {
+        let Some(running) = &mut self.running else { return false };
+        let was_guessed = engine.accept(&mut self.stream, running.next);
+        running.progress.draft_n_accepted += usize::from(was_guessed);
+        was_guessed
     }
 
     /// The token that was sampled last has been taken in.

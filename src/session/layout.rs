@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use crate::error::{Error, Result, Setting, message};
-use crate::kernels::Kernels;
+use crate::kernels::{GEMM_FROM, Kernels};
 use crate::kv::past::PastShape;
 use crate::kv::policy::{Keeps, Rule};
+use crate::kv::store::undo::Undo;
 use crate::kv::{KvParams, KvShape, KvType, PastParams};
 use crate::mem::arena::Arena;
 use crate::mem::plan::Plan;
@@ -15,6 +16,7 @@ use crate::model::scratch::{Scratch, ScratchShape};
 use crate::model::state::RecurrentState;
 use crate::units::Bytes;
 
+use super::drafts::{Drafts, MAX_GUESSES};
 use super::log::TokenLog;
 
 /// Memory of a process that has done nothing yet: its writable data, the heap's first pages, the main thread's stack,
@@ -47,6 +49,8 @@ pub struct SessionParams {
     pub kernels: String,
     /// Rows of logits that `prefill_all` may ask for at once.
     pub n_logits: usize,
+    /// Tokens that a step may guess beside the one it takes in, at most `MAX_GUESSES`; 0: none.
+    pub n_draft: usize,
     /// All private memory of the process, if limited.
     pub memory_bytes: Option<u64>,
     /// Lock the weights in memory.
@@ -61,6 +65,8 @@ pub struct Layout {
     pub kernels: Kernels,
     pub n_threads: usize,
     pub n_streams: usize,
+    /// Tokens that a step may guess: fewer than were asked for where a larger batch would give other bits.
+    pub n_draft: usize,
     pub(super) n_log: usize,
     pub(super) kv_budget_bytes: u64,
     pub(super) scratch: ScratchShape,
@@ -110,6 +116,25 @@ impl SessionParams {
         self.kv.fit(kv)
     }
 
+    /// Tokens that a step may guess.
+    fn n_draft(&self, model: &Model) -> Result<usize> {
+        if self.n_draft > MAX_GUESSES {
+            let what = format!("{} tokens are more than a step can guess; give 0 to {MAX_GUESSES}", self.n_draft);
+            return Err(Error::usage(Setting::Speculate, what));
+        }
+        if self.n_draft > 0 && model.config.recurrent.is_some() {
+            let what = "this model has layers that cannot forget a token, so that a wrong guess would stay in it; give 0";
+            return Err(Error::usage(Setting::Speculate, what));
+        }
+        if self.n_draft > 0 && self.past.is_some() {
+            let what = message![Setting::Past, " and guesses do not go together: a guess that was wrong would stay in the file"];
+            return Err(Error::usage(Setting::Speculate, what));
+        }
+        // A float matrix against a batch sums in another order than against single tokens.
+        let most = if model.weights.has_float { GEMM_FROM - 2 } else { MAX_GUESSES };
+        Ok(self.n_draft.min(most))
+    }
+
     /// Checks everything that can be checked before memory is taken.
     pub fn layout(&self, model: &Model) -> Result<Layout> {
         let kernels = Kernels::choose(&self.kernels)?;
@@ -121,21 +146,22 @@ impl SessionParams {
         if n_streams == 0 || n_streams > MAX_LANES {
             return Err(Error::usage(Setting::Streams, format!("{n_streams} streams; give 1 to {MAX_LANES}")));
         }
+        let n_draft = self.n_draft(model)?;
         let mut kv = self.shape(model)?;
         let (n_slot, rule) = self.fit(&mut kv)?;
         let scratch = ScratchShape {
             kv,
             n_slot,
-            n_rows: kv.n_batch.max(n_streams),
+            n_rows: kv.n_batch.max(n_streams).max(1 + n_draft),
             n_threads,
-            n_logits: self.n_logits.clamp(1, kv.n_batch).max(n_streams),
+            n_logits: self.n_logits.clamp(1, kv.n_batch).max(n_streams).max(1 + n_draft),
             has_float: model.weights.has_float,
             has_halves: model.weights.types().any(|ty| kernels.wants_halves(ty)),
             kernels,
         };
         let (kv_budget_bytes, mlock, n_log) = (self.kv.budget_bytes, self.mlock, self.n_log);
         let past = self.past_shape(model, kv, n_slot, n_threads)?;
-        Ok(Layout { kv, n_slot, rule, kernels, n_threads, n_streams, n_log, kv_budget_bytes, scratch, mlock, past })
+        Ok(Layout { kv, n_slot, rule, kernels, n_threads, n_streams, n_draft, n_log, kv_budget_bytes, scratch, mlock, past })
     }
 
     fn past_shape(&self, model: &Model, kv: KvShape, n_slot: usize, n_threads: usize) -> Result<Option<(PastShape, PathBuf)>> {
@@ -162,14 +188,28 @@ impl Layout {
         if self.n_log > 0 {
             plan.private("token logs", self.n_streams * TokenLog::bytes(self.n_log));
         }
+        if self.n_draft > 0 {
+            plan.private("draft tables", self.n_streams * Drafts::BYTES);
+        }
         let mut states = Arena::measure();
         RecurrentState::carve(&mut states, &model.config);
         states.parts().iter().for_each(|&(name, bytes)| plan.private(name, self.n_streams * bytes));
+        let mut undo = Arena::measure();
+        self.undo(&mut undo);
+        undo.parts().iter().for_each(|&(name, bytes)| plan.private(name, bytes));
         Scratch::plan(&model.config, &self.scratch, plan);
         if let Some((past, _)) = &self.past {
             past.parts().iter().for_each(|&(name, bytes)| plan.private(name, self.n_streams * bytes));
             plan.disk("past", self.n_streams as u64 * past.file_bytes());
         }
+    }
+
+    /// What lets guesses be taken back.
+    pub(super) fn undo(&self, arena: &mut Arena) -> Undo {
+        if self.n_draft > 0 {
+            arena.begin_part("draft undo");
+        }
+        Undo::carve(arena, &self.kv, self.rule.policy, self.n_slot, self.n_draft)
     }
 }
 

@@ -8,14 +8,17 @@
 //! Everything is taken from the system in `Engine::new` and `Engine::stream`, by a plan that `Layout::plan` shows beforehand; a pass
 //! allocates nothing (tests/no_alloc.rs arms an allocator to check it).
 
+mod drafts;
 mod layout;
 mod log;
 mod reuse;
+mod steps;
 
 use crate::error::{Error, Result, Setting};
 use crate::kernels::Kernels;
 use crate::kv::policy::Rule;
 use crate::kv::store::KvScratch;
+use crate::kv::store::undo::Undo;
 use crate::kv::{AttnLayer, KvCache, Past};
 use crate::mem::arena::Arena;
 use crate::mem::pool::Pool;
@@ -26,9 +29,12 @@ use crate::model::scratch::Scratch;
 use crate::model::state::RecurrentState;
 use crate::units::Bytes;
 use log::TokenLog;
+use steps::Guesses;
 
+pub use drafts::{DraftCounts, Drafts, MAX_GUESSES};
 pub use layout::{DEFAULT_BATCH, Layout, SessionParams, Shortage, check_memory};
 pub use reuse::{MAX_RUNS, Runs};
+pub use steps::Steps;
 
 /// A model, and the machine that it runs on.
 pub struct Engine {
@@ -37,6 +43,8 @@ pub struct Engine {
     choice: Choice,
     n_batch: usize,
     n_logits: usize,
+    guesses: Guesses,
+    undo: Undo,
 }
 
 /// One conversation's memory: keys and values, what recurrent layers remember, and which tokens it has taken in.
@@ -46,6 +54,8 @@ pub struct Stream {
     log: TokenLog,
     /// What is as if it had been read from its start; not after a rewind that a policy does not forget.
     is_exact: bool,
+    /// Where what may follow is guessed from, if it is.
+    drafts: Option<Drafts>,
 }
 
 /// What a stream is, for `session_file`.
@@ -95,7 +105,9 @@ impl Engine {
             .map_err(|e| Error::usage(Setting::Threads, format!("cannot start {} threads: {e}", layout.n_threads)))?;
         let mut machine = Machine { kernels: layout.kernels, pool, scratch, guard: Guard::default() };
         let choice = machine.choose_kernels(&model);
-        Ok(Engine { model, machine, choice, n_batch: layout.kv.n_batch, n_logits: layout.scratch.n_logits })
+        let undo = Arena::fill(|arena| layout.undo(arena)).map_err(no_memory)?;
+        let (n_batch, n_logits) = (layout.kv.n_batch, layout.scratch.n_logits);
+        Ok(Engine { model, machine, choice, n_batch, n_logits, guesses: Guesses::default(), undo })
     }
 
     /// Takes the memory of one of the streams of the layout.
@@ -105,7 +117,8 @@ impl Engine {
             cache.attach(Past::open(*shape, folder, &self.model.ropes)?);
         }
         let recurrent = Arena::fill(|arena| RecurrentState::carve(arena, &self.model.config)).map_err(no_memory)?;
-        Ok(Stream { cache, recurrent, log: TokenLog::new(layout.n_log), is_exact: true })
+        let drafts = (layout.n_draft > 0).then(Drafts::new);
+        Ok(Stream { cache, recurrent, log: TokenLog::new(layout.n_log), is_exact: true, drafts })
     }
 
     pub fn model(&self) -> &Model {
@@ -127,7 +140,7 @@ impl Engine {
 
     /// Takes in tokens, no more than go `together`, and gives the wanted logits after them, `[rows][n_vocab]`.
     pub fn prefill(&mut self, stream: &mut Stream, tokens: &[u32], wanted: Logits) -> Result<&[f32]> {
-        stream.log.push(tokens);
+        stream.take_down(tokens);
         forward(&self.model, &mut self.machine, [stream.lane(tokens)], wanted)
     }
 
@@ -135,7 +148,7 @@ impl Engine {
     /// `[streams][n_vocab]`, are those that it would have alone.
     pub fn step_all<'s>(&mut self, streams: impl Iterator<Item = (&'s mut Stream, &'s u32)>) -> Result<&[f32]> {
         let lanes = streams.map(|(stream, token)| {
-            stream.log.push(std::slice::from_ref(token));
+            stream.take_down(std::slice::from_ref(token));
             stream.lane(std::slice::from_ref(token))
         });
         forward(&self.model, &mut self.machine, lanes, Logits::All)
@@ -157,7 +170,7 @@ impl Engine {
 
     /// The logits of the latest pass, or those that were restored, `[n_vocab]`.
     pub fn logits(&self) -> &[f32] {
-        &self.machine.scratch.logits[..self.model.config.n_vocab]
+        self.logits_of(0)
     }
 
     /// How many of `n` tokens may go into a stream as one batch now.
@@ -181,6 +194,15 @@ impl Stream {
     /// Whether everything is as if the stream had been read from its start.
     pub fn is_exact(&self) -> bool {
         self.is_exact
+    }
+
+    /// What drafts came to since `begin_drafts`.
+    pub fn draft_counts(&self) -> DraftCounts {
+        self.drafts.as_ref().map_or_else(DraftCounts::default, Drafts::counts)
+    }
+    /// Another answer begins.
+    pub fn begin_drafts(&mut self) {
+        self.drafts.iter_mut().for_each(Drafts::begin);
     }
 
     /// Forgets everything; the memory stays.
@@ -235,7 +257,13 @@ impl Stream {
     /// Takes in the tokens of a run that `Engine::move_runs` has laid behind the latest one.
     pub fn adopt(&mut self, tokens: &[u32]) {
         self.cache.take_moved(tokens.len());
+        self.take_down(tokens);
+    }
+
+    /// Tokens that are taken in.
+    fn take_down(&mut self, tokens: &[u32]) {
         self.log.push(tokens);
+        self.drafts.iter_mut().for_each(|drafts| drafts.push(tokens));
     }
 
     /// Forgets all but the first `n` tokens, where nothing speaks against it.
@@ -268,11 +296,12 @@ impl Stream {
     pub fn resume(&mut self, n_first: usize, log_hash: u128, is_exact: bool) {
         let n_past = self.cache.counts().n_past().expect("a cache holds what it was checked to hold");
         self.log.restore(n_first, n_past, log_hash);
+        self.drafts.iter_mut().for_each(|drafts| drafts.push(self.log.tokens()));
         self.is_exact = is_exact;
     }
 
     fn lane<'a>(&'a mut self, tokens: &'a [u32]) -> Lane<'a> {
-        Lane { cache: &mut self.cache, recurrent: self.recurrent.as_mut(), tokens }
+        Lane { cache: &mut self.cache, recurrent: self.recurrent.as_mut(), tokens, undo: None }
     }
 }
 
@@ -318,6 +347,18 @@ impl Session {
     /// The logits of the latest pass, or those that were restored, `[n_vocab]`.
     pub fn logits(&self) -> &[f32] {
         self.engine.logits()
+    }
+    /// Whether steps guess what follows.
+    pub fn guesses(&self) -> bool {
+        self.stream.drafts.is_some()
+    }
+    /// What drafts came to.
+    pub fn draft_counts(&self) -> DraftCounts {
+        self.stream.draft_counts()
+    }
+    /// The steps that follow on the latest pass.
+    pub fn steps(&mut self) -> Steps<'_> {
+        Steps::new(&mut self.engine, &mut self.stream)
     }
     /// The engine and its stream, for those who need both.
     pub fn parts(&mut self) -> (&mut Engine, &mut Stream) {
@@ -375,7 +416,7 @@ impl Session {
     pub fn prefill_watched(&mut self, tokens: &[u32], watch: impl FnMut(AttnLayer, &KvCache, &[f32])) -> Result<()> {
         let Engine { model, machine, n_batch, .. } = &mut self.engine;
         assert!(tokens.len() <= *n_batch);
-        self.stream.log.push(tokens);
+        self.stream.take_down(tokens);
         forward_watched(model, machine, [self.stream.lane(tokens)], Logits::None, watch)?;
         Ok(())
     }

@@ -166,6 +166,17 @@ fn stop_texts_are_never_given_out_and_what_only_begins_like_one_is() {
     }
 }
 
+/// A request may want fewer guesses than the server makes, never more.
+#[test]
+fn guesses_are_as_many_as_a_request_wants() {
+    for (n_draft, wanted, got) in [(8, json!({}), 8), (8, json!(3), 3), (8, json!(0), 0), (8, json!(16), 8), (0, json!(16), 0)] {
+        let server = Server::start(|settings| settings.n_draft = n_draft);
+        let field = if wanted.is_number() { json!({ "speculative.n_max": wanted }) } else { wanted };
+        let whole = ok(&post(server.address, "/completion", &with(json!({ "prompt": "SAY{x}" }), field)));
+        assert_eq!(whole["generation_settings"]["speculative.n_max"], got);
+    }
+}
+
 #[test]
 fn llama_servers_own_completion_has_its_fields() {
     let server = server();
@@ -342,6 +353,7 @@ fn numbers_out_of_range_and_wrong_types_are_refused_by_name() {
         ("grammar", json!(3)),
         ("json_schema", json!(3)),
         ("ignore_eos", json!(0)),
+        ("speculative.n_max", json!("x")),
     ];
     for (name, value) in cases {
         for (path, body) in

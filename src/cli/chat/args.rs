@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::cli::args::{ModelArgs, OrMinusOne, SampleArgs};
+use crate::cli::args::{DraftArgs, ModelArgs, OrMinusOne, SampleArgs};
 use crate::cli::constraint::ConstraintArgs;
 use crate::cli::sessions::FolderArgs;
 use crate::units::Bytes;
@@ -56,6 +56,8 @@ pub struct ChatArgs {
     pub session_space: Bytes,
     #[command(flatten)]
     pub constraint: ConstraintArgs,
+    #[command(flatten)]
+    pub drafts: DraftArgs,
     #[command(flatten)]
     pub sample: SampleArgs,
 }

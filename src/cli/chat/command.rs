@@ -2,6 +2,7 @@
 
 use crate::cli::args::SampleArgs;
 use crate::cli::output::say;
+use crate::cli::status::guessed;
 use crate::error::{Error, Result};
 use crate::kv::layout::Head;
 use crate::units::Bytes;
@@ -88,11 +89,12 @@ pub fn line(last: &Answered, talk: &Talk) -> String {
     let rate = |n: usize, d: std::time::Duration| if d.is_zero() { 0.0 } else { n as f64 / d.as_secs_f64() };
     let cache = talk.session.cache();
     format!(
-        "[{} tokens read at {:.1} tok/s, {} generated at {:.1} tok/s; {} evicted, {} of {} slots live]",
+        "[{} tokens read at {:.1} tok/s, {} generated at {:.1} tok/s{}; {} evicted, {} of {} slots live]",
         last.n_read,
         rate(last.n_read, last.read),
         last.n_generated,
         rate(last.n_generated.saturating_sub(1), last.generated),
+        guessed(talk.session.guesses(), last.drafts),
         last.evicted,
         cache.n_live(),
         cache.n_slot(),

@@ -15,7 +15,7 @@ use crate::text::{ChatTemplate, Held, Sampler, Tokenizer};
 use super::args::SampleArgs;
 use super::interrupt;
 use super::output::{say, stream};
-use super::setup::{Done, Opened, open};
+use super::setup::{Done, Opened, open_to_generate};
 use super::text::{Ending, read_text};
 pub use args::ChatArgs;
 use command::After;
@@ -28,7 +28,7 @@ pub fn run(args: ChatArgs) -> Result<Done> {
         Some(path) => Some(read_text(None, Some(path), Ending::Dropped)?),
         None => args.system.clone(),
     };
-    let mut opened = open(&args.model, 1)?;
+    let mut opened = open_to_generate(&args.model, &args.drafts)?;
     let template = match &args.template {
         Some(name) => ChatTemplate::named(name)?,
         None => ChatTemplate::from_gguf(&opened.model.file)?,

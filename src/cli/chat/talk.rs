@@ -12,7 +12,7 @@ use crate::cli::writer::Writer;
 use crate::constraint::Grammar;
 use crate::error::{Error, Result};
 use crate::model::forward::Logits;
-use crate::session::Session;
+use crate::session::{DraftCounts, Session, Steps};
 use crate::text::{ChatTemplate, Conversation, Rendered, Sampler, Tokenizer};
 
 /// Text of a conversation that is held, for its template; older turns are only in the stream from there on.
@@ -54,6 +54,7 @@ pub struct Answered {
     pub n_generated: usize,
     pub generated: Duration,
     pub evicted: u64,
+    pub drafts: DraftCounts,
     pub was_interrupted: bool,
 }
 
@@ -240,7 +241,6 @@ impl<'a> Talk<'a> {
         let bar = progress::tokens("reading".into(), tokens.len());
         let (engine, memory) = session.parts();
         let mut n_read = 0;
-        let mut logits: &[f32] = &[];
         while n_read < tokens.len() {
             if interrupt::raised() {
                 bar.finish_and_clear();
@@ -252,7 +252,7 @@ impl<'a> Talk<'a> {
             }
             let n = engine.together(memory, tokens.len() - n_read);
             let wanted = if n_read + n == tokens.len() { Logits::Last } else { Logits::None };
-            logits = engine.prefill(memory, &tokens[n_read..n_read + n], wanted)?;
+            engine.prefill(memory, &tokens[n_read..n_read + n], wanted)?;
             n_read += n;
             bar.set_position(n_read as u64);
         }
@@ -261,6 +261,9 @@ impl<'a> Talk<'a> {
         done.read = began.elapsed();
 
         let began = Instant::now();
+        memory.begin_drafts();
+        let mut steps = Steps::new(engine, memory);
+        let mut logits = steps.logits();
         let (mut answer, mut pending, escapes) = (String::new(), None, *escapes);
         let mut live = self.grammar.as_ref().map(|grammar| grammar.begin());
         let mut writer = Writer::new(&[], |text: &str| {
@@ -291,7 +294,7 @@ impl<'a> Talk<'a> {
                 break Ok(());
             }
             if done.n_generated < n_answer {
-                logits = match engine.prefill(memory, &[token], Logits::Last) {
+                logits = match steps.step(token, n_answer - done.n_generated - 1) {
                     Ok(logits) => logits,
                     Err(error) => break Err(error),
                 };
@@ -300,8 +303,10 @@ impl<'a> Talk<'a> {
         };
         writer.finish()?;
         drop(writer);
+        drop(steps);
         stream("\n")?;
         done.generated = began.elapsed();
+        done.drafts = self.session.draft_counts();
         done.evicted = self.session.cache().n_evicted() - before;
         self.pending = pending;
         self.turns.push(("assistant", answer));

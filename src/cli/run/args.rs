@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::cli::args::{ModelArgs, SampleArgs};
+use crate::cli::args::{DraftArgs, ModelArgs, SampleArgs};
 use crate::cli::constraint::ConstraintArgs;
 use crate::cli::pack::When;
 use crate::cli::sessions::FolderArgs;
@@ -65,6 +65,8 @@ pub struct RunArgs {
     pub pack: Option<When>,
     #[command(flatten)]
     pub constraint: ConstraintArgs,
+    #[command(flatten)]
+    pub drafts: DraftArgs,
     #[command(flatten)]
     pub sample: SampleArgs,
     /// Go on with the conversation that was saved under this name, if there is one, and save it under this name at the end. The prompt

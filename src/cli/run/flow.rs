@@ -67,7 +67,11 @@ pub fn generate(
     outcome: &mut Outcome,
 ) -> Result<Stop> {
     prompt.iter().for_each(|&token| sampler.accept(token));
-    let Some(mut logits) = read(session, prompt, outcome)? else { return Ok(Stop::Interrupt) };
+    if !read(session, prompt, outcome)? {
+        return Ok(Stop::Interrupt);
+    }
+    let mut steps = session.steps();
+    let mut logits = steps.logits();
     let kept = &mut outcome.kept;
     let (json, n_text_bytes) = (args.json, &mut kept.n_text_bytes);
     let mut writer = Writer::new(&args.stop, |text: &str| match json {
@@ -111,7 +115,7 @@ pub fn generate(
         }
         if outcome.n_generated < limit {
             pending = None;
-            logits = match session.step(token) {
+            logits = match steps.step(token, limit - outcome.n_generated - 1) {
                 Ok(logits) => logits,
                 Err(error) => {
                     writer.finish()?;
@@ -121,6 +125,7 @@ pub fn generate(
             };
         }
     };
+    drop(steps);
     outcome.decode = begun.elapsed();
     if stop != Stop::Text {
         writer.finish()?;
@@ -132,20 +137,21 @@ pub fn generate(
     Ok(stop)
 }
 
-/// Takes in the prompt: the logits after it, or `None` where it was interrupted.
-fn read<'s>(session: &'s mut Session, prompt: &[u32], outcome: &mut Outcome) -> Result<Option<&'s [f32]>> {
+/// Takes in the prompt, unless it is interrupted: whether the session has the logits after it.
+fn read(session: &mut Session, prompt: &[u32], outcome: &mut Outcome) -> Result<bool> {
     let begun = Instant::now();
     let bar = progress::tokens("reading the prompt".into(), prompt.len());
-    let logits = match prompt {
+    let is_read = match prompt {
         // Nothing new: what was saved has the logits after it.
-        [] => Ok(Some(session.logits())),
+        [] => Ok(true),
         _ => session.prefill(prompt, |done| {
             bar.set_position(done as u64);
             !interrupt::raised()
-        }),
+        })
+        .map(|logits| logits.is_some()),
     };
     bar.finish_and_clear();
     outcome.prefill = begun.elapsed();
     outcome.rss_anon_peak = outcome.rss_anon_peak.max(rss_anon_bytes());
-    logits
+    is_read
 }

@@ -18,7 +18,7 @@ use super::kept::Kept;
 use super::output::{answer, answer_json, say};
 use super::pack::{When, hint, make_for};
 use super::past::NO_SESSION;
-use super::setup::{Done, Opened, check_tokens, open};
+use super::setup::{Done, Opened, check_tokens, open_to_generate};
 use super::status::rss_anon_bytes;
 use super::text::{Ending, read_text};
 pub use args::RunArgs;
@@ -122,7 +122,7 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     };
     let ongoing = Ongoing::find(args)?;
     let begins = ongoing.as_ref().is_none_or(|ongoing| !ongoing.has_begun());
-    let mut opened = open(&args.model, 1)?;
+    let mut opened = open_to_generate(&args.model, &args.drafts)?;
     let (n_vocab, n_ctx) = (opened.model.config.n_vocab, opened.model.config.n_ctx);
     let sampling = args.sample.params(n_ctx);
     let sampler = Sampler::new(sampling, n_vocab)?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::cli::choice::{Chosen, chosen};
 use crate::cli::kept::{Logprobs, Text};
 use crate::cli::past::{PastReport, past_line};
-use crate::cli::status::rss_file_bytes;
+use crate::cli::status::{guessed, rss_file_bytes};
 use crate::mem::plan::Plan;
 use crate::session::Session;
 use crate::text::Tokenizer;
@@ -64,6 +64,15 @@ struct Timings {
     decode_ms: f64,
     decode_tok_s: f64,
     first_token_ms: f64,
+    #[serde(flatten)]
+    drafts: Option<Drafted>,
+}
+
+/// What was guessed (`--speculate`).
+#[derive(Serialize)]
+struct Drafted {
+    draft_n: u64,
+    draft_n_accepted: u64,
 }
 
 #[derive(Serialize)]
@@ -120,6 +129,10 @@ pub fn report<'a>(
             decode_ms: ms(outcome.decode),
             decode_tok_s: rate(steps(outcome), outcome.decode),
             first_token_ms: ms(outcome.first_token),
+            drafts: session.guesses().then(|| session.draft_counts()).map(|counts| Drafted {
+                draft_n: counts.n_guessed,
+                draft_n_accepted: counts.n_right,
+            }),
         },
         kv: Kv {
             budget_bytes: cache.budget_bytes(),
@@ -161,7 +174,7 @@ pub fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outc
     let cache = session.cache();
     let past = cache.past().map_or(String::new(), |past| format!("; {}", past_line(past)));
     format!(
-        "[{}] prompt {} tokens in {:.2} s ({:.1} tok/s), {} tokens in {:.2} s ({:.1} tok/s); cache {} of {}: {} of {} slots live, {} evicted ({}); \
+        "[{}] prompt {} tokens in {:.2} s ({:.1} tok/s), {} tokens in {:.2} s ({:.1} tok/s{}); cache {} of {}: {} of {} slots live, {} evicted ({}); \
          private memory {} of {} planned; kernels {}, {} threads{past}",
         outcome.stop.name(),
         n_read(session, prompt, outcome),
@@ -170,6 +183,7 @@ pub fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outc
         outcome.n_generated,
         outcome.decode.as_secs_f64(),
         rate(steps(outcome), outcome.decode),
+        guessed(session.guesses(), session.draft_counts()),
         Bytes(cache.arena_bytes() as u64),
         cache.shape().type_names(),
         cache.n_live(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::args::{ModelArgs, OrMinusOne, SampleArgs};
+use crate::cli::args::{DraftArgs, ModelArgs, OrMinusOne, SampleArgs};
 use crate::cli::constraint::region_bytes;
 use crate::error::{Error, Result};
 use crate::server::http::{self, Settings};
@@ -122,6 +122,8 @@ pub struct ServeArgs {
     pub no_ui: bool,
     #[arg(long)]
     pub no_ollama: bool,
+    #[command(flatten)]
+    pub drafts: DraftArgs,
     /// Sampling where a request does not say; each request without a seed starts from this one
     #[command(flatten)]
     pub sample: SampleArgs,
@@ -215,6 +217,7 @@ impl ServeArgs {
             pin_system: self.pin_system,
             grammar_bytes: region_bytes(self.grammar_memory)?,
             reuse_runs: self.reuse,
+            n_draft: self.drafts.speculate,
             max_repeat_last_n,
             metrics: !self.no_metrics,
             slots: !self.no_slots,

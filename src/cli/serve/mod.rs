@@ -140,7 +140,7 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
     }
     let mut opened = open_with(&args.model, |model| {
         let mut params = args.model.session.params(1, model);
-        params.n_streams = args.streams;
+        (params.n_streams, params.n_draft) = (args.streams, args.drafts.speculate);
         params.kv.budget_bytes /= args.streams.max(1) as u64;
         if args.overflow == Overflow::Error {
             params.n_stream = args.ctx;

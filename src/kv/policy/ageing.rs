@@ -23,6 +23,14 @@ impl Ageing {
         exp(-std::f32::consts::LN_2 * ((n_past - self.unit_at) as f32 / self.half_life as f32))
     }
 
+    /// Tokens that may still come after `n_past` before a new unit is due.
+    pub fn unit_lasts(self, n_past: u64) -> u64 {
+        match HALF_LIVES * self.half_life {
+            0 => u64::MAX,
+            span => span - (n_past - self.unit_at),
+        }
+    }
+
     /// A new unit before newcomers' scores become too small: what all scores are to be multiplied by, a power of two, so that nothing
     /// changes but what is too old to be kept anyway.
     pub fn renew_unit(&mut self, n_past: u64) -> Option<f32> {

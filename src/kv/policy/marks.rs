@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::ageing::Ageing;
-use super::table::Received;
+use super::table::{Judges, Received};
 use super::victim::{Entries, NO_LIMIT, victim};
 use super::{Entering, Keeps, Rule};
 use crate::kv::Pos;
@@ -128,6 +128,11 @@ impl Marks {
         }
     }
 
+    /// Tokens that may still come after `n_past` before scores are due to get another unit.
+    pub fn unit_lasts(&self, n_past: u64) -> u64 {
+        self.ageing.unit_lasts(n_past)
+    }
+
     /// After `n_past` tokens, between batches.
     pub fn renew_unit(&mut self, n_past: u64) {
         if let Some(unit) = self.ageing.renew_unit(n_past) {
@@ -170,7 +175,7 @@ impl Marks {
 }
 
 /// Pieces of `len` elements from `first` on; empty ones where there is nothing to cut.
-fn pieces<T>(buf: &mut [T], (first, len): (usize, usize)) -> impl Iterator<Item = &mut [T]> {
+pub(in crate::kv) fn pieces<T>(buf: &mut [T], (first, len): (usize, usize)) -> impl Iterator<Item = &mut [T]> {
     buf[first..].chunks_mut(len.max(1)).chain(std::iter::repeat_with(|| -> &mut [T] { &mut [] })).map(move |piece| {
         let n = len.min(piece.len());
         &mut piece[..n]
@@ -229,7 +234,9 @@ impl HeadMarks<'_> {
 
     /// The token `t` of the batch takes a slot.
     pub fn enter(&mut self, slot: usize, t: usize, n_past: u64, now: Pos) {
-        let [raw_score, raw_common] = [self.entering[2 * t], self.entering[2 * t + 1]];
+        // What enters a ring is not rated.
+        let is_rated = self.rule != Rule::RING;
+        let [raw_score, raw_common] = if is_rated { [self.entering[2 * t], self.entering[2 * t + 1]] } else { [0.0; 2] };
         let (mut score, mut common) = (raw_score, raw_common);
         // Neighbours lend each other what keeps them: the lower score, the less common.
         let pool = self.latest_slots.len();
@@ -313,6 +320,54 @@ impl HeadMarks<'_> {
     /// How common the entry is: the reserve is for the least common.
     pub fn common(&self, slot: usize) -> f32 {
         *self.common.get(slot).unwrap_or(&self.scores[slot])
+    }
+
+    /// Goes over what is known of an entry, `entry_bytes` of them.
+    pub fn visit_entry(&mut self, slot: usize, see: &mut impl FnMut(&mut [u8])) {
+        see(bytes_of_mut(&mut self.positions[slot..=slot]));
+        for marks in [&mut *self.scores, &mut *self.common, &mut *self.received] {
+            if !marks.is_empty() {
+                see(bytes_of_mut(&mut marks[slot..=slot]));
+            }
+        }
+    }
+
+    /// Goes over what a token may change besides the entry whose slot it takes, and besides `changing`: what belongs to no entry, and what
+    /// the latest tokens are lent by the next.
+    pub fn visit_head(&mut self, see: &mut impl FnMut(&mut [u8])) {
+        see(bytes_of_mut(self.mean));
+        see(bytes_of_mut(self.latest));
+        see(bytes_of_mut(self.latest_slots));
+        see(bytes_of_mut(self.limit));
+        for &slot in self.latest_slots.iter() {
+            let slot = slot as usize;
+            if slot < self.positions.len() {
+                see(bytes_of_mut(&mut self.scores[slot..=slot]));
+                self.common.get_mut(slot..=slot).into_iter().for_each(|common| see(bytes_of_mut(common)));
+            }
+        }
+    }
+
+    /// Of an entry.
+    pub fn entry_bytes(shape: &KvShape) -> usize {
+        let Keeps { common, received, .. } = shape.keeps;
+        size_of::<u32>() * (2 + usize::from(common) + usize::from(received))
+    }
+
+    /// The most that `visit_entry` and `visit_head` go over together.
+    pub fn undo_bytes(shape: &KvShape) -> usize {
+        let Keeps { common, direction, reserve, pool, .. } = shape.keeps;
+        let of_head = if direction { shape.head_dim } else { 0 } + usize::from(reserve);
+        Self::entry_bytes(shape) + size_of::<u32>() * (of_head + pool * (3 + 1 + usize::from(common)))
+    }
+
+    /// What a token changes of every entry, by slot; empty where that is nothing.
+    pub fn changing(&mut self) -> &mut [f32] {
+        match self.rule.policy.row().judges {
+            Judges::AtEntry => &mut [],
+            Judges::ByAttention(_) => self.received,
+            Judges::PerBatch | Judges::Late => self.scores,
+        }
     }
 
     /// An entry changes its slot.

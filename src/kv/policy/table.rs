@@ -177,6 +177,11 @@ impl PolicyRow {
         self.judges == Judges::AtEntry
     }
 
+    /// Whether a token may change something of every entry: the attention that they received, or their scores.
+    pub fn changes_all(&self) -> bool {
+        self.judges != Judges::AtEntry
+    }
+
     /// Which attention counts, if any does.
     pub fn received(&self) -> Option<Received> {
         match self.judges {

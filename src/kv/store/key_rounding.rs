@@ -145,6 +145,11 @@ impl KvCache {
         }
     }
 
+    /// Whether tokens are still missing from which is learned how keys are rounded.
+    pub(super) fn is_learning(&self) -> bool {
+        self.roundings.is_learning() && (self.n_past() as usize) < SEEN
+    }
+
     /// Keys before RoPE of one layer, `[n_tok][n_head_kv * head_dim]`: the first of a stream are added up.
     pub(super) fn learn_centres(&mut self, layer: AttnLayer, k: &[f32]) {
         let row = self.shape.n_head_kv * self.shape.head_dim;

@@ -17,6 +17,7 @@ mod rewind;
 pub mod saved;
 mod sink_row;
 pub mod step;
+pub mod undo;
 
 use super::Pos;
 use super::layout::{AttnLayer, Head, KvShape, MAX_HEAD_KV};
@@ -32,6 +33,7 @@ pub use moved::Run;
 
 use key_rounding::{KeyRounding, KeyRoundings};
 use sink_row::{SinkRow, SinkRows};
+use undo::Record;
 
 /// First layers that `compress` left whole, and how many more entries each of their heads holds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,6 +56,8 @@ pub struct KvCache {
     next_pos: Pos,
     n_evicted: u64,
     n_renumbered: u64,
+    /// Guesses that are in and not counted (`undo`).
+    n_ahead: usize,
     arena_bytes: usize,
     budget_bytes: u64,
     /// `[n_layer][n_head_kv][n_slot]` rows (fewer in layers with a window), then `[n_head_kv][n_batch]` rows of the batch under way.
@@ -91,6 +95,8 @@ struct HeadShare<'a> {
     rounding: KeyRounding<'a>,
     /// Where the first token of the stream is kept as well.
     sink: Option<SinkRow<'a>>,
+    /// Where what a guess overwrites is kept (`undo`).
+    record: &'a mut [u8],
 }
 
 impl KvCache {
@@ -121,6 +127,7 @@ impl KvCache {
             next_pos: 0,
             n_evicted: 0,
             n_renumbered: 0,
+            n_ahead: 0,
             arena_bytes: 0,
             budget_bytes: 0,
             keys: arena.carve(rows * shape.k_bytes()),
@@ -195,7 +202,7 @@ impl KvCache {
 
     /// Forgets everything; the memory stays.
     pub fn clear(&mut self) {
-        (self.n_live, self.next_pos, self.n_evicted, self.n_renumbered) = (0, 0, 0, 0);
+        (self.n_live, self.next_pos, self.n_evicted, self.n_renumbered, self.n_ahead) = (0, 0, 0, 0, 0);
         self.whole = Whole::default();
         self.past.iter_mut().for_each(Past::clear);
         self.rule.protect.sinks = self.n_sinks;
@@ -272,7 +279,14 @@ impl KvCache {
     }
 
     /// Calls `job(head, its share)` for each KV head of a layer; many tokens in parallel.
-    fn for_heads(&mut self, pool: &mut Pool, layer: AttnLayer, n_tok: usize, job: impl Fn(usize, &mut HeadShare) + Sync) {
+    fn for_heads(
+        &mut self,
+        pool: &mut Pool,
+        layer: AttnLayer,
+        n_tok: usize,
+        record: &mut Record,
+        job: impl Fn(usize, &mut HeadShare) + Sync,
+    ) {
         let KvShape { n_head_kv, n_batch, .. } = self.shape;
         let (k_bytes, v_bytes, batch) = (self.shape.k_bytes(), self.shape.v_bytes(), self.batch_row(Head(0)));
         let marks = self.marks.of_layer(&self.shape, layer, self.rule(layer));
@@ -283,7 +297,16 @@ impl KvCache {
         let mut heads = marks
             .zip(taken)
             .zip(keys.zip(values).zip(exact))
-            .map(|((marks, taken), ((keys, values), (rounding, sink)))| HeadShare { marks, taken, keys, values, rounding, sink });
+            .zip(record.heads())
+            .map(|(((marks, taken), ((keys, values), (rounding, sink))), record)| HeadShare {
+                marks,
+                taken,
+                keys,
+                values,
+                rounding,
+                sink,
+                record,
+            });
         if n_tok == 1 {
             return heads.enumerate().for_each(|(h, mut share)| job(h, &mut share));
         }

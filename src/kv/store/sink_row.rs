@@ -25,13 +25,8 @@ pub struct SinkRows {
 /// Bytes of `keys` and of `values`; none where nothing is rounded to few bits.
 fn len(shape: &KvShape) -> usize {
     let is_rounded = shape.k_type.is_turned() || shape.v_type.is_turned();
-    let n_layer = if is_rounded { n_unlimited(shape.window, shape.n_layer) } else { 0 };
+    let n_layer = if is_rounded { shape.n_unlimited(shape.n_layer) } else { 0 };
     n_layer * shape.n_head_kv * RowType::F16.row_bytes(shape.head_dim)
-}
-
-/// How many of the first `n_layer` layers are no rings.
-fn n_unlimited(window: Option<Window>, n_layer: usize) -> usize {
-    n_layer - window.map_or(0, |window| window.n_local(n_layer))
 }
 
 /// Of one head, to be written.
@@ -77,7 +72,7 @@ impl SinkRows {
     /// Where the rows of a layer are, if they are read.
     fn of_layer(&self, layer: AttnLayer) -> Option<Range<usize>> {
         let is_ring = self.window.is_some_and(|window| window.limits(layer));
-        let at = n_unlimited(self.window, layer.0) * self.layer;
+        let at = self.window.map_or(layer.0, |window| window.n_global(layer.0)) * self.layer;
         (self.is_there && !is_ring).then(|| at..at + self.layer)
     }
 

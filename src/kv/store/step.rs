@@ -13,6 +13,7 @@
 //! token is known before attention runs. The others judge by what was known before the batch. A batch's rows wait behind the slots until
 //! its attention is done, for its first tokens still see what its last ones overwrite; one token alone goes to its slot at once.
 
+use super::undo::{Place, Record, Undo, keep_entry};
 use super::{HeadShare, KvCache, KvScratch, copy_row};
 use crate::error::{Error, Result, Setting, message};
 use crate::kernels::Kernels;
@@ -28,8 +29,12 @@ use crate::mem::pool::Pool;
 pub struct Step<'a> {
     cache: &'a mut KvCache,
     n_tok: usize,
-    /// The layer that is next.
+    /// The layer that is next, and how many of the tokens it has taken in.
     next: AttnLayer,
+    n_in: usize,
+    /// Where the stream stood, and what keeps that guesses can be taken back, if all tokens but the first are such.
+    start: Place,
+    undo: Option<&'a mut Undo>,
 }
 
 /// A layer whose newcomers have been rated.
@@ -39,6 +44,7 @@ pub struct Rated<'a> {
     layer: AttnLayer,
     n_tok: usize,
     kernels: Kernels,
+    record: Record<'a>,
 }
 
 /// A layer whose newcomers have a slot.
@@ -49,8 +55,35 @@ impl KvCache {
     /// Makes room for `n_tok` more tokens at the positions that follow, or says why the stream cannot go on.
     pub fn begin(&mut self, n_tok: usize, pool: &mut Pool, scratch: &mut [KvScratch], rotary: &impl Rotary) -> Result<Step<'_>> {
         assert!(n_tok >= 1 && n_tok <= self.together(self.shape.n_batch), "a batch of {n_tok} tokens");
-        // What leaves a ring no later token would see: nothing of the model is lost.
-        if self.rule.policy == Policy::Off && self.shape.ring_len().is_none() && self.n_live + n_tok > self.n_slot {
+        self.make_room(n_tok, pool, scratch, rotary)?;
+        let start = self.place();
+        Ok(Step { cache: self, n_tok, next: AttnLayer(0), n_in: 0, start, undo: None })
+    }
+
+    /// The same for a token and at most `most_guesses` guesses behind it, which enter each layer one by one.
+    pub fn begin_guesses<'a>(
+        &'a mut self,
+        n_tok: usize,
+        undo: &'a mut Undo,
+        pool: &mut Pool,
+        scratch: &mut [KvScratch],
+        rotary: &impl Rotary,
+    ) -> Result<Step<'a>> {
+        assert!(n_tok >= 1 && n_tok - 1 <= self.most_guesses().min(undo.n_guess()), "{n_tok} tokens with guesses");
+        self.make_room(n_tok, pool, scratch, rotary)?;
+        let start = self.place();
+        undo.n_in_step = n_tok - 1;
+        Ok(Step { cache: self, n_tok, next: AttnLayer(0), n_in: 0, start, undo: Some(undo) })
+    }
+
+    /// Whether the stream ends where the arena is full. (What leaves a ring no later token would see: nothing of the model is lost.)
+    pub(super) fn ends_when_full(&self) -> bool {
+        self.rule.policy == Policy::Off && self.shape.ring_len().is_none()
+    }
+
+    fn make_room(&mut self, n_tok: usize, pool: &mut Pool, scratch: &mut [KvScratch], rotary: &impl Rotary) -> Result<()> {
+        assert!(self.n_ahead == 0, "guesses are accepted or taken back before others come");
+        if self.ends_when_full() && self.n_live + n_tok > self.n_slot {
             return Err(Error::stopped(message![
                 format!("the arena of {} tokens is full and ", self.n_slot),
                 Setting::Evict,
@@ -66,7 +99,7 @@ impl KvCache {
             log::debug!("position {pos} nears the trained context of {n_ctx}: renumbering what is kept");
             self.renumber(pool, scratch, rotary);
         }
-        Ok(Step { cache: self, n_tok, next: AttnLayer(0) })
+        Ok(())
     }
 
     /// Moves the batch's rows of this layer into the slots they took. Where a slot was taken twice the later stays.
@@ -86,17 +119,30 @@ impl Step<'_> {
         self.cache
     }
 
-    /// Rates the keys before RoPE and the values (`[n_tok][n_head_kv * head_dim]`, f32) of the next layer.
+    /// Tokens that a layer takes in together: all, or where there are guesses one.
+    pub fn n_together(&self) -> usize {
+        if self.undo.is_some() { 1 } else { self.n_tok }
+    }
+
+    /// Rates the keys before RoPE and the values (`[n_together][n_head_kv * head_dim]`, f32) of the next tokens of a layer.
     pub fn rate(&mut self, layer: AttnLayer, pool: &mut Pool, kernels: Kernels, k: &[f32], v: &[f32]) -> Rated<'_> {
-        let (cache, n_tok) = (&mut *self.cache, self.n_tok);
-        let KvShape { n_head_kv, head_dim, .. } = cache.shape;
+        let n_tok = self.n_together();
+        let (cache, t) = (&mut *self.cache, self.n_in);
+        let (shape @ KvShape { n_head_kv, head_dim, .. }, n_slot) = (cache.shape, cache.n_slot);
         assert!(layer == self.next && k.len() == n_tok * n_head_kv * head_dim, "each layer once, in order");
-        self.next.0 += 1;
+        cache.set_place(self.start.after(t, n_slot));
+        self.n_in += n_tok;
+        if self.n_in == self.n_tok {
+            (self.next.0, self.n_in) = (self.next.0 + 1, 0);
+        }
+        let record = self.undo.as_deref_mut().filter(|_| t > 0).map(|undo| undo.record(t - 1, &shape, layer));
+        let mut record = record.unwrap_or_default();
+        cache.keep_heads(layer, &mut record);
         cache.learn_centres(layer, k);
         let n_past = cache.n_past();
         cache.append_to_past(layer, pool, k, v);
-        if !cache.shape.is_ring(layer) {
-            cache.for_heads(pool, layer, n_tok, |h, share| {
+        if !shape.is_ring(layer) {
+            cache.for_heads(pool, layer, n_tok, &mut Record::default(), |h, share| {
                 for t in 0..n_tok {
                     let (at, n_past) = ((t * n_head_kv + h) * head_dim, n_past + t as u64);
                     let (key, value) = (&k[at..at + head_dim], &v[at..at + head_dim]);
@@ -105,17 +151,15 @@ impl Step<'_> {
                 }
             });
         }
-        Rated { cache, layer, n_tok, kernels }
+        Rated { cache, layer, n_tok, kernels, record }
     }
 
-    /// The tokens are in.
+    /// The tokens are in; guesses are ahead.
     pub fn finish(self) {
-        let Step { cache, n_tok, next } = self;
-        assert!(next.0 == cache.shape.n_layer, "every layer was told");
-        let live = (cache.n_live + n_tok).min(cache.n_slot);
-        cache.n_evicted += (cache.n_live + n_tok - live) as u64;
-        cache.n_live = live;
-        cache.next_pos += n_tok as Pos;
+        let Step { cache, n_tok, next, n_in, start, undo } = self;
+        assert!(next.0 == cache.shape.n_layer && n_in == 0, "every layer was told");
+        cache.n_ahead = undo.map_or(0, |undo| undo.n_in_step);
+        cache.set_place(start.after(n_tok - cache.n_ahead, cache.n_slot));
         cache.marks.renew_unit(cache.n_past());
     }
 }
@@ -124,7 +168,7 @@ impl<'a> Rated<'a> {
     /// Takes in the keys and values, now with the keys turned, and sees the queries (`[n_tok][n_head * head_dim]`, those of the heads of a KV head
     /// one after the other): rounds into the batch's rows, and decides for every token which slot it takes.
     pub fn take(self, pool: &mut Pool, rotary: &impl Rotary, q: &[f32], k: &[f32], v: &[f32]) -> Taken<'a> {
-        let Rated { cache, layer, n_tok, kernels } = self;
+        let Rated { cache, layer, n_tok, kernels, mut record } = self;
         let KvShape { n_head_kv, head_dim, k_type, v_type, .. } = cache.shape;
         cache.learn_query_weights(layer, q, n_tok);
         // Before anything is evicted for these tokens: what they see in the arena they do not fetch.
@@ -134,7 +178,8 @@ impl<'a> Rated<'a> {
         if n_live + n_tok > n_slot {
             cache.rejudge(layer);
         }
-        cache.for_heads(pool, layer, n_tok, |h, HeadShare { marks, taken, keys, values, rounding, sink }| {
+        cache.for_heads(pool, layer, n_tok, &mut record, |h, share| {
+            let HeadShare { marks, taken, keys, values, rounding, sink, record } = share;
             for t in 0..n_tok {
                 let at = (t * n_head_kv + h) * head_dim;
                 let (key, value) = (&k[at..at + head_dim], &v[at..at + head_dim]);
@@ -149,11 +194,12 @@ impl<'a> Rated<'a> {
                 } else {
                     marks.victim(n_slot, now).expect("the budget was checked to leave an entry that may go")
                 };
+                keep_entry(record, marks, slot);
                 marks.enter(slot, t, n_past + t as u64, now);
                 taken[t] = slot as u32;
             }
         });
-        Taken(Rated { cache, layer, n_tok, kernels })
+        Taken(Rated { cache, layer, n_tok, kernels, record })
     }
 }
 
@@ -165,8 +211,9 @@ impl Taken<'_> {
 
     /// `out[t] = softmax(q[t] · keys) · values`. `q`, `out`: `[n_tok][n_head * head_dim]`; `q` is turned into the keys' basis.
     pub fn attend(self, pool: &mut Pool, scratch: &mut AttendScratch, q: &mut [f32], out: &mut [f32]) {
-        let Taken(Rated { cache, layer, n_tok, .. }) = self;
+        let Taken(Rated { cache, layer, n_tok, mut record, .. }) = self;
         if n_tok == 1 {
+            cache.keep_rows(layer, &mut record);
             cache.commit(layer, 1);
             LayerAttention { cache, layer }.attend_one(pool, scratch, q, out);
         } else {

@@ -115,6 +115,8 @@ pub struct Settings {
     pub grammar_bytes: usize,
     /// Runs of at least so many tokens behind a change of the prompt are moved instead of read; 0: none.
     pub reuse_runs: usize,
+    /// `Request::n_draft` where a request does not say, and at most.
+    pub n_draft: usize,
     /// The longest window of penalties that a request may ask for.
     pub max_repeat_last_n: usize,
     pub metrics: bool,
@@ -153,6 +155,7 @@ impl Default for Settings {
             pin_system: true,
             grammar_bytes: 8 << 20,
             reuse_runs: 0,
+            n_draft: 0,
             max_repeat_last_n: 1024,
             metrics: true,
             slots: true,

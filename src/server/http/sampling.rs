@@ -206,6 +206,7 @@ pub fn read(app: &App, fields: &Fields<'_>, limits: &[&str]) -> Checked<Wishes> 
             reuse_prefix: fields.bool("cache_prompt")?.unwrap_or(true),
             grammar: None,
             shown: Vec::new(),
+            n_draft: fields.integer("speculative.n_max", 0, 1 << 20)?.map_or(settings.n_draft, |n| settings.n_draft.min(n as usize)),
             reuse_runs: fields.integer("n_cache_reuse", 0, 1 << 20)?.map_or(settings.reuse_runs, |n| n as usize),
         },
         is_stream: fields.flag("stream")?,
@@ -264,10 +265,10 @@ fn cap(max_tokens: usize) -> i64 {
 
 /// llama-server's `params` of what requests do not say.
 pub fn default_settings(app: &App) -> Value {
-    settings_json(&app.shared.sampling, cap(app.settings.max_tokens))
+    settings_json(&app.shared.sampling, cap(app.settings.max_tokens), app.settings.n_draft)
 }
 
-fn settings_json(sampling: &SamplerParams, n_predict: i64) -> Value {
+fn settings_json(sampling: &SamplerParams, n_predict: i64, n_draft: usize) -> Value {
     json!({
         "seed": sampling.seed,
         "temperature": sampling.temp,
@@ -280,13 +281,14 @@ fn settings_json(sampling: &SamplerParams, n_predict: i64) -> Value {
         "frequency_penalty": sampling.frequency_penalty,
         "n_predict": n_predict,
         "max_tokens": n_predict,
+        "speculative.n_max": n_draft,
         "samplers": ["penalties", "top_k", "top_p", "min_p", "temperature"],
     })
 }
 
 /// llama-server's `generation_settings`.
 pub fn generation_settings(request: &Request, is_stream: bool, timings_per_token: bool) -> Value {
-    let mut settings = settings_json(&request.sampling, cap(request.max_tokens));
+    let mut settings = settings_json(&request.sampling, cap(request.max_tokens), request.n_draft);
     // JSON has no infinity: null is a token that cannot come.
     let bias = |(id, bias): &(u32, f32)| json!({ "token": id, "bias": bias.is_finite().then_some(*bias) });
     let own = json!({

@@ -49,7 +49,7 @@ fn one(app: &App, id: usize, stream: &StreamStatus) -> Value {
     json!({
         "id": id,
         "n_ctx": app.settings.n_ctx,
-        "speculative": false,
+        "speculative": app.settings.n_draft > 0,
         "is_processing": is_busy,
         "next_token": [{ "has_next_token": is_busy, "n_remain": n_remain, "n_decoded": n_decoded }],
         "lowkey": {

@@ -72,6 +72,7 @@ pub fn params(budget_bytes: u64) -> SessionParams {
         n_threads: Some(2),
         kernels: "auto".into(),
         n_logits: 1,
+        n_draft: 0,
         memory_bytes: None,
         mlock: false,
     }

@@ -23,3 +23,16 @@ fn scores_double_with_age() {
     }
     assert_eq!(Ageing::default().youth(12345), 1.0);
 }
+
+/// It is told beforehand when a new unit is due, to the token.
+#[test]
+fn a_unit_lasts_as_long_as_it_says() {
+    let mut ageing = Ageing { unit_at: 0, half_life: 100 };
+    for n_past in [0, 17, 6399, 6400, 12_000] {
+        ageing.renew_unit(n_past);
+        let due = n_past + ageing.unit_lasts(n_past);
+        assert_eq!((due % 6400, ageing.renew_unit(due - 1)), (0, None));
+        assert!({ ageing }.renew_unit(due).is_some());
+    }
+    assert_eq!(Ageing::default().unit_lasts(9), u64::MAX);
+}
