@@ -4,7 +4,7 @@
     benches/shelf.py [--chats N] [--conversations N] [--workers N] [--through haproxy|litellm]
 
 Many conversations go on beside each other, by the `openai` client with its usual two retries; every second turn is streamed. In the
-middle one server is killed (kill -9) and started again after some seconds. It owns the table that it prints, and fails where a row is
+middle one server is killed (kill -9; --how term: SIGTERM) and started again after some seconds. It owns the table that it prints, and fails where a row is
 worse than what is asked. The configurations are those of deploy/, as they are. Each server is held to the limit that
 `lowkey plan --serve --unit` names by a memory group, where groups can be made (root), and it says so where not.
 
@@ -36,6 +36,7 @@ SYSTEM = """You are the assistant of a small library. You answer in one short se
 The library is open from nine to five, on Saturdays until noon, and closed on Sundays. It has four thousand books, two cats called Ink
 and Paper, one reading room with eleven chairs, and a garden that is open in summer. Books may be borrowed for three weeks and once for
 three more. A book that is late costs ten cents a day. Children borrow for nothing. The librarian is called Ada and is in on weekdays."""
+QUEUE = 8
 QUESTIONS = ["When do you open?", "Do you have books about {}?", "Tell me more about {}.", "What are the cats called?",
              "Why is that so?", "Who wrote about {} first?", "Is the reading room quiet?", "Name another book about {}."]
 TOPICS = ["trains", "the sea", "bees", "old maps", "Greek temples", "volcanoes", "bread", "clocks", "the moon", "chess"]
@@ -102,12 +103,12 @@ class Board:
     def __init__(self, number: int, folder: pathlib.Path, args):
         self.name, self.port, self.process = f"board-{number}", free_port(), None
         self.log = open(folder / f"{self.name}.log", "ab")
-        self.flags = ["-m", MODEL, "--kv-budget", args.kv_budget, "--streams", str(args.streams), "--threads", "1", "--queue", "8",
-                      "--sessions", str(folder / self.name), "--save-after", "2", "--temp", "0"]
+        self.flags = ["-m", MODEL, "--kv-budget", args.kv_budget, "--streams", str(args.streams), "--threads", "1", "--queue", str(QUEUE),
+                      "--sessions", str(folder / self.name), "--session-space", "1GiB", "--save-after", "2", "--temp", "0"]
         unit = subprocess.run([*PROGRAM, "plan", "serve", "--unit", *self.flags], check=True, capture_output=True, text=True).stdout
         self.limit = int(unit.splitlines()[0].removeprefix("MemoryMax="))
         self.group = Group(self.name, self.limit)
-        self.anon, self.plan = 0, 0
+        self.anon, self.plan, self.n_running = 0, 0, 0
 
     def start(self):
         command = [*PROGRAM, "serve", *self.flags, "--host", "127.0.0.1", "--port", str(self.port)]
@@ -116,7 +117,7 @@ class Board:
         wait_for(f"health of {self.name}", lambda: get(f"http://127.0.0.1:{self.port}/health"))
 
     def look(self):
-        """Keeps the most private memory that was seen, and the plan."""
+        """Keeps the most private memory that was seen, the plan, and how many answers are under way."""
         with contextlib.suppress(OSError):
             for line in get(f"http://127.0.0.1:{self.port}/metrics").splitlines():
                 name, _, value = line.partition(" ")
@@ -124,6 +125,8 @@ class Board:
                     self.anon = max(self.anon, int(value))
                 elif name == "lowkey_memory_plan_bytes":
                     self.plan = int(value)
+                elif name == "lowkey_requests_running":
+                    self.n_running = int(value)
 
     def stop(self, how=signal.SIGTERM):
         if self.process:
@@ -216,19 +219,21 @@ def run(trial: Trial, boards: list, args):
     workers = [threading.Thread(target=trial.work, daemon=True) for _ in range(args.workers)]
     for worker in workers:
         worker.start()
-    killed_at = None
-    victim = boards[1]
+    victim, stopped_at, n_stops = None, 0.0, 0
     while any(worker.is_alive() for worker in workers):
         time.sleep(0.25)
         for board in boards:
             board.look()
-        if killed_at is None and trial.n_done >= args.chats // 2:
-            victim.stop(signal.SIGKILL)
-            killed_at = time.monotonic()
-            print(f"{trial.n_done} chats: {victim.name} is killed", file=sys.stderr)
-        if killed_at and victim.process is None and time.monotonic() - killed_at > args.down:
+        if victim is None and n_stops < args.stops and trial.n_done >= args.chats * (n_stops + 1) // (args.stops + 1):
+            # One that is at work, if any is.
+            victim = max(boards, key=lambda board: board.n_running)
+            print(f"{trial.n_done} chats: {victim.name} is stopped with {victim.n_running} answers under way", file=sys.stderr)
+            victim.stop(signal.SIGKILL if args.how == "kill" else signal.SIGTERM)
+            stopped_at, n_stops = time.monotonic(), n_stops + 1
+        elif victim and time.monotonic() - stopped_at > args.down:
             victim.start()
             print(f"{trial.n_done} chats: {victim.name} is back", file=sys.stderr)
+            victim = None
 
 
 def report(trial: Trial, boards: list, args, seconds: float) -> bool:
@@ -243,7 +248,8 @@ def report(trial: Trial, boards: list, args, seconds: float) -> bool:
           f"{seconds:.0f} s, median turn {sorted(trial.seconds)[len(trial.seconds) // 2]:.2f} s\n")
     print("| what | asked | seen | holds |\n|---|---|---|---|")
     row("chats that failed for good", "0", len(trial.failures), not trial.failures)
-    most = 3 * args.streams + 8
+    # Those that the server had: its streams, and its queue.
+    most = args.stops * (args.streams + QUEUE)
     row("streams that broke off and were asked for again", f"at most {most}", counts["broken"], counts["broken"] <= most)
     share = counts["later found"] / max(counts["later"], 1)
     row("turns after the first that found their prefix", "≥ 90 %", f"{share:.1%} of {counts['later']}", share >= 0.9)
@@ -301,7 +307,9 @@ def main():
     parser.add_argument("--streams", type=int, default=2, help="of each server")
     parser.add_argument("--kv-budget", default="16MiB", help="of each server")
     parser.add_argument("--max-tokens", type=int, default=12)
-    parser.add_argument("--down", type=float, default=5, help="seconds that the killed server is away")
+    parser.add_argument("--down", type=float, default=5, help="seconds that the stopped server is away")
+    parser.add_argument("--stops", type=int, default=1, help="how often a server is stopped")
+    parser.add_argument("--how", choices=["kill", "term"], default="kill", help="kill -9, or SIGTERM, which lets answers end")
     parser.add_argument("--through", choices=["haproxy", "litellm"], default="litellm")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--seed", type=int, default=1)
