@@ -174,20 +174,21 @@ class Trial:
                 self.n_done += 1
 
     def turn(self, talk, streamed: bool):
-        """The answer and its usage. A stream that breaks off is asked for again, once: that is the client's retry."""
+        """The answer and its usage. A stream that breaks off is asked for again, as often as the client asks for others."""
         ask = {"model": self.args.model, "messages": talk["turns"], "max_tokens": self.args.max_tokens, "user": talk["id"],
                "extra_headers": {"X-Session-Id": talk["id"]}, "extra_body": {"session": f"talk-{talk['id']}"}}
         if not streamed:
             answer = self.client.chat.completions.create(**ask)
             assert answer.choices[0].finish_reason in ("stop", "length"), answer
             return answer.choices[0].message.content, answer.usage
-        try:
-            return self.streamed(ask)
-        except Exception as error:
-            with self.lock:
-                self.counts["broken"] += 1
-                self.counts[f"broken by {type(error).__name__}"] += 1
-            return self.streamed(ask)
+        for _ in range(self.client.max_retries):
+            try:
+                return self.streamed(ask)
+            except Exception as error:
+                with self.lock:
+                    self.counts["broken"] += 1
+                    self.counts[f"broken by {type(error).__name__}"] += 1
+        return self.streamed(ask)
 
     def streamed(self, ask):
         text, usage, reason = "", None, None
