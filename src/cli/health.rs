@@ -68,10 +68,13 @@ impl Place {
         }
         let rest = url.strip_prefix("http://").ok_or_else(|| wrong("is no address of a server"))?;
         let host = rest.split_once('/').map_or(rest, |(host, _)| host);
-        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()));
+        let has_port =
+            host.rsplit_once(':').is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()));
         match host {
             "" => Err(wrong("names no host")),
-            _ if host.contains('@') || host.chars().any(|c| c.is_control() || c == ' ') => Err(wrong("is no address of a server")),
+            _ if host.contains('@') || host.chars().any(|c| c.is_control() || c == ' ') => {
+                Err(wrong("is no address of a server"))
+            }
             _ if has_port => Ok(Place::Tcp(host.to_owned())),
             _ => Ok(Place::Tcp(format!("{host}:80"))),
         }

@@ -67,7 +67,8 @@ fn a_socket_is_asked_too() {
     let path = std::env::temp_dir().join(format!("lowkey-health-{}.sock", std::process::id()));
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).expect("a socket");
-    let server = thread::spawn(move || serve_once(listener.accept().expect("a client").0, "HTTP/1.1 200 OK\r\n\r\n", Duration::ZERO));
+    let server =
+        thread::spawn(move || serve_once(listener.accept().expect("a client").0, "HTTP/1.1 200 OK\r\n\r\n", Duration::ZERO));
     let outcome = run(HealthArgs { url: path.to_string_lossy().into_owned(), timeout: LONG });
     assert!(matches!(outcome, Ok(0)), "{outcome:?}");
     assert!(server.join().expect("a request").contains("Host: localhost\r\n"));
@@ -99,9 +100,13 @@ fn addresses_are_read_and_refused() {
     ] {
         assert_eq!(Place::of(url).expect(url), place);
     }
-    for (url, says) in
-        [("https://pi.local", "TLS"), ("pi.local:8080", "no address"), ("http:///", "no host"), ("http://a b:1", "no address"), ("", "no address")]
-    {
+    for (url, says) in [
+        ("https://pi.local", "TLS"),
+        ("pi.local:8080", "no address"),
+        ("http:///", "no host"),
+        ("http://a b:1", "no address"),
+        ("", "no address"),
+    ] {
         let error = Place::of(url).expect_err(url);
         assert!(error.to_string().contains(says) && error.exit_code() == 2, "{url}: {error}");
     }
