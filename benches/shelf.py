@@ -14,8 +14,10 @@ It needs haproxy and openai, for `litellm` also litellm[proxy] in this Python; L
 import argparse
 import collections
 import contextlib
+import grp
 import os
 import pathlib
+import pwd
 import random
 import secrets
 import shutil
@@ -144,12 +146,13 @@ class Trial:
         self.idle = [{"id": f"{args.seed}-{i}", "turns": [{"role": "system", "content": SYSTEM}], "n_tokens": 0}
                      for i in range(args.conversations)]
         self.n_begun, self.n_done, self.counts, self.failures = 0, 0, collections.Counter(), []
+        self.is_over = False
         self.seconds = []
 
     def take(self):
-        """A conversation that nobody works at, any of them; None when all chats have begun."""
+        """A conversation that nobody works at, any of them; None when all chats have begun, or no more are wanted."""
         with self.lock:
-            if self.n_begun >= self.args.chats or not self.idle:
+            if self.n_begun >= self.args.chats or not self.idle or self.is_over:
                 return None
             self.n_begun += 1
             return self.idle.pop(self.random.randrange(len(self.idle)))
@@ -245,7 +248,7 @@ def report(trial: Trial, boards: list, args, seconds: float) -> bool:
         is_good &= bool(holds)
         print(f"| {what} | {asked} | {seen} | {'yes' if holds else '**no**'} |")
 
-    print(f"{args.chats} chats of {args.conversations} conversations, {args.workers} at once, through {args.through}; "
+    print(f"{trial.n_done} of {args.chats} chats of {args.conversations} conversations, {args.workers} at once, through {args.through}; "
           f"{seconds:.0f} s, median turn {sorted(trial.seconds)[len(trial.seconds) // 2]:.2f} s\n")
     print("| what | asked | seen | holds |\n|---|---|---|---|")
     row("chats that failed for good", "0", len(trial.failures), not trial.failures)
@@ -274,7 +277,8 @@ def report(trial: Trial, boards: list, args, seconds: float) -> bool:
 def start_haproxy(boards: list, folder: pathlib.Path, log, stack) -> int:
     port = free_port()
     env = dict(os.environ, SHELF_BIND=f"127.0.0.1:{port}", SHELF_METRICS=f"127.0.0.1:{free_port()}",
-               SHELF_ADMIN=str(folder / "admin.sock"), **{f"BOARD_{i}": f"127.0.0.1:{b.port}" for i, b in enumerate(boards, 1)})
+               SHELF_ADMIN=str(folder / "admin.sock"), SHELF_USER=pwd.getpwuid(os.getuid()).pw_name,
+               SHELF_GROUP=grp.getgrgid(os.getgid()).gr_name, **{f"BOARD_{i}": f"127.0.0.1:{b.port}" for i, b in enumerate(boards, 1)})
     process = subprocess.Popen(["haproxy", "-db", "-f", str(ROOT / "deploy/haproxy/haproxy.cfg")], env=env, stdout=log, stderr=log)
     stack.callback(process.wait)
     stack.callback(process.terminate)
@@ -330,6 +334,8 @@ def main():
         if args.through == "litellm":
             port, key = start_litellm(port, log, stack)
         trial = Trial(args, f"http://127.0.0.1:{port}/v1", key)
+        # Ctrl-C ends it early, with the table of what was seen until then.
+        signal.signal(signal.SIGINT, lambda *_: setattr(trial, "is_over", True))
         started = time.monotonic()
         run(trial, boards, args)
         return 0 if report(trial, boards, args, time.monotonic() - started) else 1

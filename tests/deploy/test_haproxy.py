@@ -7,11 +7,13 @@ the same file with real servers.
 """
 
 import collections
+import grp
 import http.client
 import http.server
 import json
 import os
 import pathlib
+import pwd
 import socket
 import subprocess
 import sys
@@ -88,7 +90,8 @@ class Shelf(unittest.TestCase):
         cls.folder = tempfile.TemporaryDirectory()
         cls.port, cls.metrics = free_port(), free_port()
         env = dict(os.environ, SHELF_BIND=f"127.0.0.1:{cls.port}", SHELF_METRICS=f"127.0.0.1:{cls.metrics}",
-                   SHELF_ADMIN=f"{cls.folder.name}/admin.sock", **{f"BOARD_{b.number}": f"127.0.0.1:{b.port}" for b in cls.boards})
+                   SHELF_ADMIN=f"{cls.folder.name}/admin.sock", SHELF_USER=pwd.getpwuid(os.getuid()).pw_name,
+                   SHELF_GROUP=grp.getgrgid(os.getgid()).gr_name, **{f"BOARD_{b.number}": f"127.0.0.1:{b.port}" for b in cls.boards})
         cls.log = open(f"{cls.folder.name}/log", "w+", encoding="utf-8")
         cls.haproxy = subprocess.Popen(["haproxy", "-db", "-f", CONFIG], env=env, stdout=cls.log, stderr=cls.log)
         cls.wait_for(lambda: cls.n_up() == 3, "three boards that are up")
