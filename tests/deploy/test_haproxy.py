@@ -7,6 +7,7 @@ the same file with real servers.
 """
 
 import collections
+import concurrent.futures
 import grp
 import http.client
 import http.server
@@ -36,7 +37,7 @@ class Board:
     """What a board says: its number and the path that came, or 503 while it is full."""
 
     def __init__(self, number: int):
-        self.number, self.is_full, self.hangs_up, self.port = number, False, False, free_port()
+        self.number, self.is_full, self.hangs_up, self.delay, self.port = number, False, False, 0, free_port()
         self.server = None
         self.start()
 
@@ -62,6 +63,7 @@ class Board:
 
             def do_POST(self):
                 self.rfile.read(int(self.headers["Content-Length"]))
+                time.sleep(board.delay)
                 if board.hangs_up:
                     self.close_connection = True
                 elif board.is_full:
@@ -108,6 +110,7 @@ class Shelf(unittest.TestCase):
     def tearDown(self):
         for board in self.boards:
             board.is_full = board.hangs_up = False
+            board.delay = 0
             if not board.server:
                 board.start()
         self.wait_for(lambda: self.n_up() == 3, "three boards again")
@@ -194,6 +197,17 @@ class Shelf(unittest.TestCase):
         self.assertEqual(set(by_text), {1, 2, 3})
         self.assertEqual([self.board_of(turn(i)) for i in range(20)], by_text, "the user's turn does not count")
         self.assertEqual([self.board_of(parts(i)) for i in range(20)], by_text, "a list of parts is the same text")
+
+    def test_a_text_of_many_spills_over_and_a_name_does_not(self):
+        for board in self.boards:
+            board.delay = 0.5
+
+        def boards_of_many(body: dict) -> set:
+            with concurrent.futures.ThreadPoolExecutor(9) as pool:
+                return set(pool.map(self.board_of, [body] * 9))
+
+        self.assertGreater(len(boards_of_many({"messages": [{"role": "system", "content": "the same for all"}]})), 1)
+        self.assertEqual(len(boards_of_many({"user": "one"})), 1)
 
     def test_a_full_board_is_passed_over(self):
         for number, name in self.one_of_each().items():
