@@ -3,12 +3,14 @@
 
     benches/shelf.py [--chats N] [--conversations N] [--workers N] [--through haproxy|litellm]
 
-Many conversations go on beside each other, by the `openai` client with its usual two retries; every second turn is streamed. In the
-middle one server is killed (kill -9; --how term: SIGTERM) and started again after some seconds. It owns the table that it prints, and fails where a row is
-worse than what is asked. The configurations are those of deploy/, as they are. Each server is held to the limit that
-`lowkey plan --serve --unit` names by a memory group, where groups can be made (root), and it says so where not.
+Many conversations go on beside each other, by the `openai` client with its usual two retries; every second turn is
+streamed. In the middle one server is killed (kill -9; --how term: SIGTERM) and started again after some seconds. It owns
+the table that it prints, and fails where a row is worse than what is asked. The configurations are those of deploy/, as
+they are. Each server is held to the limit that `lowkey plan --serve --unit` names by a memory group, where groups can be
+made (root), and it says so where not.
 
-It needs haproxy and openai, for `litellm` also litellm[proxy] in this Python; LOWKEY_BIN is the program, LOWKEY_TEST_MODEL the model.
+It needs haproxy and openai, for `litellm` also litellm[proxy] in this Python (shelf.txt). LOWKEY_BIN is the program,
+LOWKEY_TEST_MODEL the model.
 """
 
 import argparse
@@ -35,9 +37,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
 from lowkey_server import MODEL, PROGRAM, ROOT, free_port  # noqa: E402
 
 SYSTEM = """You are the assistant of a small library. You answer in one short sentence, and say so when you do not know.
-The library is open from nine to five, on Saturdays until noon, and closed on Sundays. It has four thousand books, two cats called Ink
-and Paper, one reading room with eleven chairs, and a garden that is open in summer. Books may be borrowed for three weeks and once for
-three more. A book that is late costs ten cents a day. Children borrow for nothing. The librarian is called Ada and is in on weekdays."""
+The library is open from nine to five, on Saturdays until noon, and closed on Sundays. It has four thousand books, two
+cats called Ink and Paper, one reading room with eleven chairs, and a garden that is open in summer. Books may be borrowed
+for three weeks and once for three more. A book that is late costs ten cents a day. Children borrow for nothing. The
+librarian is called Ada and is in on weekdays."""
 QUEUE = 8
 QUESTIONS = ["When do you open?", "Do you have books about {}?", "Tell me more about {}.", "What are the cats called?",
              "Why is that so?", "Who wrote about {} first?", "Is the reading room quiet?", "Name another book about {}."]
@@ -105,8 +108,8 @@ class Board:
     def __init__(self, number: int, folder: pathlib.Path, args):
         self.name, self.port, self.process = f"board-{number}", free_port(), None
         self.log = open(folder / f"{self.name}.log", "ab")
-        self.flags = ["-m", MODEL, "--kv-budget", args.kv_budget, "--streams", str(args.streams), "--threads", "1", "--queue", str(QUEUE),
-                      "--sessions", str(folder / self.name), "--session-space", "1GiB", "--save-after", "2", "--temp", "0"]
+        self.flags = ["-m", MODEL, "--kv-budget", args.kv_budget, "--streams", str(args.streams), "--threads", "1",
+                      "--queue", str(QUEUE), "--sessions", str(folder / self.name), "--session-space", "1GiB", "--save-after", "2", "--temp", "0"]
         unit = subprocess.run([*PROGRAM, "plan", "serve", "--unit", *self.flags], check=True, capture_output=True, text=True).stdout
         self.limit = int(unit.splitlines()[0].removeprefix("MemoryMax="))
         self.group = Group(self.name, self.limit)
@@ -248,8 +251,8 @@ def report(trial: Trial, boards: list, args, seconds: float) -> bool:
         is_good &= bool(holds)
         print(f"| {what} | {asked} | {seen} | {'yes' if holds else '**no**'} |")
 
-    print(f"{trial.n_done} of {args.chats} chats of {args.conversations} conversations, {args.workers} at once, through {args.through}; "
-          f"{seconds:.0f} s, median turn {sorted(trial.seconds)[len(trial.seconds) // 2]:.2f} s\n")
+    print(f"{trial.n_done} of {args.chats} chats of {args.conversations} conversations, {args.workers} at once, "
+          f"through {args.through}; {seconds:.0f} s, median turn {sorted(trial.seconds)[len(trial.seconds) // 2]:.2f} s\n")
     print("| what | asked | seen | holds |\n|---|---|---|---|")
     row("chats that failed for good", "0", len(trial.failures), not trial.failures)
     # Those that the server had: its streams, and its queue.
@@ -278,7 +281,8 @@ def start_haproxy(boards: list, folder: pathlib.Path, log, stack) -> int:
     port = free_port()
     env = dict(os.environ, SHELF_BIND=f"127.0.0.1:{port}", SHELF_METRICS=f"127.0.0.1:{free_port()}",
                SHELF_ADMIN=str(folder / "admin.sock"), SHELF_USER=pwd.getpwuid(os.getuid()).pw_name,
-               SHELF_GROUP=grp.getgrgid(os.getgid()).gr_name, **{f"BOARD_{i}": f"127.0.0.1:{b.port}" for i, b in enumerate(boards, 1)})
+               SHELF_GROUP=grp.getgrgid(os.getgid()).gr_name,
+               **{f"BOARD_{i}": f"127.0.0.1:{b.port}" for i, b in enumerate(boards, 1)})
     process = subprocess.Popen(["haproxy", "-db", "-f", str(ROOT / "deploy/haproxy/haproxy.cfg")], env=env, stdout=log, stderr=log)
     stack.callback(process.wait)
     stack.callback(process.terminate)

