@@ -6,6 +6,8 @@
 CARGO     ?= cargo
 MODEL     ?= smollm2-135m-instruct
 ARM       := aarch64-unknown-linux-gnu
+AMD       := x86_64-unknown-linux-gnu
+AMD_BIN   := target-static/$(AMD)/release/lowkey
 ARM_CARGO := cross/arm-cargo
 ARM_BIN   := target-arm/$(ARM)/release/lowkey
 STRIP     ?= $(if $(filter aarch64,$(shell uname -m)),strip,aarch64-linux-gnu-strip)
@@ -13,11 +15,13 @@ ARM_TESTS := --locked --profile arm-test --no-default-features --features plot -
 # A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run. The first runs
 # all tests; cross/arm-tests says what the others run.
 CPUS      := cortex-a53=neon cortex-a72=neon cortex-a76=dotprod max=i8mm
+VERSION    = $(shell sed -n '0,/^version = /s/^version = "\(.*\)"/\1/p' Cargo.toml)
 IMAGE     ?= localhost/lowkey-cross:1
 CROSS     ?= cross
+IMAGE_NAME ?= localhost/lowkey
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost test-web test-clients test-flood serve-figures kills peer-server-tests need-deb man deb deb-arm test-deb test-deb-arm test-boot cross-image cross-build cross-test clean
+.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost test-web test-clients test-flood serve-figures kills peer-server-tests need-deb need-image need-deploy man deb deb-arm test-deb test-deb-arm test-boot static image test-image sbom dist publish deploy-check shelf cross-tool cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -51,6 +55,10 @@ need-all:
 	@.ci/need build tests arm
 need-deb:
 	@.ci/need build deb
+need-image:
+	@.ci/need build image
+need-deploy:
+	@.ci/need build deploy
 
 FUZZ_CASES ?= 25000
 fuzz: build ## the program given model files and chat templates with things wrong at random, under limits of space and time (minutes)
@@ -132,6 +140,46 @@ plans: model ## five hundred random runs within their plans, as the system count
 arm-cost: model size ## guest instructions per token as Raspberry Pi 3, 4 and 5 (needs qemu-user, gcc)
 	python3 benches/arm_cost.py $(PEER_MODELS:%=--model %) $(ARM_COST_ARGS)
 
+static: need-build ## the release binary for x86-64, static: target-static
+	CARGO_TARGET_DIR=target-static RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked --target $(AMD)
+
+image: need-image static size ## container images for amd64 and arm64, of static programs and nothing below them: target/image
+	CONTAINER=$(CONTAINER) STRIP_arm64=$(STRIP) deploy/build-image $(IMAGE_NAME) target/image arm64=$(ARM_BIN) amd64=$(AMD_BIN)
+
+test-image: image model ## the image for this machine: rights, memory held to the plan, health, sessions on a volume
+	CONTAINER=$(CONTAINER) deploy/test-image $(IMAGE_NAME):$(VERSION)-$$(dpkg --print-architecture) models/smollm2-135m-instruct-q4_1.gguf
+
+sbom: need-build ## what the program is made of, as CycloneDX: target/dist
+	@mkdir -p target/dist
+	deploy/sbom $(ARM) >target/dist/lowkey-$(VERSION)-arm64.cdx.json
+	deploy/sbom $(AMD) >target/dist/lowkey-$(VERSION)-amd64.cdx.json
+
+dist: deb deb-arm image sbom ## packages, images, SBOM and the checksums of all: target/dist
+	cp $(DEB)_*.deb target/image/lowkey-$(VERSION)-*.tar.gz target/dist/
+	cd target/dist && rm -f SHA256SUMS && sha256sum -- * >../SHA256SUMS && mv ../SHA256SUMS .
+
+TAG ?=
+publish: ## a release on GitHub of what is in target/dist: TAG=v$(VERSION) (needs gh)
+	@[ "$(TAG)" = "v$(VERSION)" ] || { echo "TAG is '$(TAG)', and the version of Cargo.toml makes it v$(VERSION)" >&2; exit 1; }
+	cd target/dist && sha256sum --check --quiet SHA256SUMS
+	gh release create "$(TAG)" --verify-tag --title "lowkey $(VERSION)" --generate-notes target/dist/*
+
+deploy-check: need-deploy model $(if $(filter target/release/lowkey,$(BINARY)),build) ## the files of deploy/ and the workflows, each by its own tool, against BINARY
+	LOWKEY_BIN=$(BINARY) tests/deploy/run
+
+# LiteLLM and what it needs take 750 MB of disk: SHELF_ARGS="--through haproxy" does without.
+SHELF_ARGS ?= --chats 2000 --conversations 200 --workers 6
+shelf: need-deploy build model target/shelf/requirements.txt ## three servers behind HAProxy and LiteLLM, one killed in the middle (half an hour; SHELF_ARGS)
+	target/shelf/venv/bin/python benches/shelf.py $(SHELF_ARGS)
+
+target/shelf/requirements.txt: benches/shelf.txt
+	python3 -m venv target/shelf/venv
+	target/shelf/venv/bin/pip install -q --disable-pip-version-check -r $<
+	cp $< $@
+
+cross-tool: need-build ## `cross` itself, by cargo
+	@command -v $(CROSS) >/dev/null || $(CARGO) install cross --locked --version 0.2.5
+
 cross-image: ## the container image for `cross`, with Docker or podman
 	$(CONTAINER) build -t $(IMAGE) -f cross/Dockerfile cross
 
@@ -148,7 +196,7 @@ cross-test: model ## the tests for ARM by `cross`, as each processor (needs cros
 # Manual pages and completions are made by an example, so that the program does not carry what makes them.
 PAGES     := target/pages
 PAGE_DATE  = $$(date -u -d "$$(sed -n 's/^ -- .*>  //p' deploy/debian/changelog | head -n 1)" +%F)
-DEB        = target/deb/lowkey_$(shell sed -n '0,/^version = /s/^version = "\(.*\)"/\1/p' Cargo.toml)
+DEB        = target/deb/lowkey_$(VERSION)
 
 man: need-build ## the manual pages and the completions of the shells: target/pages
 	$(CARGO) run --locked --example man_and_completions -- $(PAGES) $(PAGE_DATE)
@@ -169,4 +217,4 @@ test-boot: deb model ## the service of the package under a real systemd, in name
 	deploy/test-boot $(DEB)_$$(dpkg --print-architecture).deb models/smollm2-135m-instruct-q4_1.gguf
 
 clean: ## remove what was built (models stay)
-	rm -rf target target-arm target-cross
+	rm -rf target target-arm target-cross target-static

@@ -162,19 +162,23 @@ fn the_watchdog_of_another_process_is_not_fed() {
 /// A limit of exactly the plan would take pages of the model away: the program's own file and the kernel's tables count, too.
 #[test]
 fn the_limit_of_the_unit_is_the_plan_and_some_room() {
-    let plan = |form: &str| {
+    let plan = |form: &[&str]| {
         let mut command = lowkey!();
-        let out = command.args(["plan", "--serve", form, "-m"]).arg(demo_model()).output().expect("the binary starts");
+        let out = command.args(["plan", "--serve"]).args(form).arg("-m").arg(demo_model()).output().expect("the binary starts");
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8(out.stdout).expect("text")
     };
-    let json: serde_json::Value = serde_json::from_str(&plan("--json")).expect("JSON");
+    let json: serde_json::Value = serde_json::from_str(&plan(&["--json"])).expect("JSON");
     let planned = json["private_bytes"].as_u64().expect("bytes") + json["file_bytes"].as_u64().expect("bytes");
-    let unit = plan("--unit");
+    let unit = plan(&["--unit"]);
     let (max, swap) = unit.trim_end().split_once('\n').expect("two lines");
     let max: u64 = max.strip_prefix("MemoryMax=").expect("the limit").parse().expect("bytes");
     assert!((planned + (12 << 20)..planned + (32 << 20)).contains(&max), "{max} for a plan of {planned}");
     assert_eq!(swap, "MemorySwapMax=0");
+    assert_eq!(plan(&["-o", "unit"]), unit);
+    let n_mib = max.div_ceil(1 << 20);
+    let k8s = format!("resources:\n  requests:\n    memory: {n_mib}Mi\n  limits:\n    memory: {n_mib}Mi\n");
+    assert_eq!(plan(&["-o", "k8s"]), k8s);
 }
 
 fn deploy(name: &str) -> String {

@@ -10,6 +10,8 @@ mod choice;
 mod constraint;
 mod eval;
 mod flags;
+#[cfg(feature = "serve")]
+mod health;
 mod info;
 mod interrupt;
 mod kept;
@@ -60,6 +62,9 @@ enum Command {
     /// Serve the model over HTTP: OpenAI's, llama.cpp's and Ollama's ways of asking, and a page
     #[cfg(feature = "serve")]
     Serve(Box<serve::ServeArgs>),
+    /// Whether a server is ready: exit code 0 if it is, 1 if not
+    #[cfg(feature = "serve")]
+    Health(health::HealthArgs),
     /// Every byte a model would use, before it uses any
     Plan(Box<plan::PlanArgs>),
     /// What a GGUF file holds, and which kernel sets this machine runs
@@ -120,6 +125,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Chat(args) => done(chat::run(*args)),
         #[cfg(feature = "serve")]
         Command::Serve(args) => done(serve::run(*args)),
+        #[cfg(feature = "serve")]
+        Command::Health(args) => health::run(args),
         Command::Eval(args) => done(eval::run(args)),
         Command::Bench(args) => done(bench::run(*args)),
         Command::Info(args) => info::run(args),

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::error::Result;
@@ -72,12 +72,55 @@ struct ServePlanArgs {
     /// Whether it fits on a board too
     #[arg(long, value_name = "BOARD")]
     board: Option<String>,
-    /// Nothing but the line for a systemd unit that holds the server to its plan
-    #[arg(long)]
+    /// How to print it: the plan as text or JSON, or nothing but the limit that holds the server to it, for a systemd unit or for a
+    /// container of Kubernetes
+    #[arg(short, long, value_enum, value_name = "FORM", default_value = "text", conflicts_with_all = ["unit", "json"])]
+    output: Form,
+    /// The same as -o unit
+    #[arg(long, conflicts_with = "json")]
     unit: bool,
-    /// One JSON object on stdout
+    /// The same as -o json
     #[arg(long)]
     json: bool,
+}
+
+#[cfg(feature = "serve")]
+impl ServePlanArgs {
+    fn form(&self) -> Form {
+        match (self.unit, self.json) {
+            (true, _) => Form::Unit,
+            (_, true) => Form::Json,
+            _ => self.output,
+        }
+    }
+}
+
+/// How a plan is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Text,
+    Json,
+    Unit,
+    K8s,
+}
+
+impl Form {
+    fn of(is_json: bool) -> Form {
+        if is_json { Form::Json } else { Form::Text }
+    }
+
+    /// The limit of a group of processes, in bytes, as another program reads it; none if the plan itself is wanted.
+    fn limit(self, n_bytes: u64) -> Option<String> {
+        match self {
+            Form::Text | Form::Json => None,
+            Form::Unit => Some(format!("MemoryMax={n_bytes}\nMemorySwapMax=0")),
+            // A request as large as the limit, so that a node is never promised to more pods than it holds.
+            Form::K8s => {
+                let n_mib = n_bytes.div_ceil(1 << 20);
+                Some(format!("resources:\n  requests:\n    memory: {n_mib}Mi\n  limits:\n    memory: {n_mib}Mi"))
+            }
+        }
+    }
 }
 
 /// `lowkey plan --serve …` is `lowkey plan serve …`.
@@ -126,17 +169,20 @@ struct Kv {
 
 pub fn run(args: PlanArgs) -> Result<u8> {
     let mut of = args.of.unwrap_or(Of::Run(Box::new(args.run)));
-    let (model, json, board, unit) = match &mut of {
-        Of::Run(args) => (&mut args.model, args.json, None, false),
+    let (model, form, board) = match &mut of {
+        Of::Run(args) => (&mut args.model, Form::of(args.json), None),
         Of::Eval(args) => {
             let (model, json) = args.model_and_json();
-            (model, json, None, false)
+            (model, Form::of(json), None)
         }
-        Of::Bench(args) => (&mut args.model, args.output.is_json(), None, false),
+        Of::Bench(args) => (&mut args.model, Form::of(args.output.is_json()), None),
         #[cfg(feature = "chat")]
-        Of::Chat(args) => (&mut args.chat.model, args.json, None, false),
+        Of::Chat(args) => (&mut args.chat.model, Form::of(args.json), None),
         #[cfg(feature = "serve")]
-        Of::Serve(args) => (&mut args.serve.model, args.json, args.board.take(), args.unit),
+        Of::Serve(args) => {
+            let form = args.form();
+            (&mut args.serve.model, form, args.board.take())
+        }
     };
     let board = board.or(args.board);
     model.only_plan = true;
@@ -150,17 +196,15 @@ pub fn run(args: PlanArgs) -> Result<u8> {
         Of::Serve(args) => serve::run(args.serve)?,
     };
     let Done::Planned(opened) = done else { unreachable!("nothing but the plan was wanted") };
-    if unit {
-        // Pages of the file count towards the group too: with less the weights are read from the disk again and again.
-        let most = opened.plan.private_bytes() + opened.plan.file_bytes() + GROUP_BYTES;
-        super::answer(&format!("MemoryMax={most}\nMemorySwapMax=0"))?;
-        return Ok(0);
+    // Pages of the file count towards the group too: with less the weights are read from the disk again and again.
+    if let Some(limit) = form.limit(opened.plan.private_bytes() + opened.plan.file_bytes() + GROUP_BYTES) {
+        return super::answer(&limit).map(|()| 0);
     }
     let boards = match &board {
         Some(name) => board::rows(name, &opened.model, &opened.params, opened.extra_bytes())?,
         None => Vec::new(),
     };
-    show(&opened, &boards, json)
+    show(&opened, &boards, form == Form::Json)
 }
 
 /// The answer, and whether it all fits as the exit code.
