@@ -21,7 +21,7 @@ CROSS     ?= cross
 IMAGE_NAME ?= localhost/lowkey
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost test-web test-clients test-flood serve-figures kills peer-server-tests need-deb need-image need-deploy man deb deb-arm test-deb test-deb-arm test-boot static image test-image sbom dist publish deploy-check shelf cross-tool cross-image cross-build cross-test clean
+.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost test-web test-clients test-flood serve-figures kills peer-server-tests json-schema hostile-grammars light-switch need-deb need-image need-deploy man deb deb-arm test-deb test-deb-arm test-boot static image test-image sbom dist publish deploy-check shelf cross-tool cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -133,6 +133,19 @@ kills: need-tests model ## saving is killed a thousand times with kill -9: what 
 peer-server-tests: build model ## llama.cpp's own tests of its server, unchanged, against `lowkey serve` (77 MB, once)
 	@.ci/need python
 	tests/peer/run
+
+SCHEMA_ARGS ?= --answers 27
+json-schema: build model ## the JSON Schema Test Suite: 10,000 answers by chance under its schemas, each valid (fetches 0.4 MB; SCHEMA_ARGS)
+	@.ci/need python
+	tests/json-schema/run suite $(SCHEMA_ARGS)
+	tests/json-schema/run suite --answers 1 --max-tokens 60 --model models/smollm2-135m-instruct-q4_1.gguf
+
+hostile-grammars: build model ## a thousand hostile grammars and schemas: each answered within a second, in the memory that there is
+	@.ci/need python
+	tests/json-schema/run hostile $(HOSTILE_ARGS)
+
+light-switch: build model ## does the demonstration model call a light switch correctly? fifty phrasings (LIGHT_ARGS)
+	tests/tools/light.py $(LIGHT_ARGS)
 
 plans: model ## five hundred random runs within their plans, as the system counts (half an hour)
 	LOWKEY_PLANS=500 $(CARGO) test --locked --test random_plans -- --nocapture

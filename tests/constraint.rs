@@ -194,7 +194,12 @@ fn what_a_schema_cannot_be_held_to_is_refused_by_name() {
         (json!({ "type": "array", "contains": { "type": "null" } }), "`contains`"),
         (json!({ "type": "object", "dependentRequired": { "a": ["b"] } }), "`dependentRequired`"),
         (json!({ "type": "object", "propertyNames": { "maxLength": 3 } }), "`propertyNames`"),
-        (json!({ "type": "object", "unevaluatedProperties": false }), "`unevaluatedProperties`"),
+        (json!({ "type": "object", "allOf": [{}], "unevaluatedProperties": false }), "`unevaluatedProperties`"),
+        (json!({ "type": "string", "minLength": 435_063_862_499_u64 }), "`minLength`"),
+        (json!({ "type": "string", "pattern": "(^a|b$)c" }), "`pattern`"),
+        (json!({ "type": "string", "pattern": "\\Aa\\z" }), "`\\A`"),
+        (json!({ "patternProperties": { "a": {}, "ab": {} } }), "`patternProperties`"),
+        (json!({ "patternProperties": { "^\\d": {}, "^[0-9]": {} } }), "the same"),
         (json!({ "type": "string", "pattern": "^(?!x).*$" }), "look-around"),
         (json!({ "type": "string", "pattern": "(a)\\1" }), "reference back"),
         (json!({ "type": "string", "pattern": "(" }), "`pattern`"),
@@ -230,6 +235,57 @@ fn what_a_schema_cannot_be_held_to_is_refused_by_name() {
     let named =
         json!({ "type": "object", "properties": { "not": { "type": "integer" }, "if": { "const": "x" } }, "required": ["not"] });
     assert_eq!(bench.walk(&bench.schema(&named).expect("a schema"), r#"{"not": 3, "if": "x"}"#), Way::Whole);
+}
+
+#[test]
+fn what_schemas_say_is_what_is_let_through() {
+    let bench = bench();
+    let text = |keyword: &str, value: &str| json!({ "type": "string", keyword: value });
+    let long_name = format!("\"{}a\"", "abcdefg.".repeat(40));
+    for (schema, whole, not) in [
+        // Patterns are ECMA-262's.
+        (text("pattern", "^.{1,2}$"), &[r#""a""#][..], &[r#""\r""#, "\"\u{2028}\"", r#""abc""#][..]),
+        (text("pattern", r"^\s$"), &["\" \"", "\"\u{feff}\""], &["\"\u{85}\"", r#""a""#]),
+        (text("pattern", "^[[:alpha:]]$"), &[r#""a]""#, r#"":]""#], &[r#""a""#, r#""z]""#]),
+        (text("pattern", "^[a-f--c]$"), &[r#""a""#], &[r#""-c""#, r#""z""#]),
+        (text("pattern", "^[^<>()[\\]\\\\.,;:\\s@\"]+$"), &[r#""ab""#], &[r#""a[""#, r#""a@""#]),
+        (
+            json!({ "type": "object", "patternProperties": { "^[[]$": { "type": "null" } }, "additionalProperties": false }),
+            &[r#"{"[": null}"#],
+            &[r#"{"a": null}"#],
+        ),
+        // Dates are days that there were.
+        (
+            text("format", "date"),
+            &[r#""2024-02-29""#, r#""2000-02-29""#],
+            &[r#""2023-02-29""#, r#""1900-02-29""#, r#""2024-04-31""#, r#""0000-01-01""#],
+        ),
+        (text("format", "time"), &[r#""23:59:59.5+02:00""#], &[r#""12:30:60Z""#]),
+        (
+            text("format", "date-time"),
+            &[r#""2024-02-29T10:00:00Z""#],
+            &[r#""2023-02-29T10:00:00Z""#, r#""2024-01-01T10:00:60Z""#],
+        ),
+        (json!({ "type": "string", "format": "date", "pattern": "^2" }), &[r#""2024-02-29""#], &[r#""1024-02-29""#, r#""2""#]),
+        (text("format", "hostname"), &[r#""a.b""#], &[long_name.as_str()]),
+        // Counts may be written as fractions, and words that say nothing are none.
+        (json!({ "type": "array", "minItems": 1.0, "maxItems": 2.0 }), &["[1]", "[1, 2]"], &["[]", "[1, 2, 3]"]),
+        (json!({ "type": "integer", "then": { "maximum": 3 }, "maxContains": 2, "dependentRequired": {} }), &["7"], &["x"]),
+        (
+            json!({ "type": "object", "properties": { "a": { "type": "null" } }, "unevaluatedProperties": false }),
+            &[r#"{"a": null}"#, "{}"],
+            &[r#"{"b": null}"#],
+        ),
+        (json!({ "type": "array", "prefixItems": [{ "type": "null" }], "unevaluatedItems": false }), &["[null]"], &["[null, 1]"]),
+    ] {
+        let compiled = bench.schema(&schema).unwrap_or_else(|e| panic!("{schema}: {e}"));
+        for text in whole {
+            assert_eq!(bench.walk(&compiled, text), Way::Whole, "{schema}: {text:?}");
+        }
+        for text in not {
+            assert_ne!(bench.walk(&compiled, text), Way::Whole, "{schema}: {text:?}");
+        }
+    }
 }
 
 /// Whether a value is valid against the keywords that `random_schema` writes.
@@ -363,6 +419,18 @@ fn hostile() -> Vec<(String, Rules)> {
         ("classes", schema(json!({ "type": "string", "pattern": "^\\p{L}{1,1000}\\p{N}{1,1000}$" }))),
         ("nested", schema(nested)),
         ("choices", schema(json!({ "enum": choices }))),
+        (
+            "objects to choose from",
+            schema(json!({ "enum": (0..700).map(|i| json!({ (word(i)): [i, { (word(i)): null }] })).collect::<Vec<_>>() })),
+        ),
+        (
+            "more objects",
+            schema(json!({ "enum": (0..1500).map(|i| json!({ (word(i)): [i, { (word(i)): null }] })).collect::<Vec<_>>() })),
+        ),
+        (
+            "one large object",
+            schema(json!({ "const": (0..1500).map(|i| json!({ (word(i)): [i, { (word(i)): null }] })).collect::<Vec<_>>() })),
+        ),
         ("circle", schema(json!({ "$ref": "#/$defs/d0", "$defs": refs }))),
         ("self", schema(json!({ "$ref": "#" }))),
         ("chain", schema(json!({ "$ref": "#/$defs/d0", "$defs": long }))),

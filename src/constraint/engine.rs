@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{ParserFactory, TokenParser};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::region::{Region, Share};
 use super::{Refused, Rules, gbnf, lark, schema};
@@ -111,7 +111,8 @@ impl Constraints {
         // Answers under way keep a quarter of what is left.
         let (most, left) = (self.region.total() / 2, self.region.left());
         let making = left - left / 4;
-        let mut share = self.region.share(making).filter(|_| making >= most).ok_or(Refused::Busy)?;
+        let busy = if self.region.is_lost() { Refused::Lost } else { Refused::Busy };
+        let mut share = self.region.share(making).filter(|_| making >= most).ok_or(busy)?;
         let factory = self.factory.clone();
         let make = move || {
             let (made, net, _) = metered(|| {
@@ -132,7 +133,7 @@ impl Constraints {
             Some(Err(error)) => Err(refusal(&error)),
             None => {
                 // Its thread sleeps with all that it took, for good.
-                std::mem::forget(share);
+                share.lose();
                 log::error!("a grammar took more memory than its limits allow; what it took is lost until the restart");
                 Err(Refused::TooLarge(format!("more than {}", Bytes(making as u64))))
             }
@@ -145,22 +146,28 @@ impl Constraints {
             let marked = [&[TokTrie::SPECIAL_TOKEN_MARKER], text.as_bytes()].concat();
             trie.token_id_at_bytes(&marked).or_else(|| trie.token_id_at_bytes(text.as_bytes()))
         };
+        let most_made = schema::most_made(self.region.total());
+        let of_schema = |schema: &Value| -> std::result::Result<GrammarWithLexer, Refused> {
+            let prepared = schema::prepared(schema, most_made).map_err(Refused::Invalid)?;
+            Ok(GrammarWithLexer::from_json_schema(prepared.schema))
+        };
         let grammar = match rules {
-            Rules::Json => {
-                GrammarWithLexer::from_json_schema(schema::prepared(&json!({ "type": "object" })).map_err(Refused::Invalid)?)
-            }
-            Rules::Schema(schema) => GrammarWithLexer::from_json_schema(schema::prepared(schema).map_err(Refused::Invalid)?),
+            Rules::Json => of_schema(&json!({ "type": "object" }))?,
+            Rules::Schema(schema) => of_schema(schema)?,
             Rules::Gbnf(text) => {
                 let gbnf = gbnf::parse(text, &token).map_err(Refused::Invalid)?;
                 GrammarWithLexer::from_lark(lark::from_gbnf(&gbnf).map_err(Refused::Invalid)?)
             }
-            Rules::Own(text) => GrammarWithLexer::from_lark(text.clone()),
+            Rules::Own { n_made, .. } if *n_made > most_made => {
+                return Err(Refused::Invalid(schema::too_many("the schemas together", most_made)));
+            }
+            Rules::Own { text, .. } => GrammarWithLexer::from_lark(text.clone()),
             Rules::Lark(text) => {
                 lark::check(text).map_err(Refused::Invalid)?;
                 GrammarWithLexer::from_lark(text.clone())
             }
         };
-        let n_items = grammar.lark_grammar.as_deref().filter(|_| !matches!(rules, Rules::Own(_))).map_or(0, lark::n_items);
+        let n_items = grammar.lark_grammar.as_deref().filter(|_| !matches!(rules, Rules::Own { .. })).map_or(0, lark::n_items);
         let most = self.region.total() / ITEM_BYTES;
         if n_items > most {
             return Err(Refused::TooLarge(format!("{n_items} items of at most {most}")));
@@ -189,10 +196,26 @@ fn bytes_of(parser: &TokenParser, net: isize) -> usize {
     if net > 0 { net as usize } else { own.num_bytes + own.num_states * 1024 + (64 << 10) }
 }
 
+/// What the library says, and what of a schema it means, in words that help.
+const WORDS: [(&str, &str); 4] = [
+    (
+        "oneOf constraints",
+        "`oneOf`: alternatives that may be valid together cannot be held to exactly: tell them apart by a constant member or by \
+         their types, or write `anyOf`",
+    ),
+    ("patternProperty", "`patternProperties`: patterns that may match the same name cannot be held to"),
+    ("lookarounds", "an anchor or a look-around within a `pattern` cannot be held to: write it at the ends, or without"),
+    ("if regex is empty", "`pattern`, `format` and lengths together are too much: whether any text is left cannot be told"),
+];
+
 /// An error of the library, in a line.
 fn refusal(error: &str) -> Refused {
     let line = error.lines().find(|line| !line.trim().is_empty()).unwrap_or("it cannot be read");
     let line: String = line.replace("<non-verbose/>", "").trim().chars().take(300).collect();
+    if let Some((word, told)) = WORDS.iter().find(|(word, _)| line.contains(word)) {
+        let is_shown = ["patternProperty", "lookarounds"].contains(word);
+        return Refused::Invalid(if is_shown { format!("{told} ({line})") } else { (*told).to_owned() });
+    }
     let is_large =
         ["too big", "too large", "limit", "too many", "Too many", "too complex", "fuel"].iter().any(|word| line.contains(word));
     if is_large { Refused::TooLarge(line) } else { Refused::Invalid(line) }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! schema   what a schema may hold; refusals by keyword        gbnf     llama.cpp's grammars, read     lark   and written as Lark's
+//! pattern  patterns of schemas as the library reads them
 //! engine   the vocabulary's tables, grammars, their tokens    region   the memory that they share
 //! ```
 //!
@@ -19,6 +20,7 @@ mod engine;
 mod gbnf;
 #[cfg(feature = "constraint")]
 mod lark;
+mod pattern;
 #[cfg(feature = "constraint")]
 mod region;
 mod schema;
@@ -28,7 +30,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 pub use engine::{Constraints, Grammar, Live};
-pub use schema::prepared;
+pub use schema::{Prepared, most_made, prepared, too_many};
 
 /// A schema's or grammar's text at most.
 pub const MAX_RULES_BYTES: usize = 64 << 10;
@@ -46,8 +48,8 @@ pub enum Rules {
     Gbnf(String),
     /// llguidance's own.
     Lark(String),
-    /// The same, of this program's making: it is not checked.
-    Own(String),
+    /// The same, of this program's making: it is not checked, but for how many schemas it comes to.
+    Own { text: String, n_made: usize },
 }
 
 /// Why there is no grammar.
@@ -59,6 +61,8 @@ pub enum Refused {
     TooLarge(String),
     /// Others have taken the memory.
     Busy,
+    /// A grammar has taken the memory for good.
+    Lost,
     /// This program cannot.
     Absent(&'static str),
 }
@@ -71,6 +75,9 @@ impl std::fmt::Display for Refused {
                 write!(f, "it would take more memory than grammars may: {what}; make it smaller, or give grammars more memory")
             }
             Refused::Busy => f.write_str("other answers have taken the memory for grammars: try again, or give grammars more"),
+            Refused::Lost => {
+                f.write_str("a grammar took more memory than its limits allow: there is none for others until the restart")
+            }
             Refused::Absent(what) => f.write_str(what),
         }
     }

@@ -1,17 +1,19 @@
 //! The memory that grammars share: what they take is counted, and nobody gets more than is left.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// So many bytes for all grammars together.
 pub struct Region {
     total: usize,
     taken: AtomicUsize,
+    /// Somebody sleeps with a part of it.
+    is_lost: AtomicBool,
 }
 
 impl Region {
     pub fn new(total: usize) -> Arc<Region> {
-        Arc::new(Region { total, taken: AtomicUsize::new(0) })
+        Arc::new(Region { total, taken: AtomicUsize::new(0), is_lost: AtomicBool::new(false) })
     }
 
     pub fn total(&self) -> usize {
@@ -20,6 +22,11 @@ impl Region {
 
     pub fn left(&self) -> usize {
         self.total.saturating_sub(self.taken.load(Ordering::Relaxed))
+    }
+
+    /// Whether a part of it will never be given back.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Relaxed)
     }
 
     /// So many bytes of it, if they are left.
@@ -53,6 +60,12 @@ impl Share {
     /// Nothing yet of the same region.
     pub fn none(&self) -> Share {
         Share { region: self.region.clone(), bytes: 0 }
+    }
+
+    /// It will never be given back.
+    pub fn lose(self) {
+        self.region.is_lost.store(true, Ordering::Relaxed);
+        std::mem::forget(self);
     }
 
     /// It is so many bytes now. What has been taken is counted, whether or not it was left.

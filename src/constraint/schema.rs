@@ -5,7 +5,9 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
-/// Keywords that no grammar holds to.
+use super::pattern::{from_ecma, of_format};
+
+/// Keywords that no grammar holds to, where they say anything.
 const NEVER: [&str; 17] = [
     "not",
     "if",
@@ -20,14 +22,16 @@ const NEVER: [&str; 17] = [
     "unevaluatedItems",
     "unevaluatedProperties",
     "propertyNames",
+    "uniqueItems",
     "$dynamicRef",
     "$recursiveRef",
     "x-guidance",
-    "contentSchema",
 ];
 /// What says nothing about what may be written, here.
 const NOTES: [&str; 3] = ["$dynamicAnchor", "$recursiveAnchor", "$vocabulary"];
 const FORMATS: [&str; 10] = ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
+/// Characters of a host's name, which no pattern of its parts says.
+const MAX_HOSTNAME: u64 = 253;
 const NUMBERS: [&str; 5] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
 const COUNTS: [&str; 6] = ["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"];
 /// Whole numbers up to here are what they are in a double too.
@@ -35,48 +39,71 @@ const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// Schemas in each other, references followed.
 const MAX_DEPTH: usize = 96;
-/// Schemas that the library makes of one, multiplied where it wants several things at once.
-const MAX_MADE: usize = 4096;
+/// Bytes of a region for each schema that the library makes, multiplied where it wants several things at once.
+const MADE_BYTES: usize = 2048;
 /// The most that an exact number of items may be.
 const MAX_ITEMS: u64 = 10_000;
+/// The longest string that may be asked for: beyond it a length is nothing that the library counts.
+const MAX_LENGTH: u64 = u32::MAX as u64;
 
 /// Between the marks of JSON: nothing, a space, or a line break with what indents the next line. (Without an end to white space, small
 /// models write nothing else.)
 const WHITE_SPACE: &str = r"[ ]|\n[ \t]{0,40}";
 
-/// The schema as the library takes it, or which keyword is in its way.
-pub fn prepared(schema: &Value) -> Result<Value, String> {
+/// A schema as the library takes it.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub schema: Value,
+    /// Schemas that the library makes of it.
+    pub n_made: usize,
+}
+
+/// Schemas that may be made in a region of so many bytes.
+pub fn most_made(region_bytes: usize) -> usize {
+    region_bytes / MADE_BYTES
+}
+
+/// The schema as the library takes it, or which keyword is in its way; `n_most` schemas may be made of it.
+pub fn prepared(schema: &Value, n_most: usize) -> Result<Prepared, String> {
     let mut schema = match schema {
         Value::Bool(true) => json!({}),
         Value::Bool(false) => return Err("the schema is `false`, which nothing is valid against".into()),
         other => other.clone(),
     };
     let copy = schema.clone();
-    let mut check = Check { root: &copy, seen: HashMap::new(), n_made: 0, has_inner_id: None, has_ref: false };
+    let mut check = Check { root: &copy, seen: HashMap::new(), n_made: 0, n_most, has_inner_id: None, has_ref: false };
     check.schema(&copy, "", 0)?;
     check.circles()?;
     if let Some(path) = check.has_inner_id.filter(|_| check.has_ref) {
         return Err(format!("`{path}`: with references in the schema, only its root may have an `$id`"));
     }
+    let n_made = check.n_made;
     tidy(&mut schema, true);
     if let Value::Object(map) = &mut schema {
         map.insert("x-guidance".into(), json!({ "whitespace_pattern": WHITE_SPACE }));
     }
-    Ok(schema)
+    Ok(Prepared { schema, n_made })
 }
 
-/// Takes out keywords that change nothing and that the library stumbles over.
+/// Takes out keywords that change nothing and that the library stumbles over, and writes anew what it reads otherwise.
 fn tidy(schema: &mut Value, is_schema: bool) {
     match schema {
         Value::Object(map) if is_schema => {
-            map.retain(|key, value| match key.as_str() {
-                "uniqueItems" => value != &Value::Bool(false),
-                key => !NOTES.contains(&key),
-            });
+            let idle: Vec<String> =
+                map.iter().filter(|(key, value)| is_idle(map, key, value)).map(|(key, _)| key.clone()).collect();
+            map.retain(|key, _| !NOTES.contains(&key.as_str()) && !idle.contains(key));
+            for key in ["unevaluatedProperties", "unevaluatedItems"] {
+                if let Some(name) = stands_for(map, key)
+                    && let Some(value) = map.remove(key)
+                {
+                    map.insert(name.into(), value);
+                }
+            }
             // Only beside a list of items does it mean anything.
             if !map.get("items").is_some_and(Value::is_array) {
                 map.remove("additionalItems");
             }
+            written_anew(map);
             for (key, value) in map {
                 match key.as_str() {
                     "const" | "enum" | "default" | "examples" => {}
@@ -89,6 +116,68 @@ fn tidy(schema: &mut Value, is_schema: bool) {
         Value::Array(items) => items.iter_mut().for_each(|item| tidy(item, true)),
         _ => {}
     }
+}
+
+/// Counts as whole numbers; formats that the library is too lenient with, and patterns, as patterns of the library.
+fn written_anew(map: &mut Map<String, Value>) {
+    for key in COUNTS {
+        if let Some(n) = map.get(key).and_then(whole) {
+            map.insert(key.into(), n.into());
+        }
+    }
+    let format = map.get("format").and_then(Value::as_str).unwrap_or_default();
+    if format == "hostname" && map.get("maxLength").and_then(Value::as_u64).is_none_or(|n| n > MAX_HOSTNAME) {
+        map.insert("maxLength".into(), MAX_HOSTNAME.into());
+    } else if let Some(pattern) = of_format(format) {
+        map.remove("format");
+        if map.contains_key("pattern") {
+            if let Some(all) = map.entry("allOf").or_insert_with(|| json!([])).as_array_mut() {
+                all.push(json!({ "pattern": pattern }));
+            }
+        } else {
+            map.insert("pattern".into(), pattern.into());
+        }
+    }
+    if let Some(pattern) = map.get("pattern").and_then(Value::as_str).and_then(|pattern| from_ecma(pattern).ok()) {
+        map.insert("pattern".into(), pattern.into());
+    }
+    if let Some(Value::Object(names)) = map.get_mut("patternProperties") {
+        *names = std::mem::take(names).into_iter().map(|(name, inner)| (from_ecma(&name).unwrap_or(name), inner)).collect();
+    }
+}
+
+/// Whether a keyword says nothing, by its value or for lack of another one.
+fn is_idle(map: &Map<String, Value>, key: &str, value: &Value) -> bool {
+    let is_anything = value == &Value::Bool(true) || value.as_object().is_some_and(Map::is_empty);
+    match key {
+        "uniqueItems" => value == &Value::Bool(false),
+        "if" => !map.contains_key("then") && !map.contains_key("else"),
+        "then" | "else" => !map.contains_key("if"),
+        "minContains" | "maxContains" => !map.contains_key("contains"),
+        // What a string holds is a note, since 2019; before, there was no such keyword.
+        "contentSchema" => true,
+        "propertyNames" => is_anything,
+        "unevaluatedItems" => is_anything || map.get("items").is_some_and(|items| !items.is_array()),
+        "unevaluatedProperties" => is_anything || map.contains_key("additionalProperties"),
+        "dependencies" | "dependentRequired" | "dependentSchemas" => value.as_object().is_some_and(Map::is_empty),
+        _ => false,
+    }
+}
+
+/// Where nothing else says anything of the same object or list, what is not evaluated is what its own keywords leave.
+fn stands_for(map: &Map<String, Value>, key: &str) -> Option<&'static str> {
+    let is_alone = !["$ref", "allOf", "anyOf", "oneOf"].iter().any(|other| map.contains_key(*other));
+    match key {
+        "unevaluatedProperties" if is_alone => Some("additionalProperties"),
+        "unevaluatedItems" if is_alone && map.contains_key("items") => Some("additionalItems"),
+        "unevaluatedItems" if is_alone => Some("items"),
+        _ => None,
+    }
+}
+
+/// A whole number from 0, also one that is written as a fraction.
+fn whole(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_f64().filter(|n| n.fract() == 0.0 && (0.0..=EXACT).contains(n)).map(|n| n as u64))
 }
 
 /// What a schema comes to: so many alternatives, and so many schemas in all of them.
@@ -138,6 +227,7 @@ struct Check<'a> {
     /// References that have been followed, and what they come to.
     seen: HashMap<&'a str, Size>,
     n_made: usize,
+    n_most: usize,
     has_inner_id: Option<String>,
     has_ref: bool,
 }
@@ -166,10 +256,8 @@ impl<'a> Check<'a> {
         // Itself, and what is more than its parts.
         let Sum { size, plain, .. } = sum;
         self.n_made = self.n_made.saturating_add(1 + size.parts.saturating_sub(plain.saturating_add(1)));
-        if self.n_made > MAX_MADE {
-            let what = format!("its alternatives, or its members, come to more than {MAX_MADE} schemas");
-            let path = if path.is_empty() { "the schema" } else { path };
-            return Err(format!("{path}: {what}: say `type` where it is missing, or write fewer"));
+        if self.n_made > self.n_most {
+            return Err(too_many(if path.is_empty() { "the schema" } else { path }, self.n_most));
         }
         Ok(size)
     }
@@ -185,10 +273,9 @@ impl<'a> Check<'a> {
         sum: &mut Sum,
     ) -> Result<(), String> {
         match key {
+            key if is_idle(map, key, value) => {}
+            key if stands_for(map, key).is_some() => sum.has(self.schema(value, name, depth + 1)?),
             key if NEVER.contains(&key) => return Err(format!("`{name}`: `{key}` cannot be held to exactly: leave it out")),
-            "uniqueItems" if value != &Value::Bool(false) => {
-                return Err(format!("`{name}`: `uniqueItems` cannot be held to exactly: leave it out"));
-            }
             "$id" | "id" if name != key && value.is_string() => self.has_inner_id = Some(name.to_owned()),
             "$ref" => sum.wants(self.reference(value, name, depth)?),
             "allOf" => {
@@ -206,13 +293,14 @@ impl<'a> Check<'a> {
             "enum" => {
                 let items = list(value, name)?;
                 items.iter().try_for_each(|item| exact(item, name))?;
-                sum.wants(Size { ways: items.len(), parts: items.len() });
+                sum.wants(Size { ways: items.len(), parts: items.iter().map(values).sum() });
             }
             "properties" | "patternProperties" => {
                 let inner = value.as_object().ok_or_else(|| format!("`{name}`: an object of schemas is wanted"))?;
+                let mut names = HashSet::new();
                 for (property, schema) in inner {
-                    if key == "patternProperties" {
-                        pattern(property, name)?;
+                    if key == "patternProperties" && !names.insert(pattern(property, name)?) {
+                        return Err(format!("`{name}`: two patterns that mean the same: write one of them"));
                     }
                     sum.has(self.schema(schema, &format!("{name}.{property}"), depth + 1)?);
                 }
@@ -226,12 +314,16 @@ impl<'a> Check<'a> {
                 }
             }
             "items" | "additionalItems" | "additionalProperties" => sum.has(self.schema(value, name, depth + 1)?),
-            "pattern" => pattern(value.as_str().ok_or_else(|| format!("`{name}`: a string is wanted"))?, name)?,
+            "pattern" => drop(pattern(value.as_str().ok_or_else(|| format!("`{name}`: a string is wanted"))?, name)?),
             "format" if !value.as_str().is_some_and(|format| FORMATS.contains(&format)) => {
                 return Err(format!("`{name}`: `format` {value} is not known: {} are", FORMATS.join(", ")));
             }
             "multipleOf" => multiple(value, name)?,
-            key if key == "const" || NUMBERS.contains(&key) => exact(value, name)?,
+            "const" => {
+                exact(value, name)?;
+                sum.wants(Size { ways: 1, parts: values(value) });
+            }
+            key if NUMBERS.contains(&key) => exact(value, name)?,
             key if COUNTS.contains(&key) => count(value, key, name)?,
             _ => {}
         }
@@ -353,37 +445,45 @@ fn multiple(value: &Value, name: &str) -> Result<(), String> {
 }
 
 fn count(value: &Value, key: &str, name: &str) -> Result<(), String> {
-    let n = value.as_u64().ok_or_else(|| format!("`{name}`: a whole number from 0 is wanted"))?;
-    if ["minItems", "maxItems", "minProperties", "maxProperties"].contains(&key) && n > MAX_ITEMS {
-        return Err(format!("`{name}`: {n} are more than {MAX_ITEMS}: give a smaller number, or leave it out"));
+    let n = whole(value).ok_or_else(|| format!("`{name}`: a whole number from 0 is wanted"))?;
+    let most = if key.ends_with("Length") { MAX_LENGTH } else { MAX_ITEMS };
+    match n > most {
+        true => Err(format!("`{name}`: {n} are more than {most}: give a smaller number, or leave it out")),
+        false => Ok(()),
     }
-    Ok(())
 }
 
-/// Look-around and references back are nothing that goes from left to right.
-fn pattern(pattern: &str, name: &str) -> Result<(), String> {
-    for (what, marks) in [
-        ("look-around", &["(?=", "(?!", "(?<=", "(?<!"][..]),
-        ("a word boundary", &[r"\b", r"\B"]),
-        ("a reference back", &[r"\1", r"\2", r"\3", r"\4", r"\5", r"\6", r"\7", r"\8", r"\9", r"\k<"]),
-    ] {
-        // A backslash that is itself escaped escapes nothing.
-        let bare = pattern.replace(r"\\", "");
-        if marks.iter().any(|mark| bare.contains(mark)) {
-            return Err(format!("`{name}`: {what} in a pattern cannot be held to: write it without"));
-        }
+/// What a constant comes to: a schema for each value in it; those within others want an object or a list around them too.
+fn values(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(|item| 1 + values(item)).sum::<usize>(),
+        Value::Object(map) => 1 + map.values().map(|item| 1 + values(item)).sum::<usize>(),
+        _ => 1,
     }
+}
+
+pub fn too_many(what: &str, n_most: usize) -> String {
+    format!(
+        "{what}: its alternatives, its members or its constants come to more than {n_most} schemas: say `type` where it is missing, \
+         write fewer, or give grammars more memory"
+    )
+}
+
+/// What goes from left to right, and is read as ECMA-262 has it: the pattern as the library takes it.
+fn pattern(pattern: &str, name: &str) -> Result<String, String> {
+    let written =
+        from_ecma(pattern).map_err(|what| format!("`{name}`: {what} in a pattern cannot be held to: write it without"))?;
     regex_syntax::ast::parse::ParserBuilder::new()
         .nest_limit(64)
         .build()
-        .parse(pattern)
-        .map(drop)
-        .map_err(|error| format!("`{name}`: the pattern cannot be read: {}", error.kind()))
+        .parse(&written)
+        .map_err(|error| format!("`{name}`: the pattern cannot be read: {}", error.kind()))?;
+    Ok(written)
 }
 
 /// A name may come twice in an object, and then counts once: a least number of others than the required ones cannot be held to.
 fn least_properties(map: &Map<String, Value>, name: &str) -> Result<(), String> {
-    let least = map.get("minProperties").and_then(Value::as_u64).unwrap_or(0);
+    let least = map.get("minProperties").and_then(whole).unwrap_or(0);
     let n_required = map.get("required").and_then(Value::as_array).map_or(0, Vec::len) as u64;
     let is_closed = map.get("additionalProperties") == Some(&Value::Bool(false)) && !map.contains_key("patternProperties");
     match least > n_required.max(1) || least > n_required && !is_closed {

@@ -4,7 +4,7 @@ import { test } from "node:test";
 import OpenAI from "openai";
 import { Ollama } from "ollama";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { APICallError, generateText, streamText } from "ai";
+import { APICallError, generateText, jsonSchema, stepCountIs, streamText, tool } from "ai";
 
 const url = process.env.LOWKEY_URL;
 const messages = [{ role: "user", content: "What is the capital of France?" }];
@@ -107,4 +107,67 @@ test("ollama: list, chat, stream, abort", async () => {
     assert.equal(e.name, "AbortError");
   }
   assert.ok(await idle());
+});
+
+const parameters = {
+  type: "object",
+  properties: { light: { type: "string", enum: ["kitchen", "hall"] }, state: { type: "string", enum: ["on", "off"] } },
+  required: ["light", "state"],
+  additionalProperties: false,
+};
+const command = [{ role: "user", content: "Turn on the kitchen light." }];
+const isGood = args => ["kitchen", "hall"].includes(args.light) && ["on", "off"].includes(args.state) && Object.keys(args).length === 2;
+
+test("openai: a tool, there and back", async () => {
+  const tools = [{ type: "function", function: { name: "set_light", description: "Turn a light on or off.", parameters } }];
+  const called = await ask({ messages: command, tools, tool_choice: "required", parallel_tool_calls: false, max_tokens: 80 });
+  const message = called.choices[0].message;
+  assert.equal(called.choices[0].finish_reason, "tool_calls");
+  assert.ok(isGood(JSON.parse(message.tool_calls[0].function.arguments)));
+  const result = { role: "tool", tool_call_id: message.tool_calls[0].id, content: "The light is on now." };
+  const answer = await ask({ messages: [...command, message, result], tools, tool_choice: "none" });
+  assert.ok(answer.choices[0].message.content.trim());
+  assert.ok(answer.usage.prompt_tokens_details.cached_tokens >= called.usage.total_tokens - 1, JSON.stringify(answer.usage));
+});
+
+test("vercel: a tool, called by the library and answered, streamed and not", async () => {
+  const calls = [];
+  const tools = {
+    set_light: tool({
+      description: "Turn a light on or off.",
+      inputSchema: jsonSchema(parameters),
+      execute: async args => { calls.push(args); return "The light is on now."; },
+    }),
+  };
+  // The first step must call, the second must say something.
+  const prepareStep = ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" });
+  const settings = { model: vercel, messages: command, tools, prepareStep, stopWhen: stepCountIs(2), maxOutputTokens: 80, temperature: 0, maxRetries: 0 };
+  const whole = await generateText(settings);
+  assert.ok(calls.length >= 1 && calls.every(isGood), JSON.stringify(calls));
+  assert.deepEqual(whole.steps.map(step => step.finishReason)[0], "tool-calls");
+  assert.equal(whole.steps.length, 2);
+  assert.ok(whole.text.trim());
+  assert.ok(whole.steps[1].usage.cachedInputTokens >= whole.steps[0].usage.inputTokens, JSON.stringify(whole.steps.map(step => step.usage)));
+  const streamed = streamText(settings);
+  let text = "";
+  for await (const part of streamed.textStream) text += part;
+  assert.equal(text, whole.text);
+});
+
+test("vercel: an object by its schema", async () => {
+  const { generateObject } = await import("ai");
+  const schema = jsonSchema({ type: "object", properties: { city: { type: "string", maxLength: 20 } }, required: ["city"], additionalProperties: false });
+  const provider = createOpenAICompatible({ name: "lowkey", baseURL: url + "/v1", supportsStructuredOutputs: true });
+  const { object } = await generateObject({ model: provider("any"), messages, schema, maxOutputTokens: 60, temperature: 0, maxRetries: 0 });
+  assert.deepEqual(Object.keys(object), ["city"]);
+});
+
+test("ollama: tools are told on", async () => {
+  const ollama = new Ollama({ host: url });
+  const model = (await ollama.list()).models[0].model;
+  const tools = [{ type: "function", function: { name: "set_light", description: "Turn a light on or off.", parameters } }];
+  const call = { function: { name: "set_light", arguments: { light: "kitchen", state: "on" } } };
+  const turns = [...command, { role: "assistant", content: "", tool_calls: [call] }, { role: "tool", tool_name: "set_light", content: "The light is on now." }];
+  const answer = await ollama.chat({ model, messages: turns, tools, options: { temperature: 0, num_predict: 16 } });
+  assert.ok(answer.message.content || answer.message.tool_calls);
 });

@@ -1,9 +1,10 @@
 """ollama for Python against a real server, and what it must refuse."""
 
+import json
 import unittest
 
 import ollama
-from common import Server
+from common import RESULT, TOOLS, TOOLS_ASK, Server, is_good_call
 
 ASK = [{"role": "user", "content": "What is the capital of France?"}]
 STORY = [{"role": "user", "content": "Tell me a long story about a river."}]
@@ -68,6 +69,38 @@ class Ollama(unittest.TestCase):
             model=model, prompt="What is the capital of France?", stream=True, options={"temperature": 0, "num_predict": 12}
         )
         self.assertEqual("".join(p.response for p in parts), whole.response)
+
+    def test_tools_there_and_back(self):
+        ask = [{"role": "user", "content": TOOLS_ASK}]
+        # Ollama's interface cannot force a call, so the model may also say something.
+        options = {"temperature": 0, "num_predict": 80}
+        called = client.chat(model=model, messages=ask, tools=TOOLS, options=options)
+        for call in called.message.tool_calls or []:
+            self.assertTrue(is_good_call(call.function.name, dict(call.function.arguments)), call)
+        # What a model would have called, whatever this one did.
+        call = {"function": {"name": "set_light", "arguments": {"light": "kitchen", "state": "on"}}}
+        result = {"role": "tool", "tool_name": "set_light", "content": RESULT}
+        turns = [*ask, {"role": "assistant", "content": "", "tool_calls": [call]}, result]
+        answer = client.chat(model=model, messages=turns, tools=TOOLS, options={"temperature": 0, "num_predict": 16})
+        self.assertTrue(answer.message.content.strip() or answer.message.tool_calls)
+        parts = list(client.chat(model=model, messages=turns, tools=TOOLS, stream=True, options={"temperature": 0, "num_predict": 16}))
+        self.assertEqual("".join(part.message.content or "" for part in parts), answer.message.content or "")
+
+    def test_a_tool_s_call_comes_back_as_an_object(self):
+        # Forced through OpenAI's interface of the same server, and told on by Ollama's.
+        body = {"messages": [{"role": "user", "content": TOOLS_ASK}], "tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False,
+                "temperature": 0, "max_tokens": 80}  # fmt: skip
+        status, told = server.post("/v1/chat/completions", body)
+        self.assertEqual(status, 200, told)
+        function = told["choices"][0]["message"]["tool_calls"][0]["function"]
+        call = {"function": {"name": function["name"], "arguments": json.loads(function["arguments"])}}
+        turns = [body["messages"][0], {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_name": function["name"], "content": RESULT}]
+        self.assertTrue(client.chat(model=model, messages=turns, tools=TOOLS, options={"num_predict": 8}).done)
+
+    def test_a_schema(self):
+        schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"], "additionalProperties": False}
+        answer = client.chat(model=model, messages=ASK, format=schema, options={"temperature": 0, "num_predict": 60})
+        self.assertEqual(list(json.loads(answer.message.content)), ["city"])
 
     def test_an_empty_request_loads(self):
         self.assertEqual(client.chat(model=model, messages=[]).done_reason, "load")

@@ -1,11 +1,12 @@
 """openai for Python against a real server: chat, streams, usage, errors, stop, seed, cancelling, retries."""
 
 import asyncio
+import json
 import time
 import unittest
 
 import openai
-from common import Server, wait_for
+from common import RESULT, TOOLS, TOOLS_ASK, Server, is_good_call, wait_for
 
 ASK = [{"role": "user", "content": "What is the capital of France?"}]
 COUNT = [{"role": "user", "content": "Tell me a long story about a river."}]
@@ -140,6 +141,75 @@ class Chat(unittest.TestCase):
         self.assertEqual(events[0].type, "response.created")
         self.assertIn(events[-1].type, ("response.completed", "response.incomplete"))
         self.assertEqual("".join(e.delta for e in events if e.type == "response.output_text.delta"), answer.output_text)
+
+
+class Tools(unittest.TestCase):
+    """A call, its result, and an answer; nothing is read twice."""
+
+    ask = [{"role": "user", "content": TOOLS_ASK}]
+    forced = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 80}
+
+    def check(self, call):
+        self.assertEqual(call.type, "function")
+        self.assertTrue(is_good_call(call.function.name, json.loads(call.function.arguments)), call)
+
+    def test_there_and_back(self):
+        called = chat(messages=self.ask, **self.forced)
+        message = called.choices[0].message
+        self.assertEqual((called.choices[0].finish_reason, message.content, len(message.tool_calls)), ("tool_calls", None, 1))
+        self.check(message.tool_calls[0])
+        result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": RESULT}
+        answer = chat(messages=[*self.ask, message, result], tools=TOOLS, tool_choice="none")
+        self.assertTrue(answer.choices[0].message.content.strip())
+        self.assertIsNone(answer.choices[0].message.tool_calls)
+        # All but the last token of the call, which was never taken in.
+        self.assertGreaterEqual(answer.usage.prompt_tokens_details.cached_tokens, called.usage.total_tokens - 1)
+        third = [*self.ask, message, result, {"role": "assistant", "content": answer.choices[0].message.content}]
+        again = chat(messages=[*third, {"role": "user", "content": "Now turn it off."}], **self.forced)
+        self.check(again.choices[0].message.tool_calls[0])
+        self.assertGreaterEqual(again.usage.prompt_tokens_details.cached_tokens, answer.usage.prompt_tokens)
+
+    def test_streamed_is_the_whole(self):
+        whole = chat(messages=self.ask, **self.forced).choices[0].message.tool_calls[0]
+        names, arguments, finishes, ids = [], "", [], []
+        for chunk in chat(messages=self.ask, stream=True, **self.forced):
+            for choice in chunk.choices:
+                for call in choice.delta.tool_calls or []:
+                    self.assertEqual(call.index, 0)
+                    names += [call.function.name] if call.function.name else []
+                    ids += [call.id] if call.id else []
+                    arguments += call.function.arguments or ""
+                finishes += [choice.finish_reason] if choice.finish_reason else []
+        self.assertEqual((names, arguments, finishes), ([whole.function.name], whole.function.arguments, ["tool_calls"]))
+        self.assertEqual(len(ids), 1)
+
+    def test_the_library_s_own_way(self):
+        with client.chat.completions.stream(model="any", messages=self.ask, temperature=0, **self.forced) as stream:
+            done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+        self.assertEqual(len(done), 1)
+        self.check(stream.get_final_completion().choices[0].message.tool_calls[0])
+
+    def test_responses(self):
+        tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+        ask = [{"role": "user", "content": TOOLS_ASK}]
+        called = client.responses.create(model="any", input=ask, tools=tools, tool_choice="required", max_output_tokens=80, temperature=0)
+        call = next(item for item in called.output if item.type == "function_call")
+        self.assertTrue(is_good_call(call.name, json.loads(call.arguments)), call)
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": RESULT}
+        own = {"type": "function_call", "call_id": call.call_id, "name": call.name, "arguments": call.arguments}
+        answer = client.responses.create(
+            model="any", input=[*ask, own, result], tools=tools, tool_choice="none", max_output_tokens=24, temperature=0
+        )
+        self.assertTrue(answer.output_text.strip())
+
+    def test_schemas_by_a_class(self):
+        schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"], "additionalProperties": False}
+        form = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}}
+        answer = chat(response_format=form, max_tokens=60)
+        self.assertEqual(list(json.loads(answer.choices[0].message.content)), ["city"])
+        with self.assertRaises(openai.BadRequestError) as told:
+            chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {"type": "null"}}}})
+        self.assertIn("`not`", told.exception.body["message"])
 
 
 class Refusals(unittest.TestCase):

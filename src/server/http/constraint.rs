@@ -112,6 +112,7 @@ pub fn compile(app: &App, rules: &Rules, param: &str) -> Checked<Arc<Grammar>> {
         Refused::Invalid(what) => Refusal::grammar(param, what),
         refused @ Refused::TooLarge(_) => Refusal::grammar(param, refused),
         refused @ Refused::Busy => Refusal::unavailable(refused.to_string(), 1),
+        refused @ Refused::Lost => Refusal::unavailable(refused.to_string(), 60),
         Refused::Absent(what) => Refusal::unsupported_field(param, what),
     })
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::constraint::{Rules, prepared, quoted};
+use crate::constraint::{Prepared, Rules, prepared, quoted};
 use crate::text::{Conversation, Tokenizer};
 
 use super::app::App;
@@ -123,12 +123,14 @@ impl Tools {
     /// What an answer may be, `family`'s way. Control tokens among the marks are told by their ids.
     pub fn rules(&self, family: &Family, tokenizer: &Tokenizer) -> Checked<Rules> {
         let mut rules = String::new();
-        let mut names = Vec::new();
+        let (mut names, mut n_made) = (Vec::new(), 0);
         for (i, function) in self.functions.iter().enumerate() {
             if matches!(self.choice, Choice::Named(named) if named != i) {
                 continue;
             }
-            let schema = prepared(&function.parameters).map_err(|what| Refusal::grammar(&function.param, what))?;
+            let Prepared { schema, n_made: more } =
+                prepared(&function.parameters, usize::MAX).map_err(|what| Refusal::grammar(&function.param, what))?;
+            n_made += more;
             let head = format!("{{\"name\": {}, \"{}\": ", Value::from(function.name.as_str()), family.key);
             rules += &format!("f{i}: {} %json {schema} \"}}\"\n", quoted(&head));
             names.push(format!("f{i}"));
@@ -158,7 +160,7 @@ impl Tools {
             }
             (_, open) => format!("start: {} rest\n", open.lark()),
         };
-        Ok(Rules::Own(rules))
+        Ok(Rules::Own { text: rules, n_made })
     }
 
     /// Whether the answer must be a call.
@@ -235,15 +237,17 @@ pub fn after_thought(rules: Rules, tokenizer: &Tokenizer) -> Checked<Rules> {
     let schema = match &rules {
         Rules::Json => json!({ "type": "object" }),
         Rules::Schema(schema) => schema.clone(),
-        Rules::Own(own) => {
-            let own = own.replacen("start: ", "answer: ", 1);
-            return Ok(Rules::Own(format!("start: {head} answer\nSPACE: /[ \\n]{{0,4}}/\n{lead}\n{own}")));
+        Rules::Own { text, n_made } => {
+            let own = text.replacen("start: ", "answer: ", 1);
+            let text = format!("start: {head} answer\nSPACE: /[ \\n]{{0,4}}/\n{lead}\n{own}");
+            return Ok(Rules::Own { text, n_made: *n_made });
         }
         // Whoever writes a grammar says what it is of.
         Rules::Gbnf(_) | Rules::Lark(_) => return Ok(rules),
     };
-    let schema = prepared(&schema).map_err(|what| Refusal::grammar("response_format", what))?;
-    Ok(Rules::Own(format!("start: {head} answer\nSPACE: /[ \\n]{{0,4}}/\n{lead}\nanswer: %json {schema}\n")))
+    let Prepared { schema, n_made } = prepared(&schema, usize::MAX).map_err(|what| Refusal::grammar("response_format", what))?;
+    let text = format!("start: {head} answer\nSPACE: /[ \\n]{{0,4}}/\n{lead}\nanswer: %json {schema}\n");
+    Ok(Rules::Own { text, n_made })
 }
 
 /// Makes a conversation of what its template knows: one that knows no tools is told of them in the system's turn, in the words of
