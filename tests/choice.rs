@@ -43,7 +43,8 @@ fn logits(
         let (now, later) = rest.split_at(n);
         rest = later;
         let logits =
-            forward(model, machine, [Lane { cache: &mut cache, recurrent: None, tokens: now, undo: None }], Logits::Last).expect("logits");
+            forward(model, machine, [Lane { cache: &mut cache, recurrent: None, tokens: now, undo: None }], Logits::Last)
+                .expect("logits");
         bits.extend(logits.iter().map(|logit| logit.to_bits()));
     }
     bits

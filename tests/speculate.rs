@@ -213,7 +213,20 @@ fn the_command_line_guesses_and_tells_how_much() {
     let run = |guesses: &str, session: &str| {
         let mut command = lowkey_test_kit::lowkey!();
         command.args(["run", "-m"]).arg(demo_model()).args(["-p", "red, green, blue, red, green, blue, red, green, blue, red,"]);
-        command.args(["-n", "24", "--temp", "0.8", "--seed", "3", "--kv-budget", "1MiB", "--kv-type", "f16", "--json", "--ignore-eos"]);
+        command.args([
+            "-n",
+            "24",
+            "--temp",
+            "0.8",
+            "--seed",
+            "3",
+            "--kv-budget",
+            "1MiB",
+            "--kv-type",
+            "f16",
+            "--json",
+            "--ignore-eos",
+        ]);
         command.args(["--speculate", guesses, "--session", session, "--sessions"]).arg(&folder);
         let output = command.output().expect("it runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

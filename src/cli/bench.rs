@@ -88,7 +88,8 @@ pub fn run(args: BenchArgs) -> Result<Done> {
             return Err(Error::usage(flag, format!("{n} is more than a bench can wait for; give at most {MAX_TOKENS} in all")));
         }
     }
-    let params = |model: &Model| SessionParams { n_stream: Some(longest), ..args.drafts.with(args.model.session.params(1, model)) };
+    let params =
+        |model: &Model| SessionParams { n_stream: Some(longest), ..args.drafts.with(args.model.session.params(1, model)) };
     let mut opened = open_with(&args.model, params)?;
     opened.plan.private("tokens", longest.max(1) * size_of::<u32>() + 2 * args.runs * size_of::<f64>());
     if args.bandwidth {

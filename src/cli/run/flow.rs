@@ -144,11 +144,12 @@ fn read(session: &mut Session, prompt: &[u32], outcome: &mut Outcome) -> Result<
     let is_read = match prompt {
         // Nothing new: what was saved has the logits after it.
         [] => Ok(true),
-        _ => session.prefill(prompt, |done| {
-            bar.set_position(done as u64);
-            !interrupt::raised()
-        })
-        .map(|logits| logits.is_some()),
+        _ => session
+            .prefill(prompt, |done| {
+                bar.set_position(done as u64);
+                !interrupt::raised()
+            })
+            .map(|logits| logits.is_some()),
     };
     bar.finish_and_clear();
     outcome.prefill = begun.elapsed();

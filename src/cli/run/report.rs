@@ -129,10 +129,10 @@ pub fn report<'a>(
             decode_ms: ms(outcome.decode),
             decode_tok_s: rate(steps(outcome), outcome.decode),
             first_token_ms: ms(outcome.first_token),
-            drafts: session.guesses().then(|| session.draft_counts()).map(|counts| Drafted {
-                draft_n: counts.n_guessed,
-                draft_n_accepted: counts.n_right,
-            }),
+            drafts: session
+                .guesses()
+                .then(|| session.draft_counts())
+                .map(|counts| Drafted { draft_n: counts.n_guessed, draft_n_accepted: counts.n_right }),
         },
         kv: Kv {
             budget_bytes: cache.budget_bytes(),

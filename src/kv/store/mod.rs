@@ -294,11 +294,8 @@ impl KvCache {
         let keys = self.keys[batch * k_bytes..].chunks_exact_mut(n_batch * k_bytes);
         let values = self.values[batch * v_bytes..].chunks_exact_mut(n_batch * v_bytes);
         let exact = self.roundings.of_layer(layer).zip(self.sink_rows.rows_mut(layer));
-        let mut heads = marks
-            .zip(taken)
-            .zip(keys.zip(values).zip(exact))
-            .zip(record.heads())
-            .map(|(((marks, taken), ((keys, values), (rounding, sink))), record)| HeadShare {
+        let mut heads = marks.zip(taken).zip(keys.zip(values).zip(exact)).zip(record.heads()).map(
+            |(((marks, taken), ((keys, values), (rounding, sink))), record)| HeadShare {
                 marks,
                 taken,
                 keys,
@@ -306,7 +303,8 @@ impl KvCache {
                 rounding,
                 sink,
                 record,
-            });
+            },
+        );
         if n_tok == 1 {
             return heads.enumerate().for_each(|(h, mut share)| job(h, &mut share));
         }

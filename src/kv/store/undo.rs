@@ -228,7 +228,8 @@ impl KvCache {
         let (first, n_slot, k_bytes) = (self.first_row(layer, Head(0)), self.slots(layer), self.shape.k_bytes());
         let kept = record.heads.chunks_exact(lens.head).zip(pieces(record.all, (0, lens.all)));
         let rows = record.rows.chunks_exact(lens.row);
-        for (h, (mut marks, ((head, all), row))) in self.marks.of_layer(&self.shape, layer, rule).zip(kept.zip(rows)).enumerate() {
+        for (h, (mut marks, ((head, all), row))) in self.marks.of_layer(&self.shape, layer, rule).zip(kept.zip(rows)).enumerate()
+        {
             let (number, known) = head.split_at(SLOT_BYTES);
             let slot = u32::from_le_bytes(number.try_into().expect("four bytes")) as usize;
             // In the reverse of the order in which they were kept.

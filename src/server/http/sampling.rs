@@ -206,7 +206,9 @@ pub fn read(app: &App, fields: &Fields<'_>, limits: &[&str]) -> Checked<Wishes> 
             reuse_prefix: fields.bool("cache_prompt")?.unwrap_or(true),
             grammar: None,
             shown: Vec::new(),
-            n_draft: fields.integer("speculative.n_max", 0, 1 << 20)?.map_or(settings.n_draft, |n| settings.n_draft.min(n as usize)),
+            n_draft: fields
+                .integer("speculative.n_max", 0, 1 << 20)?
+                .map_or(settings.n_draft, |n| settings.n_draft.min(n as usize)),
             reuse_runs: fields.integer("n_cache_reuse", 0, 1 << 20)?.map_or(settings.reuse_runs, |n| n as usize),
         },
         is_stream: fields.flag("stream")?,
