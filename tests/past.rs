@@ -104,8 +104,11 @@ fn compare(tiny: &mut Tiny, n_q: usize, n_total: usize, rng: &mut Rng, is_past: 
     while naive.n_tok < n_total {
         let (n_past, n_tok) = (naive.n_tok, tiny.cache.together(rng.usize(1..=shape.n_batch)));
         let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.f32() * 2.0 - 1.0).collect() };
-        let new: Vec<[Vec<f32>; 3]> =
+        let mut new: Vec<[Vec<f32>; 3]> =
             (0..shape.n_layer).map(|_| [random(n_tok * row * n_q), random(n_tok * row), random(n_tok * row)]).collect();
+        // Keys have much in common, as real ones do.
+        let keys = new.iter_mut().flat_map(|[_, k, _]| k.iter_mut().enumerate());
+        keys.for_each(|(i, k)| *k += (i % dim * 7 % 5) as f32 / 2.0 - 1.0);
         for (all, new) in naive.rows.iter_mut().zip(&new) {
             all.iter_mut().zip(new).for_each(|(all, new)| all.extend(new));
         }
@@ -185,7 +188,7 @@ fn keys_of_few_bits_come_back_with_the_bits_of_their_first_rounding() {
         (shape.k_type, shape.v_type) = (KvType::Q6H, KvType::Q6H);
     });
     let worst = compare(&mut tiny, 2, 300, &mut rng, |_, n_past, token| token / TILE < n_past / TILE);
-    assert!(worst < 0.05, "off by {worst}");
+    assert!(worst < 0.15, "off by {worst}");
 }
 
 /// Among pieces whose keys say little there is one that a query asks for.
@@ -356,6 +359,27 @@ fn a_number_that_the_arena_has_lost_is_found() {
     let (without, _) = ask(&SessionParams { past: None, ..params });
     assert!(n_evicted > 500 && !without.contains("48213"), "without the past: {without}, {n_evicted} evicted");
     assert!(with.contains("48213"), "with the past: {with}");
+}
+
+/// With room for all pieces the real model's logits are nearly those of a cache that holds
+/// everything: keys come back to their positions.
+#[test]
+fn what_is_fetched_stands_where_it_stood() {
+    let n = if lowkey_test_kit::emulated().is_some() { 150 } else { 420 };
+    let tokens = lowkey_test_kit::prose(n);
+    let logits = |params: &SessionParams| {
+        let mut session = lowkey_test_kit::session(&lowkey_test_kit::demo_model(), params);
+        session.prefill(&tokens, |_| true).expect("prefill").expect("logits").to_vec()
+    };
+    let mut params = lowkey_test_kit::params(3 << 20);
+    params.n_batch = 16;
+    let without = logits(&params);
+    params.past = Some(PastParams { folder: std::env::temp_dir(), space_bytes: 32 << 20, n_recall: 128 });
+    let with = logits(&params);
+    (params.past, params.kv.budget_bytes) = (None, 64 << 20);
+    let full = logits(&params);
+    let off = |some: &[f32]| some.iter().zip(&full).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>() / full.len() as f64;
+    assert!(off(&with) < 0.3 * off(&without), "off by {} with the past, {} without", off(&with), off(&without));
 }
 
 /// Past the trained context positions are given anew, again and again, and the past with them.
