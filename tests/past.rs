@@ -104,8 +104,11 @@ fn compare(tiny: &mut Tiny, n_q: usize, n_total: usize, rng: &mut Rng, is_past: 
     while naive.n_tok < n_total {
         let (n_past, n_tok) = (naive.n_tok, tiny.cache.together(rng.usize(1..=shape.n_batch)));
         let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.f32() * 2.0 - 1.0).collect() };
-        let new: Vec<[Vec<f32>; 3]> =
+        let mut new: Vec<[Vec<f32>; 3]> =
             (0..shape.n_layer).map(|_| [random(n_tok * row * n_q), random(n_tok * row), random(n_tok * row)]).collect();
+        // Keys have much in common, as real ones do.
+        let keys = new.iter_mut().flat_map(|[_, k, _]| k.iter_mut().enumerate());
+        keys.for_each(|(i, k)| *k += (i % dim * 7 % 5) as f32 / 2.0 - 1.0);
         for (all, new) in naive.rows.iter_mut().zip(&new) {
             all.iter_mut().zip(new).for_each(|(all, new)| all.extend(new));
         }
@@ -185,7 +188,7 @@ fn keys_of_few_bits_come_back_with_the_bits_of_their_first_rounding() {
         (shape.k_type, shape.v_type) = (KvType::Q6H, KvType::Q6H);
     });
     let worst = compare(&mut tiny, 2, 300, &mut rng, |_, n_past, token| token / TILE < n_past / TILE);
-    assert!(worst < 0.05, "off by {worst}");
+    assert!(worst < 0.15, "off by {worst}");
 }
 
 /// Among pieces whose keys say little there is one that a query asks for.
@@ -301,21 +304,21 @@ fn real(budget_bytes: u64) -> SessionParams {
 #[test]
 fn threads_and_kernel_sets_change_no_bit() {
     let emulated = lowkey_test_kit::emulated().is_some();
-    let (n_prompt, n_steps) = if emulated { (200, 2) } else { (330, 12) };
+    let (n_prompt, n_steps, budget) = if emulated { (110, 2, 600 << 10) } else { (330, 12, 1 << 20) };
     let tokens = lowkey_test_kit::prose(n_prompt + n_steps);
     let (prompt, rest) = tokens.split_at(n_prompt);
     let run = |kernels: &str, n_threads: usize| -> Vec<u32> {
-        let params = SessionParams { kernels: kernels.into(), n_threads: Some(n_threads), ..real(1 << 20) };
+        let params = SessionParams { kernels: kernels.into(), n_threads: Some(n_threads), ..real(budget) };
         let mut session = lowkey_test_kit::session(&lowkey_test_kit::demo_model(), &params);
         let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
         let mut all = bits(session.prefill(prompt, |_| true).expect("prefill").expect("logits"));
         rest.iter().for_each(|&token| all.extend(bits(session.step(token).expect("a step"))));
         let counts = session.cache().past().expect("a past").counts();
-        assert!(counts.n_pieces > 10_000 && counts.n_again > 0 && counts.n_again < counts.n_single, "{counts:?}");
+        assert!(counts.n_pieces > 500 && counts.n_again > 0 && counts.n_again < counts.n_single, "{counts:?}");
         all
     };
     let want = run("auto", 1);
-    for n_threads in [2, 3] {
+    for n_threads in if emulated { 2..3 } else { 2..4 } {
         assert!(run("auto", n_threads) == want, "{n_threads} threads");
     }
     for kernels in lowkey_test_kit::kernel_sets() {
@@ -358,6 +361,29 @@ fn a_number_that_the_arena_has_lost_is_found() {
     assert!(with.contains("48213"), "with the past: {with}");
 }
 
+/// With room for all pieces the real model's logits are nearly those of a cache that holds
+/// everything: keys come back to their positions.
+#[test]
+fn what_is_fetched_stands_where_it_stood() {
+    if lowkey_test_kit::emulated().is_some() {
+        return;
+    }
+    let tokens = lowkey_test_kit::prose(420);
+    let logits = |params: &SessionParams| {
+        let mut session = lowkey_test_kit::session(&lowkey_test_kit::demo_model(), params);
+        session.prefill(&tokens, |_| true).expect("prefill").expect("logits").to_vec()
+    };
+    let mut params = lowkey_test_kit::params(3 << 20);
+    params.n_batch = 16;
+    let without = logits(&params);
+    params.past = Some(PastParams { folder: std::env::temp_dir(), space_bytes: 32 << 20, n_recall: 128 });
+    let with = logits(&params);
+    (params.past, params.kv.budget_bytes) = (None, 64 << 20);
+    let full = logits(&params);
+    let off = |some: &[f32]| some.iter().zip(&full).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>() / full.len() as f64;
+    assert!(off(&with) < 0.3 * off(&without), "off by {} with the past, {} without", off(&with), off(&without));
+}
+
 /// Past the trained context positions are given anew, again and again, and the past with them.
 #[test]
 fn a_stream_past_the_trained_context_goes_on() {
@@ -390,4 +416,56 @@ fn what_cannot_be_is_refused_with_the_way_out() {
     let layout = params.layout(&model).expect("a layout");
     let error = Session::new(model, &layout).err().expect("no folder").to_string();
     assert!(error.contains("/nowhere/at/all") && error.contains("name a folder"), "{error}");
+}
+
+/// The command line with these arguments: its exit code, what it answers and what it says.
+fn told(args: &[&str]) -> (i32, String, String) {
+    let output = lowkey_test_kit::lowkey!().args(args).output().expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_command_line_refuses_what_has_no_past_in_a_file() {
+    let (model, folder) = (lowkey_test_kit::demo_model(), std::env::temp_dir());
+    let (model, folder) = (model.to_str().expect("UTF-8"), folder.to_str().expect("UTF-8"));
+    let past = ["-m", model, "--past", folder, "--past-space", "64MiB"];
+    let mut cases: Vec<(Vec<&str>, i32, &str)> = vec![
+        ([&["run"], &past[..], &["-p", "x", "--session", "s"]].concat(), 2, "saved session"),
+        ([&["run"], &past[..], &["-p", "x", "--recall", "0"]].concat(), 2, "--recall"),
+        (vec!["run", "-m", model, "-p", "x", "--past", folder], 2, "--past-space"),
+        (vec!["run", "-m", model, "-p", "x", "--past", folder, "--past-space", "1MiB"], 1, "give at least"),
+        (vec!["run", "-m", model, "-p", "x", "--past", "/proc", "--past-space", "1GiB"], 2, "/proc"),
+    ];
+    if cfg!(feature = "serve") {
+        cases.push(([&["serve"], &past[..]].concat(), 2, "--past"));
+    }
+    for (args, code, part) in cases {
+        let (got, answer, said) = told(&args);
+        assert!(got == code && answer.is_empty() && said.contains(part), "{args:?}: {got}, {said}");
+    }
+}
+
+#[test]
+fn a_run_and_a_plan_tell_of_the_past() {
+    let (model, folder) = (lowkey_test_kit::demo_model(), std::env::temp_dir());
+    let prose = std::fs::read_to_string(lowkey_test_kit::data("prose.txt")).expect("prose");
+    let (model, folder, prompt) = (model.to_str().expect("UTF-8"), folder.to_str().expect("UTF-8"), &prose[..600]);
+    let args = ["run", "-m", model, "-p", prompt, "-n", "4", "--kv-budget", "600KiB", "--past", folder, "--past-space", "16MiB"];
+    let (code, answer, said) = told(&[&args[..], &["--json", "--ignore-eos"]].concat());
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("past: ") && said.contains("pieces"), "{said}");
+    let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+    let number = |name: &str| answer["past"][name].as_u64().unwrap_or_else(|| panic!("{name} in {answer}"));
+    assert!(number("written_bytes") > 500_000 && number("pieces") > 100 && number("read_bytes") > 10_000);
+    assert!(number("file_bytes") <= 16 << 20 && number("n_tokens") > 1000 && number("recall") == 32);
+    assert!((number("lost_tiles"), number("failed_reads")) == (0, 0) && answer["past"]["hit_rate"].as_f64().is_some());
+    let memory = |name: &str| answer["memory"][name].as_u64().expect("a number");
+    assert!(memory("rss_anon_peak_bytes") <= memory("plan_bytes"), "{answer}");
+
+    let (code, table, said) = told(&[&["plan"], &args[1..]].concat());
+    assert_eq!(code, 0, "{said}");
+    for part in ["past, to be written", "past, found", "past, to look for it", "  disk", "a day at 10 tokens a second writes"] {
+        assert!(table.contains(part), "'{part}' is missing in: {table}");
+    }
 }
