@@ -1,6 +1,6 @@
-//! `--speculate`: guesses change nothing but the time. The logits after each token, and all that a stream holds at any place where it could
-//! be saved, are to the last bit those of a stream without guesses: for every policy, evicting or not, with rings, mixtures, renumbering
-//! and every type of keys and values.
+//! `--speculate`: guesses change nothing but the time. The logits after each token, and all that a stream holds at
+//! any place where it could be saved, are to the last bit those of a stream without guesses: for every policy,
+//! evicting or not, with rings, mixtures, renumbering and every type of keys and values.
 
 use std::path::Path;
 
@@ -41,7 +41,8 @@ fn repetitive(n: usize, n_vocab: usize, seed: u64) -> Vec<u32> {
     tokens
 }
 
-/// Takes in a prompt and steps on the rest, with guesses and without: compares logits at each token, and states at some.
+/// Takes in a prompt and steps on the rest, with guesses and without: compares logits at each token, and states at
+/// some.
 fn compare(path: &Path, params: &SessionParams, tokens: &[u32], n_prompt: usize, what: &str) -> (DraftCounts, Session) {
     let mut plain = session(path, &SessionParams { n_draft: 0, ..params.clone() });
     let mut drafting = session(path, params);
@@ -98,8 +99,8 @@ fn guesses_leave_no_trace_with_any_policy() {
     }
 }
 
-/// Whole families: rings shorter and longer than the slots beside them, normed heads, experts, queries that grow, float matrices, and
-/// contexts that are renumbered on the way.
+/// Whole families: rings shorter and longer than the slots beside them, normed heads, experts, queries that grow,
+/// float matrices, and contexts that are renumbered on the way.
 #[test]
 fn guesses_leave_no_trace_in_any_family() {
     let described = golden("families.json");

@@ -1,12 +1,13 @@
-//! What may follow, guessed from the stream's own words: where the latest tokens have stood before, what followed them then is likely to
-//! follow again. Copying, changing code and answering with what was asked are full of it. (Prompt lookup: Saxena 2023,
-//! github.com/apoorvumang/prompt-lookup-decoding; Yang et al. 2023, arXiv 2304.04487.)
+//! What may follow, guessed from the stream's own words: where the latest tokens have stood before, what followed
+//! them then is likely to follow again. Copying, changing code and answering with what was asked are full of it.
+//! (Prompt lookup: Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding; Yang et al. 2023, arXiv 2304.04487.)
 //!
-//! A guess may be anything: the pass that takes it in decides (`session::steps`). So nothing here need be exact, a slot of the table may be
-//! overwritten by another key, and what a stream was taken back from stays on record.
+//! A guess may be anything: the pass that takes it in decides (`session::steps`). So nothing here need be exact, a
+//! slot of the table may be overwritten by another key, and what a stream was taken back from stays on record.
 //!
-//! Half as many tokens are guessed as have matched: two or three words that have been seen together are weak evidence, twenty are strong.
-//! A place that was found is followed on for as long as it predicts what comes, guessed from or not; that costs nothing.
+//! Half as many tokens are guessed as have matched: two or three words that have been seen together are weak
+//! evidence, twenty are strong. A place that was found is followed on for as long as it predicts what comes, guessed
+//! from or not; that costs nothing.
 
 /// Tokens that are remembered, and places of each table. Together they are 64 KiB.
 const N_TOKENS: usize = 8192;

@@ -1,6 +1,6 @@
-//! An answer, token by token, of which several may be taken in by one pass: what is guessed of it (`drafts`) goes in behind the token that is
-//! certain, and whoever draws the next tokens finds out which guesses were right. The logits after each token, and so the text, are those
-//! that there would be without guesses.
+//! An answer, token by token, of which several may be taken in by one pass: what is guessed of it (`drafts`) goes in
+//! behind the token that is certain, and whoever draws the next tokens finds out which guesses were right. The logits
+//! after each token, and so the text, are those that there would be without guesses.
 
 use super::drafts::MAX_GUESSES;
 use super::{Engine, Lane, Stream};
@@ -23,8 +23,9 @@ impl Guesses {
 }
 
 impl Engine {
-    /// One token into a stream, and behind it what may follow, at most `most` guesses: the logits after it are `logits_of(0)`, those
-    /// after the guesses follow. Then `accept` is asked for each token that comes, until one was not guessed, and `settle` ends it.
+    /// One token into a stream, and behind it what may follow, at most `most` guesses: the logits after it are
+    /// `logits_of(0)`, those after the guesses follow. Then `accept` is asked for each token that comes, until one
+    /// was not guessed, and `settle` ends it.
     pub fn step(&mut self, stream: &mut Stream, token: u32, most: usize) -> Result<()> {
         self.take_back(stream);
         stream.take_down(&[token]);
@@ -54,10 +55,13 @@ impl Engine {
         is_right
     }
 
-    /// What was guessed of a stream and has not come has never been in it. The logits after its last token are `logits` again.
+    /// What was guessed of a stream and has not come has never been in it. The logits after its last token are
+    /// `logits` again.
     pub fn settle(&mut self, stream: &mut Stream) {
         let (row, n_vocab) = (self.guesses.n_right, self.model.config.n_vocab);
-        self.machine.scratch.logits.copy_within(row * n_vocab..(row + 1) * n_vocab, 0);
+        if row > 0 {
+            self.machine.scratch.logits.copy_within(row * n_vocab..(row + 1) * n_vocab, 0);
+        }
         self.take_back(stream);
     }
 

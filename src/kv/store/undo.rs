@@ -1,5 +1,6 @@
-//! Guesses: tokens that enter behind a certain one before it is known whether they will follow it. What each of them overwrites is kept
-//! until then, so that those that were wrong leave no trace, whatever was evicted for them: not in rows, marks, counts of attention or rings.
+//! Guesses: tokens that enter behind a certain one before it is known whether they will follow it. What each of them
+//! overwrites is kept until then, so that those that were wrong leave no trace, whatever was evicted for them: not in
+//! rows, marks, counts of attention or rings.
 //!
 //! ```text
 //! begin_guesses   a step whose first token is certain; in each layer its tokens enter one after the other, as in steps of their own
@@ -8,8 +9,9 @@
 //! take_back       those that are still ahead were wrong: what they overwrote is put back, the latest first
 //! ```
 //!
-//! Each layer sees just what it would see token by token, so the bits are the same for every policy, also for those that judge by attention
-//! or anew for each batch. What is saved is that the weights are read once for all of the tokens.
+//! Each layer sees just what it would see token by token, so the bits are the same for every policy, also for those
+//! that judge by attention or anew for each batch. What is saved is that the weights are read once for all of the
+//! tokens.
 
 use std::ops::Range;
 
@@ -42,9 +44,11 @@ pub struct Undo {
     n_guess: usize,
     /// Guesses of the latest step that had any.
     pub(super) n_in_step: usize,
-    /// `[n_guess][n_layer][n_head_kv][head_len]`: the slot that was taken, what was known of its entry, and what the head knew.
+    /// `[n_guess][n_layer][n_head_kv][head_len]`: the slot that was taken, what was known of its entry, and what the
+    /// head knew.
     heads: Buf<u8>,
-    /// `[n_guess][layers without a window][n_head_kv][n_slot]`, of policies for which a token changes something of every entry.
+    /// `[n_guess][layers without a window][n_head_kv][n_slot]`, of policies for which a token changes something of
+    /// every entry.
     all: Buf<f32>,
     /// `[n_guess][n_layer][n_head_kv]`: a key and a value.
     rows: Buf<u8>,
@@ -119,7 +123,8 @@ impl Record<'_> {
     }
 }
 
-/// Keeps in a head's part of a record which slot a guess takes and what is known of the entry there; nothing where there is no record.
+/// Keeps in a head's part of a record which slot a guess takes and what is known of the entry there; nothing where
+/// there is no record.
 pub(super) fn keep_entry(record: &mut [u8], marks: &mut HeadMarks, slot: usize) {
     if !record.is_empty() {
         let (number, mut rest) = record.split_at_mut(SLOT_BYTES);
@@ -151,8 +156,8 @@ impl KvCache {
         (self.n_live, self.n_evicted, self.next_pos) = (place.n_live, place.n_evicted, place.next_pos);
     }
 
-    /// How many guesses may follow the next token in its step; none where what happens between steps would fall among them: rounding
-    /// is fixed, positions are renumbered, scores get another unit, or the stream ends.
+    /// How many guesses may follow the next token in its step; none where what happens between steps would fall among
+    /// them: rounding is fixed, positions are renumbered, scores get another unit, or the stream ends.
     pub fn most_guesses(&self) -> usize {
         let n_past = self.n_past();
         if self.is_learning() || self.next_pos as usize >= self.shape.n_ctx {
