@@ -228,7 +228,8 @@ def run(trial: Trial, boards: list, args):
         worker.start()
     victim, stopped_at, n_stops = None, 0.0, 0
     while any(worker.is_alive() for worker in workers):
-        time.sleep(0.25)
+        # Rarely, for a look takes time of boards that have little.
+        time.sleep(1)
         for board in boards:
             board.look()
         if victim is None and n_stops < args.stops and trial.n_done >= args.chats * (n_stops + 1) // (args.stops + 1):
