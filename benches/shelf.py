@@ -118,7 +118,7 @@ class Board:
     def start(self):
         command = [*PROGRAM, "serve", *self.flags, "--host", "127.0.0.1", "--port", str(self.port)]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL,
-                                        preexec_fn=self.group.enter)
+                                        preexec_fn=self.group.enter, start_new_session=True)
         wait_for(f"health of {self.name}", lambda: get(f"http://127.0.0.1:{self.port}/health"))
 
     def look(self):
@@ -284,7 +284,8 @@ def start_haproxy(boards: list, folder: pathlib.Path, log, stack) -> int:
                SHELF_ADMIN=str(folder / "admin.sock"), SHELF_USER=pwd.getpwuid(os.getuid()).pw_name,
                SHELF_GROUP=grp.getgrgid(os.getgid()).gr_name,
                **{f"BOARD_{i}": f"127.0.0.1:{b.port}" for i, b in enumerate(boards, 1)})
-    process = subprocess.Popen(["haproxy", "-db", "-f", str(ROOT / "deploy/haproxy/haproxy.cfg")], env=env, stdout=log, stderr=log)
+    process = subprocess.Popen(["haproxy", "-db", "-f", str(ROOT / "deploy/haproxy/haproxy.cfg")], env=env, stdout=log, stderr=log,
+                               start_new_session=True)
     stack.callback(process.wait)
     stack.callback(process.terminate)
     wait_for("HAProxy", lambda: get(f"http://127.0.0.1:{port}/health"))
@@ -302,7 +303,7 @@ def start_litellm(port: int, log, stack):
     env = dict(os.environ, SHELF_URL=f"http://127.0.0.1:{port}/v1", LOWKEY_API_KEY="none", LITELLM_MASTER_KEY=key,
                LITELLM_LOCAL_MODEL_COST_MAP="True", NO_PROXY="127.0.0.1")
     command = [program, "--config", str(ROOT / "deploy/litellm/config.yaml"), "--port", str(own), "--host", "127.0.0.1"]
-    process = subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
     stack.callback(process.wait)
     stack.callback(process.terminate)
     wait_for("LiteLLM", lambda: get(f"http://127.0.0.1:{own}/health/liveliness"), 180)
@@ -339,7 +340,8 @@ def main():
         if args.through == "litellm":
             port, key = start_litellm(port, log, stack)
         trial = Trial(args, f"http://127.0.0.1:{port}/v1", key)
-        # Ctrl-C ends it early, with the table of what was seen until then.
+        # Ctrl-C ends it early, with the table of what was seen until then. It reaches this script alone, for the others have
+        # sessions of their own.
         signal.signal(signal.SIGINT, lambda *_: setattr(trial, "is_over", True))
         started = time.monotonic()
         run(trial, boards, args)
