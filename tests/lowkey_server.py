@@ -3,8 +3,8 @@
     with Server("--streams", "2") as server:
         status, answer = server.post("/v1/chat/completions", {"messages": [...]})
 
-`LOWKEY_BIN` is the program (default target/release/lowkey), `LOWKEY_TEST_MODEL` the model. The program's log is shown where a
-test fails to start it or it does not end with 0.
+`LOWKEY_BIN` is the program (default target/release/lowkey), `LOWKEY_TEST_MODEL` the model, `LOWKEY_TEST_THREADS` its threads. The
+program's log is shown where a test fails to start it or it does not end with 0.
 """
 
 import http.client
@@ -20,6 +20,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODEL = os.environ.get("LOWKEY_TEST_MODEL", str(ROOT / "models/smollm2-135m-instruct-q4_1.gguf"))
+# A machine that is busy with other things is faster with one: threads wait for each other.
+THREADS = int(os.environ.get("LOWKEY_TEST_THREADS", "2"))
 PROGRAM = shlex.split(os.environ.get("LOWKEY_BIN", str(ROOT / "target/release/lowkey")))
 
 
@@ -30,7 +32,7 @@ def free_port() -> int:
 
 
 class Server:
-    def __init__(self, *flags: str, budget: str = "8MiB", threads: int = 2):
+    def __init__(self, *flags: str, budget: str = "8MiB", threads: int = THREADS):
         self.port = free_port()
         self.flags = ["--kv-budget", budget, "--threads", str(threads), *flags]
         self.process = None

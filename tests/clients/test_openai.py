@@ -162,8 +162,8 @@ class Tools(unittest.TestCase):
         answer = chat(messages=[*self.ask, message, result], tools=TOOLS, tool_choice="none")
         self.assertTrue(answer.choices[0].message.content.strip())
         self.assertIsNone(answer.choices[0].message.tool_calls)
-        # All but the last token of the call, which was never taken in.
-        self.assertGreaterEqual(answer.usage.prompt_tokens_details.cached_tokens, called.usage.total_tokens - 1)
+        # The call comes back byte for byte; its tokens need not be those that its text is split into, so some may be read again.
+        self.assertGreaterEqual(answer.usage.prompt_tokens_details.cached_tokens, called.usage.prompt_tokens)
         third = [*self.ask, message, result, {"role": "assistant", "content": answer.choices[0].message.content}]
         again = chat(messages=[*third, {"role": "user", "content": "Now turn it off."}], **self.forced)
         self.check(again.choices[0].message.tool_calls[0])

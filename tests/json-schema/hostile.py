@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import sys
 import time
 
@@ -22,6 +23,8 @@ sys.path.insert(0, str(HERE.parent))
 from lowkey_server import Server  # noqa: E402
 
 sys.setrecursionlimit(20_000)
+# What is hostile is made here, too: it must not take this machine's memory.
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 LIMIT_S = 1.0
 GROWTH_MAX = 256 * 1024
 TICKS = os.sysconf("SC_CLK_TCK")

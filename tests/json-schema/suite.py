@@ -113,8 +113,14 @@ class Report:
         for word, n in self.refused.most_common():
             print(f"  {n:4} {word}")
         print("\n" + ", ".join(f"{name} {n}" for name, n in sorted(self.counts.items())))
+        told = collections.Counter()
         for line in self.wrong:
-            print("WRONG", line)
+            case = ": ".join(line.split(": ")[:2])
+            told[case] += 1
+            # Thirty answers that are wrong for one reason say no more than three.
+            if told[case] <= 3:
+                print("WRONG", line)
+        print(f"{len(self.wrong)} wrong, in {len(told)} schemas")
 
 
 def draw(asker, report, row, schema, tests, checks, n_answers: int, chance):

@@ -73,6 +73,9 @@ fn answers_obey_schemas_grammars_and_tools() {
         ["kitchen", "hall"].contains(&arguments["room"].as_str().unwrap_or_default()) && arguments["on"].is_boolean(),
         "{arguments}"
     );
+    // As templates write it, without other white space.
+    let written = format!("{{\"room\": {}, \"on\": {}}}", arguments["room"], arguments["on"]);
+    assert_eq!(call["arguments"], written);
     let any = program.chat(with(&tools, json!({ "tool_choice": "required", "parallel_tool_calls": false })));
     let name = &any["choices"][0]["message"]["tool_calls"][0]["function"]["name"];
     assert!(name == "now" || name == "set_light", "{any}");

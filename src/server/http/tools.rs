@@ -128,8 +128,10 @@ impl Tools {
             if matches!(self.choice, Choice::Named(named) if named != i) {
                 continue;
             }
-            let Prepared { schema, n_made: more } =
+            let Prepared { mut schema, n_made: more } =
                 prepared(&function.parameters, usize::MAX).map_err(|what| Refusal::grammar(&function.param, what))?;
+            // As templates write calls, so that a small model does not go on with white space.
+            schema["x-guidance"] = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
             n_made += more;
             let head = format!("{{\"name\": {}, \"{}\": ", Value::from(function.name.as_str()), family.key);
             rules += &format!("f{i}: {} %json {schema} \"}}\"\n", quoted(&head));
