@@ -82,9 +82,8 @@ pub fn generate(
         false => stream(text),
     });
     let limit = if args.n < 0 { usize::MAX } else { args.n as usize };
-    let begun = Instant::now();
-    // What was generated and has not been taken in.
-    let mut pending = None;
+    // The latter is what was generated and has not been taken in.
+    let (begun, mut pending) = (Instant::now(), None);
     let stop = loop {
         if outcome.n_generated == limit {
             break Stop::Length;
