@@ -293,7 +293,7 @@ impl<'a> Check<'a> {
             "enum" => {
                 let items = list(value, name)?;
                 items.iter().try_for_each(|item| exact(item, name))?;
-                sum.wants(Size { ways: items.len(), parts: items.iter().map(values).sum() });
+                sum.wants(self.constants(items));
             }
             "properties" | "patternProperties" => {
                 let inner = value.as_object().ok_or_else(|| format!("`{name}`: an object of schemas is wanted"))?;
@@ -321,13 +321,20 @@ impl<'a> Check<'a> {
             "multipleOf" => multiple(value, name)?,
             "const" => {
                 exact(value, name)?;
-                sum.wants(Size { ways: 1, parts: values(value) });
+                sum.wants(self.constants(std::slice::from_ref(value)));
             }
             key if NUMBERS.contains(&key) => exact(value, name)?,
             key if COUNTS.contains(&key) => count(value, key, name)?,
             _ => {}
         }
         Ok(())
+    }
+
+    /// What constants come to, which are made like schemas.
+    fn constants(&mut self, items: &[Value]) -> Size {
+        let parts = items.iter().map(values).sum();
+        self.n_made = self.n_made.saturating_add(parts);
+        Size { ways: items.len(), parts }
     }
 
     fn target(&self, text: &str) -> Result<&'a Value, &'static str> {

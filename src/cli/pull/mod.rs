@@ -1,8 +1,9 @@
 //! `lowkey pull`: brings a model to where `-m NAME` finds it. A file appears under its name only whole and checked; what was
 //! broken off is kept beside it as `NAME.part` and goes on where it ended.
 //!
-//! `source` says which files are meant and where they are, `download` brings one of them.
+//! `source` says which files are meant and where they are, `download` brings one of them, both through `client`.
 
+mod client;
 mod download;
 mod source;
 
@@ -47,7 +48,7 @@ struct Pulled {
 }
 
 pub fn run(args: PullArgs) -> Result<u8> {
-    let agent = download::agent()?;
+    let agent = client::agent()?;
     let mut wanted = source::find(&agent, &args.what)?;
     if let Some(sum) = args.sha256 {
         match &mut wanted[..] {

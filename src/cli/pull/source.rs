@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::cli::models;
 use crate::error::{Error, Result};
 
-use super::download::{self, Asked};
+use super::client::{self, Asked};
 
 /// The choice where none is named, as llama.cpp's and ollama's.
 const USUAL_QUANT: &str = "Q4_K_M";
@@ -100,7 +100,7 @@ fn hub_files(agent: &ureq::Agent, name: &str) -> Result<Vec<Wanted>> {
     }
     let hub = hub();
     let url = format!("{hub}/api/models/{repo}/tree/main?recursive=true");
-    let text = download::text(agent, &Asked { url: &url, is_hub: true }, MOST_LIST_BYTES)?;
+    let text = client::text(agent, &Asked { url: &url, is_hub: true }, MOST_LIST_BYTES)?;
     let listed: Vec<Listed> = serde_json::from_str(&text).map_err(|e| {
         Error::stopped(format!("{url}: the list of files is not as expected ({e}): give the URL of the file itself"))
     })?;

@@ -1,8 +1,7 @@
 //! The past as a file. Every key (before RoPE) and value that goes through the cache is written to
 //! a file without a name, a ring of fixed size; an index of two-bit keys in the same file knows
-//! what lies where. At each step every KV head finds in the index the few pieces of its past that
-//! its queries ask for and that the arena has lost, and they are attended to beside the arena's
-//! entries.
+//! what lies where. At each step every KV head finds in the index the few pieces of its past that its
+//! queries ask for and that the arena has lost, and they are attended to beside the arena's entries.
 //!
 //! ```text
 //! shape    what lies where in the file           disk     what is asked of a disk, and the file there is
@@ -10,13 +9,9 @@
 //! angles   how positions turn keys               mod      the ring: what enters, what is there, what went wrong
 //! ```
 //!
-//! Private memory is fixed: a tile of rows that is being filled, and what a thread needs to choose
-//! and fetch. All else is the page cache's, which the system may drop. The file is read by `pread`
-//! and not mapped: a page that cannot be read is then an error, after which the stream goes on
-//! without it, and not the end of the process.
-//!
-//! What is in the file has the bits of its first rounding. What is fetched again and again does not
-//! drift.
+//! Private memory is fixed; all else is the page cache's, which the system may drop. The file is read
+//! by `pread`, not mapped: a page that cannot be read is then an error, and not the end of the process.
+//! What is in the file has the bits of its first rounding: it does not drift.
 
 mod angles;
 pub mod disk;
@@ -144,25 +139,7 @@ pub(super) type Round<'a> = &'a (dyn Fn(Head, &[f32], &[f32], &mut [u8]) + Sync)
 pub struct Past {
     shape: PastShape,
     disk: Box<dyn Disk>,
-    /// `[n_layer][layer_bytes]`: the rows of the tile that is being filled, as they will lie in the
-    /// file.
-    rows: Buf<u8>,
-    /// One tile of the index, on its way to the file.
-    tile: Buf<u8>,
-    /// `[n_layer][n_head_kv][head_dim]`: what the keys of the first tile have in common, in the
-    /// basis of the index.
-    means: Buf<f32>,
-    /// `[n_tile]`: 1 where the ring has a tile, 0 where it could not be written or has not been.
-    is_there: Buf<u8>,
-    /// `[n_layer][n_head_kv][1 + n_recall]`: how many pieces the latest step of one token fetched,
-    /// and which.
-    before: Buf<u32>,
-    /// `[n_batch / share][n_head_kv][share][partial_len]`: what the tokens under way found.
-    found: Buf<f32>,
-    angles: Angles,
-    threads: Vec<Thread>,
-    /// `[n_attn_layer]`: what keys are multiplied with as they are turned.
-    magnitudes: Buf<f32>,
+    memory: Memory,
     /// The token that was next at the latest renumbering, and the position it was given.
     renumbered: (u64, i64),
     counters: Counters,
@@ -205,9 +182,7 @@ impl Past {
         if let Some(turning) = shape.kv.layers().find(|&layer| !shape.kv.is_ring(layer) && rotary.magnitude(layer).is_some()) {
             memory.angles.fill(turning, rotary);
         }
-        let Memory { rows, tile, means, is_there, before, found, angles, threads, magnitudes } = memory;
-        let (renumbered, counters) = ((0, 0), Counters::default());
-        Ok(Past { shape, disk, rows, tile, means, is_there, before, found, angles, threads, magnitudes, renumbered, counters })
+        Ok(Past { shape, disk, memory, renumbered: (0, 0), counters: Counters::default() })
     }
 
     pub fn shape(&self) -> &PastShape {
@@ -224,8 +199,8 @@ impl Past {
 
     /// Forgets the stream; what was counted stays.
     pub(super) fn clear(&mut self) {
-        self.is_there.fill(0);
-        self.before.fill(0);
+        self.memory.is_there.fill(0);
+        self.memory.before.fill(0);
         self.renumbered = (0, 0);
     }
 
@@ -271,10 +246,10 @@ impl Past {
         k: &[f32],
         v: &[f32],
     ) {
-        let (shape, magnitude, means) = (self.shape, self.magnitudes[layer.0], &self.means);
+        let (shape, magnitude, means) = (self.shape, self.memory.magnitudes[layer.0], &self.memory.means);
         let KvShape { n_head_kv, head_dim, k_type, v_type, .. } = shape.kv;
         let n = k.len() / (n_head_kv * head_dim);
-        let heads = &mut self.rows[own * shape.layer_bytes()..][..n_head_kv * shape.head_bytes()];
+        let heads = &mut self.memory.rows[own * shape.layer_bytes()..][..n_head_kv * shape.head_bytes()];
         let job = |h: usize, rows: &mut [u8]| {
             let centre = if tile > 0 && k_type.is_turned() { mean(means, &shape, own, h) } else { &[] };
             let mut room = [0f32; MAX_HEAD_DIM];
@@ -297,27 +272,27 @@ impl Past {
     fn complete(&mut self, own: usize, tile: u64) {
         let (shape, slot) = (self.shape, (tile % self.shape.n_tile as u64) as usize);
         if own == 0 {
-            self.is_there[slot] = 1;
-        } else if self.is_there[slot] == 0 {
+            self.memory.is_there[slot] = 1;
+        } else if self.memory.is_there[slot] == 0 {
             // A layer before this one could not write it.
             return;
         }
-        let rows = &self.rows[own * shape.layer_bytes()..][..shape.layer_bytes()];
+        let rows = &self.memory.rows[own * shape.layer_bytes()..][..shape.layer_bytes()];
         if tile == 0 {
-            learn_means(&shape, own, rows, &mut self.means);
+            learn_means(&shape, own, rows, &mut self.memory.means);
         }
         let mut written = self.disk.write(rows, shape.rows_at(own, slot));
         for h in 0..shape.kv.n_head_kv {
-            let (mean, mut key) = (mean(&self.means, &shape, own, h), [0f32; MAX_HEAD_DIM]);
+            let (mean, mut key) = (mean(&self.memory.means, &shape, own, h), [0f32; MAX_HEAD_DIM]);
             let key = &mut key[..shape.kv.head_dim];
             for j in 0..TILE {
                 load_turned(&shape, &rows[h * shape.head_bytes()..], j, key);
                 if tile == 0 || !shape.kv.k_type.is_turned() {
                     key.iter_mut().zip(mean).for_each(|(key, mean)| *key -= mean);
                 }
-                index::put(&mut self.tile, j, key);
+                index::put(&mut self.memory.tile, j, key);
             }
-            written = written.and_then(|()| self.disk.write(&self.tile, shape.index_at(own, h, slot)));
+            written = written.and_then(|()| self.disk.write(&self.memory.tile, shape.index_at(own, h, slot)));
         }
         match written {
             Ok(()) => {
@@ -325,7 +300,7 @@ impl Past {
                 Counters::add(&self.counters.written_bytes, n_bytes);
             }
             Err(e) => {
-                self.is_there[slot] = 0;
+                self.memory.is_there[slot] = 0;
                 self.counters.failed(&self.counters.n_lost, "written", &e);
             }
         }
@@ -355,9 +330,9 @@ impl Past {
             tiles,
             asking,
             disk: &*self.disk,
-            is_there: &self.is_there,
-            means: &self.means,
-            angles: &self.angles,
+            is_there: &self.memory.is_there,
+            means: &self.memory.means,
+            angles: &self.memory.angles,
             renumbered: self.renumbered,
             counters: &self.counters,
             kernels,
@@ -366,10 +341,10 @@ impl Past {
             n_tok,
         };
         let piece = share * shape.partial_len();
-        let found = &mut self.found[..n_tok.div_ceil(share) * n_head * piece];
+        let found = &mut self.memory.found[..n_tok.div_ceil(share) * n_head * piece];
         let before_len = if n_tok == 1 { 1 + shape.n_recall } else { 0 };
-        let before = &mut self.before[own * n_head * (1 + shape.n_recall)..][..n_head * before_len];
-        pool.for_chunks2_with(&mut self.threads, (found, piece), (before, before_len), |thread, task, found, before| {
+        let before = &mut self.memory.before[own * n_head * (1 + shape.n_recall)..][..n_head * before_len];
+        pool.for_chunks2_with(&mut self.memory.threads, (found, piece), (before, before_len), |thread, task, found, before| {
             thread.recall(&world, task / n_head, Head(task % n_head), found, before);
         });
     }
@@ -380,21 +355,31 @@ impl Past {
         self.shape.layer(layer)?;
         let (share, len) = (self.shape.share(), self.shape.partial_len());
         let at = (t / share * self.shape.kv.n_head_kv + head.0) * share + t % share;
-        let found = &self.found[at * len..][..len];
+        let found = &self.memory.found[at * len..][..len];
         (found[0] > f32::NEG_INFINITY).then_some(found)
     }
 }
 
 /// Every buffer of a past.
 struct Memory {
+    /// `[n_layer][layer_bytes]`: the rows of the tile that is being filled, as they will lie in the
+    /// file.
     rows: Buf<u8>,
+    /// One tile of the index, on its way to the file.
     tile: Buf<u8>,
+    /// `[n_layer][n_head_kv][head_dim]`: what the keys of the first tile have in common, in the
+    /// basis of the index.
     means: Buf<f32>,
+    /// `[n_tile]`: 1 where the ring has a tile, 0 where it could not be written or has not been.
     is_there: Buf<u8>,
+    /// `[n_layer][n_head_kv][1 + n_recall]`: how many pieces the latest step of one token fetched,
+    /// and which.
     before: Buf<u32>,
+    /// `[n_batch / share][n_head_kv][share][partial_len]`: what the tokens under way found.
     found: Buf<f32>,
     angles: Angles,
     threads: Vec<Thread>,
+    /// `[n_attn_layer]`: what keys are multiplied with as they are turned.
     magnitudes: Buf<f32>,
 }
 

@@ -1,0 +1,77 @@
+//! The network's side of `lowkey pull`: one client, and what is asked of it.
+
+use std::time::Duration;
+
+use ureq::http::StatusCode;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+
+use crate::error::{Error, Result};
+
+/// An address, and whether the hub's token goes there.
+pub struct Asked<'a> {
+    pub url: &'a str,
+    pub is_hub: bool,
+}
+
+/// The client: proxies by the usual variables, root certificates of its own or those of SSL_CERT_FILE.
+pub fn agent() -> Result<ureq::Agent> {
+    let tls = TlsConfig::builder();
+    let tls = match std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) {
+        None => tls,
+        Some(path) => {
+            let pem = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+            let certificates = parse_pem(&pem).filter_map(|item| match item {
+                Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                _ => None,
+            });
+            tls.root_certs(RootCerts::new_with_certs(&certificates.collect::<Vec<_>>()))
+        }
+    };
+    let seconds = |n| Some(Duration::from_secs(n));
+    let config = ureq::Agent::config_builder()
+        .tls_config(tls.build())
+        .user_agent(concat!("lowkey/", env!("CARGO_PKG_VERSION")))
+        .http_status_as_error(false)
+        .timeout_resolve(seconds(20))
+        .timeout_connect(seconds(20))
+        .timeout_recv_response(seconds(60))
+        .timeout_per_read(seconds(30));
+    Ok(config.build().into())
+}
+
+/// Asks for an address, or for what of it comes from a byte on, if it is still what the server called so.
+pub fn get(
+    agent: &ureq::Agent,
+    asked: &Asked,
+    range: Option<(u64, &str)>,
+) -> std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error> {
+    let mut request = agent.get(asked.url);
+    if let Some((from, tag)) = range {
+        request = request.header("Range", format!("bytes={from}-")).header("If-Range", tag);
+    }
+    if let Some(token) = std::env::var("HF_TOKEN").ok().filter(|token| asked.is_hub && !token.is_empty()) {
+        request = request.header("Authorization", format!("Bearer {token}"));
+    }
+    request.call()
+}
+
+/// A status that no repeating mends, in words.
+pub fn refusal(url: &str, status: StatusCode) -> Error {
+    let why = match status.as_u16() {
+        401 | 403 => ": it is not for everybody; set HF_TOKEN to a token of an account that has accepted its licence",
+        404 => ": there is no such file or repository, or it is private (HF_TOKEN)",
+        429 => ": too many requests; wait, or set HF_TOKEN",
+        _ => "",
+    };
+    Error::stopped(format!("{url}: the server answers {status}{why}"))
+}
+
+/// A short text.
+pub fn text(agent: &ureq::Agent, asked: &Asked, most_bytes: u64) -> Result<String> {
+    let unreachable = |e: &dyn std::fmt::Display| Error::stopped(format!("{}: {e}", asked.url));
+    let mut answer = get(agent, asked, None).map_err(|e| unreachable(&e))?;
+    if answer.status() != StatusCode::OK {
+        return Err(refusal(asked.url, answer.status()));
+    }
+    answer.body_mut().with_config().limit(most_bytes).read_to_string().map_err(|e| unreachable(&e))
+}
