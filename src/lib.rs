@@ -13,6 +13,7 @@ pub mod kernels;
 pub mod kv;
 pub mod mem;
 pub mod model;
+pub mod sensors;
 #[cfg(feature = "serve")]
 pub mod server;
 pub mod session;

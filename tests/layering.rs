@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 /// The rooms, lowest first. A room names itself and those before it, and nothing else.
 #[rustfmt::skip]
-const ROOMS: [&str; 15] = [
-    "error", "units", "mem", "gguf", "kernels", "kv", "model", "text", "constraint", "session", "session_file", "eval", "server", "cli", "main",
+const ROOMS: [&str; 16] = [
+    "error", "units", "sensors", "mem", "gguf", "kernels", "kv", "model", "text", "constraint", "session", "session_file", "eval", "server", "cli", "main",
 ];
 
 /// Pairs that the order alone would allow: text stands beside kernels, cache and model and knows none of them.

@@ -10,11 +10,13 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::model::forward::Model;
+use crate::sensors::Sensors;
 use crate::session::{Session, SessionParams};
 
 use super::args::{DraftArgs, ModelArgs, OutputArgs};
 use super::bandwidth::{Read, Reader, token_bytes};
 use super::choice::{Chosen, chosen};
+use super::output::say;
 use super::setup::{Done, open_with};
 
 #[derive(Args)]
@@ -119,6 +121,10 @@ pub fn run(args: BenchArgs) -> Result<Done> {
     }
     answer.extend(reads.into_iter().map(Measured::Read));
     args.output.answer(&answer, table)?;
+    let board = Sensors::read().line();
+    if !board.is_empty() {
+        say(&format!("lowkey: the board after it: {board}"));
+    }
     Ok(Done::Exit(0))
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
+use crate::sensors::Sensors;
 use crate::session::Session;
 use crate::text::{Held, Sampler, Tokenizer};
 
@@ -97,6 +98,10 @@ pub fn run(args: RunArgs) -> Result<Done> {
         answer("")?;
     }
     say(&statistics(&session, &plan, &prompt, &outcome));
+    let board = Sensors::read();
+    if board.is_held_back() {
+        say(&format!("lowkey: the board: {}", board.line()));
+    }
     if let Some(log) = &log {
         say(&log.summary(&session));
     }

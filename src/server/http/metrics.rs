@@ -10,6 +10,7 @@ use axum::response::Response;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 
+use crate::sensors::Sensors;
 use crate::server::desk::{StreamStatus, Totals};
 
 use super::answers::unix_seconds;
@@ -194,6 +195,7 @@ fn own(text: &mut Text, app: &App, n_waiting: usize, n_running: usize, streams: 
     gauge("memory_anon_at_ready_bytes", "The same when the server became ready.", counters.anon_at_ready.load(Relaxed) as f64);
     gauge("process_start_time_seconds", "When the server started.", unix_seconds(app.shared.started) as f64);
     gauge("process_uptime_seconds", "Since then.", app.shared.uptime().as_secs_f64());
+    board(text, &Sensors::read());
     let each: [(&str, &str, &str, fn(&StreamStatus) -> u64); 3] = [
         ("kv_slots", "gauge", "Slots of a stream's arena.", |stream| stream.n_slot as u64),
         ("kv_slots_live", "gauge", "Slots that hold a token.", |stream| stream.n_live as u64),
@@ -206,6 +208,21 @@ fn own(text: &mut Text, app: &App, n_waiting: usize, n_running: usize, streams: 
             text.line(&name, &format!("{{stream=\"{i}\"}}"), value(stream));
         }
     }
+}
+
+/// What the board tells of itself, if it does.
+fn board(text: &mut Text, seen: &Sensors) {
+    let mut gauge = |name: &str, help: &str, value: Option<f64>| {
+        if let Some(value) = value {
+            text.one(&format!("lowkey_{name}"), "gauge", help, value);
+        }
+    };
+    gauge("temperature_celsius", "The warmest sensor of the board.", seen.temperature_c);
+    let is_now = seen.throttled.map(|bits| f64::from(bits & 0xf != 0));
+    gauge("throttled", "Whether a Raspberry Pi is held back now, by voltage or temperature.", is_now);
+    let was_ever = seen.throttled.map(|bits| f64::from(bits >> 16 & 0xf != 0));
+    gauge("throttled_since_start", "The same since the board was started.", was_ever);
+    gauge("swap_bytes", "Bytes of this process in swap.", seen.swapped_bytes.map(|bytes| bytes as f64));
 }
 
 /// A rate, 0 where there was no time.
