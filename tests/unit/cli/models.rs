@@ -9,7 +9,8 @@ fn the_manifest_is_readable_and_unknown_names_are_refused() {
         assert!(e.sha256.as_ref().is_none_or(|sum| sum.len() == 64) && !e.boards().is_empty());
     }
     let error = super::resolve("smollm3-3b".as_ref()).unwrap_err().to_string();
-    assert!(error.contains("download SmolLM3-Q4_K_M.gguf from https://"), "{error}");
+    let way = if cfg!(feature = "pull") { "run `lowkey pull smollm3-3b`" } else { "download SmolLM3-Q4_K_M.gguf from https://" };
+    assert!(error.contains(way), "{error}");
     let error = super::resolve("no-such-model".as_ref()).unwrap_err().to_string();
     assert!(error.contains("smollm2-135m-instruct") && error.starts_with("--model"), "{error}");
 }

@@ -55,11 +55,9 @@ fn too_few_right_ones_make_a_pause_and_a_place_that_holds_ends_it() {
     let mut drafts = after(&[1, 2, 3, 4]);
     drafts.push(&phrase);
     drafts.begin();
-    for _ in 0..N_JUDGED - 1 {
-        drafts.judge(3, 0);
-        drafts.push(&[1, 2, 3]);
-        assert!(!drafts.guess(4).is_empty());
-    }
+    (1..N_JUDGED).for_each(|_| drafts.judge(3, 0));
+    drafts.push(&[1, 2, 3]);
+    assert!(!drafts.guess(4).is_empty(), "four are not judged yet");
     drafts.judge(3, 2);
     assert_eq!(drafts.counts(), DraftCounts { n_drafts: 5, n_guessed: 15, n_right: 2 });
     drafts.push(&[1, 2, 3]);
