@@ -21,7 +21,7 @@ fn a_board_that_tells_is_understood_and_others_say_nothing() {
     let seen = Sensors::below(&root);
     let want = Sensors { temperature_c: Some(81.3), throttled: Some(0x50005), swapped_bytes: Some(2 << 20) };
     assert_eq!(seen, want);
-    assert_eq!(seen.line(), "81 °C; the voltage is too low, throttled; 2.0 MiB of this program are in swap");
+    assert_eq!(seen.line(), "81 °C; the voltage is too low, throttled; 2 MiB of this program are in swap");
     write("sys/devices/platform/soc/soc:firmware/get_throttled", "0x10000");
     write("proc/self/status", "VmSwap:\t0 kB\n");
     assert_eq!(Sensors::below(&root).line(), "81 °C; not throttled now; since it was started: the voltage is too low");
