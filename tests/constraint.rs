@@ -200,6 +200,10 @@ fn what_a_schema_cannot_be_held_to_is_refused_by_name() {
         (json!({ "type": "string", "pattern": "\\Aa\\z" }), "`\\A`"),
         (json!({ "patternProperties": { "a": {}, "ab": {} } }), "`patternProperties`"),
         (json!({ "patternProperties": { "^\\d": {}, "^[0-9]": {} } }), "the same"),
+        (
+            json!({ "patternProperties": (0..65).map(|i| (format!("^k{i}$"), json!({}))).collect::<serde_json::Map<_, _>>() }),
+            "at most 64",
+        ),
         (json!({ "type": "string", "pattern": "^(?!x).*$" }), "look-around"),
         (json!({ "type": "string", "pattern": "(a)\\1" }), "reference back"),
         (json!({ "type": "string", "pattern": "(" }), "`pattern`"),

@@ -43,6 +43,9 @@ const MAX_DEPTH: usize = 96;
 const MADE_BYTES: usize = 2048;
 /// The most that an exact number of items may be.
 const MAX_ITEMS: u64 = 10_000;
+/// Patterns for the names of one object's members. Whether two may match the same name is asked of each pair, so that 300 took three
+/// seconds.
+const MAX_NAME_PATTERNS: usize = 64;
 /// The longest string that may be asked for: beyond it a length is nothing that the library counts.
 const MAX_LENGTH: u64 = u32::MAX as u64;
 
@@ -297,6 +300,12 @@ impl<'a> Check<'a> {
             }
             "properties" | "patternProperties" => {
                 let inner = value.as_object().ok_or_else(|| format!("`{name}`: an object of schemas is wanted"))?;
+                if key == "patternProperties" && inner.len() > MAX_NAME_PATTERNS {
+                    let n = inner.len();
+                    return Err(format!(
+                        "`{name}`: {n} patterns are more than can be told apart: write at most {MAX_NAME_PATTERNS}"
+                    ));
+                }
                 let mut names = HashSet::new();
                 for (property, schema) in inner {
                     if key == "patternProperties" && !names.insert(pattern(property, name)?) {
