@@ -153,7 +153,8 @@ plans: model ## five hundred random runs within their plans, as the system count
 arm-cost: model size ## guest instructions per token as Raspberry Pi 3, 4 and 5 (needs qemu-user, gcc)
 	python3 benches/arm_cost.py $(PEER_MODELS:%=--model %) $(ARM_COST_ARGS)
 
-static: need-build ## the release binary for x86-64, static: target-static
+static: need-build ## the release binary for x86-64, static, on such a machine: target-static
+	@[ "$$(uname -m)" = x86_64 ] || { echo "this machine cannot link programs for x86-64: build images on one that can" >&2; exit 1; }
 	CARGO_TARGET_DIR=target-static RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked --target $(AMD)
 
 image: need-image static size ## container images for amd64 and arm64, of static programs and nothing below them: target/image
@@ -197,13 +198,13 @@ cross-image: ## the container image for `cross`, with Docker or podman
 	$(CONTAINER) build -t $(IMAGE) -f cross/Dockerfile cross
 
 cross-build: ## the ARM release binary by `cross` (needs cross-image)
-	CARGO_TARGET_DIR=target-cross $(CROSS) build --release --locked --target $(ARM)
+	CROSS_CONTAINER_ENGINE=$(CONTAINER) CARGO_TARGET_DIR=target-cross $(CROSS) build --release --locked --target $(ARM)
 
 cross-test: model ## the tests for ARM by `cross`, as each processor (needs cross-image)
 	@set -e; for pair in $(CPUS); do \
 		cpu=$${pair%=*}; kernels=$${pair#*=}; \
 		echo "== cross: tests as $$cpu, expecting kernels $$kernels"; \
-		QEMU_CPU=$$cpu LOWKEY_EXPECT_KERNELS=$$kernels CARGO_TARGET_DIR=target-cross $(CROSS) test $(ARM_TESTS) --target $(ARM); \
+		QEMU_CPU=$$cpu LOWKEY_EXPECT_KERNELS=$$kernels CROSS_CONTAINER_ENGINE=$(CONTAINER) CARGO_TARGET_DIR=target-cross $(CROSS) test $(ARM_TESTS) --target $(ARM); \
 	done
 
 # Manual pages and completions are made by an example, so that the program does not carry what makes them.

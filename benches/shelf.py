@@ -41,7 +41,8 @@ The library is open from nine to five, on Saturdays until noon, and closed on Su
 cats called Ink and Paper, one reading room with eleven chairs, and a garden that is open in summer. Books may be borrowed
 for three weeks and once for three more. A book that is late costs ten cents a day. Children borrow for nothing. The
 librarian is called Ada and is in on weekdays."""
-QUEUE = 8
+# The program's own, to which `maxconn` of deploy/haproxy/haproxy.cfg is made: more than streams and queue together.
+QUEUE = 4
 QUESTIONS = ["When do you open?", "Do you have books about {}?", "Tell me more about {}.", "What are the cats called?",
              "Why is that so?", "Who wrote about {} first?", "Is the reading room quiet?", "Name another book about {}."]
 TOPICS = ["trains", "the sea", "bees", "old maps", "Greek temples", "volcanoes", "bread", "clocks", "the moon", "chess"]

@@ -25,6 +25,12 @@ const THROTTLED_FILES: [&str; 2] = [
     "sys/devices/platform/soc/soc:firmware/raspberrypi-hwmon/get_throttled",
 ];
 
+/// A field of /proc/self/status, such as `VmRSS`, out of its text.
+pub fn status_bytes(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 impl Sensors {
     pub fn read() -> Sensors {
         Sensors::below(Path::new("/"))
@@ -43,9 +49,7 @@ impl Sensors {
         let throttled =
             THROTTLED_FILES.iter().find_map(|path| u32::from_str_radix(text(path)?.trim().trim_start_matches("0x"), 16).ok());
         let status = text("proc/self/status").unwrap_or_default();
-        let swap =
-            status.lines().find_map(|line| line.strip_prefix("VmSwap:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-        Sensors { temperature_c: temperatures.max_by(f64::total_cmp), throttled, swapped_bytes: swap.map(|kib| kib << 10) }
+        Sensors { temperature_c: temperatures.max_by(f64::total_cmp), throttled, swapped_bytes: status_bytes(&status, "VmSwap") }
     }
 
     /// Whether the board runs slower than it could, or has begun to swap.

@@ -89,7 +89,10 @@ fn reply(mut out: TcpStream, path: &str, headers: &HashMap<String, String>, n_be
         Ok(())
     };
     match path {
-        "/whole/m.gguf" | "/o/r/resolve/main/sub/m-Q4_K_M.gguf" => whole(&mut out, &model),
+        "/whole/m.gguf"
+        | "/parts/m-00001-of-00002.gguf"
+        | "/parts/m-00002-of-00002.gguf"
+        | "/o/r/resolve/main/sub/m-Q4_K_M.gguf" => whole(&mut out, &model),
         "/breaks/m.gguf" => piece(&mut out, "one", 0),
         "/slow/m.gguf" => piece(&mut out, "one", 30),
         "/changes/m.gguf" => piece(&mut out, if n_before < 2 { "one" } else { "two" }, 0),
@@ -205,10 +208,12 @@ fn a_wrong_sum_a_page_and_a_file_that_changes_leave_nothing_half() {
     let denied = failure(&pull(&server, &server.url("/denied/m.gguf"), &folder.0));
     assert!(denied.contains("401") && denied.contains("HF_TOKEN"), "{denied}");
     assert!(failure(&pull(&server, &server.url("/none/m.gguf"), &folder.0)).contains("404"));
-    assert!(folder.names().iter().all(|name| name.ends_with(".part")), "{:?}", folder.names());
-    for name in folder.names() {
-        assert_eq!(std::fs::metadata(folder.0.join(name)).expect("a part").len(), 0);
-    }
+    assert_eq!(folder.names(), [""; 0]);
+    // What somebody has put there stays, whatever it is.
+    std::fs::write(folder.0.join("m.gguf"), "half a copy").expect("a file");
+    failure(&pull(&server, &server.url("/whole/m.gguf"), &folder.0));
+    assert_eq!(std::fs::read(folder.0.join("m.gguf")).expect("the file"), b"half a copy");
+    std::fs::remove_file(folder.0.join("m.gguf")).expect("the file");
     // Another version in the middle: begun anew, with nothing of the first.
     let file = &fetched(&pull(&server, &server.url("/changes/m.gguf"), &folder.0))[0];
     assert_eq!((&file["sha256"], &file["verified"]), (&MODEL_SHA256.into(), &false.into()));
@@ -222,6 +227,10 @@ fn redirects_are_followed_and_a_busy_server_is_asked_again() {
     std::fs::remove_file(folder.0.join("m.gguf")).expect("the file");
     fetched(&pull(&server, &server.url("/busy/m.gguf"), &folder.0));
     assert_eq!(server.n_asked("/busy/m.gguf"), 3);
+    // A part of a model means all of it.
+    let parts = fetched(&pull(&server, &server.url("/parts/m-00002-of-00002.gguf"), &folder.0));
+    assert_eq!(parts.as_array().map(Vec::len), Some(2));
+    assert_eq!(folder.names(), ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "m.gguf"]);
 }
 
 #[test]
@@ -265,5 +274,11 @@ fn a_signal_keeps_what_has_come_for_the_next_time() {
     assert_eq!(file["sha256"], MODEL_SHA256);
     // Found by its name from now on.
     let output = lowkey!().args(["plan", "-m", "m"]).env("LOWKEY_MODELS", &folder.0).output().expect("the program");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    // A name of the manifest is the manifest's file, whatever else has that name.
+    std::fs::write(folder.0.join("smollm2-135m-instruct.gguf"), "another").expect("a file");
+    let output =
+        lowkey!().args(["plan", "-m", "smollm2-135m-instruct"]).env("LOWKEY_MODELS", &folder.0).output().expect("the program");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -145,32 +145,34 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     if path.exists() || model.contains('/') {
         return Ok(path.to_owned());
     }
-    // What was brought from elsewhere has its file's name, with or without the ending.
-    let file = if model.ends_with(".gguf") { model.to_string() } else { format!("{model}.gguf") };
+    let entries = manifest();
+    let known = entries.iter().find(|entry| entry.name == model);
+    // What is in no manifest goes by its file's name, with or without the ending.
+    let file = match known {
+        Some(entry) => entry.file.clone(),
+        None if model.ends_with(".gguf") => model.to_string(),
+        None => format!("{model}.gguf"),
+    };
     if let Some(found) = find(&file) {
+        log::info!("{model}: {}", found.display());
         return Ok(found);
     }
     if model.ends_with(".gguf") {
         return Ok(path.to_owned());
     }
-    let entries = manifest();
-    let Some(entry) = entries.iter().find(|entry| entry.name == model) else {
+    let Some(entry) = known else {
         let names: Vec<_> = entries.iter().map(|e| e.name.as_str()).collect();
         let what = format!("'{model}' is neither a file nor a known name ({}); give the path of a GGUF file", names.join(", "));
         return Err(Error::usage("--model", what));
     };
-    fetched(entry).ok_or_else(|| {
-        let page = entry.sources.iter().find(|source| source.kind == "page").and_then(|source| source.url.as_deref());
-        let how = match (&entry.sha256, page) {
-            (None, Some(page)) => format!("download {} from {page} and give its path", entry.file),
-            _ => format!("run `models/fetch {model}` in the source folder, or give the path of a GGUF file"),
-        };
-        #[cfg(feature = "pull")]
-        let how =
-            if source_of(&model).is_ok() { format!("run `lowkey pull {model}`, or give the path of a GGUF file") } else { how };
-        let what = format!("{model} ({}) has not been fetched: {how}", entry.size());
-        Error::usage("--model", what)
-    })
+    let page = entry.sources.iter().find(|source| source.kind == "page").and_then(|source| source.url.as_deref());
+    let how = match (&entry.sha256, page) {
+        (None, Some(page)) => format!("download {} from {page} and give its path", entry.file),
+        _ => format!("run `models/fetch {model}` in the source folder, or give the path of a GGUF file"),
+    };
+    #[cfg(feature = "pull")]
+    let how = if source_of(&model).is_ok() { format!("run `lowkey pull {model}`, or give the path of a GGUF file") } else { how };
+    Err(Error::usage("--model", format!("{model} ({}) has not been fetched: {how}", entry.size())))
 }
 
 pub fn run(args: ModelsArgs) -> Result<u8> {

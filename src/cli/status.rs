@@ -1,5 +1,6 @@
 //! What the system says about this process: resident memory, by kind. Linux's /proc; zeros elsewhere.
 
+use crate::sensors::status_bytes;
 use crate::session::DraftCounts;
 
 /// Bytes of a field of /proc/self/status, read without allocating.
@@ -15,8 +16,7 @@ pub fn field(name: &str) -> u64 {
         }
     }
     let text = std::str::from_utf8(&buf[..len]).unwrap_or("");
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.and_then(|l| l.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+    status_bytes(text, name).unwrap_or(0)
 }
 
 /// Anonymous memory that is resident: what the system cannot take back without swapping.

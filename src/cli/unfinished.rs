@@ -68,15 +68,20 @@ impl Unfinished {
 
     pub fn finish(mut self) -> io::Result<()> {
         self.out.flush()?;
-        self.out.get_ref().sync_all()?;
-        std::fs::rename(&self.temporary, &self.path)?;
-        // The name is on the disk once its folder is; a file system that cannot say so has done what it can.
-        if let Some(folder) = self.path.parent() {
-            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-            let _ = File::open(folder).and_then(|folder| folder.sync_all());
-        }
-        Ok(())
+        sync_and_rename(self.out.get_ref(), &self.temporary, &self.path)
     }
+}
+
+/// Gives a file that is whole its name, in the same folder, once its bytes are on the disk.
+pub fn sync_and_rename(file: &File, from: &Path, to: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    std::fs::rename(from, to)?;
+    // The name is on the disk once its folder is; a file system that cannot say so has done what it can.
+    if let Some(folder) = to.parent() {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let _ = File::open(folder).and_then(|folder| folder.sync_all());
+    }
+    Ok(())
 }
 
 impl Drop for Unfinished {

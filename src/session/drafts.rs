@@ -2,8 +2,9 @@
 //! them then is likely to follow again. Copying, changing code and answering with what was asked are full of it.
 //! (Prompt lookup: Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding; Yang et al. 2023, arXiv 2304.04487.)
 //!
-//! A guess may be anything: the pass that takes it in decides (`session::steps`). So nothing here need be exact, a
-//! slot of the table may be overwritten by another key, and what a stream was taken back from stays on record.
+//! A guess may be anything: the pass that takes it in decides (`session::steps`). So nothing here need be exact, and
+//! a slot of the table may be overwritten by another key. But what a stream has forgotten is guessed no more: the
+//! time that an answer takes would tell of another conversation.
 //!
 //! Half as many tokens are guessed as have matched: two or three words that have been seen together are weak
 //! evidence, twenty are strong. A place that was found is followed on for as long as it predicts what comes, guessed
@@ -42,6 +43,8 @@ pub struct Drafts {
     /// A ring; `n` were put into it in all.
     tokens: Box<[u32]>,
     n: usize,
+    /// Those before this one have been overwritten by others that are forgotten.
+    first: usize,
     /// By the hash of so many tokens: the number of the token that followed them last.
     longs: Box<[u32]>,
     shorts: Box<[u32]>,
@@ -64,6 +67,7 @@ impl Drafts {
         Drafts {
             tokens: numbers(N_TOKENS),
             n: 0,
+            first: 0,
             longs: numbers(N_PLACES),
             shorts: numbers(N_PLACES),
             place: None,
@@ -83,6 +87,20 @@ impl Drafts {
     /// Another answer begins: what was said stays, what drafts came to is forgotten.
     pub fn begin(&mut self) {
         (self.counts, self.judged, self.paused, self.pause) = (DraftCounts::default(), (0, 0, 0), 0, PAUSE);
+    }
+
+    /// The stream has forgotten its latest `n` tokens.
+    pub fn forget(&mut self, n: usize) {
+        self.first = self.first.max(self.n.saturating_sub(N_TOKENS));
+        self.n = self.n.saturating_sub(n);
+        self.first = self.first.min(self.n);
+        self.place = None;
+    }
+
+    /// The stream has forgotten everything.
+    pub fn clear(&mut self) {
+        self.forget(self.n);
+        self.first = 0;
     }
 
     /// Tokens that the stream has taken in.
@@ -144,12 +162,12 @@ impl Drafts {
 
     /// A token that is remembered, by its number.
     fn token(&self, at: usize) -> Option<u32> {
-        (at < self.n && self.n - at <= N_TOKENS).then(|| self.tokens[at % N_TOKENS])
+        (at >= self.first && at < self.n && self.n - at <= N_TOKENS).then(|| self.tokens[at % N_TOKENS])
     }
 
     /// Where the latest `n_key` tokens have their place in a table; `None` where there are fewer.
     fn index(&self, n_key: usize) -> Option<usize> {
-        let first = self.n.checked_sub(n_key)?;
+        let first = self.n.checked_sub(n_key).filter(|&first| first >= self.first)?;
         let hash = (first..self.n).fold(0u64, |hash, at| {
             (hash ^ u64::from(self.tokens[at % N_TOKENS])).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
         });

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::error::{Error, Result, Setting, message};
 use crate::kernels::{GEMM_FROM, Kernels};
 use crate::kv::past::PastShape;
-use crate::kv::policy::{Keeps, Rule};
+use crate::kv::policy::{Keeps, Policy, Rule};
 use crate::kv::store::undo::Undo;
 use crate::kv::{KvParams, KvShape, KvType, PastParams};
 use crate::mem::arena::Arena;
@@ -160,12 +160,22 @@ impl SessionParams {
             kernels,
         };
         let (kv_budget_bytes, mlock, n_log) = (self.kv.budget_bytes, self.mlock, self.n_log);
-        let past = self.past_shape(model, kv, n_slot, n_threads)?;
+        let past = self.past_shape(model, kv, (n_slot, rule), n_threads)?;
         Ok(Layout { kv, n_slot, rule, kernels, n_threads, n_streams, n_draft, n_log, kv_budget_bytes, scratch, mlock, past })
     }
 
-    fn past_shape(&self, model: &Model, kv: KvShape, n_slot: usize, n_threads: usize) -> Result<Option<(PastShape, PathBuf)>> {
+    fn past_shape(
+        &self,
+        model: &Model,
+        kv: KvShape,
+        (n_slot, rule): (usize, Rule),
+        n_threads: usize,
+    ) -> Result<Option<(PastShape, PathBuf)>> {
         let Some(past) = &self.past else { return Ok(None) };
+        if rule.policy == Policy::Off {
+            let what = message![Setting::Evict, " off evicts nothing that could be read again: choose a policy, or leave it out"];
+            return Err(Error::usage(Setting::Past, what));
+        }
         let c = &model.config;
         let (n_q, soft_cap) = (c.n_head / c.n_head_kv, c.soft_caps.map_or(0.0, |caps| caps.scores));
         let shape = PastShape { kv, n_q, soft_cap, n_threads, n_recall: past.n_recall, n_tile: 0 };

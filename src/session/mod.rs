@@ -210,6 +210,7 @@ impl Stream {
         self.cache.clear();
         self.recurrent.iter_mut().for_each(RecurrentState::clear);
         self.log.clear();
+        self.drafts.iter_mut().for_each(Drafts::clear);
         self.is_exact = true;
     }
 
@@ -269,6 +270,7 @@ impl Stream {
     /// Forgets all but the first `n` tokens, where nothing speaks against it.
     fn rewind(&mut self, n: u64) {
         assert!(self.cannot_rewind(n).is_none());
+        self.drafts.iter_mut().for_each(|drafts| drafts.forget((self.log.n() - n) as usize));
         self.cache.rewind(n);
         self.log.truncate(n as usize);
     }
@@ -296,7 +298,10 @@ impl Stream {
     pub fn resume(&mut self, n_first: usize, log_hash: u128, is_exact: bool) {
         let n_past = self.cache.counts().n_past().expect("a cache holds what it was checked to hold");
         self.log.restore(n_first, n_past, log_hash);
-        self.drafts.iter_mut().for_each(|drafts| drafts.push(self.log.tokens()));
+        if let Some(drafts) = &mut self.drafts {
+            drafts.clear();
+            drafts.push(self.log.tokens());
+        }
         self.is_exact = is_exact;
     }
 
@@ -355,6 +360,10 @@ impl Session {
     /// What drafts came to.
     pub fn draft_counts(&self) -> DraftCounts {
         self.stream.draft_counts()
+    }
+    /// What may follow is known to be like these tokens: for measuring.
+    pub fn expect(&mut self, tokens: &[u32]) {
+        self.stream.drafts.iter_mut().for_each(|drafts| drafts.push(tokens));
     }
     /// The steps that follow on the latest pass.
     pub fn steps(&mut self) -> Steps<'_> {

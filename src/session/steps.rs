@@ -27,7 +27,7 @@ impl Engine {
     /// `logits_of(0)`, those after the guesses follow. Then `accept` is asked for each token that comes, until one
     /// was not guessed, and `settle` ends it.
     pub fn step(&mut self, stream: &mut Stream, token: u32, most: usize) -> Result<()> {
-        self.take_back(stream);
+        self.settle(stream);
         stream.take_down(&[token]);
         let most = most.min(self.undo.n_guess()).min(stream.cache.most_guesses());
         let guessed = stream.drafts.as_mut().filter(|_| most > 0).map_or(&[][..], |drafts| drafts.guess(most));
@@ -55,17 +55,8 @@ impl Engine {
         is_right
     }
 
-    /// What was guessed of a stream and has not come has never been in it. The logits after its last token are
-    /// `logits` again.
+    /// What was guessed of a stream and has not come has never been in it.
     pub fn settle(&mut self, stream: &mut Stream) {
-        let (row, n_vocab) = (self.guesses.n_right, self.model.config.n_vocab);
-        if row > 0 {
-            self.machine.scratch.logits.copy_within(row * n_vocab..(row + 1) * n_vocab, 0);
-        }
-        self.take_back(stream);
-    }
-
-    fn take_back(&mut self, stream: &mut Stream) {
         let Guesses { n, n_right, .. } = std::mem::take(&mut self.guesses);
         stream.cache.take_back(&mut self.undo);
         if let Some(drafts) = stream.drafts.as_mut().filter(|_| n > 0) {
@@ -118,6 +109,11 @@ impl<'a> Steps<'a> {
 
 impl Drop for Steps<'_> {
     fn drop(&mut self) {
+        let n_vocab = self.engine.model.config.n_vocab;
+        if self.row > 0 {
+            // The logits after the last token are `logits` again.
+            self.engine.machine.scratch.logits.copy_within(self.row * n_vocab..(self.row + 1) * n_vocab, 0);
+        }
         self.engine.settle(self.stream);
     }
 }

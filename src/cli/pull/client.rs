@@ -56,14 +56,17 @@ pub fn get(
 }
 
 /// A status that no repeating mends, in words.
-pub fn refusal(url: &str, status: StatusCode) -> Error {
-    let why = match status.as_u16() {
-        401 | 403 => ": it is not for everybody; set HF_TOKEN to a token of an account that has accepted its licence",
-        404 => ": there is no such file or repository, or it is private (HF_TOKEN)",
-        429 => ": too many requests; wait, or set HF_TOKEN",
+pub fn refusal(asked: &Asked, status: StatusCode) -> Error {
+    let why = match (status.as_u16(), asked.is_hub) {
+        (401 | 403, true) => ": it is not for everybody; set HF_TOKEN to a token of an account that has accepted its licence",
+        (401 | 403, false) => ": it is not for everybody; fetch it with a program that can log in, and give its path",
+        (404, true) => ": there is no such file or repository, or it is private (HF_TOKEN)",
+        (404, false) => ": there is no such file",
+        (429, true) => ": too many requests; wait, or set HF_TOKEN",
+        (429, false) => ": too many requests; wait",
         _ => "",
     };
-    Error::stopped(format!("{url}: the server answers {status}{why}"))
+    Error::stopped(format!("{}: the server answers {status}{why}", asked.url))
 }
 
 /// A short text.
@@ -71,7 +74,7 @@ pub fn text(agent: &ureq::Agent, asked: &Asked, most_bytes: u64) -> Result<Strin
     let unreachable = |e: &dyn std::fmt::Display| Error::stopped(format!("{}: {e}", asked.url));
     let mut answer = get(agent, asked, None).map_err(|e| unreachable(&e))?;
     if answer.status() != StatusCode::OK {
-        return Err(refusal(asked.url, answer.status()));
+        return Err(refusal(asked, answer.status()));
     }
     answer.body_mut().with_config().limit(most_bytes).read_to_string().map_err(|e| unreachable(&e))
 }

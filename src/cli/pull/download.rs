@@ -6,12 +6,15 @@
 //! repeat
 //!     ask for the rest, if it is still the same file       (Range, If-Range)
 //!     append what comes, hashing              until it ends, breaks off, or is more than it should be
-//! until it is whole, or five times in a row nothing came
-//! compare length and sum, sync, rename
+//! until it is whole, or five times in a row nothing new came
+//! compare length and sum, look at its first bytes, sync, rename
 //! ```
+//!
+//! What lies on the disk can be gone on with at any moment, so that nothing need be ended in order: a signal ends the process at once.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,38 +22,44 @@ use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 use ureq::http::{HeaderMap, StatusCode};
 
-use crate::cli::{interrupt, progress};
+use crate::cli::progress;
+use crate::cli::unfinished::sync_and_rename;
 use crate::error::{Error, Result};
 use crate::units::Bytes;
 
 use super::Pulled;
-use super::client::{Asked, get, refusal};
+use super::client::{get, refusal};
 use super::source::Wanted;
 
-/// Tries in a row that bring nothing before it is given up.
+/// Tries in a row that bring nothing new before it is given up.
 const TRIES: u32 = 5;
 const PIECE_BYTES: usize = 256 << 10;
 /// What is left free on the disk beside the file: a full one hurts everybody on it.
 const SPARE_BYTES: u64 = 64 << 20;
+/// How often the disk is asked again for its room, where the length of the file is not known.
+const LOOK_BYTES: u64 = 16 << 20;
 
 fn part(folder: &Path, file: &str) -> PathBuf {
     folder.join(format!("{file}.part"))
 }
 
-/// Whether the disk has room for what is still to come.
+/// Whether the disk has room for what is still to come of the files whose size is known.
 pub fn check_space(folder: &Path, wanted: &[Wanted]) -> Result<()> {
     let there = |path: PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.len());
     let to_come = |one: &Wanted| {
         let is_there = folder.join(&one.file).exists();
         one.bytes.filter(|_| !is_there).map_or(0, |bytes| bytes.saturating_sub(there(part(folder, &one.file))))
     };
-    let needed: u64 = wanted.iter().map(to_come).sum();
+    check_room(folder, wanted.iter().map(to_come).sum())
+}
+
+fn check_room(folder: &Path, needed: u64) -> Result<()> {
     let Ok(disk) = rustix::fs::statvfs(folder) else { return Ok(()) };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if needed > 0 && free < needed + SPARE_BYTES {
-        let text = "{0} has {1} free, and {2} are to come: make room, or give another folder";
-        let text = text.replace("{0}", &folder.display().to_string()).replace("{1}", &Bytes(free).to_string());
-        return Err(Error::budget("--dir", text.replace("{2}", &Bytes(needed).to_string())));
+    if needed > 0 && free < needed.saturating_add(SPARE_BYTES) {
+        let (free, needed) = (Bytes(free), Bytes(needed));
+        let what = format!("{} has {free} free, and {needed} are to come: make room, or give another folder", folder.display());
+        return Err(Error::budget("--dir", what));
     }
     Ok(())
 }
@@ -60,6 +69,8 @@ struct Partial {
     path: PathBuf,
     file: File,
     bytes: u64,
+    /// That came over the network this time.
+    received: u64,
     hash: Sha256,
     /// What the server calls this version of the file; another one is begun anew.
     tag: Option<String>,
@@ -67,26 +78,30 @@ struct Partial {
 
 impl Partial {
     /// Locks the file, and hashes what it holds.
-    fn open(path: PathBuf) -> Result<Self> {
+    fn open(path: PathBuf, wanted: &Wanted) -> Result<(Self, ProgressBar)> {
         let io = |e| Error::io(&path, e);
         let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
-        if file.try_lock().is_err() {
-            return Err(Error::stopped(format!("{}: another process is fetching it", path.display())));
+        // Where there are no locks nobody is kept out.
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(Error::stopped(format!("{}: another process is fetching it: wait for it", path.display())));
+        }
+        // It may have been given its name, or been removed, before it was locked.
+        let held = file.metadata().map_err(io)?;
+        if !std::fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino())) {
+            return Err(Error::stopped(format!("{}: another process has just ended with it: try again", path.display())));
         }
         let tag = std::fs::read_to_string(tag_path(&path)).ok().filter(|tag| !tag.is_empty());
         if tag.is_none() {
             // Nobody can say whether it is the beginning of the same file.
             file.set_len(0).map_err(io)?;
         }
-        let (mut hash, mut piece, mut bytes) = (Sha256::new(), vec![0; PIECE_BYTES], 0);
-        loop {
-            match file.read(&mut piece).map_err(io)? {
-                0 => break,
-                n => hash.update(&piece[..n]),
-            }
-            bytes = file.stream_position().map_err(io)?;
-        }
-        Ok(Partial { path, file, bytes, hash, tag })
+        let bar = progress::bytes(wanted.file.clone(), wanted.bytes);
+        let (bytes, hash) = hashed(&mut file, &bar).map_err(io)?;
+        Ok((Partial { path, file, bytes, received: 0, hash, tag }, bar))
+    }
+
+    fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
     }
 
     /// From the start again.
@@ -96,7 +111,7 @@ impl Partial {
         self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0))).map(drop).map_err(|e| Error::io(&self.path, e))
     }
 
-    /// The server's name of this version: a strong tag, or else nothing, for a weak one promises no equal bytes.
+    /// The server's name of this version: a strong tag, or else its date, for a weak tag promises no equal bytes.
     fn remember(&mut self, headers: &HeaderMap) {
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let tag = header("etag").filter(|tag| tag.starts_with('"')).or_else(|| header("last-modified"));
@@ -112,22 +127,29 @@ impl Partial {
         self.file.write_all(piece).map_err(|e| Error::io(&self.path, e))?;
         self.hash.update(piece);
         self.bytes += piece.len() as u64;
+        self.received += piece.len() as u64;
         Ok(())
     }
 
-    fn remove(self) {
+    /// Whether it begins as a model does.
+    fn is_gguf(&mut self) -> std::io::Result<bool> {
+        let mut magic = [0; 4];
+        self.file.seek(SeekFrom::Start(0))?;
+        Ok(self.bytes >= 4 && self.file.read_exact(&mut magic).is_ok() && &magic == b"GGUF")
+    }
+
+    fn remove(&self) {
         let _ = std::fs::remove_file(tag_path(&self.path));
         let _ = std::fs::remove_file(&self.path);
     }
+}
 
-    /// Syncs, and gives it its name.
-    fn finish(self, path: &Path) -> Result<()> {
-        self.file.sync_all().and_then(|()| std::fs::rename(&self.path, path)).map_err(|e| Error::io(path, e))?;
-        let _ = std::fs::remove_file(tag_path(&self.path));
-        if let Some(folder) = path.parent() {
-            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // What holds nothing is of no use to anybody, unless it has another name by now.
+        if self.bytes == 0 {
+            self.remove();
         }
-        Ok(())
     }
 }
 
@@ -135,70 +157,76 @@ fn tag_path(part: &Path) -> PathBuf {
     part.with_extension("part.tag")
 }
 
+/// Reads a file to its end: how long it is, and its sum.
+fn hashed(file: &mut File, bar: &ProgressBar) -> std::io::Result<(u64, Sha256)> {
+    let (mut hash, mut piece, mut bytes) = (Sha256::new(), vec![0; PIECE_BYTES], 0);
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok((bytes, hash)),
+            n => hash.update(&piece[..n]),
+        }
+        bytes = file.stream_position()?;
+        bar.set_position(bytes);
+    }
+}
+
 /// How a request ended.
 enum Ended {
     Whole,
     /// Why it should be asked again.
     BrokenOff(String),
-    Interrupted,
 }
 
-/// Brings the file to the folder; nothing if a signal broke it off.
-pub fn fetch(agent: &ureq::Agent, wanted: &Wanted, folder: &Path) -> Result<Option<Pulled>> {
+/// Brings the file to the folder.
+pub fn fetch(agent: &ureq::Agent, wanted: &Wanted, folder: &Path) -> Result<Pulled> {
     let path = folder.join(&wanted.file);
     if path.exists() {
-        return already_there(wanted, path).map(Some);
+        return already_there(wanted, path);
     }
-    let mut partial = Partial::open(part(folder, &wanted.file))?;
-    let held = partial.bytes;
-    let bar = progress::bytes(wanted.file.clone(), wanted.bytes, held);
-    let (mut received, mut tries) = (0, 0);
-    loop {
-        let before = partial.bytes;
-        let ended =
-            if wanted.bytes == Some(before) && before > 0 { Ended::Whole } else { request(agent, wanted, &mut partial, &bar)? };
-        received += partial.bytes.saturating_sub(before);
-        match ended {
-            Ended::Whole => break,
-            Ended::Interrupted => return Ok(None),
-            Ended::BrokenOff(why) => {
-                tries = if partial.bytes > before { 0 } else { tries + 1 };
-                if tries == TRIES {
-                    let kept = Bytes(partial.bytes);
-                    return Err(Error::stopped(format!(
-                        "{}: {why}; the {kept} that came are kept, and the same command goes on",
-                        wanted.url
-                    )));
-                }
-                log::info!("{}: {why}; asked again from byte {}", wanted.url, partial.bytes);
-                std::thread::sleep(Duration::from_millis(250 << tries));
-            }
+    let (mut partial, bar) = Partial::open(part(folder, &wanted.file), wanted)?;
+    let (mut furthest, mut tries) = (partial.bytes, 0);
+    while wanted.bytes != Some(partial.bytes) || partial.bytes == 0 {
+        let Ended::BrokenOff(why) = request(agent, wanted, &mut partial, &bar)? else { break };
+        (furthest, tries) = if partial.bytes > furthest { (partial.bytes, 0) } else { (furthest, tries + 1) };
+        if tries == TRIES {
+            return Err(Error::stopped(format!("{}: {why}; {}", wanted.url, way_out(&partial))));
         }
+        log::info!("{}: {why}; asked again from byte {}", wanted.url, partial.bytes);
+        std::thread::sleep(Duration::from_millis(250 << tries));
     }
     bar.finish_and_clear();
     let sum = hex(partial.hash.clone());
     if let Some(known) = wanted.sha256.as_ref().filter(|known| **known != sum) {
-        let text = format!("{}: the SHA-256 of what came is {sum}, expected {known}: it has been removed", wanted.url);
         partial.remove();
-        return Err(Error::stopped(text));
+        let what = format!("{}: the SHA-256 of what came is {sum}, expected {known}: it has been removed", wanted.url);
+        return Err(Error::stopped(what));
     }
-    let bytes = partial.bytes;
-    partial.finish(&path)?;
-    Ok(Some(Pulled { path, bytes, sha256: sum, verified: wanted.sha256.is_some(), received_bytes: received }))
+    if !partial.is_gguf().map_err(|e| Error::io(&partial.path, e))? {
+        partial.remove();
+        let what = format!("{}: what came is no GGUF file (a page, perhaps), and has been removed", wanted.url);
+        return Err(Error::stopped(what));
+    }
+    sync_and_rename(&partial.file, &partial.path, &path).map_err(|e| Error::io(&path, e))?;
+    let _ = std::fs::remove_file(tag_path(&partial.path));
+    Ok(Pulled { path, bytes: partial.bytes, sha256: sum, verified: wanted.sha256.is_some(), received_bytes: partial.received })
+}
+
+/// What is to be done after a download was given up.
+fn way_out(partial: &Partial) -> String {
+    match (partial.bytes, &partial.tag) {
+        (0, _) => "nothing came: is the network up, and are HTTPS_PROXY and SSL_CERT_FILE as they should be?".into(),
+        (_, None) => "this server cannot go on in the middle: the same command begins anew".into(),
+        (n, _) => format!("the {} that came are kept, and the same command goes on", Bytes(n)),
+    }
 }
 
 /// Asks for what is missing, and takes what comes.
 fn request(agent: &ureq::Agent, wanted: &Wanted, partial: &mut Partial, bar: &ProgressBar) -> Result<Ended> {
-    let asked = Asked { url: &wanted.url, is_hub: wanted.is_hub };
     let tag = partial.tag.clone();
     let range = tag.as_deref().filter(|_| partial.bytes > 0).map(|tag| (partial.bytes, tag));
-    let mut answer = match get(agent, &asked, range) {
+    let mut answer = match get(agent, &wanted.asked(), range) {
         Ok(answer) => answer,
-        Err(error) if interrupt::raised() => {
-            log::debug!("{error}");
-            return Ok(Ended::Interrupted);
-        }
-        Err(error @ (ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::HostNotFound)) => {
+        Err(error @ (ureq::Error::BadUri(_) | ureq::Error::Http(_))) => {
             return Err(Error::stopped(format!("{}: {error}", wanted.url)));
         }
         Err(error) => return Ok(Ended::BrokenOff(error.to_string())),
@@ -217,15 +245,16 @@ fn request(agent: &ureq::Agent, wanted: &Wanted, partial: &mut Partial, bar: &Pr
             partial.remember(answer.headers());
         }
         (status, _) if status.is_server_error() => return Ok(Ended::BrokenOff(format!("the server answers {status}"))),
-        (status, _) => return Err(refusal(&wanted.url, status)),
+        (status, _) => return Err(refusal(&wanted.asked(), status)),
     }
-    let told = answer.body().content_length().map(|rest| partial.bytes + rest);
+    let told = answer.body().content_length().map(|rest| partial.bytes.saturating_add(rest));
     if let (Some(told), Some(expected)) = (told, wanted.bytes)
         && told != expected
     {
         return Err(Error::stopped(format!("{}: the server has {told} bytes, expected {expected}", wanted.url)));
     }
     if let Some(bytes) = told {
+        check_room(partial.folder(), bytes - partial.bytes)?;
         bar.set_length(bytes);
     }
     take(answer.body_mut(), told.or(wanted.bytes), partial, bar)
@@ -238,18 +267,18 @@ fn starts_at(headers: &HeaderMap, at: u64) -> bool {
 }
 
 fn take(body: &mut ureq::Body, whole: Option<u64>, partial: &mut Partial, bar: &ProgressBar) -> Result<Ended> {
-    let mut reader = body.as_reader();
-    let mut piece = vec![0; PIECE_BYTES];
+    let (mut reader, mut piece, mut looked) = (body.as_reader(), vec![0; PIECE_BYTES], 0);
     loop {
         bar.set_position(partial.bytes);
-        if interrupt::raised() {
-            return Ok(Ended::Interrupted);
+        if whole.is_none() && partial.bytes >= looked {
+            check_room(partial.folder(), LOOK_BYTES)?;
+            looked = partial.bytes + LOOK_BYTES;
         }
         match reader.read(&mut piece) {
             Ok(0) => break,
             Ok(n) if whole.is_some_and(|whole| partial.bytes + n as u64 > whole) => {
-                let whole = whole.unwrap_or_default();
                 partial.clear()?;
+                let whole = whole.unwrap_or_default();
                 return Err(Error::stopped(format!("the server sends more than the {whole} bytes of the file: nothing is kept")));
             }
             Ok(n) => partial.append(&piece[..n])?,
@@ -270,15 +299,18 @@ fn take(body: &mut ureq::Body, whole: Option<u64>, partial: &mut Partial, bar: &
 fn already_there(wanted: &Wanted, path: PathBuf) -> Result<Pulled> {
     let io = |e| Error::io(&path, e);
     let mut file = File::open(&path).map_err(io)?;
-    let bytes = file.metadata().map_err(io)?.len();
-    let mut hash = Sha256::new();
-    std::io::copy(&mut file, &mut hash).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let another =
+        |how: String| Error::stopped(format!("{} is there and is another file ({how}): move it away first", path.display()));
+    if let Some(known) = wanted.bytes.filter(|known| *known != length) {
+        return Err(another(format!("{length} bytes, expected {known}")));
+    }
+    let bar = progress::bytes(wanted.file.clone(), Some(length));
+    let (bytes, hash) = hashed(&mut file, &bar).map_err(io)?;
+    bar.finish_and_clear();
     let sum = hex(hash);
-    let differs = wanted.sha256.as_ref().is_some_and(|known| *known != sum) || wanted.bytes.is_some_and(|known| known != bytes);
-    if differs {
-        let text =
-            format!("{} is there and is another file ({}, SHA-256 {sum}): move it away first", path.display(), Bytes(bytes));
-        return Err(Error::stopped(text));
+    if let Some(known) = wanted.sha256.as_ref().filter(|known| **known != sum) {
+        return Err(another(format!("its SHA-256 is {sum}, expected {known}")));
     }
     Ok(Pulled { path, bytes, sha256: sum, verified: wanted.sha256.is_some(), received_bytes: 0 })
 }

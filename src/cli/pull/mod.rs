@@ -16,8 +16,7 @@ use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::units::Bytes;
 
-use super::{answer, answer_json, interrupt, models, say};
-use source::Wanted;
+use super::{answer, answer_json, models};
 
 #[derive(Args)]
 pub struct PullArgs {
@@ -66,18 +65,9 @@ pub fn run(args: PullArgs) -> Result<u8> {
     })?;
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
     download::check_space(&folder, &wanted)?;
-    interrupt::defer();
-    let mut pulled = Vec::new();
-    for one in &wanted {
-        match download::fetch(&agent, one, &folder)? {
-            Some(file) => pulled.push(file),
-            None => {
-                say(&format!("lowkey: {} was broken off: the same command goes on with it", one.file));
-                return Ok(interrupt::take().unwrap_or(interrupt::TERMINATED));
-            }
-        }
-    }
-    check_model(&wanted[0], &pulled[0])?;
+    let pulled = wanted.iter().map(|one| download::fetch(&agent, one, &folder)).collect::<Result<Vec<_>>>()?;
+    // The whole of it, with all its parts: what does not hold together is there, and said to be so.
+    GgufFile::open(&pulled[0].path)?;
     if args.json {
         answer_json(&pulled)?;
         return Ok(0);
@@ -87,16 +77,4 @@ pub fn run(args: PullArgs) -> Result<u8> {
         answer(&format!("{}: {}, {sum}", file.path.display(), Bytes(file.bytes)))?;
     }
     Ok(0)
-}
-
-/// What has come is a GGUF file, or it is said what it is: a page with a login, most of the time.
-fn check_model(wanted: &Wanted, pulled: &Pulled) -> Result<()> {
-    GgufFile::open(&pulled.path).map(drop).map_err(|error| match wanted.sha256 {
-        // It is the file that was meant, and it stays.
-        Some(_) => error,
-        None => {
-            let _ = std::fs::remove_file(&pulled.path);
-            Error::stopped(format!("{error}; it came from {} and has been removed", wanted.url))
-        }
-    })
 }

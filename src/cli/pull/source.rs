@@ -26,6 +26,12 @@ pub struct Wanted {
     pub is_hub: bool,
 }
 
+impl Wanted {
+    pub fn asked(&self) -> Asked<'_> {
+        Asked { url: &self.url, is_hub: self.is_hub }
+    }
+}
+
 pub fn sha256(text: &str) -> std::result::Result<String, String> {
     match text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
         true => Ok(text.to_ascii_lowercase()),
@@ -39,29 +45,32 @@ pub fn find(agent: &ureq::Agent, what: &str) -> Result<Vec<Wanted>> {
         return hub_files(agent, name);
     }
     if what.starts_with("http://") || what.starts_with("https://") {
-        return Ok(vec![by_address(what)?]);
+        return by_address(what);
     }
     match models::source_of(what)? {
-        models::Origin::Url { url, file, bytes, sha256 } => {
-            let is_hub = url.starts_with(&format!("{}/", hub()));
-            Ok(vec![Wanted { url, file, bytes, sha256, is_hub }])
-        }
+        models::Origin::Url { url, file, bytes, sha256 } => Ok(vec![Wanted { is_hub: is_hub(&url), url, file, bytes, sha256 }]),
         models::Origin::Hub { repo, file } => hub_files(agent, &format!("{repo}:{file}")),
     }
 }
 
-/// A file's name out of an address, which stands for its last part.
-fn by_address(url: &str) -> Result<Wanted> {
+/// The file of an address, whose last part is its name; of a part of a model all parts.
+fn by_address(url: &str) -> Result<Vec<Wanted>> {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();
     file_name(name)?;
-    Ok(Wanted {
-        url: url.to_owned(),
-        file: name.to_owned(),
-        bytes: None,
-        sha256: None,
-        is_hub: url.starts_with(&format!("{}/", hub())),
+    let (before, after) = (&path[..path.len() - name.len()], &url[path.len()..]);
+    let wanted = |file: String| {
+        let url = format!("{before}{file}{after}");
+        Wanted { is_hub: is_hub(&url), url, file, bytes: None, sha256: None }
+    };
+    Ok(match part_of(name) {
+        Some((stem, _, n)) => (1..=n).map(|i| wanted(part_name(stem, i, n))).collect(),
+        None => vec![wanted(name.to_owned())],
     })
+}
+
+fn is_hub(url: &str) -> bool {
+    url.starts_with(&format!("{}/", hub()))
 }
 
 /// A name that a stranger gives, as the name of a file: no folders, nothing hidden, no more than a disk takes.
@@ -134,7 +143,12 @@ fn part_of(path: &str) -> Option<(&str, u32, u32)> {
     let (rest, of) = stem.rsplit_once("-of-")?;
     let (name, index) = rest.rsplit_once('-')?;
     let number = |s: &str| (s.len() == 5).then(|| s.parse().ok()).flatten();
-    Some((name, number(index)?, number(of)?))
+    let (index, of) = (number(index)?, number(of)?);
+    (1..=of).contains(&index).then_some((name, index, of))
+}
+
+fn part_name(stem: &str, index: u32, of: u32) -> String {
+    format!("{stem}-{index:05}-of-{of:05}.gguf")
 }
 
 /// Of the files of a repository those that are meant: one, or all parts of one.
@@ -170,7 +184,7 @@ fn choose<'a>(listed: &'a [Listed], repo: &str, file: Option<&str>) -> Result<Ve
     };
     let Some((stem, _, n)) = part_of(&first.path) else { return Ok(vec![first]) };
     let part = |i: u32| {
-        let path = format!("{stem}-{i:05}-of-{n:05}.gguf");
+        let path = part_name(stem, i, n);
         let found = listed.iter().find(|f| f.path == path);
         found.ok_or_else(|| Error::stopped(format!("hf:{repo} lacks {path}, a part of the model")))
     };

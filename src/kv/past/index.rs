@@ -1,7 +1,7 @@
 //! The index: what of a key two bits an element can tell. Keys are those before RoPE, so that it
 //! does not matter where they stood, turned by a Hadamard matrix, so that no element is far from
 //! the others, and less what the keys of their head have in common, which says nothing about any of
-//! them. On the demonstration model this finds what the keys themselves would find (docs/past.md).
+//! them.
 
 use half::f16;
 

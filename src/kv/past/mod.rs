@@ -37,7 +37,7 @@ use disk::{Disk, ScratchFile};
 pub use recall::Asking;
 use recall::{Thread, World};
 pub use shape::PastShape;
-use shape::{MAX_RECALL, TILE};
+use shape::{MAX_RECALL, MAX_TILES, TILE};
 
 /// `--recall` where the user names none: 128 tokens.
 pub const DEFAULT_RECALL: usize = 32;
@@ -67,7 +67,7 @@ impl PastParams {
                 "all layers of this model see the latest tokens only, and hold them all: there is no past to fetch; leave it out",
             ));
         }
-        let shape = PastShape { n_recall: self.n_recall, n_tile: shape.tiles_within(self.space_bytes), ..shape };
+        let shape = PastShape { n_recall: self.n_recall, n_tile: shape.tiles_within(self.space_bytes).min(MAX_TILES), ..shape };
         let least = n_slot + shape.kv.n_batch + TILE;
         if shape.n_tok() < least {
             let enough = shape.bytes_for(least);

@@ -2,8 +2,7 @@
 //! chosen among those that the arena has lost, fetched, turned to their positions, and attended to.
 //!
 //! A few tokens of a batch share a choice, as the heads that share a KV head do: each adds its
-//! softmax over all pieces. Where a piece's place was before the positions were given anew, it
-//! stands in order right before the oldest entry of the arena that is younger.
+//! softmax over all pieces. Where they stand: `stand`.
 
 use std::ops::Range;
 
@@ -118,7 +117,8 @@ impl Thread {
         let share = w.shape.share();
         let tokens = group * share..w.n_tok.min((group + 1) * share);
         let mut n_chosen = 0;
-        if !w.tiles.is_empty() {
+        // Where the arena holds all there is nothing to look for.
+        if !w.tiles.is_empty() && (w.asking.n_live as u64) < w.asking.n_past {
             self.mark_live(w, head);
             let n_query = self.ask(w, head, tokens.clone());
             n_chosen = self.choose(w, head, n_query);
@@ -258,7 +258,8 @@ impl Thread {
     /// Turns the keys that were fetched to where they stand. They are not brought to the basis of
     /// the arena's keys: that would take a Hadamard matrix for each of them, where queries are few.
     fn place<R: Rotary>(&mut self, w: &World<R>, head: Head, n_rows: usize) {
-        self.stand(w, head, n_rows);
+        let (fetched, positions) = (&self.tokens[..n_rows], &mut self.positions[..n_rows]);
+        stand(fetched, w.tokens(head), w.positions(head), |low| w.token(low), w.renumbered, positions);
         let (k_type, head_dim) = (w.shape.kv.k_type, w.shape.kv.head_dim);
         let mean = mean(w.means, w.shape, w.own, head.0);
         let f16 = RowType::F16.row_bytes(head_dim);
@@ -272,28 +273,6 @@ impl Thread {
             w.angles.at(i64::from(self.positions[i]), false, &mut self.angles);
             w.rotary.turn(w.asking.layer, key, &self.angles);
             RowType::F16.store(key, row);
-        }
-    }
-
-    /// The positions of what was fetched, youngest first, for those that are old stand before what
-    /// is younger.
-    fn stand<R>(&mut self, w: &World<R>, head: Head, n_rows: usize) {
-        let (since, pos) = w.renumbered;
-        let (mut neighbour, mut below) = (u64::MAX, 0);
-        for i in (0..n_rows).rev() {
-            let token = w.token(self.tokens[i]);
-            if token >= since {
-                self.positions[i] = (pos + (token - since) as i64) as i32;
-                continue;
-            }
-            let live = w.tokens(head).iter().zip(w.positions(head)).map(|(&live, &pos)| (w.token(live), pos));
-            let younger = live.filter(|&(live, _)| live > token).min();
-            let (live, pos) = younger.unwrap_or((w.asking.n_past, w.asking.next_pos));
-            if live != neighbour {
-                (neighbour, below) = (live, pos as i32);
-            }
-            below -= 1;
-            self.positions[i] = below;
         }
     }
 
@@ -324,6 +303,33 @@ impl Thread {
                 *max -= self.key.iter().zip(centre).fold(0.0, |sum, (q, centre)| sum + q * centre);
             }
         }
+    }
+}
+
+/// Where fetched tokens stand, `fetched` oldest first, beside those of the arena, `live` at `at`. Tokens from the `since`-th on stand
+/// where they stood, for that one was given the position `pos`. Those before it got new positions as ranks of what was live then, in
+/// which they have no place: they stand one below the other, each below all that is younger.
+fn stand(fetched: &[u32], live: &[u32], at: &[Pos], token: impl Fn(u32) -> u64, (since, pos): (u64, i64), positions: &mut [i32]) {
+    // Of the arena's entries between a row and the next one the lowest.
+    positions.fill(i32::MAX);
+    if since > 0 {
+        for (&live, &at) in live.iter().zip(at) {
+            let n_older = fetched.partition_point(|&row| token(row) < token(live));
+            if let Some(row) = n_older.checked_sub(1) {
+                positions[row] = positions[row].min(at as i32);
+            }
+        }
+    }
+    let mut below = pos as i32;
+    for (&row, position) in fetched.iter().zip(positions).rev() {
+        below = below.min(*position);
+        *position = match token(row).checked_sub(since) {
+            Some(n) => (pos + n as i64) as i32,
+            None => {
+                below -= 1;
+                below
+            }
+        };
     }
 }
 
@@ -378,3 +384,7 @@ impl<R> World<'_, R> {
         self.tile(piece / PIECES) * TILE as u64 + (piece % PIECES * PIECE) as u64
     }
 }
+
+#[cfg(test)]
+#[path = "../../../tests/unit/kv/past/recall.rs"]
+mod tests;

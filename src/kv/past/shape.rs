@@ -21,6 +21,8 @@ pub const PIECES: usize = SCAN_CHUNKS;
 pub const SHARE: usize = 8;
 /// Rows of a layer begin on a page, so that pages are written whole.
 const PAGE: usize = 4096;
+/// Pieces have numbers of 32 bits.
+pub const MAX_TILES: usize = u32::MAX as usize / PIECES;
 /// Pieces that may be fetched for a head at a step.
 pub const MAX_RECALL: usize = 256;
 
@@ -42,13 +44,12 @@ pub struct PastShape {
 impl PastShape {
     /// Layers that have a past: those that no window limits.
     pub fn n_layer(&self) -> usize {
-        self.kv.layers().filter(|&layer| !self.kv.is_ring(layer)).count()
+        self.kv.n_unlimited(self.kv.n_layer)
     }
 
     /// Which of them a layer is; `None` for one with a window.
     pub fn layer(&self, layer: AttnLayer) -> Option<usize> {
-        let n_before = self.kv.window.map_or(0, |window| window.n_local(layer.0));
-        (!self.kv.is_ring(layer)).then_some(layer.0 - n_before)
+        (!self.kv.is_ring(layer)).then(|| self.kv.n_unlimited(layer.0))
     }
 
     /// Tokens that the file holds.

@@ -27,7 +27,8 @@ impl Ageing {
     pub fn unit_lasts(self, n_past: u64) -> u64 {
         match HALF_LIVES * self.half_life {
             0 => u64::MAX,
-            span => span - (n_past - self.unit_at),
+            // A session may say that many tokens have come since.
+            span => span.saturating_sub(n_past - self.unit_at),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::{KvCache, KvScratch};
 use crate::kv::layout::{Head, KvShape};
+use crate::kv::past::Past;
 use crate::kv::{Pos, Rotary};
 use crate::mem::pool::Pool;
 
@@ -12,9 +13,11 @@ impl KvCache {
     /// entries the last, so protection is unchanged too. In layers with a window ranks end where they end in the others, for
     /// the newest token has one position.
     ///
-    /// If the entries alone would (nearly) fill the context, the policy first evicts an eighth of it.
+    /// If the entries alone would (nearly) fill the context, the policy first evicts an eighth of it, and room for what is read again
+    /// of a past in a file.
     pub(super) fn renumber(&mut self, pool: &mut Pool, scratch: &mut [KvScratch], rotary: &impl Rotary) {
-        self.compress(self.shape.n_ctx - self.shape.n_ctx / 8, 0, self.rule, &mut scratch[0]);
+        let reach = self.past.as_ref().map_or(0, Past::reach);
+        self.compress(self.shape.n_ctx - self.shape.n_ctx / 8 - reach, 0, self.rule, &mut scratch[0]);
         let KvShape { head_dim, n_head_kv, k_type, .. } = self.shape;
         let row_bytes = self.shape.k_bytes();
         for layer in self.shape.layers() {

@@ -24,7 +24,7 @@ use crate::kv::policy::Policy;
 use crate::kv::{Pos, Rotary};
 use crate::mem::pool::Pool;
 
-/// Tokens on their way in. Dropped before `finish` it leaves the cache as if they had never come.
+/// Tokens on their way in. Dropped before the first layer is told it leaves the cache as if they had never come.
 #[must_use]
 pub struct Step<'a> {
     cache: &'a mut KvCache,

@@ -170,11 +170,6 @@ impl KvCache {
         to_end.min(to_renumbering).min(to_unit).saturating_sub(1)
     }
 
-    /// Tokens that are in and not counted.
-    pub fn n_ahead(&self) -> usize {
-        self.n_ahead
-    }
-
     /// The next guess was right.
     pub fn accept(&mut self) {
         assert!(self.n_ahead > 0, "a guess that is ahead");

@@ -10,7 +10,7 @@ use axum::response::Response;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 
-use crate::sensors::Sensors;
+use crate::sensors::{Sensors, status_bytes};
 use crate::server::desk::{StreamStatus, Totals};
 
 use super::answers::unix_seconds;
@@ -87,15 +87,14 @@ impl Counters {
     }
 
     pub fn note_memory_at_ready(&self) {
-        self.anon_at_ready.store(status_kib("RssAnon:") << 10, Relaxed);
+        self.anon_at_ready.store(memory("RssAnon"), Relaxed);
     }
 }
 
-/// A line of what the system says of this process, in KiB.
-fn status_kib(name: &str) -> u64 {
+/// A line of what the system says of this process.
+fn memory(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+    status_bytes(&status, name).unwrap_or(0)
 }
 
 /// Pages that had to be read again from the card: field 12 of what the system says.
@@ -190,8 +189,8 @@ fn own(text: &mut Text, app: &App, n_waiting: usize, n_running: usize, streams: 
     gauge("sessions_files", "Sessions kept.", totals.sessions_files as f64);
     gauge("sessions_bytes", "Bytes of sessions kept.", totals.sessions_bytes as f64);
     gauge("memory_plan_bytes", "Private memory as planned.", app.shared.plan_bytes as f64);
-    gauge("process_resident_memory_bytes", "Resident memory, file pages included.", (status_kib("VmRSS:") << 10) as f64);
-    gauge("memory_anon_bytes", "Private resident memory.", (status_kib("RssAnon:") << 10) as f64);
+    gauge("process_resident_memory_bytes", "Resident memory, file pages included.", memory("VmRSS") as f64);
+    gauge("memory_anon_bytes", "Private resident memory.", memory("RssAnon") as f64);
     gauge("memory_anon_at_ready_bytes", "The same when the server became ready.", counters.anon_at_ready.load(Relaxed) as f64);
     gauge("process_start_time_seconds", "When the server started.", unix_seconds(app.shared.started) as f64);
     gauge("process_uptime_seconds", "Since then.", app.shared.uptime().as_secs_f64());

@@ -32,7 +32,18 @@ fn a_model_in_parts_is_all_its_parts() {
     assert_eq!(chosen(&parts, Some("m-Q4_K_M-00001-of-00002.gguf")).unwrap(), parts[..2]);
     assert!(chosen(&parts[..1], None).unwrap_err().contains("lacks Q4_K_M/m-Q4_K_M-00002-of-00002.gguf"));
     assert_eq!(part_of("m-00002-of-00003.gguf"), Some(("m", 2, 3)));
-    assert_eq!(part_of("m-2-of-3.gguf"), None);
+    for name in ["m-2-of-3.gguf", "m-00001-of-00000.gguf", "m-00000-of-00002.gguf", "m-00003-of-00002.gguf"] {
+        assert_eq!(part_of(name), None, "{name}");
+    }
+    let parts = by_address("https://example.org/m-00002-of-00003.gguf?x").expect("parts");
+    assert_eq!(
+        parts.iter().map(|part| part.url.as_str()).collect::<Vec<_>>(),
+        [
+            "https://example.org/m-00001-of-00003.gguf?x",
+            "https://example.org/m-00002-of-00003.gguf?x",
+            "https://example.org/m-00003-of-00003.gguf?x"
+        ]
+    );
 }
 
 #[test]
@@ -49,7 +60,7 @@ fn names_of_strangers_stay_in_the_folder() {
         assert!(file_name(name).is_err(), "{name:?}");
     }
     let wanted = by_address("https://example.org/a/b/m.gguf?x=/y.gguf#z").expect("a file");
-    assert_eq!((wanted.file.as_str(), wanted.is_hub), ("m.gguf", false));
+    assert_eq!((wanted.len(), wanted[0].file.as_str(), wanted[0].is_hub), (1, "m.gguf", false));
     assert!(by_address("https://example.org/").is_err());
     assert_eq!(escaped("a b/ü.gguf"), "a%20b/%C3%BC.gguf");
 }

@@ -35,4 +35,6 @@ fn a_unit_lasts_as_long_as_it_says() {
         assert!({ ageing }.renew_unit(due).is_some());
     }
     assert_eq!(Ageing::default().unit_lasts(9), u64::MAX);
+    // What a session says may be many units behind.
+    assert_eq!(Ageing { unit_at: 0, half_life: 100 }.unit_lasts(1 << 50), 0);
 }

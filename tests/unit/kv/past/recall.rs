@@ -1,0 +1,27 @@
+//! Tests of `kv::past::recall`: where fetched tokens stand.
+
+use super::stand;
+
+fn stood(fetched: &[u32], live: &[(u32, u32)], renumbered: (u64, i64)) -> Vec<i32> {
+    let (tokens, at): (Vec<u32>, Vec<u32>) = live.iter().copied().unzip();
+    let mut positions = vec![7; fetched.len()];
+    stand(fetched, &tokens, &at, u64::from, renumbered, &mut positions);
+    positions
+}
+
+#[test]
+fn before_positions_were_given_anew_all_stand_where_they_stood() {
+    assert_eq!(stood(&[4, 5, 90], &[(0, 0), (91, 91), (50, 50)], (0, 0)), [4, 5, 90]);
+    assert_eq!(stood(&[], &[(0, 0)], (100, 30)), [0; 0]);
+}
+
+#[test]
+fn after_it_old_ones_keep_their_order_below_all_that_is_younger() {
+    // Tokens 0, 40, 60 were live when token 100 was given position 3.
+    let live = [(60, 2), (0, 0), (40, 1), (101, 4), (120, 23)];
+    assert_eq!(stood(&[10, 20, 45, 50, 70, 110], &live, (100, 3)), [-2, -1, 0, 1, 2, 13]);
+    // Where many lie between two of the arena, they reach below the older one, and below zero.
+    assert_eq!(stood(&[10, 41, 42, 43], &live, (100, 3)), [-2, -1, 0, 1]);
+    // None of those that were live then is left: below what came after it, and in order with what is fetched of that.
+    assert_eq!(stood(&[10, 20, 100, 105], &[(120, 23), (130, 33)], (100, 3)), [1, 2, 3, 8]);
+}
