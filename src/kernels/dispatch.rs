@@ -12,7 +12,9 @@ use super::arm::{quads, wide};
 use super::operands::{
     ActBuf, Acts, Attend, BLOCK, CHUNK, MAX_HEAD_DIM, MatmulTask, Out, Partial, Product, TILE_ROWS, weights_len,
 };
+use super::rows::codec::RowType;
 use super::spec::packed;
+use super::spec::placed::{AngleSum, Placing};
 use super::spec::scan::{Asked, SCAN_CHUNKS, scan_tile_bytes};
 use super::{Kernels, Xielu};
 
@@ -218,6 +220,15 @@ impl Kernels {
         assert!(scores.len() == total.len() && scores.len() % 8 == 0);
         // SAFETY: the set's features were detected.
         unsafe { (self.table().add_shares)(scores, total) };
+    }
+
+    /// Brings the key at the beginning of `row`, as it was stored less `mean` (empty: nothing), to the position of `angles`, and leaves it
+    /// there in f16. `key`: `[head_dim]`, left as anything.
+    pub fn place(&self, p: &Placing, row: &mut [u8], mean: &[f32], angles: AngleSum, key: &mut [f32]) {
+        assert!(key.len() == p.head_dim && row.len() == RowType::F16.row_bytes(p.head_dim) && p.n_rot <= p.head_dim);
+        assert!(angles.0.len() >= p.n_rot && angles.1.len() >= p.n_rot);
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table().place)(p, row, mean, angles, key) };
     }
 
     /// Bytes of `Acts::quads`: also for sets that come to read them only where a matrix is packed.

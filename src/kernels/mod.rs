@@ -42,10 +42,11 @@ pub use operands::{
     TILE_ROWS, tile_bytes, weights_len,
 };
 pub use rows::codec as kv_rows;
-pub use rows::hadamard::hadamard;
+pub use rows::hadamard::{flip, hadamard};
 pub use spec::arithmetic::Xielu;
 use spec::delta::DeltaStep;
 pub use spec::float::GEMM_FROM;
+pub use spec::placed::{AngleSum, Placing};
 pub use spec::scan::{Asked, SCAN_CHUNK, SCAN_CHUNKS, SCAN_TILE, scan_steps, scan_tile_bytes};
 pub use spec::{arithmetic as portable, packed};
 
@@ -156,6 +157,7 @@ pub(crate) struct Table {
     pub received: unsafe fn(tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]),
     pub scan: unsafe fn(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]),
     pub add_shares: unsafe fn(scores: &mut [f32], total: &mut [f32]),
+    pub place: unsafe fn(p: &Placing, row: &mut [u8], mean: &[f32], angles: AngleSum, key: &mut [f32]),
     /// Sets that read rows as fast where they lie have none.
     pub widen: Option<unsafe fn(&Attend, Range<usize>, &mut [f32])>,
 }

@@ -11,6 +11,8 @@ pub mod store;
 pub(crate) mod testkit;
 pub mod types;
 
+use crate::kernels::RopeOrder;
+
 pub use budget::{KvParams, Recent, Share};
 pub use layout::{AttnLayer, Head, KvShape, Window};
 pub use past::{Past, PastParams};
@@ -26,6 +28,8 @@ pub type Pos = u32;
 pub trait Rotary: Sync {
     /// What keys are multiplied with as they are turned; `None` where a layer leaves them as they are.
     fn magnitude(&self, layer: AttnLayer) -> Option<f32>;
+    /// In which order it turns pairs of elements, and how many elements; `None` likewise.
+    fn pairs(&self, layer: AttnLayer) -> Option<(RopeOrder, usize)>;
     /// Sets the angles by which a key moves on by `steps` positions.
     fn set_angles(&self, layer: AttnLayer, steps: i64, angles: &mut [f32]);
     /// Turns one key by these angles.

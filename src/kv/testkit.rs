@@ -5,13 +5,16 @@ use super::layout::{AttnLayer, Head, KvShape};
 use super::policy::Keeps;
 use super::store::KvScratch;
 use super::{KvCache, KvParams, KvType, Policy, Pos, Recent, Rotary};
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, RopeOrder};
 use crate::mem::arena::Arena;
 use crate::mem::pool::Pool;
 
 /// Keys that no position turns.
 impl Rotary for () {
     fn magnitude(&self, _: AttnLayer) -> Option<f32> {
+        None
+    }
+    fn pairs(&self, _: AttnLayer) -> Option<(RopeOrder, usize)> {
         None
     }
     fn set_angles(&self, _: AttnLayer, _: i64, _: &mut [f32]) {}

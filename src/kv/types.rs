@@ -6,7 +6,7 @@
 use std::str::FromStr;
 
 use crate::kernels::kv_rows::RowType;
-use crate::kernels::{MAX_HEAD_DIM, hadamard};
+use crate::kernels::{MAX_HEAD_DIM, flip, hadamard};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvType {
@@ -109,14 +109,6 @@ impl FromStr for KvType {
             let names: Vec<_> = KvType::ALL.iter().map(|ty| ty.name()).collect();
             format!("'{text}' is not a type that keys and values can be stored in; there are {}", names.join(", "))
         })
-    }
-}
-
-/// Signs without a pattern, so that a vector of equal elements is not gathered into one: bits of a Weyl sequence.
-fn flip(x: &mut [f32]) {
-    for (i, x) in x.iter_mut().enumerate() {
-        let bit = (i as u32 + 1).wrapping_mul(0x9e37_79b9) & 0x8000_0000;
-        *x = f32::from_bits(x.to_bits() ^ bit);
     }
 }
 

@@ -47,6 +47,10 @@ impl Rotary for Ropes {
         self.of(layer).map(|rope| rope.magnitude)
     }
 
+    fn pairs(&self, layer: AttnLayer) -> Option<(RopeOrder, usize)> {
+        self.of(layer).map(|rope| (rope.order, rope.n_rot))
+    }
+
     fn set_angles(&self, layer: AttnLayer, steps: i64, angles: &mut [f32]) {
         self.of(layer).into_iter().for_each(|rope| rope.angles(steps, &mut angles[..rope.n_rot]));
     }

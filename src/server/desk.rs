@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::constraint::Grammar;
+use crate::kv::past::PastCounts;
 use crate::text::SamplerParams;
 
 /// Log-probabilities for each token at most, `top_logprobs` and `n_probs`.
@@ -243,6 +244,8 @@ pub struct StreamStatus {
     pub n_renumbered: u64,
     pub next_pos: u32,
     pub n_pinned: usize,
+    /// What was seen of its past in a file, where it has one.
+    pub past: Option<PastCounts>,
     pub said: Said,
     /// Of the request under way.
     pub n_prompt: usize,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::constraint::Live;
 use crate::error::Result;
-use crate::kv::Policy;
+use crate::kv::{Past, Policy};
 use crate::session::{Engine, Layout, Prefix, Runs, Stream};
 use crate::session_file::Name;
 use crate::text::{Held, Sampler, SamplerParams, Tokenizer, top_logprobs};
@@ -364,6 +364,7 @@ impl Seat {
             n_renumbered: cache.n_renumbered(),
             next_pos: cache.next_pos(),
             n_pinned: cache.n_pinned(),
+            past: cache.past().map(Past::counts),
             said: self.said.said(),
             n_prompt: progress.n_prompt,
             n_generated: progress.n_generated,

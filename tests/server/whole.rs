@@ -103,6 +103,44 @@ fn an_answer_is_what_run_says_and_memory_is_within_the_plan() {
     assert_eq!(program.stop(), 0);
 }
 
+/// Two streams, each with an arena that holds a quarter of the prompt, and a past.
+#[test]
+fn streams_with_a_past_in_a_file_answer_as_run_does_with_one() {
+    let past = ["--past", "/tmp", "--past-space", "64MiB"];
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/prose.txt")).expect("a text");
+    let ask = format!("{}\nWho is this about?", text.chars().take(3000).collect::<String>());
+    let mut run = lowkey!();
+    run.args(["run", "--chat", "--temp", "0", "-n", "12", "-p", &ask, "--kv-budget", "2MiB", "-m"]).arg(demo_model()).args(past);
+    let expected = String::from_utf8(run.output().expect("the program").stdout).expect("text");
+
+    let flags: Vec<_> = ["--streams", "2", "--kv-budget", "4MiB"].into_iter().chain(past).collect();
+    let program = Program::start(&flags);
+    let request = |text: &str| json!({ "messages": [{ "role": "user", "content": text }], "max_tokens": 12 });
+    let (one, other) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| program.chat(request(&format!("Hello. {ask}"))));
+        (program.chat(request(&ask)), other.join().expect("an answer"))
+    });
+    assert_eq!(content(&one), expected.trim_end_matches('\n'));
+    assert!(!content(&other).is_empty());
+    let metrics = get(program.address, "/metrics");
+    let metrics = metrics.text();
+    for name in ["written_bytes", "read_bytes", "pieces", "pieces_compared"] {
+        for stream in 0..2 {
+            let name = format!("lowkey_past_{name}_total{{stream=\"{stream}\"}} ");
+            let value = metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok());
+            assert!(value.is_some_and(|value| value > 0), "{name}{value:?}");
+        }
+    }
+    assert!(metrics.contains("lowkey_past_failed_reads_total{stream=\"0\"} 0"));
+    assert_eq!(program.stop(), 0);
+
+    let mut refused = lowkey!();
+    refused.args(["serve", "--port", "0", "--sessions", "/tmp/lowkey-none", "-m"]).arg(demo_model()).args(past);
+    let refused = refused.output().expect("the program");
+    let line = String::from_utf8(refused.stderr).expect("text");
+    assert!(refused.status.code() == Some(2) && line.contains("--past") && line.contains("session"), "{line}");
+}
+
 struct Folder(PathBuf);
 
 impl Folder {

@@ -23,6 +23,7 @@ use crate::units::Bytes;
 
 use super::args::Evict;
 use super::interrupt;
+use super::past::NO_SESSION;
 use super::setup::{Done, Opened, open_with};
 use super::{output::say, status::rss_anon_bytes};
 pub use args::{Overflow, ServeArgs};
@@ -135,8 +136,8 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
     if args.model.session.evict == Evict::Named(Policy::Off) && args.overflow == Overflow::Evict {
         return Err(Error::usage(Setting::Evict, "off evicts nothing: give --overflow error too, or leave it out"));
     }
-    if args.model.session.past.is_some() {
-        return Err(Error::usage(Setting::Past, "a server's streams have no past in a file yet: leave it out"));
+    if args.model.session.past.is_some() && args.sessions.is_some() {
+        return Err(Error::usage(Setting::Past, NO_SESSION));
     }
     let mut opened = open_with(&args.model, |model| {
         let mut params = args.model.session.params(1, model);

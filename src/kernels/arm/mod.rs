@@ -17,7 +17,7 @@ mod superblocks;
 pub mod wide;
 
 use crate::gguf::quant::GgmlType;
-use crate::kernels::spec::{arithmetic, attention, delta, scan};
+use crate::kernels::spec::{arithmetic, attention, delta, placed, scan};
 use crate::kernels::{MatmulTask, Table};
 use blocks::Set;
 
@@ -42,6 +42,7 @@ const fn table(matmul: unsafe fn(&mut MatmulTask)) -> Table {
         received: attention::received,
         scan: scan::scan,
         add_shares: scan::add_shares,
+        place: placed::place,
         widen: Some(wide::widen),
     }
 }

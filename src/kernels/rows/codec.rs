@@ -93,6 +93,7 @@ impl RowType {
 
     /// Rounds `x` into a row. Values beyond f16 (none in sane models) become its largest, not infinity: one entry must
     /// not poison the rest.
+    #[inline(always)]
     pub fn store(self, x: &[f32], row: &mut [u8]) {
         if self == RowType::F16 {
             return store_f16(x, row);
@@ -152,6 +153,7 @@ impl RowType {
     }
 
     /// The elements of a row, `out.len()` of them.
+    #[inline(always)]
     pub fn load(self, row: &[u8], out: &mut [f32]) {
         if self == RowType::F16 {
             for (out, h) in out.iter_mut().zip(row.as_chunks::<2>().0) {
@@ -162,8 +164,10 @@ impl RowType {
         let n_blocks = Self::n_blocks(out.len());
         for (b, out) in out.chunks_mut(ROW_BLOCK).enumerate() {
             let (d, levels) = (self.scale(row, b), self.levels(row, n_blocks, b));
-            for (out, level) in out.iter_mut().zip(levels) {
-                *out = d * (i32::from(level) - self.offset()) as f32;
+            let elements = levels.map(|level| d * (i32::from(level) - self.offset()) as f32);
+            match out.as_mut_array::<ROW_BLOCK>() {
+                Some(out) => *out = elements,
+                None => out.copy_from_slice(&elements[..out.len()]),
             }
         }
     }
@@ -181,13 +185,19 @@ impl RowType {
         if self == RowType::Q8 {
             return std::array::from_fn(|e| bytes[e] ^ 128);
         }
-        let mut levels = std::array::from_fn(|e| bytes[e % 16] >> (e / 16 * 4) & 15);
+        let bytes: &[u8; ROW_BLOCK / 2] = bytes[..ROW_BLOCK / 2].try_into().expect("sixteen");
+        let mut levels = [0u8; ROW_BLOCK];
+        let (low, high) = levels.split_at_mut(ROW_BLOCK / 2);
+        for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
+            (*low, *high) = (byte & 15, byte >> 4);
+        }
         for plane in 0..self.planes() {
             let at = self.planes_at(n_blocks, b) + 4 * plane;
             let word: [u8; 4] = row[at..][..4].try_into().expect("four");
-            let word = (u32::from_le_bytes(word) ^ self.flips(plane)).to_le_bytes();
-            for (e, level) in levels.iter_mut().enumerate() {
-                *level |= (word[e % 4] >> (e / 4) & 1) << (4 + plane);
+            let word = u32::from_le_bytes(word) ^ self.flips(plane);
+            for (g, four) in levels.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let bits = (word >> g & 0x0101_0101) << (4 + plane);
+                *four = (u32::from_le_bytes(*four) | bits).to_le_bytes();
             }
         }
         levels

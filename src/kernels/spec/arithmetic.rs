@@ -38,6 +38,7 @@ pub fn bounded(x: f32) -> f32 {
 }
 
 /// Elements as f16, within the bounds.
+#[inline(always)]
 pub fn store_f16(x: &[f32], row: &mut [u8]) {
     for (x, out) in x.iter().zip(row.as_chunks_mut::<2>().0) {
         *out = f16_of(bounded(*x)).to_le_bytes();
@@ -217,8 +218,16 @@ pub fn soft_cap(x: &mut [f32], cap: f32) {
 
 /// The orthonormal Hadamard matrix of the order of `x`, its own inverse: sums and differences of neighbours, of pairs of these,
 /// and so on, then one multiplication an element. Every CPU takes this order.
+#[inline(always)]
 pub fn hadamard(x: &mut [f32]) {
-    let mut half = 1;
+    let (eights, rest) = x.as_chunks_mut::<8>();
+    for eight in eights {
+        neighbours::<1>(eight);
+        neighbours::<2>(eight);
+        neighbours::<4>(eight);
+    }
+    // Of an order below eight nothing is done yet.
+    let mut half = if rest.is_empty() { 8 } else { 1 };
     while half < x.len() {
         for pair in x.chunks_exact_mut(2 * half) {
             let (a, b) = pair.split_at_mut(half);
@@ -230,6 +239,16 @@ pub fn hadamard(x: &mut [f32]) {
     }
     let scale = 1.0 / (x.len() as f32).sqrt();
     x.iter_mut().for_each(|x| *x *= scale);
+}
+
+/// Of elements that are `HALF` apart sum and difference, in one vector: what is taken off is added with the other sign.
+#[inline(always)]
+fn neighbours<const HALF: usize>(x: &mut Lanes) {
+    let mut out = [0f32; 8];
+    for i in 0..8 {
+        out[i] = x[i ^ HALF] + if i & HALF == 0 { x[i] } else { -x[i] };
+    }
+    *x = out;
 }
 
 /// Blocks of 32: `d = max|x| / 127`, `q = round(x / d)` (ties to even).

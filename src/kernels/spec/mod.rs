@@ -1,13 +1,15 @@
 //! The specification: the set `scalar`, which every other one must equal bit for bit, and which runs where no better one can.
 //!
 //! Products are in weights (and float, for matrices that are not quantised), attention over a chunk of the cache in attention, what
-//! goes element by element in arithmetic, which fixes the order of f32 sums. packed has the one layout that is no file's, scan the index of the past.
+//! goes element by element in arithmetic, which fixes the order of f32 sums. packed has the one layout that is no file's, scan and
+//! placed have what the past asks for: its index, and its keys where they stand.
 
 pub mod arithmetic;
 pub mod attention;
 pub mod delta;
 pub mod float;
 pub mod packed;
+pub mod placed;
 pub mod scan;
 pub mod weights;
 
@@ -32,5 +34,6 @@ pub(crate) static TABLE: Table = Table {
     received: attention::received,
     scan: scan::scan,
     add_shares: scan::add_shares,
+    place: placed::place,
     widen: None,
 };

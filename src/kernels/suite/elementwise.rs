@@ -4,7 +4,7 @@ use half::f16;
 
 use super::fixtures::{Bench, bits, random_x};
 use crate::kernels::rows::codec::RowType;
-use crate::kernels::{DeltaNet, Kernels, Xielu, hadamard};
+use crate::kernels::{AngleSum, DeltaNet, Kernels, Placing, RopeOrder, Xielu, flip, hadamard};
 
 #[test]
 fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
@@ -105,5 +105,44 @@ fn rows_in_f16_are_rounded_as_half_does_it() {
         x.fill(f32::NAN);
         RowType::F16.store(&x, &mut got);
         assert!(got.as_chunks::<2>().0.iter().all(|h| f16::from_le_bytes(*h).is_finite()));
+    }
+}
+
+/// Keys that are read again, on every set, against steps that are each somewhere else too: the row's elements, the mean, the Hadamard
+/// matrix, a turn by the sum of two angles.
+#[test]
+fn keys_that_are_read_again_are_placed_by_the_same_bits() {
+    let unit = |n: usize, seed| random_x(n, seed).iter().map(|x| x.sin()).collect::<Vec<f32>>();
+    for (head_dim, n_rot) in [(64, 64), (80, 80), (128, 64), (40, 20), (24, 0), (256, 256)] {
+        let (x, mean, a, b) = (random_x(head_dim, 1), random_x(head_dim, 2), unit(n_rot, 3), unit(n_rot, 4));
+        for (ty, order, is_turned, mean) in RowType::ALL.into_iter().flat_map(|ty| {
+            let mean = &mean[..];
+            [(ty, RopeOrder::Norm, true, mean), (ty, RopeOrder::Neox, false, &[][..]), (ty, RopeOrder::Neox, true, &[][..])]
+        }) {
+            let turned = if is_turned { 1 << head_dim.trailing_zeros() } else { 0 };
+            let p = Placing { ty, turned, head_dim, n_rot, order };
+            let mut stored = vec![0u8; RowType::F16.row_bytes(head_dim)];
+            ty.store(&x, &mut stored[..ty.row_bytes(head_dim)]);
+            let mut want = vec![0f32; head_dim];
+            ty.load(&stored, &mut want);
+            want.iter_mut().zip(mean).for_each(|(x, mean)| *x += mean);
+            for part in want.chunks_exact_mut(turned.max(1)).filter(|_| is_turned) {
+                hadamard(part);
+                flip(part);
+            }
+            for i in 0..n_rot / 2 {
+                let (j, k) = if order == RopeOrder::Norm { (2 * i, 2 * i + 1) } else { (i, i + n_rot / 2) };
+                let (cos_a, sin_a, cos_b, sin_b) = (a[i], a[n_rot / 2 + i], b[i], b[n_rot / 2 + i]);
+                let (cos, sin) = (cos_a * cos_b - sin_a * sin_b, sin_a * cos_b + cos_a * sin_b);
+                (want[j], want[k]) = (want[j] * cos - want[k] * sin, want[j] * sin + want[k] * cos);
+            }
+            let mut want_row = stored.clone();
+            RowType::F16.store(&want, &mut want_row);
+            for kernels in Kernels::available() {
+                let (mut row, mut key) = (stored.clone(), vec![f32::NAN; head_dim]);
+                kernels.place(&p, &mut row, mean, AngleSum(&a, &b), &mut key);
+                assert_eq!(row, want_row, "{}: {p:?}", kernels.name());
+            }
+        }
     }
 }

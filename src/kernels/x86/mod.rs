@@ -17,8 +17,8 @@ pub mod vnni256;
 /// once from the tile; its functions, with vectors for attention of `$width`, compiled with its features.
 macro_rules! stamp_x86 {
     ($features:literal, $set:ident { vector: $vector:ty, rows: $rows:expr, direct: $direct:literal, tokens: $tokens:literal }, $width:ty) => {
-        use $crate::kernels::spec::{arithmetic, attention, delta, scan as past};
-        use $crate::kernels::{Asked, DeltaStep, Xielu};
+        use $crate::kernels::spec::{arithmetic, attention, delta, placed, scan as past};
+        use $crate::kernels::{AngleSum, Asked, DeltaStep, Placing, Xielu};
         use $crate::kernels::x86::{attend, float};
 
         #[derive(Clone, Copy)]
@@ -64,11 +64,12 @@ macro_rules! stamp_x86 {
             received(tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]) = attention::received;
             scan(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) = past::scan;
             add_shares(scores: &mut [f32], total: &mut [f32]) = past::add_shares;
+            place(p: &Placing, row: &mut [u8], mean: &[f32], angles: AngleSum, key: &mut [f32]) = placed::place;
         }
         #[rustfmt::skip]
         pub(crate) static TABLE: Table = Table {
             matmul, quantize, rms_norm, add, silu_mul, gelu_mul, silu, sigmoid_mul, delta_step, relu2, xielu, soft_cap, l2_norm, attend,
-            merge, received, scan, add_shares, widen: None,
+            merge, received, scan, add_shares, place, widen: None,
         };
 
         /// # Safety

@@ -67,6 +67,12 @@ impl PastParams {
                 "all layers of this model see the latest tokens only, and hold them all: there is no past to fetch; leave it out",
             ));
         }
+        let (k_type, head_dim) = (shape.kv.k_type, shape.kv.head_dim);
+        if shape.kv.k_bytes() > KvType::F16.row().row_bytes(head_dim) {
+            let what =
+                format!("keys of {head_dim} elements take more in {} than in f16: choose another type of keys", k_type.name());
+            return Err(Error::usage(Setting::Past, what));
+        }
         let shape = PastShape { n_recall: self.n_recall, n_tile: shape.tiles_within(self.space_bytes).min(MAX_TILES), ..shape };
         let least = n_slot + shape.kv.n_batch + TILE;
         if shape.n_tok() < least {

@@ -11,9 +11,9 @@ use super::disk::Disk;
 use super::shape::{PIECE, PIECES, PastShape, TILE};
 use super::{Counters, TURNED, index, mean};
 use crate::kernels::kv_rows::RowType;
-use crate::kernels::{Asked, Attend, CHUNK, Kernels, Partial, Rows};
+use crate::kernels::{Asked, Attend, CHUNK, Kernels, Partial, Placing, RopeOrder, Rows};
 use crate::kv::layout::{AttnLayer, Head, MAX_HEAD_KV};
-use crate::kv::{Pos, Rotary};
+use crate::kv::{KvType, Pos, Rotary};
 use crate::mem::arena::{Arena, Buf};
 
 /// What the arena has as the tokens come.
@@ -147,7 +147,7 @@ impl Thread {
         let (head_dim, n_q) = (w.shape.kv.head_dim, w.shape.n_q);
         let mut n_query = 0;
         for t in tokens {
-            w.angles.at(i64::from(w.asking.next_pos) + t as i64, true, &mut self.angles);
+            w.angles.at(i64::from(w.asking.next_pos) + t as i64).interleaved(true, &mut self.angles);
             for q in w.queries(head, t).chunks_exact(head_dim) {
                 self.key.copy_from_slice(q);
                 w.rotary.turn(w.asking.layer, &mut self.key, &self.angles);
@@ -261,18 +261,14 @@ impl Thread {
         let (fetched, positions) = (&self.tokens[..n_rows], &mut self.positions[..n_rows]);
         stand(fetched, w.tokens(head), w.positions(head), |low| w.token(low), w.renumbered, positions);
         let (k_type, head_dim) = (w.shape.kv.k_type, w.shape.kv.head_dim);
+        let (order, n_rot) = w.rotary.pairs(w.asking.layer).unwrap_or((RopeOrder::Norm, 0));
+        let turned = if k_type.is_turned() { KvType::part(head_dim) } else { 0 };
+        let placing = Placing { ty: k_type.row(), turned, head_dim, n_rot, order };
         let mean = mean(w.means, w.shape, w.own, head.0);
-        let f16 = RowType::F16.row_bytes(head_dim);
-        for (i, row) in self.keys[..n_rows * f16].chunks_exact_mut(f16).enumerate() {
-            let key = &mut self.key[..];
-            k_type.row().load(&row[..w.shape.kv.k_bytes()], key);
-            if k_type.is_turned() && w.token(self.tokens[i]) >= TILE as u64 {
-                key.iter_mut().zip(mean).for_each(|(key, mean)| *key += mean);
-            }
-            k_type.turn_back(key, head_dim);
-            w.angles.at(i64::from(self.positions[i]), false, &mut self.angles);
-            w.rotary.turn(w.asking.layer, key, &self.angles);
-            RowType::F16.store(key, row);
+        let rows = self.keys.chunks_exact_mut(RowType::F16.row_bytes(head_dim));
+        for (row, (&token, &pos)) in rows.zip(self.tokens[..n_rows].iter().zip(&self.positions[..n_rows])) {
+            let mean = if turned > 0 && w.token(token) >= TILE as u64 { mean } else { &[] };
+            w.kernels.place(&placing, row, mean, w.angles.at(i64::from(pos)), &mut self.key);
         }
     }
 

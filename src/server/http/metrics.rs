@@ -10,6 +10,7 @@ use axum::response::Response;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 
+use crate::kv::past::PastCounts;
 use crate::sensors::{Sensors, status_bytes};
 use crate::server::desk::{StreamStatus, Totals};
 
@@ -205,6 +206,27 @@ fn own(text: &mut Text, app: &App, n_waiting: usize, n_running: usize, streams: 
         text.head(&name, kind, help);
         for (i, stream) in streams.iter().enumerate() {
             text.line(&name, &format!("{{stream=\"{i}\"}}"), value(stream));
+        }
+    }
+    past(text, streams);
+}
+
+/// What streams made of their pasts in files, where they have them.
+fn past(text: &mut Text, streams: &[StreamStatus]) {
+    let each: [(&str, &str, fn(&PastCounts) -> u64); 7] = [
+        ("written_bytes", "Bytes written to the file of a stream's past.", |past| past.written_bytes),
+        ("read_bytes", "Bytes of keys and values read again from it.", |past| past.read_bytes),
+        ("pieces", "Pieces of four tokens read again, in one KV head.", |past| past.n_pieces),
+        ("pieces_compared", "Those of steps of one token.", |past| past.n_single),
+        ("pieces_again", "Those of them that the step before had read too.", |past| past.n_again),
+        ("lost_tiles", "Tiles of 32 tokens that could not be written.", |past| past.n_lost),
+        ("failed_reads", "Reads of the file that failed.", |past| past.n_unread),
+    ];
+    for (name, help, value) in each.iter().filter(|_| streams.iter().any(|stream| stream.past.is_some())) {
+        let name = format!("lowkey_past_{name}_total");
+        text.head(&name, "counter", help);
+        for (i, past) in streams.iter().enumerate().filter_map(|(i, stream)| Some((i, stream.past.as_ref()?))) {
+            text.line(&name, &format!("{{stream=\"{i}\"}}"), value(past));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A tiny cache and what a pass through it needs, by the door that the engine uses.
 
-use lowkey::kernels::Kernels;
+use lowkey::kernels::{Kernels, RopeOrder};
 use lowkey::kv::attention::{AttendScratch, AttendShape};
 use lowkey::kv::policy::{Keeps, Rule};
 use lowkey::kv::store::KvScratch;
@@ -13,6 +13,9 @@ pub struct Unturned;
 
 impl Rotary for Unturned {
     fn magnitude(&self, _: AttnLayer) -> Option<f32> {
+        None
+    }
+    fn pairs(&self, _: AttnLayer) -> Option<(RopeOrder, usize)> {
         None
     }
     fn set_angles(&self, _: AttnLayer, _: i64, _: &mut [f32]) {}

@@ -1,6 +1,7 @@
 //! Tests of `kv::past::angles`.
 
 use super::*;
+use crate::kernels::RopeOrder;
 
 /// One frequency, by which position `n` turns by `n / 100`.
 struct Slow;
@@ -8,6 +9,9 @@ struct Slow;
 impl Rotary for Slow {
     fn magnitude(&self, _: AttnLayer) -> Option<f32> {
         Some(1.0)
+    }
+    fn pairs(&self, _: AttnLayer) -> Option<(RopeOrder, usize)> {
+        Some((RopeOrder::Norm, 4))
     }
     fn set_angles(&self, _: AttnLayer, steps: i64, angles: &mut [f32]) {
         let angle = steps as f64 / 100.0;
@@ -25,7 +29,7 @@ fn angles_are_sums_of_two_and_turn_both_ways() {
     for pos in [-300, -256, -1, 0, 1, 255, 256, 700, 1000] {
         for (back, sign) in [(false, 1.0), (true, -1.0)] {
             let (mut out, angle) = ([f32::NAN; 4], pos as f64 / 100.0);
-            angles.at(pos, back, &mut out);
+            angles.at(pos).interleaved(back, &mut out);
             for pair in out.as_chunks::<2>().0 {
                 assert!((f64::from(pair[0]) - angle.cos()).abs() < 1e-6, "{pos}: {pair:?}");
                 assert!((f64::from(pair[1]) - sign * angle.sin()).abs() < 1e-6, "{pos}: {pair:?}");
