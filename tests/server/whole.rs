@@ -133,12 +133,6 @@ fn streams_with_a_past_in_a_file_answer_as_run_does_with_one() {
     }
     assert!(metrics.contains("lowkey_past_failed_reads_total{stream=\"0\"} 0"));
     assert_eq!(program.stop(), 0);
-
-    let mut refused = lowkey!();
-    refused.args(["serve", "--port", "0", "--sessions", "/tmp/lowkey-none", "-m"]).arg(demo_model()).args(past);
-    let refused = refused.output().expect("the program");
-    let line = String::from_utf8(refused.stderr).expect("text");
-    assert!(refused.status.code() == Some(2) && line.contains("--past") && line.contains("session"), "{line}");
 }
 
 struct Folder(PathBuf);
