@@ -21,7 +21,7 @@ CROSS     ?= cross
 IMAGE_NAME ?= localhost/lowkey
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost test-web test-clients test-flood serve-figures kills peer-server-tests json-schema hostile-grammars light-switch need-deb need-image need-deploy man deb deb-arm test-deb test-deb-arm test-boot static image test-image sbom dist publish deploy-check shelf cross-tool cross-image cross-build cross-test clean
+.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm test-arm-build fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost test-web test-clients test-flood serve-figures kills peer-server-tests json-schema hostile-grammars light-switch need-deb need-image need-deploy man deb deb-arm test-deb test-deb-arm test-boot static image test-image sbom dist publish deploy-check shelf cross-tool cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -43,6 +43,9 @@ test-native: need-tests model ## all tests on this machine
 # An ARM machine tests itself in test-native; under qemu there are only the other processors to try.
 test-arm: need-arm model ## the tests for ARM (static), as Raspberry Pi 3, 4, 5 and newer, under qemu
 	cross/arm-tests $(CPUS)
+
+test-arm-build: need-arm ## the programs of test-arm
+	cross/arm-tests --build $(CPUS)
 
 # What is missing is installed, or named in one line. Asked for at once, so that a test does not end half an hour later for it.
 need-build:
