@@ -189,6 +189,22 @@ fn what_a_stream_holds_is_not_read_again() {
     assert_eq!((out.progress.n_cached, out.kept.stream), (0, 1));
 }
 
+/// A rewind that the policy does not forget is told, and a few tokens are not worth one.
+#[test]
+fn a_few_common_tokens_are_read_again_rather_than_kept_inexactly() {
+    let mut params = roomy(1);
+    params.kv.policy = Policy::L2Attn;
+    let server = Server::start(params, 4, None);
+    let first = prose(120);
+    for (n, n_cached) in [(3, 0), (60, 60)] {
+        let (.., out) = server.answer(request(first.clone(), 2));
+        assert!(out.kept.is_exact);
+        let other = [&first[..n], &server.encode("Something else is asked here.")].concat();
+        let (.., out) = server.answer(request(other, 2));
+        assert_eq!((out.progress.n_cached, out.kept.diverged_at, out.kept.is_exact), (n_cached, n, n_cached == 0));
+    }
+}
+
 #[test]
 fn what_was_evicted_is_told_and_such_a_stream_goes_on_but_not_back() {
     let mut params = params(2 << 20);

@@ -142,7 +142,9 @@ impl Seat {
     pub fn begin(&mut self, job: Job, index: usize, tokenizer: &Tokenizer, engine: &mut Engine) {
         let request = job.request();
         let ((prefix, by_text), held) = (self.prefix(request), self.stream.n_past() as usize);
-        let n_cached = prefix.n_cached;
+        let runs = self.runs(request, prefix, by_text);
+        let (n_moved, is_moved) = (runs.n_tokens(), !runs.all().is_empty());
+        let n_cached = if by_text || is_moved { prefix.n_cached } else { self.stream.worth_keeping(prefix.n_cached) };
         let n_prompt = match &request.continues {
             Some(continues) if by_text => n_cached + continues.rest.len(),
             _ => request.prompt.len(),
@@ -154,8 +156,6 @@ impl Seat {
                 held - n_cached
             );
         }
-        let runs = self.runs(request, prefix, by_text);
-        let n_moved = runs.n_tokens();
         match runs.all() {
             [] => self.stream.keep(n_cached),
             _ => engine.move_runs(&mut self.stream, n_cached, &runs),

@@ -81,6 +81,9 @@ pub struct Prefix {
     pub n_common: usize,
 }
 
+/// Fewer are read again rather than kept by a rewind that is not exact.
+const FEW_TOKENS: usize = 16;
+
 fn no_memory(e: std::io::Error) -> Error {
     Error::budget(Setting::Memory, format!("the system did not give what the plan asks for: {e}"))
 }
@@ -223,6 +226,13 @@ impl Stream {
         let n = common.n.min(prompt.len().saturating_sub(1));
         let n_cached = if self.cannot_rewind(n as u64).is_none() { n } else { 0 };
         Prefix { n_cached, n_common: common.n }
+    }
+
+    /// How many of the first `n_cached` tokens are better kept than read again: a rewind that the policy does not forget leaves the stream
+    /// inexact, and a few tokens, such as those with which every conversation begins, are not worth that.
+    pub fn worth_keeping(&self, n_cached: usize) -> usize {
+        let is_rewind = (n_cached as u64) < self.log.n();
+        if is_rewind && n_cached < FEW_TOKENS && !self.cache.rewinds_exactly() { 0 } else { n_cached }
     }
 
     /// Makes the stream hold the first `n_cached` tokens of a prompt, as `prefix` found them, and nothing else.

@@ -197,15 +197,15 @@ impl<'a> Talk<'a> {
                 let all = self.tokenizer.encode_pieces(&rendered.pieces(), true)?;
                 self.pending = None;
                 let (_, stream) = self.session.parts();
-                let prefix = stream.prefix(&all);
-                if stream.n_past() > 0 && prefix.n_cached == 0 {
+                let n_cached = stream.worth_keeping(stream.prefix(&all).n_cached);
+                if stream.n_past() > 0 && n_cached == 0 {
                     say("The template has changed what was said before, so the conversation is read again.");
                 }
-                stream.keep(prefix.n_cached);
-                if prefix.n_cached == 0 {
+                stream.keep(n_cached);
+                if n_cached == 0 {
                     self.pin()?;
                 }
-                all[prefix.n_cached..].to_vec()
+                all[n_cached..].to_vec()
             }
         };
         crate::cli::setup::check_tokens(self.session, &tokens)?;
