@@ -164,7 +164,11 @@ impl RowType {
         let n_blocks = Self::n_blocks(out.len());
         for (b, out) in out.chunks_mut(ROW_BLOCK).enumerate() {
             let (d, levels) = (self.scale(row, b), self.levels(row, n_blocks, b));
-            let elements = levels.map(|level| d * (i32::from(level) - self.offset()) as f32);
+            // Not `map`, of which the compiler makes vectors of two.
+            let mut elements = [0f32; ROW_BLOCK];
+            for (x, level) in elements.iter_mut().zip(&levels) {
+                *x = d * (i32::from(*level) - self.offset()) as f32;
+            }
             match out.as_mut_array::<ROW_BLOCK>() {
                 Some(out) => *out = elements,
                 None => out.copy_from_slice(&elements[..out.len()]),
