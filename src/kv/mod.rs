@@ -12,7 +12,7 @@ pub(crate) mod testkit;
 pub mod types;
 
 pub use budget::{KvParams, Recent, Share};
-pub use layout::{AttnLayer, Head, KvShape, Window};
+pub use layout::{AttnLayer, Head, KvShape, LayerShape, Window};
 pub use past::{Past, PastParams};
 pub use policy::Policy;
 pub use store::KvCache;
