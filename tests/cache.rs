@@ -1,7 +1,7 @@
 //! The cache by the door that the engine uses: what fits, what is taken, rings beside policies, small and absurd sizes.
 
 use lowkey::kv::policy::Rule;
-use lowkey::kv::{AttnLayer, KvCache, KvShape, KvType, Policy, Recent, Window};
+use lowkey::kv::{AttnLayer, KvCache, KvShape, KvType, LayerShape, Policy, Recent, Window};
 use lowkey_test_kit::tiny::{Tiny, tiny_shape};
 
 const HEADS: usize = 2;
@@ -14,8 +14,9 @@ fn what_is_measured_is_what_is_taken() {
         let policy = rng.choice(Policy::all()).expect("a policy");
         let mut shape = KvShape {
             n_layer: rng.usize(1..9),
-            n_head_kv: rng.usize(1..5),
-            head_dim: 32 * rng.usize(1..5),
+            each: LayerShape { n_head_kv: rng.usize(1..5), head_dim: 32 * rng.usize(1..5) },
+            local: None,
+            shared: false,
             n_batch: rng.usize(1..33),
             n_ctx: 1024,
             window: rng.bool().then(|| Window { n_tok: rng.usize(1..200), global_every: rng.usize(..4) }),
@@ -25,14 +26,21 @@ fn what_is_measured_is_what_is_taken() {
             keeps: policy.row().keeps(rng.bool(), Some(rng.u32(..4))),
         };
         if rng.bool() {
-            (shape.head_dim, shape.k_type, shape.v_type) = (8 * rng.usize(1..17), KvType::F16, KvType::F16);
+            (shape.each.head_dim, shape.k_type, shape.v_type) = (8 * rng.usize(1..17), KvType::F16, KvType::F16);
+        }
+        if shape.window.is_some_and(|window| !window.is_everywhere()) && rng.bool() {
+            shape.local = Some(LayerShape { n_head_kv: rng.usize(1..5), head_dim: 32 * rng.usize(1..5) });
         }
         // `Arena::fill` compares the carving that takes with the one that measured.
         let (n_slot, bytes) = (rng.usize(1..300), |n: usize| shape.arena_bytes(n));
         let cache = KvCache::new(shape, n_slot, Rule::RING, u64::MAX).expect("memory");
         assert_eq!(cache.arena_bytes(), bytes(n_slot), "{shape:?}");
-        let rows = shape.slots(AttnLayer(0), n_slot) * shape.k_bytes();
-        assert!(cache.keys().len() >= rows && cache.keys().len() + cache.values().len() <= bytes(n_slot), "{shape:?}");
+        let rows = shape.slots(AttnLayer(0), n_slot) * shape.k_bytes(AttnLayer(0));
+        assert!(
+            cache.keys(AttnLayer(0)).len() >= rows
+                && cache.keys(AttnLayer(0)).len() + cache.values(AttnLayer(0)).len() <= bytes(n_slot),
+            "{shape:?}"
+        );
         if shape.ring_len().is_none() {
             assert_eq!(bytes(256 + 64) - bytes(256), 64 * shape.bytes_per_slot(), "{shape:?}");
         }
@@ -42,14 +50,21 @@ fn what_is_measured_is_what_is_taken() {
 #[test]
 fn every_byte_of_a_ring_is_in_the_budget() {
     let window = Some(Window { n_tok: 6, global_every: 3 });
-    let shape = KvShape { n_layer: 5, n_head_kv: HEADS, n_batch: 4, n_ctx: 100, window, ..tiny_shape() };
+    let shape = KvShape {
+        n_layer: 5,
+        each: LayerShape { n_head_kv: HEADS, head_dim: 8 },
+        n_batch: 4,
+        n_ctx: 100,
+        window,
+        ..tiny_shape()
+    };
     for n in [1, 5, 6, 7, 50, 100] {
         // A budget one byte short of n slots gives fewer, whether the windows are whole or not.
         assert!(shape.slots_within(shape.arena_bytes(n) as u64) >= n);
         assert!(shape.slots_within(shape.arena_bytes(n) as u64 - 1) < n);
     }
     // Beyond the windows a token costs what layer 2 of the five needs for it; up to there all do.
-    let row = shape.k_bytes() + shape.v_bytes() + 8;
+    let row = shape.k_bytes(AttnLayer(0)) + shape.v_bytes(AttnLayer(0)) + 8;
     assert_eq!(shape.bytes_per_slot(), HEADS * row);
     assert_eq!(shape.arena_bytes(96) - shape.arena_bytes(64), 32 * shape.bytes_per_slot());
     assert_eq!(shape.full_f16_bytes(50), HEADS * 2 * 16 * (50 + 4 * 6));
@@ -59,7 +74,7 @@ fn every_byte_of_a_ring_is_in_the_budget() {
 fn no_shape_overflows_and_rows_can_be_numbered() {
     for (n_layer, n_head_kv, head_dim, n_ctx) in [(1, 1, 8, 8), (128, 128, 1024, 1 << 24), (65_536, 8, 1024, 1 << 24)] {
         let (n_batch, v_type) = (n_ctx / 8, if head_dim > 8 { KvType::Q4H } else { KvType::F16 });
-        let shape = KvShape { n_layer, n_head_kv, head_dim, n_batch, n_ctx, v_type, ..tiny_shape() };
+        let shape = KvShape { n_layer, each: LayerShape { n_head_kv, head_dim }, n_batch, n_ctx, v_type, ..tiny_shape() };
         for budget in [0, 1, 1 << 20, 1 << 40, u64::MAX] {
             let n = shape.slots_within(budget);
             let rows = shape.n_heads() * n + n_head_kv * shape.n_batch;
@@ -104,7 +119,7 @@ fn compressing_a_context_that_is_all_protected_drops_the_oldest_recent_or_the_la
 /// Five layers, every third without a window.
 fn windowed(n_tok: usize, n_slot: usize, n_batch: usize, n_ctx: usize, policy: Policy) -> Tiny {
     Tiny::with(n_slot, |shape, params| {
-        (shape.n_layer, shape.n_head_kv, shape.n_batch, shape.n_ctx) = (5, HEADS, n_batch, n_ctx);
+        (shape.n_layer, shape.each.n_head_kv, shape.n_batch, shape.n_ctx) = (5, HEADS, n_batch, n_ctx);
         shape.window = Some(Window { n_tok, global_every: 3 });
         (params.policy, params.sinks, params.recent) = (policy, 1, Some(Recent::Tokens(2)));
     })
@@ -112,10 +127,10 @@ fn windowed(n_tok: usize, n_slot: usize, n_batch: usize, n_ctx: usize, policy: P
 
 /// The token that each row of a head's values was made from: f16 holds its number.
 fn tokens_in(cache: &KvCache, rows: &[u32]) -> Vec<usize> {
-    let bytes = cache.shape().v_bytes();
+    let bytes = cache.shape().v_bytes(AttnLayer(0));
     let token = |&row: &u32| {
         let mut value = [0f32; 8];
-        KvType::F16.row().load(&cache.values()[row as usize * bytes..][..bytes], &mut value);
+        KvType::F16.row().load(&cache.values(AttnLayer(0))[row as usize * bytes..][..bytes], &mut value);
         value[0] as usize
     };
     let mut tokens: Vec<_> = rows.iter().map(token).collect();
@@ -139,7 +154,7 @@ fn layers_with_a_window_hold_the_latest_tokens_and_the_others_follow_the_policy(
             let values: Vec<f32> = (done..done + n).flat_map(|token| [token as f32; 8 * HEADS]).collect();
             let keys: Vec<f32> = values.iter().map(|token| token % 7.0).collect();
             let see = |layer: AttnLayer, cache: &KvCache| {
-                for (head, t) in cache.shape().heads().flat_map(|h| (0..n).map(move |t| (h, t))) {
+                for (head, t) in cache.shape().each.heads().flat_map(|h| (0..n).map(move |t| (h, t))) {
                     let live = cache.rows_at(layer, head, t, &mut table);
                     assert_eq!(live, cache.live_at(layer, t));
                     let (seen, now) = (tokens_in(cache, &table[..live]), done + t);

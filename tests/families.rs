@@ -115,7 +115,9 @@ fn every_family_computes_what_llama_cpp_computes() {
 fn windows_beside_eviction_give_the_same_bits_in_batches_and_on_every_set() {
     let tokens = ids(&golden("families.json")["ids"]);
     let tokens: Vec<u32> = tokens.iter().cycle().take(60).copied().collect();
-    for (name, _, file) in files().into_iter().filter(|(name, ..)| ["gemma2-q8", "gemma3-q8"].contains(&name.as_str())) {
+    for (name, _, file) in
+        files().into_iter().filter(|(name, ..)| ["gemma2-q8", "gemma3-q8", "gemma4-q8"].contains(&name.as_str()))
+    {
         let path = Temp::new(&format!("{name}-windows"), &file);
         for n_slot in [4, 12, 60] {
             let run = |n_batch: usize, kernels: &str| {
@@ -125,8 +127,8 @@ fn windows_beside_eviction_give_the_same_bits_in_batches_and_on_every_set() {
                 let mut session = session(&path.0, &p);
                 let logits = session.prefill(&tokens, |_| true).expect("logits").expect("not stopped");
                 let bits: Vec<u32> = logits.iter().map(|l| l.to_bits()).collect();
-                let kept: Vec<_> =
-                    (0..session.model().config.n_layer).map(|l| session.cache().kept(AttnLayer(l), Head(0)).to_vec()).collect();
+                let layers = session.cache().shape().layers();
+                let kept: Vec<_> = layers.map(|layer| session.cache().kept(layer, Head(0)).to_vec()).collect();
                 assert_eq!(
                     (kept[0].len(), session.cache().n_live()),
                     (5.min(session.cache().n_slot()), session.cache().n_slot())
@@ -180,9 +182,11 @@ fn few_bits_cost_little_in_every_family_and_batches_change_nothing() {
 /// What recurrent layers remember of a stream is a state beside the arena: whatever is evicted or renumbered, however the stream is
 /// cut into batches, on every set and for any threads the bits are the same; a cleared session begins anew.
 #[test]
-fn recurrent_layers_and_experts_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
+fn recurrent_layers_experts_and_shared_keys_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
     // Layers with keys and values, and all.
-    for (name, layers) in [("lfm2-q8", (2, 5)), ("qwen35-q8", (1, 5)), ("lfm2moe-q8", (1, 4)), ("qwen35moe-q8", (1, 4))] {
+    for (name, layers) in
+        [("lfm2-q8", (2, 5)), ("qwen35-q8", (1, 5)), ("lfm2moe-q8", (1, 4)), ("qwen35moe-q8", (1, 4)), ("gemma4-q8", (4, 7))]
+    {
         gives_the_same_bits(name, layers);
     }
 }
@@ -232,6 +236,42 @@ fn gives_the_same_bits(name: &str, layers: (usize, usize)) {
     };
     let want = short(1, "scalar");
     assert!(kernel_sets().into_iter().all(|kernels| short(1, kernels.name()) == want));
+}
+
+/// Layers that hold nothing look at what others hold as it stood for each token of a batch, whatever that batch evicts or pushes out of a
+/// window; and where a prompt's logits are not wanted they need not be computed.
+#[test]
+fn shared_keys_are_seen_as_they_stand_for_each_token() {
+    let golden = golden("families.json");
+    let tokens: Vec<u32> = ids(&golden["ids"]).iter().cycle().take(60).copied().collect();
+    let path = Temp::new("gemma4-shared", &family_model("gemma4-q8", &golden["models"]["gemma4-q8"]));
+    for (n_slot, policy) in [(8, Policy::L2), (20, Policy::Attn), (60, Policy::L2)] {
+        let start = |n_batch: usize| {
+            let mut p = params(0);
+            (p.kv.policy, p.kv.sinks, p.n_batch, p.n_logits) = (policy, 1, n_batch, n_batch);
+            p.kv.budget_bytes = budget_for(&path.0, n_slot, &p);
+            session(&path.0, &p)
+        };
+        let bits = |logits: &[f32]| logits.iter().map(|l| l.to_bits()).collect::<Vec<u32>>();
+        // A policy that goes by attention judges by batches: there the batch is the same.
+        let size = if policy == Policy::Attn { start(7).n_batch() } else { 7 };
+        let mut alone = start(if policy == Policy::Attn { size } else { 1 });
+        let mut single = Vec::new();
+        if policy != Policy::Attn {
+            tokens.iter().for_each(|&token| single.extend(bits(alone.step(token).expect("a step"))));
+        }
+        let (mut all, mut last) = (start(size), start(size));
+        let mut of_all = Vec::new();
+        for batch in tokens.chunks(size) {
+            of_all.extend(bits(all.prefill_all(batch).expect("logits")));
+            let of_last = bits(last.prefill(batch, |_| true).expect("logits").expect("not stopped"));
+            assert!(of_all.ends_with(&of_last), "{n_slot} slots, {policy:?}");
+        }
+        assert!(policy == Policy::Attn || of_all == single, "{n_slot} slots, {policy:?}");
+        let kept = |s: &Session| s.cache().shape().all_heads().map(|(l, h)| s.cache().kept(l, h).to_vec()).collect::<Vec<_>>();
+        assert_eq!(kept(&all), kept(&last));
+        assert_eq!(all.cache().n_evicted() > 0, n_slot < 60);
+    }
 }
 
 /// With no sinks and the oldest going first, what is kept is always the latest tokens in a row: renumbering moves all by one

@@ -70,7 +70,7 @@ fn prefill_and_steps_allocate_nothing() {
     assert_eq!(n, 0, "allocations with the demo model");
 
     // Small models: float weights go through another matrix product, a short context is renumbered again and again.
-    // So are families with biases, normed heads, layers that know no positions, fused matrices, windows, convolutions, delta nets, and experts.
+    // So are families with biases, normed heads, layers that know no positions, fused matrices, windows, convolutions, delta nets, experts, and shared keys.
     let golden = lowkey_test_kit::golden("families.json");
     let own = std::env::temp_dir().join(format!("lowkey-no-alloc-{}.gguf", std::process::id()));
     for name in [
@@ -89,6 +89,7 @@ fn prefill_and_steps_allocate_nothing() {
         "qwen35-q8",
         "lfm2moe-q8",
         "qwen35moe-q8",
+        "gemma4-q8",
     ] {
         let path = if name.starts_with("tiny") { lowkey_test_kit::data(name) } else { own.clone() };
         if path == own {
@@ -102,7 +103,8 @@ fn prefill_and_steps_allocate_nothing() {
         }
         params.kv.budget_bytes = lowkey_test_kit::budget_for(&path, 40, &params);
         // Some of what follows is guessed, and wrong.
-        params.n_draft = if lowkey_test_kit::model(&path).config.recurrent.is_some() { 0 } else { 6 };
+        let config = lowkey_test_kit::model(&path).config;
+        params.n_draft = if config.recurrent.is_some() || config.n_shared > 0 { 0 } else { 6 };
         let mut session = lowkey_test_kit::session(&path, &params);
         let (n_ctx, n_vocab) = (session.model().config.n_ctx, session.model().config.n_vocab as u32);
         let n = allocations_in(|| {

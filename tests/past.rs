@@ -77,7 +77,7 @@ struct Naive {
 impl Naive {
     /// What a query of token `t` makes of the tokens that it may see, in f64.
     fn attend(&self, shape: &KvShape, layer: usize, head: usize, q: &[f32], sees: impl Fn(usize) -> bool) -> Vec<f64> {
-        let (dim, row) = (shape.head_dim, shape.n_head_kv * shape.head_dim);
+        let (dim, row) = (shape.each.head_dim, shape.each.n_head_kv * shape.each.head_dim);
         let [_, k, v] = &self.rows[layer];
         let of = |x: &[f32], t: usize| x[t * row + head * dim..][..dim].to_vec();
         let score = |t: usize| of(k, t).iter().zip(q).map(|(k, q)| f64::from(k * q)).sum::<f64>();
@@ -98,7 +98,7 @@ impl Naive {
 /// file has.
 fn compare(tiny: &mut Tiny, n_q: usize, n_total: usize, rng: &mut Rng, is_past: impl Fn(&Naive, usize, usize) -> bool) -> f64 {
     let shape = *tiny.cache.shape();
-    let (dim, row) = (shape.head_dim, shape.n_head_kv * shape.head_dim);
+    let (dim, row) = (shape.each.head_dim, shape.each.n_head_kv * shape.each.head_dim);
     let mut naive = Naive { rows: vec![[vec![], vec![], vec![]]; shape.n_layer], n_tok: 0 };
     let mut worst: f64 = 0.0;
     while naive.n_tok < n_total {
@@ -115,16 +115,19 @@ fn compare(tiny: &mut Tiny, n_q: usize, n_total: usize, rng: &mut Rng, is_past: 
         naive.n_tok += n_tok;
         // What the arena shows each token, by the number in the stream: positions are that here.
         let before: Vec<Vec<Vec<u32>>> =
-            shape.layers().map(|l| shape.heads().map(|h| tiny.cache.kept(l, h).to_vec()).collect()).collect();
+            shape.layers().map(|l| shape.each.heads().map(|h| tiny.cache.kept(l, h).to_vec()).collect()).collect();
         let mut seen: Vec<Vec<Vec<Vec<usize>>>> = vec![Vec::new(); shape.n_layer];
         let see = |layer: AttnLayer, cache: &KvCache| {
-            seen[layer.0] =
-                shape.heads().map(|head| (0..n_tok).map(|t| shown(cache, layer, head, t, &before, n_past)).collect()).collect();
+            seen[layer.0] = shape
+                .each
+                .heads()
+                .map(|head| (0..n_tok).map(|t| shown(cache, layer, head, t, &before, n_past)).collect())
+                .collect();
         };
         let mut given = vec![Vec::new(); shape.n_layer];
         assert!(tiny.attend(n_tok, |layer| new[layer.0].clone(), see, |layer, out| given[layer.0] = out.to_vec()));
         for (layer, head, t) in
-            (0..shape.n_layer).flat_map(|l| (0..shape.n_head_kv).flat_map(move |h| (0..n_tok).map(move |t| (l, h, t))))
+            (0..shape.n_layer).flat_map(|l| (0..shape.each.n_head_kv).flat_map(move |h| (0..n_tok).map(move |t| (l, h, t))))
         {
             let arena = &seen[layer][head][t];
             let held: Vec<usize> = before[layer][head].iter().map(|&pos| pos as usize).collect();
@@ -151,7 +154,7 @@ fn shown(cache: &KvCache, layer: AttnLayer, head: Head, t: usize, before: &[Vec<
     let slots = &before[layer.0][head.0];
     // Rows of the batch wait behind all slots.
     let shape = cache.shape();
-    let waiting = shape.n_layer * shape.n_head_kv * cache.n_slot() + head.0 * shape.n_batch;
+    let waiting = shape.n_layer * shape.each.n_head_kv * cache.n_slot() + head.0 * shape.n_batch;
     let token = |(slot, &row): (usize, &u32)| match row as usize == first + slot {
         true => slots[slot] as usize,
         false => n_past + row as usize - waiting,
@@ -165,7 +168,7 @@ fn with_room_for_all_pieces_attention_sees_everything_that_the_ring_holds() {
     for case in 0..if lowkey_test_kit::emulated().is_some() { 3 } else { 12 } {
         let (n_tile, n_q, n_slot) = (rng.usize(3..9), rng.usize(1..4), rng.usize(24..60));
         let (mut tiny, _) = with_past(n_slot, n_tile, 64, n_q, |shape| {
-            (shape.n_layer, shape.n_head_kv, shape.head_dim) = (rng.usize(1..3), rng.usize(1..4), [8, 32][case % 2]);
+            (shape.n_layer, shape.each.n_head_kv, shape.each.head_dim) = (rng.usize(1..3), rng.usize(1..4), [8, 32][case % 2]);
             shape.n_batch = [1, 8, 20][case % 3];
         });
         // What a batch overwrites is gone for it too, and what it brings is not there yet.
@@ -184,7 +187,7 @@ fn with_room_for_all_pieces_attention_sees_everything_that_the_ring_holds() {
 fn keys_of_few_bits_come_back_with_the_bits_of_their_first_rounding() {
     let run = |n_total: usize| {
         let (mut tiny, memory) = with_past(40, 16, 64, 2, |shape| {
-            (shape.head_dim, shape.n_batch) = (32, 8);
+            (shape.each.head_dim, shape.n_batch) = (32, 8);
             (shape.k_type, shape.v_type) = (KvType::Q6H, KvType::Q6H);
         });
         let is_past = |_: &Naive, n_past, token| token / TILE < n_past / TILE;
@@ -204,7 +207,7 @@ fn keys_of_few_bits_come_back_with_the_bits_of_their_first_rounding() {
 fn the_piece_that_is_asked_for_is_chosen() {
     let mut rng = Rng::with_seed(9);
     for case in 0..8 {
-        let (mut tiny, _) = with_past(24, 16, 1, 1, |shape| (shape.head_dim, shape.n_batch) = (32, 1));
+        let (mut tiny, _) = with_past(24, 16, 1, 1, |shape| (shape.each.head_dim, shape.n_batch) = (32, 1));
         let wanted = rng.usize(0..300);
         let needle: Vec<f32> = (0..32).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
         for t in 0..400 {

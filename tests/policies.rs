@@ -186,12 +186,12 @@ fn check(policy: Policy, rare: f32, pool: u32, seed: u64) {
     let n_slot = if policy == Policy::LagKv { 110 } else { 24 };
     let recent = if policy == Policy::LagKv { 2 * LAG + 8 } else { 6 };
     let mut tiny = Tiny::with(n_slot, |shape, params| {
-        (shape.n_layer, shape.n_head_kv, shape.n_ctx) = (2, 2, 1024);
+        (shape.n_layer, shape.each.n_head_kv, shape.n_ctx) = (2, 2, 1024);
         (params.policy, params.sinks, params.recent) = (policy, 2, Some(Recent::Tokens(recent)));
         (params.rare, params.pool) = (Some(Share(rare)), Some(pool));
     });
     let (shape, rule, n_slot) = (*tiny.cache.shape(), tiny.rule, tiny.cache.n_slot());
-    let heads = || shape.layers().flat_map(|layer| shape.heads().map(move |head| (layer, head)));
+    let heads = || shape.all_heads();
     let naive = || Naive { rule, n_slot, pool: shape.keeps.pool as u32, kept: Vec::new(), raw: Vec::new(), mean: [0.0; DIM] };
     let mut model: Vec<Naive> = (0..4).map(|_| naive()).collect();
     let mut rng = fastrand::Rng::with_seed(seed);

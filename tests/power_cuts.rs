@@ -46,12 +46,12 @@ fn cache_bytes(cache: &mut KvCache) -> Vec<u8> {
 impl Stream {
     fn new() -> Stream {
         let tiny = Tiny::with(N_SLOT, |shape, params| {
-            (shape.n_layer, shape.n_head_kv, shape.head_dim, shape.n_ctx) = (2, 2, 32, 256);
+            (shape.n_layer, shape.each.n_head_kv, shape.each.head_dim, shape.n_ctx) = (2, 2, 32, 256);
             (shape.k_type, shape.v_type) = (KvType::Q5H, KvType::Q4H);
             (params.policy, params.sinks, params.recent) = (Policy::L2Attn, 2, Some(Recent::Tokens(4)));
         });
         let shape = *tiny.cache.shape();
-        let scratch = Arena::fill(|arena| KvScratch::carve(arena, tiny.cache.n_slot(), shape.head_dim)).expect("memory");
+        let scratch = Arena::fill(|arena| KvScratch::carve(arena, tiny.cache.n_slot(), shape.each.head_dim)).expect("memory");
         let (tokens, text) = (Vec::new(), Vec::new());
         let counts = tiny.cache.counts();
         let content = Content { tokens, text, logits: vec![0.0; N_VOCAB], counts, cache: Vec::new(), convs: vec![0.0; 100] };

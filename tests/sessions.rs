@@ -58,7 +58,7 @@ fn feed(session: &mut Session, log: &mut Log, piece: &[u32]) -> Vec<u32> {
 /// Positions and scores of every head.
 fn kept(session: &Session) -> Vec<(Vec<u32>, Vec<u32>)> {
     let (cache, shape) = (session.cache(), *session.cache().shape());
-    let heads = shape.layers().flat_map(|layer| shape.heads().map(move |head| (layer, head)));
+    let heads = shape.all_heads();
     let scores = |layer, head| if shape.is_ring(layer) { Vec::new() } else { bits(cache.scores(layer, head)) };
     heads.map(|(layer, head)| (cache.kept(layer, head).to_vec(), scores(layer, head))).collect()
 }
@@ -159,9 +159,14 @@ impl Drop for Family {
 
 #[test]
 fn windows_convolutions_and_soft_caps_go_on_with_the_same_bits() {
-    for (name, window) in
-        [("gemma3-q8", None), ("gemma2-q8", Some(40)), ("phi3-window", Some(30)), ("lfm2-q8", None), ("qwen35-q8", None)]
-    {
+    for (name, window) in [
+        ("gemma3-q8", None),
+        ("gemma2-q8", Some(40)),
+        ("phi3-window", Some(30)),
+        ("lfm2-q8", None),
+        ("qwen35-q8", None),
+        ("gemma4-q8", None),
+    ] {
         let family = Family::new(name, window);
         for (policy, k_type) in [(Policy::L2Attn, KvType::Q5H), (Policy::L2, KvType::Q8_0)] {
             let make = || session(&family.0, 24, |s| (s.kv.policy, s.k_type, s.v_type) = (policy, Some(k_type), Some(k_type)));

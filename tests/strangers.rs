@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lowkey::gguf::GgufFile;
 use lowkey::kernels::Kernels;
+use lowkey::kv::PastParams;
 use lowkey::kv::types::KvType;
 use lowkey::model::forward::Model;
 use lowkey::session::SessionParams;
@@ -150,6 +151,58 @@ fn a_pattern_of_windows_may_be_a_list() {
     ] {
         set(&mut file, key, w::ARRAY, value);
         refused(&path, &file, &[key, says]);
+    }
+}
+
+/// Layers that differ in more than a window are run as the file says of them, or refused by the key that says it.
+#[test]
+fn what_differs_by_layer_is_told_by_its_key() {
+    let path = TempPath::new("layers");
+    let (file, key) = (family("gemma4-q8"), |name: &str| format!("gemma4.{name}"));
+    let n_layer = 7;
+    let every_other: Vec<bool> = (0..n_layer).map(|i| i % 2 == 0).collect();
+    let mut irregular = every_other.clone();
+    irregular[4] = false;
+    let want = logits(&path, &file);
+    for (name, ty, value, says) in [
+        ("attention.sliding_window_pattern", w::ARRAY, bools(&irregular), "layer 4"),
+        ("attention.sliding_window_pattern", w::ARRAY, bools(&[true; 7]), "a window to all layers"),
+        ("attention.sliding_window_pattern", w::ARRAY, bools(&every_other[1..]), "has 6 values for 7 layers"),
+        ("attention.shared_kv_layers", w::U32, vec![2, 0, 0, 0], "share keys and values"),
+        ("attention.shared_kv_layers", w::U32, vec![7, 0, 0, 0], "share keys and values"),
+        ("embedding_length_per_layer_input", w::U32, vec![33, 0, 0, 0], "33 elements of a second embedding"),
+        ("attention.key_length_swa", w::U32, vec![36, 0, 0, 0], "a head of 36 elements"),
+        ("attention.value_length_swa", w::U32, vec![64, 0, 0, 0], "values of 64 elements beside keys of 32"),
+        ("rope.dimension_count_swa", w::U32, vec![40, 0, 0, 0], "RoPE over 40 elements"),
+        ("attention.head_count_kv", w::ARRAY, u32_list(&[2, 2, 1, 2, 2, 2, 2]), "differs among layers of one kind"),
+        ("attn_logit_softcapping", w::F32, 50f32.to_le_bytes().to_vec(), "gemma4.attn_logit_softcapping is not known"),
+        ("expert_count", w::U32, vec![8, 0, 0, 0], "a mixture of experts"),
+    ] {
+        let mut other = file.clone();
+        set(&mut other, &key(name), ty, value);
+        refused(&path, &other, &[says]);
+    }
+    for name in ["attention.sliding_window_pattern", "attention.sliding_window", "attention.key_length_swa"] {
+        let mut other = file.clone();
+        other.keys.retain(|k| k.0 != key(name));
+        refused(&path, &other, &[&key(name)]);
+    }
+    // One number for each layer says what one for all says.
+    let mut listed = file.clone();
+    set(&mut listed, &key("attention.head_count_kv"), w::ARRAY, u32_list(&[2; 7]));
+    assert!(logits(&path, &listed) == want);
+    // A key of another family that none of its layers reads.
+    let mut stranger = family("gemma3-q8");
+    stranger.u32("gemma3.attention.shared_kv_layers", 2);
+    refused(&path, &stranger, &["gemma3.attention.shared_kv_layers is not known"]);
+    let model = load(&path, &file).expect("a model");
+    let p = params(1 << 20);
+    for (p, says) in [
+        (SessionParams { n_draft: 4, ..p.clone() }, "share keys and values"),
+        (SessionParams { past: Some(PastParams { folder: ".".into(), space_bytes: 1 << 20, n_recall: 4 }), ..p }, "share keys"),
+    ] {
+        let refusal = p.layout(&model).err().expect("refused").to_string();
+        assert!(refusal.contains(says), "{refusal}");
     }
 }
 

@@ -44,7 +44,7 @@ fn end_of(session: &mut Session, tokens: &[u32], one_by_one: bool) -> (Vec<u32>,
 /// Every head of every layer.
 fn heads(cache: &KvCache) -> impl Iterator<Item = (AttnLayer, Head)> {
     let shape = *cache.shape();
-    shape.layers().flat_map(move |layer| shape.heads().map(move |head| (layer, head)))
+    shape.all_heads()
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn scores_are_those_of_the_unrounded_key() {
     let kept = |k: KvType| {
         let mut s = session(24, |s| (s.k_type, s.v_type) = (Some(k), Some(k)));
         s.prefill(&tokens, |_| true).expect("prefill");
-        s.cache().shape().heads().map(|h| s.cache().kept(AttnLayer(0), h).to_vec()).collect::<Vec<_>>()
+        s.cache().shape().each.heads().map(|h| s.cache().kept(AttnLayer(0), h).to_vec()).collect::<Vec<_>>()
     };
     for k in KvType::ALL {
         assert_eq!(kept(k), kept(KvType::F16), "{}", k.name());
@@ -185,7 +185,7 @@ fn scores_are_those_of_the_unrounded_key() {
 #[test]
 fn sinks_and_recent_tokens_survive_and_slots_are_distinct() {
     let mut s = session(20, |s| (s.kv.sinks, s.kv.recent) = (3, Some(Recent::Tokens(6))));
-    let base = s.cache().keys().as_ptr();
+    let base = s.cache().keys(AttnLayer(0)).as_ptr();
     for (i, &token) in tokens(90).iter().enumerate() {
         s.step(token).expect("a step");
         let now = i as u32;
@@ -199,7 +199,7 @@ fn sinks_and_recent_tokens_survive_and_slots_are_distinct() {
             assert!(must.into_iter().all(|p| kept.binary_search(&p).is_ok()), "step {i}: {kept:?}");
         }
     }
-    assert_eq!(s.cache().keys().as_ptr(), base);
+    assert_eq!(s.cache().keys(AttnLayer(0)).as_ptr(), base);
     assert_eq!(s.cache().n_evicted(), 70);
 }
 
@@ -235,11 +235,11 @@ fn a_stream_past_the_trained_context_is_renumbered_and_goes_on() {
 
 /// The bytes of keys and values of the four first positions, in every head.
 fn first_entries(cache: &KvCache) -> Vec<Vec<u8>> {
-    let (k_bytes, v_bytes) = (cache.shape().k_bytes(), cache.shape().v_bytes());
+    let (k_bytes, v_bytes) = (cache.shape().k_bytes(AttnLayer(0)), cache.shape().v_bytes(AttnLayer(0)));
     let entry = |(layer, head): (AttnLayer, Head), pos: u32| {
         let slot = cache.kept(layer, head).iter().position(|&p| p == pos).expect("a first position");
         let row = cache.first_row(layer, head) + slot;
-        [&cache.keys()[row * k_bytes..][..k_bytes], &cache.values()[row * v_bytes..][..v_bytes]].concat()
+        [&cache.keys(AttnLayer(0))[row * k_bytes..][..k_bytes], &cache.values(AttnLayer(0))[row * v_bytes..][..v_bytes]].concat()
     };
     heads(cache).flat_map(|head| (0..4).map(move |pos| (head, pos))).map(|(head, pos)| entry(head, pos)).collect()
 }

@@ -167,7 +167,7 @@ fn a_pinned_beginning_is_never_evicted() {
         engine.prefill(stream, &[token(1, t, 32)], Logits::Last).expect("a token");
     }
     let shape = *stream.cache().shape();
-    for (layer, head) in shape.layers().flat_map(|l| shape.heads().map(move |h| (l, h))) {
+    for (layer, head) in shape.all_heads() {
         let kept = stream.cache().kept(layer, head);
         assert!((0..15).all(|pos| kept.contains(&pos)), "{kept:?}");
     }

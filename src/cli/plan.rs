@@ -254,6 +254,7 @@ fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Private => "private",
         Kind::File => "file",
+        Kind::Lookup => "lookup",
         Kind::Disk => "disk",
     }
 }

@@ -62,6 +62,10 @@ struct Shape {
     n_head: usize,
     n_head_kv: usize,
     head_dim: usize,
+    /// The same of layers with a sliding window, where it differs.
+    window_heads: Option<[usize; 2]>,
+    /// The last layers, which share keys and values of earlier ones.
+    n_shared_layers: usize,
     /// Tokens that layers with a sliding window see.
     window: Option<usize>,
     /// Layers that have one.
@@ -132,6 +136,8 @@ impl Summary {
             n_head: c.n_head,
             n_head_kv: c.n_head_kv,
             head_dim: c.head_dim,
+            window_heads: c.local_heads.filter(|&local| local != c.heads()).map(|local| [local.n_head_kv, local.head_dim]),
+            n_shared_layers: c.n_shared,
             window: c.window.map(|window| window.n_tok),
             n_window_layers: c.window.map_or(0, |window| window.n_local(c.n_attn_layer())),
             n_conv_layers: if c.arch.recurrent == Recurrent::ShortConv { c.n_recurrent_layer() } else { 0 },
@@ -172,9 +178,14 @@ impl Summary {
         });
         lines.push(format!("{n} tensors: {}", types.collect::<Vec<_>>().join(", ")));
         if let Some(m) = &self.model {
-            let window =
-                m.window.map_or(String::new(), |n| format!(", sliding window of {n} tokens in {} layers", m.n_window_layers));
+            let local = m.window_heads.map_or(String::new(), |[n, dim]| format!(" with {n} KV heads of {dim}"));
+            let window = m
+                .window
+                .map_or(String::new(), |n| format!(", sliding window of {n} tokens in {} layers{local}", m.n_window_layers));
             let conv = match (m.n_conv_layers, m.n_delta_layers) {
+                (0, 0) if m.n_shared_layers > 0 => {
+                    format!(" (the last {} share keys and values of earlier ones)", m.n_shared_layers)
+                }
                 (0, 0) => String::new(),
                 (0, n) => format!(" ({n} of them with a gated delta net, without keys and values)"),
                 (n, _) => format!(" ({n} of them with a short convolution, without keys and values)"),

@@ -5,7 +5,7 @@
 //! Refuses nothing itself; a cache that evicts would show only what survived.
 
 use crate::error::Result;
-use crate::kv::{AttnLayer, KvCache};
+use crate::kv::{AttnLayer, KvCache, LayerShape};
 use crate::session::Session;
 
 /// Whose attention counts.
@@ -34,8 +34,7 @@ const LEAST_LATER: usize = 16;
 
 /// What the keys of one window receive, head after head.
 struct Received {
-    n_q: usize,
-    head_dim: usize,
+    n_head: usize,
     ctx: usize,
     queries: Queries,
     /// `[n_layer][n_head_kv][ctx]`: probabilities summed over later queries and the query heads of the group.
@@ -74,15 +73,13 @@ pub fn measure(
     let shape = *session.cache().shape();
     assert!(session.cache().n_slot() >= ctx && !shape.k_type.is_turned(), "keys are read back from a full cache");
     let n_heads = shape.n_heads();
-    let n_q = session.model().config.n_head / shape.n_head_kv;
     let mut received = Received {
-        n_q,
-        head_dim: shape.head_dim,
+        n_head: session.model().config.n_head,
         ctx,
         queries,
         sums: vec![0.0; n_heads * ctx],
         norms: vec![0.0; n_heads * ctx],
-        keys: vec![0.0; ctx * shape.head_dim],
+        keys: vec![0.0; ctx * shape.max_head_dim()],
         row: vec![0.0; ctx],
     };
     let mut means = vec![Coefficients::default(); n_heads];
@@ -107,16 +104,17 @@ pub fn measure(
 impl Received {
     /// Adds what the queries `[n_tok][n_head * head_dim]` of a batch give to each key before them. Scaled by 1/sqrt(head_dim).
     fn take(&mut self, layer: AttnLayer, cache: &KvCache, q: &[f32]) {
-        let (head_dim, n_q, ctx) = (self.head_dim, self.n_q, self.ctx);
-        let shape = cache.shape();
-        let (k_bytes, k_type, q_dim) = (shape.k_bytes(), shape.k_type.row(), shape.n_head_kv * n_q * head_dim);
+        let (shape, ctx) = (cache.shape(), self.ctx);
+        let LayerShape { n_head_kv, head_dim } = shape.of(layer);
+        let n_q = self.n_head / n_head_kv;
+        let (k_bytes, k_type, q_dim) = (shape.k_bytes(layer), shape.k_type.row(), self.n_head * head_dim);
         let n_tok = q.len() / q_dim;
         // The batch is committed, not yet counted as live.
         let first = cache.n_live();
-        for head in shape.heads() {
-            let rows = cache.keys()[cache.first_row(layer, head) * k_bytes..].chunks_exact(k_bytes);
+        for head in shape.of(layer).heads() {
+            let rows = cache.keys(layer)[cache.first_row(layer, head) * k_bytes..].chunks_exact(k_bytes);
             let keys = self.keys.chunks_exact_mut(head_dim).take(first + n_tok);
-            let place = (layer.0 * shape.n_head_kv + head.0) * ctx;
+            let place = (shape.heads_before(layer) + head.0) * ctx;
             for ((row, key), norm) in rows.zip(keys).zip(&mut self.norms[place..]) {
                 k_type.load(row, key);
                 *norm = key.iter().map(|&k| f64::from(k) * f64::from(k)).sum::<f64>().sqrt();

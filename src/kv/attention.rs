@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use super::layout::{AttnLayer, Head, KvShape};
+use super::layout::{AttnLayer, Head, KvShape, LayerShape};
 use super::policy::table::Received;
 use super::store::KvCache;
 use crate::kernels::kv_rows::RowType;
@@ -24,7 +24,7 @@ pub struct AttendShape {
     pub kv: KvShape,
     pub n_slot: usize,
     pub n_threads: usize,
-    /// Query heads of a KV head.
+    /// Query heads of a KV head, in layers without a window.
     pub n_q: usize,
     pub kernels: Kernels,
     /// Caps scores (0: it does not); their scale is in the queries.
@@ -57,14 +57,37 @@ const PARTS: usize = 8;
 /// Tokens that are taken past a chunk together, at most.
 const TILE: usize = 8;
 
+/// The same for the layers of one kind.
+#[derive(Clone, Copy)]
+struct LayerAttend {
+    heads: LayerShape,
+    /// Query heads of a KV head.
+    n_q: usize,
+    n_slot: usize,
+    n_batch: usize,
+    counts: bool,
+    kernels: Kernels,
+    soft_cap: f32,
+}
+
 impl AttendShape {
-    fn counts(&self) -> bool {
-        self.kv.keeps.received
+    fn of(&self, heads: LayerShape, counts: bool) -> LayerAttend {
+        let AttendShape { kv, n_slot, kernels, soft_cap, .. } = *self;
+        // All layers have the same query heads.
+        let n_q = self.n_q * kv.each.n_head_kv / heads.n_head_kv;
+        LayerAttend { heads, n_q, n_slot, n_batch: kv.n_batch, counts, kernels, soft_cap }
     }
 
+    /// The most of a number in the layers of any kind.
+    fn most(&self, number: impl Fn(&LayerAttend) -> usize) -> usize {
+        self.kv.kinds().map(|heads| number(&self.of(heads, self.kv.keeps.received))).max().unwrap_or(0)
+    }
+}
+
+impl LayerAttend {
     /// Floats of a partial result, laid out `[max][sum][acc]`: n_q, n_q, n_q * head_dim.
     fn partial_len(&self) -> usize {
-        self.n_q * (2 + self.kv.head_dim)
+        self.n_q * (2 + self.heads.head_dim)
     }
 
     /// At most: the first token may be one of its own.
@@ -74,7 +97,7 @@ impl AttendShape {
 
     /// Floats of a chunk's weights.
     fn weights_len(&self) -> usize {
-        if self.counts() { weights_len(self.n_q) } else { 0 }
+        if self.counts { weights_len(self.n_q) } else { 0 }
     }
 
     /// Of a partial result and its weights.
@@ -84,37 +107,38 @@ impl AttendShape {
 
     /// Of `tops` and `weights`.
     fn seen_len(&self) -> [usize; 2] {
-        let chunks = TILE.min(self.kv.n_batch) * self.n_chunks();
-        [if self.counts() { chunks * self.n_q } else { 0 }, chunks * self.weights_len()]
+        let chunks = TILE.min(self.n_batch) * self.n_chunks();
+        [if self.counts { chunks * self.n_q } else { 0 }, chunks * self.weights_len()]
     }
 
     /// Floats of `given` for one part.
     fn given_len(&self) -> usize {
-        if self.counts() { self.kv.n_head_kv * (self.n_slot + self.kv.n_batch) } else { 0 }
+        if self.counts { self.heads.n_head_kv * (self.n_slot + self.n_batch) } else { 0 }
     }
 
     /// Tokens of a part. Where they are counted it decides the order of sums, so the batch at hand must not matter.
     fn part(&self, n_tok: usize) -> usize {
-        if self.counts() { self.kv.n_batch.div_ceil(PARTS) } else { n_tok.div_ceil(PARTS) }
+        if self.counts { self.n_batch.div_ceil(PARTS) } else { n_tok.div_ceil(PARTS) }
     }
 }
 
 impl AttendScratch {
     pub fn carve(arena: &mut Arena, shape: AttendShape) -> Self {
-        let [tops, weights] = shape.seen_len();
+        let [tops, weights] = [0, 1].map(|i| shape.most(|of| of.seen_len()[i]));
+        let (partial, n_q) = (shape.most(LayerAttend::partial_len), shape.most(|of| of.n_q));
         let thread = |_| ThreadScratch {
             table: arena.carve(shape.n_slot),
-            wide: arena.carve(shape.kernels.wide_len(shape.kv.head_dim)),
-            partial: arena.carve(shape.partial_len()),
-            running: arena.carve(TILE * 2 * shape.n_q),
+            wide: arena.carve(shape.kernels.wide_len(shape.kv.max_head_dim())),
+            partial: arena.carve(partial),
+            running: arena.carve(TILE * 2 * n_q),
             tops: arena.carve(tops),
             weights: arena.carve(weights),
         };
         AttendScratch {
             shape,
             threads: (0..shape.n_threads).map(thread).collect(),
-            split: arena.carve(shape.kv.n_head_kv * shape.n_chunks() * shape.split_len()),
-            given: arena.carve(PARTS * shape.given_len()),
+            split: arena.carve(shape.most(|of| of.heads.n_head_kv * of.n_chunks() * of.split_len())),
+            given: arena.carve(PARTS * shape.most(LayerAttend::given_len)),
         }
     }
 }
@@ -128,8 +152,8 @@ impl AttendScratch {
     /// Attends with the queries of one KV head to chunks whose rows are any bytes, such as `rows` holds, at most `n_chunks`:
     /// how many. What comes out is of no use; what it takes, is.
     pub fn rehearse(&mut self, kernels: Kernels, q: &[f32], rows: &[u8], n_chunks: usize) -> usize {
-        let (shape, thread) = (&self.shape, &mut self.threads[0]);
-        let KvShape { k_type, v_type, head_dim, .. } = shape.kv;
+        let KvShape { k_type, v_type, each, keeps, .. } = self.shape.kv;
+        let (shape, thread, head_dim) = (&self.shape.of(each, keeps.received), &mut self.threads[0], each.head_dim);
         let (k_type, v_type) = (k_type.row(), v_type.row());
         let n = n_chunks.min(rows.len() / (CHUNK * k_type.row_bytes(head_dim).max(v_type.row_bytes(head_dim))));
         let (q, soft_cap) = (&q[..shape.n_q * head_dim], shape.soft_cap);
@@ -137,13 +161,14 @@ impl AttendScratch {
             let rows_at = Rows::Dense { first: chunk * CHUNK };
             let (keys, values) = (rows, rows);
             let a = Attend { q, head_dim, keys, values, k_type, v_type, rows: rows_at, n_rows: CHUNK, wide: &[], soft_cap };
-            kernels.attend(&a, &mut as_partial(&mut thread.partial, &mut thread.weights[..shape.weights_len()], shape));
+            let (partial, weights) = (&mut thread.partial[..shape.partial_len()], &mut thread.weights[..shape.weights_len()]);
+            kernels.attend(&a, &mut as_partial(partial, weights, shape));
         }
         n
     }
 }
 
-fn as_partial<'a>(buf: &'a mut [f32], weights: &'a mut [f32], shape: &AttendShape) -> Partial<'a> {
+fn as_partial<'a>(buf: &'a mut [f32], weights: &'a mut [f32], shape: &LayerAttend) -> Partial<'a> {
     let (max, rest) = buf.split_at_mut(shape.n_q);
     let (sum, acc) = rest.split_at_mut(shape.n_q);
     Partial { max, sum, acc, weights }
@@ -153,19 +178,20 @@ fn as_partial<'a>(buf: &'a mut [f32], weights: &'a mut [f32], shape: &AttendShap
 pub(super) struct LayerAttention<'a> {
     pub cache: &'a KvCache,
     pub layer: AttnLayer,
+    /// Whether what entries receive is counted.
+    pub counts: bool,
 }
 
 impl LayerAttention<'_> {
-    /// Of this layer: a ring's attention is not counted.
-    fn shape_here(&self, mut shape: AttendShape) -> AttendShape {
-        shape.kv.keeps.received &= self.cache.counts_attention(self.layer);
-        shape
+    fn shape_here(&self, shape: AttendShape) -> LayerAttend {
+        shape.of(self.cache.shape().of(self.layer), self.counts)
     }
 
     /// With `n_rows` of the cache's rows.
     fn attend<'a>(&'a self, q: &'a [f32], rows: Rows<'a>, n_rows: usize, soft_cap: f32) -> Attend<'a> {
-        let KvShape { k_type, v_type, head_dim, .. } = *self.cache.shape();
-        let (keys, values) = (self.cache.keys(), self.cache.values());
+        let KvShape { k_type, v_type, .. } = *self.cache.shape();
+        let head_dim = self.cache.shape().of(self.layer).head_dim;
+        let (keys, values) = (self.cache.keys(self.layer), self.cache.values(self.layer));
         Attend { q, head_dim, keys, values, k_type: k_type.row(), v_type: v_type.row(), rows, n_rows, wide: &[], soft_cap }
     }
 
@@ -197,14 +223,21 @@ impl LayerAttention<'_> {
         }
     }
 
-    /// `out[t] = softmax(q[t] · keys) · values` for a batch that is placed but not yet committed; tasks are parts of the batch.
-    /// `q`, `out`: `[n_tok][n_head * head_dim]`; `q` is turned into the keys' basis.
-    pub fn attend_batch(&self, pool: &mut Pool, scratch: &mut AttendScratch, q: &mut [f32], out: &mut [f32], n_tok: usize) {
+    /// `out[t] = softmax(q[t] · keys) · values` for `tokens` of a batch that is placed but not yet committed, to its last one; tasks are
+    /// parts of them. `q`, `out`: `[tokens][n_head * head_dim]`; `q` is turned into the keys' basis.
+    pub fn attend_batch(
+        &self,
+        pool: &mut Pool,
+        scratch: &mut AttendScratch,
+        q: &mut [f32],
+        out: &mut [f32],
+        tokens: Range<usize>,
+    ) {
         let AttendScratch { shape, threads, given, .. } = scratch;
-        let (cache, shape) = (self.cache, &self.shape_here(*shape));
-        let group_dim = shape.n_q * shape.kv.head_dim;
+        let (cache, shape, n_tok) = (self.cache, &self.shape_here(*shape), tokens.len());
+        let (head_dim, group_dim) = (shape.heads.head_dim, shape.n_q * shape.heads.head_dim);
         if cache.shape().k_type.is_turned() {
-            pool.for_chunks(q, group_dim, |_, q| cache.shape().k_type.turn(q, shape.kv.head_dim));
+            pool.for_chunks(q, group_dim, |_, q| cache.shape().k_type.turn(q, head_dim));
         }
         let (q, part, given_len) = (&*q, shape.part(n_tok), shape.given_len());
         let row_dim = q.len() / n_tok;
@@ -213,22 +246,23 @@ impl LayerAttention<'_> {
             given.fill(0.0);
             for (i, out) in out.chunks_mut(TILE * row_dim).enumerate() {
                 let first = task * part + i * TILE;
-                let tokens = first..first + out.len() / row_dim;
-                for head in shape.kv.heads() {
-                    let tile = TokenTile { layer: self, shape, tokens: tokens.clone(), head, row_dim };
+                let n = out.len() / row_dim;
+                let (q, first) = (&q[first * row_dim..][..n * row_dim], tokens.start + first);
+                for head in shape.heads.heads() {
+                    let tile = TokenTile { layer: self, shape, tokens: first..first + n, head, row_dim };
                     tile.attend(scratch, q, out);
-                    if shape.counts() {
-                        tile.count(scratch, n_tok, &mut given[head.0 * (shape.n_slot + shape.kv.n_batch)..]);
+                    if shape.counts {
+                        tile.count(scratch, tokens.end, &mut given[head.0 * (shape.n_slot + shape.n_batch)..]);
                     }
                     for (t, out) in out.chunks_exact_mut(row_dim).enumerate() {
                         let out = &mut out[head.0 * group_dim..][..group_dim];
                         normalise(&scratch.running[t * 2 * shape.n_q..], out, shape.n_q);
-                        cache.shape().v_type.turn_back(out, shape.kv.head_dim);
+                        cache.shape().v_type.turn_back(out, head_dim);
                     }
                 }
             }
         });
-        if shape.counts() {
+        if shape.counts {
             let (sum, parts) = given.split_at_mut(given_len);
             for part in parts.chunks_exact(given_len) {
                 sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
@@ -240,11 +274,12 @@ impl LayerAttention<'_> {
     pub fn attend_one(&self, pool: &mut Pool, scratch: &mut AttendScratch, q: &mut [f32], out: &mut [f32]) {
         let AttendScratch { shape, threads, split, given } = scratch;
         let (cache, layer, shape) = (self.cache, self.layer, &self.shape_here(*shape));
-        cache.shape().k_type.turn(q, shape.kv.head_dim);
-        let (q, group_dim) = (&*q, shape.n_q * shape.kv.head_dim);
+        let LayerShape { n_head_kv, head_dim } = shape.heads;
+        cache.shape().k_type.turn(q, head_dim);
+        let (q, group_dim) = (&*q, shape.n_q * head_dim);
         let (live, len) = (cache.live_at(layer, 0), shape.split_len());
         let n_chunks = self.n_chunks(live);
-        pool.for_chunks(&mut split[..shape.kv.n_head_kv * n_chunks * len], len, |task, partial| {
+        pool.for_chunks(&mut split[..n_head_kv * n_chunks * len], len, |task, partial| {
             let (head, chunk) = (task / n_chunks, task % n_chunks);
             let (q, slots) = (&q[head * group_dim..][..group_dim], self.slots(chunk, live));
             let rows = Rows::Dense { first: cache.first_row(layer, Head(head)) + slots.start };
@@ -263,15 +298,15 @@ impl LayerAttention<'_> {
                 shape.kernels.merge(running, out, &as_partial(partial, &mut [], shape));
             }
             merge_recalled(cache.recalled(layer, 0, Head(head)), shape, room, running, out);
-            if shape.counts() {
-                let given = &mut given[head * (shape.n_slot + shape.kv.n_batch)..];
+            if shape.counts {
+                let given = &mut given[head * (shape.n_slot + shape.n_batch)..];
                 for (chunk, partial) in partials.chunks_exact(len).enumerate() {
                     let (partial, weights) = partial.split_at(shape.partial_len());
                     shape.kernels.received(&partial[..shape.n_q], weights, running, &mut given[self.slots(chunk, live)]);
                 }
             }
             normalise(running, out, shape.n_q);
-            cache.shape().v_type.turn_back(out, shape.kv.head_dim);
+            cache.shape().v_type.turn_back(out, head_dim);
         }
     }
 }
@@ -279,31 +314,33 @@ impl LayerAttention<'_> {
 /// A few tokens of a batch, in one KV head.
 struct TokenTile<'a> {
     layer: &'a LayerAttention<'a>,
-    shape: &'a AttendShape,
+    shape: &'a LayerAttend,
     tokens: Range<usize>,
     head: Head,
     row_dim: usize,
 }
 
 impl TokenTile<'_> {
-    /// Leaves what is not yet divided by the sums in `out`, and the sums in `running`.
+    /// Leaves what is not yet divided by the sums in `out`, and the sums in `running`. `q`, `out`: the rows of the tokens.
     fn attend(&self, scratch: &mut ThreadScratch, q: &[f32], out: &mut [f32]) {
-        let TokenTile { shape, head, row_dim, layer: &LayerAttention { cache, layer }, .. } = *self;
+        let TokenTile { shape, head, row_dim, layer: &LayerAttention { cache, layer, .. }, .. } = *self;
         let ThreadScratch { table, wide, partial, running, tops, weights } = scratch;
+        let partial = &mut partial[..shape.partial_len()];
+        let wide = &mut wide[..shape.kernels.wide_len(shape.heads.head_dim)];
         running.fill(f32::NEG_INFINITY);
-        let (n_q, group_dim, mut widened) = (shape.n_q, shape.n_q * shape.kv.head_dim, self.layer.n_first());
+        let (n_q, group_dim, mut widened) = (shape.n_q, shape.n_q * shape.heads.head_dim, self.layer.n_first());
         cache.rows_at(layer, head, self.tokens.start, table);
         for chunk in 0..self.layer.n_chunks(cache.live_at(layer, self.tokens.end - 1)) {
             for (i, (t, out)) in self.tokens.clone().zip(out.chunks_exact_mut(row_dim)).enumerate() {
                 let live = cache.live_at(layer, t);
-                let ((slot, row), slots) = (cache.taken_at(head, t), self.layer.slots(chunk, live));
+                let ((slot, row), slots) = (cache.taken_at(layer, head, t), self.layer.slots(chunk, live));
                 if slots.is_empty() {
                     continue;
                 }
                 if slots.contains(&slot) {
                     table[slot] = row;
                 }
-                let (own, q) = (head.0 * group_dim..(head.0 + 1) * group_dim, &q[t * row_dim..][..row_dim]);
+                let (own, q) = (head.0 * group_dim..(head.0 + 1) * group_dim, &q[i * row_dim..][..row_dim]);
                 let first = if chunk == 0 { self.layer.attend_first(&q[own.clone()], head, shape.soft_cap) } else { None };
                 let a = first.unwrap_or_else(|| {
                     let mut a =
@@ -321,7 +358,7 @@ impl TokenTile<'_> {
                 let weights = &mut weights[seen * shape.weights_len()..][..shape.weights_len()];
                 let mut partial = as_partial(partial, weights, shape);
                 shape.kernels.attend(&a, &mut partial);
-                if shape.counts() {
+                if shape.counts {
                     tops[seen * n_q..][..n_q].copy_from_slice(partial.max);
                 }
                 shape.kernels.merge(&mut running[i * 2 * n_q..][..2 * n_q], &mut out[own], &partial);
@@ -335,7 +372,7 @@ impl TokenTile<'_> {
 
     /// Adds what the tokens gave to each entry, in the order of the tokens.
     fn count(&self, scratch: &mut ThreadScratch, n_tok: usize, given: &mut [f32]) {
-        let TokenTile { shape, head, layer: &LayerAttention { cache, layer }, .. } = *self;
+        let TokenTile { shape, head, layer: &LayerAttention { cache, layer, .. }, .. } = *self;
         let ThreadScratch { running, tops, weights, .. } = scratch;
         let (n_q, only_last) = (shape.n_q, cache.policy().row().received() == Some(Received::Latest));
         let (slots_given, batch_given) = given.split_at_mut(shape.n_slot);
@@ -353,7 +390,7 @@ impl TokenTile<'_> {
                 shape.kernels.received(&tops[seen * n_q..][..n_q], weights, &running[i * 2 * n_q..][..2 * n_q], total);
                 // A slot stands for the latest token of the batch that took it; it waits behind the slots.
                 for t in (0..=t).rev() {
-                    let (slot, _) = cache.taken_at(head, t);
+                    let (slot, _) = cache.taken_at(layer, head, t);
                     if slots.contains(&slot) {
                         batch_given[t] += std::mem::take(&mut total[slot - slots.start]);
                     }
@@ -373,8 +410,9 @@ impl AttendScratch {
 }
 
 /// Adds what a token found in its past to what it found in the arena.
-fn merge_recalled(found: Option<&[f32]>, shape: &AttendShape, room: &mut [f32], running: &mut [f32], out: &mut [f32]) {
+fn merge_recalled(found: Option<&[f32]>, shape: &LayerAttend, room: &mut [f32], running: &mut [f32], out: &mut [f32]) {
     if let Some(found) = found {
+        let room = &mut room[..found.len()];
         room.copy_from_slice(found);
         shape.kernels.merge(running, out, &as_partial(room, &mut [], shape));
     }

@@ -14,7 +14,7 @@ pub mod types;
 use crate::kernels::RopeOrder;
 
 pub use budget::{KvParams, Recent, Share};
-pub use layout::{AttnLayer, Head, KvShape, Window};
+pub use layout::{AttnLayer, Head, KvShape, LayerShape, Window};
 pub use past::{Past, PastParams};
 pub use policy::Policy;
 pub use store::KvCache;

@@ -1,7 +1,7 @@
 //! One way to make a tiny cache, for the tests of this room.
 
 use super::attention::{AttendScratch, AttendShape};
-use super::layout::{AttnLayer, Head, KvShape};
+use super::layout::{AttnLayer, Head, KvShape, LayerShape};
 use super::policy::Keeps;
 use super::store::KvScratch;
 use super::{KvCache, KvParams, KvType, Policy, Pos, Recent, Rotary};
@@ -27,8 +27,9 @@ impl Rotary for () {
 pub fn tiny_shape() -> KvShape {
     KvShape {
         n_layer: 1,
-        n_head_kv: 1,
-        head_dim: 8,
+        each: LayerShape { n_head_kv: 1, head_dim: 8 },
+        local: None,
+        shared: false,
         n_batch: 1,
         n_ctx: 64,
         window: None,
@@ -61,7 +62,7 @@ impl Tiny {
         Tiny {
             cache: KvCache::new(shape, n_slot, rule, params.budget_bytes).unwrap(),
             pool: Pool::new(1).unwrap(),
-            scratch: vec![Arena::fill(|arena| KvScratch::carve(arena, n_slot, shape.head_dim)).unwrap()],
+            scratch: vec![Arena::fill(|arena| KvScratch::carve(arena, n_slot, shape.max_head_dim())).unwrap()],
             attend: Arena::fill(|arena| AttendScratch::carve(arena, attend)).unwrap(),
         }
     }
@@ -75,7 +76,7 @@ impl Tiny {
         let Tiny { cache, pool, scratch, attend } = self;
         let shape = *cache.shape();
         let mut batch = rows(AttnLayer(0));
-        let mut step = cache.begin(batch[1].len() / shape.n_head_kv / shape.head_dim, pool, scratch, &()).unwrap();
+        let mut step = cache.begin(batch[1].len() / shape.of(AttnLayer(0)).row_dim(), pool, scratch, &()).unwrap();
         for layer in shape.layers() {
             if layer.0 > 0 {
                 batch = rows(layer);

@@ -8,6 +8,8 @@ pub enum Kind {
     Private,
     /// Pages of the model file: shared, clean, dropped by the kernel when it needs room.
     File,
+    /// Pages of the model file of which a token reads a few: they need not be in memory.
+    Lookup,
     /// A file of this process's own: the kernel may drop its pages, which are then read again.
     Disk,
 }
@@ -31,6 +33,10 @@ impl Plan {
 
     pub fn file(&mut self, name: &'static str, bytes: u64) {
         self.regions.push(Region { name, bytes, kind: Kind::File });
+    }
+
+    pub fn lookup(&mut self, name: &'static str, bytes: u64) {
+        self.regions.push(Region { name, bytes, kind: Kind::Lookup });
     }
 
     pub fn disk(&mut self, name: &'static str, bytes: u64) {

@@ -34,6 +34,9 @@ pub struct Arch {
     /// Queries grow with their position (`attention.temperature_scale`).
     pub query_growth: bool,
     pub recurrent: Recurrent,
+    /// Layers may have heads of their own size where they have a window, the last ones may share keys and values of earlier ones, and
+    /// each may be fed from a second table of embeddings; values are normed, and scores are not scaled.
+    pub per_layer: bool,
     /// A mixture of experts in place of the FFN, but perhaps in the first layers.
     pub experts: Option<Mixture>,
     pub output_norm: &'static str,
@@ -111,6 +114,8 @@ pub enum LocalRope {
     Base(f32),
     /// By the base of the others and by positions that are not scaled.
     Unscaled,
+    /// Over elements of their own, by a base that the file may give.
+    Own,
 }
 
 /// What embeddings, scores, the residual stream's addends and logits are multiplied with.
@@ -154,7 +159,7 @@ pub enum SharedExpert {
     Gated,
 }
 
-/// `cap * tanh(x / cap)`.
+/// `cap * tanh(x / cap)`; 0: none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SoftCaps {
     pub scores: f32,
@@ -178,6 +183,7 @@ const LLAMA: Arch = Arch {
     soft_caps: None,
     query_growth: false,
     recurrent: Recurrent::No,
+    per_layer: false,
     experts: None,
     output_norm: "output_norm",
     wide_scale_layers: 0,
@@ -200,6 +206,15 @@ const GEMMA3: Arch = Arch {
     global_every: 6,
     local_rope: LocalRope::Base(10_000.0),
     wide_scale_layers: 62,
+    ..GEMMA
+};
+const GEMMA4: Arch = Arch {
+    name: "gemma4",
+    qk_norm: QkNorm::Heads,
+    norms: Norms::Both,
+    local_rope: LocalRope::Own,
+    soft_caps: Some(SoftCaps { scores: 0.0, logits: 0.0 }),
+    per_layer: true,
     ..GEMMA
 };
 const LFM2: Arch = Arch { name: "lfm2", recurrent: Recurrent::ShortConv, output_norm: "token_embd_norm", ..QWEN3 };
@@ -226,6 +241,7 @@ const ARCHS: &[Arch] = &[
     GEMMA,
     GEMMA2,
     GEMMA3,
+    GEMMA4,
     LFM2,
     QWEN35,
     Arch { name: "qwen3moe", experts: Some(Mixture { biased: false, shared: SharedExpert::No }), ..QWEN3 },
@@ -253,7 +269,7 @@ const REFUSED: [(&str, &str); 12] = [
     ("falcon-h1", "its layers with Mamba-2 are not computed here"),
     ("nemotron_h", "its layers with Mamba-2 are not computed here"),
     ("gemma3n", "it feeds every layer from a second table of embeddings"),
-    ("gemma4", "it has heads of two sizes and layers that share keys and values"),
+    ("gemma4-assistant", "it guesses for another model, whose keys and values it reads"),
     ("gpt-oss", "it has sinks and biases of experts"),
     ("ernie4_5-moe", "its layers with experts are spread as this engine does not know"),
     ("hunyuan-moe", "its experts are not computed here"),

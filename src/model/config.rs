@@ -2,7 +2,7 @@
 //! here is refused by name: a model is never run approximately.
 
 use crate::kernels::{BLOCK, RopeOrder, Xielu};
-use crate::kv::layout::{AttnLayer, MAX_HEAD_DIM, MAX_HEAD_KV, Window};
+use crate::kv::layout::{AttnLayer, LayerShape, MAX_HEAD_DIM, MAX_HEAD_KV, Window};
 
 use super::arch::{Arch, ModelLayer, QkNorm, Recurrent, SoftCaps};
 use super::keys::MAX_LAYERS;
@@ -17,8 +17,15 @@ pub struct Config {
     pub experts: Option<ExpertConfig>,
     pub n_embd: usize,
     pub n_head: usize,
+    /// KV heads and the elements of a head, in layers without a window and
     pub n_head_kv: usize,
     pub head_dim: usize,
+    /// in those with one, where the file gives both.
+    pub local_heads: Option<LayerShape>,
+    /// The last layers, which have no keys and values and look at those of others.
+    pub n_shared: usize,
+    /// Width of what each layer is fed of the second table of embeddings; 0: there is none.
+    pub n_embd_layer: usize,
     /// Width of the widest FFN.
     pub n_ff: usize,
     /// Of each layer's, of an expert's where there are some, `[n_layer]`
@@ -161,12 +168,38 @@ pub enum RopeScaling {
 }
 
 impl Config {
-    pub fn q_dim(&self) -> usize {
-        self.n_head * self.head_dim
+    /// The KV heads of layers without a window, and where those with one have others, of those.
+    pub fn heads(&self) -> LayerShape {
+        LayerShape { n_head_kv: self.n_head_kv, head_dim: self.head_dim }
     }
 
+    /// The KV heads of a layer, those that it shares included.
+    pub fn heads_of(&self, layer: usize) -> LayerShape {
+        self.local_heads.filter(|_| self.has_window(layer)).unwrap_or(self.heads())
+    }
+
+    /// Of a model whose layers all have attention: whether one of them sees the latest tokens only.
+    fn has_window(&self, layer: usize) -> bool {
+        self.window.is_some_and(|window| window.limits(AttnLayer(layer)))
+    }
+
+    /// The widest rows of queries and of keys.
+    pub fn q_dim(&self) -> usize {
+        self.n_head * self.head_dim.max(self.local_heads.map_or(0, |local| local.head_dim))
+    }
     pub fn kv_dim(&self) -> usize {
-        self.n_head_kv * self.head_dim
+        self.heads().row_dim().max(self.local_heads.map_or(0, |local| local.row_dim()))
+    }
+
+    /// Layers that hold something of the stream: all but those that share keys and values.
+    pub fn n_holding(&self) -> usize {
+        self.n_layer - self.n_shared
+    }
+
+    /// Whose keys and values a layer shares: of the last that holds some and has a window, or of the last that has none.
+    pub fn shares(&self, layer: usize) -> Option<AttnLayer> {
+        let n_holding = self.n_holding();
+        (layer >= n_holding).then(|| AttnLayer(n_holding - if self.has_window(layer) { 2 } else { 1 }))
     }
 
     /// Layers that have a recurrence in place of attention.
@@ -176,7 +209,7 @@ impl Config {
 
     /// Layers that have keys and values. In the cache they are counted by themselves.
     pub fn n_attn_layer(&self) -> usize {
-        self.n_layer - self.n_recurrent_layer()
+        self.n_holding() - self.n_recurrent_layer()
     }
 
     /// Whether a layer has a recurrence in place of attention.
@@ -186,7 +219,7 @@ impl Config {
 
     /// The layers that have keys and values, as the cache counts them and as the model does.
     pub fn attn_layers(&self) -> impl Iterator<Item = (AttnLayer, ModelLayer)> {
-        (0..self.n_layer).filter(|&i| !self.is_recurrent(i)).enumerate().map(|(attn, i)| (AttnLayer(attn), ModelLayer(i)))
+        (0..self.n_holding()).filter(|&i| !self.is_recurrent(i)).enumerate().map(|(attn, i)| (AttnLayer(attn), ModelLayer(i)))
     }
 
     /// Whether what attention gives is multiplied by the sigmoid of a gate, whose rows in `attn_q` are behind those of each head.
@@ -208,12 +241,11 @@ impl Config {
     }
 
     /// What does not fit together or is beyond this engine.
-    pub(super) fn wrong(&self, value_dim: usize) -> Option<String> {
+    pub(super) fn wrong(&self, value_dims: [usize; 2]) -> Option<String> {
         let c = self;
         let ropes = || [Some(&c.rope), c.local_rope.as_ref()].into_iter().flatten();
         let caps = c.soft_caps.map_or([1.0; 2], |caps| [caps.scores, caps.logits]);
         let n_tap = c.recurrent.as_ref().map_or(0, |recurrent| recurrent.kind.n_tap());
-        let (n_head, n_head_kv, head_dim, n_rot) = (c.n_head, c.n_head_kv, c.head_dim, c.rope.n_rot);
         let wrong = [
             // Far beyond any model, and small enough that no product of them overflows.
             (
@@ -232,14 +264,22 @@ impl Config {
                 format!("a mixture of {:?}", c.experts),
             ),
             (c.n_attn_layer() == 0, "attention in no layer".into()),
-            (n_head_kv == 0 || n_head % n_head_kv != 0, format!("{n_head} heads cannot share {n_head_kv} KV heads")),
-            (n_head_kv > MAX_HEAD_KV, format!("{n_head_kv} KV heads, more than {MAX_HEAD_KV}")),
+            wrong_heads(c.n_head, c.heads(), value_dims[0], c.rope.n_rot),
+            c.local_heads.map_or_else(Default::default, |local| {
+                wrong_heads(c.n_head, local, value_dims[1], c.local_rope.as_ref().map_or(0, |rope| rope.n_rot))
+            }),
             (
-                head_dim == 0 || head_dim % 8 != 0 || head_dim > MAX_HEAD_DIM,
-                format!("a head of {head_dim} elements: must be a multiple of 8, {MAX_HEAD_DIM} at most"),
+                c.n_embd_layer % BLOCK != 0 || c.n_embd_layer > c.n_embd || c.n_embd_layer.saturating_mul(c.n_layer) > 1 << 24,
+                format!("{} elements of a second embedding for each of {} layers", c.n_embd_layer, c.n_layer),
             ),
-            (value_dim != head_dim, format!("values of {value_dim} elements beside keys of {head_dim}")),
-            (n_rot == 0 || n_rot % 2 != 0 || n_rot > head_dim, format!("RoPE over {n_rot} elements of a head of {head_dim}")),
+            (
+                c.n_shared > 0
+                    && (c.n_shared + 2 > c.n_layer || c.has_window(c.n_holding() - 1) || !c.has_window(c.n_holding() - 2)),
+                format!(
+                    "{} of {} layers that share keys and values, behind others than one with a window and one without",
+                    c.n_shared, c.n_layer
+                ),
+            ),
             (
                 c.n_embd % BLOCK != 0 || c.q_dim() % BLOCK != 0 || c.ffs.iter().any(|n| n % BLOCK != 0),
                 format!("rows of {}, {} and {:?} elements: each must be a multiple of {BLOCK}", c.n_embd, c.q_dim(), few(&c.ffs)),
@@ -255,12 +295,31 @@ impl Config {
             (c.query_growth.is_some_and(|g| !sound(g.scale)), format!("queries that grow by {:?}", c.query_growth)),
             (c.xielus.iter().any(|x| !x.is_sound()), format!("an xIELU of {:?}", c.xielus.iter().find(|x| !x.is_sound()))),
             (!c.rope.scaling.is_sound(), format!("a RoPE scaling of {:?}", c.rope.scaling)),
-            (caps.iter().any(|cap| !(1e-3..=1e6).contains(cap)), format!("soft caps of {} and {}", caps[0], caps[1])),
+            (
+                caps.iter().any(|cap| !(1e-3..=1e6).contains(cap) && !(*cap == 0.0 && c.arch.per_layer)),
+                format!("soft caps of {} and {}", caps[0], caps[1]),
+            ),
             (c.n_ctx < 8 || c.n_ctx > 1 << 24, format!("a context of {} tokens", c.n_ctx)),
             (c.window.is_some_and(|w| w.is_everywhere() && w.n_tok < 8), "a window of less than 8 tokens in all layers".into()),
         ];
         wrong.into_iter().find(|(is_wrong, _)| *is_wrong).map(|(_, what)| what)
     }
+}
+
+/// Heads that do not fit together or are beyond this engine, and what is wrong with them.
+fn wrong_heads(n_head: usize, LayerShape { n_head_kv, head_dim }: LayerShape, value_dim: usize, n_rot: usize) -> (bool, String) {
+    let wrong = [
+        (n_head_kv == 0 || n_head % n_head_kv != 0, format!("{n_head} heads cannot share {n_head_kv} KV heads")),
+        (n_head_kv > MAX_HEAD_KV, format!("{n_head_kv} KV heads, more than {MAX_HEAD_KV}")),
+        (
+            head_dim == 0 || head_dim % 8 != 0 || head_dim > MAX_HEAD_DIM,
+            format!("a head of {head_dim} elements: must be a multiple of 8, {MAX_HEAD_DIM} at most"),
+        ),
+        (value_dim != head_dim, format!("values of {value_dim} elements beside keys of {head_dim}")),
+        (n_rot == 0 || n_rot % 2 != 0 || n_rot > head_dim, format!("RoPE over {n_rot} elements of a head of {head_dim}")),
+        (n_head * head_dim % BLOCK != 0, format!("{n_head} heads of {head_dim} elements: together a multiple of {BLOCK}")),
+    ];
+    wrong.into_iter().find(|(is_wrong, _)| *is_wrong).unwrap_or_default()
 }
 
 /// A factor that cannot overflow what it is multiplied with.

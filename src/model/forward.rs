@@ -45,7 +45,7 @@ pub fn forward<'a, 'l>(
 }
 
 /// `forward`, with an eye on the attention of the first lane: `watch` is shown the cache of each layer that has one once the batch is
-/// committed, not yet counted as live, and the batch's scaled queries, `[n_tok][q_dim]`, in the basis of the keys. The normal pass is
+/// committed (if logits of all tokens are not wanted), not yet counted as live, and the batch's scaled queries, `[n_tok][q_dim]`, in the basis of the keys. The normal pass is
 /// compiled without it.
 pub fn forward_watched<'a, 'l>(
     model: &Model,
@@ -59,11 +59,15 @@ pub fn forward_watched<'a, 'l>(
     for Lane { cache, recurrent, tokens, undo } in lanes {
         let (rows, n_embd) = (n_tok..n_tok + tokens.len(), model.config.n_embd);
         let (pool, scratch) = (&mut machine.pool, &mut machine.scratch.cache[..]);
-        let step = match undo {
+        let mut step = match undo {
             None => cache.begin(rows.len(), pool, scratch, &model.ropes)?,
             Some(undo) => cache.begin_guesses(rows.len(), undo, pool, scratch, &model.ropes)?,
         };
         embed(model, tokens, &mut machine.scratch.x[rows.start * n_embd..rows.end * n_embd])?;
+        machine.set_inputs(model, tokens, rows.clone())?;
+        if wanted == Logits::All {
+            step.hold_shared();
+        }
         machine.scratch.angles.set(&model.ropes, rows.clone(), step.cache().next_pos());
         n_tok = rows.end;
         parts[n_lane] = Some(Part { rows, step, recurrent });
@@ -74,13 +78,18 @@ pub fn forward_watched<'a, 'l>(
     let mut pass = Pass::new(model, machine, n_tok);
     // Layers with keys and values, and those with a recurrence, are each counted by themselves.
     let (mut attn, mut n_recurrent) = (AttnLayer(0), 0);
-    let last = model.weights.layers.len() - 1;
+    // The last layer that holds anything of the stream: behind it there are only those that look at what others hold.
+    let last = model.config.n_holding() - 1;
+    let mut first = 0;
     for (i, layer) in model.weights.layers.iter().enumerate() {
         match &layer.mixer {
+            Mixer::Attention(mixer) if let Some(shared) = mixer.shares => {
+                pass.shared_attention(layer, mixer, shared, first, parts);
+            }
             Mixer::Attention(mixer) => {
                 pass.attention(layer, mixer, attn, parts);
                 if let Some(Some(part)) = parts.first() {
-                    watch(attn, part.step.cache(), pass.queries(&part.rows));
+                    watch(attn, part.step.cache(), pass.queries(mixer, &part.rows));
                 }
                 attn.0 += 1;
             }
@@ -93,8 +102,8 @@ pub fn forward_watched<'a, 'l>(
                 n_recurrent += 1;
             }
         }
-        // Of the last layer only those rows are computed further whose logits are wanted.
-        let first = match wanted {
+        // From there on only those rows are computed further whose logits are wanted.
+        first = match wanted {
             _ if i < last => 0,
             Logits::None => break,
             Logits::Last => n_tok - 1,
@@ -102,6 +111,7 @@ pub fn forward_watched<'a, 'l>(
         };
         pass.mixer_output(layer, first);
         pass.feed_forward(layer, first);
+        pass.layer_end(layer, i, first);
     }
     parts.iter_mut().filter_map(Option::take).for_each(|part| part.step.finish());
     match wanted {

@@ -61,13 +61,19 @@ pub(super) const GROWTH: &str = "attention.temperature_scale";
 pub(super) const LOG_MULTIPLIER: &str = "rope.scaling.yarn_log_multiplier";
 pub(super) const ALPHA: &str = "rope.scaling.alpha";
 pub(super) const FINETUNED: &str = "rope.scaling.finetuned";
+/// Of layers with a window: elements of a key, of a value, and of what is turned of a key.
+pub(super) const LOCAL: [&str; 3] = ["attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"];
+/// The last layers, which share keys and values of earlier ones.
+pub(super) const SHARED: &str = "attention.shared_kv_layers";
+/// What each layer is fed of the second table of embeddings.
+pub(super) const INPUT: &str = "embedding_length_per_layer_input";
 
 /// Layers at most: far beyond any model.
 pub(super) const MAX_LAYERS: usize = 1 << 16;
 
 /// What some families read, and which do.
 type ReadBySome = (&'static [&'static str], fn(&Arch) -> bool);
-const READ_BY_SOME: [ReadBySome; 8] = [
+const READ_BY_SOME: [ReadBySome; 9] = [
     (&[CONV], |arch| arch.recurrent == Recurrent::ShortConv),
     (&DELTA, |arch| arch.recurrent == Recurrent::DeltaNet),
     (&[INTERVAL, RECURRENT_LAYERS], |arch| arch.recurrent == Recurrent::DeltaNet),
@@ -75,6 +81,7 @@ const READ_BY_SOME: [ReadBySome; 8] = [
     (&[SCALES[3]], |arch| arch.scales == Scales::Granite),
     (&[GROWTH, LOG_MULTIPLIER], |arch| arch.query_growth),
     (&[ALPHA], |arch| arch.qk_norm == QkNorm::TurnedHeads),
+    (&[LOCAL[0], LOCAL[1], LOCAL[2], SHARED, INPUT], |arch| arch.per_layer),
     // In the second they are of its relatives that see.
     (&[SECTIONS], |arch| arch.recurrent == Recurrent::DeltaNet || arch.name == "ernie4_5"),
 ];
@@ -287,8 +294,9 @@ impl<'a> Keys<'a> {
         let ours = match name {
             _ if some.is_some() => some.is_some_and(|(_, reads)| reads(arch)),
             // Written with their defaults by tools that write all keys, read in the families that have caps alone.
+            _ if name == CAPS[0] && arch.per_layer => false,
             _ if CAPS.contains(&name) => arch.soft_caps.is_some() || !matches!(arch.local_rope, LocalRope::Base(_)),
-            "rope.freq_base_swa" | "rope.local.freq_base" => arch.global_every > 0,
+            "rope.freq_base_swa" | "rope.local.freq_base" => arch.global_every > 0 || arch.per_layer,
             "leading_dense_block_count" => arch.experts.is_none_or(|mixture| mixture.biased),
             _ if name.starts_with("expert_") => match arch.experts {
                 None => name != EXPERTS[0],

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::kernels::{Kernels, Product};
-use crate::kv::AttnLayer;
 use crate::kv::store::step::Step;
+use crate::kv::{AttnLayer, LayerShape};
 use crate::mem::arena::Buf;
 use crate::mem::pool::Pool;
 
@@ -43,9 +43,10 @@ impl<'m, 'a> Pass<'m, 'a> {
         Pass { model, c: &model.config, file: model.files(*kernels), kernels: *kernels, pool, s, guard, n_tok }
     }
 
-    /// The scaled queries of the latest attention, `[rows][q_dim]`.
-    pub fn queries(&self, rows: &Range<usize>) -> &[f32] {
-        &self.s.q[rows.start * self.c.q_dim()..rows.end * self.c.q_dim()]
+    /// The scaled queries of the latest attention, that of a layer with these weights, `[rows][q_dim]`.
+    pub fn queries(&self, w: &Attention, rows: &Range<usize>) -> &[f32] {
+        let q_dim = self.c.n_head * w.heads.head_dim;
+        &self.s.q[rows.start * q_dim..rows.end * q_dim]
     }
 
     /// `mixed` = what each token gathers from those before it and itself.
@@ -54,48 +55,86 @@ impl<'m, 'a> Pass<'m, 'a> {
         let (x, x_norm) = (&s.x[..n_tok * c.n_embd], &mut s.x_norm[..n_tok * c.n_embd]);
         let x = normed(kernels, pool, x, &layer.attn_norm, c.rms_eps, x_norm);
         // What each token asks for, offers, and holds.
-        let q = &mut s.q[..n_tok * c.q_dim()];
-        let (k, v) = (&mut s.k[..n_tok * c.kv_dim()], &mut s.v[..n_tok * c.kv_dim()]);
+        let (LayerShape { head_dim, .. }, kv_dim) = (w.heads, w.heads.row_dim());
+        let q_dim = c.n_head * head_dim;
+        let q = &mut s.q[..n_tok * q_dim];
+        let (k, v) = (&mut s.k[..n_tok * kv_dim], &mut s.v[..n_tok * kv_dim]);
         // Where rows of gates are between those of queries, both come out together.
         let q_gate = &mut s.q_gate[..if c.gates_attention() { 2 * q.len() } else { 0 }];
+        let attn_k = w.attn_k.as_ref().expect("a layer with keys");
         let products = &mut [
             Product { w: w.attn_q.in_file(file), out: if c.gates_attention() { &mut *q_gate } else { &mut *q } },
-            Product { w: w.attn_k.in_file(file), out: &mut *k },
-            Product { w: w.attn_v.in_file(file), out: &mut *v },
+            Product { w: attn_k.in_file(file), out: &mut *k },
+            Product { w: w.attn_v.as_ref().unwrap_or(attn_k).in_file(file), out: &mut *v },
         ];
         let acts = kernels.quantize(pool, x, c.n_embd, &mut s.acts);
-        kernels.matmul(pool, &mut s.tiles, acts, products);
-        let of_heads = q.chunks_exact_mut(c.head_dim).zip(q_gate.chunks_exact(2 * c.head_dim));
-        of_heads.for_each(|(q, both)| q.copy_from_slice(&both[..c.head_dim]));
+        // Where values have no matrix of their own they are keys, before those are normed.
+        let n_products = if w.attn_v.is_some() { 3 } else { 2 };
+        kernels.matmul(pool, &mut s.tiles, acts, &mut products[..n_products]);
+        if w.attn_v.is_none() {
+            v.copy_from_slice(k);
+        }
+        let of_heads = q.chunks_exact_mut(head_dim).zip(q_gate.chunks_exact(2 * head_dim));
+        of_heads.for_each(|(q, both)| q.copy_from_slice(&both[..head_dim]));
         if let Some([q_bias, k_bias, v_bias]) = &w.qkv_bias {
             add_bias(kernels, q, q_bias);
             add_bias(kernels, k, k_bias);
             add_bias(kernels, v, v_bias);
         }
-        self.guard.see(q, c.q_dim());
-        self.guard.see(k, c.kv_dim());
-        self.guard.see(v, c.kv_dim());
-        if let Some([q_norm, k_norm]) = &w.qk_norm {
-            norm_heads(kernels, pool, q, c.q_dim(), q_norm, c.rms_eps, &mut s.mixed);
-            norm_heads(kernels, pool, k, c.kv_dim(), k_norm, c.rms_eps, &mut s.mixed);
+        for (x, dim, norm) in [(&mut *q, q_dim, &w.q_norm), (&mut *k, kv_dim, &w.k_norm), (&mut *v, kv_dim, &w.v_norm)] {
+            self.guard.see(x, dim);
+            if let Some(norm) = norm {
+                norm_heads(kernels, pool, x, dim, norm, c.rms_eps, &mut s.mixed);
+            }
         }
         for Part { rows, step, .. } in parts.iter_mut().flatten() {
             let n_together = step.n_together();
             for first in rows.clone().step_by(n_together) {
                 let of = |dim: usize| first * dim..(first + n_together) * dim;
-                let (q, k, v) = (&mut q[of(c.q_dim())], &mut k[of(c.kv_dim())], &v[of(c.kv_dim())]);
+                let (q, k, v) = (&mut q[of(q_dim)], &mut k[of(kv_dim)], &v[of(kv_dim)]);
                 let rated = step.rate(attn, pool, kernels, k, v);
-                s.angles.turn(&self.model.ropes, attn, first, q, c.q_dim(), c.head_dim);
-                s.angles.turn(&self.model.ropes, attn, first, k, c.kv_dim(), c.head_dim);
-                s.angles.scale(first, q, c.q_dim());
+                s.angles.turn(&self.model.ropes, attn, first, q, q_dim, head_dim);
+                s.angles.turn(&self.model.ropes, attn, first, k, kv_dim, head_dim);
+                s.angles.scale(first, q, q_dim);
                 if let Some(weight) = &w.q_weight {
-                    q.chunks_exact_mut(c.head_dim).for_each(|q| q.iter_mut().zip(&**weight).for_each(|(q, w)| *q *= w));
+                    q.chunks_exact_mut(head_dim).for_each(|q| q.iter_mut().zip(&**weight).for_each(|(q, w)| *q *= w));
                 }
-                rated.take(pool, &self.model.ropes, q, k, v).attend(pool, &mut s.attend, q, &mut s.mixed[of(c.q_dim())]);
+                rated.take(pool, &self.model.ropes, q, k, v).attend(pool, &mut s.attend, q, &mut s.mixed[of(q_dim)]);
             }
         }
-        let of_heads = s.mixed.chunks_exact_mut(c.head_dim).zip(q_gate.chunks_exact(2 * c.head_dim));
-        of_heads.for_each(|(mixed, both)| kernels.sigmoid_mul(mixed, &both[c.head_dim..]));
+        let of_heads = s.mixed.chunks_exact_mut(head_dim).zip(q_gate.chunks_exact(2 * head_dim));
+        of_heads.for_each(|(mixed, both)| kernels.sigmoid_mul(mixed, &both[head_dim..]));
+    }
+
+    /// The same of a layer that has no keys and values and looks at those that `shared` holds, for the rows from `first` on.
+    pub fn shared_attention(
+        &mut self,
+        layer: &Layer,
+        w: &Attention,
+        shared: AttnLayer,
+        first: usize,
+        parts: &mut [Option<Part>],
+    ) {
+        let Pass { c, ref file, kernels, ref mut pool, ref mut s, n_tok, .. } = *self;
+        let (rows, head_dim) = (n_tok - first, w.heads.head_dim);
+        let (x, x_norm) = (&s.x[first * c.n_embd..n_tok * c.n_embd], &mut s.x_norm[..rows * c.n_embd]);
+        let x = normed(kernels, pool, x, &layer.attn_norm, c.rms_eps, x_norm);
+        let q_dim = c.n_head * head_dim;
+        let q = &mut s.q[first * q_dim..n_tok * q_dim];
+        let acts = kernels.quantize(pool, x, c.n_embd, &mut s.acts);
+        kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: w.attn_q.in_file(file), out: &mut *q }]);
+        self.guard.see(q, q_dim);
+        if let Some(norm) = &w.q_norm {
+            norm_heads(kernels, pool, q, q_dim, norm, c.rms_eps, &mut s.mixed);
+        }
+        s.angles.turn(&self.model.ropes, shared, first, q, q_dim, head_dim);
+        s.angles.scale(first, q, q_dim);
+        for Part { rows, step, .. } in parts.iter().flatten().filter(|part| part.rows.end > first) {
+            let from = rows.start.max(first);
+            let q = &mut q[(from - first) * q_dim..(rows.end - first) * q_dim];
+            let mixed = &mut s.mixed[from * q_dim..rows.end * q_dim];
+            step.look(shared, from - rows.start, pool, &mut s.attend, q, mixed);
+        }
     }
 
     /// `mixed` = what the `nth` convolution makes of each token and the few before it.
@@ -164,6 +203,28 @@ impl<'m, 'a> Pass<'m, 'a> {
         add_to(kernels, pool, x, proj, c.multipliers.addends, (&layer.ffn_post_norm, c.rms_eps), x_norm);
     }
 
+    /// Adds to the rows of `x` from `first` on what the layer, the `i`th, is fed from the second table of embeddings, and scales them.
+    pub fn layer_end(&mut self, layer: &Layer, i: usize, first: usize) {
+        let Pass { c, ref file, kernels, ref mut pool, ref mut s, n_tok, ref mut guard, .. } = *self;
+        let Scratch { x, x_norm, proj, tiles, acts, inputs, .. } = &mut **s;
+        let rows = n_tok - first;
+        let x = &mut x[first * c.n_embd..][..rows * c.n_embd];
+        if let (Some(w), Some(inputs)) = (&layer.input, inputs) {
+            let n = rows * inputs.n_embd_layer;
+            let read = kernels.quantize(pool, x, c.n_embd, acts);
+            let gate = &mut inputs.gate[..n];
+            kernels.matmul(pool, tiles, read, &mut [Product { w: w.gate.in_file(file), out: gate }]);
+            inputs.apply(i, first, rows, kernels);
+            guard.see(&inputs.gate[..n], inputs.n_embd_layer);
+            let read = kernels.quantize(pool, &inputs.gate[..n], inputs.n_embd_layer, acts);
+            let (x_norm, proj) = (&mut x_norm[..rows * c.n_embd], &mut proj[..rows * c.n_embd]);
+            kernels.matmul(pool, tiles, read, &mut [Product { w: w.proj.in_file(file), out: &mut *proj }]);
+            rms_norm(kernels, pool, proj, &w.norm, c.rms_eps, x_norm);
+            kernels.add(x, x_norm);
+        }
+        multiply(x, layer.output_scale);
+    }
+
     /// Without logits; an error where something was not a number.
     pub fn end(self) -> Result<&'a [f32]> {
         self.guard.judge(self.model, false).map(|()| &[][..])
@@ -183,7 +244,7 @@ impl<'m, 'a> Pass<'m, 'a> {
         guard.see(logits, c.n_vocab);
         guard.judge(model, true)?;
         multiply(logits, c.multipliers.logits);
-        if let Some(caps) = c.soft_caps {
+        if let Some(caps) = c.soft_caps.filter(|caps| caps.logits > 0.0) {
             pool.for_chunks(logits, c.n_vocab.div_ceil(64), |_, logits| kernels.soft_cap(logits, caps.logits));
         }
         Ok(logits)

@@ -1,15 +1,17 @@
-//! The transformer: what a file must hold to be one (`arch`, `keys`, `reading`, `config`, `weights`), the same weights laid out for
+//! The transformer: what a file must hold to be one (`arch`, `keys`, `reading`, `config`, `weights`, `binding`), the same weights laid out for
 //! some CPUs in a file beside it (`pack`), the room it computes in (`scratch`), what a stream remembers beside keys and values
 //! (`state`), which kernels do what (`choice`), and the pass itself (`forward`, in parts `mixers`, with the recurrences in `shortconv`
-//! and `delta`, and the FFN in `ffn`).
+//! and `delta`, the FFN in `ffn`, and what a second table of embeddings feeds to each layer in `inputs`).
 
 pub mod arch;
+mod binding;
 pub mod choice;
 pub mod config;
 mod delta;
 mod ffn;
 pub mod forward;
 pub mod guard;
+mod inputs;
 mod keys;
 mod mixers;
 pub mod pack;
@@ -20,6 +22,7 @@ mod shortconv;
 pub mod state;
 pub mod weights;
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::error::{Message, Result};
@@ -96,6 +99,18 @@ impl Machine {
         let (kernels, choice) = choose(self.kernels, &model.weights, &model.files(self.kernels), room, clock);
         self.set_kernels(kernels);
         choice
+    }
+
+    /// What the layers are fed for the tokens of some rows, whose embeddings are there, from a model's second table, if it has one.
+    fn set_inputs(&mut self, model: &Model, tokens: &[u32], rows: Range<usize>) -> Result<()> {
+        let Machine { kernels, pool, scratch, guard } = self;
+        let Scratch { x, tiles, acts, inputs, .. } = scratch;
+        let (Some(inputs), Some(table)) = (inputs, &model.weights.second_table) else { return Ok(()) };
+        let (c, first) = (&model.config, rows.start);
+        let x = &x[rows.start * c.n_embd..rows.end * c.n_embd];
+        inputs.set(table, (*kernels, &model.files(*kernels)), (pool, tiles, acts), (tokens, x), (first, c.rms_eps))?;
+        guard.always(inputs.rows(rows));
+        Ok(())
     }
 
     pub fn set_kernels(&mut self, kernels: Kernels) {

@@ -4,15 +4,15 @@
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, Value};
 use crate::kernels::{BLOCK, Xielu};
-use crate::kv::layout::{AttnLayer, MAX_HEAD_DIM, Window};
+use crate::kv::layout::{AttnLayer, LayerShape, MAX_HEAD_DIM, Window};
 
 use super::arch::{Activation, Arch, LocalRope, Mixture, Recurrent, Scales, SharedExpert, SoftCaps, Unturned};
 use super::config::{
     Config, DeltaShape, ExpertConfig, Multipliers, QueryGrowth, Recurrence, RecurrentLayers, RopeConfig, RopeScaling,
 };
 use super::keys::{
-    ALPHA, CAPS, CONV, DELTA, EXPERTS, FINETUNED, GROWTH, INTERVAL, Keys, LOG_MULTIPLIER, LOGIT_SCALE, MAX_LAYERS,
-    RECURRENT_LAYERS, SCALES, SECTIONS, printable,
+    ALPHA, CAPS, CONV, DELTA, EXPERTS, FINETUNED, GROWTH, INPUT, INTERVAL, Keys, LOCAL, LOG_MULTIPLIER, LOGIT_SCALE, MAX_LAYERS,
+    RECURRENT_LAYERS, SCALES, SECTIONS, SHARED, printable,
 };
 
 impl Config {
@@ -30,7 +30,7 @@ impl Config {
         let (n_layer, n_embd, n_head) = (keys.n_layer, keys.count("embedding_length")?, keys.count("attention.head_count")?);
         let experts = arch.experts.map(|mixture| expert_config(&keys, mixture)).transpose()?;
         let ffs = widths(&keys, experts)?;
-        let (n_head_kv, without) = kv_heads(&keys, n_head)?;
+        let (n_head_kv, n_local_kv, without) = kv_heads(&keys, n_head)?;
         let recurrent = match arch.recurrent {
             Recurrent::No => None,
             Recurrent::ShortConv => {
@@ -54,9 +54,11 @@ impl Config {
         let n_ctx = context(&keys, trained)?;
         let window = window(&keys, n_ctx)?;
         let score_dim = if n_layer == arch.wide_scale_layers { n_embd / n_head } else { head_dim };
-        let (q_scale, multipliers) = scales(&keys, n_embd, 1.0 / (score_dim as f32).sqrt())?;
+        let usual = if arch.per_layer { 1.0 } else { 1.0 / (score_dim as f32).sqrt() };
+        let (q_scale, multipliers) = scales(&keys, n_embd, usual)?;
+        let local_heads = local_heads(&keys, n_local_kv)?;
         let local_rope = match window.filter(|window| !window.is_everywhere()) {
-            Some(_) => local_rope(&keys, &rope)?,
+            Some(_) => local_rope(&keys, &rope, local_heads)?,
             None => None,
         };
         let config = Config {
@@ -67,6 +69,9 @@ impl Config {
             n_head,
             n_head_kv,
             head_dim,
+            local_heads,
+            n_shared: keys.opt_count(SHARED)?.filter(|_| arch.per_layer).unwrap_or(0).min(n_layer),
+            n_embd_layer: keys.opt_count(INPUT)?.filter(|_| arch.per_layer).unwrap_or(0),
             n_ff: ffs.iter().copied().chain(experts.map(|experts| experts.n_shared_ff)).max().unwrap_or(0),
             experts,
             ffs,
@@ -84,10 +89,27 @@ impl Config {
             soft_caps: soft_caps(&keys)?,
             arch,
         };
-        match config.wrong(keys.opt_count("attention.value_length")?.unwrap_or(head_dim)) {
+        match config.wrong(value_dims(&keys, &config)?) {
             Some(what) => Err(refuse(format!("the metadata asks for {what}; this engine cannot run that"))),
             None => Ok(config),
         }
+    }
+}
+
+/// The heads of layers with a window, in a family where they may be others.
+fn local_heads(keys: &Keys, n_head_kv: usize) -> Result<Option<LayerShape>> {
+    if !keys.arch.per_layer {
+        return Ok(None);
+    }
+    Ok(Some(LayerShape { n_head_kv, head_dim: keys.count(LOCAL[0])? }))
+}
+
+/// Elements of a value in layers without a window, and in those with one.
+fn value_dims(keys: &Keys, c: &Config) -> Result<[usize; 2]> {
+    let each = keys.opt_count("attention.value_length")?.unwrap_or(c.head_dim);
+    match c.local_heads {
+        None => Ok([each; 2]),
+        Some(local) => Ok([each, keys.opt_count(LOCAL[1])?.unwrap_or(local.head_dim)]),
     }
 }
 
@@ -113,13 +135,25 @@ const ADAPTER: (&str, &str) =
 const IMATRIX: (&str, &str) = ("an importance matrix, which guides quantising", "give the file of the model");
 const VOCABULARY: (&str, &str) = ("a vocabulary without weights", "give the file of the model; `lowkey tokenize` takes this one");
 
-/// KV heads of a layer, and which layers have none. One number for all layers, or a list with one for each.
-fn kv_heads(keys: &Keys, n_head: usize) -> Result<(usize, Box<[bool]>)> {
+/// KV heads of a layer without a window and of one with, and which layers have none. One number for all layers, or a list with
+/// one for each.
+fn kv_heads(keys: &Keys, n_head: usize) -> Result<(usize, usize, Box<[bool]>)> {
     const KEY: &str = "attention.head_count_kv";
     let (file, key, n_layer) = (keys.file, keys.key(KEY), keys.n_layer);
+    if keys.arch.per_layer && matches!(file.get(&key), Some(Value::Array(_))) {
+        let (counts, every) = (keys.counts(KEY)?, pattern(keys)?);
+        let of = |local: bool| (0..n_layer).filter(move |i| (i + 1).is_multiple_of(every) != local).map(|i| counts[i]);
+        let [each, local] = [false, true].map(|local| of(local).next());
+        if [(false, each), (true, local)].into_iter().any(|(is_local, first)| of(is_local).any(|n| Some(n) != first)) {
+            return keys.refuse(KEY, "differs among layers of one kind, which this engine does not run");
+        }
+        let each = each.or(local).unwrap_or(n_head);
+        return Ok((each, local.unwrap_or(each), [].into()));
+    }
     if keys.arch.recurrent != Recurrent::ShortConv || !matches!(file.get(&key), Some(Value::Array(_))) {
         // So many layers no file holds; `from_gguf` says so.
-        return Ok((keys.opt_count(KEY)?.unwrap_or(n_head), vec![false; n_layer.min(MAX_LAYERS)].into()));
+        let n = keys.opt_count(KEY)?.unwrap_or(n_head);
+        return Ok((n, n, vec![false; n_layer.min(MAX_LAYERS)].into()));
     }
     let of_layers = file.u32s(&key)?;
     if of_layers.len() != keys.n_block {
@@ -137,7 +171,7 @@ fn kv_heads(keys: &Keys, n_head: usize) -> Result<(usize, Box<[bool]>)> {
         Some(other) => {
             keys.refuse(KEY, format!("gives {n} KV heads to one layer and {other} to another, which this engine does not run"))
         }
-        None => Ok((n as usize, of_layers.map(|n| n == 0).collect())),
+        None => Ok((n as usize, n as usize, of_layers.map(|n| n == 0).collect())),
     }
 }
 
@@ -293,11 +327,30 @@ fn context(keys: &Keys, trained: usize) -> Result<usize> {
     Ok(n_ctx)
 }
 
+const PATTERN: &str = "attention.sliding_window_pattern";
+
+/// Every how many layers one has no window, in a family whose files say it of each layer.
+fn pattern(keys: &Keys) -> Result<usize> {
+    let Some(flags) = keys.list(PATTERN)? else { return keys.missing(PATTERN, "list of bools") };
+    keys.check_len(PATTERN, flags.len())?;
+    let Some(first) = flags.iter().position(|&is_local| is_local == 0) else {
+        return keys.refuse(PATTERN, "gives a window to all layers; this engine needs one that has none");
+    };
+    let every = first + 1;
+    match flags.iter().enumerate().find(|(i, is_local)| (i + 1).is_multiple_of(every) != (**is_local == 0)) {
+        Some((i, _)) => keys.refuse(PATTERN, format!("says of layer {i} what does not go on as in the layers before; this engine runs models in which every n-th layer has no window")),
+        None => Ok(every),
+    }
+}
+
 /// The window of a family that has layers with one among layers without, or of a file that gives one to all layers.
 fn window(keys: &Keys, n_ctx: usize) -> Result<Option<Window>> {
-    const PATTERN: &str = "attention.sliding_window_pattern";
-    let global_every = keys.arch.global_every;
     let n_tok = keys.opt_count("attention.sliding_window")?.filter(|&n| n > 0);
+    if keys.arch.per_layer {
+        let Some(n_tok) = n_tok else { return keys.missing("attention.sliding_window", "u32") };
+        return Ok(Some(Window { n_tok, global_every: pattern(keys)? }));
+    }
+    let global_every = keys.arch.global_every;
     if n_tok.is_none() && keys.n_layer > 0 && keys.n_layer == keys.arch.windowed_layers {
         return keys.missing("attention.sliding_window", "u32");
     }
@@ -336,7 +389,7 @@ fn every(n: usize) -> String {
 }
 
 /// How layers with a window turn, if not as the others do.
-fn local_rope(keys: &Keys, rope: &RopeConfig) -> Result<Option<RopeConfig>> {
+fn local_rope(keys: &Keys, rope: &RopeConfig, heads: Option<LayerShape>) -> Result<Option<RopeConfig>> {
     let said = keys.opt_float("rope.freq_base_swa")?;
     Ok(match (keys.arch.local_rope, said) {
         (LocalRope::Base(usual), said) => {
@@ -348,6 +401,10 @@ fn local_rope(keys: &Keys, rope: &RopeConfig) -> Result<Option<RopeConfig>> {
             attn_factor: 1.0,
             ..rope.clone()
         }),
+        (LocalRope::Own, said) => {
+            let n_rot = keys.opt_count(LOCAL[2])?.unwrap_or(heads.map_or(rope.n_rot, |heads| heads.head_dim));
+            Some(RopeConfig { n_rot, freq_base: said.unwrap_or(rope.freq_base), ..rope.clone() })
+        }
         (LocalRope::Same, Some(freq_base)) => Some(RopeConfig { freq_base, ..rope.clone() }),
         (LocalRope::Same, None) => None,
     })
@@ -356,7 +413,9 @@ fn local_rope(keys: &Keys, rope: &RopeConfig) -> Result<Option<RopeConfig>> {
 fn soft_caps(keys: &Keys) -> Result<Option<SoftCaps>> {
     let Some(usual) = keys.arch.soft_caps else { return Ok(None) };
     let [scores, logits] = CAPS.map(|name| keys.opt_float(name));
-    Ok(Some(SoftCaps { scores: scores?.unwrap_or(usual.scores), logits: logits?.unwrap_or(usual.logits) }))
+    // Of a family that caps no scores the key is refused, or says none.
+    let scores = scores?.filter(|_| usual.scores > 0.0).unwrap_or(usual.scores);
+    Ok(Some(SoftCaps { scores, logits: logits?.unwrap_or(usual.logits) }))
 }
 
 /// What RoPE's frequencies are divided by within the original context, and beyond it.

@@ -10,6 +10,7 @@ use crate::mem::plan::Plan;
 use super::config::Config;
 use super::delta::DeltaScratch;
 use super::ffn::ExpertScratch;
+use super::inputs::LayerInputs;
 use super::rope::Angles;
 use super::shortconv::ShortConvs;
 
@@ -50,6 +51,7 @@ pub struct Scratch {
     pub convs: Option<ShortConvs>,
     pub deltas: Option<DeltaScratch>,
     pub experts: Option<ExpertScratch>,
+    pub inputs: Option<LayerInputs>,
 }
 
 impl Scratch {
@@ -72,13 +74,15 @@ impl Scratch {
         arena.begin_part("attention scratch");
         let (n_q, soft_cap) = (c.n_head / c.n_head_kv, c.soft_caps.map_or(0.0, |caps| caps.scores));
         let attend = AttendScratch::carve(arena, AttendShape { kv, n_slot, n_threads, n_q, kernels, soft_cap });
-        let cache = (0..n_threads).map(|_| KvScratch::carve(arena, n_slot, c.head_dim)).collect();
+        let cache = (0..n_threads).map(|_| KvScratch::carve(arena, n_slot, kv.max_head_dim())).collect();
         let convs = ShortConvs::carve(arena, c, n_rows);
         let deltas = DeltaScratch::carve(arena, c, n_rows);
         let experts = ExpertScratch::carve(arena, c, n_rows);
+        let inputs = LayerInputs::carve(arena, c, n_rows);
         #[rustfmt::skip]
         let scratch = Scratch {
             x, x_norm, q, k, v, q_gate, mixed, proj, gate, up, acts, angles, logits, tiles, attend, cache, convs, deltas, experts,
+            inputs,
         };
         scratch
     }

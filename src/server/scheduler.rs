@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::kv::KvCache;
-use crate::kv::layout::Head;
 use crate::model::forward::{Logits, Model};
 use crate::session::{Engine, Layout};
 use crate::text::Tokenizer;
@@ -304,13 +303,11 @@ impl Scheduler {
         let Some(seat) = self.desk.arena_wanted().map(|i| i.min(self.seats.len() - 1)) else { return };
         let cache = self.seats[seat].stream.cache();
         let shape = *cache.shape();
-        let n_heads = shape.n_layer * shape.n_head_kv;
-        let apart = n_heads.div_ceil(ARENA_HEADS);
+        let apart = shape.n_heads().div_ceil(ARENA_HEADS);
         self.desk.tell_arena(|view| {
             view.heads.clear();
             view.kept.clear();
-            let all = shape.layers().flat_map(|layer| (0..shape.n_head_kv).map(move |head| (layer, Head(head))));
-            for (layer, head) in all.step_by(apart) {
+            for (layer, head) in shape.all_heads().step_by(apart) {
                 let at = view.kept.len();
                 view.heads.push((layer.0 as u16, head.0 as u16));
                 view.kept.resize(at + ARENA_BUCKETS, 0);

@@ -84,15 +84,16 @@ impl SessionParams {
         }
         let mut shape = KvShape {
             n_layer: c.n_attn_layer(),
-            n_head_kv: c.n_head_kv,
-            head_dim: c.head_dim,
+            each: c.heads(),
+            local: c.local_heads,
+            shared: c.n_shared > 0,
             // After renumbering an eighth of the context is free: a batch must fit into it.
             n_batch: self.n_batch.min(c.n_ctx / 8),
             n_ctx: c.n_ctx,
             window: c.window,
             k_type: KvType::F16,
             v_type: KvType::F16,
-            capped: c.soft_caps.is_some(),
+            capped: c.soft_caps.is_some_and(|caps| caps.scores > 0.0),
             keeps: Keeps { token: self.past.is_some(), ..self.kv.keeps() },
         };
         shape.choose_types(self.kv.budget_bytes, self.n_stream, self.k_type, self.v_type);
@@ -124,6 +125,10 @@ impl SessionParams {
         }
         if self.n_draft > 0 && model.config.recurrent.is_some() {
             let what = "this model has layers that cannot forget a token, so that a wrong guess would stay in it; give 0";
+            return Err(Error::usage(Setting::Speculate, what));
+        }
+        if self.n_draft > 0 && model.config.n_shared > 0 {
+            let what = "this model has layers that share keys and values, which would see a wrong guess in them; give 0";
             return Err(Error::usage(Setting::Speculate, what));
         }
         if self.n_draft > 0 && self.past.is_some() {
@@ -177,6 +182,11 @@ impl SessionParams {
             return Err(Error::usage(Setting::Past, what));
         }
         let c = &model.config;
+        if c.n_shared > 0 {
+            let what =
+                "this model has layers that share keys and values of others, and for those nothing is looked for; leave it out";
+            return Err(Error::usage(Setting::Past, what));
+        }
         let (n_q, soft_cap) = (c.n_head / c.n_head_kv, c.soft_caps.map_or(0.0, |caps| caps.scores));
         let shape = PastShape { kv, n_q, soft_cap, n_threads, n_recall: past.n_recall, n_tile: 0 };
         Ok(Some((past.fit(shape, n_slot)?, past.folder.clone())))
@@ -186,7 +196,12 @@ impl SessionParams {
 impl Layout {
     /// The regions of the session itself; callers add their own (tokenizer, sampler, prompt) before they check a limit.
     pub fn plan(&self, model: &Model, plan: &mut Plan) {
-        plan.file("weights", model.file.file_bytes());
+        // Of a table that is looked up a token needs a row, unless all is to be locked in memory.
+        let looked_up = if self.mlock { 0 } else { model.weights.table_bytes };
+        plan.file("weights", model.file.file_bytes().saturating_sub(looked_up));
+        if looked_up > 0 {
+            plan.lookup("embeddings by layer", looked_up);
+        }
         if let Some(pack) = model.files(self.kernels).pack {
             plan.file("packed weights", pack.file_bytes());
         }

@@ -38,33 +38,35 @@ BLOCKS = {
 FEW = ("Q1_0", "Q2_0")
 MIX = ["BF16", *(kind for kind in BLOCKS if kind not in FEW), "Q8_0", "F16", "F32"]
 FEW_DEVIATIONS = {"Q1_0": 1.0, "Q2_0": math.sqrt(1.25)}  # of signs, and of -1 to 2: the package does not expand them
-TYPES |= {"BF16": 30} | {kind: row[0] for kind, row in BLOCKS.items()}
+# Factors of RoPE that leave all but the first pairs unturned: the gain is the share of those.
+TYPES |= {"BF16": 30, "PARTIAL": 0} | {kind: row[0] for kind, row in BLOCKS.items()}
 
 
-WIDE = ("llama", "qwen3", "gemma", "gemma2", "gemma3")
+WIDE = ("llama", "qwen3", "gemma", "gemma2", "gemma3", "gemma4")
 
 
 def spec(
     arch, heads, head_dim, kind="F32", n_embd=None, n_ff=96, n_layer=2, n_vocab=37, n_rot=None, output=True, conv=(),
-    fused="", bias=False, draft=0, freqs=False, joined=False, **keys,
+    fused="", bias=False, draft=0, freqs=False, joined=False, scaled=False, keyed=False, unused=False, **keys,
 ):  # fmt: skip
     """`conv`: layers without attention; `fused`: "weights", or "all" with the biases; `draft`: blocks behind the layers;
-    `joined`: gate and up of experts in one tensor."""
+    `joined`: gate and up of experts in one tensor. Of gemma4: `scaled`: layers end with a scale; `keyed`: layers without a window have no
+    values; `unused`: layers that share keys have matrices of their own."""
     n_head, n_head_kv = heads
     # Only of these does llama.cpp take heads that together are wider or narrower than the embedding.
     n_embd = n_embd or (64 if arch in WIDE else n_head * head_dim)
     return dict(
         arch=arch, n_head=n_head, n_head_kv=n_head_kv, head_dim=head_dim, kind=kind, n_embd=n_embd, n_ff=n_ff,
         n_layer=n_layer, n_vocab=n_vocab, n_rot=n_rot or head_dim, output=output, conv=conv, fused=fused or ("weights" if arch == "phi3" else ""),
-        bias=bias or arch == "qwen2", draft=draft, freqs=freqs, joined=joined, keys=keys,
+        bias=bias or arch == "qwen2", draft=draft, freqs=freqs, joined=joined, scaled=scaled, keyed=keyed, unused=unused, keys=keys,
     )  # fmt: skip
 
 
 # What families differ in, as far as their tensors go.
 QWEN35 = ("qwen35", "qwen35moe")
 LFM2 = ("lfm2", "lfm2moe")
-HEAD_NORMS = ("qwen3", "qwen3moe", "gemma3", "hunyuan-dense", "exaone4", "apertus", *QWEN35, *LFM2)
-POST_NORMS = ("gemma2", "gemma3", "exaone4", "olmo2")
+HEAD_NORMS = ("qwen3", "qwen3moe", "gemma3", "gemma4", "hunyuan-dense", "exaone4", "apertus", *QWEN35, *LFM2)
+POST_NORMS = ("gemma2", "gemma3", "gemma4", "exaone4", "olmo2")
 NO_PRE_NORMS = ("exaone4", "olmo2")
 NO_GATE = ("arcee", "apertus")
 
@@ -90,6 +92,20 @@ XIELU = {"xielu.alpha_n": [0.6, -0.3], "xielu.alpha_p": [0.4, 1.1], "xielu.beta"
 GROWTH = {"attention.temperature_scale": 0.25, "rope.scaling.yarn_log_multiplier": 1.0, "rope.scaling.yarn_beta_fast": 16.0}
 
 
+def gemma4(local_dim, every, n_layer, shared=0, width=0, local_heads=None, heads=None, ff=None, n_rot=None, window=5, **more):
+    """The keys of Gemma 4: heads of another size where layers have a window, layers that share keys and values, what is fed to each."""
+    keys = {
+        "attention.key_length_swa": local_dim, "attention.value_length_swa": local_dim, "rope.dimension_count_swa": n_rot or local_dim,
+        "attention.sliding_window": window, "attention.sliding_window_pattern": [(i + 1) % every != 0 for i in range(n_layer)],
+        "rope.freq_base": 1000000.0, "rope.freq_base_swa": 10000.0, "attention.shared_kv_layers": shared, "embedding_length_per_layer_input": width,
+    }  # fmt: skip
+    if local_heads:
+        keys["attention.head_count_kv"] = [local_heads if (i + 1) % every else heads for i in range(n_layer)]
+    if ff:
+        keys["feed_forward_length"] = [ff[0]] * (n_layer - shared) + [ff[1]] * shared
+    return keys | more
+
+
 def know_q2_0():
     """Makes the package write a type that it has no name for yet."""
     types = gguf.GGMLQuantizationType
@@ -104,6 +120,7 @@ know_q2_0()
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
 WINDOW = {"attention.sliding_window": 5}
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}
+LOGIT_CAP = {"final_logit_softcapping": 6.0}
 LINEAR = {"rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
 MODELS = {
     "llama-linear": spec("llama", (2, 1), 64, **{"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
@@ -201,6 +218,13 @@ MODELS = {
     # One and two bits a weight, as models that are trained so have them in every matrix.
     "qwen3-q1": spec("qwen3", (2, 1), 64, "Q1_0", n_embd=128, n_ff=256, output=False),
     "qwen3-q2": spec("qwen3", (2, 1), 64, "Q2_0", n_embd=128, n_ff=256, n_vocab=43),
+    # Heads of two sizes; layers that share what the fourth and the third hold, with a wider FFN; a second table of embeddings; low caps of
+    # logits; RoPE of a quarter of the pairs in layers without a window; values that are keys before their norm; KV heads of two numbers.
+    "gemma4-gqa": spec("gemma4", (4, 2), 64, n_layer=7, output=False, freqs=True, scaled=True, **gemma4(32, 2, 7, shared=3, width=32, ff=(96, 192), **LOGIT_CAP)),
+    "gemma4-mqa": spec("gemma4", (2, 1), 512, "F16", n_embd=96, n_layer=6, n_vocab=43, freqs=True, **gemma4(256, 3, 6, shared=3, width=64)),
+    "gemma4-mha-keys": spec("gemma4", (4, 2), 64, n_layer=6, output=False, freqs=True, keyed=True, **gemma4(96, 3, 6, local_heads=4, heads=2, n_rot=48, **LOGIT_CAP)),
+    "gemma4-alike": spec("gemma4", (4, 2), 64, n_layer=5, n_vocab=41, freqs=True, unused=True, **gemma4(64, 2, 5, shared=1, width=32)),
+    "gemma4-q8": spec("gemma4", (4, 2), 64, "Q8_0", n_embd=96, n_layer=7, output=False, freqs=True, scaled=True, **gemma4(32, 2, 7, shared=3, width=32, ff=(96, 192), **LOGIT_CAP)),
     "gemma3-wide-window": spec("gemma3", (2, 1), 64, n_layer=6, output=False, **{"attention.sliding_window": 512}),
 }  # fmt: skip
 
@@ -223,12 +247,15 @@ def metadata(s):
         numbers.append(("nextn_predict_layers", "u32", s["draft"]))
 
     def kind(value):
-        return kind(value[0]) + "s" if isinstance(value, list) else {str: "str", bool: "bool", int: "u32", float: "f32"}[type(value)]
+        if isinstance(value, list):
+            return "i32s" if type(value[0]) is int else kind(value[0]) + "s"
+        return {str: "str", bool: "bool", int: "u32", float: "f32"}[type(value)]
 
     if s["arch"] in QWEN35:
         pairs = s["n_rot"] // 2
         numbers.append(("rope.dimension_sections", "i32s", [pairs // 3, pairs // 3, pairs - 2 * (pairs // 3), 0]))
-    numbers += [(key, kind(value), value) for key, value in s["keys"].items()]
+    own = s["keys"]
+    numbers = [row for row in numbers if row[0] not in own] + [(key, kind(value), value) for key, value in own.items()]
     return [(key if key.startswith("xielu.") else f"{s['arch']}.{key}", kind, value) for key, kind, value in numbers]
 
 
@@ -242,7 +269,7 @@ def kv_heads(s):
 def tensors(s):
     """(name, shape with the row length last, type, gain, offset): an element is int8 * gain + offset."""
     keys = s["keys"]
-    embd, ff, q, kv = s["n_embd"], s["n_ff"], s["n_head"] * s["head_dim"], s["n_head_kv"] * s["head_dim"]
+    embd = s["n_embd"]
     mix = iter(MIX * 4)
 
     def matrix(name, n_out, n_in, gain=1.5):
@@ -253,8 +280,14 @@ def tensors(s):
         return name, (n,), "F32", gain, offset
 
     yield matrix("token_embd", s["n_vocab"], embd, 2.0 * (math.sqrt(embd) if s["output"] else 1.0))
+    width = keys.get("embedding_length_per_layer_input", 0)
+    if width:
+        yield matrix("per_layer_token_embd", s["n_vocab"], width * s["n_layer"], 1.0)
+        yield "per_layer_model_proj.weight", (width * s["n_layer"], embd), "F32", 2.0**-9, 0.0
+        yield vector("per_layer_proj_norm.weight", width)
     for i in range(s["n_layer"] + s["draft"]):
         b = f"blk.{i}."
+        head_dim, q, kv, ff, has_kv, has_v = shape_of_layer(s, i)
         if s["arch"] not in NO_PRE_NORMS:
             yield vector(b + "attn_norm.weight", embd)
         is_delta = s["arch"] in QWEN35 and i < s["n_layer"] and has_delta(keys, i)
@@ -275,13 +308,17 @@ def tensors(s):
         elif s["fused"]:
             yield matrix(b + "attn_qkv", q + 2 * kv, embd)
         else:
-            yield from (matrix(b + "attn_q", (2 if s["arch"] in QWEN35 else 1) * q, embd), matrix(b + "attn_k", kv, embd), matrix(b + "attn_v", kv, embd))
+            yield matrix(b + "attn_q", (2 if s["arch"] in QWEN35 else 1) * q, embd)
+            if has_kv or s["unused"]:
+                yield matrix(b + "attn_k", kv, embd)
+            if has_v or s["unused"]:
+                yield matrix(b + "attn_v", kv, embd)
         if s["bias"] and s["fused"] == "all":
             yield vector(b + "attn_qkv.bias", q + 2 * kv, 2.0**-6, 0.0)
         elif s["bias"]:
             yield from (vector(b + f"attn_{x}.bias", n, 2.0**-6, 0.0) for x, n in (("q", q), ("k", kv), ("v", kv)))
         if s["arch"] in HEAD_NORMS and i not in s["conv"] and not is_delta:
-            yield from (vector(b + f"attn_{x}_norm.weight", s["head_dim"]) for x in "qk")
+            yield from (vector(b + f"attn_{x}_norm.weight", head_dim) for x in ("qk" if has_kv or s["unused"] else "q"))
         if s["arch"] == "olmo2":
             yield from (vector(b + f"attn_{x}_norm.weight", n) for x, n in (("q", q), ("k", kv)))
         if i not in s["conv"] and not is_delta:
@@ -298,10 +335,18 @@ def tensors(s):
             yield from (matrix(b + f"ffn_{x}", ff, embd) for x in (["up"] if s["arch"] in NO_GATE else ["gate", "up"]))
         if "expert_count" not in keys or i < keys.get("leading_dense_block_count", 0):
             yield matrix(b + "ffn_down", embd, ff)
+        if width:
+            yield matrix(b + "inp_gate", width, embd)
+            yield matrix(b + "proj", embd, width)
+            yield vector(b + "post_norm.weight", embd)
+        if s["scaled"]:
+            yield vector(b + "layer_output_scale.weight", 1, 2.0**-9, 0.75)
         if i >= s["n_layer"]:
             yield matrix(b + "nextn.eh_proj", embd, 2 * embd)
             yield from (vector(b + f"nextn.{x}.weight", embd) for x in ("enorm", "hnorm"))
-    if s["freqs"]:
+    if s["freqs"] and s["arch"] == "gemma4":
+        yield "rope_freqs.weight", (s["n_rot"] // 2,), "PARTIAL", 0.25, 0.0
+    elif s["freqs"]:
         yield vector("rope_freqs.weight", s["n_rot"] // 2, 2.0**-5, 5.0)
     yield vector("token_embd_norm.weight" if s["arch"] in LFM2 else "output_norm.weight", embd)
     if s["output"]:
@@ -309,6 +354,19 @@ def tensors(s):
     if s["keys"].get("rope.scaling.type") == "longrope" or "rope.scaling.attn_factor" in s["keys"] and s["arch"] == "phi3":
         yield vector("rope_factors_long.weight", s["n_rot"] // 2, 2.0**-8, 8.0)
         yield vector("rope_factors_short.weight", s["n_rot"] // 2)
+
+
+def shape_of_layer(s, i):
+    """Elements of a head, of all heads' queries and of all keys, width of the FFN, whether there are keys, and values."""
+    keys, head_dim, n_kv, has_kv, has_v = s["keys"], s["head_dim"], s["n_head_kv"], True, True
+    ff = keys.get("feed_forward_length", s["n_ff"])
+    if s["arch"] == "gemma4" and i < s["n_layer"]:
+        is_local = keys["attention.sliding_window_pattern"][i]
+        head_dim = keys["attention.key_length_swa"] if is_local else head_dim
+        n_kv = keys["attention.head_count_kv"][i] if "attention.head_count_kv" in keys else n_kv
+        has_kv = i < s["n_layer"] - keys["attention.shared_kv_layers"]
+        has_v = has_kv and (is_local or not s["keyed"])
+    return head_dim, s["n_head"] * head_dim, n_kv * head_dim, ff[i] if isinstance(ff, list) else ff, has_kv, has_v
 
 
 def has_delta(keys, i):
@@ -383,6 +441,8 @@ def encoded(name, tensor):
     if kind in BLOCKS:
         n_elems = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(TYPES[kind])][0]
         return blocks(kind, gain, fnv1a(f"{name}/{label}".encode()), math.prod(shape) // n_elems).reshape(*shape[:-1], -1)
+    if kind == "PARTIAL":
+        return np.where(np.arange(shape[0]) < shape[0] * gain, 1, 1e30).astype(np.float32)
     q = int8s(fnv1a(f"{name}/{label}".encode()), math.prod(shape))
     if kind == "Q8_0":
         scale = np.full((q.size // 32, 1), gain, "<f2").view(np.uint8)

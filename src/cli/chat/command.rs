@@ -4,7 +4,6 @@ use crate::cli::args::SampleArgs;
 use crate::cli::output::say;
 use crate::cli::status::guessed;
 use crate::error::{Error, Result};
-use crate::kv::layout::Head;
 use crate::units::Bytes;
 
 use super::keep::Kept;
@@ -138,12 +137,12 @@ fn arena(talk: &Talk) -> String {
     )];
     for layer in shape.layers().step_by(shape.n_layer.div_ceil(LINES)) {
         let mut kept = vec![0u64; columns];
-        for head in (0..shape.n_head_kv).map(Head) {
+        for head in shape.of(layer).heads() {
             cache.kept(layer, head).iter().for_each(|&pos| kept[(u64::from(pos) * columns as u64 / next) as usize] += 1);
         }
         let shade = |(i, n): (usize, &u64)| {
             let (first, end) = ((i as u64 * next).div_ceil(columns as u64), ((i as u64 + 1) * next).div_ceil(columns as u64));
-            let all = (end - first).max(1) * shape.n_head_kv as u64;
+            let all = (end - first).max(1) * shape.of(layer).n_head_kv as u64;
             SHADES[(n * 4).div_ceil(all).min(5) as usize]
         };
         lines.push(format!("layer {:>3} {}", layer.0, kept.iter().enumerate().map(shade).collect::<String>()));

@@ -13,6 +13,7 @@ use crate::cli::{interrupt, progress};
 use crate::error::{Error, Result};
 use crate::eval::correlation::{self, Coefficients, Queries};
 use crate::eval::ppl::windows;
+use crate::kv::{AttnLayer, Head};
 use crate::session::Session;
 
 #[derive(Args)]
@@ -88,7 +89,7 @@ pub fn run(args: CorrelationArgs) -> Result<Done> {
         let (kv, text_bytes) = (opened.layout.kv, text_bytes(&opened.model.file, &text)?);
         opened.plan.private("text", text_bytes);
         opened.plan.private("rows", rows_bytes::<Row>(kv.n_heads(), &args.plot));
-        opened.plan.private("correlation", correlation::bytes(kv.n_heads(), kv.head_dim, args.text.ctx));
+        opened.plan.private("correlation", correlation::bytes(kv.n_heads(), kv.max_head_dim(), args.text.ctx));
         Ok(())
     };
     let opened = budget_opened(&args.text.model, Budget::Full, OFF, args.text.ctx, args.text.ctx, 1, plan)?;
@@ -105,15 +106,16 @@ pub fn run(args: CorrelationArgs) -> Result<Done> {
     })?;
     bar.finish_and_clear();
     let Some(measured) = measured else { return Ok(super::interrupted()) };
-    let n_head_kv = session.cache().shape().n_head_kv;
-    let row = |(i, c): (usize, &Coefficients)| Row {
-        layer: i / n_head_kv,
-        head: i % n_head_kv,
+    let shape = *session.cache().shape();
+    let row = |((layer, head), c): ((AttnLayer, Head), &Coefficients)| Row {
+        layer: layer.0,
+        head: head.0,
         n_tokens: windows.len() * args.text.ctx,
         spearman: c.spearman,
         pearson: c.pearson,
     };
-    let rows: Vec<Row> = measured.iter().enumerate().map(row).collect();
+    let rows: Vec<Row> = shape.all_heads().zip(&measured).map(row).collect();
+    let n_head_kv = shape.max_head_kv();
     args.output.answer(&rows, |rows| table(rows, n_head_kv))?;
     args.plot.write(|| picture(&rows, n_head_kv))?;
     Ok(Done::Exit(0))
@@ -123,7 +125,7 @@ pub fn run(args: CorrelationArgs) -> Result<Done> {
 fn table(rows: &[Row], n_head_kv: usize) -> String {
     let heads: String = (0..n_head_kv).map(|head| format!(" head {head} |")).collect();
     let mut out = format!("| layer |{heads}\n|---|{}", "---|".repeat(n_head_kv));
-    for layer in rows.chunks(n_head_kv) {
+    for layer in rows.chunk_by(|a, b| a.layer == b.layer) {
         out.push_str(&format!("\n| {} |", layer[0].layer));
         layer.iter().for_each(|r| out.push_str(&format!(" {:+.2} |", r.spearman)));
     }
@@ -141,8 +143,12 @@ fn picture(rows: &[Row], n_head_kv: usize) -> Result<String> {
     let map = |title: &str, of: fn(&Row) -> f64| Map {
         title: title.to_owned(),
         columns: (0..n_head_kv).map(|head| head.to_string()).collect(),
-        rows: (0..rows.len() / n_head_kv).map(|layer| layer.to_string()).collect(),
-        cells: rows.iter().map(|r| Some(Cell { colour: (1.0 - of(r)) / 2.0, label: format!("{:+.2}", of(r)) })).collect(),
+        rows: rows.chunk_by(|a, b| a.layer == b.layer).map(|layer| layer[0].layer.to_string()).collect(),
+        cells: rows
+            .chunk_by(|a, b| a.layer == b.layer)
+            .flat_map(|layer| (0..n_head_kv).map(|head| layer.get(head)))
+            .map(|row| row.map(|r| Cell { colour: (1.0 - of(r)) / 2.0, label: format!("{:+.2}", of(r)) }))
+            .collect(),
     };
     let both = [map("Spearman, norm and attention", |r| r.spearman), map("Pearson, norm and attention", |r| r.pearson)];
     maps(&both, "KV head", "layer")

@@ -9,7 +9,7 @@ fn attention_equals_the_scalar_set_bit_for_bit_and_slot_tables_do_not_matter() {
     let scalar = Kernels::choose("scalar").unwrap();
     let types = RowType::ALL.into_iter().flat_map(|k| RowType::ALL.map(|v| (k, v)));
     for (k_type, v_type) in types {
-        for head_dim in [8, 64, 80, 128, 256] {
+        for head_dim in [8, 64, 80, 128, 256, 512] {
             let rows_of = |ty: RowType, seed| -> Vec<u8> {
                 let mut rows = vec![0; (CHUNK + 2) * ty.row_bytes(head_dim)];
                 let x = random_x((CHUNK + 2) * head_dim, seed);

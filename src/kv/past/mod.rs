@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::Rotary;
-use super::layout::{AttnLayer, Head, KvShape};
+use super::layout::{AttnLayer, Head, KvShape, LayerShape};
 use super::types::KvType;
 use crate::error::{Error, Result, Setting, message};
 use crate::kernels::{Kernels, MAX_HEAD_DIM};
@@ -67,8 +67,8 @@ impl PastParams {
                 "all layers of this model see the latest tokens only, and hold them all: there is no past to fetch; leave it out",
             ));
         }
-        let (k_type, head_dim) = (shape.kv.k_type, shape.kv.head_dim);
-        if shape.kv.k_bytes() > KvType::F16.row().row_bytes(head_dim) {
+        let (k_type, head_dim) = (shape.kv.k_type, shape.kv.each.head_dim);
+        if shape.k_bytes() > KvType::F16.row().row_bytes(head_dim) {
             let what =
                 format!("keys of {head_dim} elements take more in {} than in f16: choose another type of keys", k_type.name());
             return Err(Error::usage(Setting::Past, what));
@@ -226,7 +226,7 @@ impl Past {
     /// of a head, less a centre that may be empty, in a row.
     pub(super) fn append(&mut self, layer: AttnLayer, n_past: u64, pool: &mut Pool, round: Round, k: &[f32], v: &[f32]) {
         let Some(own) = self.shape.layer(layer) else { return };
-        let KvShape { n_head_kv, head_dim, .. } = self.shape.kv;
+        let LayerShape { n_head_kv, head_dim } = self.shape.kv.each;
         let n_tok = k.len() / (n_head_kv * head_dim);
         let mut done = 0;
         while done < n_tok {
@@ -253,7 +253,7 @@ impl Past {
         v: &[f32],
     ) {
         let (shape, magnitude, means) = (self.shape, self.memory.magnitudes[layer.0], &self.memory.means);
-        let KvShape { n_head_kv, head_dim, k_type, v_type, .. } = shape.kv;
+        let (LayerShape { n_head_kv, head_dim }, KvShape { k_type, v_type, .. }) = (shape.kv.each, shape.kv);
         let n = k.len() / (n_head_kv * head_dim);
         let heads = &mut self.memory.rows[own * shape.layer_bytes()..][..n_head_kv * shape.head_bytes()];
         let job = |h: usize, rows: &mut [u8]| {
@@ -264,8 +264,8 @@ impl Past {
                 let key = &mut room[..head_dim];
                 key.iter_mut().zip(&k[from.clone()]).for_each(|(key, k)| *key = k * magnitude);
                 let (key_at, value_at) = recall::row_in_head(&shape, at + t);
-                round(Head(h), centre, key, &mut rows[key_at..][..shape.kv.k_bytes()]);
-                v_type.store(&v[from], &mut rows[value_at..][..shape.kv.v_bytes()]);
+                round(Head(h), centre, key, &mut rows[key_at..][..shape.k_bytes()]);
+                v_type.store(&v[from], &mut rows[value_at..][..shape.v_bytes()]);
             }
         };
         match n {
@@ -288,9 +288,9 @@ impl Past {
             learn_means(&shape, own, rows, &mut self.memory.means);
         }
         let mut written = self.disk.write(rows, shape.rows_at(own, slot));
-        for h in 0..shape.kv.n_head_kv {
+        for h in 0..shape.kv.each.n_head_kv {
             let (mean, mut key) = (mean(&self.memory.means, &shape, own, h), [0f32; MAX_HEAD_DIM]);
-            let key = &mut key[..shape.kv.head_dim];
+            let key = &mut key[..shape.kv.each.head_dim];
             for j in 0..TILE {
                 load_turned(&shape, &rows[h * shape.head_bytes()..], j, key);
                 if tile == 0 || !shape.kv.k_type.is_turned() {
@@ -302,7 +302,7 @@ impl Past {
         }
         match written {
             Ok(()) => {
-                let n_bytes = shape.layer_bytes() + shape.kv.n_head_kv * shape.index_tile_bytes();
+                let n_bytes = shape.layer_bytes() + shape.kv.each.n_head_kv * shape.index_tile_bytes();
                 Counters::add(&self.counters.written_bytes, n_bytes);
             }
             Err(e) => {
@@ -326,7 +326,7 @@ impl Past {
     ) {
         let Some(own) = self.shape.layer(asking.layer) else { return };
         let (shape, n_past) = (self.shape, asking.n_past);
-        let (share, n_head) = (shape.share(), shape.kv.n_head_kv);
+        let (share, n_head) = (shape.share(), shape.kv.each.n_head_kv);
         // Of this batch nothing is looked for, nor what its tiles have overwritten.
         let (n_whole, n_full) = (n_past / TILE as u64, (n_past + n_tok as u64) / TILE as u64);
         let tiles = n_full.saturating_sub(shape.n_tile as u64)..n_whole;
@@ -360,7 +360,7 @@ impl Past {
     pub(super) fn found(&self, layer: AttnLayer, t: usize, head: Head) -> Option<&[f32]> {
         self.shape.layer(layer)?;
         let (share, len) = (self.shape.share(), self.shape.partial_len());
-        let at = (t / share * self.shape.kv.n_head_kv + head.0) * share + t % share;
+        let at = (t / share * self.shape.kv.each.n_head_kv + head.0) * share + t % share;
         let found = &self.memory.found[at * len..][..len];
         (found[0] > f32::NEG_INFINITY).then_some(found)
     }
@@ -391,16 +391,16 @@ struct Memory {
 
 impl Memory {
     fn carve(arena: &mut Arena, s: &PastShape) -> Memory {
-        let heads = s.n_layer() * s.kv.n_head_kv;
+        let heads = s.n_layer() * s.kv.each.n_head_kv;
         arena.begin_part("past, to be written");
         let (rows, tile) = (arena.carve(s.n_layer() * s.layer_bytes()), arena.carve(s.index_tile_bytes()));
         arena.begin_part("past, found");
         let (before, share) = (arena.carve(heads * (1 + s.n_recall)), s.share());
-        let found = arena.carve(s.kv.n_batch.div_ceil(share) * share * s.kv.n_head_kv * s.partial_len());
+        let found = arena.carve(s.kv.n_batch.div_ceil(share) * share * s.kv.each.n_head_kv * s.partial_len());
         arena.begin_part("past, to look for it");
-        let means = arena.carve(heads * s.kv.head_dim);
+        let means = arena.carve(heads * s.kv.each.head_dim);
         let (is_there, magnitudes) = (arena.carve(s.n_tile), arena.carve(s.kv.n_layer));
-        let angles = Angles::carve(arena, s.kv.head_dim, s.kv.n_ctx, s.n_fetched());
+        let angles = Angles::carve(arena, s.kv.each.head_dim, s.kv.n_ctx, s.n_fetched());
         let threads = (0..s.n_threads).map(|_| Thread::carve(arena, s)).collect();
         Memory { rows, tile, means, is_there, before, found, angles, threads, magnitudes }
     }
@@ -417,22 +417,22 @@ impl PastShape {
 
 /// What the keys of a head have in common, in the basis of the index.
 fn mean<'a>(means: &'a [f32], shape: &PastShape, own: usize, head: usize) -> &'a [f32] {
-    &means[(own * shape.kv.n_head_kv + head) * shape.kv.head_dim..][..shape.kv.head_dim]
+    &means[(own * shape.kv.each.n_head_kv + head) * shape.kv.each.head_dim..][..shape.kv.each.head_dim]
 }
 
 /// The key of token `j` of a tile's rows in a head, in the basis of the index, as it is stored.
 fn load_turned(shape: &PastShape, rows: &[u8], j: usize, key: &mut [f32]) {
     shape.kv.k_type.row().load(&rows[recall::row_in_head(shape, j).0..], key);
     if !shape.kv.k_type.is_turned() {
-        TURNED.turn(key, shape.kv.head_dim);
+        TURNED.turn(key, shape.kv.each.head_dim);
     }
 }
 
 /// Of the tokens of the first tile but the very first, whose key is like no other.
 fn learn_means(shape: &PastShape, own: usize, rows: &[u8], means: &mut [f32]) {
     let mut key = [0f32; MAX_HEAD_DIM];
-    let (n, key) = (shape.kv.head_dim, &mut key[..shape.kv.head_dim]);
-    let heads = means[own * shape.kv.n_head_kv * n..].chunks_exact_mut(n).take(shape.kv.n_head_kv);
+    let (n, key) = (shape.kv.each.head_dim, &mut key[..shape.kv.each.head_dim]);
+    let heads = means[own * shape.kv.each.n_head_kv * n..].chunks_exact_mut(n).take(shape.kv.each.n_head_kv);
     for (h, mean) in heads.enumerate() {
         mean.fill(0.0);
         for j in 1..TILE {

@@ -83,14 +83,14 @@ const READ: usize = 32 << 10;
 
 /// Where the key and the value of a token lie in its head's rows of a tile.
 pub(super) fn row_in_head(shape: &PastShape, j: usize) -> (usize, usize) {
-    let (k, v) = (shape.kv.k_bytes(), shape.kv.v_bytes());
+    let (k, v) = (shape.k_bytes(), shape.v_bytes());
     let piece = j / PIECE * PIECE * (k + v);
     (piece + j % PIECE * k, piece + PIECE * k + j % PIECE * v)
 }
 
 impl Thread {
     pub fn carve(arena: &mut Arena, s: &PastShape) -> Thread {
-        let (n_query, n_fetched, head_dim) = (s.share() * s.n_q, s.n_fetched(), s.kv.head_dim);
+        let (n_query, n_fetched, head_dim) = (s.share() * s.n_q, s.n_fetched(), s.kv.each.head_dim);
         Thread {
             asked: arena.carve(n_query * head_dim),
             scales: arena.carve(n_query),
@@ -104,7 +104,7 @@ impl Thread {
             tokens: arena.carve(n_fetched),
             positions: arena.carve(n_fetched),
             keys: arena.carve(n_fetched * RowType::F16.row_bytes(head_dim)),
-            values: arena.carve(n_fetched * s.kv.v_bytes()),
+            values: arena.carve(n_fetched * s.v_bytes()),
             partial: arena.carve(s.partial_len()),
             key: arena.carve(head_dim),
             angles: arena.carve(head_dim),
@@ -144,7 +144,7 @@ impl Thread {
     /// Makes questions of the queries of some tokens: as they are before RoPE, in the basis of the
     /// index.
     fn ask<R: Rotary>(&mut self, w: &World<R>, head: Head, tokens: Range<usize>) -> usize {
-        let (head_dim, n_q) = (w.shape.kv.head_dim, w.shape.n_q);
+        let (head_dim, n_q) = (w.shape.kv.each.head_dim, w.shape.n_q);
         let mut n_query = 0;
         for t in tokens {
             w.angles.at(i64::from(w.asking.next_pos) + t as i64).interleaved(true, &mut self.angles);
@@ -169,7 +169,7 @@ impl Thread {
         self.scores[..n_query * n_piece]
             .chunks_exact_mut(n_piece)
             .for_each(|scores| scores[..n_piece_used].fill(f32::NEG_INFINITY));
-        let (head_dim, asked) = (w.shape.kv.head_dim, &self.asked);
+        let (head_dim, asked) = (w.shape.kv.each.head_dim, &self.asked);
         let asked =
             Asked { q: &asked[..n_query * head_dim], scale: &self.scales[..n_query], sum: &self.sums[..n_query], head_dim };
         for first in (0..n_used).step_by(at_once) {
@@ -239,8 +239,8 @@ impl Thread {
     /// many there are then. Keys are left where values are, as they are stored: `place` makes of
     /// them what attention reads.
     fn lay_out<R>(&mut self, w: &World<R>, piece: usize, n: usize, mut n_rows: usize) -> usize {
-        let (k, v, first) = (w.shape.kv.k_bytes(), w.shape.kv.v_bytes(), w.first_token(piece as u32));
-        let f16 = RowType::F16.row_bytes(w.shape.kv.head_dim);
+        let (k, v, first) = (w.shape.k_bytes(), w.shape.v_bytes(), w.first_token(piece as u32));
+        let f16 = RowType::F16.row_bytes(w.shape.kv.each.head_dim);
         for j in 0..n * PIECE {
             let token = first + j as u64;
             if self.live[piece / PIECES] >> (token % TILE as u64) & 1 == 1 {
@@ -260,7 +260,7 @@ impl Thread {
     fn place<R: Rotary>(&mut self, w: &World<R>, head: Head, n_rows: usize) {
         let (fetched, positions) = (&self.tokens[..n_rows], &mut self.positions[..n_rows]);
         stand(fetched, w.tokens(head), w.positions(head), |low| w.token(low), w.renumbered, positions);
-        let (k_type, head_dim) = (w.shape.kv.k_type, w.shape.kv.head_dim);
+        let (k_type, head_dim) = (w.shape.kv.k_type, w.shape.kv.each.head_dim);
         let (order, n_rot) = w.rotary.pairs(w.asking.layer).unwrap_or((RopeOrder::Norm, 0));
         let turned = if k_type.is_turned() { KvType::part(head_dim) } else { 0 };
         let placing = Placing { ty: k_type.row(), turned, head_dim, n_rot, order };
@@ -275,7 +275,7 @@ impl Thread {
     /// What a token makes of the rows that were fetched. The arena's scores lack what its centre
     /// would add to them, so these must too.
     fn attend<R>(&mut self, w: &World<R>, head: Head, t: usize, n_rows: usize, found: &mut [f32]) {
-        let (n_q, head_dim) = (w.shape.n_q, w.shape.kv.head_dim);
+        let (n_q, head_dim) = (w.shape.n_q, w.shape.kv.each.head_dim);
         let (running, acc) = found.split_at_mut(2 * n_q);
         running.fill(f32::NEG_INFINITY);
         let q = w.queries(head, t);
@@ -351,7 +351,7 @@ impl<R> World<'_, R> {
 
     /// The queries of a token that share a KV head.
     fn queries(&self, head: Head, t: usize) -> &[f32] {
-        let (group, row) = (self.shape.n_q * self.shape.kv.head_dim, self.q.len() / self.n_tok);
+        let (group, row) = (self.shape.n_q * self.shape.kv.each.head_dim, self.q.len() / self.n_tok);
         &self.q[t * row + head.0 * group..][..group]
     }
 

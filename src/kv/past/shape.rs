@@ -62,9 +62,17 @@ impl PastShape {
         self.n_tile * PIECES
     }
 
+    /// A stored key of these layers, and a stored value.
+    pub fn k_bytes(&self) -> usize {
+        self.kv.k_type.row().row_bytes(self.kv.each.head_dim)
+    }
+    pub fn v_bytes(&self) -> usize {
+        self.kv.v_type.row().row_bytes(self.kv.each.head_dim)
+    }
+
     /// A token's key and value in one head.
     pub fn row_bytes(&self) -> usize {
-        self.kv.k_bytes() + self.kv.v_bytes()
+        self.k_bytes() + self.v_bytes()
     }
 
     /// The rows of a tile in one head.
@@ -74,21 +82,21 @@ impl PastShape {
 
     /// The rows of a tile in one layer, in whole pages.
     pub fn layer_bytes(&self) -> usize {
-        (self.kv.n_head_kv * self.head_bytes()).next_multiple_of(PAGE)
+        (self.kv.each.n_head_kv * self.head_bytes()).next_multiple_of(PAGE)
     }
 
     pub fn index_tile_bytes(&self) -> usize {
-        scan_tile_bytes(self.kv.head_dim)
+        scan_tile_bytes(self.kv.each.head_dim)
     }
 
     /// What a tile takes of the file.
     pub fn tile_bytes(&self) -> usize {
-        self.n_layer() * (self.kv.n_head_kv * self.index_tile_bytes() + self.layer_bytes())
+        self.n_layer() * (self.kv.each.n_head_kv * self.index_tile_bytes() + self.layer_bytes())
     }
 
     /// The index of all tiles, to the end of a page: what a step reads.
     pub fn index_bytes(&self) -> u64 {
-        (self.n_layer() * self.kv.n_head_kv * self.n_tile * self.index_tile_bytes()).next_multiple_of(PAGE) as u64
+        (self.n_layer() * self.kv.each.n_head_kv * self.n_tile * self.index_tile_bytes()).next_multiple_of(PAGE) as u64
     }
 
     pub fn file_bytes(&self) -> u64 {
@@ -107,7 +115,7 @@ impl PastShape {
 
     /// Where the index of a head begins for a tile of the ring.
     pub fn index_at(&self, layer: usize, head: usize, tile: usize) -> u64 {
-        (((layer * self.kv.n_head_kv + head) * self.n_tile + tile) * self.index_tile_bytes()) as u64
+        (((layer * self.kv.each.n_head_kv + head) * self.n_tile + tile) * self.index_tile_bytes()) as u64
     }
 
     /// Where the rows of a layer begin for a tile of the ring.
@@ -128,6 +136,6 @@ impl PastShape {
     /// Floats of what a KV head makes of the past for one token: `[max][sum][acc]`, n_q, n_q, n_q *
     /// head_dim.
     pub fn partial_len(&self) -> usize {
-        self.n_q * (2 + self.kv.head_dim)
+        self.n_q * (2 + self.kv.each.head_dim)
     }
 }

@@ -10,7 +10,7 @@ fn norm(x: &[f32]) -> f32 {
 /// Scores the first `live` entries by the cosine between each key and the mean of all, each of length one. `centre` is what was taken off
 /// keys when they were stored.
 pub fn rescore(head: &mut HeadMarks, rows: &StoredHead, live: usize, centre: &[f32]) {
-    let dim = rows.shape.head_dim;
+    let dim = rows.head_dim;
     let (mut mean, mut room) = ([0f32; MAX_HEAD_DIM], [0f32; MAX_HEAD_DIM]);
     let (mean, key) = (&mut mean[..dim], &mut room[..dim]);
     let load = |slot: usize, key: &mut [f32]| {

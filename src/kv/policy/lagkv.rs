@@ -12,7 +12,7 @@ pub const LAG: usize = 32;
 /// Rates what has come to lie far enough back: tokens are taken in chunks of `LAG`; each is rated by how unevenly it fills the ranges that its head's channels have in the
 /// chunk that follows, of keys and of values, against the others of its chunk. What has no whole chunk behind it is not rated yet, and stays.
 pub fn rate(head: &mut HeadMarks, rows: &StoredHead, live: usize, next_pos: Pos) {
-    let (KvShape { k_type, v_type, head_dim, .. }, sinks) = (rows.shape, head.rule.protect.sinks);
+    let (KvShape { k_type, v_type, .. }, head_dim, sinks) = (rows.shape, rows.head_dim, head.rule.protect.sinks);
     let chunk_of = |pos: Pos| pos.checked_sub(sinks).map(|pos| pos / LAG as Pos);
     let key = |slot: usize, out: &mut [f32]| {
         rows.key(slot, out);

@@ -55,10 +55,10 @@ impl Marks {
             common: arena.carve(if_so(m.common, slots)),
             received: arena.carve(if_so(m.received, slots)),
             tokens: arena.carve(if_so(m.token, slots)),
-            mean: arena.carve(if_so(m.direction, heads * shape.head_dim)),
+            mean: arena.carve(if_so(m.direction, shape.dims_of(shape.n_layer))),
             latest: arena.carve(2 * heads * m.pool),
             latest_slots: arena.carve(heads * m.pool),
-            entering: arena.carve(2 * shape.n_head_kv * shape.n_batch),
+            entering: arena.carve(2 * shape.max_head_kv() * shape.n_batch),
             limits: arena.carve(if_so(m.reserve, heads)),
         }
     }
@@ -144,19 +144,20 @@ impl Marks {
     pub fn of_layer(&mut self, shape: &KvShape, layer: AttnLayer, rule: Rule) -> impl Iterator<Item = HeadMarks<'_>> {
         let Keeps { common, received, direction, reserve, pool, token, .. } = shape.keeps;
         let (first, n_slot) = (shape.slots_of(layer.0, self.n_slot), shape.slots(layer, self.n_slot));
-        let (heads, dim) = (layer.0 * shape.n_head_kv, if direction { shape.head_dim } else { 0 });
+        let (of, heads) = (shape.of(layer), shape.heads_before(layer));
+        let (dims, dim) = if direction { (shape.dims_of(layer.0), of.head_dim) } else { (0, 0) };
         let per_slot = move |wanted: bool| if wanted { (first, n_slot) } else { (0, 0) };
         let mut scores = pieces(&mut self.scores, (first, n_slot));
         let mut commons = pieces(&mut self.common, per_slot(common));
         let mut receiveds = pieces(&mut self.received, per_slot(received));
         let mut tokens = pieces(&mut self.tokens, per_slot(token));
-        let mut mean = pieces(&mut self.mean, (heads * dim, dim));
+        let mut mean = pieces(&mut self.mean, (dims, dim));
         let mut latest = pieces(&mut self.latest, (2 * heads * pool, 2 * pool));
         let mut latest_slots = pieces(&mut self.latest_slots, (heads * pool, pool));
         let mut entering = pieces(&mut self.entering, (0, 2 * shape.n_batch));
         let mut limits = pieces(&mut self.limits, if reserve { (heads, 1) } else { (0, 0) });
         let ageing = self.ageing;
-        let positions = self.positions[first..][..shape.n_head_kv * n_slot].chunks_exact_mut(n_slot);
+        let positions = self.positions[first..][..of.n_head_kv * n_slot].chunks_exact_mut(n_slot);
         positions.map(move |positions| HeadMarks {
             rule,
             ageing,
@@ -357,7 +358,7 @@ impl HeadMarks<'_> {
     /// The most that `visit_entry` and `visit_head` go over together.
     pub fn undo_bytes(shape: &KvShape) -> usize {
         let Keeps { common, direction, reserve, pool, .. } = shape.keeps;
-        let of_head = if direction { shape.head_dim } else { 0 } + usize::from(reserve);
+        let of_head = if direction { shape.max_head_dim() } else { 0 } + usize::from(reserve);
         Self::entry_bytes(shape) + size_of::<u32>() * (of_head + pool * (3 + 1 + usize::from(common)))
     }
 
@@ -390,6 +391,7 @@ impl HeadMarks<'_> {
 /// Keys and values of a head, by slot.
 pub struct StoredHead<'a> {
     pub shape: KvShape,
+    pub head_dim: usize,
     pub keys: &'a [u8],
     pub values: &'a [u8],
 }
@@ -397,11 +399,13 @@ pub struct StoredHead<'a> {
 impl StoredHead<'_> {
     /// In the basis in which it is stored.
     pub fn key(&self, slot: usize, out: &mut [f32]) {
-        self.shape.k_type.row().load(&self.keys[slot * self.shape.k_bytes()..], out);
+        let ty = self.shape.k_type.row();
+        ty.load(&self.keys[slot * ty.row_bytes(self.head_dim)..], out);
     }
 
     pub fn value(&self, slot: usize, out: &mut [f32]) {
-        self.shape.v_type.row().load(&self.values[slot * self.shape.v_bytes()..], out);
+        let ty = self.shape.v_type.row();
+        ty.load(&self.values[slot * ty.row_bytes(self.head_dim)..], out);
     }
 }
 

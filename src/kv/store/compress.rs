@@ -1,7 +1,7 @@
 //! Evicting without newcomers, at once down to a number: when the context is nearly full, before renumbering, and for what is measured of
 //! compression after the prompt.
 
-use super::{KvCache, KvScratch, Whole, copy_row};
+use super::{KvCache, KvScratch, Whole};
 use crate::kv::Pos;
 use crate::kv::layout::Head;
 use crate::kv::policy::marks::HeadMarks;
@@ -48,7 +48,7 @@ impl KvCache {
                 for (to, &from) in kept.iter().enumerate() {
                     let (from, row) = (from as usize, first + h * n_slot);
                     head.moved(from, to);
-                    copy_row(&self.shape, &mut self.keys, &mut self.values, row + from, row + to);
+                    self.stores[self.shape.store(layer)].copy(row + from, row + to);
                 }
             }
         }

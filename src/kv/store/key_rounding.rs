@@ -14,7 +14,7 @@
 
 use super::{KvCache, KvScratch};
 use crate::kv::Rotary;
-use crate::kv::layout::{AttnLayer, Head, KvShape};
+use crate::kv::layout::{AttnLayer, Head, KvShape, LayerShape};
 use crate::kv::types::KvType;
 use crate::mem::arena::{Arena, Buf, bytes_of_mut};
 
@@ -66,27 +66,20 @@ impl KeyRounding<'_> {
 
 /// What is known of all heads.
 pub(in crate::kv) struct KeyRoundings {
-    /// `[n_layer][n_head_kv][head_dim]`: the sum of keys before RoPE, and once it is fixed what is taken off, in the basis of their type.
+    /// `[n_layer][n_head_kv][head_dim]`, each layer's as it has them: the sum of keys before RoPE, and once it is fixed what is taken off, in the basis of their type.
     centres: Buf<f32>,
     /// The same of the squares of the queries' elements after RoPE; once it is fixed the weights, as multiples of their mean.
     query_weights: Buf<f32>,
     is_fixed: bool,
-    n_head_kv: usize,
-    head_dim: usize,
+    shape: KvShape,
 }
 
 impl KeyRoundings {
     pub fn carve(arena: &mut Arena, shape: &KvShape) -> Self {
         // None where keys are stored exactly.
-        let turned = if shape.k_type.is_turned() { shape.n_heads() * shape.head_dim } else { 0 };
+        let turned = if shape.k_type.is_turned() { shape.dims_of(shape.n_layer) } else { 0 };
         let centres = arena.carve(if shape.capped { 0 } else { turned });
-        KeyRoundings {
-            centres,
-            query_weights: arena.carve(turned),
-            is_fixed: false,
-            n_head_kv: shape.n_head_kv,
-            head_dim: shape.head_dim,
-        }
+        KeyRoundings { centres, query_weights: arena.carve(turned), is_fixed: false, shape: *shape }
     }
 
     pub fn clear(&mut self) {
@@ -97,8 +90,11 @@ impl KeyRoundings {
 
     /// Of the heads of a layer, one after the other.
     pub fn of_layer<'a>(&'a self, layer: AttnLayer) -> impl Iterator<Item = KeyRounding<'a>> {
-        let skipped = if self.is_fixed { layer.0 * self.n_head_kv } else { usize::MAX };
-        let heads = |known: &'a [f32]| known.chunks_exact(self.head_dim).skip(skipped).chain(std::iter::repeat(&[][..]));
+        let (first, head_dim) = (self.shape.dims_of(layer.0), self.shape.of(layer).head_dim);
+        let heads = |known: &'a [f32]| {
+            let known = if self.is_fixed { known.get(first..).unwrap_or_default() } else { &[] };
+            known.chunks_exact(head_dim).chain(std::iter::repeat(&[][..]))
+        };
         heads(&self.centres).zip(heads(&self.query_weights)).map(|(centre, query_weight)| KeyRounding { centre, query_weight })
     }
 
@@ -152,12 +148,12 @@ impl KvCache {
 
     /// Keys before RoPE of one layer, `[n_tok][n_head_kv * head_dim]`: the first of a stream are added up.
     pub(super) fn learn_centres(&mut self, layer: AttnLayer, k: &[f32]) {
-        let row = self.shape.n_head_kv * self.shape.head_dim;
+        let row = self.shape.of(layer).row_dim();
         if !self.roundings.is_learning() || self.roundings.centres.is_empty() {
             return;
         }
         assert!(self.n_past() as usize + k.len() / row <= SEEN, "a batch ends where rounding is fixed");
-        let sums = &mut self.roundings.centres[layer.0 * row..][..row];
+        let sums = &mut self.roundings.centres[self.shape.dims_of(layer.0)..][..row];
         for k in k.chunks_exact(row) {
             sums.iter_mut().zip(k).for_each(|(sum, k)| *sum += k);
         }
@@ -166,11 +162,11 @@ impl KvCache {
     /// Queries after RoPE of one layer, `[n_tok][n_head * head_dim]`, those of the heads of a KV head one after the other: the squares of the
     /// first of a stream are added up.
     pub(super) fn learn_query_weights(&mut self, layer: AttnLayer, q: &[f32], n_tok: usize) {
-        let KvShape { n_head_kv, head_dim, .. } = self.shape;
+        let LayerShape { n_head_kv, head_dim } = self.shape.of(layer);
         if !self.roundings.is_learning() {
             return;
         }
-        let sums = &mut self.roundings.query_weights[layer.0 * n_head_kv * head_dim..];
+        let sums = &mut self.roundings.query_weights[self.shape.dims_of(layer.0)..][..n_head_kv * head_dim];
         for q in q.chunks_exact(q.len() / n_tok) {
             for (q, sums) in q.chunks_exact(q.len() / n_head_kv).zip(sums.chunks_exact_mut(head_dim)) {
                 for q in q.chunks_exact(head_dim) {
@@ -185,14 +181,13 @@ impl KvCache {
         if !self.roundings.is_learning() || (self.n_past() as usize) < SEEN {
             return;
         }
-        let KvShape { n_head_kv, head_dim, k_type, .. } = self.shape;
-        let row_bytes = self.shape.k_bytes();
         self.roundings.is_fixed = true;
-        let shape = self.shape;
-        for (layer, head) in shape.layers().flat_map(|layer| shape.heads().map(move |head| (layer, head))) {
+        let (shape, k_type) = (self.shape, self.shape.k_type);
+        for (layer, head) in shape.all_heads() {
+            let (head_dim, row_bytes) = (shape.of(layer).head_dim, shape.k_bytes(layer));
             let (first, live) = (self.first_row(layer, head), self.live(layer));
             let KeyRoundings { centres, query_weights, .. } = &mut self.roundings;
-            let at = (layer.0 * n_head_kv + head.0) * head_dim;
+            let at = shape.dims_of(layer.0) + head.0 * head_dim;
             let centre = if centres.is_empty() { &mut [][..] } else { &mut centres[at..][..head_dim] };
             let query_weight = &mut query_weights[at..][..head_dim];
             rotary.mean_squares(layer, query_weight);
@@ -204,11 +199,12 @@ impl KvCache {
             let mean = (query_weight.iter().sum::<f32>() / head_dim as f32).max(f32::MIN_POSITIVE);
             query_weight.iter_mut().for_each(|weight| *weight = *weight / mean + UNSEEN);
             let rounding = KeyRounding { centre, query_weight };
-            self.sink_rows.subtract(layer, head, rounding.centre, &mut scratch.key[..head_dim]);
-            for row in self.keys[first * row_bytes..][..live * row_bytes].chunks_exact_mut(row_bytes) {
-                k_type.row().load(row, &mut scratch.key);
-                scratch.key.iter_mut().zip(rounding.centre).for_each(|(key, centre)| *key -= centre);
-                rounding.store_turned(k_type, &mut scratch.key, row);
+            let (key, keys) = (&mut scratch.key[..head_dim], &mut self.stores[shape.store(layer)].keys);
+            self.sink_rows.subtract(layer, head, rounding.centre, key);
+            for row in keys[first * row_bytes..][..live * row_bytes].chunks_exact_mut(row_bytes) {
+                k_type.row().load(row, key);
+                key.iter_mut().zip(rounding.centre).for_each(|(key, centre)| *key -= centre);
+                rounding.store_turned(k_type, key, row);
             }
         }
     }

@@ -60,17 +60,41 @@ pub struct KvCache {
     n_ahead: usize,
     arena_bytes: usize,
     budget_bytes: u64,
-    /// `[n_layer][n_head_kv][n_slot]` rows (fewer in layers with a window), then `[n_head_kv][n_batch]` rows of the batch under way.
-    keys: Buf<u8>,
-    values: Buf<u8>,
-    /// What is known of the entries, in the order of `keys`.
+    /// Those of all layers; the second has some only where layers with a window have heads of their own (`KvShape::local`).
+    stores: [Rows; 2],
+    /// What is known of the entries, layer by layer.
     marks: Marks,
-    /// `[n_head_kv][n_batch]`: the slot that each token of the batch takes, in the layer under way.
-    taken: Buf<u32>,
     roundings: KeyRoundings,
     sink_rows: SinkRows,
     /// What was evicted, in a file.
     past: Option<Past>,
+}
+
+/// Keys and values of layers whose heads are alike.
+struct Rows {
+    /// `[n_layer][n_head_kv][n_slot]` rows (fewer in layers with a window), then `[n_head_kv][n_batch]` rows of the batch under way.
+    keys: Buf<u8>,
+    values: Buf<u8>,
+    /// `[n_head_kv][n_batch]`: the slot that each token of the batch takes, in the layer under way.
+    taken: Buf<u32>,
+    /// Bytes of a key and of a value.
+    k_bytes: usize,
+    v_bytes: usize,
+}
+
+impl Rows {
+    fn carve(arena: &mut Arena, shape: &KvShape, store: usize, n_slot: usize) -> Rows {
+        let (n_batch, [k_bytes, v_bytes]) = (shape.batch_rows_of(store), shape.row_bytes_of(store));
+        let n = shape.rows_of(store, shape.n_layer, n_slot) + n_batch;
+        Rows { keys: arena.carve(n * k_bytes), values: arena.carve(n * v_bytes), taken: arena.carve(n_batch), k_bytes, v_bytes }
+    }
+
+    /// A key and a value go from one row to another.
+    fn copy(&mut self, from: usize, to: usize) {
+        let (k, v) = (self.k_bytes, self.v_bytes);
+        self.keys.copy_within(from * k..(from + 1) * k, to * k);
+        self.values.copy_within(from * v..(from + 1) * v, to * v);
+    }
 }
 
 /// What one thread needs to move, sort or round the entries of a head anew.
@@ -104,6 +128,7 @@ impl KvCache {
     pub fn new(shape: KvShape, n_slot: usize, rule: Rule, budget_bytes: u64) -> Result<KvCache> {
         let arena_bytes = shape.arena_bytes(n_slot);
         assert!(arena_bytes as u64 <= budget_bytes);
+        assert!(!shape.shared || shape.local.is_some(), "what is shared must not wait where other layers' batches do");
         let mut cache = Arena::fill(|arena| KvCache::carve(arena, &shape, n_slot)).map_err(|e| {
             Error::budget(Setting::KvBudget, format!("the system did not give {} for the arena: {e}", Bytes(arena_bytes as u64)))
         })?;
@@ -115,8 +140,6 @@ impl KvCache {
 
     /// Every buffer of the arena.
     pub(super) fn carve(arena: &mut Arena, shape: &KvShape, n_slot: usize) -> KvCache {
-        let batch = shape.n_head_kv * shape.n_batch;
-        let rows = shape.slots_of(shape.n_layer, n_slot) + batch;
         KvCache {
             shape: *shape,
             rule: Rule::RING,
@@ -130,9 +153,7 @@ impl KvCache {
             n_ahead: 0,
             arena_bytes: 0,
             budget_bytes: 0,
-            keys: arena.carve(rows * shape.k_bytes()),
-            values: arena.carve(rows * shape.v_bytes()),
-            taken: arena.carve(batch),
+            stores: [0, 1].map(|store| Rows::carve(arena, shape, store, n_slot)),
             marks: Marks::carve(arena, shape, n_slot),
             roundings: KeyRoundings::carve(arena, shape),
             sink_rows: SinkRows::carve(arena, shape),
@@ -178,26 +199,30 @@ impl KvCache {
     pub fn arena_bytes(&self) -> usize {
         self.arena_bytes
     }
-    pub fn keys(&self) -> &[u8] {
-        &self.keys
+    /// The rows among which a layer's are.
+    pub fn keys(&self, layer: AttnLayer) -> &[u8] {
+        &self.store(layer).keys
     }
-    pub fn values(&self) -> &[u8] {
-        &self.values
+    pub fn values(&self, layer: AttnLayer) -> &[u8] {
+        &self.store(layer).values
+    }
+    fn store(&self, layer: AttnLayer) -> &Rows {
+        &self.stores[self.shape.store(layer)]
     }
 
     /// Positions that a head holds, by slot.
     pub fn kept(&self, layer: AttnLayer, head: Head) -> &[Pos] {
-        &self.marks.positions[self.first_row(layer, head)..][..self.live(layer)]
+        &self.marks.positions[self.first_slot(layer, head)..][..self.live(layer)]
     }
 
     /// Scores of what a head holds, by slot.
     pub fn scores(&self, layer: AttnLayer, head: Head) -> &[f32] {
-        &self.marks.scores[self.first_row(layer, head)..][..self.live(layer)]
+        &self.marks.scores[self.first_slot(layer, head)..][..self.live(layer)]
     }
 
     /// The attention that what a head holds received, by slot, of a policy that counts it: the latest token's, a sum or a mean.
     pub fn received(&self, layer: AttnLayer, head: Head) -> &[f32] {
-        &self.marks.received[self.first_row(layer, head)..][..self.live(layer)]
+        &self.marks.received[self.first_slot(layer, head)..][..self.live(layer)]
     }
 
     /// Forgets everything; the memory stays.
@@ -242,12 +267,17 @@ impl KvCache {
 
     /// First of a head's rows; behind it its other slots. Valid for attention once the batch is committed.
     pub fn first_row(&self, layer: AttnLayer, head: Head) -> usize {
+        self.shape.rows_of(self.shape.store(layer), layer.0, self.n_slot) + head.0 * self.slots(layer)
+    }
+
+    /// First of a head's slots among those of all layers, as marks are kept.
+    fn first_slot(&self, layer: AttnLayer, head: Head) -> usize {
         self.shape.slots_of(layer.0, self.n_slot) + head.0 * self.slots(layer)
     }
 
     /// First of the rows where a head's tokens of the batch wait.
-    fn batch_row(&self, head: Head) -> usize {
-        self.shape.slots_of(self.shape.n_layer, self.n_slot) + head.0 * self.shape.n_batch
+    fn batch_row(&self, layer: AttnLayer, head: Head) -> usize {
+        self.shape.rows_of(self.shape.store(layer), self.shape.n_layer, self.n_slot) + head.0 * self.shape.n_batch
     }
 
     /// Tokens of the stream before the batch under way.
@@ -267,15 +297,16 @@ impl KvCache {
             *row = first + slot as u32;
         }
         for t in 0..=t {
-            let (slot, row) = self.taken_at(head, t);
+            let (slot, row) = self.taken_at(layer, head, t);
             table[slot] = row;
         }
         live
     }
 
     /// The slot that token `t` of the batch took in a head, and the row where it waits.
-    pub(super) fn taken_at(&self, head: Head, t: usize) -> (usize, u32) {
-        (self.taken[head.0 * self.shape.n_batch + t] as usize, (self.batch_row(head) + t) as u32)
+    pub(super) fn taken_at(&self, layer: AttnLayer, head: Head, t: usize) -> (usize, u32) {
+        let slot = self.store(layer).taken[head.0 * self.shape.n_batch + t];
+        (slot as usize, (self.batch_row(layer, head) + t) as u32)
     }
 
     /// Calls `job(head, its share)` for each KV head of a layer; many tokens in parallel.
@@ -287,12 +318,13 @@ impl KvCache {
         record: &mut Record,
         job: impl Fn(usize, &mut HeadShare) + Sync,
     ) {
-        let KvShape { n_head_kv, n_batch, .. } = self.shape;
-        let (k_bytes, v_bytes, batch) = (self.shape.k_bytes(), self.shape.v_bytes(), self.batch_row(Head(0)));
+        let (n_head_kv, n_batch) = (self.shape.of(layer).n_head_kv, self.shape.n_batch);
+        let batch = self.batch_row(layer, Head(0));
         let marks = self.marks.of_layer(&self.shape, layer, self.rule(layer));
-        let taken = self.taken.chunks_exact_mut(n_batch);
-        let keys = self.keys[batch * k_bytes..].chunks_exact_mut(n_batch * k_bytes);
-        let values = self.values[batch * v_bytes..].chunks_exact_mut(n_batch * v_bytes);
+        let Rows { keys, values, taken, k_bytes, v_bytes } = &mut self.stores[self.shape.store(layer)];
+        let taken = taken.chunks_exact_mut(n_batch);
+        let keys = keys[batch * *k_bytes..].chunks_exact_mut(n_batch * *k_bytes);
+        let values = values[batch * *v_bytes..].chunks_exact_mut(n_batch * *v_bytes);
         let exact = self.roundings.of_layer(layer).zip(self.sink_rows.rows_mut(layer));
         let mut heads = marks.zip(taken).zip(keys.zip(values).zip(exact)).zip(record.heads()).map(
             |(((marks, taken), ((keys, values), (rounding, sink))), record)| HeadShare {
@@ -322,22 +354,15 @@ impl KvCache {
             return;
         }
         let (shape, live, n_slot, first) = (self.shape, self.live(layer), self.slots(layer), self.first_row(layer, Head(0)));
-        let (k_bytes, v_bytes) = (shape.k_bytes(), shape.v_bytes());
+        let Rows { keys, values, k_bytes, v_bytes, .. } = &self.stores[shape.store(layer)];
         let heads = self.marks.of_layer(&self.shape, layer, rule).zip(self.roundings.of_layer(layer));
         for (h, (mut head, rounding)) in heads.enumerate() {
-            let row = first + h * n_slot;
-            let stored = StoredHead { shape, keys: &self.keys[row * k_bytes..], values: &self.values[row * v_bytes..] };
+            let (row, head_dim) = (first + h * n_slot, shape.of(layer).head_dim);
+            let stored = StoredHead { shape, head_dim, keys: &keys[row * k_bytes..], values: &values[row * v_bytes..] };
             match judges {
                 Judges::Late => lagkv::rate(&mut head, &stored, live, self.next_pos),
                 _ => keydiff::rescore(&mut head, &stored, live, rounding.centre),
             }
         }
     }
-}
-
-/// A key and a value go from one row to another.
-fn copy_row(shape: &KvShape, keys: &mut [u8], values: &mut [u8], from: usize, to: usize) {
-    let (k, v) = (shape.k_bytes(), shape.v_bytes());
-    keys.copy_within(from * k..(from + 1) * k, to * k);
-    values.copy_within(from * v..(from + 1) * v, to * v);
 }

@@ -4,7 +4,7 @@
 //! It is not exact. What a moved token's keys and values in deeper layers know of the changed tokens is what they knew of the old ones.
 //! While nothing has been evicted the slot of a token is its position, so a run moves as a block.
 
-use super::{KvCache, KvScratch};
+use super::{KvCache, KvScratch, Rows};
 use crate::kv::{Pos, Rotary};
 
 /// `n` tokens that stood at `from` and stand at `to` in the new prompt.
@@ -42,22 +42,27 @@ impl KvCache {
 
     fn move_run(&mut self, run: Run, scratch: &mut KvScratch, rotary: &impl Rotary) {
         let shape = self.shape;
-        let (k, v, steps) = (shape.k_bytes(), shape.v_bytes(), run.to as i64 - run.from as i64);
+        let steps = run.to as i64 - run.from as i64;
         for layer in shape.layers() {
+            let (head_dim, Rows { keys, values, k_bytes: k, v_bytes: v, .. }) =
+                (shape.of(layer).head_dim, &mut self.stores[shape.store(layer)]);
+            let (k, v, key) = (*k, *v, &mut scratch.key[..head_dim]);
             rotary.set_angles(layer, steps, &mut scratch.angles);
-            for head in shape.heads() {
-                let first = self.first_row(layer, head);
+            for head in shape.of(layer).heads() {
+                let first = shape.rows_of(shape.store(layer), layer.0, self.n_slot) + head.0 * shape.slots(layer, self.n_slot);
                 let (from, to) = (first + run.from, first + run.to);
-                self.keys.copy_within(from * k..(from + run.n) * k, to * k);
-                self.values.copy_within(from * v..(from + run.n) * v, to * v);
-                self.marks.move_slots(from..from + run.n, to);
+                keys.copy_within(from * k..(from + run.n) * k, to * k);
+                values.copy_within(from * v..(from + run.n) * v, to * v);
                 let rounding = self.roundings.of_head(layer, head);
-                for row in self.keys[to * k..(to + run.n) * k].chunks_exact_mut(k) {
-                    rounding.load(shape.k_type, row, &mut scratch.key);
-                    shape.k_type.turn_back(&mut scratch.key, shape.head_dim);
-                    rotary.turn(layer, &mut scratch.key, &scratch.angles);
-                    rounding.store(shape.k_type, &scratch.key, row);
+                for row in keys[to * k..(to + run.n) * k].chunks_exact_mut(k) {
+                    rounding.load(shape.k_type, row, key);
+                    shape.k_type.turn_back(key, head_dim);
+                    rotary.turn(layer, key, &scratch.angles);
+                    rounding.store(shape.k_type, key, row);
                 }
+                let first = shape.slots_of(layer.0, self.n_slot) + head.0 * shape.slots(layer, self.n_slot);
+                let (from, to) = (first + run.from, first + run.to);
+                self.marks.move_slots(from..from + run.n, to);
                 let positions = &mut self.marks.positions[to..to + run.n];
                 positions.iter_mut().enumerate().for_each(|(i, pos)| *pos = (run.to + i) as Pos);
             }

@@ -3,7 +3,7 @@
 use super::KvCache;
 use crate::kernels::Kernels;
 use crate::kv::Rotary;
-use crate::kv::layout::{AttnLayer, Head, KvShape, MAX_HEAD_KV};
+use crate::kv::layout::{AttnLayer, Head, MAX_HEAD_KV};
 use crate::kv::past::Asking;
 use crate::mem::pool::Pool;
 
@@ -30,8 +30,8 @@ impl KvCache {
         q: &[f32],
         n_tok: usize,
     ) {
-        let KvShape { n_head_kv, .. } = self.shape;
-        let (n_slot, n_live, first) = (self.slots(layer), self.live(layer), self.first_row(layer, Head(0)));
+        let n_head_kv = self.shape.of(layer).n_head_kv;
+        let (n_slot, n_live, first) = (self.slots(layer), self.live(layer), self.first_slot(layer, Head(0)));
         let (n_past, next_pos) = (self.n_past(), self.next_pos);
         let Some(past) = &mut self.past else { return };
         let mut centres: [&[f32]; MAX_HEAD_KV] = [&[]; MAX_HEAD_KV];

@@ -1,7 +1,7 @@
 //! Renumbering: what is kept gets new positions before the stream passes the trained context.
 
 use super::{KvCache, KvScratch};
-use crate::kv::layout::{Head, KvShape};
+use crate::kv::layout::{Head, LayerShape};
 use crate::kv::past::Past;
 use crate::kv::{Pos, Rotary};
 use crate::mem::pool::Pool;
@@ -18,19 +18,20 @@ impl KvCache {
     pub(super) fn renumber(&mut self, pool: &mut Pool, scratch: &mut [KvScratch], rotary: &impl Rotary) {
         let reach = self.past.as_ref().map_or(0, Past::reach);
         self.compress(self.shape.n_ctx - self.shape.n_ctx / 8 - reach, 0, self.rule, &mut scratch[0]);
-        let KvShape { head_dim, n_head_kv, k_type, .. } = self.shape;
-        let row_bytes = self.shape.k_bytes();
+        let k_type = self.shape.k_type;
         for layer in self.shape.layers() {
-            let (n_slot, live, heads) = (self.slots(layer), self.live(layer), self.first_row(layer, Head(0)));
+            let (LayerShape { head_dim, n_head_kv }, row_bytes) = (self.shape.of(layer), self.shape.k_bytes(layer));
+            let (n_slot, live) = (self.slots(layer), self.live(layer));
+            let [row, slot] = [self.first_row(layer, Head(0)), self.first_slot(layer, Head(0))];
             let oldest = self.n_live - live;
-            let keys = &mut self.keys[heads * row_bytes..][..n_head_kv * n_slot * row_bytes];
-            let positions = &mut self.marks.positions[heads..][..n_head_kv * n_slot];
+            let keys = &mut self.stores[self.shape.store(layer)].keys[row * row_bytes..][..n_head_kv * n_slot * row_bytes];
+            let positions = &mut self.marks.positions[slot..][..n_head_kv * n_slot];
             let roundings = &self.roundings;
             pool.for_chunks2_with(scratch, (keys, n_slot * row_bytes), (positions, n_slot), |scratch, head, keys, positions| {
                 let rounding = roundings.of_head(layer, Head(head));
                 let positions = &mut positions[..live];
                 let KvScratch { order, key, angles } = scratch;
-                let order = &mut order[..live];
+                let (order, key) = (&mut order[..live], &mut key[..head_dim]);
                 for (i, slot) in order.iter_mut().enumerate() {
                     *slot = i as u32;
                 }

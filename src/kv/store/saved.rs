@@ -7,7 +7,7 @@
 //! Whoever restores gives `Counts` to `adopt`, which refuses what this cache cannot hold and changes nothing then; fills what is visited;
 //! and asks `check_adopted`, for what was read may be anything. A cache that was filled in part or is not sound is to be cleared.
 
-use super::{KvCache, KvScratch, Whole};
+use super::{KvCache, KvScratch, Rows, Whole};
 use crate::kv::Pos;
 use crate::kv::policy::{Policy, Protection};
 
@@ -137,8 +137,8 @@ impl KvCache {
     /// Goes over all that policies and the rounding of keys know, as bytes that may be read or filled.
     pub fn visit_marks<E>(&mut self, see: &mut impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
         let shape = self.shape;
-        for (layer, head) in shape.layers().flat_map(|layer| shape.heads().map(move |head| (layer, head))) {
-            let entries = (self.first_row(layer, head), self.live(layer));
+        for (layer, head) in shape.all_heads() {
+            let entries = (self.first_slot(layer, head), self.live(layer));
             self.marks.visit_entries(entries, see)?;
         }
         self.marks.visit_heads(see)?;
@@ -147,11 +147,12 @@ impl KvCache {
 
     /// Goes over the keys and values of all entries, likewise.
     pub fn visit_rows<E>(&mut self, see: &mut impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
-        let (shape, k_bytes, v_bytes) = (self.shape, self.shape.k_bytes(), self.shape.v_bytes());
-        for (layer, head) in shape.layers().flat_map(|layer| shape.heads().map(move |head| (layer, head))) {
+        let shape = self.shape;
+        for (layer, head) in shape.all_heads() {
             let (first, live) = (self.first_row(layer, head), self.live(layer));
-            see(&mut self.keys[first * k_bytes..][..live * k_bytes])?;
-            see(&mut self.values[first * v_bytes..][..live * v_bytes])?;
+            let Rows { keys, values, k_bytes, v_bytes, .. } = &mut self.stores[shape.store(layer)];
+            see(&mut keys[first * *k_bytes..][..live * *k_bytes])?;
+            see(&mut values[first * *v_bytes..][..live * *v_bytes])?;
         }
         self.sink_rows.visit(see)
     }
@@ -159,7 +160,7 @@ impl KvCache {
     /// Whether a stream can go on with what was adopted and filled: with entries at positions that are unlike each other and have been,
     /// for otherwise one that may be evicted would not be certain to be found; and with numbers.
     pub fn check_adopted(&self, scratch: &mut KvScratch) -> Result<(), &'static str> {
-        for (layer, head) in self.shape.layers().flat_map(|layer| self.shape.heads().map(move |head| (layer, head))) {
+        for (layer, head) in self.shape.all_heads() {
             let positions = self.kept(layer, head);
             // While nothing has been evicted the slot of a token is its position (`rewind` relies on it).
             let in_order = || positions.iter().zip(0..).all(|(pos, slot)| *pos == slot);

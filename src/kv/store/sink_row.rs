@@ -26,7 +26,7 @@ pub struct SinkRows {
 fn len(shape: &KvShape) -> usize {
     let is_rounded = shape.k_type.is_turned() || shape.v_type.is_turned();
     let n_layer = if is_rounded { shape.n_unlimited(shape.n_layer) } else { 0 };
-    n_layer * shape.n_head_kv * RowType::F16.row_bytes(shape.head_dim)
+    n_layer * shape.each.n_head_kv * RowType::F16.row_bytes(shape.each.head_dim)
 }
 
 /// Of one head, to be written.
@@ -37,8 +37,8 @@ pub struct SinkRow<'a> {
 
 impl SinkRows {
     pub fn carve(arena: &mut Arena, shape: &KvShape) -> Self {
-        let row = RowType::F16.row_bytes(shape.head_dim);
-        let (window, layer, is_there) = (shape.window, shape.n_head_kv * row, false);
+        let row = RowType::F16.row_bytes(shape.each.head_dim);
+        let (window, layer, is_there) = (shape.window, shape.each.n_head_kv * row, false);
         SinkRows { keys: arena.carve(len(shape)), values: arena.carve(len(shape)), window, row, layer, is_there }
     }
 

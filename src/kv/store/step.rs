@@ -14,11 +14,11 @@
 //! its attention is done, for its first tokens still see what its last ones overwrite; one token alone goes to its slot at once.
 
 use super::undo::{Place, Record, Undo, keep_entry};
-use super::{HeadShare, KvCache, KvScratch, copy_row};
+use super::{HeadShare, KvCache, KvScratch};
 use crate::error::{Error, Result, Setting, message};
 use crate::kernels::Kernels;
 use crate::kv::attention::{AttendScratch, LayerAttention};
-use crate::kv::layout::{AttnLayer, Head, KvShape};
+use crate::kv::layout::{AttnLayer, Head, KvShape, LayerShape};
 use crate::kv::past::Past;
 use crate::kv::policy::Policy;
 use crate::kv::{Pos, Rotary};
@@ -32,6 +32,8 @@ pub struct Step<'a> {
     /// The layer that is next, and how many of the tokens it has taken in.
     next: AttnLayer,
     n_in: usize,
+    /// Rows of the batch stay where they wait, in layers that later ones share, until the step ends.
+    holds: bool,
     /// Where the stream stood, and what keeps that guesses can be taken back, if all tokens but the first are such.
     start: Place,
     undo: Option<&'a mut Undo>,
@@ -43,6 +45,7 @@ pub struct Rated<'a> {
     cache: &'a mut KvCache,
     layer: AttnLayer,
     n_tok: usize,
+    holds: bool,
     kernels: Kernels,
     record: Record<'a>,
 }
@@ -57,7 +60,7 @@ impl KvCache {
         assert!(n_tok >= 1 && n_tok <= self.together(self.shape.n_batch), "a batch of {n_tok} tokens");
         self.make_room(n_tok, pool, scratch, rotary)?;
         let start = self.place();
-        Ok(Step { cache: self, n_tok, next: AttnLayer(0), n_in: 0, start, undo: None })
+        Ok(Step { cache: self, n_tok, next: AttnLayer(0), n_in: 0, holds: false, start, undo: None })
     }
 
     /// The same for a token and at most `most_guesses` guesses behind it, which enter each layer one by one.
@@ -73,7 +76,7 @@ impl KvCache {
         self.make_room(n_tok, pool, scratch, rotary)?;
         let start = self.place();
         undo.n_in_step = n_tok - 1;
-        Ok(Step { cache: self, n_tok, next: AttnLayer(0), n_in: 0, start, undo: Some(undo) })
+        Ok(Step { cache: self, n_tok, next: AttnLayer(0), n_in: 0, holds: false, start, undo: Some(undo) })
     }
 
     /// Whether the stream ends where the arena is full. (What leaves a ring no later token would see: nothing of the model is lost.)
@@ -104,11 +107,11 @@ impl KvCache {
 
     /// Moves the batch's rows of this layer into the slots they took. Where a slot was taken twice the later stays.
     fn commit(&mut self, layer: AttnLayer, n_tok: usize) {
-        for head in self.shape.heads() {
-            let (first, batch) = (self.first_row(layer, head), self.batch_row(head));
+        for head in self.shape.of(layer).heads() {
+            let (first, batch) = (self.first_row(layer, head), self.batch_row(layer, head));
             for t in 0..n_tok {
-                let (slot, _) = self.taken_at(head, t);
-                copy_row(&self.shape, &mut self.keys, &mut self.values, batch + t, first + slot);
+                let (slot, _) = self.taken_at(layer, head, t);
+                self.stores[self.shape.store(layer)].copy(batch + t, first + slot);
             }
         }
     }
@@ -127,9 +130,10 @@ impl Step<'_> {
     /// Rates the keys before RoPE and the values (`[n_together][n_head_kv * head_dim]`, f32) of the next tokens of a layer.
     pub fn rate(&mut self, layer: AttnLayer, pool: &mut Pool, kernels: Kernels, k: &[f32], v: &[f32]) -> Rated<'_> {
         let n_tok = self.n_together();
+        let holds = self.holds && self.cache.shape.is_shared(layer);
         let (cache, t) = (&mut *self.cache, self.n_in);
-        let (shape @ KvShape { n_head_kv, head_dim, .. }, n_slot) = (cache.shape, cache.n_slot);
-        assert!(layer == self.next && k.len() == n_tok * n_head_kv * head_dim, "each layer once, in order");
+        let (shape, n_slot, of @ LayerShape { n_head_kv, head_dim }) = (cache.shape, cache.n_slot, cache.shape.of(layer));
+        assert!(layer == self.next && k.len() == n_tok * of.row_dim(), "each layer once, in order");
         cache.set_place(self.start.after(t, n_slot));
         self.n_in += n_tok;
         if self.n_in == self.n_tok {
@@ -139,25 +143,53 @@ impl Step<'_> {
         let mut record = record.unwrap_or_default();
         cache.keep_heads(layer, &mut record);
         cache.learn_centres(layer, k);
-        let n_past = cache.n_past();
+        let (n_past, first_head) = (cache.n_past(), shape.heads_before(layer));
         cache.append_to_past(layer, pool, k, v);
         if !shape.is_ring(layer) {
             cache.for_heads(pool, layer, n_tok, &mut Record::default(), |h, share| {
                 for t in 0..n_tok {
                     let (at, n_past) = ((t * n_head_kv + h) * head_dim, n_past + t as u64);
                     let (key, value) = (&k[at..at + head_dim], &v[at..at + head_dim]);
-                    let noise = noise(layer.0 * n_head_kv + h, n_past);
+                    let noise = noise(first_head + h, n_past);
                     share.marks.rate(t, n_past, key, value, noise, |x| kernels.l2_norm(x));
                 }
             });
         }
-        Rated { cache, layer, n_tok, kernels, record }
+        Rated { cache, layer, n_tok, holds, kernels, record }
+    }
+
+    /// Each token of a batch will look at what shared layers hold as it stands for that token (`look`), and not the last one alone.
+    pub fn hold_shared(&mut self) {
+        self.holds = self.n_tok > 1 && self.cache.shape.shared;
+    }
+
+    /// The attention of a layer that holds nothing to `layer`, which it shares, and whose tokens are in: of those from `first` on, as in
+    /// `Taken::attend`. It is not counted: of tokens whose logits nobody wants such layers are not computed, and what is kept must not
+    /// depend on that.
+    pub fn look(
+        &self,
+        layer: AttnLayer,
+        first: usize,
+        pool: &mut Pool,
+        scratch: &mut AttendScratch,
+        q: &mut [f32],
+        out: &mut [f32],
+    ) {
+        assert!(self.cache.shape.is_shared(layer) && self.next > layer && self.undo.is_none());
+        assert!(self.holds || first + 1 == self.n_tok, "the others' rows may have been overwritten");
+        let attention = LayerAttention { cache: self.cache, layer, counts: false };
+        match self.n_tok {
+            1 => attention.attend_one(pool, scratch, q, out),
+            n_tok => attention.attend_batch(pool, scratch, q, out, first..n_tok),
+        }
     }
 
     /// The tokens are in; guesses are ahead.
     pub fn finish(self) {
-        let Step { cache, n_tok, next, n_in, start, undo } = self;
+        let Step { cache, n_tok, next, n_in, holds, start, undo } = self;
         assert!(next.0 == cache.shape.n_layer && n_in == 0, "every layer was told");
+        let shape = cache.shape;
+        shape.layers().filter(|&layer| holds && shape.is_shared(layer)).for_each(|layer| cache.commit(layer, n_tok));
         cache.n_ahead = undo.map_or(0, |undo| undo.n_in_step);
         cache.set_place(start.after(n_tok - cache.n_ahead, cache.n_slot));
         cache.marks.renew_unit(cache.n_past());
@@ -168,13 +200,13 @@ impl<'a> Rated<'a> {
     /// Takes in the keys and values, now with the keys turned, and sees the queries (`[n_tok][n_head * head_dim]`, those of the heads of a KV head
     /// one after the other): rounds into the batch's rows, and decides for every token which slot it takes.
     pub fn take(self, pool: &mut Pool, rotary: &impl Rotary, q: &[f32], k: &[f32], v: &[f32]) -> Taken<'a> {
-        let Rated { cache, layer, n_tok, kernels, mut record } = self;
-        let KvShape { n_head_kv, head_dim, k_type, v_type, .. } = cache.shape;
+        let Rated { cache, layer, n_tok, holds, kernels, mut record } = self;
+        let (KvShape { k_type, v_type, .. }, LayerShape { n_head_kv, head_dim }) = (cache.shape, cache.shape.of(layer));
         cache.learn_query_weights(layer, q, n_tok);
         // Before anything is evicted for these tokens: what they see in the arena they do not fetch.
         cache.recall(layer, pool, kernels, rotary, q, n_tok);
         let (n_slot, n_live, next_pos, n_past) = (cache.slots(layer), cache.n_taken(layer), cache.next_pos, cache.n_past());
-        let (k_bytes, v_bytes) = (cache.shape.k_bytes(), cache.shape.v_bytes());
+        let (k_bytes, v_bytes) = (cache.shape.k_bytes(layer), cache.shape.v_bytes(layer));
         if n_live + n_tok > n_slot {
             cache.rejudge(layer);
         }
@@ -199,7 +231,7 @@ impl<'a> Rated<'a> {
                 taken[t] = slot as u32;
             }
         });
-        Taken(Rated { cache, layer, n_tok, kernels, record })
+        Taken(Rated { cache, layer, n_tok, holds, kernels, record })
     }
 }
 
@@ -211,16 +243,20 @@ impl Taken<'_> {
 
     /// `out[t] = softmax(q[t] · keys) · values`. `q`, `out`: `[n_tok][n_head * head_dim]`; `q` is turned into the keys' basis.
     pub fn attend(self, pool: &mut Pool, scratch: &mut AttendScratch, q: &mut [f32], out: &mut [f32]) {
-        let Taken(Rated { cache, layer, n_tok, mut record, .. }) = self;
+        let Taken(Rated { cache, layer, n_tok, holds, mut record, .. }) = self;
+        // That of a ring is not.
+        let counts = cache.counts_attention(layer);
         if n_tok == 1 {
             cache.keep_rows(layer, &mut record);
             cache.commit(layer, 1);
-            LayerAttention { cache, layer }.attend_one(pool, scratch, q, out);
+            LayerAttention { cache, layer, counts }.attend_one(pool, scratch, q, out);
         } else {
-            LayerAttention { cache, layer }.attend_batch(pool, scratch, q, out, n_tok);
-            cache.commit(layer, n_tok);
+            LayerAttention { cache, layer, counts }.attend_batch(pool, scratch, q, out, 0..n_tok);
+            if !holds {
+                cache.commit(layer, n_tok);
+            }
         }
-        if cache.counts_attention(layer) {
+        if counts {
             let (n_slot, live, next_pos) = (cache.slots(layer), cache.live_at(layer, n_tok - 1), cache.next_pos);
             for (h, mut head) in cache.marks.of_layer(&cache.shape, layer, cache.rule).enumerate() {
                 head.settle(live, scratch.given(Head(h)), n_slot, n_tok, next_pos);

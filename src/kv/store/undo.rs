@@ -13,9 +13,7 @@
 //! that judge by attention or anew for each batch. What is saved is that the weights are read once for all of the
 //! tokens.
 
-use std::ops::Range;
-
-use super::KvCache;
+use super::{KvCache, Rows};
 use crate::kv::Pos;
 use crate::kv::layout::{AttnLayer, Head, KvShape};
 use crate::kv::policy::Policy;
@@ -82,13 +80,15 @@ impl Undo {
     /// For `n_guess` guesses in a step; for none it is empty.
     pub fn carve(arena: &mut Arena, shape: &KvShape, policy: Policy, n_slot: usize, n_guess: usize) -> Undo {
         let all = if policy.row().changes_all() { n_slot } else { 0 };
-        let lens = Lens { head: SLOT_BYTES + HeadMarks::undo_bytes(shape), all, row: shape.k_bytes() + shape.v_bytes() };
-        let n_heads = n_guess * shape.n_heads();
+        // Of the largest heads, and as many as there are most, in every layer.
+        let row = shape.kinds().map(|of| [shape.k_type, shape.v_type].map(|ty| ty.row().row_bytes(of.head_dim)).iter().sum());
+        let lens = Lens { head: SLOT_BYTES + HeadMarks::undo_bytes(shape), all, row: row.max().unwrap_or(0) };
+        let n_heads = n_guess * shape.n_layer * shape.max_head_kv();
         Undo {
             n_guess,
             n_in_step: 0,
             heads: arena.carve(n_heads * lens.head),
-            all: arena.carve(n_guess * shape.n_unlimited(shape.n_layer) * shape.n_head_kv * lens.all),
+            all: arena.carve(n_guess * shape.n_unlimited(shape.n_layer) * shape.max_head_kv() * lens.all),
             rows: arena.carve(n_heads * lens.row),
             lens,
         }
@@ -102,7 +102,7 @@ impl Undo {
     /// The record of a guess, counted from 0, in a layer.
     pub(super) fn record(&mut self, guess: usize, shape: &KvShape, layer: AttnLayer) -> Record<'_> {
         assert!(guess < self.n_guess);
-        let (Lens { head, all, row }, n) = (self.lens, shape.n_head_kv);
+        let (Lens { head, all, row }, n) = (self.lens, shape.max_head_kv());
         let at = (guess * shape.n_layer + layer.0) * n;
         let n_all = if shape.is_ring(layer) { 0 } else { n * all };
         let at_all = (guess * shape.n_unlimited(shape.n_layer) + shape.n_unlimited(layer.0)) * n * all;
@@ -194,18 +194,13 @@ impl KvCache {
     /// Before the rows of a guess go to the slots that it took: keeps those that are there.
     pub(super) fn keep_rows(&self, layer: AttnLayer, record: &mut Record) {
         let Some(lens) = record.lens else { return };
-        for (head, row) in self.shape.heads().zip(record.rows.chunks_exact_mut(lens.row)) {
-            let (slot, _) = self.taken_at(head, 0);
-            let [keys, values] = self.rows_of(self.first_row(layer, head) + slot);
-            let (key, value) = row.split_at_mut(keys.len());
-            key.copy_from_slice(&self.keys[keys]);
-            value.copy_from_slice(&self.values[values]);
+        let Rows { keys, values, k_bytes, v_bytes, .. } = self.store(layer);
+        for (head, row) in self.shape.of(layer).heads().zip(record.rows.chunks_exact_mut(lens.row)) {
+            let at = self.first_row(layer, head) + self.taken_at(layer, head, 0).0;
+            let (key, value) = row.split_at_mut(*k_bytes);
+            key.copy_from_slice(&keys[at * k_bytes..][..*k_bytes]);
+            value[..*v_bytes].copy_from_slice(&values[at * v_bytes..][..*v_bytes]);
         }
-    }
-
-    /// Where the key and the value of a row are.
-    fn rows_of(&self, row: usize) -> [Range<usize>; 2] {
-        [self.shape.k_bytes(), self.shape.v_bytes()].map(|n| row * n..(row + 1) * n)
     }
 
     /// The guesses that are still ahead were wrong: all is as if they had never come.
@@ -225,7 +220,8 @@ impl KvCache {
     fn put_back(&mut self, layer: AttnLayer, record: Record) {
         let Some(lens) = record.lens else { return };
         let (rule, live, entry) = (self.rule(layer), self.live(layer), HeadMarks::entry_bytes(&self.shape));
-        let (first, n_slot, k_bytes) = (self.first_row(layer, Head(0)), self.slots(layer), self.shape.k_bytes());
+        let (first, n_slot) = (self.first_row(layer, Head(0)), self.slots(layer));
+        let Rows { keys, values, k_bytes, v_bytes, .. } = &mut self.stores[self.shape.store(layer)];
         let kept = record.heads.chunks_exact(lens.head).zip(pieces(record.all, (0, lens.all)));
         let rows = record.rows.chunks_exact(lens.row);
         for (h, (mut marks, ((head, all), row))) in self.marks.of_layer(&self.shape, layer, rule).zip(kept.zip(rows)).enumerate()
@@ -239,10 +235,10 @@ impl KvCache {
             if let Some(all) = all.get(..live) {
                 marks.changing()[..live].copy_from_slice(all);
             }
-            let (key, value) = row.split_at(k_bytes);
+            let (key, value) = row.split_at(*k_bytes);
             let at = first + h * n_slot + slot;
-            self.keys[at * key.len()..][..key.len()].copy_from_slice(key);
-            self.values[at * value.len()..][..value.len()].copy_from_slice(value);
+            keys[at * *k_bytes..][..*k_bytes].copy_from_slice(key);
+            values[at * *v_bytes..][..*v_bytes].copy_from_slice(&value[..*v_bytes]);
         }
     }
 }

@@ -1,15 +1,17 @@
-//! Thoughts and answer apart: what a model writes between `<think>` and `</think>` at the beginning is told as its reasoning.
+//! Thoughts and answer apart: what a model writes between `<think>` and `</think>` at the beginning, or as Gemma 4 writes it, is told as
+//! its reasoning.
 //!
 //! Text comes in pieces; what could still become a mark, and white space around thoughts, is held back.
 
-const OPEN: &str = "<think>";
-const CLOSE: &str = "</think>";
+/// What opens a thought, and what ends it.
+const MARKS: [[&str; 2]; 2] = [["<think>", "</think>"], ["<|channel>thought", "<channel|>"]];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Where {
-    /// Nothing but white space, or a part of the mark, has come.
+    /// Nothing but white space, or a part of a mark, has come.
     Start,
-    Thought,
+    /// What ends with this.
+    Thought(&'static str),
     /// Behind thoughts; white space before the answer is none of it.
     Gap,
     Answer,
@@ -31,9 +33,13 @@ pub struct Parted {
 }
 
 impl Splitter {
-    /// `is_thinking`: the prompt ended with the mark that opens a thought.
+    /// `is_thinking`: the prompt ended with `<think>`.
     pub fn new(is_thinking: bool) -> Self {
-        Splitter { at: if is_thinking { Where::Thought } else { Where::Start }, held: String::new(), has_thought: false }
+        Splitter {
+            at: if is_thinking { Where::Thought(MARKS[0][1]) } else { Where::Start },
+            held: String::new(),
+            has_thought: false,
+        }
     }
 
     /// One that tells everything as answer.
@@ -60,23 +66,24 @@ impl Splitter {
                 }
                 Where::Start => {
                     let begun = self.held.trim_start();
-                    if let Some(thought) = begun.strip_prefix(OPEN) {
+                    let opened = MARKS.iter().find_map(|[open, close]| Some((begun.strip_prefix(open)?, *close)));
+                    if let Some((thought, close)) = opened {
                         self.held = thought.to_owned();
-                        self.at = Where::Thought;
-                    } else if OPEN.starts_with(begun) {
+                        self.at = Where::Thought(close);
+                    } else if MARKS.iter().any(|[open, _]| open.starts_with(begun)) {
                         return parted;
                     } else {
                         self.at = Where::Answer;
                     }
                 }
-                Where::Thought => {
-                    let Some(end) = self.held.find(CLOSE) else {
-                        let n_safe = self.held[..safe(&self.held)].trim_end().len();
+                Where::Thought(close) => {
+                    let Some(end) = self.held.find(close) else {
+                        let n_safe = self.held[..safe(&self.held, close)].trim_end().len();
                         let thought: String = self.held.drain(..n_safe).collect();
                         self.think(&thought, &mut parted);
                         return parted;
                     };
-                    let rest = self.held.split_off(end + CLOSE.len());
+                    let rest = self.held.split_off(end + close.len());
                     let thought = std::mem::replace(&mut self.held, rest);
                     self.think(thought[..end].trim_end(), &mut parted);
                     self.at = Where::Gap;
@@ -96,7 +103,7 @@ impl Splitter {
         let held = std::mem::take(&mut self.held);
         let mut parted = Parted::default();
         match self.at {
-            Where::Thought => self.think(held.trim_end(), &mut parted),
+            Where::Thought(_) => self.think(held.trim_end(), &mut parted),
             Where::Gap => {}
             Where::Start | Where::Answer => parted.content = held,
         }
@@ -114,8 +121,8 @@ impl Splitter {
 }
 
 /// How much of a thought cannot belong to the mark that ends it.
-fn safe(held: &str) -> usize {
-    let longest = (1..CLOSE.len()).rev().find(|n| held.ends_with(&CLOSE[..*n])).unwrap_or(0);
+fn safe(held: &str, close: &str) -> usize {
+    let longest = (1..close.len()).rev().find(|n| held.ends_with(&close[..*n])).unwrap_or(0);
     held.len() - longest
 }
 

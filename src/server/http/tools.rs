@@ -53,9 +53,10 @@ pub fn family(app: &App) -> &'static Family {
     Family::of(app.shared.template.as_ref().map_or("", |template| template.source()))
 }
 
-/// Whether a template tells the model of tools.
+/// Whether a template tells the model of tools in words of one of these families. Gemma 4's calls are no JSON: it is told as those are
+/// whose templates know no tools.
 fn tells_tools(source: &str) -> bool {
-    source.contains("tools")
+    source.contains("tools") && !source.contains("<|tool_call>call:")
 }
 
 #[derive(Clone, Debug)]

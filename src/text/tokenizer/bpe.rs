@@ -36,12 +36,12 @@ pub struct Bpe {
     by_pair: Box<[u32]>,
     /// The token of each byte, or `NONE`: such bytes drop out of the text, as in llama.cpp.
     byte_ids: [u32; 256],
-    /// Where a word that is a token is taken whole, whatever the merges say.
+    /// Texts, where they are kept: a word that is a token is then taken whole, whatever the merges say.
     whole: Option<TextTable>,
     longest: usize,
 }
 
-/// A part of the word: a byte at first, later a token. Parts are a list, linked both ways.
+/// A part of the word: a byte or a character at first, later a token. Parts are a list, linked both ways.
 #[derive(Clone, Copy)]
 struct Link {
     id: u32,
@@ -129,38 +129,23 @@ impl Bpe {
         }
         Some(self.by_pair[self.place(pair)]).filter(|&rank| rank != NONE)
     }
-}
 
-impl WordMerge for Bpe {
-    fn byte_id(&self, byte: u8) -> u32 {
-        self.byte_ids[byte as usize]
+    /// The token of this text, where texts are kept.
+    pub fn find(&self, text: &[u8]) -> Option<u32> {
+        self.whole.as_ref()?.find(text)
     }
 
-    fn token(&self, spelled: &str) -> Option<u32> {
-        self.whole.as_ref()?.find(spelled.as_bytes())
-    }
-}
-
-impl Merge for Bpe {
-    type Room = Room;
-
-    const WORK_BYTES: usize = 96;
-
-    fn longest(&self) -> usize {
-        self.longest
-    }
-
-    fn merge(&self, run: &[u8], _opens: bool, room: &mut Room, parts: &mut Vec<Part>) -> Result<()> {
+    /// Joins neighbours of `ids` until none are in the list: the parts that are left, each as long as the ids that it was made of.
+    pub fn join(&self, ids: impl Iterator<Item = u32>, room: &mut Room, parts: &mut Vec<Part>) {
         let Room { links, candidates } = room;
-        let n = run.len() as u32;
         links.clear();
-        links.extend(run.iter().zip(0..n).map(|(&byte, i)| Link {
-            id: self.byte_ids[byte as usize],
-            prev: i.wrapping_sub(1),
-            next: if i + 1 < n { i + 1 } else { NONE },
-        }));
+        links.extend(ids.zip(0..).map(|(id, i): (_, u32)| Link { id, prev: i.wrapping_sub(1), next: i + 1 }));
+        let n = links.len() as u32;
+        if let Some(last) = links.last_mut() {
+            last.next = NONE;
+        }
         // Each join takes a candidate out and puts two in, at most.
-        candidates.reserve(2 * run.len());
+        candidates.reserve(2 * links.len());
         let candidate = |links: &[Link], left: u32| -> Option<Candidate> {
             let link = links.get(left as usize)?;
             let next = links.get(link.next as usize)?;
@@ -187,6 +172,30 @@ impl Merge for Bpe {
         parts.clear();
         let joined = links.iter().zip(0..n).filter(|(link, _)| link.id != NONE);
         parts.extend(joined.map(|(link, at)| Part { id: link.id, len: link.next.min(n) - at }));
+    }
+}
+
+impl WordMerge for Bpe {
+    fn byte_id(&self, byte: u8) -> u32 {
+        self.byte_ids[byte as usize]
+    }
+
+    fn token(&self, spelled: &str) -> Option<u32> {
+        self.find(spelled.as_bytes())
+    }
+}
+
+impl Merge for Bpe {
+    type Room = Room;
+
+    const WORK_BYTES: usize = 96;
+
+    fn longest(&self) -> usize {
+        self.longest
+    }
+
+    fn merge(&self, run: &[u8], _opens: bool, room: &mut Room, parts: &mut Vec<Part>) -> Result<()> {
+        self.join(run.iter().map(|&byte| self.byte_ids[byte as usize]), room, parts);
         Ok(())
     }
 }

@@ -1,12 +1,13 @@
 //! Text to token ids and back, from the vocabulary and merges that the model file itself carries (`tokenizer.ggml.*`).
 //!
-//! Byte-level BPE, the model that GGUF calls `gpt2`, and SentencePiece, `llama` (`spm`); other models and unknown
-//! pre-tokenizers are refused by name. Ids are those of llama.cpp: special tokens are cut out of the text first (`specials`),
+//! Byte-level BPE, the model that GGUF calls `gpt2`, SentencePiece, `llama` (`spm`), and BPE of characters, `gemma4` (`char_bpe`);
+//! other models and unknown pre-tokenizers are refused by name. Ids are those of llama.cpp: special tokens are cut out of the text first (`specials`),
 //! then, for BPE, words by the pre-tokenizer, then merges: by the crate `tokenizers`, or by tables where the vocabulary is
 //! large. Nothing is cached, and long words are merged a window at a time (`windows`): memory does not grow as text flows.
 
 mod bpe;
 mod bytes;
+mod char_bpe;
 mod ids;
 mod library_bpe;
 mod pretokenizer;
@@ -21,6 +22,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::ByteTable;
+use char_bpe::CharBpe;
 use ids::Ids;
 use pretokenizer::PreTokenizer;
 use specials::Specials;
@@ -44,12 +46,22 @@ pub struct Piece<'a> {
 enum Merging {
     Bpe(Box<Words>),
     Spm(Box<Spm>),
+    Chars(Box<CharBpe>),
+}
+
+/// `tokenizer.ggml.model`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bytes,
+    Spm,
+    Chars,
 }
 
 /// Working memory of `Merging`, for the length of one text.
 enum Work {
     Bpe(words::Work),
     Spm(Windows<Spm>),
+    Chars(Windows<CharBpe>),
 }
 
 pub struct Tokenizer {
@@ -83,28 +95,31 @@ impl Tokenizer {
     }
 
     fn merging_by(file: &GgufFile, library: Option<bool>) -> Result<Self> {
-        let is_spm = is_spm(file)?;
-        let pre = if is_spm { None } else { Some(pretokenizer(file)?) };
+        let kind = kind(file)?;
+        let pre = if kind == Kind::Bytes { Some(pretokenizer(file)?) } else { None };
         let tokens = file.strings(TOKENS)?;
         let n_vocab = tokens.len();
         let mut kinds = token_kinds(file, n_vocab)?;
         // SentencePiece's own ids, where the file does not say.
-        let usual = |id: u32| Some(id).filter(|_| is_spm && n_vocab > 2);
+        let usual = |id: u32| Some(id).filter(|_| kind == Kind::Spm && n_vocab > 2);
         let bos = special_id(file, "bos", usual(1), n_vocab)?;
         let eos = special_id(file, "eos", usual(2), n_vocab)?;
         let ends = ends_of_generation(file, &tokens, eos, &mut kinds)?.into_boxed_slice();
 
-        let bytes = ByteTable::new(file, &tokens, &kinds, is_spm)?;
+        let bytes = ByteTable::new(file, &tokens, &kinds, kind != Kind::Bytes)?;
         let specials = specials(file, &kinds, &bytes)?;
         let controls = (0..n_vocab as u32).filter(|id| kinds[*id as usize] == TokenKind::Control).collect();
         drop(kinds);
 
-        let adds_bos = pre.as_ref().map_or(is_spm, PreTokenizer::add_bos);
+        let adds_bos = pre.as_ref().is_none_or(PreTokenizer::add_bos);
         let merging = match pre {
-            None => Merging::Spm(Box::new(Spm::from_gguf(file, &tokens)?)),
             Some(pre) => Merging::Bpe(Box::new(Words::from_gguf(file, &tokens, pre, library)?)),
+            None if kind == Kind::Chars => Merging::Chars(Box::new(CharBpe::from_gguf(file, &tokens)?)),
+            None => Merging::Spm(Box::new(Spm::from_gguf(file, &tokens)?)),
         };
         let (add_bos, add_eos) = (adds(file, "bos", bos, adds_bos)?, adds(file, "eos", eos, false)?);
+        // Early files of Gemma 4 deny it, and the model needs it; llama.cpp knows better than they too.
+        let add_bos = add_bos || kind == Kind::Chars && bos.is_some();
         Ok(Tokenizer { merging, bytes, specials, controls, ends, bos, eos, add_bos, add_eos })
     }
 
@@ -114,7 +129,12 @@ impl Tokenizer {
         let tokens = file.strings(TOKENS)?;
         let special = n_special(file)? * specials::BYTES_EACH;
         let own = tokens.text_bytes() as u64 + tokens.len() as u64 * 5 + special + FIXED_BYTES;
-        Ok(own + if is_spm(file)? { Spm::plan_bytes(&tokens) } else { Words::plan_bytes(file, &tokens)? })
+        Ok(own
+            + match kind(file)? {
+                Kind::Bytes => Words::plan_bytes(file, &tokens)?,
+                Kind::Spm => Spm::plan_bytes(&tokens),
+                Kind::Chars => CharBpe::plan_bytes(file, &tokens)?,
+            })
     }
 
     /// Bytes of the pieces and of what `encode_pieces` takes to make `n_tokens` ids of them: the ids, the pieces put together to
@@ -125,6 +145,7 @@ impl Tokenizer {
         let merging = match &self.merging {
             Merging::Bpe(words) => words.work_bytes(n_bytes),
             Merging::Spm(spm) => windows::work_bytes(&**spm, n_bytes),
+            Merging::Chars(bpe) => windows::work_bytes(&**bpe, n_bytes),
         };
         n_bytes + copy + n_tokens * size_of::<u32>() + merging + self.specials.search_bytes() + pieces.len() * 64
     }
@@ -238,6 +259,7 @@ impl Tokenizer {
         let mut work = match &self.merging {
             Merging::Bpe(_) => Work::Bpe(words::Work::default()),
             Merging::Spm(_) => Work::Spm(Windows::default()),
+            Merging::Chars(_) => Work::Chars(Windows::default()),
         };
         // Where the text behind the last special token begins.
         let mut done = 0;
@@ -264,19 +286,20 @@ impl Tokenizer {
         match (&self.merging, work) {
             (Merging::Bpe(words), Work::Bpe(work)) => words.encode(text, work, ids),
             (Merging::Spm(spm), Work::Spm(windows)) => spm.encode(text, windows, ids),
+            (Merging::Chars(bpe), Work::Chars(windows)) => bpe.encode(text, windows, ids),
             _ => unreachable!("the working memory is that of the merging"),
         }
     }
 }
 
-/// Whether the file's tokenizer is SentencePiece's.
-fn is_spm(file: &GgufFile) -> Result<bool> {
+fn kind(file: &GgufFile) -> Result<Kind> {
     match file.str(MODEL)? {
-        "llama" => Ok(true),
-        "gpt2" => Ok(false),
+        "gpt2" => Ok(Kind::Bytes),
+        "llama" => Ok(Kind::Spm),
+        "gemma4" => Ok(Kind::Chars),
         model => {
             let what = format!(
-                "{MODEL} is '{}': only 'gpt2' (byte-level BPE) and 'llama' (SentencePiece) are supported; choose a model such as SmolLM2, Qwen or Llama",
+                "{MODEL} is '{}': only 'gpt2' (byte-level BPE), 'llama' (SentencePiece) and 'gemma4' (BPE of characters) are supported; choose a model such as SmolLM2, Qwen or Llama",
                 model.escape_debug()
             );
             Err(Error::unsupported(file.path(), what))

@@ -13,7 +13,7 @@ use super::windows::{Merge, Windows};
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, StringArray};
 
-const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: &str = "\u{2581}";
 const SCORES: &str = "tokenizer.ggml.scores";
 
 pub struct Spm {
@@ -125,6 +125,24 @@ impl Spm {
     }
 }
 
+/// Appends a text with its spaces as the vocabulary has them.
+pub(super) fn spell(text: &str, spelled: &mut String) {
+    for (i, word) in text.split(' ').enumerate() {
+        spelled.push_str(if i > 0 { SPACE } else { "" });
+        spelled.push_str(word);
+    }
+}
+
+/// How long a part that is spelled in so many bytes is at the beginning of a text, where a space is one byte.
+pub(super) fn part_len(text: &str, mut n_spelled: usize) -> usize {
+    let end = text.find(|c: char| {
+        let is_in = n_spelled > 0;
+        n_spelled = n_spelled.saturating_sub(if c == ' ' { SPACE.len() } else { c.len_utf8() });
+        !is_in
+    });
+    end.unwrap_or(text.len())
+}
+
 /// Working memory.
 #[derive(Default)]
 pub struct Room {
@@ -150,10 +168,7 @@ impl Merge for Spm {
         if opens {
             spelled.push_str(SPACE);
         }
-        for (i, word) in text.split(' ').enumerate() {
-            spelled.push_str(if i > 0 { SPACE } else { "" });
-            spelled.push_str(word);
-        }
+        spell(text, spelled);
         let bytes = spelled.as_bytes();
         links.clear();
         links.extend(spelled.char_indices().zip(0..).map(|((start, c), i): (_, u32)| Link {
@@ -195,13 +210,7 @@ impl Merge for Spm {
         for link in links.iter().filter(|link| link.len > 0) {
             let own = &bytes[link.start as usize..(link.start + link.len) as usize];
             // What the part is in the text, where a space is one byte, and a prefix none.
-            let mut left = own.len() - std::mem::take(&mut prefix);
-            let len = rest.find(|c: char| {
-                let is_in = left > 0;
-                left = left.saturating_sub(if c == ' ' { SPACE.len() } else { c.len_utf8() });
-                !is_in
-            });
-            let len = len.unwrap_or(rest.len());
+            let len = part_len(rest, own.len() - std::mem::take(&mut prefix));
             rest = &rest[len..];
             parts.push(Part { id: self.table.find(own).unwrap_or(NONE), len: len as u32 });
         }

@@ -110,6 +110,12 @@ fn encoded(kind: &str, q: impl Iterator<Item = i8>, gain: f32, offset: f32) -> (
             let q: Vec<u8> = q.map(|q| q as u8).collect();
             (8, q.chunks(32).flat_map(|block| [&half_bits(gain).to_le_bytes()[..], block].concat()).collect())
         }
+        // Factors of RoPE that leave all but a share of the pairs unturned.
+        "PARTIAL" => {
+            let n = q.count();
+            let factor = |i: usize| if (i as f32) < n as f32 * gain { 1.0 } else { 1e30f32 };
+            (0, (0..n).flat_map(|i| factor(i).to_le_bytes()).collect())
+        }
         "F16" => (1, q.flat_map(|q| half_bits(f32::from(q) * gain + offset).to_le_bytes()).collect()),
         "BF16" => (30, q.flat_map(|q| ((f32::from(q) * gain).to_bits().to_le_bytes()[2..]).to_vec()).collect()),
         _ => (0, q.flat_map(|q| (f32::from(q) * gain + offset).to_le_bytes()).collect()),

@@ -4,7 +4,7 @@ use lowkey::kernels::{Kernels, RopeOrder};
 use lowkey::kv::attention::{AttendScratch, AttendShape};
 use lowkey::kv::policy::{Keeps, Rule};
 use lowkey::kv::store::KvScratch;
-use lowkey::kv::{AttnLayer, Head, KvCache, KvParams, KvShape, KvType, Policy, Recent, Rotary};
+use lowkey::kv::{AttnLayer, Head, KvCache, KvParams, KvShape, KvType, LayerShape, Policy, Recent, Rotary};
 use lowkey::mem::arena::Arena;
 use lowkey::mem::pool::Pool;
 
@@ -28,8 +28,9 @@ impl Rotary for Unturned {
 pub fn tiny_shape() -> KvShape {
     KvShape {
         n_layer: 1,
-        n_head_kv: 1,
-        head_dim: 8,
+        each: LayerShape { n_head_kv: 1, head_dim: 8 },
+        local: None,
+        shared: false,
         n_batch: 1,
         n_ctx: 64,
         window: None,
@@ -68,7 +69,7 @@ impl Tiny {
             cache: KvCache::new(shape, n_slot, rule, params.budget_bytes).expect("memory"),
             rule,
             pool: Pool::new(1).expect("no thread is started"),
-            scratch: [Arena::fill(|arena| KvScratch::carve(arena, n_slot, shape.head_dim)).expect("memory")],
+            scratch: [Arena::fill(|arena| KvScratch::carve(arena, n_slot, shape.max_head_dim())).expect("memory")],
             attend: Arena::fill(|arena| AttendScratch::carve(arena, attend)).expect("memory"),
         }
     }
@@ -109,7 +110,7 @@ impl Tiny {
 
     /// One token, whose number is its key's norm in every layer and head, so that it can be known again.
     pub fn feed_number(&mut self, token: usize) -> bool {
-        let KvShape { n_head_kv, head_dim, .. } = *self.cache.shape();
+        let LayerShape { n_head_kv, head_dim } = self.cache.shape().each;
         let row: Vec<f32> = (0..n_head_kv * head_dim).map(|i| if i % head_dim == 0 { token as f32 } else { 0.0 }).collect();
         self.feed(1, |_| [vec![0.0; row.len()], row.clone(), row.clone()], |_, _| ())
     }

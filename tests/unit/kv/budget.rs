@@ -1,10 +1,11 @@
 //! Tests of `kv::budget`.
 
 use super::*;
+use crate::kv::layout::LayerShape;
 use crate::kv::testkit::tiny_shape;
 
 fn shape(n_ctx: usize) -> KvShape {
-    KvShape { n_layer: 2, n_head_kv: 3, head_dim: 64, n_batch: 8, n_ctx, ..tiny_shape() }
+    KvShape { n_layer: 2, each: LayerShape { n_head_kv: 3, head_dim: 64 }, n_batch: 8, n_ctx, ..tiny_shape() }
 }
 
 /// What docs/policies.md and the help say of each policy, and that a flag is stronger.

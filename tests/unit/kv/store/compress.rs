@@ -25,7 +25,7 @@ impl KvCache {
                 });
                 head.moved(last, slot);
                 let row = first + h * n_slot;
-                copy_row(&self.shape, &mut self.keys, &mut self.values, row + last, row + slot);
+                self.stores[0].copy(row + last, row + slot);
             }
         }
         self.n_live -= 1;
@@ -53,7 +53,7 @@ fn compressing_at_once_keeps_what_dropping_one_by_one_keeps() {
         assert!(cache.kept(ONE.0, ONE.1).is_sorted(), "slots keep their order");
         for (slot, &score) in cache.scores(ONE.0, ONE.1).iter().enumerate() {
             let mut key = [0f32; 8];
-            cache.shape().k_type.row().load(&cache.keys()[slot * 16..][..16], &mut key);
+            cache.shape().k_type.row().load(&cache.keys(AttnLayer(0))[slot * 16..][..16], &mut key);
             assert_eq!(key[0], score, "keys move with their scores");
         }
     }
@@ -62,7 +62,7 @@ fn compressing_at_once_keeps_what_dropping_one_by_one_keeps() {
 /// An arena with room for 48 entries of random keys and values, and 40 of them in it.
 fn filled(policy: Policy, rare: f32, rng: &mut fastrand::Rng) -> Tiny {
     let mut tiny = Tiny::with(48, |shape, params| {
-        (shape.n_layer, shape.n_head_kv, shape.n_ctx) = (2, 2, 1 << 20);
+        (shape.n_layer, shape.each.n_head_kv, shape.n_ctx) = (2, 2, 1 << 20);
         (params.policy, params.sinks, params.recent) = (policy, 2, Some(Recent::Tokens(6)));
         (params.rare, params.pool) = (Some(Share(rare)), Some(0));
     });
@@ -165,7 +165,7 @@ fn keydiff_compares_before_it_evicts_without_a_newcomer() {
     let mut tiny = filled(Policy::KeyDiff, 0.0, &mut fastrand::Rng::with_seed(9));
     let key = |cache: &KvCache, slot: usize| {
         let mut key = [0f32; 8];
-        cache.shape.k_type.row().load(&cache.keys()[slot * 16..][..16], &mut key);
+        cache.shape.k_type.row().load(&cache.keys(AttnLayer(0))[slot * 16..][..16], &mut key);
         let norm = key.iter().map(|k| k * k).sum::<f32>().sqrt();
         key.map(|k| k / norm)
     };

@@ -15,7 +15,7 @@ fn weight(i: usize) -> f32 {
 /// A cache of one head after 100 keys, `n_batch` at a time, and the keys.
 fn filled(k_type: KvType, capped: bool, n_batch: usize) -> (KvCache, Vec<f32>) {
     let mut tiny = Tiny::with(120, |shape, params| {
-        (shape.head_dim, shape.n_batch, shape.n_ctx, shape.k_type, shape.capped) = (DIM, n_batch, 128, k_type, capped);
+        (shape.each.head_dim, shape.n_batch, shape.n_ctx, shape.k_type, shape.capped) = (DIM, n_batch, 128, k_type, capped);
         (params.policy, params.sinks) = (Policy::Window, 1);
     });
     let mut rng = fastrand::Rng::with_seed(3);
@@ -42,7 +42,7 @@ fn error(cache: &KvCache, keys: &[f32]) -> f32 {
 /// The same by element.
 fn errors(cache: &KvCache, keys: &[f32]) -> [f32; DIM] {
     let ty = cache.shape.k_type;
-    let rows = keys.chunks_exact(DIM).zip(cache.keys().chunks_exact(cache.shape.k_bytes()));
+    let rows = keys.chunks_exact(DIM).zip(cache.keys(AttnLayer(0)).chunks_exact(cache.shape.k_bytes(AttnLayer(0))));
     let mut squares = [0f32; DIM];
     for (key, row) in rows.skip(SEEN) {
         let mut back = [0f32; DIM];
@@ -86,7 +86,8 @@ fn batches_end_where_centres_are_fixed_and_change_nothing() {
     let (one, _) = filled(KvType::Q5H, false, 1);
     for n_batch in [3, 16] {
         assert!(
-            filled(KvType::Q5H, false, n_batch).0.keys()[..one.shape.k_bytes() * 100] == one.keys()[..one.shape.k_bytes() * 100]
+            filled(KvType::Q5H, false, n_batch).0.keys(AttnLayer(0))[..one.shape.k_bytes(AttnLayer(0)) * 100]
+                == one.keys(AttnLayer(0))[..one.shape.k_bytes(AttnLayer(0)) * 100]
         );
     }
 }

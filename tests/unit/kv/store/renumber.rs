@@ -1,14 +1,14 @@
 //! Tests of `kv::store::renumber`.
 
 use crate::kv::testkit::Tiny;
-use crate::kv::{KvCache, KvType, Policy};
+use crate::kv::{AttnLayer, KvCache, KvType, Policy};
 
 /// Renumbering rounds keys again, in the basis they are stored in, and moves them no further than that.
 #[test]
 fn renumbered_keys_are_those_of_before_whatever_they_are_stored_in() {
     for k_type in KvType::ALL {
         let mut tiny = Tiny::with(8, |shape, params| {
-            (shape.head_dim, shape.n_ctx, shape.k_type) = (64, 64, k_type);
+            (shape.each.head_dim, shape.n_ctx, shape.k_type) = (64, 64, k_type);
             (params.policy, params.sinks) = (Policy::Window, 1);
         });
         let (shape, mut rng) = (*tiny.cache.shape(), fastrand::Rng::with_seed(5));
@@ -17,7 +17,7 @@ fn renumbered_keys_are_those_of_before_whatever_they_are_stored_in() {
             tiny.feed(&key, &key);
         }
         let keys = |cache: &KvCache| -> Vec<f32> {
-            let rows = cache.keys().chunks_exact(shape.k_bytes()).take(cache.n_live());
+            let rows = cache.keys(AttnLayer(0)).chunks_exact(shape.k_bytes(AttnLayer(0))).take(cache.n_live());
             rows.flat_map(|row| {
                 let mut key = [0f32; 64];
                 k_type.row().load(row, &mut key);

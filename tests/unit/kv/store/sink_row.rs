@@ -1,6 +1,7 @@
 //! Tests of `kv::store::sink_row`.
 
 use super::*;
+use crate::kv::layout::LayerShape;
 use crate::kv::policy::Rule;
 use crate::kv::testkit::Tiny;
 use crate::kv::{KvCache, Policy};
@@ -8,7 +9,7 @@ use crate::kv::{KvCache, Policy};
 /// Eight slots or so for 64 positions; the oldest goes.
 fn tiny(k_type: KvType, v_type: KvType, sinks: u32) -> Tiny {
     Tiny::with(8, |shape, params| {
-        (shape.head_dim, shape.n_ctx, shape.k_type, shape.v_type) = (64, 64, k_type, v_type);
+        (shape.each.head_dim, shape.n_ctx, shape.k_type, shape.v_type) = (64, 64, k_type, v_type);
         (params.policy, params.sinks) = (Policy::Window, sinks);
     })
 }
@@ -52,8 +53,12 @@ fn it_is_kept_exactly_for_as_long_as_it_is_protected() {
 
 #[test]
 fn rings_have_none_and_a_policy_that_evicts_nothing_keeps_it_without_a_sink() {
-    let shape = KvShape { n_layer: 6, n_head_kv: 2, ..*tiny(KvType::Q5H, KvType::Q4H, 1).cache.shape() };
-    let layer = 2 * 2 * RowType::F16.row_bytes(shape.head_dim);
+    let shape = KvShape {
+        n_layer: 6,
+        each: LayerShape { n_head_kv: 2, head_dim: 64 },
+        ..*tiny(KvType::Q5H, KvType::Q4H, 1).cache.shape()
+    };
+    let layer = 2 * 2 * RowType::F16.row_bytes(shape.each.head_dim);
     for (global_every, n_unlimited) in [(0, 0), (1, 6), (3, 2), (6, 1)] {
         let shape = KvShape { window: Some(Window { n_tok: 16, global_every }), ..shape };
         let mut rows = Arena::fill(|arena| SinkRows::carve(arena, &shape)).unwrap();

@@ -29,11 +29,12 @@ fn thoughts_at_the_beginning_are_told_apart_however_they_come() {
     assert_eq!(all_ways("\n<think></think>Yes", false), parted("", "Yes"));
     assert_eq!(all_ways("hm\n</think>\n\nYes", true), parted("hm", "Yes"));
     assert_eq!(all_ways("hm </thin k> on", true), parted("hm </thin k> on", ""));
+    assert_eq!(all_ways("<|channel>thought\nhm </think>\n<channel|>Yes.", false), parted("hm </think>", "Yes."));
 }
 
 #[test]
 fn what_is_no_thought_is_as_it_was() {
-    for text in ["Yes.", "  <b> x", "<thinker>", "a <think>b</think>", "<th", " ", "", "</think> x"] {
+    for text in ["Yes.", "  <b> x", "<thinker>", "a <think>b</think>", "<th", "<|channel>final", " ", "", "</think> x"] {
         assert_eq!(all_ways(text, false), parted("", text), "{text:?}");
     }
     assert_eq!(Splitter::off().part("<think>a</think>b"), parted("", "<think>a</think>b"));
