@@ -22,7 +22,7 @@ pub struct PastReport {
     n_tokens: usize,
     recall: usize,
     written_bytes: u64,
-    /// Of keys and values; the index, which is read whole at every step, is not in it.
+    /// Of keys and values, with what lies between them; the index, which is read whole at every step, is not in it.
     read_bytes: u64,
     /// Of four tokens, in one KV head.
     pieces: u64,

@@ -214,41 +214,42 @@ impl Thread {
         let piece_bytes = PIECE * w.shape.row_bytes();
         let (mut n_rows, mut i) = (0, 0);
         while i < n_chosen {
-            // Neighbours in a tile are read together.
-            let piece = self.order[i] as usize;
-            let in_tile = |n: usize| piece / PIECES == (piece + n) / PIECES;
-            let next = |n: usize| i + n < n_chosen && self.order[i + n] as usize == piece + n && in_tile(n);
-            let n = (1..PIECES).find(|&n| !next(n)).unwrap_or(PIECES);
-            i += n;
-            let at =
-                w.shape.rows_at(w.own, piece / PIECES) + (head.0 * w.shape.head_bytes() + piece % PIECES * piece_bytes) as u64;
-            match w.disk.read(&mut self.rows[..n * piece_bytes], at) {
+            // Those of a tile are read together, with what lies between them, which costs less than another call.
+            let (first, tile) = (self.order[i] as usize, self.order[i] as usize / PIECES);
+            let n = self.order[i..n_chosen].iter().take_while(|&&piece| piece as usize / PIECES == tile).count();
+            let n_bytes = (self.order[i + n - 1] as usize + 1 - first) * piece_bytes;
+            let at = w.shape.rows_at(w.own, tile) + (head.0 * w.shape.head_bytes() + first % PIECES * piece_bytes) as u64;
+            match w.disk.read(&mut self.rows[..n_bytes], at) {
                 Ok(()) => {
                     Counters::add(&w.counters.n_pieces, n);
-                    Counters::add(&w.counters.read_bytes, n * piece_bytes);
-                    n_rows = self.lay_out(w, piece, n, n_rows);
+                    Counters::add(&w.counters.read_bytes, n_bytes);
+                    for piece in i..i + n {
+                        let piece = self.order[piece] as usize;
+                        n_rows = self.lay_out(w, piece, (piece - first) * piece_bytes, n_rows);
+                    }
                 }
                 Err(e) => w.counters.failed(&w.counters.n_unread, "read", &e),
             }
+            i += n;
         }
         self.place(w, head, n_rows);
         n_rows
     }
 
-    /// The lost tokens of `n` pieces whose rows were read, behind the `n_rows` that are there: how
-    /// many there are then. Keys are left where values are, as they are stored: `place` makes of
+    /// The lost tokens of a piece whose rows were read to `at`, behind the `n_rows` that are there:
+    /// how many there are then. Keys are left where values are, as they are stored: `place` makes of
     /// them what attention reads.
-    fn lay_out<R>(&mut self, w: &World<R>, piece: usize, n: usize, mut n_rows: usize) -> usize {
+    fn lay_out<R>(&mut self, w: &World<R>, piece: usize, at: usize, mut n_rows: usize) -> usize {
         let (k, v, first) = (w.shape.k_bytes(), w.shape.v_bytes(), w.first_token(piece as u32));
         let f16 = RowType::F16.row_bytes(w.shape.kv.each.head_dim);
-        for j in 0..n * PIECE {
+        for j in 0..PIECE {
             let token = first + j as u64;
             if self.live[piece / PIECES] >> (token % TILE as u64) & 1 == 1 {
                 continue;
             }
             let (key_at, value_at) = row_in_head(w.shape, j);
-            self.keys[n_rows * f16..][..k].copy_from_slice(&self.rows[key_at..][..k]);
-            self.values[n_rows * v..][..v].copy_from_slice(&self.rows[value_at..][..v]);
+            self.keys[n_rows * f16..][..k].copy_from_slice(&self.rows[at + key_at..][..k]);
+            self.values[n_rows * v..][..v].copy_from_slice(&self.rows[at + value_at..][..v]);
             self.tokens[n_rows] = token as u32;
             n_rows += 1;
         }
