@@ -213,7 +213,7 @@ const GEMMA4: Arch = Arch {
     qk_norm: QkNorm::Heads,
     norms: Norms::Both,
     local_rope: LocalRope::Own,
-    soft_caps: Some(SoftCaps { scores: 0.0, logits: 0.0 }),
+    soft_caps: Some(SoftCaps { scores: 0.0, logits: 30.0 }),
     per_layer: true,
     ..GEMMA
 };

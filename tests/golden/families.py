@@ -318,7 +318,11 @@ def tensors(s):
         elif s["bias"]:
             yield from (vector(b + f"attn_{x}.bias", n, 2.0**-6, 0.0) for x, n in (("q", q), ("k", kv), ("v", kv)))
         if s["arch"] in HEAD_NORMS and i not in s["conv"] and not is_delta:
-            yield from (vector(b + f"attn_{x}_norm.weight", head_dim) for x in ("qk" if has_kv or s["unused"] else "q"))
+            # Where scores are not scaled the norm of queries does it, or softmax would magnify the rounding of keys.
+            scale = 2.0 ** -round(math.log2(head_dim) / 2) if s["arch"] == "gemma4" else 1.0
+            yield vector(b + "attn_q_norm.weight", head_dim, scale * 2.0**-8, scale)
+            if has_kv or s["unused"]:
+                yield vector(b + "attn_k_norm.weight", head_dim)
         if s["arch"] == "olmo2":
             yield from (vector(b + f"attn_{x}_norm.weight", n) for x, n in (("q", q), ("k", kv)))
         if i not in s["conv"] and not is_delta:
