@@ -19,9 +19,12 @@ const N_FF: usize = 1536;
 const N_VOCAB: usize = 49152;
 const BATCH: usize = 64;
 /// Q8_0 last: the output matrix of every estimate.
-const TYPES: [GgmlType; 13] = {
+const TYPES: [GgmlType; 20] = {
     use GgmlType::*;
-    [Q4_1, Q4_0, Q5_0, Q5_1, IQ4_NL, MXFP4, IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0]
+    [
+        Q4_1, Q4_0, Q5_0, Q5_1, IQ4_NL, MXFP4, IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S,
+        TQ1_0, TQ2_0, Q8_0,
+    ]
 };
 
 /// Name, rows, columns, and how many such matrices a token meets. All lie one after the other, so that decoding reads
@@ -41,6 +44,8 @@ fn scales_at(ty: GgmlType) -> &'static [usize] {
         GgmlType::Q2_K => &[80, 82],
         GgmlType::Q3_K => &[108],
         GgmlType::Q6_K => &[208],
+        GgmlType::TQ1_0 => &[52],
+        GgmlType::TQ2_0 => &[64],
         GgmlType::MXFP4 => &[],
         _ => &[0],
     }
@@ -110,7 +115,7 @@ fn main() {
     let data: Vec<Vec<u8>> = types.iter().map(|&ty| random_matrix(ty, 2 * N_LAYER * N_FF * N_EMBD, &mut rng)).collect();
     let sets: Vec<Kernels> = Kernels::available().filter(|k| k.name() != "scalar").collect();
     let mut run = Run::new();
-    println!("{:<8} {:<6} {:<9} {:>7} {:>12} {:>12}", "set", "type", "matrix", "tokens", "GMAC/s", "ns/block");
+    println!("{:<8} {:<7} {:<9} {:>7} {:>12} {:>12}", "set", "type", "matrix", "tokens", "GMAC/s", "ns/block");
     // [set][type][batch or not]: seconds for all layers, and for the output matrix.
     let mut totals = vec![vec![[[0.0; 2]; 2]; types.len()]; sets.len()];
     for (name, n_rows, n_cols, count) in MATRICES {
@@ -132,20 +137,20 @@ fn main() {
                     totals[set][i][batched][usize::from(name == "output")] += seconds * count as f64;
                     let macs = (n_rows * n_cols * n_tok) as f64;
                     let (rate, each) = (macs / seconds / 1e9, seconds * 1e9 / (macs / BLOCK as f64));
-                    println!("{:<8} {:<6} {name:<9} {n_tok:>7} {rate:>12.2} {each:>12.3}", kernels.name(), ty.name());
+                    println!("{:<8} {:<7} {name:<9} {n_tok:>7} {rate:>12.2} {each:>12.3}", kernels.name(), ty.name());
                 }
             }
         }
     }
     println!(
-        "\n{:<8} {:<6} {:>18} {:>18}   (output matrix in Q8_0; a prefill skips it)",
+        "\n{:<8} {:<7} {:>18} {:>18}   (output matrix in Q8_0; a prefill skips it)",
         "set", "type", "decode tok/s", "prefill tok/s"
     );
     for (set, kernels) in sets.iter().enumerate() {
         for (i, ty) in types.iter().enumerate() {
             let decode = 1.0 / (totals[set][i][0][0] + totals[set][types.len() - 1][0][1]);
             let prefill = BATCH as f64 / totals[set][i][1][0];
-            println!("{:<8} {:<6} {decode:>18.1} {prefill:>18.1}", kernels.name(), ty.name());
+            println!("{:<8} {:<7} {decode:>18.1} {prefill:>18.1}", kernels.name(), ty.name());
         }
     }
 }

@@ -408,6 +408,13 @@ fn scale_of(ty: u32) -> (usize, usize, &'static [u8]) {
         14 => (208, 210, &[0, 0x7e]),
         20 => (0, 18, &[0, 0x7c]),
         23 => (0, 136, &[0, 0x7e]),
+        16 => (0, 66, &[0, 0x7e]),
+        17 => (0, 74, &[0, 0x7c]),
+        18 => (0, 98, &[0, 0x7e]),
+        21 => (0, 110, &[0, 0x7e]),
+        22 => (0, 82, &[0, 0xfc]),
+        34 => (52, 54, &[0, 0x7e]),
+        35 => (64, 66, &[0, 0x7c]),
         39 => (0, 17, &[0xff]),
         41 | 42 => (0, 18, &[0, 0x7e]),
         ty => panic!("type {ty}"),
@@ -421,9 +428,19 @@ fn a_weight_that_is_not_a_number_is_found_and_named() {
     let path = TempPath::new("weights");
     let few = lowkey_test_kit::emulated().is_some();
     let names: &[&str] = if few {
-        &["llama-mix"]
+        &["llama-mix", "llama-grids-mix"]
     } else {
-        &["llama-mix", "phi3-mix", "qwen2-q8", "gemma2-q8", "gemma3-q8", "lfm2-q8", "qwen35-q8", "qwen35moe-q8"]
+        &[
+            "llama-mix",
+            "llama-grids-mix",
+            "phi3-mix",
+            "qwen2-q8",
+            "gemma2-q8",
+            "gemma3-q8",
+            "lfm2-q8",
+            "qwen35-q8",
+            "qwen35moe-q8",
+        ]
     };
     let mut plain: Vec<(&str, GgufWriter)> = names.iter().map(|&name| (name, family(name))).collect();
     plain.push(("tiny-gqa", take_apart("tiny-gqa.gguf")));

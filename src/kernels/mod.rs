@@ -11,7 +11,7 @@
 //! matrix against a batch (`x86/float.rs`, `arm/dense.rs`). So each operation may take the set that is fastest at it (`Op`,
 //! `assigned`), and no result shows which one it was.
 //!
-//! A weight type needs its block in gguf/quant (`unpacking`), a format in x86/formats.rs and arm/formats.rs, its line in the `matmul` of
+//! A weight type needs its block in gguf/quant (`unpacking`), a format in formats.rs of x86 and arm (or grids.rs), its line in the `matmul` of
 //! x86/product.rs and arm/mod.rs, and in `QUANTISED` of the suite. A set needs a `TABLE` (arm/i8mm.rs is the shortest file with one), a
 //! `SetName`, and its features in `SetName::is_detected`.
 #![allow(unsafe_code)]

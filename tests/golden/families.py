@@ -9,6 +9,7 @@ left between the engines is the f16 of our arena, and the int8 or f16 of activat
 import argparse
 import ctypes
 import functools
+import itertools
 import math
 import pathlib
 import tempfile
@@ -33,10 +34,14 @@ BLOCKS = {
     "Q4_0": (2, 18, 0, None, 0), "Q4_1": (3, 20, 0, 2, -7.5), "Q5_0": (6, 22, 0, None, 0), "Q5_1": (7, 24, 0, 2, -15.5),
     "Q2_K": (10, 84, 80, 82, 1.5), "Q3_K": (11, 110, 108, None, 0), "Q4_K": (12, 144, 0, 2, 7.5), "Q5_K": (13, 176, 0, 2, 15.5),
     "Q6_K": (14, 210, 208, None, 0), "IQ4_NL": (20, 18, 0, None, 0), "IQ4_XS": (23, 136, 0, None, 0), "MXFP4": (39, 17, 0, None, 0),
-    "Q1_0": (41, 18, 0, None, 0), "Q2_0": (42, 18, 0, None, 0),
+    "Q1_0": (41, 18, 0, None, 0), "Q2_0": (42, 18, 0, None, 0), "TQ1_0": (34, 54, 52, None, 0), "TQ2_0": (35, 66, 64, None, 0),
+    "IQ2_XXS": (16, 66, 0, None, 0), "IQ2_XS": (17, 74, 0, None, 0), "IQ2_S": (22, 82, 0, None, 0), "IQ3_XXS": (18, 98, 0, None, 0),
+    "IQ3_S": (21, 110, 0, None, 0),
 }  # fmt: skip
 FEW = ("Q1_0", "Q2_0")
-MIX = ["BF16", *(kind for kind in BLOCKS if kind not in FEW), "Q8_0", "F16", "F32"]
+GRIDS = [kind for kind in BLOCKS if kind.startswith(("IQ2", "IQ3", "TQ"))]
+MIX = ["BF16", *(kind for kind in BLOCKS if kind not in FEW and kind not in GRIDS), "Q8_0", "F16", "F32"]
+MIXES = {"MIX": MIX, "GRIDS": GRIDS}
 FEW_DEVIATIONS = {"Q1_0": 1.0, "Q2_0": math.sqrt(1.25)}  # of signs, and of -1 to 2: the package does not expand them
 # Factors of RoPE that leave all but the first pairs unturned: the gain is the share of those.
 TYPES |= {"BF16": 30, "PARTIAL": 0} | {kind: row[0] for kind, row in BLOCKS.items()}
@@ -129,6 +134,8 @@ MODELS = {
     "llama-yarn-128": spec("llama", (1, 1), 128, **YARN | {"rope.freq_base": 500000.0, "rope.scaling.attn_factor": 0.9}),
     # Every weight type in one file; rows that all blocks divide.
     "llama-mix": spec("llama", (4, 2), 64, "MIX", n_embd=256, n_ff=256, n_layer=3),
+    # IQ2, IQ3 and the ternary types, each three times and more.
+    "llama-grids-mix": spec("llama", (4, 2), 64, "GRIDS", n_embd=256, n_ff=512, n_layer=3),
     "phi3-mix": spec("phi3", (4, 2), 64, "MIX", n_ff=512, n_layer=5, n_vocab=43),
     "qwen2-mha": spec("qwen2", (2, 2), 64, n_vocab=41, output=False),
     "qwen2-gqa": spec("qwen2", (4, 2), 80, **{"rope.freq_base": 1000000.0}),
@@ -270,10 +277,10 @@ def tensors(s):
     """(name, shape with the row length last, type, gain, offset): an element is int8 * gain + offset."""
     keys = s["keys"]
     embd = s["n_embd"]
-    mix = iter(MIX * 4)
+    mix = itertools.cycle(MIXES.get(s["kind"], ()))
 
     def matrix(name, n_out, n_in, gain=1.5):
-        kind = next(mix) if s["kind"] == "MIX" else s["kind"]
+        kind = next(mix, s["kind"])
         return f"{name}.weight", (n_out, n_in), kind, 2.0 ** round(math.log2(gain / math.sqrt(n_in) / deviation(kind))), 0.0
 
     def vector(name, n, gain=2.0**-8, offset=1.0):

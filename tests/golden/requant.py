@@ -11,7 +11,9 @@ import pathlib
 import sys
 
 try:
+    import gguf
     import llama_cpp
+    import numpy as np
 except ModuleNotFoundError as missing:
     raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
@@ -28,10 +30,30 @@ TARGETS = {
     "q6_k": llama_cpp.LLAMA_FTYPE_MOSTLY_Q6_K,
     "iq4_nl": llama_cpp.LLAMA_FTYPE_MOSTLY_IQ4_NL,
     "iq4_xs": llama_cpp.LLAMA_FTYPE_MOSTLY_IQ4_XS,
+    "iq3_s": llama_cpp.LLAMA_FTYPE_MOSTLY_IQ3_S,
+    "iq3_xxs": llama_cpp.LLAMA_FTYPE_MOSTLY_IQ3_XXS,
+    "iq2_s": llama_cpp.LLAMA_FTYPE_MOSTLY_IQ2_S,
+    "iq2_xs": llama_cpp.LLAMA_FTYPE_MOSTLY_IQ2_XS,
+    "iq2_xxs": llama_cpp.LLAMA_FTYPE_MOSTLY_IQ2_XXS,
+    "tq1_0": llama_cpp.LLAMA_FTYPE_MOSTLY_TQ1_0,
+    "tq2_0": llama_cpp.LLAMA_FTYPE_MOSTLY_TQ2_0,
     "bf16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
     "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
     "f32": llama_cpp.LLAMA_FTYPE_ALL_F32,
 }
+
+
+def indifferent(source):
+    """An importance matrix that prefers nothing, without which the quantiser refuses types of two bits: an array that ends with a null."""
+    rows = []
+    for tensor in gguf.GGUFReader(source).tensors:
+        if len(tensor.shape) == 2:
+            ones = np.ones(int(tensor.shape[0]), np.float32)
+            rows.append((tensor.name.encode(), np.ctypeslib.as_ctypes(ones), ones.size))
+    array = (llama_cpp.llama_model_imatrix_data * (len(rows) + 1))()
+    for entry, (name, ones, size) in zip(array, rows):
+        entry.name, entry.data, entry.size = name, ctypes.cast(ones, ctypes.POINTER(ctypes.c_float)), size
+    return array
 
 
 def requantise(source, target_path, kind):
@@ -39,6 +61,9 @@ def requantise(source, target_path, kind):
     params.ftype = TARGETS[kind]
     params.nthread = 2
     params.allow_requantize = True
+    if kind.startswith("iq2"):
+        rows = indifferent(source)
+        params.imatrix = rows
     part = target_path.with_suffix(".gguf.part")
     status = llama_cpp.llama_model_quantize(str(source).encode(), str(part).encode(), ctypes.byref(params))
     if status != 0:

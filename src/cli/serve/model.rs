@@ -7,7 +7,7 @@ use crate::model::forward::Model;
 use crate::server::http::ModelInfo;
 
 /// Names of `general.file_type`, as files are called by them (GGUF specification).
-const FILE_TYPES: [(u32, &str); 26] = [
+const FILE_TYPES: [(u32, &str); 31] = [
     (0, "F32"),
     (1, "F16"),
     (2, "Q4_0"),
@@ -31,8 +31,13 @@ const FILE_TYPES: [(u32, &str); 26] = [
     (23, "IQ3_XXS"),
     (25, "IQ4_NL"),
     (26, "IQ3_S"),
+    (27, "IQ3_M"),
+    (28, "IQ2_S"),
+    (29, "IQ2_M"),
     (30, "IQ4_XS"),
     (32, "BF16"),
+    (36, "TQ1_0"),
+    (37, "TQ2_0"),
     (38, "MXFP4"),
 ];
 

@@ -13,7 +13,7 @@ fn fours(qs: &[u8], sub: usize) -> [u8; 32] {
 }
 
 /// 32 of two bits: by bit pairs of 32 bytes.
-fn twos(qs: &[u8], sub: usize) -> [u8; 32] {
+pub(super) fn twos(qs: &[u8], sub: usize) -> [u8; 32] {
     std::array::from_fn(|i| qs[sub / 4 * 32 + i] >> (2 * (sub % 4)) & 3)
 }
 

@@ -4,8 +4,10 @@
 //! is written to be read and not to be fast. One file per family of block formats. Refuses types that have no expansion
 //! here with [`Unsupported`]; lengths that do not match are the caller's mistake and panic.
 
+mod codebooks;
 mod few;
 mod float;
+pub(crate) mod grids;
 pub(crate) mod iq4;
 mod kquants;
 mod legacy;
@@ -177,11 +179,18 @@ pub fn unpacking(ty: GgmlType) -> Option<(Unpack, Min)> {
         GgmlType::Q4_K => (kquants::q4_k, Min::Whole),
         GgmlType::Q5_K => (kquants::q5_k, Min::Whole),
         GgmlType::Q6_K => (kquants::q6_k, Min::None),
+        GgmlType::IQ2_XXS => (codebooks::iq2_xxs, Min::None),
+        GgmlType::IQ2_XS => (codebooks::iq2_xs, Min::None),
+        GgmlType::IQ2_S => (codebooks::iq2_s, Min::None),
+        GgmlType::IQ3_XXS => (codebooks::iq3_xxs, Min::None),
+        GgmlType::IQ3_S => (codebooks::iq3_s, Min::None),
         GgmlType::IQ4_NL => (iq4::iq4_nl, Min::None),
         GgmlType::IQ4_XS => (iq4::iq4_xs, Min::None),
         GgmlType::MXFP4 => (mxfp4::mxfp4, Min::None),
         GgmlType::Q1_0 => (few::q1_0, Min::None),
         GgmlType::Q2_0 => (few::q2_0, Min::None),
+        GgmlType::TQ1_0 => (few::tq1_0, Min::None),
+        GgmlType::TQ2_0 => (few::tq2_0, Min::None),
         _ => return None,
     })
 }

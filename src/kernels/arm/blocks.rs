@@ -141,6 +141,18 @@ pub trait Set {
     /// 128 bytes of elements at `w`, a block at each `a`; the CPU features of the set.
     unsafe fn half_sums<F: Range8, const T: usize>(w: *const u8, a: [*const i8; T]) -> [[int32x4_t; 2]; T];
 
+    /// Four rows of a block with one token, as they are read: the sums of the products, in lanes of rows.
+    ///
+    /// # Safety
+    /// The CPU features of the set.
+    unsafe fn four_sums<F: Range8>(running: &mut Self::Running, w: Four, a: [int8x16_t; 2]) -> int32x4_t;
+
+    /// The same of the first and of the last 16 columns.
+    ///
+    /// # Safety
+    /// The CPU features of the set.
+    unsafe fn four_half_sums<F: Range8>(w: Four, a: [int8x16_t; 2]) -> [int32x4_t; 2];
+
     /// Eight rows times all tokens, from the tile.
     ///
     /// # Safety
@@ -323,7 +335,7 @@ fn prefetch<F: Format>(p: *const u8) -> *const u8 {
 
 /// `x - y * z[LANE]`. The compiler would take the intrinsic apart, into more instructions.
 #[inline(always)]
-fn mls_lane<const LANE: i32>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -> int32x4_t {
+pub fn mls_lane<const LANE: i32>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -> int32x4_t {
     // SAFETY: registers only.
     unsafe {
         asm!("mls {x:v}.4s, {y:v}.4s, {z:v}.s[{lane}]", x = inlateout(vreg) x, y = in(vreg) y, z = in(vreg) z, lane = const LANE, options(pure, nomem, nostack, preserves_flags))

@@ -152,6 +152,19 @@ unsafe fn dot4(acc: &mut [int32x4_t], w: Four, a: [int8x16_t; 2]) -> int32x4_t {
     }
 }
 
+/// `acc[i] += Σ_j w[4i + j] * a[4i + j]`
+///
+/// # Safety
+/// The CPU has the dot product extension.
+#[inline(always)]
+unsafe fn sdot(mut acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
+    // SAFETY: registers only; the extension is there by the caller's promise.
+    unsafe {
+        asm!("sdot {acc:v}.4s, {w:v}.16b, {a:v}.16b", acc = inlateout(vreg) acc, w = in(vreg) w, a = in(vreg) a, options(pure, nomem, nostack, preserves_flags))
+    };
+    acc
+}
+
 /// `acc[i] += Σ_j w[4i + j] * a[4 LANE + j]`
 ///
 /// # Safety
@@ -252,6 +265,33 @@ impl Set for Dotprod {
                 columns!(1);
                 columns!(2);
                 columns!(3);
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn four_sums<F: Range8>((partial, before): &mut Self::Running, w: Four, a: [int8x16_t; 2]) -> int32x4_t {
+        // SAFETY: the extension is there by the caller's promise.
+        unsafe {
+            let total = dot4(&mut partial[..4], w, a);
+            let isum = vsubq_s32(total, before[0]);
+            before[0] = total;
+            isum
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn four_half_sums<F: Range8>(w: Four, a: [int8x16_t; 2]) -> [int32x4_t; 2] {
+        // SAFETY: the extension is there by the caller's promise. Loops, for what a closure holds may be compiled without it.
+        unsafe {
+            let mut sums = [vdupq_n_s32(0); 2];
+            for half in 0..2 {
+                let mut rows = [vdupq_n_s32(0); 4];
+                for r in 0..4 {
+                    rows[r] = sdot(rows[r], w[r][half], a[half]);
+                }
+                sums[half] = vpaddq_s32(vpaddq_s32(rows[0], rows[1]), vpaddq_s32(rows[2], rows[3]));
             }
             sums
         }

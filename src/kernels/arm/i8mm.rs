@@ -117,6 +117,18 @@ impl Set for I8mm {
     }
 
     #[inline(always)]
+    unsafe fn four_sums<F: Range8>(running: &mut Self::Running, w: Four, a: [int8x16_t; 2]) -> int32x4_t {
+        // SAFETY: passed on; a CPU with the matrix extension has the dot product.
+        unsafe { Dotprod::four_sums::<F>(running, w, a) }
+    }
+
+    #[inline(always)]
+    unsafe fn four_half_sums<F: Range8>(w: Four, a: [int8x16_t; 2]) -> [int32x4_t; 2] {
+        // SAFETY: likewise.
+        unsafe { Dotprod::four_half_sums::<F>(w, a) }
+    }
+
+    #[inline(always)]
     unsafe fn batch<F: Range8>(tile: Tile, acts: &Acts, out: Out, row: usize) {
         // SAFETY: passed on.
         unsafe { by_four::<F, Self>(tile, acts, out, row) }

@@ -1,13 +1,15 @@
 //! The sets for 64-bit ARM: NEON (every one), with dot product, with the matrix extension for int8. They share how formats are
-//! read (formats, superblocks), the way through a matrix (blocks), attention (attend, wide), and what is no product (float); a
+//! read (formats, superblocks, grids), the way through a matrix (blocks), attention (attend, wide), and what is no product (float); a
 //! set brings its integer products.
 
 mod attend;
 mod blocks;
 mod dense;
+mod direct;
 pub mod dotprod;
 pub mod float;
 mod formats;
+mod grids;
 pub mod i8mm;
 mod levels;
 pub mod neon;
@@ -62,15 +64,22 @@ unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
             GgmlType::Q5_0 => blocks::quantised::<formats::Q5_0, S>(task),
             GgmlType::Q5_1 => blocks::quantised::<formats::Q5_1, S>(task),
             GgmlType::IQ4_NL => blocks::quantised::<formats::Iq4Nl, S>(task),
-            GgmlType::Q1_0 => superblocks::quantised::<superblocks::Q1_0, S>(task),
-            GgmlType::Q2_0 => superblocks::quantised::<superblocks::Q2_0, S>(task),
-            GgmlType::MXFP4 => superblocks::quantised::<superblocks::Mxfp4, S>(task),
-            GgmlType::IQ4_XS => superblocks::quantised::<superblocks::Iq4Xs, S>(task),
-            GgmlType::Q2_K => superblocks::quantised::<superblocks::Q2K, S>(task),
-            GgmlType::Q3_K => superblocks::quantised::<superblocks::Q3K, S>(task),
-            GgmlType::Q4_K => superblocks::quantised::<superblocks::Q4K, S>(task),
-            GgmlType::Q5_K => superblocks::quantised::<superblocks::Q5K, S>(task),
-            GgmlType::Q6_K => superblocks::quantised::<superblocks::Q6K, S>(task),
+            GgmlType::Q1_0 => direct::quantised::<superblocks::Q1_0, S>(task),
+            GgmlType::Q2_0 => direct::quantised::<superblocks::Q2_0, S>(task),
+            GgmlType::MXFP4 => direct::quantised::<superblocks::Mxfp4, S>(task),
+            GgmlType::IQ4_XS => direct::quantised::<superblocks::Iq4Xs, S>(task),
+            GgmlType::Q2_K => direct::quantised::<superblocks::Q2K, S>(task),
+            GgmlType::Q3_K => direct::quantised::<superblocks::Q3K, S>(task),
+            GgmlType::Q4_K => direct::quantised::<superblocks::Q4K, S>(task),
+            GgmlType::Q5_K => direct::quantised::<superblocks::Q5K, S>(task),
+            GgmlType::Q6_K => direct::quantised::<superblocks::Q6K, S>(task),
+            GgmlType::IQ2_XXS => direct::quantised::<grids::Iq2Xxs, S>(task),
+            GgmlType::IQ2_XS => direct::quantised::<grids::Iq2Xs, S>(task),
+            GgmlType::IQ2_S => direct::quantised::<grids::Iq2S, S>(task),
+            GgmlType::IQ3_XXS => direct::quantised::<grids::Iq3Xxs, S>(task),
+            GgmlType::IQ3_S => direct::quantised::<grids::Iq3S, S>(task),
+            GgmlType::TQ1_0 => direct::quantised::<grids::Tq1_0, S>(task),
+            GgmlType::TQ2_0 => direct::quantised::<grids::Tq2_0, S>(task),
             GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => dense::matmul(task),
             ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }

@@ -107,6 +107,20 @@ unsafe fn dot4<F: Range8>(w: Four, a: [int8x16_t; 2]) -> int32x4_t {
     first
 }
 
+/// `Σ w a` over 16 columns of four rows, in lanes of rows.
+#[inline(always)]
+fn half4<F: Range8>(w: [int8x16_t; 4], a: int8x16_t) -> int32x4_t {
+    // SAFETY: registers only; NEON is part of every 64-bit ARM.
+    unsafe {
+        let [x, y, z, u] = w.map(|w| vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(a)), w, a));
+        if fits::<F>(8) {
+            return vpaddlq_s16(vpaddq_s16(vpaddq_s16(x, y), vpaddq_s16(z, u)));
+        }
+        let [x, y, z, u] = [x, y, z, u].map(|x| vpaddlq_s16(x));
+        vpaddq_s32(vpaddq_s32(x, y), vpaddq_s32(z, u))
+    }
+}
+
 /// `dot4` with two tokens, which move on by a block: what one waits for at its end the other fills.
 ///
 /// # Safety
@@ -223,18 +237,22 @@ impl Set for Neon {
             for half in 0..2 {
                 let w: [int8x16_t; 4] = std::array::from_fn(|r| vld1q_s8(w.add(r * BLOCK + 16 * half).cast()));
                 for t in 0..T {
-                    let a = vld1q_s8(a[t].add(16 * half));
-                    let [x, y, z, u] = w.map(|w| vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(a)), w, a));
-                    sums[t][half] = if fits::<F>(8) {
-                        vpaddlq_s16(vpaddq_s16(vpaddq_s16(x, y), vpaddq_s16(z, u)))
-                    } else {
-                        let [x, y, z, u] = [x, y, z, u].map(|x| vpaddlq_s16(x));
-                        vpaddq_s32(vpaddq_s32(x, y), vpaddq_s32(z, u))
-                    };
+                    sums[t][half] = half4::<F>(w, vld1q_s8(a[t].add(16 * half)));
                 }
             }
             sums
         }
+    }
+
+    #[inline(always)]
+    unsafe fn four_sums<F: Range8>(_: &mut (), w: Four, a: [int8x16_t; 2]) -> int32x4_t {
+        // SAFETY: passed on.
+        unsafe { dot4::<F>(w, a) }
+    }
+
+    #[inline(always)]
+    unsafe fn four_half_sums<F: Range8>(w: Four, a: [int8x16_t; 2]) -> [int32x4_t; 2] {
+        [half4::<F>(w.map(|w| w[0]), a[0]), half4::<F>(w.map(|w| w[1]), a[1])]
     }
 
     #[inline(always)]

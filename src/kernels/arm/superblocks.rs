@@ -1,6 +1,7 @@
-//! Formats that are multiplied only from a tile: Q1_0, Q2_0, IQ4_XS, MXFP4 and the K-quants. A `Type` says how 32 columns of a row are read.
+//! Formats whose batches are multiplied from a tile, and single tokens in direct.rs: Q1_0, Q2_0, IQ4_XS, MXFP4 and the K-quants. A
+//! `Type` says how 32 columns of a row are read.
 //!
-//! What the numbers mean and in which order they are added up is fixed in spec/weights.rs, layouts of bytes in gguf/quant.
+//! Types with grids, and ternary ones, are in grids.rs. What the numbers mean and in which order they are added up is fixed in spec/weights.rs, layouts of bytes in gguf/quant.
 
 use std::arch::aarch64::*;
 
@@ -48,9 +49,30 @@ pub trait Type: Range8 {
     /// # Safety
     /// A block of the file is readable at `p`.
     unsafe fn elements(p: *const u8, sub: usize) -> [int8x16_t; 2];
+
+    /// The range of `raw`.
+    type Raw: Range8;
+    /// What elements are raised by in `raw`.
+    const RAISED: i32 = 0;
+
+    /// How many bits higher than their place elements stand in `raw`.
+    #[inline(always)]
+    fn shifted(_sub: usize) -> i32 {
+        0
+    }
+
+    /// `(element + RAISED) << shifted(sub)`, where that is less work: what a lone token is multiplied with.
+    ///
+    /// # Safety
+    /// As `elements`.
+    #[inline(always)]
+    unsafe fn raw(p: *const u8, sub: usize) -> [int8x16_t; 2] {
+        // SAFETY: passed on.
+        unsafe { Self::elements(p, sub) }
+    }
 }
 
-/// A matrix of a type that is only multiplied from the tile: eight rows are expanded and multiplied with one token, or with four.
+/// A batch: eight rows are expanded and multiplied with some tokens at a time.
 ///
 /// # Safety
 /// As `super::matmul`.
@@ -67,18 +89,14 @@ pub unsafe fn quantised<F: Type, S: Set>(task: &mut MatmulTask) {
         // (asserted above); the elements of `out` are the caller's.
         unsafe {
             expand::<F, S>(rows, row_bytes, tile, n_blocks);
-            if acts.n_tok == 1 {
-                let [[low, high]] = product::<F, S, 2, 1>(tile, &acts, [0], 0);
-                vst1q_f32(task.out.at(0, row), low);
-                vst1q_f32(task.out.at(0, row + 4), high);
-            } else if matches!(F::SCALES, SubScales::One | SubScales::OneMin) {
+            if matches!(F::SCALES, SubScales::One | SubScales::OneMin) {
                 S::batch::<F>(tile, &acts, task.out, row);
             } else {
                 for t in (0..acts.n_tok).step_by(TOKENS) {
                     // Where the batch has fewer tokens, the last is multiplied again.
                     let four: [usize; TOKENS] = std::array::from_fn(|i| (t + i).min(acts.n_tok - 1));
                     for g in 0..2 {
-                        for (t, [sum]) in (t..acts.n_tok).zip(product::<F, S, 1, TOKENS>(tile, &acts, four, g)) {
+                        for (t, sum) in (t..acts.n_tok).zip(product::<F, S>(tile, &acts, four, g)) {
                             vst1q_f32(task.out.at(t, row + 4 * g), sum);
                         }
                     }
@@ -123,61 +141,51 @@ unsafe fn expand<F: Type, S: Set>(rows: *const u8, row_bytes: usize, tile: Tile,
     }
 }
 
-/// `G` times four rows of the tile, from row `4 first` on, times some tokens, in lanes of rows:
+/// Rows `4 g..4 g + 4` of the tile times some tokens, in lanes of rows, of a type with scales of halves:
 ///
 ///     for each block b, token t:
-///         isum  = sc0 Σ first 16 products + sc1 Σ last 16            without the scales for types that have none
+///         isum  = sc0 Σ first 16 products + sc1 Σ last 16
 ///         acc   = fma(d * d_a, isum, acc)
-///         acc_m = fma(m, s_a, acc_m)   or   fma(m * d_a, m0 Σ first 16 a + m1 Σ last 16 a, acc_m)
+///         acc_m = fma(m * d_a, m0 Σ first 16 a + m1 Σ last 16 a, acc_m)     for types with minimums
 ///
 /// # Safety
 /// The tile holds the rows; the tokens are inside the batch; as `quantised`.
 #[inline(always)]
-unsafe fn product<F: Type, S: Set, const G: usize, const T: usize>(
-    tile: Tile,
-    acts: &Acts,
-    tokens: [usize; T],
-    first: usize,
-) -> [[float32x4_t; G]; T] {
+unsafe fn product<F: Type, S: Set>(tile: Tile, acts: &Acts, tokens: [usize; TOKENS], g: usize) -> [float32x4_t; TOKENS] {
     let n_blocks = acts.n_cols / BLOCK;
     // SAFETY: block `b` of the tile and of each token.
     unsafe {
-        let (mut acc, mut acc_m) = ([[vdupq_n_f32(0.0); G]; T], [[vdupq_n_f32(0.0); G]; T]);
+        let (mut acc, mut acc_m) = ([vdupq_n_f32(0.0); TOKENS], [vdupq_n_f32(0.0); TOKENS]);
         for b in 0..n_blocks {
             let at = tokens.map(|t| t * n_blocks + b);
             let w = tile.blocks.add(b * TILE_BLOCK);
-            for i in 0..G {
-                let g = first + i;
-                let isum = S::half_sums::<F, T>(w.add(g * 4 * BLOCK), at.map(|at| acts.q.as_ptr().add(at * BLOCK)));
-                let d_w = vld1q_f32(w.add(ROWS * BLOCK + 16 * g).cast());
-                let extra = tile.minimums.add(b * ROWS + 4 * g).cast();
-                let x = if F::SCALES == SubScales::One { vdupq_n_s32(0) } else { vld1q_s32(extra) };
-                for t in 0..T {
-                    let d_a = *acts.d.as_ptr().add(at[t]);
-                    let isum = scaled::<F>(isum[t], x);
-                    acc[t][i] = vfmaq_f32(acc[t][i], vmulq_n_f32(d_w, d_a), vcvtq_f32_s32(isum));
-                    match F::SCALES {
-                        SubScales::OneMin => {
-                            acc_m[t][i] = vfmaq_n_f32(acc_m[t][i], vreinterpretq_f32_s32(x), *acts.s.as_ptr().add(at[t]))
-                        }
-                        SubScales::TwoMin => {
-                            let [a0, a1] = acts.half_sums(at[t]);
-                            let sum = vmlaq_n_s32(vmulq_n_s32(byte::<8>(x), a0), byte::<24>(x), a1);
-                            let m = vld1q_f32(tile.scales_of_minimums.add(b * ROWS + 4 * g));
-                            acc_m[t][i] = vfmaq_f32(acc_m[t][i], vmulq_n_f32(m, d_a), vcvtq_f32_s32(sum));
-                        }
-                        SubScales::One | SubScales::Two => {}
-                    }
+            let isum = S::half_sums::<F, TOKENS>(w.add(g * 4 * BLOCK), at.map(|at| acts.q.as_ptr().add(at * BLOCK)));
+            let d_w = vld1q_f32(w.add(ROWS * BLOCK + 16 * g).cast());
+            let x = vld1q_s32(tile.minimums.add(b * ROWS + 4 * g).cast());
+            for t in 0..TOKENS {
+                let d_a = *acts.d.as_ptr().add(at[t]);
+                acc[t] = vfmaq_f32(acc[t], vmulq_n_f32(d_w, d_a), vcvtq_f32_s32(scaled::<F>(isum[t], x)));
+                if F::SCALES == SubScales::TwoMin {
+                    let sum = minimums(x, acts.half_sums(at[t]));
+                    let m = vld1q_f32(tile.scales_of_minimums.add(b * ROWS + 4 * g));
+                    acc_m[t] = vfmaq_f32(acc_m[t], vmulq_n_f32(m, d_a), vcvtq_f32_s32(sum));
                 }
             }
         }
-        std::array::from_fn(|t| std::array::from_fn(|i| vaddq_f32(acc[t][i], acc_m[t][i])))
+        std::array::from_fn(|t| vaddq_f32(acc[t], acc_m[t]))
     }
+}
+
+/// Integer minimums of both halves times the sums of their activations.
+#[inline(always)]
+pub fn minimums(x: int32x4_t, [a0, a1]: [i32; 2]) -> int32x4_t {
+    // SAFETY: registers only.
+    unsafe { vmlaq_n_s32(vmulq_n_s32(byte::<8>(x), a0), byte::<24>(x), a1) }
 }
 
 /// The sums of two halves, with their integer scales where the type has some.
 #[inline(always)]
-fn scaled<F: Type>([first, last]: [int32x4_t; 2], x: int32x4_t) -> int32x4_t {
+pub fn scaled<F: Type>([first, last]: [int32x4_t; 2], x: int32x4_t) -> int32x4_t {
     // SAFETY: registers only.
     unsafe {
         match F::SCALES {
@@ -200,7 +208,7 @@ fn byte<const FROM: i32>(x: int32x4_t) -> int32x4_t {
 /// # Safety
 /// Two bytes at `p[r] + at` are readable.
 #[inline(always)]
-unsafe fn f16(p: [*const u8; 4], at: usize) -> float32x4_t {
+pub(super) unsafe fn f16(p: [*const u8; 4], at: usize) -> float32x4_t {
     // SAFETY: readable by the caller's promise.
     let h = p.map(|p| unsafe { p.add(at).cast::<u16>().read_unaligned() });
     // SAFETY: 16 bytes on the stack are read.
@@ -211,7 +219,7 @@ unsafe fn f16(p: [*const u8; 4], at: usize) -> float32x4_t {
 
 /// Row `r` of four times eight as lane `r` of eight vectors.
 #[inline(always)]
-fn transposed(rows: [[int32x4_t; 2]; 4]) -> [int32x4_t; 8] {
+pub(super) fn transposed(rows: [[int32x4_t; 2]; 4]) -> [int32x4_t; 8] {
     // SAFETY: registers only.
     unsafe {
         let four = |half: usize| {
@@ -228,7 +236,7 @@ fn transposed(rows: [[int32x4_t; 2]; 4]) -> [int32x4_t; 8] {
 
 /// Integers of eight times four rows, each times a scale of its row.
 #[inline(always)]
-fn times(x: [int32x4_t; 8], d: float32x4_t) -> [float32x4_t; 8] {
+pub(super) fn times(x: [int32x4_t; 8], d: float32x4_t) -> [float32x4_t; 8] {
     // SAFETY: registers only.
     x.map(|x| unsafe { vmulq_f32(d, vcvtq_f32_s32(x)) })
 }
@@ -253,7 +261,7 @@ fn widen_s8(x: int8x16_t) -> [int32x4_t; 2] {
 /// # Safety
 /// 32 bytes at `p` are readable.
 #[inline(always)]
-unsafe fn bytes_32(p: *const u8) -> [uint8x16_t; 2] {
+pub(super) unsafe fn bytes_32(p: *const u8) -> [uint8x16_t; 2] {
     // SAFETY: readable by the caller's promise.
     unsafe { [vld1q_u8(p), vld1q_u8(p.add(16))] }
 }
@@ -273,14 +281,14 @@ unsafe fn nibbles(p: *const u8) -> [uint8x16_t; 2] {
 
 /// `q - offset`
 #[inline(always)]
-fn minus(q: [uint8x16_t; 2], offset: i8) -> [int8x16_t; 2] {
+pub(super) fn minus(q: [uint8x16_t; 2], offset: i8) -> [int8x16_t; 2] {
     // SAFETY: registers only.
     q.map(|q| unsafe { vsubq_s8(vreinterpretq_s8_u8(q), vdupq_n_s8(offset)) })
 }
 
 /// Bits `shift..` of bytes, of which `mask` stay, moved up by `to`.
 #[inline(always)]
-fn bits(x: [uint8x16_t; 2], shift: usize, mask: u8, to: usize) -> [uint8x16_t; 2] {
+pub(super) fn bits(x: [uint8x16_t; 2], shift: usize, mask: u8, to: usize) -> [uint8x16_t; 2] {
     // SAFETY: registers only. The matches are decided at compile time.
     x.map(|x| unsafe {
         let x = match shift {
@@ -323,21 +331,21 @@ unsafe fn fours(p: *const u8, sub: usize) -> [uint8x16_t; 2] {
 /// # Safety
 /// 64 bytes at `p` are readable.
 #[inline(always)]
-unsafe fn twos(p: *const u8, sub: usize, to: usize) -> [uint8x16_t; 2] {
+pub(super) unsafe fn twos(p: *const u8, sub: usize, to: usize) -> [uint8x16_t; 2] {
     // SAFETY: readable by the caller's promise.
     bits(unsafe { bytes_32(p.add(sub / 4 * 32)) }, 2 * (sub % 4), 3, to)
 }
 
 /// A type with blocks of 32.
 #[inline(always)]
-fn one(d: float32x4_t, m: float32x4_t) -> FourScales {
+pub(super) fn one(d: float32x4_t, m: float32x4_t) -> FourScales {
     // SAFETY: registers only.
     FourScales { d: [d; 8], x: [unsafe { vreinterpretq_s32_f32(m) }; 8], m }
 }
 
 /// Types with sub-scales in integers.
 #[inline(always)]
-fn halves(d: float32x4_t, x: [[int32x4_t; 2]; 4], m: float32x4_t) -> FourScales {
+pub(super) fn halves(d: float32x4_t, x: [[int32x4_t; 2]; 4], m: float32x4_t) -> FourScales {
     FourScales { d: [d; 8], x: transposed(x), m }
 }
 
@@ -354,6 +362,7 @@ macro_rules! a_type {
             const BYTES: usize = $bytes;
             const BLOCKS: usize = $blocks;
             const SCALES: SubScales = SubScales::$scales;
+            type Raw = Self;
 
             #[inline(always)]
             unsafe fn scales($p: [*const u8; 4]) -> FourScales {
@@ -369,6 +378,7 @@ macro_rules! a_type {
         }
     };
 }
+pub(super) use a_type;
 
 a_type!(
     /// `u8 exponent; u8 qs[16]`, indices of doubled levels

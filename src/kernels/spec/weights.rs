@@ -8,9 +8,10 @@
 //! ```
 //!
 //! and the result is `acc + accm`. This order is the contract of all sets. What a step is made of, by type:
-//! - a scale for each 32 (Q4_0 to Q8_0, IQ4_NL, MXFP4; Q4_K, Q5_K, IQ4_XS, whose d_w = d * scale and m_w = -(dmin * min)
-//!   are exact): isum = Σ q_w q_a;
-//! - a scale for each 16 (Q3_K, Q6_K): isum = sc0 * Σ first 16 + sc1 * Σ last 16, and d_w = d of the superblock;
+//! - a scale for each 32 (Q4_0 to Q8_0, IQ4_NL, MXFP4, Q1_0, Q2_0, TQ1_0, TQ2_0; Q4_K, Q5_K, IQ4_XS, IQ2_XXS, IQ3_XXS, IQ3_S, whose
+//!   d_w = d * scale, with the fraction of IQ2 and IQ3, and m_w = -(dmin * min) are exact): isum = Σ q_w q_a;
+//! - a scale for each 16 (Q3_K, Q6_K, IQ2_XS, IQ2_S): isum = sc0 * Σ first 16 + sc1 * Σ last 16, and d_w = d of the superblock, an
+//!   eighth of it in IQ2;
 //! - and a minimum for each 16 (Q2_K): besides, accm = fma(-(dmin * d_a), m0 * Σ q_a first 16 + m1 * Σ q_a last 16, accm).
 
 use super::arithmetic::Bits;

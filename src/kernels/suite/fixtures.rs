@@ -5,9 +5,12 @@ use crate::kernels::{ActBuf, BLOCK, Kernels, Matrix, Product, tile_bytes};
 use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 
-pub const QUANTISED: [GgmlType; 15] = {
+pub const QUANTISED: [GgmlType; 22] = {
     use GgmlType::*;
-    [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4, IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q1_0, Q2_0]
+    [
+        Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4, IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q1_0, Q2_0, IQ2_XXS, IQ2_XS, IQ2_S,
+        IQ3_XXS, IQ3_S, TQ1_0, TQ2_0,
+    ]
 };
 pub const FLOATS: [GgmlType; 3] = [GgmlType::F32, GgmlType::F16, GgmlType::BF16];
 
@@ -18,6 +21,8 @@ fn scales_at(ty: GgmlType) -> &'static [usize] {
         GgmlType::Q2_K => &[80, 82],
         GgmlType::Q3_K => &[108],
         GgmlType::Q6_K => &[208],
+        GgmlType::TQ1_0 => &[52],
+        GgmlType::TQ2_0 => &[64],
         GgmlType::MXFP4 => &[],
         _ => &[0],
     }

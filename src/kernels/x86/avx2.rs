@@ -72,6 +72,16 @@ impl Vector for __m256i {
         unsafe { _mm256_set1_epi32(x as i32) }
     }
 
+    #[inline(always)]
+    unsafe fn unzipped(self, y: Self) -> [Self; 2] {
+        // SAFETY: registers only.
+        unsafe {
+            let (x, y) = (_mm256_castsi256_ps(self), _mm256_castsi256_ps(y));
+            let (even, odd) = (_mm256_shuffle_ps::<0x88>(x, y), _mm256_shuffle_ps::<0xdd>(x, y));
+            [_mm256_castps_si256(even), _mm256_castps_si256(odd)]
+        }
+    }
+
     in_registers! {
         add_products(v, x: Self, y: Self) => _mm256_add_epi32(v, _mm256_madd_epi16(x, y));
         times_plus(v, y: Self, z: Self) => {
@@ -86,16 +96,8 @@ impl Vector for __m256i {
         shr(v, n: u32) => _mm256_srl_epi32(v, _mm_cvtsi32_si128(n as i32));
         shr_i16(v, n: u32) => _mm256_sra_epi16(v, _mm_cvtsi32_si128(n as i32));
         lookup(v, table: &[u8; 16]) => _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), v);
-        fifth_bits(v, g: usize) => {
-            // The byte that holds the four bits, four times; then each of its copies keeps one.
-            let copied = _mm256_shuffle_epi8(
-                v,
-                _mm256_add_epi8(_mm256_broadcastsi128_si256(FIRST_BYTES), _mm256_set1_epi8(g as i8 / 2)),
-            );
-            let one = _mm256_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
-            let set = _mm256_cmpeq_epi8(_mm256_and_si256(copied, one), one);
-            _mm256_and_si256(set, _mm256_set1_epi8(16))
-        };
+        fifth_bits(v, g: usize) => _mm256_and_si256(has_bits(v, g), _mm256_set1_epi8(16));
+        negated(v, bits: Self, g: usize) => _mm256_sign_epi8(v, _mm256_or_si256(has_bits(bits, g), _mm256_set1_epi8(1)));
         halves(v) => {
             let x = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
             let x = _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
@@ -103,6 +105,29 @@ impl Vector for __m256i {
         };
         to_floats(v) => _mm256_castps_si256(_mm256_cvtepi32_ps(v));
         times(v, y: Self) => _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(v), _mm256_castsi256_ps(y)));
+    }
+}
+
+/// The byte that holds bits `4g..4g+4` of each lane, four times.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+pub(super) unsafe fn copied_bits(v: __m256i, g: usize) -> __m256i {
+    // SAFETY: registers only.
+    unsafe { _mm256_shuffle_epi8(v, _mm256_add_epi8(_mm256_broadcastsi128_si256(FIRST_BYTES), _mm256_set1_epi8(g as i8 / 2))) }
+}
+
+/// Bytes of ones where bits `4g..4g+4` of the lane, one a byte, are set.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn has_bits(v: __m256i, g: usize) -> __m256i {
+    // SAFETY: registers only.
+    unsafe {
+        let one = _mm256_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
+        _mm256_cmpeq_epi8(_mm256_and_si256(copied_bits(v, g), one), one)
     }
 }
 

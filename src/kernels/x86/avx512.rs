@@ -69,6 +69,16 @@ impl Vector for __m512i {
         unsafe { _mm512_set1_epi32(x as i32) }
     }
 
+    #[inline(always)]
+    unsafe fn unzipped(self, y: Self) -> [Self; 2] {
+        // SAFETY: registers only.
+        unsafe {
+            let (x, y) = (_mm512_castsi512_ps(self), _mm512_castsi512_ps(y));
+            let (even, odd) = (_mm512_shuffle_ps::<0x88>(x, y), _mm512_shuffle_ps::<0xdd>(x, y));
+            [_mm512_castps_si512(even), _mm512_castps_si512(odd)]
+        }
+    }
+
     in_registers! {
         add_products(v, x: Self, y: Self) => _mm512_dpwssd_epi32(v, x, y);
         times_plus(v, y: Self, z: Self) => {
@@ -83,16 +93,26 @@ impl Vector for __m512i {
         shr(v, n: u32) => _mm512_srl_epi32(v, _mm_cvtsi32_si128(n as i32));
         shr_i16(v, n: u32) => _mm512_sra_epi16(v, _mm_cvtsi32_si128(n as i32));
         lookup(v, table: &[u8; 16]) => _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), v);
-        fifth_bits(v, g: usize) => {
-            // The byte that holds the four bits, four times; then each of its copies keeps one.
-            let copied =
-                _mm512_shuffle_epi8(v, _mm512_add_epi8(_mm512_broadcast_i32x4(FIRST_BYTES), _mm512_set1_epi8(g as i8 / 2)));
-            let one = _mm512_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
-            _mm512_maskz_set1_epi8(_mm512_test_epi8_mask(copied, one), 16)
-        };
+        fifth_bits(v, g: usize) => _mm512_maskz_set1_epi8(has_bits(v, g), 16);
+        negated(v, bits: Self, g: usize) => _mm512_mask_sub_epi8(v, has_bits(bits, g), _mm512_setzero_si512(), v);
         halves(v) => _mm512_castps_si512(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)));
         to_floats(v) => _mm512_castps_si512(_mm512_cvtepi32_ps(v));
         times(v, y: Self) => _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(v), _mm512_castsi512_ps(y)));
+    }
+}
+
+/// Which of the bits `4g..4g+4` of each lane, one a byte, are set.
+///
+/// # Safety
+/// AVX-512BW.
+#[inline(always)]
+unsafe fn has_bits(v: __m512i, g: usize) -> __mmask64 {
+    // SAFETY: registers only.
+    unsafe {
+        // The byte that holds the four bits, four times; then each of its copies keeps one.
+        let copied = _mm512_shuffle_epi8(v, _mm512_add_epi8(_mm512_broadcast_i32x4(FIRST_BYTES), _mm512_set1_epi8(g as i8 / 2)));
+        let one = _mm512_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
+        _mm512_test_epi8_mask(copied, one)
     }
 }
 

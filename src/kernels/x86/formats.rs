@@ -4,6 +4,7 @@
 //! `4g..4g+4` of row `r` as bytes. `Format::load` makes the blocks of one block of the file, superblocks of 256 columns
 //! included, in the order of their columns, so that the products (avx2.rs, avx512.rs) know no format. Layouts of bytes are
 //! those of gguf/quant; what the numbers mean is fixed in spec/weights.rs. Refuses types whose scales span less than 16 columns.
+//! Types with grids, and ternary ones, are in grids.rs.
 //!
 //! All is `inline(always)`, to take the features of the set.
 
@@ -56,6 +57,10 @@ pub trait Vector: Copy {
     unsafe fn lookup(self, table: &[u8; 16]) -> Self;
     /// Bits `4g..4g+4` of each lane, one a byte, as 0 or 16.
     unsafe fn fifth_bits(self, g: usize) -> Self;
+    /// Bytes, those negated that have a bit among `4g..4g+4` of the lane in `bits`.
+    unsafe fn negated(self, bits: Self, g: usize) -> Self;
+    /// The even lanes of both, and the odd ones: within each 128 bits those of `self`, then those of `y`.
+    unsafe fn unzipped(self, y: Self) -> [Self; 2];
     /// The f16 in the lower halves of lanes as f32.
     unsafe fn halves(self) -> Self;
     /// i32 as f32
@@ -154,7 +159,7 @@ pub trait Format {
 }
 
 /// Bytes repeated over a lane.
-const fn bytes(x: u8) -> u32 {
+pub(super) const fn bytes(x: u8) -> u32 {
     x as u32 * 0x0101_0101
 }
 
@@ -213,7 +218,7 @@ unsafe fn load_levels<V: Vector>(p: *const u8, stride: usize, levels: &[i8; 16],
 /// # Safety
 /// The CPU features of `V`.
 #[inline(always)]
-unsafe fn moved<V: Vector>(x: V, from: u32, to: u32, mask: u8) -> V {
+pub(super) unsafe fn moved<V: Vector>(x: V, from: u32, to: u32, mask: u8) -> V {
     // SAFETY: registers only.
     unsafe {
         let x = if from <= to { x.shl(to - from) } else { x.shr(from - to) };
@@ -271,6 +276,7 @@ macro_rules! a_format {
         }
     };
 }
+pub(super) use a_format;
 
 a_format!(
     /// `f16 d; u8 qs[16]`

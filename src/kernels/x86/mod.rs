@@ -8,6 +8,7 @@ pub mod avx2;
 pub mod avx512;
 mod float;
 mod formats;
+mod grids;
 mod levels;
 mod product;
 mod vnni;

@@ -11,6 +11,7 @@ use super::float;
 use super::formats::{
     Block, Format, Iq4Nl, Iq4Xs, Mxfp4, Q1_0, Q2_0, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Vector,
 };
+use super::grids::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Tq1_0, Tq2_0};
 use crate::gguf::quant::GgmlType;
 use crate::kernels::spec::arithmetic::LoadF16;
 use crate::kernels::{Acts, BLOCK, MatmulTask, Out, spec::weights};
@@ -94,6 +95,13 @@ pub unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
             GgmlType::Q4_K => quantised::<S, Q4K>(task),
             GgmlType::Q5_K => quantised::<S, Q5K>(task),
             GgmlType::Q6_K => quantised::<S, Q6K>(task),
+            GgmlType::IQ2_XXS => quantised::<S, Iq2Xxs>(task),
+            GgmlType::IQ2_XS => quantised::<S, Iq2Xs>(task),
+            GgmlType::IQ2_S => quantised::<S, Iq2S>(task),
+            GgmlType::IQ3_XXS => quantised::<S, Iq3Xxs>(task),
+            GgmlType::IQ3_S => quantised::<S, Iq3S>(task),
+            GgmlType::TQ1_0 => quantised::<S, Tq1_0>(task),
+            GgmlType::TQ2_0 => quantised::<S, Tq2_0>(task),
             GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => float::batch::<S::F16>(task),
             ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }

@@ -6,6 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::attend::Ymm;
+use super::avx2::copied_bits;
 use super::float::F16c;
 use super::formats::{Format, Vector, in_registers};
 use super::product::{self, Expanded, RowsOut, Set, Source};
@@ -80,8 +81,20 @@ impl Vector for Unsigned {
         Unsigned(unsafe { __m256i::splat(x) })
     }
 
+    #[inline(always)]
+    unsafe fn unzipped(self, y: Self) -> [Self; 2] {
+        // SAFETY: passed on.
+        let [even, odd] = unsafe { self.0.unzipped(y.0) };
+        [Unsigned(even), Unsigned(odd)]
+    }
+
     in_registers! {
         add_products(v, x: Self, y: Self) => Unsigned(_mm256_dpwssd_epi32(v.0, x.0, y.0));
+        negated(v, bits: Self, g: usize) => {
+            let one = _mm256_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
+            let set = _mm256_test_epi8_mask(copied_bits(bits.0, g), one);
+            Unsigned(_mm256_mask_sub_epi8(v.0, set, _mm256_setzero_si256(), v.0))
+        };
     }
 
     as_in_avx2! {

@@ -71,7 +71,7 @@ pub fn spm_vocabulary(model: &Value) -> GgufWriter {
 /// As `BLOCKS` in families.py: name, ggml's type, elements, bytes, where the gain stands, where a multiple of it does.
 type Block = (&'static str, u32, usize, usize, usize, Option<(usize, f32)>);
 
-const BLOCKS: [Block; 14] = [
+const BLOCKS: [Block; 21] = [
     ("Q4_0", 2, 32, 18, 0, None),
     ("Q4_1", 3, 32, 20, 0, Some((2, -7.5))),
     ("Q5_0", 6, 32, 22, 0, None),
@@ -86,6 +86,13 @@ const BLOCKS: [Block; 14] = [
     ("MXFP4", 39, 32, 17, 0, None),
     ("Q1_0", 41, 128, 18, 0, None),
     ("Q2_0", 42, 64, 18, 0, None),
+    ("TQ1_0", 34, 256, 54, 52, None),
+    ("TQ2_0", 35, 256, 66, 64, None),
+    ("IQ2_XXS", 16, 256, 66, 0, None),
+    ("IQ2_XS", 17, 256, 74, 0, None),
+    ("IQ2_S", 22, 256, 82, 0, None),
+    ("IQ3_XXS", 18, 256, 98, 0, None),
+    ("IQ3_S", 21, 256, 110, 0, None),
 ];
 
 /// Blocks of the stream's bytes, with the scales of this gain.

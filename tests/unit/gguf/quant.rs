@@ -50,3 +50,20 @@ fn ids_names_and_refusals() {
     assert!(refused.to_string().contains("IQ1_S"));
     assert_eq!(dequantize_row(GgmlType::Q4_K, &[], &mut []), Ok(()));
 }
+
+/// FNV-1a over the bytes of the grids and of the signs as the `gguf` package (0.19) expands them: `IQ2_XXS.grid` and so on,
+/// `IQ2_XXS.ksigns`. The golden blocks meet only some of the indices.
+#[test]
+fn grids_and_signs_are_those_of_the_reference() {
+    let fnv = |bytes: &mut dyn Iterator<Item = u8>| {
+        bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    };
+    let eights = |grid: &[u64]| fnv(&mut grid.iter().flat_map(|x| x.to_le_bytes()));
+    let fours = |grid: &[u32]| fnv(&mut grid.iter().flat_map(|x| x.to_le_bytes()));
+    assert_eq!(eights(&grids::IQ2_XXS), 0xbb4e_e025_b5ac_6e8e);
+    assert_eq!(eights(&grids::IQ2_XS), 0xc9b1_ee61_e799_09bd);
+    assert_eq!(eights(&grids::IQ2_S), 0x123e_dd38_a3b6_2b90);
+    assert_eq!(fours(&grids::IQ3_XXS), 0xdfa5_dc83_d6a1_55d5);
+    assert_eq!(fours(&grids::IQ3_S), 0xfa37_020c_25b4_4829);
+    assert_eq!(fnv(&mut (0..128).map(grids::even_signs)), 0xf19b_a8f8_c329_2ba5);
+}

@@ -1,0 +1,267 @@
+//! How the ARM sets read IQ2 and IQ3, whose elements are looked up in grids, and the ternary types TQ1_0 and TQ2_0.
+//!
+//! A look-up is a load of eight or four bytes by an index that is itself loaded; four or eight of them fill the vectors of 32 columns.
+//! Signs are eight bits to eight columns: each byte of a vector picks the byte that holds its bit, tests it, and is negated by it.
+//! What the numbers mean and in which order they are added up is fixed in spec/weights.rs, layouts of bytes in gguf/quant.
+
+use std::arch::aarch64::*;
+
+use super::formats::Range8;
+use super::superblocks::{FourScales, SubScales, Type, a_type, bits, bytes_32, f16, halves, minus, one, times, transposed, twos};
+use crate::gguf::quant::grids;
+
+/// Bytes `BYTE` and `NEXT` of `signs` as the signs of sixteen columns, a set bit for minus.
+///
+/// # Safety
+/// None but those of NEON, which every 64-bit ARM has.
+#[inline(always)]
+unsafe fn signed<const BYTE: u8, const NEXT: u8>(magnitudes: int8x16_t, signs: uint8x16_t) -> int8x16_t {
+    const BIT: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
+    // SAFETY: registers only, and a table of sixteen bytes.
+    unsafe {
+        let byte = vcombine_u8(vdup_n_u8(BYTE), vdup_n_u8(NEXT));
+        let minus = vreinterpretq_s8_u8(vtstq_u8(vqtbl1q_u8(signs, byte), vld1q_u8(BIT.as_ptr())));
+        vsubq_s8(veorq_s8(magnitudes, minus), minus)
+    }
+}
+
+/// The signs of 32 columns from four times seven bits, in the lowest byte of each lane of 32 bits: the eighth bit makes the number of
+/// set ones even (`grids::even_signs`).
+#[inline(always)]
+fn packed_signs(word: u32) -> uint8x16_t {
+    const DOWN: [i32; 4] = [0, -7, -14, -21];
+    // SAFETY: registers only, and a table of four words.
+    unsafe {
+        let x = vandq_u32(vshlq_u32(vdupq_n_u32(word), vld1q_s32(DOWN.as_ptr())), vdupq_n_u32(127));
+        let x = vreinterpretq_u8_u32(x);
+        vsliq_n_u8::<7>(x, vcntq_u8(x))
+    }
+}
+
+/// Four words of eight magnitudes, as 32 columns.
+#[inline(always)]
+fn eights(words: [u64; 4]) -> [int8x16_t; 2] {
+    let [a, b, c, d] = words;
+    // SAFETY: registers only.
+    unsafe { [[a, b], [c, d]].map(|[x, y]| vcombine_s8(vcreate_s8(x), vcreate_s8(y))) }
+}
+
+/// Eight words of four magnitudes.
+#[inline(always)]
+fn fours(grid: &[u32], index: [usize; 8]) -> [int8x16_t; 2] {
+    // SAFETY: a word of the grid for each lane: slices check it.
+    unsafe {
+        [0, 4].map(|i| {
+            let x = vdupq_n_u32(grid[index[i]]);
+            let x = vld1q_lane_u32::<1>(&grid[index[i + 1]], x);
+            let x = vld1q_lane_u32::<2>(&grid[index[i + 2]], x);
+            vreinterpretq_s8_u32(vld1q_lane_u32::<3>(&grid[index[i + 3]], x))
+        })
+    }
+}
+
+/// # Safety
+/// Four bytes at `p` are readable.
+#[inline(always)]
+unsafe fn u32_at(p: *const u8) -> u32 {
+    // SAFETY: by the caller's promise.
+    unsafe { p.cast::<u32>().read_unaligned() }
+}
+
+/// # Safety
+/// Eight bytes at `p` are readable.
+#[inline(always)]
+unsafe fn u64_at(p: *const u8) -> u64 {
+    // SAFETY: by the caller's promise.
+    unsafe { p.cast::<u64>().read_unaligned() }
+}
+
+/// A word of signs in each lane.
+///
+/// # Safety
+/// Four bytes at `p` are readable.
+#[inline(always)]
+unsafe fn plain_signs(p: *const u8) -> uint8x16_t {
+    // SAFETY: by the caller's promise.
+    unsafe { vreinterpretq_u8_u32(vdupq_n_u32(u32_at(p))) }
+}
+
+/// `d * (2 * scale + 1) * fraction` for eight scales of each row: of the lowest four bits of two times four lanes.
+#[inline(always)]
+fn odd_scales(scales: [[int32x4_t; 2]; 4], d: float32x4_t, fraction: f32) -> FourScales {
+    // SAFETY: registers only.
+    unsafe {
+        let odd = scales.map(|row| row.map(|x| vorrq_s32(vshlq_n_s32::<1>(x), vdupq_n_s32(1))));
+        let m = vdupq_n_f32(0.0);
+        FourScales { d: times(transposed(odd), vmulq_n_f32(d, fraction)), x: [vdupq_n_s32(0); 8], m }
+    }
+}
+
+/// `2 * scale + 1` of sixteen nibbles of each row, as i16, the low one of a byte first; with an eighth of `d`.
+///
+/// # Safety
+/// Eight bytes at `p + at` of each row, two at its start are readable.
+#[inline(always)]
+unsafe fn odd_halves(p: [*const u8; 4], at: usize) -> FourScales {
+    // SAFETY: readable by the caller's promise.
+    unsafe {
+        let x = p.map(|p| {
+            let both = vld1_u8(p.add(at));
+            let x = vzip1q_u8(vcombine_u8(vand_u8(both, vdup_n_u8(15)), both), vcombine_u8(vshr_n_u8::<4>(both), both));
+            let odd = vorrq_u8(vshlq_n_u8::<1>(x), vdupq_n_u8(1));
+            [vmovl_u8(vget_low_u8(odd)), vmovl_high_u8(odd)].map(|x| vreinterpretq_s32_u16(x))
+        });
+        halves(vmulq_n_f32(f16(p, 0), 0.125), x, vdupq_n_f32(0.0))
+    }
+}
+
+a_type!(
+    /// `f16 d; (u8 index[4]; u32 signs_and_scale)[8]`
+    Iq2Xxs, 66, 8, One, 43,
+    |p| {
+        let scales = p.map(|p| {
+            [2, 34].map(|at| {
+                let both = vld2q_u32(p.add(at).cast());
+                vreinterpretq_s32_u32(vshrq_n_u32::<28>(both.1))
+            })
+        });
+        odd_scales(scales, f16(p, 0), 0.125)
+    },
+    |p, sub| {
+        let (index, signs) = (p.add(2 + 8 * sub), packed_signs(u32_at(p.add(6 + 8 * sub))));
+        let [x, y] = eights([0, 1, 2, 3].map(|i| grids::IQ2_XXS[usize::from(*index.add(i))]));
+        [signed::<0, 4>(x, signs), signed::<8, 12>(y, signs)]
+    }
+);
+a_type!(
+    /// `f16 d; u16 qs[32]; u8 scales[8]`: nine bits of index and seven of signs.
+    Iq2Xs, 74, 8, Two, 43, |p| odd_halves(p, 66), |p, sub| {
+        let q = u64_at(p.add(2 + 8 * sub));
+        let seven = vreinterpret_u8_u16(vshr_n_u16::<9>(vcreate_u16(q)));
+        let signs = vsli_n_u8::<7>(seven, vcnt_u8(seven));
+        let signs = vcombine_u8(signs, signs);
+        let [x, y] = eights([0, 16, 32, 48].map(|at| grids::IQ2_XS[(q >> at) as usize & 511]));
+        [signed::<0, 2>(x, signs), signed::<4, 6>(y, signs)]
+    }
+);
+a_type!(
+    /// `f16 d; u8 low[32]; u8 signs[32]; u8 high[8]; u8 scales[8]`: ten bits of index.
+    Iq2S, 82, 8, Two, 43, |p| odd_halves(p, 74), |p, sub| {
+        let (low, high) = (p.add(2 + 4 * sub), usize::from(*p.add(66 + sub)) << 8);
+        let index = |i: usize| usize::from(*low.add(i)) | high >> (2 * i) & 0x300;
+        let [x, y] = eights([0, 1, 2, 3].map(|i| grids::IQ2_S[index(i)]));
+        let signs = plain_signs(p.add(34 + 4 * sub));
+        [signed::<0, 1>(x, signs), signed::<2, 3>(y, signs)]
+    }
+);
+a_type!(
+    /// `f16 d; u8 index[64]; u32 signs_and_scale[8]`
+    Iq3Xxs, 98, 8, One, 62,
+    |p| {
+        let scales = p.map(|p| [66, 82].map(|at| vreinterpretq_s32_u32(vshrq_n_u32::<28>(vld1q_u32(p.add(at).cast())))));
+        odd_scales(scales, f16(p, 0), 0.25)
+    },
+    |p, sub| {
+        let (index, signs) = (p.add(2 + 8 * sub), packed_signs(u32_at(p.add(66 + 4 * sub))));
+        let [x, y] = fours(&grids::IQ3_XXS, [0, 1, 2, 3, 4, 5, 6, 7].map(|i| usize::from(*index.add(i))));
+        [signed::<0, 4>(x, signs), signed::<8, 12>(y, signs)]
+    }
+);
+a_type!(
+    /// `f16 d; u8 low[64]; u8 ninth[8]; u8 signs[32]; u8 scales[4]`: nine bits of index.
+    Iq3S, 110, 8, One, 15,
+    |p| {
+        const DOWN: [i32; 8] = [0, -4, -8, -12, -16, -20, -24, -28];
+        let scales = p.map(|p| {
+            let eight = vdupq_n_u32(u32_at(p.add(106)));
+            [0, 4].map(|i| vreinterpretq_s32_u32(vandq_u32(vshlq_u32(eight, vld1q_s32(DOWN[i..].as_ptr())), vdupq_n_u32(15))))
+        });
+        odd_scales(scales, f16(p, 0), 1.0)
+    },
+    |p, sub| {
+        let (low, ninth) = (p.add(2 + 8 * sub), usize::from(*p.add(66 + sub)) << 8);
+        let index = |i: usize| usize::from(*low.add(i)) | ninth >> i & 256;
+        let [x, y] = fours(&grids::IQ3_S, [0, 1, 2, 3, 4, 5, 6, 7].map(index));
+        let signs = plain_signs(p.add(74 + 4 * sub));
+        [signed::<0, 1>(x, signs), signed::<2, 3>(y, signs)]
+    }
+);
+a_type!(
+    /// `u8 qs[48]; u8 last[4]; f16 d`: five digits in base three in a byte, in `last` four.
+    Tq1_0, 54, 8, One, 1, |p| one(f16(p, 52), vdupq_n_f32(0.0)), |p, sub| match sub {
+        0..5 => [digits(vld1q_u8(p), sub), digits(vld1q_u8(p.add(16)), sub)],
+        5 | 6 => {
+            let fives = vld1q_u8(p.add(32));
+            [digits(fives, 2 * sub - 10), digits(fives, 2 * sub - 9)]
+        }
+        _ => {
+            const POWERS: [u8; 16] = [1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27];
+            let last = vreinterpretq_u8_u32(vdupq_n_u32(u32_at(p.add(48))));
+            [digits(vld1q_u8(p.add(32)), 4), first_digit(vmulq_u8(last, vld1q_u8(POWERS.as_ptr())))]
+        }
+    }
+);
+
+/// `u8 qs[64]; f16 d`: bit pairs of 32 bytes for each four times 32 columns.
+pub struct Tq2_0;
+impl Range8 for Tq2_0 {
+    const LARGEST: i32 = 2;
+    const HAS_MIN: bool = false;
+}
+impl Type for Tq2_0 {
+    const BYTES: usize = 66;
+    const BLOCKS: usize = 8;
+    const SCALES: SubScales = SubScales::One;
+    type Raw = ThirdPair;
+    const RAISED: i32 = 1;
+
+    #[inline(always)]
+    unsafe fn scales(p: [*const u8; 4]) -> FourScales {
+        // SAFETY: inside the block; registers.
+        unsafe { one(f16(p, 64), vdupq_n_f32(0.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn elements(p: *const u8, sub: usize) -> [int8x16_t; 2] {
+        // SAFETY: inside the block.
+        minus(unsafe { twos(p, sub, 0) }, 1)
+    }
+
+    /// All pairs but the highest, which would be signed, stay where they are.
+    #[inline(always)]
+    fn shifted(sub: usize) -> i32 {
+        [0, 2, 4, 0][sub % 4]
+    }
+
+    #[inline(always)]
+    unsafe fn raw(p: *const u8, sub: usize) -> [int8x16_t; 2] {
+        // SAFETY: inside the block.
+        let x = unsafe { bytes_32(p.add(sub / 4 * 32)) };
+        minus(if sub % 4 == 3 { bits(x, 6, 3, 0) } else { bits(x, 0, 3 << (2 * (sub % 4)), 0) }, 0)
+    }
+}
+
+/// The bits of the third pair of a byte.
+pub struct ThirdPair;
+impl Range8 for ThirdPair {
+    const LARGEST: i32 = 0x30;
+    const HAS_MIN: bool = false;
+}
+
+/// Digit `n` in base three, less one, of bytes that are fractions of 256.
+#[inline(always)]
+fn digits(x: uint8x16_t, n: usize) -> int8x16_t {
+    const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
+    // SAFETY: registers only.
+    first_digit(if n == 0 { x } else { unsafe { vmulq_u8(x, vdupq_n_u8(POWERS[n])) } })
+}
+
+/// The first one: 0 below a third of 256, 2 from two thirds on; less one.
+#[inline(always)]
+fn first_digit(x: uint8x16_t) -> int8x16_t {
+    // SAFETY: registers only. Comparisons give -1.
+    unsafe {
+        let (is_two, is_none) = (vcgeq_u8(x, vdupq_n_u8(171)), vcltq_u8(x, vdupq_n_u8(86)));
+        vreinterpretq_s8_u8(vsubq_u8(is_none, is_two))
+    }
+}
