@@ -115,7 +115,9 @@ fn row(room: Room, model: &Model, params: &SessionParams, extra_bytes: u64) -> R
     };
     let here = || params.layout(model).is_ok_and(|layout| layout.kernels.reads_packed());
     let packed = model.pack.as_ref().filter(|_| room.reads_packed.unwrap_or_else(here));
-    let file_bytes = model.file.file_bytes() + packed.map_or(0, |pack| pack.file_bytes());
+    // Of a table that is looked up a token needs a row.
+    let looked_up = if params.mlock { 0 } else { model.weights.table_bytes };
+    let file_bytes = model.file.file_bytes().saturating_sub(looked_up) + packed.map_or(0, |pack| pack.file_bytes());
     let (private_bytes, _) = private(&params)?;
     let unlimited = KvParams { budget_bytes: u64::MAX, ..params.kv };
     let most = SessionParams { kv: unlimited, ..params.clone() }.shape(model)?.most_slots();
