@@ -17,8 +17,8 @@ pub(super) fn q2_0(bytes: &[u8], sub: usize) -> Block {
 }
 
 /// `u8 qs[48]; u8 last[4]; f16 d`, 256 elements: d * (digit - 1). A byte is a fraction of 256 in base three, whose first five
-/// digits, or four in `last`, are elements: of bytes 0..32 digits 0 to 4 are 32 elements each, then of bytes 32..48 16 each, then of
-/// `last` four each.
+/// digits, or four in `last`, are elements: of bytes 0..32 digits 0 to 4 are 32 elements each, then of bytes 32..48 16 each, then
+/// of `last` four each.
 pub(super) fn tq1_0(bytes: &[u8], sub: usize) -> Block {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
     let digit = |byte: usize, n: usize| (u16::from(bytes[byte].wrapping_mul(POWERS[n])) * 3 / 256) as u8;

@@ -1,8 +1,8 @@
 //! The grids of IQ2 and IQ3: which eight, or four, magnitudes stand together, by index.
 //!
 //! From ggml's `ggml-common.h` (`iq2xxs_grid`, `iq2xs_grid`, `iq2s_grid`, `iq3xxs_grid`, `iq3s_grid`), which chose them as the
-//! combinations that are met most often in weights. Kept as levels, the first in the lowest bits, and expanded to magnitudes when the
-//! program is compiled. Signs stand apart: `even_signs`.
+//! combinations that are met most often in weights. Kept as levels, the first in the lowest bits, and expanded to magnitudes when
+//! the program is compiled. Signs stand apart: `even_signs`.
 
 /// What two bits of `IQ2_*` stand for, in eighths of the scale.
 const TWO_BITS: [u8; 4] = [8, 25, 43, 0];

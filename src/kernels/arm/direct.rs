@@ -1,5 +1,5 @@
-//! One token times a matrix of a type of superblocks.rs or grids.rs: four rows at a time, each 32 columns multiplied as soon as they are
-//! read, with nothing written between. Batches go through the tile (superblocks.rs).
+//! One token times a matrix of a type of superblocks.rs or grids.rs: four rows at a time, each 32 columns multiplied as soon as they
+//! are read, with nothing written between. Batches go through the tile (superblocks.rs).
 //!
 //! What is computed, in which order: spec/weights.rs.
 
@@ -66,7 +66,8 @@ unsafe fn four_rows<F: Type, S: Set>(rows: *const u8, row_bytes: usize, acts: &A
             macro_rules! subs {
                 ($($sub:literal)*) => { $(
                     if $sub < F::BLOCKS {
-                        let four = p.map(|p| F::raw(p, $sub));
+                        // Not by `map`, which becomes a call.
+                        let four = [F::raw(p[0], $sub), F::raw(p[1], $sub), F::raw(p[2], $sub), F::raw(p[3], $sub)];
                         let a = acts.q.as_ptr().add((first + $sub) * BLOCK);
                         let a = [vld1q_s8(a), vld1q_s8(a.add(16))];
                         let isum = match F::SCALES {

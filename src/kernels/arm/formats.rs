@@ -183,7 +183,10 @@ pub trait Range8 {
 #[inline(always)]
 pub fn levels(table: &[i8; 16], q: [int8x16_t; 2]) -> [int8x16_t; 2] {
     // SAFETY: 16 bytes of the table; registers.
-    q.map(|q| unsafe { vqtbl1q_s8(vld1q_s8(table.as_ptr()), vreinterpretq_u8_s8(q)) })
+    unsafe {
+        let table = vld1q_s8(table.as_ptr());
+        [vqtbl1q_s8(table, vreinterpretq_u8_s8(q[0])), vqtbl1q_s8(table, vreinterpretq_u8_s8(q[1]))]
+    }
 }
 
 /// How elements lie in a block behind the scales.

@@ -43,20 +43,17 @@ fn packed_signs(word: u32) -> uint8x16_t {
 fn eights(words: [u64; 4]) -> [int8x16_t; 2] {
     let [a, b, c, d] = words;
     // SAFETY: registers only.
-    unsafe { [[a, b], [c, d]].map(|[x, y]| vcombine_s8(vcreate_s8(x), vcreate_s8(y))) }
+    unsafe { [vcombine_s8(vcreate_s8(a), vcreate_s8(b)), vcombine_s8(vcreate_s8(c), vcreate_s8(d))] }
 }
 
-/// Eight words of four magnitudes.
+/// Four words of four magnitudes, as 16 columns.
 #[inline(always)]
-fn fours(grid: &[u32], index: [usize; 8]) -> [int8x16_t; 2] {
-    // SAFETY: a word of the grid for each lane: slices check it.
+fn fours(a: &u32, b: &u32, c: &u32, d: &u32) -> int8x16_t {
+    // SAFETY: a word for each lane.
     unsafe {
-        [0, 4].map(|i| {
-            let x = vdupq_n_u32(grid[index[i]]);
-            let x = vld1q_lane_u32::<1>(&grid[index[i + 1]], x);
-            let x = vld1q_lane_u32::<2>(&grid[index[i + 2]], x);
-            vreinterpretq_s8_u32(vld1q_lane_u32::<3>(&grid[index[i + 3]], x))
-        })
+        let x = vld1q_lane_u32::<1>(b, vdupq_n_u32(*a));
+        let x = vld1q_lane_u32::<2>(c, x);
+        vreinterpretq_s8_u32(vld1q_lane_u32::<3>(d, x))
     }
 }
 
@@ -129,7 +126,8 @@ a_type!(
     },
     |p, sub| {
         let (index, signs) = (p.add(2 + 8 * sub), packed_signs(u32_at(p.add(6 + 8 * sub))));
-        let [x, y] = eights([0, 1, 2, 3].map(|i| grids::IQ2_XXS[usize::from(*index.add(i))]));
+        let word = |i: usize| grids::IQ2_XXS[usize::from(*index.add(i))];
+        let [x, y] = eights([word(0), word(1), word(2), word(3)]);
         [signed::<0, 4>(x, signs), signed::<8, 12>(y, signs)]
     }
 );
@@ -140,7 +138,8 @@ a_type!(
         let seven = vreinterpret_u8_u16(vshr_n_u16::<9>(vcreate_u16(q)));
         let signs = vsli_n_u8::<7>(seven, vcnt_u8(seven));
         let signs = vcombine_u8(signs, signs);
-        let [x, y] = eights([0, 16, 32, 48].map(|at| grids::IQ2_XS[(q >> at) as usize & 511]));
+        let word = |at: u32| grids::IQ2_XS[(q >> at) as usize & 511];
+        let [x, y] = eights([word(0), word(16), word(32), word(48)]);
         [signed::<0, 2>(x, signs), signed::<4, 6>(y, signs)]
     }
 );
@@ -148,8 +147,8 @@ a_type!(
     /// `f16 d; u8 low[32]; u8 signs[32]; u8 high[8]; u8 scales[8]`: ten bits of index.
     Iq2S, 82, 8, Two, 43, |p| odd_halves(p, 74), |p, sub| {
         let (low, high) = (p.add(2 + 4 * sub), usize::from(*p.add(66 + sub)) << 8);
-        let index = |i: usize| usize::from(*low.add(i)) | high >> (2 * i) & 0x300;
-        let [x, y] = eights([0, 1, 2, 3].map(|i| grids::IQ2_S[index(i)]));
+        let word = |i: usize| grids::IQ2_S[usize::from(*low.add(i)) | high >> (2 * i) & 0x300];
+        let [x, y] = eights([word(0), word(1), word(2), word(3)]);
         let signs = plain_signs(p.add(34 + 4 * sub));
         [signed::<0, 1>(x, signs), signed::<2, 3>(y, signs)]
     }
@@ -163,7 +162,8 @@ a_type!(
     },
     |p, sub| {
         let (index, signs) = (p.add(2 + 8 * sub), packed_signs(u32_at(p.add(66 + 4 * sub))));
-        let [x, y] = fours(&grids::IQ3_XXS, [0, 1, 2, 3, 4, 5, 6, 7].map(|i| usize::from(*index.add(i))));
+        let word = |i: usize| &grids::IQ3_XXS[usize::from(*index.add(i))];
+        let (x, y) = (fours(word(0), word(1), word(2), word(3)), fours(word(4), word(5), word(6), word(7)));
         [signed::<0, 4>(x, signs), signed::<8, 12>(y, signs)]
     }
 );
@@ -180,8 +180,8 @@ a_type!(
     },
     |p, sub| {
         let (low, ninth) = (p.add(2 + 8 * sub), usize::from(*p.add(66 + sub)) << 8);
-        let index = |i: usize| usize::from(*low.add(i)) | ninth >> i & 256;
-        let [x, y] = fours(&grids::IQ3_S, [0, 1, 2, 3, 4, 5, 6, 7].map(index));
+        let word = |i: usize| &grids::IQ3_S[usize::from(*low.add(i)) | ninth >> i & 256];
+        let (x, y) = (fours(word(0), word(1), word(2), word(3)), fours(word(4), word(5), word(6), word(7)));
         let signs = plain_signs(p.add(74 + 4 * sub));
         [signed::<0, 1>(x, signs), signed::<2, 3>(y, signs)]
     }

@@ -124,7 +124,9 @@ unsafe fn expand<F: Type, S: Set>(rows: *const u8, row_bytes: usize, tile: Tile,
                         if $sub < F::BLOCKS {
                             let b = block * F::BLOCKS + $sub;
                             let to = tile.blocks.add(b * TILE_BLOCK);
-                            S::put(to.add(g * 4 * BLOCK), p.map(|p| F::elements(p, $sub)));
+                            // Not by `map`, which becomes a call.
+                            let rows = [F::elements(p[0], $sub), F::elements(p[1], $sub), F::elements(p[2], $sub), F::elements(p[3], $sub)];
+                            S::put(to.add(g * 4 * BLOCK), rows);
                             vst1q_f32(to.add(ROWS * BLOCK + 16 * g).cast(), scales.d[$sub]);
                             if F::SCALES != SubScales::One {
                                 vst1q_s32(tile.minimums.add(b * ROWS + 4 * g).cast(), scales.x[$sub]);
@@ -283,14 +285,23 @@ unsafe fn nibbles(p: *const u8) -> [uint8x16_t; 2] {
 #[inline(always)]
 pub(super) fn minus(q: [uint8x16_t; 2], offset: i8) -> [int8x16_t; 2] {
     // SAFETY: registers only.
-    q.map(|q| unsafe { vsubq_s8(vreinterpretq_s8_u8(q), vdupq_n_s8(offset)) })
+    unsafe {
+        let offset = vdupq_n_s8(offset);
+        [vsubq_s8(vreinterpretq_s8_u8(q[0]), offset), vsubq_s8(vreinterpretq_s8_u8(q[1]), offset)]
+    }
 }
 
 /// Bits `shift..` of bytes, of which `mask` stay, moved up by `to`.
 #[inline(always)]
 pub(super) fn bits(x: [uint8x16_t; 2], shift: usize, mask: u8, to: usize) -> [uint8x16_t; 2] {
+    [bits_16(x[0], shift, mask, to), bits_16(x[1], shift, mask, to)]
+}
+
+/// The same of sixteen bytes.
+#[inline(always)]
+fn bits_16(x: uint8x16_t, shift: usize, mask: u8, to: usize) -> uint8x16_t {
     // SAFETY: registers only. The matches are decided at compile time.
-    x.map(|x| unsafe {
+    unsafe {
         let x = match shift {
             0 => x,
             1 => vshrq_n_u8::<1>(x),
@@ -307,7 +318,7 @@ pub(super) fn bits(x: [uint8x16_t; 2], shift: usize, mask: u8, to: usize) -> [ui
             2 => vshlq_n_u8::<2>(x),
             _ => vshlq_n_u8::<4>(x),
         }
-    })
+    }
 }
 
 #[inline(always)]

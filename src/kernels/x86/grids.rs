@@ -1,7 +1,7 @@
 //! How the x86 sets read IQ2 and IQ3, whose elements are looked up in grids, and the ternary types TQ1_0 and TQ2_0.
 //!
-//! A look-up is a load of eight bytes by an index from memory. No vector does it well: gathers take as long as the loads that they are
-//! made of, and on many processors longer. So all look-ups of a superblock come first, one row after the other, and their results
+//! A look-up is a load of eight bytes by an index from memory. No vector does it well: gathers take as long as the loads that they
+//! are made of, and on many processors longer. So all look-ups of a superblock come first, one row after the other, and their results
 //! wait on the stack, in an order that two vectors are brought apart from by one shuffle each; by then they are in the cache.
 //! Signs are applied to vectors: a lane of 32 bits has those of 32 columns of its row.
 //!
@@ -20,8 +20,8 @@ const WORDS: usize = 32;
 /// A word of each row for each eight columns, those of the first eight columns first.
 type Words = MaybeUninit<[u64; WORDS * MAX_LANES]>;
 
-/// Looks up all magnitudes of a superblock of each row: `word(row, i)` is of columns `8i..8i + 8`. Of each four rows the first two stand
-/// in the first half of a place, the last two in the second, so that even lanes of both halves are rows in order.
+/// Looks up all magnitudes of a superblock of each row: `word(row, i)` is of columns `8i..8i + 8`. Of each four rows the first two
+/// stand in the first half of a place, the last two in the second, so that even lanes of both halves are rows in order.
 ///
 /// # Safety
 /// `word` may read a block of the file at `p + r * stride` for every row `r`.
