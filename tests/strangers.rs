@@ -169,7 +169,7 @@ fn what_differs_by_layer_is_told_by_its_key() {
         ("attention.sliding_window_pattern", w::ARRAY, bools(&[true; 7]), "a window to all layers"),
         ("attention.sliding_window_pattern", w::ARRAY, bools(&every_other[1..]), "has 6 values for 7 layers"),
         ("attention.shared_kv_layers", w::U32, vec![2, 0, 0, 0], "share keys and values"),
-        ("attention.shared_kv_layers", w::U32, vec![7, 0, 0, 0], "share keys and values"),
+        ("attention.shared_kv_layers", w::U32, vec![6, 0, 0, 0], "share keys and values"),
         ("embedding_length_per_layer_input", w::U32, vec![33, 0, 0, 0], "33 elements of a second embedding"),
         ("attention.key_length_swa", w::U32, vec![36, 0, 0, 0], "a head of 36 elements"),
         ("attention.value_length_swa", w::U32, vec![64, 0, 0, 0], "values of 64 elements beside keys of 32"),

@@ -38,7 +38,7 @@ impl Weights {
             None => token_embd,
         };
         let has = |name| file.tensor(name).is_some();
-        let rope_freqs = if has("rope_freqs.weight") {
+        let rope_freqs = if has("rope_freqs.weight") || config.arch.per_layer {
             Some(binder.floats("rope_freqs.weight", &[config.rope.n_rot / 2])?)
         } else if has(SHORT_FACTORS) || has(LONG_FACTORS) {
             // The long ones hold beyond the context that is used here (`Config::from_gguf`).
@@ -122,8 +122,9 @@ impl<'a> Binder<'a> {
                 norm: self.vector(&name("post_norm"), embd)?,
             }),
         };
-        let scale = name("layer_output_scale");
-        let scale = if self.has(&scale) { self.floats(&scale, &[1])?[0] } else { 1.0 };
+        // All layers have one, or none.
+        let is_scaled = self.file.tensors().iter().any(|tensor| tensor.name.ends_with(".layer_output_scale.weight"));
+        let scale = if is_scaled { self.floats(&name("layer_output_scale"), &[1])?[0] } else { 1.0 };
         Ok((input, scale))
     }
 
@@ -218,7 +219,7 @@ impl<'a> Binder<'a> {
             ["attn_k", "attn_v", "attn_k_norm"].into_iter().for_each(|tensor| self.leave(&name(tensor)));
             (self.matrix(&name("attn_q"), q, embd)?, None, None)
         } else {
-            let are_keys = c.arch.per_layer && !self.has(&name("attn_v"));
+            let are_keys = c.arch.per_layer && !c.has_window(i) && self.lacks_global_values(c);
             let (attn_q, attn_k) = (self.matrix(&name("attn_q"), q, embd)?, self.matrix(&name("attn_k"), kv, embd)?);
             (attn_q, Some(attn_k), if are_keys { None } else { Some(self.matrix(&name("attn_v"), kv, embd)?) })
         };
@@ -247,6 +248,11 @@ impl<'a> Binder<'a> {
             ones
         });
         Ok(Attention { heads, shares, attn_q, attn_k, attn_v, qkv_bias, q_norm, k_norm, v_norm, q_weight })
+    }
+
+    /// Whether no layer that sees all tokens has values of its own: keys are values there, or a file that has lost a tensor is refused.
+    fn lacks_global_values(&self, c: &Config) -> bool {
+        (0..c.n_holding()).filter(|&i| !c.has_window(i)).all(|i| !self.has(&format!("blk.{i}.attn_v.weight")))
     }
 
     /// A tensor that may be there and is not read.

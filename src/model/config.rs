@@ -179,7 +179,7 @@ impl Config {
     }
 
     /// Of a model whose layers all have attention: whether one of them sees the latest tokens only.
-    fn has_window(&self, layer: usize) -> bool {
+    pub fn has_window(&self, layer: usize) -> bool {
         self.window.is_some_and(|window| window.limits(AttnLayer(layer)))
     }
 
