@@ -296,7 +296,7 @@ impl Config {
             (c.xielus.iter().any(|x| !x.is_sound()), format!("an xIELU of {:?}", c.xielus.iter().find(|x| !x.is_sound()))),
             (!c.rope.scaling.is_sound(), format!("a RoPE scaling of {:?}", c.rope.scaling)),
             (
-                caps.iter().any(|cap| !((1e-3..=1e6).contains(cap) || *cap == 0.0 && c.arch.per_layer)),
+                !caps.iter().all(|cap| (1e-3..=1e6).contains(cap) || *cap == 0.0 && c.arch.per_layer),
                 format!("soft caps of {} and {}", caps[0], caps[1]),
             ),
             (c.n_ctx < 8 || c.n_ctx > 1 << 24, format!("a context of {} tokens", c.n_ctx)),
