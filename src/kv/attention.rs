@@ -46,6 +46,8 @@ pub struct AttendScratch {
 struct ThreadScratch {
     table: Buf<u32>,
     wide: Buf<f32>,
+    /// The size of the heads that `wide` was last used for.
+    wide_dim: usize,
     partial: Buf<f32>,
     running: Buf<f32>,
     tops: Buf<f32>,    // [TILE][n_chunks][n_q]
@@ -129,6 +131,7 @@ impl AttendScratch {
         let thread = |_| ThreadScratch {
             table: arena.carve(shape.n_slot),
             wide: arena.carve(shape.kernels.wide_len(shape.kv.max_head_dim())),
+            wide_dim: shape.kv.max_head_dim(),
             partial: arena.carve(partial),
             running: arena.carve(TILE * 2 * n_q),
             tops: arena.carve(tops),
@@ -324,9 +327,14 @@ impl TokenTile<'_> {
     /// Leaves what is not yet divided by the sums in `out`, and the sums in `running`. `q`, `out`: the rows of the tokens.
     fn attend(&self, scratch: &mut ThreadScratch, q: &[f32], out: &mut [f32]) {
         let TokenTile { shape, head, row_dim, layer: &LayerAttention { cache, layer, .. }, .. } = *self;
-        let ThreadScratch { table, wide, partial, running, tops, weights } = scratch;
+        let ThreadScratch { table, wide, wide_dim, partial, running, tops, weights } = scratch;
         let partial = &mut partial[..shape.partial_len()];
         let wide = &mut wide[..shape.kernels.wide_len(shape.heads.head_dim)];
+        // Rows that are not there are multiplied with weights of nought, and what heads of another size left is no number everywhere.
+        if *wide_dim != shape.heads.head_dim {
+            wide.fill(0.0);
+            *wide_dim = shape.heads.head_dim;
+        }
         running.fill(f32::NEG_INFINITY);
         let (n_q, group_dim, mut widened) = (shape.n_q, shape.n_q * shape.heads.head_dim, self.layer.n_first());
         cache.rows_at(layer, head, self.tokens.start, table);
