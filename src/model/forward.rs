@@ -45,8 +45,8 @@ pub fn forward<'a, 'l>(
 }
 
 /// `forward`, with an eye on the attention of the first lane: `watch` is shown the cache of each layer that has one once the batch is
-/// committed (if logits of all tokens are not wanted), not yet counted as live, and the batch's scaled queries, `[n_tok][q_dim]`, in the basis of the keys. The normal pass is
-/// compiled without it.
+/// committed (if logits of all tokens are not wanted), not yet counted as live, and the batch's scaled queries, `[n_tok][q_dim]`, in the
+/// basis of the keys. The normal pass is compiled without it.
 pub fn forward_watched<'a, 'l>(
     model: &Model,
     machine: &'a mut Machine,

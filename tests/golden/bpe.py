@@ -6,8 +6,6 @@ are tokens but that no merges make, which only rules that take whole words first
 
 import collections
 import json
-import pathlib
-import tempfile
 
 try:
     import gguf
@@ -16,7 +14,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 import common
-from peer import Peer
+import vocabulary
 from tiny import join_pair
 from vocabs import PARTS, Dice, hash_of
 
@@ -75,29 +73,19 @@ def main():
     assert len(set(tokens)) == len(tokens)
     groups = {}
     for name in NAMES:
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "vocab.gguf"
-            writer = gguf.GGUFWriter(path, "llama")
-            for add in (writer.add_context_length, writer.add_embedding_length, writer.add_block_count, writer.add_feed_forward_length, writer.add_head_count):
-                add(32)
-            writer.add_layer_norm_rms_eps(1e-5)
-            writer.add_tokenizer_model("gpt2")
+
+        def write_more(writer, name=name):
             writer.add_tokenizer_pre(name)
-            writer.add_token_list(tokens)
-            writer.add_token_types(kinds)
             writer.add_token_merges([" ".join(m) for m in merges])
             writer.add_bos_token_id(bos)
             writer.add_eos_token_id(bos + 1)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.close()
-            peer = Peer(path, vocab_only=True)
+
+        with vocabulary.loaded("gpt2", tokens, kinds, write_more) as peer:
             row = {
                 "adds_bos": llama_cpp.llama_vocab_get_add_bos(peer.vocab),
                 "eog": [i for i in range(peer.n_vocab) if llama_cpp.llama_vocab_is_eog(peer.vocab, i)],
                 "ids": "".join(f"{hash_of(peer.tokenize(t, i % 2 == 0)) & 0xFFFF:04x}" for i, t in enumerate(strings)),
             }
-            peer.close()
         groups.setdefault(json.dumps(row), []).append(name)
     rows = [{"names": names} | json.loads(row) for row, names in groups.items()]
     print(len(strings), "texts,", len(rows), "rules that differ")

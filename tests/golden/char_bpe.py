@@ -5,8 +5,6 @@ and whose merges are not in the list; a byte without a token; characters without
 """
 
 import collections
-import pathlib
-import tempfile
 
 try:
     import gguf
@@ -16,7 +14,7 @@ except ModuleNotFoundError as missing:
 
 import common
 import spm
-from peer import Peer
+import vocabulary as vocabulary_file
 from tiny import join_pair
 
 N_MERGES = 200
@@ -58,24 +56,15 @@ def main():
     tokens, kinds = map(list, zip(*vocabulary(prose, merges)))
     lists = [" ".join(pair) for pair in merges]
     texts = spm.strings() + ["\n" * n for n in range(1, 8)] + ["a\n\n b\n\n\n c\n", " \n  \n", "<|turn>user\nthe <turn|>\n\n", "·ñ\n·"]
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "vocab.gguf"
-        writer = gguf.GGUFWriter(path, "llama")
-        for add in (writer.add_context_length, writer.add_embedding_length, writer.add_block_count, writer.add_feed_forward_length, writer.add_head_count):
-            add(32)
-        writer.add_layer_norm_rms_eps(1e-5)
-        writer.add_tokenizer_model("gemma4")
-        writer.add_token_list(tokens)
+
+    def write_more(writer):
         writer.add_token_scores([0.0] * len(tokens))
-        writer.add_token_types(kinds)
         writer.add_token_merges(lists)
         writer.add_bos_token_id(2)
         writer.add_eos_token_id(1)
         writer.add_add_bos_token(False)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.close()
-        peer = Peer(path, vocab_only=True)
+
+    with vocabulary_file.loaded("gemma4", tokens, kinds, write_more) as peer:
         row = {
             "provenance": common.provenance("python tests/golden/char_bpe.py"),
             "tokens": [[token, int(kind)] for token, kind in zip(tokens, kinds)],
@@ -86,7 +75,6 @@ def main():
             "eog": [i for i in range(peer.n_vocab) if llama_cpp.llama_vocab_is_eog(peer.vocab, i)],
             "adds_bos": bool(llama_cpp.llama_vocab_get_add_bos(peer.vocab)),
         }
-        peer.close()
     common.dump(common.GOLDEN / "char_bpe.json", row)
 
 

@@ -7,9 +7,7 @@ tokens swallow the white space behind them.
 
 import collections
 import json
-import pathlib
 import random
-import tempfile
 
 try:
     import gguf
@@ -17,7 +15,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 import common
-from peer import Peer
+import vocabulary as vocabulary_file
 from tiny import join_pair
 
 N_PIECES = 160
@@ -71,22 +69,13 @@ def main():
     texts, rows = strings(), {}
     for name, (title, prefix, vocab) in models.items():
         tokens, scores, kinds = map(list, zip(*vocab))
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "vocab.gguf"
-            writer = gguf.GGUFWriter(path, "llama")
+
+        def write_more(writer, title=title, scores=scores, prefix=prefix):
             writer.add_name(title)
-            for add in (writer.add_context_length, writer.add_embedding_length, writer.add_block_count, writer.add_feed_forward_length, writer.add_head_count):
-                add(32)
-            writer.add_layer_norm_rms_eps(1e-5)
-            writer.add_tokenizer_model("llama")
-            writer.add_token_list(tokens)
             writer.add_token_scores(scores)
-            writer.add_token_types(kinds)
             writer.add_add_space_prefix(prefix)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.close()
-            peer = Peer(path, vocab_only=True)
+
+        with vocabulary_file.loaded("llama", tokens, kinds, write_more) as peer:
             # From 3 on there are the 256 bytes, which the test puts in again.
             rest = vocab[:3] + vocab[259:]
             rows[name] = {
@@ -96,7 +85,6 @@ def main():
                 "parse_special": [peer.tokenize(t) for t in texts],
                 "no_special": [peer.tokenize(t, False) for t in texts],
             }
-            peer.close()
     source = common.provenance("python tests/golden/spm.py")
     common.dump(common.GOLDEN / "spm.json", {"provenance": source, "strings": texts, "models": rows})
 

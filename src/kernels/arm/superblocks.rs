@@ -1,7 +1,8 @@
 //! Formats whose batches are multiplied from a tile, and single tokens in direct.rs: Q1_0, Q2_0, IQ4_XS, MXFP4 and the K-quants. A
 //! `Type` says how 32 columns of a row are read.
 //!
-//! Types with grids, and ternary ones, are in grids.rs. What the numbers mean and in which order they are added up is fixed in spec/weights.rs, layouts of bytes in gguf/quant.
+//! Types with grids, and ternary ones, are in grids.rs. What the numbers mean and in which order they are added up is fixed in
+//! spec/weights.rs, layouts of bytes in gguf/quant.
 
 use std::arch::aarch64::*;
 
