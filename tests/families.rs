@@ -1,11 +1,12 @@
 //! Every family of models and head layout against llama.cpp (tests/golden/families.json, by families.py), on small random
 //! models that both sides write by one rule. Each kernel set of this CPU, in batches that take each way through a matrix.
 
+use lowkey::kernels::Kernels;
 use lowkey::kv::{AttnLayer, Head, KvType, Policy, Recent};
 use lowkey::session::{Session, SessionParams};
 use lowkey_test_kit::families::family_model;
 use lowkey_test_kit::gguf_writer::GgufWriter;
-use lowkey_test_kit::{budget_for, floats, golden, ids, kernel_sets, params, session};
+use lowkey_test_kit::{budget_for, emulated, floats, golden, ids, kernel_sets, params, session};
 use serde_json::Value;
 
 /// A file of this test's own, removed at its end.
@@ -23,6 +24,11 @@ impl Drop for Temp {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
+}
+
+/// The sets that are tried: under emulation not the specification, whose bits the library's own tests hold the others to.
+fn sets() -> impl Iterator<Item = Kernels> {
+    kernel_sets().into_iter().filter(|set| emulated().is_none() || set.name() != "scalar")
 }
 
 /// The golden, or another that `families.py --cross` wrote: too large to be kept.
@@ -80,7 +86,7 @@ fn every_family_computes_what_llama_cpp_computes() {
     for (name, row, file) in files() {
         let path = Temp::new(&name, &file);
         let mut furthest = 0f64;
-        for kernels in kernel_sets() {
+        for kernels in sets() {
             // The specification is slow, and the library's own tests hold batches to it.
             for &n_batch in if kernels.name() == "scalar" { &[5][..] } else { &[1, 5, 24] } {
                 let mut p = params(0);
@@ -136,7 +142,7 @@ fn windows_beside_eviction_give_the_same_bits_in_batches_and_on_every_set() {
                 (bits, kept)
             };
             let want = run(1, "scalar");
-            for kernels in kernel_sets() {
+            for kernels in sets() {
                 for n_batch in [1, 3, 24] {
                     assert!(run(n_batch, kernels.name()) == want, "{name}, {n_slot}, batches of {n_batch}, {}", kernels.name());
                 }
@@ -209,7 +215,7 @@ fn gives_the_same_bits(name: &str, layers: (usize, usize)) {
             session(&path.0, &p)
         };
         let want = prefill(&mut start(1, "scalar", 1));
-        for kernels in kernel_sets() {
+        for kernels in sets() {
             let cut = [(3, 3), (1, 2), (2, 1), (32, 2)];
             for (n_batch, n_threads) in cut.into_iter().take(if kernels.name() == "scalar" { 1 } else { 4 }) {
                 let mut session = start(n_batch, kernels.name(), n_threads);
@@ -368,7 +374,7 @@ fn other_families_evict_what_the_reference_evicts() {
         for stream in row["streams"].as_array().expect("streams") {
             let number = |key: &str| stream[key].as_u64().expect("a number") as u32;
             let policy: Policy = stream["policy"].as_str().expect("a name").parse().expect("a policy");
-            for (kernels, n_batch) in kernel_sets().into_iter().flat_map(|k| [1, 3, 20].map(|n| (k, n))) {
+            for (kernels, n_batch) in sets().into_iter().flat_map(|k| [1, 3, 20].map(|n| (k, n))) {
                 let mut p = params(0);
                 (p.kernels, p.kv.policy, p.n_batch) = (kernels.name().into(), policy, n_batch);
                 (p.kv.sinks, p.kv.recent) = (number("sinks"), Some(Recent::Tokens(number("recent"))));

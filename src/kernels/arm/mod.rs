@@ -49,37 +49,91 @@ const fn table(matmul: unsafe fn(&mut MatmulTask)) -> Table {
     }
 }
 
+/// A set whose products of each type are functions of their own, compiled with its CPU features: one function of all types takes
+/// compilers several times as long.
+trait Stamped: Set {
+    /// `blocks::quantised`
+    ///
+    /// # Safety
+    /// As `matmul`.
+    unsafe fn blocks<F: formats::Format>(task: &mut MatmulTask);
+
+    /// `direct::quantised`
+    ///
+    /// # Safety
+    /// As `matmul`.
+    unsafe fn superblocks<F: superblocks::Type>(task: &mut MatmulTask);
+}
+
+/// Makes `$set` a set of functions compiled with `$features`.
+macro_rules! stamp_arm {
+    ($features:literal, $set:ident) => {
+        impl super::Stamped for $set {
+            #[inline(always)]
+            unsafe fn blocks<F: Format>(task: &mut MatmulTask) {
+                // SAFETY: passed on.
+                unsafe { blocks::<F>(task) }
+            }
+
+            #[inline(always)]
+            unsafe fn superblocks<F: super::superblocks::Type>(task: &mut MatmulTask) {
+                // SAFETY: passed on.
+                unsafe { superblocks::<F>(task) }
+            }
+        }
+
+        /// # Safety
+        /// As `Stamped::blocks`.
+        #[target_feature(enable = $features)]
+        #[inline(never)]
+        unsafe fn blocks<F: Format>(task: &mut MatmulTask) {
+            // SAFETY: passed on.
+            unsafe { super::blocks::quantised::<F, $set>(task) }
+        }
+
+        /// # Safety
+        /// As `Stamped::superblocks`.
+        #[target_feature(enable = $features)]
+        #[inline(never)]
+        unsafe fn superblocks<F: super::superblocks::Type>(task: &mut MatmulTask) {
+            // SAFETY: passed on.
+            unsafe { super::direct::quantised::<F, $set>(task) }
+        }
+    };
+}
+use stamp_arm;
+
 /// The product of a task by the type of its weights.
 ///
 /// # Safety
 /// The task's elements of `out` belong to the caller; the CPU features of the set.
 #[inline(always)]
-unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
+unsafe fn matmul<S: Stamped>(task: &mut MatmulTask) {
     // SAFETY: passed on.
     unsafe {
         match task.w.ty {
-            GgmlType::Q4_0 => blocks::quantised::<formats::Q4_0, S>(task),
-            GgmlType::Q4_1 => blocks::quantised::<formats::Q4_1, S>(task),
-            GgmlType::Q8_0 => blocks::quantised::<formats::Q8_0, S>(task),
-            GgmlType::Q5_0 => blocks::quantised::<formats::Q5_0, S>(task),
-            GgmlType::Q5_1 => blocks::quantised::<formats::Q5_1, S>(task),
-            GgmlType::IQ4_NL => blocks::quantised::<formats::Iq4Nl, S>(task),
-            GgmlType::Q1_0 => direct::quantised::<superblocks::Q1_0, S>(task),
-            GgmlType::Q2_0 => direct::quantised::<superblocks::Q2_0, S>(task),
-            GgmlType::MXFP4 => direct::quantised::<superblocks::Mxfp4, S>(task),
-            GgmlType::IQ4_XS => direct::quantised::<superblocks::Iq4Xs, S>(task),
-            GgmlType::Q2_K => direct::quantised::<superblocks::Q2K, S>(task),
-            GgmlType::Q3_K => direct::quantised::<superblocks::Q3K, S>(task),
-            GgmlType::Q4_K => direct::quantised::<superblocks::Q4K, S>(task),
-            GgmlType::Q5_K => direct::quantised::<superblocks::Q5K, S>(task),
-            GgmlType::Q6_K => direct::quantised::<superblocks::Q6K, S>(task),
-            GgmlType::IQ2_XXS => direct::quantised::<grids::Iq2Xxs, S>(task),
-            GgmlType::IQ2_XS => direct::quantised::<grids::Iq2Xs, S>(task),
-            GgmlType::IQ2_S => direct::quantised::<grids::Iq2S, S>(task),
-            GgmlType::IQ3_XXS => direct::quantised::<grids::Iq3Xxs, S>(task),
-            GgmlType::IQ3_S => direct::quantised::<grids::Iq3S, S>(task),
-            GgmlType::TQ1_0 => direct::quantised::<grids::Tq1_0, S>(task),
-            GgmlType::TQ2_0 => direct::quantised::<grids::Tq2_0, S>(task),
+            GgmlType::Q4_0 => S::blocks::<formats::Q4_0>(task),
+            GgmlType::Q4_1 => S::blocks::<formats::Q4_1>(task),
+            GgmlType::Q8_0 => S::blocks::<formats::Q8_0>(task),
+            GgmlType::Q5_0 => S::blocks::<formats::Q5_0>(task),
+            GgmlType::Q5_1 => S::blocks::<formats::Q5_1>(task),
+            GgmlType::IQ4_NL => S::blocks::<formats::Iq4Nl>(task),
+            GgmlType::Q1_0 => S::superblocks::<superblocks::Q1_0>(task),
+            GgmlType::Q2_0 => S::superblocks::<superblocks::Q2_0>(task),
+            GgmlType::MXFP4 => S::superblocks::<superblocks::Mxfp4>(task),
+            GgmlType::IQ4_XS => S::superblocks::<superblocks::Iq4Xs>(task),
+            GgmlType::Q2_K => S::superblocks::<superblocks::Q2K>(task),
+            GgmlType::Q3_K => S::superblocks::<superblocks::Q3K>(task),
+            GgmlType::Q4_K => S::superblocks::<superblocks::Q4K>(task),
+            GgmlType::Q5_K => S::superblocks::<superblocks::Q5K>(task),
+            GgmlType::Q6_K => S::superblocks::<superblocks::Q6K>(task),
+            GgmlType::IQ2_XXS => S::superblocks::<grids::Iq2Xxs>(task),
+            GgmlType::IQ2_XS => S::superblocks::<grids::Iq2Xs>(task),
+            GgmlType::IQ2_S => S::superblocks::<grids::Iq2S>(task),
+            GgmlType::IQ3_XXS => S::superblocks::<grids::Iq3Xxs>(task),
+            GgmlType::IQ3_S => S::superblocks::<grids::Iq3S>(task),
+            GgmlType::TQ1_0 => S::superblocks::<grids::Tq1_0>(task),
+            GgmlType::TQ2_0 => S::superblocks::<grids::Tq2_0>(task),
             GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => dense::matmul(task),
             ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }

@@ -96,17 +96,17 @@ pub fn attend(a: &Attend, out: &mut Partial) {
 
 /// `$call::<N>(a, q, part)` for up to four queries of `a` at a time and their parts of `out`.
 macro_rules! for_queries {
-    ($a:expr, $out:expr, $call:ident $(::<$set:ty>)?) => {{
+    ($a:expr, $out:expr, $call:ident) => {{
         let (n_q, hd) = ($a.q.len() / $a.head_dim, $a.head_dim);
         for first in (0..n_q).step_by($crate::kernels::MAX_QUERIES) {
             let n = (n_q - first).min($crate::kernels::MAX_QUERIES);
             let q = &$a.q[first * hd..(first + n) * hd];
             let mut part = $crate::kernels::spec::attention::part_of($out, first, n, hd);
             match n {
-                1 => $call::<$($set,)? 1>($a, q, &mut part),
-                2 => $call::<$($set,)? 2>($a, q, &mut part),
-                3 => $call::<$($set,)? 3>($a, q, &mut part),
-                _ => $call::<$($set,)? 4>($a, q, &mut part),
+                1 => $call::<1>($a, q, &mut part),
+                2 => $call::<2>($a, q, &mut part),
+                3 => $call::<3>($a, q, &mut part),
+                _ => $call::<4>($a, q, &mut part),
             }
         }
     }};

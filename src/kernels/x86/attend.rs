@@ -13,7 +13,7 @@ use super::formats::Vector;
 use super::levels::{BitPlanes, Levels, Q8};
 use crate::kernels::rows::codec::{ROW_BLOCK, RowType, with_row};
 use crate::kernels::spec::arithmetic::soft_cap;
-use crate::kernels::spec::attention::{QueryBlock, Weights, for_queries, give_weights, sum_of, to_weights};
+use crate::kernels::spec::attention::{QueryBlock, Weights, give_weights, sum_of, to_weights};
 use crate::kernels::{Attend, CHUNK, Partial};
 
 /// The loops that differ by the length of vectors.
@@ -56,20 +56,12 @@ pub trait Width {
     ) -> [[[f32; ROW_BLOCK]; B]; N];
 }
 
-/// See `Attend` and spec/attention.rs.
+/// `N` heads of queries `q`, into as many of `out`: see `Attend` and spec/attention.rs.
 ///
 /// # Safety
-/// Rows `0..n_rows` lie inside `keys` and `values`; the CPU features of the width.
+/// Rows `0..n_rows` lie inside `keys` and `values`; `q` and `out` have `N` heads; the CPU features of the width.
 #[inline(always)]
-pub unsafe fn attend<W: Width>(a: &Attend, out: &mut Partial) {
-    // SAFETY: passed on.
-    unsafe { for_queries!(a, out, attend_n::<W>) }
-}
-
-/// # Safety
-/// As `attend`; `q` and `out` have `N` heads.
-#[inline(always)]
-unsafe fn attend_n<W: Width, const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
+pub unsafe fn attend_n<W: Width, const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
     if (a.n_rows, a.k_type, a.v_type) == (1, RowType::F16, RowType::F16) {
         // SAFETY: passed on; queries and results of N heads.
         return unsafe { one_row::<N>(a, q, out) };

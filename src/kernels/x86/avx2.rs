@@ -10,12 +10,12 @@ use std::mem::MaybeUninit;
 
 use super::attend::Ymm;
 use super::float::F16c;
-use super::formats::{self, FIRST_BYTES, Format, Scales, Vector, in_registers};
-use super::product::{self, Expanded, RowsOut, Set, Source};
+use super::formats::{self, Elements, FIRST_BYTES, Format, Scales, Vector, in_registers};
+use super::product::{self, Expanded, Native, RowsOut, Set, Source};
 use super::stamp_x86;
 use crate::kernels::{Acts, Attend, BLOCK, MatmulTask, Partial, Table};
 
-stamp_x86!("avx2,fma,f16c", Avx2 { vector: __m256i, rows: 8, direct: 2, tokens: 4 }, Ymm);
+stamp_x86!("avx2,fma,f16c", Avx2 { vector: __m256i, rows: 8, direct: [1 2], tiled: [4 3 2 1] }, Ymm);
 
 /// Vectors of a block: each has four columns of every row.
 const GROUPS: usize = BLOCK / 4;
@@ -189,7 +189,7 @@ unsafe fn transposed([r0, r1, r2, r3]: [__m256i; 4]) -> [__m256i; 4] {
 /// elements of `to` belong to the caller.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)] // On its own the loop has all sixteen registers.
-unsafe fn product<F: Format, S: Source<__m256i>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
+unsafe fn product<E: Elements, S: Source<__m256i>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
     let n_blocks = acts.n_cols / BLOCK;
     assert!((first + T) * acts.n_cols <= acts.q.len());
     // SAFETY: pointers to token `first`; token `first + t` is `t * n_blocks` blocks behind. The other fields have one
@@ -201,29 +201,29 @@ unsafe fn product<F: Format, S: Source<__m256i>, const T: usize>(source: S, acts
         let mut acc = [_mm256_setzero_ps(); T];
         let mut acc_m = [_mm256_setzero_ps(); T];
         let mut scratch = MaybeUninit::<[Block; 8]>::uninit();
-        for file_block in 0..n_blocks / F::BLOCKS {
-            let blocks = source.blocks::<F>(file_block, scratch.as_mut_ptr().cast());
-            for sub in 0..F::BLOCKS {
-                let (block, b) = (&*blocks.add(sub), file_block * F::BLOCKS + sub);
-                source.look_ahead::<F>(b);
-                let scales = match F::SCALES {
+        for file_block in 0..n_blocks / S::BLOCKS {
+            let blocks = source.blocks(file_block, scratch.as_mut_ptr().cast());
+            for sub in 0..S::BLOCKS {
+                let (block, b) = (&*blocks.add(sub), file_block * S::BLOCKS + sub);
+                source.look_ahead(b);
+                let scales = match E::SCALES {
                     Scales::TwoMin => _mm256_and_si256(block.m, _mm256_set1_epi16(0xff)),
                     _ => block.m,
                 };
                 let mut isum = [_mm256_setzero_si256(); T];
-                for first_g in (0..GROUPS).step_by(F::SUMMED) {
+                for first_g in (0..GROUPS).step_by(E::SUMMED) {
                     let mut pairs = [_mm256_setzero_si256(); T];
-                    for g in first_g..first_g + F::SUMMED {
+                    for g in first_g..first_g + E::SUMMED {
                         let w = block.q[g];
-                        let magnitude = if F::SIGNED { _mm256_abs_epi8(w) } else { w };
+                        let magnitude = if E::SIGNED { _mm256_abs_epi8(w) } else { w };
                         for t in 0..T {
                             let four = q.add((t * n_blocks + b) * BLOCK + 4 * g).cast::<i32>().read_unaligned();
                             let a = _mm256_set1_epi32(four);
-                            let a = if F::SIGNED { _mm256_sign_epi8(a, w) } else { a };
+                            let a = if E::SIGNED { _mm256_sign_epi8(a, w) } else { a };
                             pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(magnitude, a));
                         }
                     }
-                    let factors = match (F::SCALES.halves(), first_g < GROUPS / 2) {
+                    let factors = match (E::SCALES.halves(), first_g < GROUPS / 2) {
                         (false, _) => _mm256_set1_epi16(1),
                         (true, true) => _mm256_blend_epi16(scales, _mm256_slli_epi32(scales, 16), 0xaa),
                         (true, false) => _mm256_blend_epi16(_mm256_srli_epi32(scales, 16), scales, 0xaa),
@@ -232,24 +232,24 @@ unsafe fn product<F: Format, S: Source<__m256i>, const T: usize>(source: S, acts
                         isum[t] = _mm256_add_epi32(isum[t], _mm256_madd_epi16(pairs[t], factors));
                     }
                 }
-                let (w_d, w_m) = block.scales::<F>();
+                let (w_d, w_m) = block.scales::<E>();
                 let (w_d, w_m) = (_mm256_castsi256_ps(w_d), _mm256_castsi256_ps(w_m));
-                let sub_offset = _mm256_mullo_epi16(scales, _mm256_set1_epi16(F::OFFSET as i16));
+                let sub_offset = _mm256_mullo_epi16(scales, _mm256_set1_epi16(E::OFFSET as i16));
                 for t in 0..T {
                     let at = t * n_blocks + b;
                     let (d, halves) = (_mm256_set1_ps(*d.add(at)), _mm256_set1_epi32(*sum16.add(at)));
-                    if F::OFFSET != 0 {
-                        let offset = match F::SCALES.halves() {
+                    if E::OFFSET != 0 {
+                        let offset = match E::SCALES.halves() {
                             true => _mm256_madd_epi16(sub_offset, halves),
-                            false => _mm256_set1_epi32((*sum.add(at)).wrapping_mul(F::OFFSET)),
+                            false => _mm256_set1_epi32((*sum.add(at)).wrapping_mul(E::OFFSET)),
                         };
                         isum[t] = _mm256_sub_epi32(isum[t], offset);
                     }
                     acc[t] = _mm256_fmadd_ps(_mm256_mul_ps(w_d, d), _mm256_cvtepi32_ps(isum[t]), acc[t]);
-                    if F::SCALES == Scales::OneMin {
+                    if E::SCALES == Scales::OneMin {
                         acc_m[t] = _mm256_fmadd_ps(w_m, _mm256_set1_ps(*s.add(at)), acc_m[t]);
                     }
-                    if F::SCALES == Scales::TwoMin {
+                    if E::SCALES == Scales::TwoMin {
                         let minimum = _mm256_cvtepi32_ps(_mm256_madd_epi16(_mm256_srli_epi16(block.m, 8), halves));
                         acc_m[t] = _mm256_fmadd_ps(_mm256_mul_ps(w_m, d), minimum, acc_m[t]);
                     }

@@ -7,15 +7,15 @@ use std::arch::x86_64::*;
 
 use super::attend512::Zmm;
 use super::float::F16c;
-use super::formats::{FIRST_BYTES, Format, Vector, in_registers};
-use super::product::{self, Expanded, RowsOut, Set, Source};
+use super::formats::{Elements, FIRST_BYTES, Format, Vector, in_registers};
+use super::product::{self, Expanded, Native, RowsOut, Set, Source};
 use super::stamp_x86;
 use super::vnni::{self, Vnni};
 use crate::kernels::{Acts, Attend, MatmulTask, Partial, TILE_ROWS, Table};
 
 stamp_x86!(
     "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
-    Avx512 { vector: __m512i, rows: TILE_ROWS, direct: 4, tokens: 8 },
+    Avx512 { vector: __m512i, rows: TILE_ROWS, direct: [1 2 3 4], tiled: [8 4 3 2 1] },
     Zmm
 );
 
@@ -182,7 +182,7 @@ impl Vnni for __m512i {
 /// As `vnni::product`; the features of the set.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)] // On its own the loop has all registers.
-unsafe fn product<F: Format, S: Source<__m512i>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
+unsafe fn product<E: Elements, S: Source<__m512i>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
     // SAFETY: passed on.
-    unsafe { vnni::product::<__m512i, F, S, T>(source, acts, first, to) }
+    unsafe { vnni::product::<__m512i, E, S, T>(source, acts, first, to) }
 }

@@ -9,6 +9,7 @@
 //! All is `inline(always)`, to take the features of the set.
 
 use std::arch::x86_64::__m128i;
+use std::marker::PhantomData;
 
 use crate::gguf::quant::iq4::LEVELS;
 use crate::gguf::quant::mxfp4::DOUBLED;
@@ -99,8 +100,8 @@ impl<V: Vector> Block<V> {
     /// # Safety
     /// The CPU features of `V`.
     #[inline(always)]
-    pub unsafe fn scales<F: Format>(&self) -> (V, V) {
-        match F::SCALES {
+    pub unsafe fn scales<E: Elements>(&self) -> (V, V) {
+        match E::SCALES {
             // SAFETY: registers only.
             Scales::TwoMin => unsafe { (self.d.halves(), self.d.shr(16).halves()) },
             _ => (self.d, self.m),
@@ -125,22 +126,32 @@ pub enum Scales {
     TwoMin,
 }
 
+/// Each of `Scales` as a type.
+pub trait HasScales {
+    const SCALES: Scales;
+}
+macro_rules! scales_as_types {
+    ($($name:ident)*) => { $(
+        pub struct $name;
+        impl HasScales for $name {
+            const SCALES: Scales = Scales::$name;
+        }
+    )* };
+}
+scales_as_types!(One OneMin Two TwoMin);
+
 impl Scales {
     pub const fn halves(self) -> bool {
         matches!(self, Scales::Two | Scales::TwoMin)
     }
 }
 
-/// How a type is read. An element counts as `q - OFFSET`.
-pub trait Format {
-    /// Bytes of a block of one row in the file.
-    const BYTES: usize;
-    /// Blocks of 32 columns in a block of the file.
-    const BLOCKS: usize = 1;
+/// What products know of the elements of a block, whatever format they were read from. An element counts as `q - OFFSET`.
+pub trait Elements {
     const SCALES: Scales;
-    const OFFSET: i32 = 0;
+    const OFFSET: i32;
     /// Whether `q` is signed. If so, it comes flipped by `Vector::SIGN`.
-    const SIGNED: bool = false;
+    const SIGNED: bool;
     /// The largest magnitude of `q`.
     const LARGEST: usize;
     /// How many products of four columns, added in pairs, fit into 16 bits; none crosses the halves of a block with two scales.
@@ -151,6 +162,33 @@ pub trait Format {
         }
         n
     };
+}
+
+/// Unsigned elements, raised by `OFFSET`. `LARGEST` is rounded up to a power of two, so that formats share their products.
+pub struct Raised<S, const OFFSET: i32, const LARGEST: usize>(PhantomData<S>);
+impl<S: HasScales, const OFFSET: i32, const LARGEST: usize> Elements for Raised<S, OFFSET, LARGEST> {
+    const SCALES: Scales = S::SCALES;
+    const OFFSET: i32 = OFFSET;
+    const SIGNED: bool = false;
+    const LARGEST: usize = LARGEST;
+}
+
+/// Signed elements; `LARGEST` as for `Raised`.
+pub struct Signed<S, const LARGEST: usize>(PhantomData<S>);
+impl<S: HasScales, const LARGEST: usize> Elements for Signed<S, LARGEST> {
+    const SCALES: Scales = S::SCALES;
+    const OFFSET: i32 = 0;
+    const SIGNED: bool = true;
+    const LARGEST: usize = LARGEST;
+}
+
+/// How a type is read.
+pub trait Format {
+    type Elements: Elements;
+    /// Bytes of a block of one row in the file.
+    const BYTES: usize;
+    /// Blocks of 32 columns in a block of the file.
+    const BLOCKS: usize = 1;
 
     /// # Safety
     /// A block of the file is readable at `p + r * stride` for every row `r`; `BLOCKS` blocks are writable; the CPU features
@@ -260,13 +298,15 @@ unsafe fn scales_of_k<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>)
     }
 }
 
-/// Declares a format: its constants, and `Format::load`.
+/// Declares a format: its elements, the bytes of a block of the file, how many blocks of 32 columns that has, and `Format::load`.
 macro_rules! a_format {
-    ($(#[$doc:meta])* $name:ident, { $($const:ident: $ty:ty = $value:expr),* }, |$p:ident, $stride:ident, $to:ident| $load:expr) => {
+    ($(#[$doc:meta])* $name:ident: $elements:ty, $bytes:literal / $blocks:literal, |$p:ident, $stride:ident, $to:ident| $load:expr) => {
         $(#[$doc])*
         pub struct $name;
         impl Format for $name {
-            $(const $const: $ty = $value;)*
+            type Elements = $elements;
+            const BYTES: usize = $bytes;
+            const BLOCKS: usize = $blocks;
 
             #[inline(always)]
             unsafe fn load<V: Vector>($p: *const u8, $stride: usize, $to: *mut Block<V>) {
@@ -280,7 +320,7 @@ pub(super) use a_format;
 
 a_format!(
     /// `f16 d; u8 qs[16]`
-    Q4_0, { BYTES: usize = 18, SCALES: Scales = Scales::One, OFFSET: i32 = 8, LARGEST: usize = 15 }, |p, stride, to| {
+    Q4_0: Raised<One, 8, 16>, 18 / 1, |p, stride, to| {
         // Inside the blocks: bytes 0..16 and 2..18.
         let [head, ..] = V::load_16_bytes(p, stride);
         *to = Block { q: load_nibbles(p.add(2), stride), d: head.halves(), m: V::splat(0) };
@@ -288,7 +328,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; u8 qs[16]`, a bit an element
-    Q1_0, { BYTES: usize = 18, BLOCKS: usize = 4, SCALES: Scales = Scales::One, OFFSET: i32 = 1, LARGEST: usize = 2 }, |p, stride, to| {
+    Q1_0: Raised<One, 1, 16>, 18 / 4, |p, stride, to| {
         // Inside the blocks: bytes 0..16 and 2..18. A lane of bits is a block of 32 columns.
         let [head, ..] = V::load_16_bytes(p, stride);
         let bits = V::load_16_bytes(p.add(2), stride);
@@ -303,7 +343,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; u8 qs[16]`, two bits an element
-    Q2_0, { BYTES: usize = 18, BLOCKS: usize = 2, SCALES: Scales = Scales::One, OFFSET: i32 = 1, LARGEST: usize = 3 }, |p, stride, to| {
+    Q2_0: Raised<One, 1, 16>, 18 / 2, |p, stride, to| {
         // Inside the blocks: bytes 0..16 and 2..18. A byte becomes a lane: its halves are parted, then the pairs of each.
         let [head, ..] = V::load_16_bytes(p, stride);
         let pairs = V::load_16_bytes(p.add(2), stride);
@@ -320,7 +360,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; f16 m; u8 qs[16]`
-    Q4_1, { BYTES: usize = 20, SCALES: Scales = Scales::OneMin, LARGEST: usize = 15 }, |p, stride, to| {
+    Q4_1: Raised<OneMin, 0, 16>, 20 / 1, |p, stride, to| {
         // Inside the blocks: bytes 0..16 and 4..20.
         let [head, ..] = V::load_16_bytes(p, stride);
         *to = Block { q: load_nibbles(p.add(4), stride), d: head.halves(), m: head.shr(16).halves() };
@@ -328,7 +368,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; u8 fifth[4]; u8 qs[16]`
-    Q5_0, { BYTES: usize = 22, SCALES: Scales = Scales::One, OFFSET: i32 = 16, LARGEST: usize = 31 }, |p, stride, to| {
+    Q5_0: Raised<One, 16, 32>, 22 / 1, |p, stride, to| {
         // Inside the blocks: bytes 0..16 and 6..22.
         let [head, next, ..] = V::load_16_bytes(p, stride);
         let fifth = head.shr(16).or(next.shl(16));
@@ -341,7 +381,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; f16 m; u8 fifth[4]; u8 qs[16]`
-    Q5_1, { BYTES: usize = 24, SCALES: Scales = Scales::OneMin, LARGEST: usize = 31 }, |p, stride, to| {
+    Q5_1: Raised<OneMin, 0, 32>, 24 / 1, |p, stride, to| {
         // Inside the blocks: bytes 0..16 and 8..24.
         let [head, fifth, ..] = V::load_16_bytes(p, stride);
         let mut q = load_nibbles::<V>(p.add(8), stride);
@@ -353,7 +393,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; i8 qs[32]`. A magnitude of 128 is one too many for i8, not for the unsigned operand of a product.
-    Q8_0, { BYTES: usize = 34, SCALES: Scales = Scales::One, SIGNED: bool = true, LARGEST: usize = 128 }, |p, stride, to| {
+    Q8_0: Signed<One, 128>, 34 / 1, |p, stride, to| {
         // Inside the blocks: bytes 0..16 and 2..34.
         let [head, ..] = V::load_16_bytes(p, stride);
         let mut q = load_32_bytes::<V>(p.add(2), stride);
@@ -365,7 +405,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; u8 qs[16]`, indices of levels.
-    Iq4Nl, { BYTES: usize = 18, SCALES: Scales = Scales::One, SIGNED: bool = true, LARGEST: usize = 127 }, |p, stride, to| {
+    Iq4Nl: Signed<One, 128>, 18 / 1, |p, stride, to| {
         // Inside the blocks: bytes 0..16 and 2..18.
         let [head, ..] = V::load_16_bytes(p, stride);
         *to = Block { q: load_levels(p.add(2), stride, &LEVELS, V::SIGN), d: head.halves(), m: V::splat(0) };
@@ -373,7 +413,7 @@ a_format!(
 );
 a_format!(
     /// `u8 exponent; u8 qs[16]`, indices of levels, which are doubled: the scale is half of what the exponent says, 2^(e-128).
-    Mxfp4, { BYTES: usize = 17, SCALES: Scales = Scales::One, OFFSET: i32 = 12, LARGEST: usize = 24 }, |p, stride, to| {
+    Mxfp4: Raised<One, 12, 32>, 17 / 1, |p, stride, to| {
         // Inside the blocks: bytes 0..16 and 1..17.
         let [head, ..] = V::load_16_bytes(p, stride);
         // 2^(e-128) may be subnormal; as a product of two normal powers it needs no case of its own:
@@ -386,7 +426,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; u16 high; u8 low[4]; u8 qs[128]`: bits of eight scales less 32, and indices of levels.
-    Iq4Xs, { BYTES: usize = 136, BLOCKS: usize = 8, SCALES: Scales = Scales::One, SIGNED: bool = true, LARGEST: usize = 127 }, |p, stride, to| {
+    Iq4Xs: Signed<One, 128>, 136 / 8, |p, stride, to| {
         // Inside the blocks: bytes 0..16, and 16 from 8 + 16 * sub <= 120 on.
         let [head, low, ..] = V::load_16_bytes(p, stride);
         let (d, high) = (head.halves(), head.shr(16));
@@ -400,7 +440,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; f16 dmin; u8 scales[12]; u8 qs[128]`: 32 bytes hold a block low and the next high.
-    Q4K, { BYTES: usize = 144, BLOCKS: usize = 8, SCALES: Scales = Scales::OneMin, LARGEST: usize = 15 }, |p, stride, to| {
+    Q4K: Raised<OneMin, 0, 16>, 144 / 8, |p, stride, to| {
         // Inside the blocks: 32 bytes from 16 + 32 * pair <= 112 on; eight blocks.
         scales_of_k(p, stride, to);
         for pair in 0..4 {
@@ -414,7 +454,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; f16 dmin; u8 scales[12]; u8 fifth[32]; u8 qs[128]`: as Q4_K; fifth bits by planes, one for each block.
-    Q5K, { BYTES: usize = 176, BLOCKS: usize = 8, SCALES: Scales = Scales::OneMin, LARGEST: usize = 31 }, |p, stride, to| {
+    Q5K: Raised<OneMin, 0, 32>, 176 / 8, |p, stride, to| {
         // Inside the blocks: 16 bytes from 32 on and from 48 + 32 * pair + 16 <= 160 on; eight blocks.
         scales_of_k(p, stride, to);
         for half in 0..2 {
@@ -433,7 +473,7 @@ a_format!(
 a_format!(
     /// `u8 low[128]; u8 high[64]; i8 scales[16]; f16 d`: for each four blocks, 64 bytes hold two low and two high, and bit pairs
     /// of 32 bytes their upper bits.
-    Q6K, { BYTES: usize = 210, BLOCKS: usize = 8, SCALES: Scales = Scales::Two, OFFSET: i32 = 32, LARGEST: usize = 63 }, |p, stride, to| {
+    Q6K: Raised<Two, 32, 64>, 210 / 8, |p, stride, to| {
         // Inside the blocks: the last 16 bytes are 194..210; eight blocks.
         let (scales, [.., d]) = (V::load_16_bytes(p.add(192), stride), V::load_16_bytes(p.add(194), stride));
         let d = d.shr(16).halves();
@@ -457,7 +497,7 @@ a_format!(
 );
 a_format!(
     /// `u8 third[32]; u8 qs[64]; u8 scales[12]; f16 d`: bit pairs of 32 bytes for each four blocks, third bits by planes.
-    Q3K, { BYTES: usize = 110, BLOCKS: usize = 8, SCALES: Scales = Scales::Two, OFFSET: i32 = 4, LARGEST: usize = 7 }, |p, stride, to| {
+    Q3K: Raised<Two, 4, 16>, 110 / 8, |p, stride, to| {
         // Inside the blocks: the last 16 bytes are 94..110; eight blocks.
         let [a, b, c, d] = V::load_16_bytes(p.add(94), stride);
         let (low, high) = ([a.shr(16).or(b.shl(16)), b.shr(16).or(c.shl(16))], c.shr(16).or(d.shl(16)));
@@ -485,7 +525,7 @@ a_format!(
 );
 a_format!(
     /// `u8 scales[16]; u8 qs[64]; f16 d; f16 dmin`: scale low and minimum high; bit pairs of 32 bytes for each four blocks.
-    Q2K, { BYTES: usize = 84, BLOCKS: usize = 8, SCALES: Scales = Scales::TwoMin, LARGEST: usize = 3 }, |p, stride, to| {
+    Q2K: Raised<TwoMin, 0, 16>, 84 / 8, |p, stride, to| {
         // Inside the blocks: the last 16 bytes are 68..84; eight blocks.
         let (scales, [.., d]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(68), stride));
         for sub in 0..8 {

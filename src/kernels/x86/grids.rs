@@ -9,7 +9,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::formats::{Block, Format, Scales, Vector, a_format, bytes, moved};
+use super::formats::{Block, Format, One, Raised, Signed, Two, Vector, a_format, bytes, moved};
 use crate::gguf::quant::grids;
 
 /// Rows of the widest vector.
@@ -125,7 +125,7 @@ fn pair(grid: &[u32], low: usize, high: usize) -> u64 {
 
 a_format!(
     /// `f16 d; (u8 index[4]; u32 signs_and_scale)[8]`
-    Iq2Xxs, { BYTES: usize = 66, BLOCKS: usize = 8, SCALES: Scales = Scales::One, SIGNED: bool = true, LARGEST: usize = 43 }, |p, stride, to| {
+    Iq2Xxs: Signed<One, 64>, 66 / 8, |p, stride, to| {
         // Inside the blocks: indices up to 2 + 8 * 7 + 3, 16 bytes from 2 + 16 * 3 on; eight blocks.
         let words = look_up::<V>(p, stride, |row, i| grids::IQ2_XXS[usize::from(*row.add(2 + 8 * (i / 4) + i % 4))]);
         let [head, ..] = V::load_16_bytes(p, stride);
@@ -140,7 +140,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; u16 qs[32]; u8 scales[8]`: nine bits of index and seven of signs.
-    Iq2Xs, { BYTES: usize = 74, BLOCKS: usize = 8, SCALES: Scales = Scales::Two, SIGNED: bool = true, LARGEST: usize = 43 }, |p, stride, to| {
+    Iq2Xs: Signed<Two, 64>, 74 / 8, |p, stride, to| {
         // Inside the blocks: indices up to 2 + 2 * 31, the last 16 bytes are 58..74; eight blocks.
         let words = look_up::<V>(p, stride, |row, i| grids::IQ2_XS[u16_at(row.add(2 + 2 * i)) & 511]);
         let ([head, ..], [_, _, low, high]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(58), stride));
@@ -158,7 +158,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; u8 low[32]; u8 signs[32]; u8 high[8]; u8 scales[8]`: ten bits of index.
-    Iq2S, { BYTES: usize = 82, BLOCKS: usize = 8, SCALES: Scales = Scales::Two, SIGNED: bool = true, LARGEST: usize = 43 }, |p, stride, to| {
+    Iq2S: Signed<Two, 64>, 82 / 8, |p, stride, to| {
         // Inside the blocks: indices up to 66 + 7, the last 16 bytes are 66..82; eight blocks.
         let words = look_up::<V>(p, stride, |row, i| {
             let high = usize::from(*row.add(66 + i / 4) >> (2 * (i % 4)) & 3);
@@ -177,7 +177,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; u8 index[64]; u32 signs_and_scale[8]`
-    Iq3Xxs, { BYTES: usize = 98, BLOCKS: usize = 8, SCALES: Scales = Scales::One, SIGNED: bool = true, LARGEST: usize = 62 }, |p, stride, to| {
+    Iq3Xxs: Signed<One, 64>, 98 / 8, |p, stride, to| {
         // Inside the blocks: indices up to 2 + 63, the last 16 bytes are 82..98; eight blocks.
         let words = look_up::<V>(p, stride, |row, i| {
             let at = row.add(2 + 2 * i);
@@ -196,7 +196,7 @@ a_format!(
 );
 a_format!(
     /// `f16 d; u8 low[64]; u8 ninth[8]; u8 signs[32]; u8 scales[4]`: nine bits of index.
-    Iq3S, { BYTES: usize = 110, BLOCKS: usize = 8, SCALES: Scales = Scales::One, SIGNED: bool = true, LARGEST: usize = 15 }, |p, stride, to| {
+    Iq3S: Signed<One, 16>, 110 / 8, |p, stride, to| {
         // Inside the blocks: indices up to 66 + 7, the last 16 bytes are 94..110; eight blocks.
         let words = look_up::<V>(p, stride, |row, i| {
             let (at, ninth) = (row.add(2 + 2 * i), usize::from(*row.add(66 + i / 4)) << 8 >> (2 * (i % 4)));
@@ -232,7 +232,7 @@ unsafe fn next_digit<V: Vector>(even: &mut V, odd: &mut V) -> V {
 
 a_format!(
     /// `u8 qs[48]; u8 last[4]; f16 d`: five digits in a byte, in `last` four.
-    Tq1_0, { BYTES: usize = 54, BLOCKS: usize = 8, SCALES: Scales = Scales::One, OFFSET: i32 = 1, LARGEST: usize = 2 }, |p, stride, to| {
+    Tq1_0: Raised<One, 1, 16>, 54 / 8, |p, stride, to| {
         // Inside the blocks: the last 16 bytes are 38..54; eight blocks.
         let low = V::splat(0x00ff_00ff);
         let [.., before, end] = V::load_16_bytes(p.add(38), stride);
@@ -260,7 +260,7 @@ a_format!(
 );
 a_format!(
     /// `u8 qs[64]; f16 d`: bit pairs of 32 bytes for each four blocks.
-    Tq2_0, { BYTES: usize = 66, BLOCKS: usize = 8, SCALES: Scales = Scales::One, OFFSET: i32 = 1, LARGEST: usize = 3 }, |p, stride, to| {
+    Tq2_0: Raised<One, 1, 16>, 66 / 8, |p, stride, to| {
         // Inside the blocks: the last 16 bytes are 50..66; eight blocks.
         let [.., end] = V::load_16_bytes(p.add(50), stride);
         for sub in 0..8 {

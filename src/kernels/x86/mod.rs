@@ -14,10 +14,10 @@ mod product;
 mod vnni;
 pub mod vnni256;
 
-/// A set `$set` of vectors `$vector`, which takes `$rows` rows at a time, multiplies up to `$direct` tokens as it reads and `$tokens` at
-/// once from the tile; its functions, with vectors for attention of `$width`, compiled with its features.
+/// A set `$set` of vectors `$vector`, which takes `$rows` rows at a time, multiplies `$direct` tokens as it reads and `$tiled` at
+/// once from the tile, the most first; its functions, with vectors for attention of `$width`, compiled with its features.
 macro_rules! stamp_x86 {
-    ($features:literal, $set:ident { vector: $vector:ty, rows: $rows:expr, direct: $direct:literal, tokens: $tokens:literal }, $width:ty) => {
+    ($features:literal, $set:ident { vector: $vector:ty, rows: $rows:expr, direct: [$($direct:literal)*], tiled: [$($tiled:literal)*] }, $width:ty) => {
         use $crate::kernels::spec::{arithmetic, attention, delta, placed, scan as past};
         use $crate::kernels::{AngleSum, Asked, DeltaStep, Placing, Xielu};
         use $crate::kernels::x86::{attend, float};
@@ -28,8 +28,7 @@ macro_rules! stamp_x86 {
             type V = $vector;
             type F16 = F16c;
             const ROWS: usize = $rows;
-            const DIRECT: usize = $direct;
-            const TOKENS: usize = $tokens;
+            const DIRECT: usize = [$($direct),*].len();
 
             #[inline(always)]
             unsafe fn expand<F: Format>(tile: Expanded<Self>, p: *const u8, stride: usize, n: usize) {
@@ -38,16 +37,31 @@ macro_rules! stamp_x86 {
             }
 
             #[inline(always)]
-            unsafe fn product<F: Format, From: Source<$vector>, const T: usize>(from: From, acts: &Acts, first: usize, to: RowsOut) {
-                // SAFETY: passed on.
-                unsafe { product::<F, _, T>(from, acts, first, to) }
+            unsafe fn direct<F: Format>(rows: Native<Self, F>, acts: &Acts, to: RowsOut) {
+                // SAFETY: passed on; all tokens of the batch.
+                unsafe {
+                    match acts.n_tok {
+                        $($direct => product::<F::Elements, _, $direct>(rows, acts, 0, to),)*
+                        more => unreachable!("{more} tokens at once"),
+                    }
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn tiled<E: Elements>(tile: Expanded<Self>, acts: &Acts, to: RowsOut) {
+                let mut t = 0;
+                $(while t + $tiled <= acts.n_tok {
+                    // SAFETY: passed on; these tokens are inside the batch.
+                    unsafe { product::<E, _, $tiled>(tile, acts, t, to) };
+                    t += $tiled;
+                })*
             }
         }
 
         stamp_x86! { $features; unsafe
             matmul(task: &mut MatmulTask) = product::matmul::<$set>;
             quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) = float::quantize;
-            attend(a: &Attend, out: &mut Partial) = attend::attend::<$width>;
+            attend(a: &Attend, out: &mut Partial) = attend_queries;
         }
         stamp_x86! { $features; safe
             rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = arithmetic::rms_norm;
@@ -72,6 +86,25 @@ macro_rules! stamp_x86 {
             matmul, quantize, rms_norm, add, silu_mul, gelu_mul, silu, sigmoid_mul, delta_step, relu2, xielu, soft_cap, l2_norm, attend,
             merge, received, scan, add_shares, place, widen: None,
         };
+
+        /// # Safety
+        /// As `attend::attend_n`.
+        #[inline(always)]
+        unsafe fn attend_queries(a: &Attend, out: &mut Partial) {
+            // SAFETY: passed on.
+            unsafe { attention::for_queries!(a, out, attend_n) }
+        }
+
+        /// `attend::attend_n`, each on its own: one function of all takes compilers several times as long.
+        ///
+        /// # Safety
+        /// As `attend::attend_n`.
+        #[target_feature(enable = $features)]
+        #[inline(never)]
+        unsafe fn attend_n<const N: usize>(a: &Attend, q: &[f32], out: &mut Partial) {
+            // SAFETY: passed on.
+            unsafe { attend::attend_n::<$width, N>(a, q, out) }
+        }
 
         /// # Safety
         /// As `Expanded::expand`.

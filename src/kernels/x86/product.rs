@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use super::float;
 use super::formats::{
-    Block, Format, Iq4Nl, Iq4Xs, Mxfp4, Q1_0, Q2_0, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Vector,
+    Block, Elements, Format, Iq4Nl, Iq4Xs, Mxfp4, Q1_0, Q2_0, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Vector,
 };
 use super::grids::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Tq1_0, Tq2_0};
 use crate::gguf::quant::GgmlType;
@@ -27,8 +27,6 @@ pub trait Set: Copy {
     const ROWS: usize;
     /// Up to this many tokens are multiplied straight from the file's layout.
     const DIRECT: usize;
-    /// Tokens that are multiplied at once where there are many: 4 or 8.
-    const TOKENS: usize;
 
     /// `Expanded::expand`, out of line.
     ///
@@ -36,39 +34,17 @@ pub trait Set: Copy {
     /// As `Expanded::expand`.
     unsafe fn expand<F: Format>(tile: Expanded<Self>, p: *const u8, stride: usize, n: usize);
 
-    /// Tokens `first..first + T` of `acts`.
+    /// All tokens of `acts`, at most `DIRECT`.
     ///
     /// # Safety
-    /// `from` has a block for each 32 columns; the tokens are in the batch; their elements of `to` belong to the caller; the CPU
-    /// features of the set.
-    unsafe fn product<F: Format, From: Source<Self::V>, const T: usize>(from: From, acts: &Acts, first: usize, to: RowsOut);
-}
+    /// `rows` have a block for each 32 columns; their elements of `to` belong to the caller; the CPU features of the set.
+    unsafe fn direct<F: Format>(rows: Native<Self, F>, acts: &Acts, to: RowsOut);
 
-/// All tokens of `acts`, as many at once as the set takes.
-///
-/// # Safety
-/// As `Set::product`.
-#[inline(always)]
-unsafe fn product<S: Set, F: Format, From: Source<S::V>>(from: From, acts: &Acts, to: RowsOut) {
-    const { assert!(S::TOKENS == 4 || S::TOKENS == 8) };
-    let (n_tok, mut t) = (acts.n_tok, 0);
-    // SAFETY: tokens `t..t + T` are inside the batch; the rest passed on.
-    unsafe {
-        while S::TOKENS == 8 && t + 8 <= n_tok {
-            S::product::<F, _, 8>(from, acts, t, to);
-            t += 8;
-        }
-        while t + 4 <= n_tok {
-            S::product::<F, _, 4>(from, acts, t, to);
-            t += 4;
-        }
-        match n_tok - t {
-            1 => S::product::<F, _, 1>(from, acts, t, to),
-            2 => S::product::<F, _, 2>(from, acts, t, to),
-            3 => S::product::<F, _, 3>(from, acts, t, to),
-            _ => {}
-        }
-    }
+    /// All tokens of `acts`, as many at once as the set takes.
+    ///
+    /// # Safety
+    /// As `direct`.
+    unsafe fn tiled<E: Elements>(tile: Expanded<Self>, acts: &Acts, to: RowsOut);
 }
 
 /// The product of a task by the type of its weights.
@@ -131,10 +107,10 @@ unsafe fn quantised<S: Set, F: Format>(task: &mut MatmulTask) {
         unsafe {
             let rows = task.w.data.as_ptr().add(to.first * stride);
             if acts.n_tok <= S::DIRECT {
-                product::<S, F, _>(Native::<S>(rows, stride, PhantomData), &acts, to);
+                S::direct(Native::<S, F>(rows, stride, PhantomData), &acts, to);
             } else {
                 S::expand::<F>(tile, rows, stride, n_blocks / F::BLOCKS);
-                product::<S, F, _>(tile, &acts, to);
+                S::tiled::<F::Elements>(tile, &acts, to);
             }
         }
     }
@@ -148,32 +124,42 @@ pub struct RowsOut {
     pub out: Out,
 }
 
-/// Where the blocks of some rows come from, one block of the file after the other.
+/// Where the blocks of some rows come from, some at a time.
 pub trait Source<V>: Copy {
-    /// The 32-column blocks of block `b` of the file, in `scratch` or elsewhere.
+    /// How many blocks of 32 columns come at a time.
+    const BLOCKS: usize;
+
+    /// The `n`th `BLOCKS` of them, in `scratch` or elsewhere.
     ///
     /// # Safety
-    /// Block `b` is readable, `scratch` holds eight blocks; the CPU features of the set.
-    unsafe fn blocks<F: Format>(self, b: usize, scratch: *mut Block<V>) -> *const Block<V>;
+    /// They are readable, `scratch` holds eight blocks; the CPU features of the set.
+    unsafe fn blocks(self, n: usize, scratch: *mut Block<V>) -> *const Block<V>;
 
     /// Called for each block of 32 columns.
-    fn look_ahead<F: Format>(self, b: usize);
+    fn look_ahead(self, b: usize);
 }
 
 /// The file's layout, from a first row on, by the bytes between rows: blocks are put together in registers, or in the
 /// scratch where they are many.
-#[derive(Clone, Copy)]
-pub struct Native<S>(*const u8, usize, PhantomData<S>);
-impl<S: Set> Source<S::V> for Native<S> {
+pub struct Native<S, F>(*const u8, usize, PhantomData<(S, F)>);
+impl<S, F> Clone for Native<S, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S, F> Copy for Native<S, F> {}
+impl<S: Set, F: Format> Source<S::V> for Native<S, F> {
+    const BLOCKS: usize = F::BLOCKS;
+
     #[inline(always)]
-    unsafe fn blocks<F: Format>(self, b: usize, scratch: *mut Block<S::V>) -> *const Block<S::V> {
+    unsafe fn blocks(self, n: usize, scratch: *mut Block<S::V>) -> *const Block<S::V> {
         // SAFETY: passed on.
-        unsafe { F::load(self.0.add(b * F::BYTES), self.1, scratch) };
+        unsafe { F::load(self.0.add(n * F::BYTES), self.1, scratch) };
         scratch
     }
 
     #[inline(always)]
-    fn look_ahead<F: Format>(self, b: usize) {
+    fn look_ahead(self, b: usize) {
         prefetch::<S, F>(self.0, self.1, b);
     }
 }
@@ -197,14 +183,16 @@ impl<S: Set> Expanded<S> {
     }
 }
 impl<S: Set> Source<S::V> for Expanded<S> {
+    const BLOCKS: usize = 1;
+
     #[inline(always)]
-    unsafe fn blocks<F: Format>(self, b: usize, _: *mut Block<S::V>) -> *const Block<S::V> {
+    unsafe fn blocks(self, n: usize, _: *mut Block<S::V>) -> *const Block<S::V> {
         // SAFETY: inside the tile.
-        unsafe { self.0.add(b * F::BLOCKS) }
+        unsafe { self.0.add(n) }
     }
 
     #[inline(always)]
-    fn look_ahead<F: Format>(self, _: usize) {}
+    fn look_ahead(self, _: usize) {}
 }
 
 /// Asks for the bytes that are met `AHEAD` groups of rows later. Hardware sees as many slow streams as there are rows and

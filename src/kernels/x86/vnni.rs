@@ -8,7 +8,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::formats::{Block, Format, Scales, Vector};
+use super::formats::{Block, Elements, Scales, Vector};
 use super::product::{RowsOut, Source};
 use crate::kernels::{Acts, BLOCK};
 
@@ -47,11 +47,11 @@ pub trait Vnni: Vector {
 /// `source` has a block for each 32 columns; tokens `first..first + T` are inside `acts`; the features of the set; the
 /// elements of `to` belong to the caller.
 #[inline(always)]
-pub unsafe fn product<V: Vnni, F: Format, S: Source<V>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
+pub unsafe fn product<V: Vnni, E: Elements, S: Source<V>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
     // All elements are unsigned here: signed ones have been flipped.
     let zero_point = const {
         assert!(V::SIGN == 0x80);
-        if F::SIGNED { 128 } else { F::OFFSET }
+        if E::SIGNED { 128 } else { E::OFFSET }
     };
     let n_blocks = acts.n_cols / BLOCK;
     assert!((first + T) * acts.n_cols <= acts.q.len());
@@ -66,18 +66,18 @@ pub unsafe fn product<V: Vnni, F: Format, S: Source<V>, const T: usize>(source: 
         let mut acc_m = [V::splat(0); T];
         let mut first_half = [V::splat(0); T];
         let mut scratch = MaybeUninit::<[Block<V>; 8]>::uninit();
-        for file_block in 0..n_blocks / F::BLOCKS {
-            let blocks = source.blocks::<F>(file_block, scratch.as_mut_ptr().cast());
-            for sub in 0..F::BLOCKS {
-                let (block, b) = (&*blocks.add(sub), file_block * F::BLOCKS + sub);
-                source.look_ahead::<F>(b);
-                let scales = match F::SCALES {
+        for file_block in 0..n_blocks / S::BLOCKS {
+            let blocks = source.blocks(file_block, scratch.as_mut_ptr().cast());
+            for sub in 0..S::BLOCKS {
+                let (block, b) = (&*blocks.add(sub), file_block * S::BLOCKS + sub);
+                source.look_ahead(b);
+                let scales = match E::SCALES {
                     Scales::TwoMin => block.m.and(V::splat(0x00ff_00ff)),
                     _ => block.m,
                 };
                 let mut isum = [V::splat(0); T];
                 for g in 0..GROUPS {
-                    if F::SCALES.halves() && g == GROUPS / 2 {
+                    if E::SCALES.halves() && g == GROUPS / 2 {
                         // What a lane holds so far is the first half.
                         let sc0 = scales.shl(16).shr_i32(16);
                         for t in 0..T {
@@ -92,21 +92,21 @@ pub unsafe fn product<V: Vnni, F: Format, S: Source<V>, const T: usize>(source: 
                     }
                 }
                 let (sc1, sub_zero) = (scales.shr_i32(16), scales.times_i16(zero_points));
-                let (w_d, w_m) = block.scales::<F>();
+                let (w_d, w_m) = block.scales::<E>();
                 for t in 0..T {
                     let at = t * n_blocks + b;
                     let (d, sums) = (V::splat((*d.add(at)).to_bits()), V::splat(*sum16.add(at) as u32));
-                    if F::SCALES.halves() {
+                    if E::SCALES.halves() {
                         isum[t] = isum[t].times_i32(sc1).add(first_half[t]);
                     }
                     if zero_point != 0 {
-                        isum[t] = isum[t].add_products(if F::SCALES.halves() { sub_zero } else { zero_points }, sums);
+                        isum[t] = isum[t].add_products(if E::SCALES.halves() { sub_zero } else { zero_points }, sums);
                     }
                     acc[t] = w_d.times(d).times_plus(isum[t].to_floats(), acc[t]);
-                    if F::SCALES == Scales::OneMin {
+                    if E::SCALES == Scales::OneMin {
                         acc_m[t] = w_m.times_plus(V::splat((*s.add(at)).to_bits()), acc_m[t]);
                     }
-                    if F::SCALES == Scales::TwoMin {
+                    if E::SCALES == Scales::TwoMin {
                         let minimums = block.m.shr(8).and(V::splat(0x00ff_00ff));
                         let minimum = V::splat(0).add_products(minimums, sums).to_floats();
                         acc_m[t] = w_m.times(d).times_plus(minimum, acc_m[t]);

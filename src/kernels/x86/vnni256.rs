@@ -8,15 +8,15 @@ use std::arch::x86_64::*;
 use super::attend::Ymm;
 use super::avx2::copied_bits;
 use super::float::F16c;
-use super::formats::{Format, Vector, in_registers};
-use super::product::{self, Expanded, RowsOut, Set, Source};
+use super::formats::{Elements, Format, Vector, in_registers};
+use super::product::{self, Expanded, Native, RowsOut, Set, Source};
 use super::stamp_x86;
 use super::vnni::{self, Vnni};
 use crate::kernels::{Acts, Attend, MatmulTask, Partial, Table};
 
 stamp_x86!(
     "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
-    Vnni256 { vector: Unsigned, rows: 8, direct: 4, tokens: 8 },
+    Vnni256 { vector: Unsigned, rows: 8, direct: [1 2 3 4], tiled: [8 4 3 2 1] },
     Ymm
 );
 
@@ -139,7 +139,7 @@ impl Vnni for Unsigned {
 /// As `vnni::product`; the features of the set.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)] // On its own the loop has all registers.
-unsafe fn product<F: Format, S: Source<Unsigned>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
+unsafe fn product<E: Elements, S: Source<Unsigned>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
     // SAFETY: passed on.
-    unsafe { vnni::product::<Unsigned, F, S, T>(source, acts, first, to) }
+    unsafe { vnni::product::<Unsigned, E, S, T>(source, acts, first, to) }
 }
