@@ -11,6 +11,7 @@ AMD_BIN   := target-static/$(AMD)/release/lowkey
 ARM_CARGO := cross/arm-cargo
 ARM_BIN   := target-arm/$(ARM)/release/lowkey
 STRIP     ?= $(if $(filter aarch64,$(shell uname -m)),strip,aarch64-linux-gnu-strip)
+ARM32     := armv7-unknown-linux-gnueabihf
 ARM_TESTS := --locked --profile arm-test --no-default-features --features plot --lib --bins --tests
 # A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run. The first runs
 # all tests; cross/arm-tests says what the others run.
@@ -21,7 +22,7 @@ CROSS     ?= cross
 IMAGE_NAME ?= localhost/lowkey
 CONTAINER ?= $(if $(shell command -v podman),podman,docker)
 
-.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm test-arm-build fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost test-web test-clients test-flood serve-figures kills peer-server-tests json-schema hostile-grammars light-switch need-deb need-image need-deploy man deb deb-arm test-deb test-deb-arm test-boot static image test-image sbom dist publish deploy-check shelf cross-tool cross-image cross-build cross-test clean
+.PHONY: help need-build need-tests need-arm need-all build model demo test test-native test-arm test-arm-build test-arm32 fuzz lint lint-arm inlined size bench-peer bench-sets peer-files plans scorecard results arm-cost test-web test-clients test-flood serve-figures kills peer-server-tests json-schema hostile-grammars light-switch need-deb need-image need-deploy man deb deb-arm test-deb test-deb-arm test-boot static image test-image sbom dist publish deploy-check shelf cross-tool cross-image cross-build cross-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -46,6 +47,11 @@ test-arm: need-arm model ## the tests for ARM (static), as Raspberry Pi 3, 4, 5 
 
 test-arm-build: need-arm ## the programs of test-arm
 	cross/arm-tests --build $(CPUS)
+
+# There is no set with vectors for 32 bits: what the compiler makes of the scalar set.
+test-arm32: export LOWKEY_ARM_TARGET = $(ARM32)
+test-arm32: need-arm model ## the tests for ARM of 32 bits (static), as Raspberry Pi 2, under qemu: what cross/arm-tests names
+	cross/arm-tests $(ARM32_ONLY:%=--only %) cortex-a7=scalar
 
 # What is missing is installed, or named in one line. Asked for at once, so that a test does not end half an hour later for it.
 need-build:

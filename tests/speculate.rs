@@ -9,7 +9,7 @@ use lowkey::kv::{KvType, Policy, Recent, Share};
 use lowkey::session::{DraftCounts, MAX_GUESSES, Session, SessionParams, Stream};
 use lowkey::text::{Sampler, SamplerParams};
 use lowkey_test_kit::families::family_model;
-use lowkey_test_kit::{budget_for, data, demo_model, golden, model, params, prose, session};
+use lowkey_test_kit::{budget_for, data, demo_model, golden, model, params, prose, session, tried};
 
 /// Everything that is saved of a stream.
 fn state(stream: &mut Stream) -> Vec<u8> {
@@ -80,7 +80,8 @@ fn guesses_leave_no_trace_with_any_policy() {
     let path = data("tiny-mqa.gguf");
     for policy in Policy::all() {
         for n_slot in [40, 200] {
-            for (k_type, v_type) in [(KvType::F16, KvType::F16), (KvType::Q5H, KvType::Q4H)] {
+            let few_bits = (KvType::Q5H, KvType::Q4H);
+            for (k_type, v_type) in tried(vec![(KvType::F16, KvType::F16), few_bits], vec![few_bits]) {
                 let mut p = params(0);
                 (p.kv.policy, p.kv.recent, p.n_batch, p.n_draft) = (policy, Some(Recent::Percent(40.0)), 8, 6);
                 (p.kv.rare, p.kv.pool) = (policy.row().reserve.map(|_| Share(0.3)), policy.row().pool.map(|_| 3));

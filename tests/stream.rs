@@ -5,6 +5,7 @@
 use lowkey::kernels::Kernels;
 use lowkey::kv::{AttnLayer, Head, KvCache, KvType, Policy, Recent, Share};
 use lowkey::session::{Session, SessionParams};
+use lowkey_test_kit::tried;
 
 const MODEL: &str = "tiny-gqa.gguf";
 
@@ -52,11 +53,11 @@ fn a_batch_is_the_same_as_token_by_token_bit_for_bit() {
     let tokens = tokens(100);
     assert_eq!(fixed().count(), 16);
     for (policy, rare, pool) in fixed() {
-        for n_slot in [9, 24, 99, 100, 130] {
+        for n_slot in tried(vec![9, 24, 99, 100, 130], vec![9, 99, 100]) {
             let with = |s: &mut SessionParams| (s.kv.policy, s.kv.rare, s.kv.pool) = (policy, Some(Share(rare)), Some(pool));
             let want = end_of(&mut session(n_slot, with), &tokens, true);
             for n_batch in [2, 3, 16] {
-                for n_threads in [1, 2, 3] {
+                for n_threads in tried(vec![1, 2, 3], vec![2]) {
                     let mut batched = session(n_slot, |s| {
                         with(s);
                         (s.n_batch, s.n_threads) = (n_batch, Some(n_threads));

@@ -113,7 +113,12 @@ pub fn prose(n: usize) -> Vec<u32> {
 
 /// Whether this is an emulated CPU (the test runner names it): correctness counts there, long runs do not fit.
 pub fn emulated() -> Option<String> {
-    std::env::var("QEMU_CPU").ok().filter(|cpu| cfg!(target_arch = "aarch64") && !cpu.is_empty())
+    std::env::var("QEMU_CPU").ok().filter(|cpu| cfg!(any(target_arch = "aarch64", target_arch = "arm")) && !cpu.is_empty())
+}
+
+/// What a test of every combination tries: all `here`, and under emulation, where a minute takes twenty, those of `emulated`.
+pub fn tried<T>(here: Vec<T>, emulated_too: Vec<T>) -> Vec<T> {
+    if emulated().is_some() { emulated_too } else { here }
 }
 
 /// The kernel sets that a test of whole models tries: all that this CPU has. Where `cross/arm-tests` runs the same test on several
@@ -129,7 +134,8 @@ pub fn kernel_sets() -> Vec<Kernels> {
 pub fn binary(binary: &str) -> std::process::Command {
     let mut command = match emulated() {
         Some(cpu) => {
-            let mut qemu = std::process::Command::new("qemu-aarch64-static");
+            let mut qemu =
+                std::process::Command::new(if cfg!(target_arch = "arm") { "qemu-arm-static" } else { "qemu-aarch64-static" });
             qemu.args(["-cpu", &cpu, binary]);
             qemu
         }

@@ -6,7 +6,7 @@ use crate::kv::policy::{Policy, Protection};
 /// Ten million steps: means neither run away nor stand still, and a change of subject is learned.
 #[test]
 fn means_are_sound_after_ten_million_steps() {
-    let n = if cfg!(target_arch = "aarch64") { 1_000_000u32 } else { 10_000_000 };
+    let n = if cfg!(any(target_arch = "aarch64", target_arch = "arm")) { 1_000_000u32 } else { 10_000_000 };
     let rule = Rule { policy: Policy::L2Attn, protect: Protection::default(), n_reserved: 0 };
     let [scores, common, received, mean, entering] = &mut [1, 0, 1, 8, 2].map(|n| vec![0.0; n]);
     let (positions, latest, latest_slots, limit) = (&mut [0][..], &mut [][..], &mut [][..], &mut [][..]);
