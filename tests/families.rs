@@ -190,9 +190,16 @@ fn few_bits_cost_little_in_every_family_and_batches_change_nothing() {
 #[test]
 fn recurrent_layers_experts_and_shared_keys_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
     // Layers with keys and values, and all.
-    for (name, layers) in
-        [("lfm2-q8", (2, 5)), ("qwen35-q8", (1, 5)), ("lfm2moe-q8", (1, 4)), ("qwen35moe-q8", (1, 4)), ("gemma4-q8", (4, 7))]
-    {
+    for (name, layers) in [
+        ("lfm2-q8", (2, 5)),
+        ("qwen35-q8", (1, 5)),
+        ("lfm2moe-q8", (1, 4)),
+        ("qwen35moe-q8", (1, 4)),
+        ("gemma4-q8", (4, 7)),
+        ("granitehybrid-q8", (1, 4)),
+        ("granitehybrid-moe-q8", (1, 3)),
+        ("falcon-h1-q8", (3, 3)),
+    ] {
         gives_the_same_bits(name, layers);
     }
 }
