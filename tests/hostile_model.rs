@@ -214,7 +214,13 @@ fn one_metadata_value_changed() {
     for (family, (name, original)) in one_of_each_family().into_iter().enumerate() {
         let (mut n_ran, mut n) = (0, 0);
         let n_keys = original.keys.len();
-        let arch = if name.starts_with("hunyuan") { "hunyuan-dense" } else if name.starts_with("falcon") { "falcon-h1" } else { name.split('-').next().unwrap_or_default() };
+        let arch = if name.starts_with("hunyuan") {
+            "hunyuan-dense"
+        } else if name.starts_with("falcon") {
+            "falcon-h1"
+        } else {
+            name.split('-').next().unwrap_or_default()
+        };
         let arch = if arch == "tiny" { "llama" } else { arch };
         for i in 0..n_keys + MORE_KEYS.len() {
             let mut file = original.clone();

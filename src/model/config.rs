@@ -233,7 +233,7 @@ impl Config {
 
     /// Layers that have keys and values. In the cache they are counted by themselves.
     pub fn n_attn_layer(&self) -> usize {
-        self.attn_layers().count()
+        self.n_holding() - if self.beside().is_some() { 0 } else { self.n_recurrent_layer() }
     }
 
     /// Whether a layer has a recurrence in place of attention.

@@ -246,7 +246,7 @@ MODELS = {
     "granitehybrid-gqa": spec("granitehybrid", (4, 2), 32, output=False, n_layer=4, conv=(0, 1, 3), **HYBRID, **mamba(256, 32, 4, 1)),
     "granitehybrid-mqa-rope": spec("granitehybrid", (2, 1), 64, "F16", n_layer=3, n_vocab=43, conv=(0, 2), **{"logit_scale": 0.5}, **mamba(256, 64, 8, 2, n_tap=2)),
     "granitehybrid-moe": spec("granitehybrid", (2, 2), 32, n_layer=3, n_ff=64, conv=(1, 2), **HYBRID, **moe(8, 2, 0, shared=32), **mamba(128, 16, 2, 2)),
-    "granitehybrid-q8": spec("granitehybrid", (4, 2), 32, "Q8_0", output=False, n_layer=4, conv=(0, 1, 3), **HYBRID, **mamba(256, 32, 4, 1)),
+    "granitehybrid-q8": spec("granitehybrid", (4, 2), 32, "Q8_0", n_vocab=43, n_layer=4, conv=(0, 1, 3), **HYBRID, **mamba(256, 32, 4, 1)),
     "granitehybrid-moe-q8": spec("granitehybrid", (2, 1), 64, "Q8_0", n_layer=3, n_ff=64, conv=(0, 2), **GRANITE | {"logit_scale": 0.5}, **moe(6, 3, 0, shared=32), **mamba(256, 32, 8, 2)),
     # Both in every layer.
     "falcon-h1-gqa": spec("falcon-h1", (4, 2), 64, n_embd=96, **{"rope.freq_base": 1e11}, **mamba(192, 64, 6, 1)),
