@@ -3,6 +3,7 @@
 
 use lowkey::kernels::Kernels;
 use lowkey::kv::{AttnLayer, Head, KvType, Policy, Recent};
+use lowkey::mem::plan::Plan;
 use lowkey::session::{Session, SessionParams};
 use lowkey_test_kit::families::family_model;
 use lowkey_test_kit::gguf_writer::GgufWriter;
@@ -112,6 +113,29 @@ fn every_family_computes_what_llama_cpp_computes() {
             }
         }
         println!("{name}: off by {furthest:.4} at most");
+    }
+}
+
+/// What layers with Mamba-2 remember is a line of the plan, for each stream, and of the sizes that the file gives.
+#[test]
+fn the_state_of_mamba_is_in_the_plan() {
+    let golden = golden("families.json");
+    for (name, n_layers, [inner_dim, n_state, n_group]) in
+        [("granitehybrid-q8", 3, [256, 32, 1]), ("falcon-h1-q8", 3, [192, 32, 2]), ("granite-q8", 0, [0; 3])]
+    {
+        let path = Temp::new(&format!("{name}-plan"), &family_model(name, &golden["models"][name]));
+        let model = lowkey_test_kit::model(&path.0);
+        for n_streams in [1, 3] {
+            let p = SessionParams { n_streams, ..params(1 << 20) };
+            let mut plan = Plan::default();
+            p.layout(&model).expect("a layout").plan(&model, &mut plan);
+            let planned: u64 =
+                plan.regions.iter().filter(|region| region.name == "recurrent state").map(|region| region.bytes).sum();
+            let of_layer = inner_dim * n_state + 3 * (inner_dim + 2 * n_group * n_state);
+            // Memory is carved in whole cache lines.
+            let want = (n_streams * n_layers * of_layer * 4) as u64;
+            assert!((want..want + 64 * n_streams as u64).contains(&planned), "{name}: {planned} of {want}");
+        }
     }
 }
 
