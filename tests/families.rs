@@ -3,6 +3,7 @@
 
 use lowkey::kernels::Kernels;
 use lowkey::kv::{AttnLayer, Head, KvType, Policy, Recent};
+use lowkey::mem::plan::Plan;
 use lowkey::session::{Session, SessionParams};
 use lowkey_test_kit::families::family_model;
 use lowkey_test_kit::gguf_writer::GgufWriter;
@@ -120,6 +121,29 @@ fn every_family_computes_what_llama_cpp_computes() {
     }
 }
 
+/// What layers with Mamba-2 remember is a line of the plan, for each stream, and of the sizes that the file gives.
+#[test]
+fn the_state_of_mamba_is_in_the_plan() {
+    let golden = golden("families.json");
+    for (name, n_layers, [inner_dim, n_state, n_group]) in
+        [("granitehybrid-q8", 3, [256, 32, 1]), ("falcon-h1-q8", 3, [192, 32, 2]), ("granite-q8", 0, [0; 3])]
+    {
+        let path = Temp::new(&format!("{name}-plan"), &family_model(name, &golden["models"][name]));
+        let model = lowkey_test_kit::model(&path.0);
+        for n_streams in [1, 3] {
+            let p = SessionParams { n_streams, ..params(1 << 20) };
+            let mut plan = Plan::default();
+            p.layout(&model).expect("a layout").plan(&model, &mut plan);
+            let planned: u64 =
+                plan.regions.iter().filter(|region| region.name == "recurrent state").map(|region| region.bytes).sum();
+            let of_layer = inner_dim * n_state + 3 * (inner_dim + 2 * n_group * n_state);
+            // Memory is carved in whole cache lines.
+            let want = (n_streams * n_layers * of_layer * 4) as u64;
+            assert!((want..want + 64 * n_streams as u64).contains(&planned), "{name}: {planned} of {want}");
+        }
+    }
+}
+
 /// Where some layers have a window and the others evict, with more slots than the window and with fewer: a batch is the same
 /// as token by token, and all sets are the same, bit for bit.
 #[test]
@@ -195,9 +219,16 @@ fn few_bits_cost_little_in_every_family_and_batches_change_nothing() {
 #[test]
 fn recurrent_layers_experts_and_shared_keys_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
     // Layers with keys and values, and all.
-    for (name, layers) in
-        [("lfm2-q8", (2, 5)), ("qwen35-q8", (1, 5)), ("lfm2moe-q8", (1, 4)), ("qwen35moe-q8", (1, 4)), ("gemma4-q8", (4, 7))]
-    {
+    for (name, layers) in [
+        ("lfm2-q8", (2, 5)),
+        ("qwen35-q8", (1, 5)),
+        ("lfm2moe-q8", (1, 4)),
+        ("qwen35moe-q8", (1, 4)),
+        ("gemma4-q8", (4, 7)),
+        ("granitehybrid-q8", (1, 4)),
+        ("granitehybrid-moe-q8", (1, 3)),
+        ("falcon-h1-q8", (3, 3)),
+    ] {
         gives_the_same_bits(name, layers);
     }
 }
@@ -379,7 +410,7 @@ fn other_families_evict_what_the_reference_evicts() {
         for stream in row["streams"].as_array().expect("streams") {
             let number = |key: &str| stream[key].as_u64().expect("a number") as u32;
             let policy: Policy = stream["policy"].as_str().expect("a name").parse().expect("a policy");
-            for (kernels, n_batch) in sets().into_iter().flat_map(|k| [1, 3, 20].map(|n| (k, n))) {
+            for (kernels, n_batch) in sets().flat_map(|k| [1, 3, 20].map(|n| (k, n))) {
                 let mut p = params(0);
                 (p.kernels, p.kv.policy, p.n_batch) = (kernels.name().into(), policy, n_batch);
                 (p.kv.sinks, p.kv.recent) = (number("sinks"), Some(Recent::Tokens(number("recent"))));

@@ -183,7 +183,7 @@ fn one_of_each_family() -> Vec<(&'static str, GgufWriter)> {
         "qwen2-q8", "qwen3-q8", "smollm3-q8", "phi3-factors", "llama-yarn", "gemma2-q8", "gemma3-q8", "lfm2-q8", "granite-q8",
         "minicpm-q8", "mistral3-q8-growth", "ernie4_5-q8", "hunyuan-dense-q8", "exaone4-gqa", "olmo2-q8", "arcee-q8", "apertus-q8",
         "seed_oss-q8", "qwen35-q8", "qwen3moe-q8", "lfm2moe-q8", "qwen35moe-q8", "granitemoe-q8", "qwen3-q1", "qwen3-q2",
-        "gemma4-q8",
+        "gemma4-q8", "granitehybrid-q8", "granitehybrid-moe-q8", "falcon-h1-q8",
     ];
     let others = others.map(|name| (name, lowkey_test_kit::families::family_model(name, &golden["models"][name])));
     let all = [("tiny-freqs", take_apart("tiny-freqs.gguf"))].into_iter().chain(others);
@@ -214,7 +214,13 @@ fn one_metadata_value_changed() {
     for (family, (name, original)) in one_of_each_family().into_iter().enumerate() {
         let (mut n_ran, mut n) = (0, 0);
         let n_keys = original.keys.len();
-        let arch = if name.starts_with("hunyuan") { "hunyuan-dense" } else { name.split('-').next().unwrap_or_default() };
+        let arch = if name.starts_with("hunyuan") {
+            "hunyuan-dense"
+        } else if name.starts_with("falcon") {
+            "falcon-h1"
+        } else {
+            name.split('-').next().unwrap_or_default()
+        };
         let arch = if arch == "tiny" { "llama" } else { arch };
         for i in 0..n_keys + MORE_KEYS.len() {
             let mut file = original.clone();
@@ -400,6 +406,12 @@ fn kv_heads_that_do_not_fit_the_layers() {
         &[],
     ] {
         assert_eq!(try_list(&lfm2, heads), Fate::Refused, "{heads:?}");
+    }
+    // In place of attention there is Mamba-2, which has its tensors.
+    let hybrid = family("granitehybrid-q8");
+    assert_eq!(try_list(&hybrid, &[0, 0, 2, 0]), Fate::Ran);
+    for heads in [&[0, 0, 2][..], &[0, 0, 2, 0, 0], &[0, 2, 2, 0], &[0, 0, 0, 2], &[0, 0, 0, 0], &[0, 0, 3, 0], &[]] {
+        assert_eq!(try_list(&hybrid, heads), Fate::Refused, "{heads:?}");
     }
     let qwen2 = family("qwen2-q8");
     assert_eq!(try_list(&qwen2, &[2, 2]), Fate::Ran, "a list of equal numbers is one number");

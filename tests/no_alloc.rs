@@ -70,7 +70,7 @@ fn prefill_and_steps_allocate_nothing() {
     assert_eq!(n, 0, "allocations with the demo model");
 
     // Small models: float weights go through another matrix product, a short context is renumbered again and again.
-    // So are families with biases, normed heads, layers that know no positions, fused matrices, windows, convolutions, delta nets, experts, and shared keys.
+    // So are families with biases, normed heads, layers that know no positions, fused matrices, windows, convolutions, delta nets, Mamba-2, experts, and shared keys.
     let golden = lowkey_test_kit::golden("families.json");
     let own = std::env::temp_dir().join(format!("lowkey-no-alloc-{}.gguf", std::process::id()));
     for name in [
@@ -90,6 +90,8 @@ fn prefill_and_steps_allocate_nothing() {
         "lfm2moe-q8",
         "qwen35moe-q8",
         "gemma4-q8",
+        "granitehybrid-q8",
+        "falcon-h1-q8",
     ] {
         let path = if name.starts_with("tiny") { lowkey_test_kit::data(name) } else { own.clone() };
         if path == own {

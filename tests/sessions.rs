@@ -165,6 +165,8 @@ fn windows_convolutions_and_soft_caps_go_on_with_the_same_bits() {
         ("phi3-window", Some(30)),
         ("lfm2-q8", None),
         ("qwen35-q8", None),
+        ("granitehybrid-q8", None),
+        ("falcon-h1-q8", None),
         ("gemma4-q8", None),
     ] {
         let family = Family::new(name, window);

@@ -151,7 +151,9 @@ fn scores_get_another_unit_between_steps() {
 #[test]
 fn what_cannot_be_taken_back_is_not_guessed() {
     let described = golden("families.json");
-    for (name, word) in [("lfm2-q8", "forget"), ("qwen35-q8", "forget")] {
+    for (name, word) in
+        [("lfm2-q8", "forget"), ("qwen35-q8", "forget"), ("granitehybrid-q8", "forget"), ("falcon-h1-q8", "forget")]
+    {
         let path = std::env::temp_dir().join(format!("lowkey-speculate-{}-{name}.gguf", std::process::id()));
         std::fs::write(&path, family_model(name, &described["models"][name]).build()).expect("a temporary file");
         let model = model(&path);

@@ -390,6 +390,51 @@ fn families_near_to_one_that_runs_are_refused_by_name_with_the_reason() {
     }
 }
 
+#[test]
+fn mamba_that_does_not_fit_is_refused_by_its_key_or_tensor() {
+    let path = TempPath::new("mamba");
+    for arch in ["granitehybrid", "falcon-h1"] {
+        let plain = family(&format!("{arch}-q8"));
+        let want = logits(&path, &plain);
+        for (key, n, why) in [
+            ("group_count", 5, "do not divide"),
+            ("time_step_rank", 7, "do not divide"),
+            ("time_step_rank", if arch == "falcon-h1" { 96 } else { 128 }, "a multiple of 4"),
+            ("inner_size", 100, "multiple of 32"),
+            ("inner_size", 1 << 30, "262144 at most"),
+            ("state_size", 12, "multiple of 8"),
+            ("state_size", 1 << 20, "1024 at most"),
+            ("state_size", 0, "is 0"),
+        ] {
+            let (mut file, key) = (plain.clone(), format!("{arch}.ssm.{key}"));
+            set(&mut file, &key, w::U32, u32::to_le_bytes(n).to_vec());
+            refused(&path, &file, &[&key, why]);
+            file.keys.retain(|k| k.0 != key);
+            refused(&path, &file, &[&key]);
+        }
+        for tensor in ["in.weight", "conv1d.weight", "conv1d.bias", "dt.bias", "a", "d", "norm.weight", "out.weight"] {
+            let (mut file, name) = (plain.clone(), format!("blk.0.ssm_{tensor}"));
+            file.tensors.retain(|t| t.name != name);
+            refused(&path, &file, &[&name]);
+        }
+        for n_tap in [1u32, 65] {
+            let mut file = plain.clone();
+            set(&mut file, &format!("{arch}.ssm.conv_kernel"), w::U32, n_tap.to_le_bytes().to_vec());
+            refused(&path, &file, &["a convolution over"]);
+        }
+        // The converter of one names the norm before the FFN without an end; the other spelling is the same, and one of both too many.
+        let mut other = plain;
+        let norm = other.tensors.iter().position(|t| t.name.starts_with("blk.1.ffn_norm")).expect("a norm");
+        let full = arch == "granitehybrid";
+        other.tensors[norm].name = if full { "blk.1.ffn_norm" } else { "blk.1.ffn_norm.weight" }.into();
+        assert!(logits(&path, &other) == want, "{arch}");
+        let mut twice = other.tensors[norm].clone();
+        twice.name = if full { "blk.1.ffn_norm.weight" } else { "blk.1.ffn_norm" }.into();
+        other.tensors.push(twice);
+        refused(&path, &other, &["tensor blk.1.ffn_norm is not one"]);
+    }
+}
+
 /// Bytes of the scale of a block, f16 unless `None`, and of the block; of floats an element.
 fn scale_of(ty: u32) -> (usize, usize, &'static [u8]) {
     match ty {
@@ -440,6 +485,8 @@ fn a_weight_that_is_not_a_number_is_found_and_named() {
             "lfm2-q8",
             "qwen35-q8",
             "qwen35moe-q8",
+            "granitehybrid-q8",
+            "falcon-h1-q8",
         ]
     };
     let mut plain: Vec<(&str, GgufWriter)> = names.iter().map(|&name| (name, family(name))).collect();
@@ -468,7 +515,8 @@ fn a_weight_that_is_not_a_number_is_found_and_named() {
                 // Norms and biases are read when the model is loaded.
                 Err(line) => line,
             };
-            let is_row = n_rows > 1 && !tensor.name.contains("conv.conv") && !tensor.name.contains("conv1d");
+            let is_vector = |part: &str| tensor.name.trim_end_matches(".weight").ends_with(part);
+            let is_row = n_rows > 1 && !["conv.conv", "conv1d", "ssm_a", "ssm_d", "ssm_norm"].into_iter().any(is_vector);
             let place = if is_row { format!("{says}, row {row}: ") } else { says };
             assert!(model.contains(&place) && model.contains("the file is damaged; fetch it again"), "{name}: {place}: {model}");
         }

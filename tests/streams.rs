@@ -7,9 +7,19 @@ use lowkey::session::{Engine, SessionParams, Stream};
 use lowkey_test_kit::families::family_model;
 use lowkey_test_kit::{budget_for, data, golden, model, params, session};
 
-/// Families with all that a pass may hold: plain, biases, windows, normed heads, convolutions, queries that grow, delta nets and experts.
-const FAMILIES: [&str; 8] =
-    ["tiny-mqa.gguf", "qwen2-q8", "gemma2-q8", "gemma3-q8", "smollm3-q8", "lfm2-q8", "mistral3-q8-growth", "qwen35moe-q8"];
+/// Families with all that a pass may hold: plain, biases, windows, normed heads, convolutions, queries that grow, delta nets, Mamba-2 and experts.
+const FAMILIES: [&str; 10] = [
+    "tiny-mqa.gguf",
+    "qwen2-q8",
+    "gemma2-q8",
+    "gemma3-q8",
+    "smollm3-q8",
+    "lfm2-q8",
+    "mistral3-q8-growth",
+    "qwen35moe-q8",
+    "granitehybrid-moe-q8",
+    "falcon-h1-q8",
+];
 
 /// Runs `job` with the file of each family.
 fn for_families(name: &str, job: impl Fn(&std::path::Path)) {

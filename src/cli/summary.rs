@@ -74,6 +74,10 @@ struct Shape {
     n_conv_layers: usize,
     /// Layers with a gated delta net and neither keys nor values.
     n_delta_layers: usize,
+    /// Layers with Mamba-2 and neither keys nor values.
+    n_mamba_layers: usize,
+    /// Layers that have it beside attention.
+    n_mamba_beside_layers: usize,
     /// Experts of a layer, and those that a token goes through; 0: the FFN is one network.
     n_expert: usize,
     n_expert_used: usize,
@@ -90,6 +94,23 @@ struct Kv {
     /// With what the default policy keeps beside it; of layers without a window, where there are any.
     bytes_per_token: usize,
     tokens_in_4mib: usize,
+}
+
+impl Shape {
+    /// What some layers have in place of attention or beside it, or keys and values.
+    fn recurrent_layers(&self) -> String {
+        let without = [
+            (self.n_conv_layers, "a short convolution"),
+            (self.n_delta_layers, "a gated delta net"),
+            (self.n_mamba_layers, "Mamba-2"),
+        ];
+        match (without.into_iter().find(|&(n, _)| n > 0), self.n_mamba_beside_layers, self.n_shared_layers) {
+            (Some((n, what)), ..) => format!(" ({n} of them with {what}, without keys and values)"),
+            (None, 0, 0) => String::new(),
+            (None, 0, n) => format!(" (the last {n} share keys and values of earlier ones)"),
+            (None, ..) => " (with Mamba-2 beside attention)".to_owned(),
+        }
+    }
 }
 
 impl Summary {
@@ -128,6 +149,7 @@ impl Summary {
     /// What can be said of a model that loads.
     pub fn add_model(&mut self, model: &Model) -> Result<()> {
         let c = &model.config;
+        let n_with = |recurrent: Recurrent| if c.arch.recurrent == recurrent { c.n_recurrent_layer() } else { 0 };
         self.model = Some(Shape {
             n_ctx: c.n_ctx,
             n_layer: c.n_layer,
@@ -140,8 +162,10 @@ impl Summary {
             n_shared_layers: c.n_shared,
             window: c.window.map(|window| window.n_tok),
             n_window_layers: c.window.map_or(0, |window| window.n_local(c.n_attn_layer())),
-            n_conv_layers: if c.arch.recurrent == Recurrent::ShortConv { c.n_recurrent_layer() } else { 0 },
-            n_delta_layers: if c.arch.recurrent == Recurrent::DeltaNet { c.n_recurrent_layer() } else { 0 },
+            n_conv_layers: n_with(Recurrent::ShortConv),
+            n_delta_layers: n_with(Recurrent::DeltaNet),
+            n_mamba_layers: n_with(Recurrent::Mamba),
+            n_mamba_beside_layers: n_with(Recurrent::MambaBeside),
             n_expert: c.experts.map_or(0, |experts| experts.n_expert),
             n_expert_used: c.experts.map_or(0, |experts| experts.n_used),
             n_expert_ff: c.experts.map_or(0, |experts| experts.n_ff),
@@ -182,14 +206,7 @@ impl Summary {
             let window = m
                 .window
                 .map_or(String::new(), |n| format!(", sliding window of {n} tokens in {} layers{local}", m.n_window_layers));
-            let conv = match (m.n_conv_layers, m.n_delta_layers) {
-                (0, 0) if m.n_shared_layers > 0 => {
-                    format!(" (the last {} share keys and values of earlier ones)", m.n_shared_layers)
-                }
-                (0, 0) => String::new(),
-                (0, n) => format!(" ({n} of them with a gated delta net, without keys and values)"),
-                (n, _) => format!(" ({n} of them with a short convolution, without keys and values)"),
-            };
+            let conv = m.recurrent_layers();
             let ffn = match (m.n_expert, m.n_expert_used) {
                 (0, _) => format!("FFN {}", m.n_ff),
                 (n, used) => format!("{n} experts of {}, {used} for a token", m.n_expert_ff),
@@ -202,7 +219,8 @@ impl Summary {
         if !self.kv.is_empty() {
             let kv = self.kv.iter().map(|kv| format!("{} {} bytes ({})", kv.ty, kv.bytes_per_token, kv.tokens_in_4mib));
             let local = self.model.as_ref().is_some_and(|m| {
-                m.window.is_some_and(|n| n < m.n_ctx) && m.n_window_layers + m.n_conv_layers + m.n_delta_layers < m.n_layer
+                m.window.is_some_and(|n| n < m.n_ctx)
+                    && m.n_window_layers + m.n_conv_layers + m.n_delta_layers + m.n_mamba_layers < m.n_layer
             });
             lines.push(format!(
                 "keys and values of a token{} (tokens in an arena of {}): {}",

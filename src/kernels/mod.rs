@@ -1,7 +1,7 @@
 //! The kernels: what a token's arithmetic is made of, in sets that are chosen at run time.
 //!
 //! ```text
-//! operands   what a kernel takes and gives       dispatch, delta   safe calls: shapes are checked, work is split over the pool
+//! operands   what a kernel takes and gives       dispatch, delta, mamba   safe calls: shapes are checked, work is split over the pool
 //! spec/      what every set must equal           rows/      keys and values in their rows of the cache
 //! x86/ arm/  the sets                            suite/     each set against the specification
 //! ```
@@ -21,6 +21,7 @@ mod arm;
 mod assigned;
 mod delta;
 mod dispatch;
+mod mamba;
 mod operands;
 pub mod rows;
 pub mod spec;
@@ -37,6 +38,7 @@ use crate::gguf::quant::{GgmlType, can_dequantize};
 use assigned::Assigned;
 pub use assigned::{DECODE_TOKENS, Op};
 pub use delta::DeltaNet;
+pub use mamba::Mamba;
 pub use operands::{
     ActBuf, Acts, Attend, BLOCK, CHUNK, MAX_HEAD_DIM, MAX_QUERIES, MatmulTask, Matrix, Out, Partial, Product, RopeOrder, Rows,
     TILE_ROWS, tile_bytes, weights_len,
@@ -46,6 +48,7 @@ pub use rows::hadamard::{flip, hadamard};
 pub use spec::arithmetic::Xielu;
 use spec::delta::DeltaStep;
 pub use spec::float::GEMM_FROM;
+use spec::mamba::MambaStep;
 pub use spec::placed::{AngleSum, Placing};
 pub use spec::scan::{Asked, SCAN_CHUNK, SCAN_CHUNKS, SCAN_TILE, scan_steps, scan_tile_bytes};
 pub use spec::{arithmetic as portable, packed};
@@ -148,6 +151,7 @@ pub(crate) struct Table {
     pub silu: unsafe fn(x: &mut [f32]),
     pub sigmoid_mul: unsafe fn(x: &mut [f32], gate: &[f32]),
     pub delta_step: unsafe fn(state: &mut [f32], step: &DeltaStep, out: &mut [f32]),
+    pub mamba_step: unsafe fn(state: &mut [f32], step: &MambaStep, out: &mut [f32]),
     pub relu2: unsafe fn(x: &mut [f32]),
     pub xielu: unsafe fn(x: &mut [f32], by: &Xielu),
     pub soft_cap: unsafe fn(x: &mut [f32], cap: f32),

@@ -136,6 +136,10 @@ pub enum Recurrent {
     No,
     /// Layers without KV heads have a short convolution.
     ShortConv,
+    /// Layers without KV heads have Mamba-2.
+    Mamba,
+    /// All layers have Mamba-2 beside attention, which reads the same and adds to the same.
+    MambaBeside,
     /// All but every n-th layer have a gated delta net; what attention gives in the others is gated too, by rows of `attn_q`.
     DeltaNet,
 }
@@ -147,6 +151,23 @@ pub struct Mixture {
     /// the first layers may have an FFN like others.
     pub biased: bool,
     pub shared: SharedExpert,
+    /// A file may have none: its FFNs are like others.
+    pub optional: bool,
+}
+
+impl Mixture {
+    const PLAIN: Mixture = Mixture { biased: false, shared: SharedExpert::No, optional: false };
+}
+
+impl Recurrent {
+    /// Whether layers without KV heads are those that have it.
+    pub fn is_where_no_kv_heads_are(self) -> bool {
+        matches!(self, Recurrent::ShortConv | Recurrent::Mamba)
+    }
+
+    pub fn is_mamba(self) -> bool {
+        matches!(self, Recurrent::Mamba | Recurrent::MambaBeside)
+    }
 }
 
 /// An expert that all tokens go to.
@@ -244,11 +265,18 @@ const ARCHS: &[Arch] = &[
     GEMMA4,
     LFM2,
     QWEN35,
-    Arch { name: "qwen3moe", experts: Some(Mixture { biased: false, shared: SharedExpert::No }), ..QWEN3 },
-    Arch { name: "lfm2moe", experts: Some(Mixture { biased: true, shared: SharedExpert::No }), ..LFM2 },
-    Arch { name: "qwen35moe", experts: Some(Mixture { biased: false, shared: SharedExpert::Gated }), ..QWEN35 },
+    Arch { name: "qwen3moe", experts: Some(Mixture::PLAIN), ..QWEN3 },
+    Arch { name: "lfm2moe", experts: Some(Mixture { biased: true, ..Mixture::PLAIN }), ..LFM2 },
+    Arch { name: "qwen35moe", experts: Some(Mixture { shared: SharedExpert::Gated, ..Mixture::PLAIN }), ..QWEN35 },
     GRANITE,
-    Arch { name: "granitemoe", experts: Some(Mixture { biased: false, shared: SharedExpert::Optional }), ..GRANITE },
+    Arch { name: "granitemoe", experts: Some(Mixture { shared: SharedExpert::Optional, ..Mixture::PLAIN }), ..GRANITE },
+    Arch {
+        name: "granitehybrid",
+        recurrent: Recurrent::Mamba,
+        experts: Some(Mixture { shared: SharedExpert::Optional, optional: true, ..Mixture::PLAIN }),
+        ..GRANITE
+    },
+    Arch { name: "falcon-h1", rope_order: Neox, recurrent: Recurrent::MambaBeside, ..LLAMA },
     Arch { name: "minicpm", scales: Scales::MiniCpm, ..LLAMA },
     Arch { name: "mistral3", query_growth: true, ..LLAMA },
     Arch { name: "ernie4_5", ..LLAMA },
@@ -261,13 +289,11 @@ const ARCHS: &[Arch] = &[
 ];
 
 /// Families that are near to one of these and are not run as if they were it, and why.
-const REFUSED: [(&str, &str); 12] = [
+const REFUSED: [(&str, &str); 10] = [
     ("qwen3next", "its layers are those of qwen35 in other tensors"),
     ("qwen4exp", "it has hyper-connections and sparse attention"),
     ("granite_swa", "it has windows, a list of layers with RoPE, and sinks"),
-    ("granitehybrid", "its layers with Mamba-2 are not computed here"),
-    ("falcon-h1", "its layers with Mamba-2 are not computed here"),
-    ("nemotron_h", "its layers with Mamba-2 are not computed here"),
+    ("nemotron_h", "its layers have Mamba-2, attention or an FFN, and no two of them"),
     ("gemma3n", "it feeds every layer from a second table of embeddings"),
     ("gemma4-assistant", "it guesses for another model, whose keys and values it reads"),
     ("gpt-oss", "it has sinks and biases of experts"),

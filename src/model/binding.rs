@@ -8,11 +8,11 @@ use crate::kernels::Kernels;
 use crate::mem::arena::{Arena, Buf};
 
 use super::arch::{self, Norms, QkNorm, SharedExpert};
-use super::config::{Config, DeltaShape, ExpertConfig, Recurrence};
+use super::config::{Config, DeltaShape, ExpertConfig, MambaShape, Recurrence};
 use super::keys::printable;
 use super::reading::{LONG_FACTORS, SHORT_FACTORS};
 use super::weights::{
-    Activation, Attention, Conv, Delta, Dense, Experts, Ffn, Layer, LayerInput, Mixer, SecondTable, Tensor, Weights,
+    Activation, Attention, Conv, Delta, Dense, Experts, Ffn, Layer, LayerInput, Mamba, Mixer, SecondTable, Tensor, Weights,
 };
 
 impl Weights {
@@ -86,21 +86,30 @@ impl<'a> Binder<'a> {
         let embd = c.n_embd;
         let name = |tensor: &str| format!("blk.{i}.{tensor}.weight");
         let (before, after) = (c.arch.norms != Norms::After, c.arch.norms != Norms::Before);
-        let mut norm = |is_there: bool, tensor: &str| is_there.then(|| self.vector(&name(tensor), embd)).transpose();
+        let mut norm = |is_there: bool, tensor: &str| is_there.then(|| self.norm(&name(tensor), embd)).transpose();
         let (attn_norm, attn_post_norm) = (norm(before, "attn_norm")?, norm(after, "post_attention_norm")?);
         let (ffn_norm, ffn_post_norm) = (norm(before, c.arch.ffn_norm)?, norm(after, "post_ffw_norm")?);
         let (mixer, output, width) = match c.recurrent.as_ref().filter(|_| c.is_recurrent(i)).map(|recurrent| recurrent.kind) {
             None => (Mixer::Attention(self.attention(c, i)?), "attn_output", c.n_head * c.heads_of(i).head_dim),
             Some(Recurrence::ShortConv { n_tap }) => (Mixer::Conv(self.conv(i, embd, n_tap)?), "shortconv.out_proj", embd),
             Some(Recurrence::DeltaNet(shape)) => (Mixer::Delta(self.delta(i, embd, shape)?), "ssm_out", shape.v_dim()),
+            Some(Recurrence::Mamba(shape)) => (Mixer::Mamba(self.mamba(c, i, shape)?), "ssm_out", shape.inner_dim),
         };
         let mixer_output = self.matrix(&name(output), embd, width)?;
+        let beside = match c.beside() {
+            Some(shape) => Some((self.mamba(c, i, shape)?, self.matrix(&name("ssm_out"), embd, shape.inner_dim)?)),
+            None => None,
+        };
         let ffn = match c.experts.filter(|experts| i >= experts.n_dense) {
             Some(experts) => Ffn::Experts(Box::new(self.experts(c, i, experts)?)),
             None => Ffn::Dense(self.dense(c, i)?),
         };
         let (input, output_scale) = if c.arch.per_layer { self.layer_input(c, i)? } else { (None, 1.0) };
-        Ok(Layer { attn_norm, mixer, mixer_output, attn_post_norm, ffn_norm, ffn, ffn_post_norm, input, output_scale })
+        #[rustfmt::skip]
+        let layer = Layer {
+            attn_norm, mixer, mixer_output, beside, attn_post_norm, ffn_norm, ffn, ffn_post_norm, input, output_scale,
+        };
+        Ok(layer)
     }
 
     fn second_table(&mut self, c: &Config) -> Result<SecondTable> {
@@ -191,6 +200,26 @@ impl<'a> Binder<'a> {
             a: self.vector(&name("ssm_a"), heads)?,
             dt: self.vector(&name("ssm_dt.bias"), heads)?,
             norm: self.vector(&name("ssm_norm.weight"), shape.head_dim)?,
+        })
+    }
+
+    fn mamba(&mut self, c: &Config, i: usize, shape: MambaShape) -> Result<Mamba> {
+        let name = |tensor: &str| format!("blk.{i}.{tensor}");
+        let MambaShape { n_tap, inner_dim, n_head, n_group, .. } = shape;
+        let [gate, entering, dt] = self.split(&name("ssm_in.weight"), [inner_dim, shape.conv_dim(), n_head], c.n_embd)?;
+        let norm = name("ssm_norm.weight");
+        // Beside attention all layers have it, or none.
+        let is_normed = c.beside().is_none() || self.file.tensors().iter().any(|t| t.name.ends_with(".ssm_norm.weight"));
+        Ok(Mamba {
+            gate,
+            entering,
+            dt,
+            taps: self.taps(&name("ssm_conv1d.weight"), n_tap, shape.conv_dim())?,
+            conv_bias: self.vector(&name("ssm_conv1d.bias"), shape.conv_dim())?,
+            dt_bias: self.vector(&name("ssm_dt.bias"), n_head)?,
+            a: self.table(&name("ssm_a"), &[1, n_head])?,
+            skip: self.table(&name("ssm_d"), &[1, n_head])?,
+            norm: is_normed.then(|| self.table(&norm, &[inner_dim / n_group, n_group])).transpose()?,
         })
     }
 
@@ -336,9 +365,20 @@ impl<'a> Binder<'a> {
         }
     }
 
+    /// A norm of a layer; Falcon-H1's converter gives one of them a name without its end.
+    fn norm(&mut self, name: &str, n: usize) -> Result<Buf<f32>> {
+        let short = name.strip_suffix(".weight").filter(|short| !self.has(name) && self.has(short));
+        self.vector(short.unwrap_or(name), n)
+    }
+
     /// A norm or a bias, copied.
     fn vector(&mut self, name: &str, n: usize) -> Result<Buf<f32>> {
-        let values = self.floats(name, &[n])?;
+        self.table(name, &[n])
+    }
+
+    /// The same of more dimensions, the row length first.
+    fn table(&mut self, name: &str, shape: &[usize]) -> Result<Buf<f32>> {
+        let values = self.floats(name, shape)?;
         Ok(self.copied(&values))
     }
 

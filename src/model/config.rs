@@ -89,12 +89,14 @@ pub struct ExpertConfig {
     pub weight_scale: f32,
 }
 
-/// The layers that have a recurrence in place of attention.
+/// The layers that have a recurrence.
 #[derive(Clone, Debug)]
 pub struct RecurrentLayers {
     pub kind: Recurrence,
     /// `[n_layer]`
     pub layers: Box<[bool]>,
+    /// They have attention too, and not a recurrence in place of it.
+    pub is_beside: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +106,27 @@ pub enum Recurrence {
         n_tap: usize,
     },
     DeltaNet(DeltaShape),
+    Mamba(MambaShape),
+}
+
+/// Mamba-2 behind a short convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct MambaShape {
+    pub n_tap: usize,
+    /// Channels: what a layer gives before its last matrix.
+    pub inner_dim: usize,
+    /// Numbers that a channel remembers.
+    pub n_state: usize,
+    /// Heads, and groups of neighbouring heads that are written and read along the same vectors.
+    pub n_head: usize,
+    pub n_group: usize,
+}
+
+impl MambaShape {
+    /// What goes through the convolution: channels, and two vectors of each group.
+    pub fn conv_dim(&self) -> usize {
+        self.inner_dim + 2 * self.n_group * self.n_state
+    }
 }
 
 /// A gated delta net behind a short convolution.
@@ -132,7 +155,8 @@ impl DeltaShape {
 impl Recurrence {
     fn n_tap(&self) -> usize {
         match self {
-            Recurrence::ShortConv { n_tap } | Recurrence::DeltaNet(DeltaShape { n_tap, .. }) => *n_tap,
+            Recurrence::ShortConv { n_tap } => *n_tap,
+            Recurrence::DeltaNet(DeltaShape { n_tap, .. }) | Recurrence::Mamba(MambaShape { n_tap, .. }) => *n_tap,
         }
     }
 }
@@ -202,19 +226,27 @@ impl Config {
         (layer >= n_holding).then(|| AttnLayer(n_holding - if self.has_window(layer) { 2 } else { 1 }))
     }
 
-    /// Layers that have a recurrence in place of attention.
+    /// Layers that have a recurrence.
     pub fn n_recurrent_layer(&self) -> usize {
         self.recurrent.iter().flat_map(|recurrent| &recurrent.layers).filter(|&&is_recurrent| is_recurrent).count()
     }
 
     /// Layers that have keys and values. In the cache they are counted by themselves.
     pub fn n_attn_layer(&self) -> usize {
-        self.n_holding() - self.n_recurrent_layer()
+        self.n_holding() - if self.beside().is_some() { 0 } else { self.n_recurrent_layer() }
     }
 
     /// Whether a layer has a recurrence in place of attention.
     pub fn is_recurrent(&self, layer: usize) -> bool {
-        self.recurrent.as_ref().is_some_and(|recurrent| recurrent.layers[layer])
+        self.recurrent.as_ref().is_some_and(|recurrent| recurrent.layers[layer] && !recurrent.is_beside)
+    }
+
+    /// Mamba-2 that the layers have beside attention.
+    pub fn beside(&self) -> Option<MambaShape> {
+        match self.recurrent.as_ref().filter(|recurrent| recurrent.is_beside)?.kind {
+            Recurrence::Mamba(shape) => Some(shape),
+            _ => None,
+        }
     }
 
     /// The layers that have keys and values, as the cache counts them and as the model does.
@@ -227,17 +259,18 @@ impl Config {
         self.arch.recurrent == Recurrent::DeltaNet
     }
 
-    /// The widest row that attention or a recurrence gives.
+    /// The widest row that attention gives, or a recurrence in place of it.
     pub fn mixed_dim(&self) -> usize {
         match self.recurrent.as_ref().map(|recurrent| recurrent.kind) {
             Some(Recurrence::DeltaNet(shape)) => self.q_dim().max(shape.v_dim()),
+            Some(Recurrence::Mamba(shape)) if self.beside().is_none() => self.q_dim().max(shape.inner_dim),
             _ => self.q_dim(),
         }
     }
 
     /// The widest row of activations that is quantised.
     pub fn max_cols(&self) -> usize {
-        self.n_embd.max(self.mixed_dim()).max(self.n_ff)
+        self.n_embd.max(self.mixed_dim()).max(self.n_ff).max(self.beside().map_or(0, |shape| shape.inner_dim))
     }
 
     /// What does not fit together or is beyond this engine.

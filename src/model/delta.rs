@@ -83,6 +83,6 @@ fn set_length(kernels: Kernels, x: &mut [f32], length: f32, eps: f32) {
     x.iter_mut().for_each(|x| *x *= times);
 }
 
-fn softplus(x: f64) -> f64 {
+pub(super) fn softplus(x: f64) -> f64 {
     if x > 20.0 { x } else { libm::log1p(libm::exp(x)) }
 }

@@ -92,6 +92,10 @@ pub fn forward_watched<'a, 'l>(
                     watch(attn, part.step.cache(), pass.queries(mixer, &part.rows));
                 }
                 attn.0 += 1;
+                if let Some((mamba, _)) = &layer.beside {
+                    pass.mamba(layer, mamba, n_recurrent, parts);
+                    n_recurrent += 1;
+                }
             }
             Mixer::Conv(conv) => {
                 pass.convolution(layer, conv, n_recurrent, parts);
@@ -99,6 +103,10 @@ pub fn forward_watched<'a, 'l>(
             }
             Mixer::Delta(delta) => {
                 pass.delta_net(layer, delta, n_recurrent, parts);
+                n_recurrent += 1;
+            }
+            Mixer::Mamba(mamba) => {
+                pass.mamba(layer, mamba, n_recurrent, parts);
                 n_recurrent += 1;
             }
         }

@@ -38,8 +38,9 @@ const READ: [&[&str]; 22] = [
 ];
 pub(super) const CAPS: [&str; 2] = ["attn_logit_softcapping", "final_logit_softcapping"];
 pub(super) const CONV: &str = "shortconv.l_cache";
-/// The convolution of a gated delta net, its head, heads of keys and of values, and what the latter have together.
-pub(super) const DELTA: [&str; 5] =
+/// Of a gated delta net: its convolution, its head, heads of keys and of values, and what the latter have together. Of Mamba-2: its
+/// convolution, what a channel remembers, groups of heads, heads, channels.
+pub(super) const SSM: [&str; 5] =
     ["ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size"];
 /// Of mixtures: experts, those of a token, width of an FFN and of an expert, of the shared one, layers with an FFN like others.
 pub(super) const EXPERTS: [&str; 6] = [
@@ -75,7 +76,7 @@ pub(super) const MAX_LAYERS: usize = 1 << 16;
 type ReadBySome = (&'static [&'static str], fn(&Arch) -> bool);
 const READ_BY_SOME: [ReadBySome; 9] = [
     (&[CONV], |arch| arch.recurrent == Recurrent::ShortConv),
-    (&DELTA, |arch| arch.recurrent == Recurrent::DeltaNet),
+    (&SSM, |arch| arch.recurrent == Recurrent::DeltaNet || arch.recurrent.is_mamba()),
     (&[INTERVAL, RECURRENT_LAYERS], |arch| arch.recurrent == Recurrent::DeltaNet),
     (&[SCALES[0], SCALES[1], LOGIT_SCALE], |arch| matches!(arch.scales, Scales::Granite | Scales::MiniCpm)),
     (&[SCALES[3]], |arch| arch.scales == Scales::Granite),

@@ -15,7 +15,7 @@ use super::ffn::{Room, small_products};
 use super::guard::Guard;
 use super::scratch::Scratch;
 use super::state::RecurrentState;
-use super::weights::{Attention, Conv, Delta, Files, Layer, Weights};
+use super::weights::{Attention, Conv, Delta, Files, Layer, Mamba, Weights};
 use super::{Machine, Model};
 
 /// The part of one stream in a pass: the rows that are its tokens, and its memory.
@@ -178,16 +178,43 @@ impl<'m, 'a> Pass<'m, 'a> {
         self.guard.see(mixed, v_dim);
     }
 
-    /// Adds to the rows of `x` from `first` on what their mixer gives them.
+    /// `mixed`, or what stands beside it where that is attention's, = what the `nth` layer with Mamba-2 makes of each token and its state.
+    pub fn mamba(&mut self, layer: &Layer, w: &Mamba, nth: usize, parts: &mut [Option<Part>]) {
+        let Pass { c, ref file, kernels, ref mut pool, ref mut s, n_tok, .. } = *self;
+        let Scratch { x, x_norm, mixed, beside, tiles, acts, mambas, .. } = &mut **s;
+        let (x, x_norm) = (&x[..n_tok * c.n_embd], &mut x_norm[..n_tok * c.n_embd]);
+        let x = normed(kernels, pool, x, &layer.attn_norm, c.rms_eps, x_norm);
+        let mambas = mambas.as_mut().expect("carved for a model with Mamba-2");
+        let inner_dim = w.gate.n_rows();
+        let mixed = &mut if layer.beside.is_some() { beside } else { mixed }[..n_tok * inner_dim];
+        let acts = kernels.quantize(pool, x, c.n_embd, acts);
+        let products = &mut [
+            Product { w: w.gate.in_file(file), out: &mut *mixed },
+            Product { w: w.entering.in_file(file), out: &mut mambas.entering },
+            Product { w: w.dt.in_file(file), out: &mut mambas.dt },
+        ];
+        kernels.matmul(pool, tiles, acts, products);
+        for Part { rows, recurrent, .. } in parts.iter_mut().flatten() {
+            let state = recurrent.as_deref_mut().expect("carved for a stream of such a model").layer_mut(nth);
+            mambas.mix(w, state, rows, (kernels, pool), &mut mixed[rows.start * inner_dim..rows.end * inner_dim]);
+        }
+        self.guard.see(mixed, inner_dim);
+    }
+
+    /// Adds to the rows of `x` from `first` on what their mixer gives them, or both of them.
     pub fn mixer_output(&mut self, layer: &Layer, first: usize) {
         let Pass { c, ref file, kernels, ref mut pool, ref mut s, n_tok, .. } = *self;
+        let Scratch { x, x_norm, mixed, beside, proj, tiles, acts, .. } = &mut **s;
         let rows = n_tok - first;
-        let width = layer.mixer_output.n_cols();
-        let (x, mixed) = (&mut s.x[first * c.n_embd..][..rows * c.n_embd], &s.mixed[first * width..n_tok * width]);
-        let (x_norm, proj) = (&mut s.x_norm[..rows * c.n_embd], &mut s.proj[..rows * c.n_embd]);
-        let acts = kernels.quantize(pool, mixed, width, &mut s.acts);
-        kernels.matmul(pool, &mut s.tiles, acts, &mut [Product { w: layer.mixer_output.in_file(file), out: &mut *proj }]);
-        add_to(kernels, pool, x, proj, c.multipliers.addends, (&layer.attn_post_norm, c.rms_eps), x_norm);
+        let x = &mut x[first * c.n_embd..][..rows * c.n_embd];
+        let (x_norm, proj) = (&mut x_norm[..rows * c.n_embd], &mut proj[..rows * c.n_embd]);
+        let both = [Some((layer.mixer_output, mixed)), layer.beside.as_ref().map(|(_, output)| (*output, beside))];
+        for (output, mixed) in both.into_iter().flatten() {
+            let width = output.n_cols();
+            let acts = kernels.quantize(pool, &mixed[first * width..n_tok * width], width, acts);
+            kernels.matmul(pool, tiles, acts, &mut [Product { w: output.in_file(file), out: &mut *proj }]);
+            add_to(kernels, pool, x, proj, c.multipliers.addends, (&layer.attn_post_norm, c.rms_eps), x_norm);
+        }
     }
 
     /// Adds to the rows of `x` from `first` on what the feed-forward network makes of them.

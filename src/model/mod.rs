@@ -1,7 +1,7 @@
 //! The transformer: what a file must hold to be one (`arch`, `keys`, `reading`, `config`, `weights`, `binding`), the same weights laid out for
 //! some CPUs in a file beside it (`pack`), the room it computes in (`scratch`), what a stream remembers beside keys and values
-//! (`state`), which kernels do what (`choice`), and the pass itself (`forward`, in parts `mixers`, with the recurrences in `shortconv`
-//! and `delta`, the FFN in `ffn`, and what a second table of embeddings feeds to each layer in `inputs`).
+//! (`state`), which kernels do what (`choice`), and the pass itself (`forward`, in parts `mixers`, with the recurrences in `shortconv`,
+//! `delta` and `mamba`, the FFN in `ffn`, and what a second table of embeddings feeds to each layer in `inputs`).
 
 pub mod arch;
 mod binding;
@@ -13,6 +13,7 @@ pub mod forward;
 pub mod guard;
 mod inputs;
 mod keys;
+mod mamba;
 mod mixers;
 pub mod pack;
 mod reading;
@@ -92,9 +93,9 @@ impl Machine {
 
     /// By another clock.
     pub fn choose_kernels_by(&mut self, model: &Model, clock: &mut dyn FnMut() -> Duration) -> Choice {
-        let Scratch { x, mixed, gate, acts, logits, tiles, attend, .. } = &mut self.scratch;
+        let Scratch { x, mixed, gate, acts, logits, tiles, attend, beside, .. } = &mut self.scratch;
         let n_batch = x.len() / model.config.n_embd;
-        let x = [&*x, &*mixed, &*gate].into_iter().max_by_key(|x| x.len()).expect("three");
+        let x = [&*x, &*mixed, &*beside, &*gate].into_iter().max_by_key(|x| x.len()).expect("four");
         let room = &mut Room { pool: &mut self.pool, tiles, acts, n_batch, x, out: logits, attend: Some(attend) };
         let (kernels, choice) = choose(self.kernels, &model.weights, &model.files(self.kernels), room, clock);
         self.set_kernels(kernels);

@@ -8,11 +8,11 @@ use crate::kv::layout::{AttnLayer, LayerShape, MAX_HEAD_DIM, Window};
 
 use super::arch::{Activation, Arch, LocalRope, Mixture, Recurrent, Scales, SharedExpert, SoftCaps, Unturned};
 use super::config::{
-    Config, DeltaShape, ExpertConfig, Multipliers, QueryGrowth, Recurrence, RecurrentLayers, RopeConfig, RopeScaling,
+    Config, DeltaShape, ExpertConfig, MambaShape, Multipliers, QueryGrowth, Recurrence, RecurrentLayers, RopeConfig, RopeScaling,
 };
 use super::keys::{
-    ALPHA, CAPS, CONV, DELTA, EXPERTS, FINETUNED, GROWTH, INPUT, INTERVAL, Keys, LOCAL, LOG_MULTIPLIER, LOGIT_SCALE, MAX_LAYERS,
-    RECURRENT_LAYERS, SCALES, SECTIONS, SHARED, printable,
+    ALPHA, CAPS, CONV, EXPERTS, FINETUNED, GROWTH, INPUT, INTERVAL, Keys, LOCAL, LOG_MULTIPLIER, LOGIT_SCALE, MAX_LAYERS,
+    RECURRENT_LAYERS, SCALES, SECTIONS, SHARED, SSM, printable,
 };
 
 impl Config {
@@ -28,16 +28,10 @@ impl Config {
         })?;
         let keys = Keys::of(file, arch)?;
         let (n_layer, n_embd, n_head) = (keys.n_layer, keys.count("embedding_length")?, keys.count("attention.head_count")?);
-        let experts = arch.experts.map(|mixture| expert_config(&keys, mixture)).transpose()?;
+        let experts = arch.experts.map_or(Ok(None), |mixture| expert_config(&keys, mixture))?;
         let ffs = widths(&keys, experts)?;
         let (n_head_kv, n_local_kv, without) = kv_heads(&keys, n_head)?;
-        let recurrent = match arch.recurrent {
-            Recurrent::No => None,
-            Recurrent::ShortConv => {
-                Some(RecurrentLayers { kind: Recurrence::ShortConv { n_tap: keys.count(CONV)? }, layers: without })
-            }
-            Recurrent::DeltaNet => Some(delta_layers(&keys)?),
-        };
+        let recurrent = recurrent_layers(&keys, without)?;
         let head_dim = match keys.opt_count("attention.key_length")? {
             Some(n) => n,
             None if n_embd % n_head == 0 => n_embd / n_head,
@@ -150,7 +144,7 @@ fn kv_heads(keys: &Keys, n_head: usize) -> Result<(usize, usize, Box<[bool]>)> {
         let each = each.or(local).unwrap_or(n_head);
         return Ok((each, local.unwrap_or(each), [].into()));
     }
-    if keys.arch.recurrent != Recurrent::ShortConv || !matches!(file.get(&key), Some(Value::Array(_))) {
+    if !keys.arch.recurrent.is_where_no_kv_heads_are() || !matches!(file.get(&key), Some(Value::Array(_))) {
         // So many layers no file holds; `from_gguf` says so.
         let n = keys.opt_count(KEY)?.unwrap_or(n_head);
         return Ok((n, n, vec![false; n_layer.min(MAX_LAYERS)].into()));
@@ -184,10 +178,12 @@ fn rope_base(keys: &Keys, head_dim: usize) -> Result<f32> {
     })
 }
 
-fn expert_config(keys: &Keys, mixture: Mixture) -> Result<ExpertConfig> {
+fn expert_config(keys: &Keys, mixture: Mixture) -> Result<Option<ExpertConfig>> {
     const GATING: &str = "expert_gating_func";
     let [n_expert, n_used, ff, n_ff, shared, dense] = EXPERTS.map(|name| keys.opt_count(name));
-    let Some(n_expert) = n_expert?.filter(|&n| n > 0) else { return keys.missing(EXPERTS[0], "u32") };
+    let Some(n_expert) = n_expert?.filter(|&n| n > 0) else {
+        return if mixture.optional { Ok(None) } else { keys.missing(EXPERTS[0], "u32") };
+    };
     let Some(n_used) = n_used?.filter(|&n| n > 0) else { return keys.missing(EXPERTS[1], "u32") };
     let is_sigmoid = match (keys.opt_count(GATING)?, mixture.biased) {
         (Some(1), _) | (None | Some(0), false) => false,
@@ -213,7 +209,7 @@ fn expert_config(keys: &Keys, mixture: Mixture) -> Result<ExpertConfig> {
     let Some(n_ff) = n_ff.filter(|&n| n > 0) else { return keys.missing(EXPERTS[3], "u32") };
     let weight_scale = keys.opt_float("expert_weights_scale")?.filter(|&scale| scale != 0.0).unwrap_or(1.0);
     let n_dense = if mixture.biased { dense?.unwrap_or(0).min(keys.n_layer) } else { 0 };
-    Ok(ExpertConfig { n_expert, n_used, n_ff, n_shared_ff, n_dense, is_sigmoid, weight_scale })
+    Ok(Some(ExpertConfig { n_expert, n_used, n_ff, n_shared_ff, n_dense, is_sigmoid, weight_scale }))
 }
 
 /// Of the FFN of each layer, or of its experts.
@@ -228,9 +224,46 @@ fn widths(keys: &Keys, experts: Option<ExpertConfig>) -> Result<Box<[usize]>> {
     Ok(widths)
 }
 
+/// The layers that have a recurrence; `without`: those that have no KV heads.
+fn recurrent_layers(keys: &Keys, without: Box<[bool]>) -> Result<Option<RecurrentLayers>> {
+    let (kind, layers) = match keys.arch.recurrent {
+        Recurrent::No => return Ok(None),
+        Recurrent::ShortConv => (Recurrence::ShortConv { n_tap: keys.count(CONV)? }, without),
+        Recurrent::Mamba => (Recurrence::Mamba(mamba_shape(keys)?), without),
+        Recurrent::MambaBeside => (Recurrence::Mamba(mamba_shape(keys)?), vec![true; keys.n_layer.min(MAX_LAYERS)].into()),
+        Recurrent::DeltaNet => return delta_layers(keys).map(Some),
+    };
+    Ok(Some(RecurrentLayers { kind, layers, is_beside: keys.arch.recurrent == Recurrent::MambaBeside }))
+}
+
+fn mamba_shape(keys: &Keys) -> Result<MambaShape> {
+    let [n_tap, n_state, n_group, n_head, inner_dim] = SSM.map(|name| keys.count(name));
+    let shape = MambaShape { n_tap: n_tap?, n_state: n_state?, n_group: n_group?, n_head: n_head?, inner_dim: inner_dim? };
+    let MambaShape { n_tap: _, n_state, n_group, n_head, inner_dim } = shape;
+    let wrong = [
+        (
+            SSM[4],
+            inner_dim > 1 << 18 || inner_dim % BLOCK != 0,
+            format!("is {inner_dim}: must be a multiple of {BLOCK}, 262144 at most"),
+        ),
+        (SSM[1], n_state > 1 << 10 || n_state % 8 != 0, format!("is {n_state}: must be a multiple of 8, 1024 at most")),
+        (SSM[3], inner_dim % n_head != 0, format!("is {n_head}, and so many heads do not divide {inner_dim} channels")),
+        (SSM[2], n_head % n_group != 0, format!("is {n_group}, and so many groups do not divide {n_head} heads")),
+        (
+            SSM[3],
+            inner_dim / n_head % 4 != 0 || inner_dim / n_head > MAX_HEAD_DIM,
+            format!("is {n_head}, of {inner_dim} channels: a head must have a multiple of 4, {MAX_HEAD_DIM} at most"),
+        ),
+    ];
+    match wrong.into_iter().find(|wrong| wrong.1) {
+        Some((key, _, what)) => keys.refuse(key, format!("{what}; this engine cannot run that")),
+        None => Ok(shape),
+    }
+}
+
 /// The layers with a gated delta net: all but every n-th, or as a list says.
 fn delta_layers(keys: &Keys) -> Result<RecurrentLayers> {
-    let [n_tap, head_dim, n_k_head, n_v_head, inner] = DELTA.map(|name| keys.count(name));
+    let [n_tap, head_dim, n_k_head, n_v_head, inner] = SSM.map(|name| keys.count(name));
     let shape = DeltaShape { n_tap: n_tap?, head_dim: head_dim?, n_k_head: n_k_head?, n_v_head: n_v_head? };
     let inner = inner?;
     let is_small = [shape.n_tap, shape.head_dim, shape.n_k_head, shape.n_v_head].into_iter().all(|n| n <= 1 << 12);
@@ -241,7 +274,7 @@ fn delta_layers(keys: &Keys) -> Result<RecurrentLayers> {
         && shape.v_dim() % BLOCK == 0
         && shape.v_dim() == inner;
     if !fits {
-        return keys.refuse(DELTA[4], format!("is {inner}, and with {shape:?} this engine cannot run that"));
+        return keys.refuse(SSM[4], format!("is {inner}, and with {shape:?} this engine cannot run that"));
     }
     let sections = keys.list(SECTIONS)?.unwrap_or_default();
     let n_rot = keys.count("rope.dimension_count")?;
@@ -263,7 +296,7 @@ fn delta_layers(keys: &Keys) -> Result<RecurrentLayers> {
             (0..keys.n_layer.min(MAX_LAYERS)).map(|i| every == 0 || (i + 1) % every != 0).collect()
         }
     };
-    Ok(RecurrentLayers { kind: Recurrence::DeltaNet(shape), layers })
+    Ok(RecurrentLayers { kind: Recurrence::DeltaNet(shape), layers, is_beside: false })
 }
 
 /// What queries are multiplied with, where `usual` is what the family does, and what else is multiplied.
@@ -275,7 +308,12 @@ fn scales(keys: &Keys, n_embd: usize, usual: f32) -> Result<(f32, Multipliers)> 
         Scales::No => (usual, none),
         Scales::RootOfWidth => (usual, Multipliers { embeddings: (n_embd as f32).sqrt(), ..none }),
         Scales::Granite => {
-            let Some(logits) = logits? else { return keys.missing(LOGIT_SCALE, "f32") };
+            let logits = match logits? {
+                Some(logits) => logits,
+                // Files of hybrids may leave it out.
+                None if keys.arch.recurrent == Recurrent::Mamba => 1.0,
+                None => return keys.missing(LOGIT_SCALE, "f32"),
+            };
             let (embeddings, addends) = (given(embeddings, 1.0)?, given(residual, 1.0)?);
             (given(scores, usual)?, Multipliers { embeddings, addends, logits: 1.0 / logits })
         }

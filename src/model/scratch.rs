@@ -11,6 +11,7 @@ use super::config::Config;
 use super::delta::DeltaScratch;
 use super::ffn::ExpertScratch;
 use super::inputs::LayerInputs;
+use super::mamba::MambaScratch;
 use super::rope::Angles;
 use super::shortconv::ShortConvs;
 
@@ -39,6 +40,7 @@ pub struct Scratch {
     pub v: Buf<f32>,      // [n_rows][kv_dim]
     pub q_gate: Buf<f32>, // [n_rows][2 q_dim] queries and gates, where attention is gated
     pub mixed: Buf<f32>,  // [n_rows][mixed_dim] what attention gives, or a recurrence
+    pub beside: Buf<f32>, // [n_rows][inner_dim] what Mamba-2 gives beside attention
     pub proj: Buf<f32>,   // [n_rows][n_embd] what attention or the FFN adds to x
     pub gate: Buf<f32>,   // [n_rows][n_ff]
     pub up: Buf<f32>,     // [n_rows][n_ff]
@@ -50,6 +52,7 @@ pub struct Scratch {
     pub cache: Vec<KvScratch>,
     pub convs: Option<ShortConvs>,
     pub deltas: Option<DeltaScratch>,
+    pub mambas: Option<MambaScratch>,
     pub experts: Option<ExpertScratch>,
     pub inputs: Option<LayerInputs>,
 }
@@ -61,6 +64,7 @@ impl Scratch {
         let mut rows = |n: usize| arena.carve(n_rows * n);
         let [x, x_norm, proj] = [c.n_embd; 3].map(&mut rows);
         let [q, mixed] = [c.q_dim(), c.mixed_dim()].map(&mut rows);
+        let beside = rows(c.beside().map_or(0, |shape| shape.inner_dim));
         let q_gate = rows(if c.gates_attention() { 2 * c.q_dim() } else { 0 });
         let [k, v] = [c.kv_dim(); 2].map(&mut rows);
         let [gate, up] = [c.n_ff; 2].map(&mut rows);
@@ -77,12 +81,13 @@ impl Scratch {
         let cache = (0..n_threads).map(|_| KvScratch::carve(arena, n_slot, kv.max_head_dim())).collect();
         let convs = ShortConvs::carve(arena, c, n_rows);
         let deltas = DeltaScratch::carve(arena, c, n_rows);
+        let mambas = MambaScratch::carve(arena, c, n_rows);
         let experts = ExpertScratch::carve(arena, c, n_rows);
         let inputs = LayerInputs::carve(arena, c, n_rows);
         #[rustfmt::skip]
         let scratch = Scratch {
-            x, x_norm, q, k, v, q_gate, mixed, proj, gate, up, acts, angles, logits, tiles, attend, cache, convs, deltas, experts,
-            inputs,
+            x, x_norm, q, k, v, q_gate, mixed, beside, proj, gate, up, acts, angles, logits, tiles, attend, cache, convs, deltas, mambas,
+            experts, inputs,
         };
         scratch
     }

@@ -1,4 +1,4 @@
-//! What a stream remembers of layers without keys and values: a state of fixed size, whatever the stream's length. No policy touches
+//! What a stream remembers of recurrent layers beside keys and values: a state of fixed size, whatever the stream's length. No policy touches
 //! it, since it knows neither positions nor distances: renumbering and eviction leave it as it is. And it cannot forget a
 //! token, so that a stream of such a model cannot be taken back.
 
@@ -6,7 +6,7 @@ use crate::mem::arena::{Arena, Buf};
 
 use super::config::{Config, Recurrence};
 
-/// `[n_recurrent_layer][layer_len]`: the rows that entered the layer's convolution last, then what a delta net remembers.
+/// `[n_recurrent_layer][layer_len]`: the rows that entered the layer's convolution last, then what a delta net or Mamba-2 remembers.
 pub struct RecurrentState {
     all: Buf<f32>,
     layer_len: usize,
@@ -14,11 +14,11 @@ pub struct RecurrentState {
 }
 
 impl RecurrentState {
-    /// `None` for a model whose layers all have keys and values.
+    /// `None` for a model without recurrent layers.
     pub fn carve(arena: &mut Arena, c: &Config) -> Option<RecurrentState> {
         let (part, why_no_rewind) = match c.recurrent.as_ref()?.kind {
             Recurrence::ShortConv { .. } => ("convolution state", "convolutions remember only the latest tokens"),
-            Recurrence::DeltaNet(_) => ("recurrent state", "recurrent layers cannot forget a token"),
+            Recurrence::DeltaNet(_) | Recurrence::Mamba(_) => ("recurrent state", "recurrent layers cannot forget a token"),
         };
         arena.begin_part(part);
         let layer_len = Self::layer_len(c);
@@ -31,6 +31,7 @@ impl RecurrentState {
             None => 0,
             Some(Recurrence::ShortConv { n_tap }) => (n_tap - 1) * c.n_embd,
             Some(Recurrence::DeltaNet(shape)) => (shape.n_tap - 1) * shape.conv_dim() + shape.v_dim() * shape.head_dim,
+            Some(Recurrence::Mamba(shape)) => (shape.n_tap - 1) * shape.conv_dim() + shape.inner_dim * shape.n_state,
         }
     }
 

@@ -81,9 +81,11 @@ pub struct Files<'a> {
 pub struct Layer {
     pub attn_norm: Option<Buf<f32>>, // [n_embd]
     pub mixer: Mixer,
-    pub mixer_output: Tensor, // [n_embd][q_dim]: `attn_output`, or `shortconv.out_proj`; [n_embd][v_dim]: `ssm_out`
+    pub mixer_output: Tensor, // [n_embd][q_dim]: `attn_output`, or `shortconv.out_proj`; [n_embd][v_dim], [n_embd][inner_dim]: `ssm_out`
+    /// What mixes tokens beside attention, and `ssm_out`, [n_embd][inner_dim]
+    pub beside: Option<(Mamba, Tensor)>,
     pub attn_post_norm: Option<Buf<f32>>, // [n_embd], of what attention adds
-    pub ffn_norm: Option<Buf<f32>>, // [n_embd]
+    pub ffn_norm: Option<Buf<f32>>,       // [n_embd]
     pub ffn: Ffn,
     pub ffn_post_norm: Option<Buf<f32>>, // [n_embd], of what the FFN adds
     pub input: Option<LayerInput>,
@@ -173,6 +175,7 @@ pub enum Mixer {
     Attention(Attention),
     Conv(Conv),
     Delta(Delta),
+    Mamba(Mamba),
 }
 
 pub struct Attention {
@@ -211,15 +214,37 @@ pub struct Delta {
     pub norm: Buf<f32>, // [head_dim]
 }
 
+/// Mamba-2; the rows of `ssm_in` are three matrices.
+pub struct Mamba {
+    pub gate: Tensor,           // [inner_dim][n_embd]
+    pub entering: Tensor,       // [conv_dim][n_embd]
+    pub dt: Tensor,             // [n_head][n_embd]
+    pub taps: Buf<f32>,         // [n_tap][conv_dim], that of the newest token last
+    pub conv_bias: Buf<f32>,    // [conv_dim]
+    pub dt_bias: Buf<f32>,      // [n_head]
+    pub a: Buf<f32>,            // [n_head]
+    pub skip: Buf<f32>,         // [n_head]: `ssm_d`
+    pub norm: Option<Buf<f32>>, // [n_group][inner_dim / n_group]
+}
+
+impl Mamba {
+    fn matrices(&self) -> [Tensor; 3] {
+        [self.gate, self.entering, self.dt]
+    }
+}
+
 impl Layer {
     pub(super) fn matrices(&self) -> impl Iterator<Item = Tensor> {
         let (mixer, more) = match &self.mixer {
             Mixer::Attention(a) => ([Some(a.attn_q), a.attn_k, a.attn_v], None),
             Mixer::Conv(c) => ([c.gate_in, c.gate_out, c.input].map(Some), None),
             Mixer::Delta(d) => ([d.qkv, d.gate, d.alpha].map(Some), Some(d.beta)),
+            Mixer::Mamba(m) => (m.matrices().map(Some), None),
         };
+        let beside = self.beside.iter().flat_map(|(mamba, output)| mamba.matrices().into_iter().chain([*output]));
         let input = self.input.iter().flat_map(|input| [input.gate, input.proj]);
-        mixer.into_iter().flatten().chain(more).chain([self.mixer_output]).chain(self.ffn.matrices()).chain(input)
+        let mixer = mixer.into_iter().flatten().chain(more).chain([self.mixer_output]).chain(beside);
+        mixer.chain(self.ffn.matrices()).chain(input)
     }
 }
 

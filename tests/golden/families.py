@@ -10,6 +10,7 @@ import argparse
 import ctypes
 import functools
 import itertools
+import json
 import math
 import pathlib
 import tempfile
@@ -52,9 +53,9 @@ WIDE = ("llama", "qwen3", "gemma", "gemma2", "gemma3", "gemma4")
 
 def spec(
     arch, heads, head_dim, kind="F32", n_embd=None, n_ff=96, n_layer=2, n_vocab=37, n_rot=None, output=True, conv=(),
-    fused="", bias=False, draft=0, freqs=False, joined=False, scaled=False, keyed=False, unused=False, **keys,
+    fused="", bias=False, draft=0, freqs=False, joined=False, scaled=False, keyed=False, unused=False, ssm_norm=True, **keys,
 ):  # fmt: skip
-    """`conv`: layers without attention; `fused`: "weights", or "all" with the biases; `draft`: blocks behind the layers;
+    """`conv`: layers without attention; `ssm_norm`: whether what Mamba-2 gives is normed; `fused`: "weights", or "all" with the biases; `draft`: blocks behind the layers;
     `joined`: gate and up of experts in one tensor. Of gemma4: `scaled`: layers end with a scale; `keyed`: layers without a window have no
     values; `unused`: layers that share keys have matrices of their own."""
     n_head, n_head_kv = heads
@@ -63,12 +64,13 @@ def spec(
     return dict(
         arch=arch, n_head=n_head, n_head_kv=n_head_kv, head_dim=head_dim, kind=kind, n_embd=n_embd, n_ff=n_ff,
         n_layer=n_layer, n_vocab=n_vocab, n_rot=n_rot or head_dim, output=output, conv=conv, fused=fused or ("weights" if arch == "phi3" else ""),
-        bias=bias or arch == "qwen2", draft=draft, freqs=freqs, joined=joined, scaled=scaled, keyed=keyed, unused=unused, keys=keys,
+        bias=bias or arch == "qwen2", draft=draft, freqs=freqs, joined=joined, scaled=scaled, keyed=keyed, unused=unused, ssm_norm=ssm_norm, keys=keys,
     )  # fmt: skip
 
 
 # What families differ in, as far as their tensors go.
 QWEN35 = ("qwen35", "qwen35moe")
+MAMBA = ("granitehybrid", "falcon-h1")
 LFM2 = ("lfm2", "lfm2moe")
 HEAD_NORMS = ("qwen3", "qwen3moe", "gemma3", "gemma4", "hunyuan-dense", "exaone4", "apertus", *QWEN35, *LFM2)
 POST_NORMS = ("gemma2", "gemma3", "gemma4", "exaone4", "olmo2")
@@ -77,6 +79,7 @@ NO_GATE = ("arcee", "apertus")
 
 
 GRANITE = {"embedding_scale": 3.0, "residual_scale": 0.5, "logit_scale": 2.0, "attention.scale": 0.0625}
+HYBRID = GRANITE | {"logit_scale": 0.5, "rope.scaling.finetuned": False}
 
 
 def delta(head_dim, n_k_head, n_v_head):
@@ -84,6 +87,13 @@ def delta(head_dim, n_k_head, n_v_head):
     return {
         "ssm.conv_kernel": 4, "ssm.state_size": head_dim, "ssm.group_count": n_k_head, "ssm.time_step_rank": n_v_head,
         "ssm.inner_size": head_dim * n_v_head,
+    }  # fmt: skip
+
+
+def mamba(inner, state, n_head, n_group, n_tap=4):
+    """The keys of Mamba-2. llama.cpp runs granitehybrid only where it is twice as wide as the embedding."""
+    return {
+        "ssm.conv_kernel": n_tap, "ssm.inner_size": inner, "ssm.state_size": state, "ssm.time_step_rank": n_head, "ssm.group_count": n_group,
     }  # fmt: skip
 
 
@@ -232,6 +242,19 @@ MODELS = {
     "gemma4-mha-keys": spec("gemma4", (4, 2), 64, n_layer=6, output=False, freqs=True, keyed=True, **gemma4(96, 3, 6, local_heads=4, heads=2, n_rot=48, **LOGIT_CAP)),
     "gemma4-alike": spec("gemma4", (4, 2), 64, n_layer=5, n_vocab=41, freqs=True, unused=True, **gemma4(64, 2, 5, shared=1, width=32)),
     "gemma4-q8": spec("gemma4", (4, 2), 64, "Q8_0", n_embd=96, n_layer=7, output=False, freqs=True, scaled=True, **gemma4(32, 2, 7, shared=3, width=32, ff=(96, 192), **LOGIT_CAP)),
+    # Layers without KV heads have Mamba-2: with and without RoPE, groups of one and two, the last layer among them; experts and a shared one.
+    "granitehybrid-gqa": spec("granitehybrid", (4, 2), 32, output=False, n_layer=4, conv=(0, 1, 3), **HYBRID, **mamba(256, 32, 4, 1)),
+    "granitehybrid-mqa-rope": spec("granitehybrid", (2, 1), 64, "F16", n_layer=3, n_vocab=43, conv=(0, 2), **{"logit_scale": 0.5}, **mamba(256, 64, 8, 2, n_tap=2)),
+    "granitehybrid-moe": spec("granitehybrid", (2, 2), 32, n_layer=3, n_ff=64, conv=(1, 2), **HYBRID, **moe(8, 2, 0, shared=32), **mamba(128, 16, 2, 2)),
+    "granitehybrid-q8": spec("granitehybrid", (4, 2), 32, "Q8_0", n_vocab=43, n_layer=4, conv=(0, 1, 3), **HYBRID, **mamba(256, 32, 4, 1)),
+    "granitehybrid-moe-q8": spec("granitehybrid", (2, 1), 64, "Q8_0", n_layer=3, n_ff=64, conv=(0, 2), **GRANITE | {"logit_scale": 0.5}, **moe(6, 3, 0, shared=32), **mamba(256, 32, 8, 2)),
+    # Both in every layer.
+    "falcon-h1-gqa": spec("falcon-h1", (4, 2), 64, n_embd=96, **{"rope.freq_base": 1e11}, **mamba(192, 64, 6, 1)),
+    "falcon-h1-mha-plain": spec("falcon-h1", (2, 2), 64, n_layer=3, output=False, ssm_norm=False, **mamba(64, 32, 4, 2, n_tap=3)),
+    "falcon-h1-mqa": spec("falcon-h1", (3, 1), 64, "F16", n_embd=64, n_vocab=45, **mamba(128, 128, 2, 2)),
+    "falcon-h1-wide": spec("falcon-h1", (1, 1), 32, n_embd=32, n_ff=32, n_vocab=39, ssm_norm=False, **mamba(512, 24, 8, 1)),
+    "falcon-h1-q8": spec("falcon-h1", (4, 2), 64, "Q8_0", n_embd=96, n_layer=3, **mamba(192, 32, 6, 2)),
+    "falcon-h1-q8-plain": spec("falcon-h1", (2, 1), 64, "Q8_0", output=False, ssm_norm=False, **mamba(192, 64, 3, 1)),
     "gemma3-wide-window": spec("gemma3", (2, 1), 64, n_layer=6, output=False, **{"attention.sliding_window": 512}),
 }  # fmt: skip
 
@@ -308,6 +331,8 @@ def tensors(s):
             yield b + "ssm_dt.bias", (n_v,), "F32", 2.0**-7, 0.0
             yield vector(b + "ssm_norm.weight", d)
             yield matrix(b + "ssm_out", embd, n_v * d)
+        elif s["arch"] in MAMBA and i in s["conv"]:
+            yield from mamba_tensors(s, b, matrix)
         elif i in s["conv"]:
             yield b + "shortconv.conv.weight", (embd, s["keys"]["shortconv.l_cache"]), "F32", 2.0**-7, 0.0
             yield matrix(b + "shortconv.in_proj", 3 * embd, embd, 3.0)
@@ -334,9 +359,13 @@ def tensors(s):
             yield from (vector(b + f"attn_{x}_norm.weight", n) for x, n in (("q", q), ("k", kv)))
         if i not in s["conv"] and not is_delta:
             yield matrix(b + "attn_output", embd, q)
+        if s["arch"] == "falcon-h1":
+            yield from mamba_tensors(s, b, matrix)
         if s["arch"] in POST_NORMS:
             yield from (vector(b + f"post_{x}_norm.weight", embd) for x in ("attention", "ffw"))
-        if s["arch"] not in NO_PRE_NORMS:
+        if s["arch"] == "falcon-h1":
+            yield vector(b + "ffn_norm", embd)
+        elif s["arch"] not in NO_PRE_NORMS:
             yield vector(b + ("post_attention_norm.weight" if s["arch"] in ("seed_oss", *QWEN35) else "ffn_norm.weight"), embd)
         if "expert_count" in keys and i >= keys.get("leading_dense_block_count", 0):
             yield from experts(s, b, matrix)
@@ -365,6 +394,20 @@ def tensors(s):
     if s["keys"].get("rope.scaling.type") == "longrope" or "rope.scaling.attn_factor" in s["keys"] and s["arch"] == "phi3":
         yield vector("rope_factors_long.weight", s["n_rot"] // 2, 2.0**-8, 8.0)
         yield vector("rope_factors_short.weight", s["n_rot"] // 2)
+
+
+def mamba_tensors(s, b, matrix):
+    inner, state, heads, groups, n_tap = (s["keys"][f"ssm.{x}"] for x in ("inner_size", "state_size", "time_step_rank", "group_count", "conv_kernel"))
+    width = inner + 2 * groups * state
+    yield matrix(b + "ssm_in", inner + width + heads, s["n_embd"])
+    yield b + "ssm_conv1d.weight", (width, n_tap), "F32", 2.0**-7, 0.0
+    yield b + "ssm_conv1d.bias", (width,), "F32", 2.0**-8, 0.0
+    yield b + "ssm_dt.bias", (heads,), "F32", 2.0**-7, 0.0
+    yield b + "ssm_a", (heads, 1), "F32", 2.0**-9, -0.375
+    yield b + "ssm_d", (heads, 1), "F32", 2.0**-8, 1.0
+    if s["ssm_norm"]:
+        yield b + "ssm_norm.weight", (groups, inner // groups), "F32", 2.0**-8, 1.0
+    yield matrix(b + "ssm_out", s["n_embd"], inner)
 
 
 def shape_of_layer(s, i):
@@ -519,9 +562,14 @@ def main():
     parser.add_argument(
         "--cross", nargs=2, metavar=("FILE", "TYPE"), help="describe every family in every head layout instead, for LOWKEY_FAMILIES"
     )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="ask for these families or models alone, and keep the rest of families.json")
     args = parser.parse_args()
-    rows = {}
-    for name, s in cross(args.cross[1]) if args.cross else MODELS.items():
+    rows, asked = {}, dict(cross(args.cross[1]) if args.cross else MODELS)
+    if args.only:
+        kept = json.loads((common.GOLDEN / "families.json").read_text())["models"]
+        rows = {name: kept.get(name) for name in asked}
+        asked = {name: s for name, s in asked.items() if name in args.only or s["arch"] in args.only}
+    for name, s in asked.items():
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "model.gguf"
             digest = write_model(path, name, s)

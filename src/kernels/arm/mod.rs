@@ -19,7 +19,7 @@ mod superblocks;
 pub mod wide;
 
 use crate::gguf::quant::GgmlType;
-use crate::kernels::spec::{arithmetic, attention, delta, placed, scan};
+use crate::kernels::spec::{arithmetic, attention, delta, mamba, placed, scan};
 use crate::kernels::{MatmulTask, Table};
 use blocks::Set;
 
@@ -35,6 +35,7 @@ const fn table(matmul: unsafe fn(&mut MatmulTask)) -> Table {
         silu: arithmetic::silu,
         sigmoid_mul: arithmetic::sigmoid_mul,
         delta_step: delta::delta_step,
+        mamba_step: mamba::mamba_step,
         relu2: arithmetic::relu2,
         xielu: arithmetic::xielu,
         soft_cap: float::soft_cap,

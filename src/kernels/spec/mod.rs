@@ -8,6 +8,7 @@ pub mod arithmetic;
 pub mod attention;
 pub mod delta;
 pub mod float;
+pub mod mamba;
 pub mod packed;
 pub mod placed;
 pub mod scan;
@@ -25,6 +26,7 @@ pub(crate) static TABLE: Table = Table {
     silu: arithmetic::silu,
     sigmoid_mul: arithmetic::sigmoid_mul,
     delta_step: delta::delta_step,
+    mamba_step: mamba::mamba_step,
     relu2: arithmetic::relu2,
     xielu: arithmetic::xielu,
     soft_cap: arithmetic::soft_cap,

@@ -4,7 +4,7 @@ use half::f16;
 
 use super::fixtures::{Bench, bits, random_x};
 use crate::kernels::rows::codec::RowType;
-use crate::kernels::{AngleSum, DeltaNet, Kernels, Placing, RopeOrder, Xielu, flip, hadamard};
+use crate::kernels::{AngleSum, DeltaNet, Kernels, Mamba, Placing, RopeOrder, Xielu, flip, hadamard};
 
 #[test]
 fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
@@ -67,6 +67,53 @@ fn delta_nets_equal_the_scalar_set_bit_for_bit_and_batches_single_tokens() {
             for together in [1, 2, 5] {
                 assert_eq!(run(kernels, together), want, "{}, {together} together, heads of {d}", kernels.name());
             }
+        }
+    }
+}
+
+#[test]
+fn mamba_equals_the_scalar_set_bit_for_bit_batches_single_tokens_and_its_definition() {
+    let (n_tok, n_head) = (5, 4);
+    for (d, n_state, n_group) in [(8, 16, 1), (4, 24, 2), (64, 128, 1), (32, 256, 4)] {
+        let (inner, row) = (n_head * d, n_head * d + 2 * n_group * n_state);
+        let xbc = random_x(n_tok * row, 1);
+        let unit = |seed| random_x(n_tok * n_head, seed).iter().map(|x| 1.0 / (1.0 + x.abs())).collect::<Vec<f32>>();
+        let (decay, dt, skip) = (unit(2), unit(3), random_x(n_head, 4));
+        let (start, gates) = (random_x(inner * n_state, 5), random_x(n_tok * inner, 6));
+        let run = |kernels: Kernels, together: usize| {
+            let mut bench = Bench::new(2, 32);
+            let (mut state, mut gate) = (start.clone(), gates.clone());
+            for first in (0..n_tok).step_by(together) {
+                let of = |width: usize| first * width..(first + together).min(n_tok) * width;
+                let (xbc, decay, dt) = (&xbc[of(row)], &decay[of(n_head)], &dt[of(n_head)]);
+                let (skip, state, gate) = (&skip[..], &mut state[..], &mut gate[of(inner)]);
+                let net = Mamba { head_dim: d, n_head, n_state, n_group, xbc, decay, dt, skip, state, gate };
+                kernels.mamba(&mut bench.pool, net);
+            }
+            (state, gate)
+        };
+        let scalar = run(Kernels::choose("scalar").unwrap(), 1);
+        let want = [bits(&scalar.0), bits(&scalar.1)];
+        for kernels in Kernels::available() {
+            for together in [1, 2, 5] {
+                let (state, gate) = run(kernels, together);
+                assert!([bits(&state), bits(&gate)] == want, "{}, {together} together, heads of {d}", kernels.name());
+            }
+        }
+        let mut state: Vec<f64> = start.iter().map(|&s| s.into()).collect();
+        for (at, (&gate, &got)) in gates.iter().zip(&scalar.1).enumerate() {
+            let (t, channel) = (at / inner, at % inner);
+            let (head, group) = (channel / d, channel / d / (n_head / n_group));
+            let of = |i: usize| f64::from(xbc[t * row + i]);
+            let (b, x) = (inner + group * n_state, of(channel));
+            let (decay, dt) = (f64::from(decay[t * n_head + head]), f64::from(dt[t * n_head + head]));
+            let mut y = f64::from(skip[head]) * x;
+            for (n, s) in state[channel * n_state..][..n_state].iter_mut().enumerate() {
+                *s = decay * *s + dt * x * of(b + n);
+                y += *s * of(b + n_group * n_state + n);
+            }
+            let want = y * f64::from(gate) / (1.0 + (-f64::from(gate)).exp());
+            assert!((f64::from(got) - want).abs() < 1e-3 * (1.0 + want.abs()), "token {t}, channel {channel}: {got}, {want}");
         }
     }
 }

@@ -18,8 +18,8 @@ pub mod vnni256;
 /// once from the tile, the most first; its functions, with vectors for attention of `$width`, compiled with its features.
 macro_rules! stamp_x86 {
     ($features:literal, $set:ident { vector: $vector:ty, rows: $rows:expr, direct: [$($direct:literal)*], tiled: [$($tiled:literal)*] }, $width:ty) => {
-        use $crate::kernels::spec::{arithmetic, attention, delta, placed, scan as past};
-        use $crate::kernels::{AngleSum, Asked, DeltaStep, Placing, Xielu};
+        use $crate::kernels::spec::{arithmetic, attention, delta, mamba, placed, scan as past};
+        use $crate::kernels::{AngleSum, Asked, DeltaStep, MambaStep, Placing, Xielu};
         use $crate::kernels::x86::{attend, float};
 
         #[derive(Clone, Copy)]
@@ -50,7 +50,7 @@ macro_rules! stamp_x86 {
             #[inline(always)]
             unsafe fn tiled<E: Elements>(tile: Expanded<Self>, acts: &Acts, to: RowsOut) {
                 let mut t = 0;
-                $(while t + $tiled <= acts.n_tok {
+                $(while acts.n_tok - t >= $tiled {
                     // SAFETY: passed on; these tokens are inside the batch.
                     unsafe { product::<E, _, $tiled>(tile, acts, t, to) };
                     t += $tiled;
@@ -71,6 +71,7 @@ macro_rules! stamp_x86 {
             silu(x: &mut [f32]) = arithmetic::silu;
             sigmoid_mul(x: &mut [f32], gate: &[f32]) = arithmetic::sigmoid_mul;
             delta_step(state: &mut [f32], step: &DeltaStep, out: &mut [f32]) = delta::delta_step;
+            mamba_step(state: &mut [f32], step: &MambaStep, out: &mut [f32]) = mamba::mamba_step;
             relu2(x: &mut [f32]) = arithmetic::relu2;
             xielu(x: &mut [f32], by: &Xielu) = arithmetic::xielu;
             soft_cap(x: &mut [f32], cap: f32) = arithmetic::soft_cap;
@@ -83,8 +84,8 @@ macro_rules! stamp_x86 {
         }
         #[rustfmt::skip]
         pub(crate) static TABLE: Table = Table {
-            matmul, quantize, rms_norm, add, silu_mul, gelu_mul, silu, sigmoid_mul, delta_step, relu2, xielu, soft_cap, l2_norm, attend,
-            merge, received, scan, add_shares, place, widen: None,
+            matmul, quantize, rms_norm, add, silu_mul, gelu_mul, silu, sigmoid_mul, delta_step, mamba_step, relu2, xielu, soft_cap, l2_norm,
+            attend, merge, received, scan, add_shares, place, widen: None,
         };
 
         /// # Safety
