@@ -122,7 +122,7 @@ fn windows_beside_eviction_give_the_same_bits_in_batches_and_on_every_set() {
     let tokens = ids(&golden("families.json")["ids"]);
     let tokens: Vec<u32> = tokens.iter().cycle().take(60).copied().collect();
     for (name, _, file) in
-        files().into_iter().filter(|(name, ..)| ["gemma2-q8", "gemma3-q8", "gemma4-q8"].contains(&name.as_str()))
+        files().into_iter().filter(|(name, ..)| ["gemma2-q8", "gemma3-q8", "gemma4-q8", "gpt-oss-q8"].contains(&name.as_str()))
     {
         let path = Temp::new(&format!("{name}-windows"), &file);
         for n_slot in [4, 12, 60] {
@@ -190,9 +190,14 @@ fn few_bits_cost_little_in_every_family_and_batches_change_nothing() {
 #[test]
 fn recurrent_layers_experts_and_shared_keys_give_the_same_bits_in_batches_on_every_set_and_after_clear() {
     // Layers with keys and values, and all.
-    for (name, layers) in
-        [("lfm2-q8", (2, 5)), ("qwen35-q8", (1, 5)), ("lfm2moe-q8", (1, 4)), ("qwen35moe-q8", (1, 4)), ("gemma4-q8", (4, 7))]
-    {
+    for (name, layers) in [
+        ("lfm2-q8", (2, 5)),
+        ("qwen35-q8", (1, 5)),
+        ("lfm2moe-q8", (1, 4)),
+        ("qwen35moe-q8", (1, 4)),
+        ("gemma4-q8", (4, 7)),
+        ("gpt-oss-q8", (4, 4)),
+    ] {
         gives_the_same_bits(name, layers);
     }
 }

@@ -34,6 +34,7 @@ fn originals() -> Vec<GgufWriter> {
         "qwen35-q8",
         "qwen35moe-q8",
         "gemma4-q8",
+        "gpt-oss-q8",
     ];
     let families = families.iter().map(|&name| families::family_model(name, &golden["models"][name]));
     let tiny = ["tiny-gqa.gguf", "tiny-freqs.gguf", "tiny-gqa-f32.gguf"].map(take_apart);

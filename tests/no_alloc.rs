@@ -90,6 +90,7 @@ fn prefill_and_steps_allocate_nothing() {
         "lfm2moe-q8",
         "qwen35moe-q8",
         "gemma4-q8",
+        "gpt-oss-q8",
     ] {
         let path = if name.starts_with("tiny") { lowkey_test_kit::data(name) } else { own.clone() };
         if path == own {
