@@ -115,6 +115,30 @@ fn every_family_computes_what_llama_cpp_computes() {
     }
 }
 
+/// Without what gpt-oss has beside other mixtures its logits would be far from llama.cpp's: the logit of each head, each bias.
+#[test]
+fn logits_of_heads_and_biases_count() {
+    let golden = golden("families.json");
+    let (tokens, row) = (ids(&golden["ids"]), &golden["models"]["gpt-oss-gqa"]);
+    let file = family_model("gpt-oss-gqa", row);
+    let off = |end: &str, number: f32| {
+        let mut other = file.clone();
+        let tensors = other.tensors.iter_mut().filter(|t| !end.is_empty() && t.name.ends_with(end));
+        tensors.for_each(|t| t.data = number.to_le_bytes().repeat(t.data.len() / 4));
+        let path = Temp::new("gpt-oss-without", &other);
+        let mut session = session(&path.0, &SessionParams { n_batch: 24, ..params(1 << 20) });
+        let logits = session.prefill(&tokens, |_| true).expect("logits").expect("not stopped");
+        worst(logits, &floats(&row["logits"][2]))
+    };
+    assert!(off("", 0.0) < 0.01);
+    let names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+    let without = names.map(|name| (format!("{name}.bias"), 0.0)).into_iter().chain([("attn_sinks.weight".into(), f32::MIN)]);
+    for (end, number) in without {
+        let off = off(&end, number);
+        assert!(off > 0.05, "without {end} logits are off by {off} only");
+    }
+}
+
 /// Where some layers have a window and the others evict, with more slots than the window and with fewer: a batch is the same
 /// as token by token, and all sets are the same, bit for bit.
 #[test]

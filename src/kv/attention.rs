@@ -212,7 +212,15 @@ impl LayerAttention<'_> {
 
     /// Adds the logits of a KV head's queries `q`, which are in the keys' basis, to what they found: a score like others, whose value
     /// is nought. The arena's scores lack what the centre taken off its keys would add to them, so these must too.
-    fn merge_head_sinks(&self, shape: &LayerAttend, head: Head, q: &[f32], room: &mut [f32], running: &mut [f32], out: &mut [f32]) {
+    fn merge_head_sinks(
+        &self,
+        shape: &LayerAttend,
+        head: Head,
+        q: &[f32],
+        room: &mut [f32],
+        running: &mut [f32],
+        out: &mut [f32],
+    ) {
         if self.head_sinks.is_empty() {
             return;
         }

@@ -157,7 +157,8 @@ impl<'a> Binder<'a> {
             false => (self.stack(&name("ffn_gate_exps"), n, ff, embd)?, Some(self.stack(&name("ffn_up_exps"), n, ff, embd)?)),
         };
         let down = self.stack(&name("ffn_down_exps"), n, embd, ff)?;
-        let biases = c.arch.all_biased.then(|| self.expert_biases(i, n, [("gate", ff), ("up", ff), ("down", embd)])).transpose()?;
+        let biases =
+            c.arch.all_biased.then(|| self.expert_biases(i, n, [("gate", ff), ("up", ff), ("down", embd)])).transpose()?;
         let shared = match e.n_shared_ff {
             0 => None,
             ff => {
@@ -179,7 +180,8 @@ impl<'a> Binder<'a> {
             match bias.is_float() {
                 true => Ok(bias),
                 false => {
-                    let what = format!("tensor {name} has type {}, and a bias is one of floats: convert the model again", bias.ty);
+                    let what =
+                        format!("tensor {name} has type {}, and a bias is one of floats: convert the model again", bias.ty);
                     Err(Error::unsupported(self.file.path(), what))
                 }
             }

@@ -81,10 +81,10 @@ pub struct Files<'a> {
 pub struct Layer {
     pub attn_norm: Option<Buf<f32>>, // [n_embd]
     pub mixer: Mixer,
-    pub mixer_bias: Option<Buf<f32>>, // [n_embd], of `mixer_output`
-    pub mixer_output: Tensor, // [n_embd][q_dim]: `attn_output`, or `shortconv.out_proj`; [n_embd][v_dim]: `ssm_out`
+    pub mixer_bias: Option<Buf<f32>>,     // [n_embd], of `mixer_output`
+    pub mixer_output: Tensor,             // [n_embd][q_dim]: `attn_output`, or `shortconv.out_proj`; [n_embd][v_dim]: `ssm_out`
     pub attn_post_norm: Option<Buf<f32>>, // [n_embd], of what attention adds
-    pub ffn_norm: Option<Buf<f32>>, // [n_embd]
+    pub ffn_norm: Option<Buf<f32>>,       // [n_embd]
     pub ffn: Ffn,
     pub ffn_post_norm: Option<Buf<f32>>, // [n_embd], of what the FFN adds
     pub input: Option<LayerInput>,
@@ -120,12 +120,12 @@ pub struct Dense {
 
 /// A mixture: the matrices of all experts, one behind the other.
 pub struct Experts {
-    pub router: Tensor,            // [n_expert][n_embd]
+    pub router: Tensor,                // [n_expert][n_embd]
     pub router_bias: Option<Buf<f32>>, // [n_expert]
-    pub bias: Option<Buf<f32>>,    // [n_expert], of the choice
-    pub(super) gate: Tensor,       // [n_expert * n_ff][n_embd]; with the rows of `up` between them where they are one tensor
-    pub(super) up: Option<Tensor>, // [n_expert * n_ff][n_embd]
-    pub(super) down: Tensor,       // [n_expert * n_embd][n_ff]
+    pub bias: Option<Buf<f32>>,        // [n_expert], of the choice
+    pub(super) gate: Tensor,           // [n_expert * n_ff][n_embd]; with the rows of `up` between them where they are one tensor
+    pub(super) up: Option<Tensor>,     // [n_expert * n_ff][n_embd]
+    pub(super) down: Tensor,           // [n_expert * n_embd][n_ff]
     /// Of `gate` and `up`, `[n_expert][n_ff]`, and of `down`, `[n_expert][n_embd]`; they stay in the file.
     pub(super) biases: Option<[Tensor; 3]>,
     pub(super) n_ff: usize,
@@ -152,7 +152,12 @@ impl Experts {
 
     /// Bytes of all experts.
     pub(super) fn n_bytes(&self) -> usize {
-        [self.gate, self.down].into_iter().chain(self.up).chain(self.biases.into_iter().flatten()).map(|tensor| tensor.n_bytes()).sum()
+        [self.gate, self.down]
+            .into_iter()
+            .chain(self.up)
+            .chain(self.biases.into_iter().flatten())
+            .map(|tensor| tensor.n_bytes())
+            .sum()
     }
 }
 

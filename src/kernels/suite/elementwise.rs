@@ -24,7 +24,8 @@ fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
                 k.relu2(&mut relu2);
                 k.xielu(&mut xielu, &Xielu::new(0.8, 0.3, 0.5, -1e-6));
                 // Elements on both sides of the limits.
-                let (mut clamped, far) = (x.iter().map(|x| 8.0 * x).collect::<Vec<f32>>(), y.iter().map(|y| 8.0 * y).collect::<Vec<f32>>());
+                let (mut clamped, far) =
+                    (x.iter().map(|x| 8.0 * x).collect::<Vec<f32>>(), y.iter().map(|y| 8.0 * y).collect::<Vec<f32>>());
                 k.clamped_silu_mul(&mut clamped, &far);
                 let (mut silu_alone, mut gated) = (x.clone(), x.clone());
                 k.silu(&mut silu_alone);
