@@ -144,6 +144,30 @@ fn the_state_of_mamba_is_in_the_plan() {
     }
 }
 
+/// Without what gpt-oss has beside other mixtures its logits would be far from llama.cpp's: the logit of each head, each bias.
+#[test]
+fn logits_of_heads_and_biases_count() {
+    let golden = golden("families.json");
+    let (tokens, row) = (ids(&golden["ids"]), &golden["models"]["gpt-oss-gqa"]);
+    let file = family_model("gpt-oss-gqa", row);
+    let off = |end: &str, number: f32| {
+        let mut other = file.clone();
+        let tensors = other.tensors.iter_mut().filter(|t| !end.is_empty() && t.name.ends_with(end));
+        tensors.for_each(|t| t.data = number.to_le_bytes().repeat(t.data.len() / 4));
+        let path = Temp::new("gpt-oss-without", &other);
+        let mut session = session(&path.0, &SessionParams { n_batch: 24, ..params(1 << 20) });
+        let logits = session.prefill(&tokens, |_| true).expect("logits").expect("not stopped");
+        worst(logits, &floats(&row["logits"][2]))
+    };
+    assert!(off("", 0.0) < 0.01);
+    let names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+    let without = names.map(|name| (format!("{name}.bias"), 0.0)).into_iter().chain([("attn_sinks.weight".into(), f32::MIN)]);
+    for (end, number) in without {
+        let off = off(&end, number);
+        assert!(off > 0.05, "without {end} logits are off by {off} only");
+    }
+}
+
 /// Where some layers have a window and the others evict, with more slots than the window and with fewer: a batch is the same
 /// as token by token, and all sets are the same, bit for bit.
 #[test]
@@ -151,7 +175,7 @@ fn windows_beside_eviction_give_the_same_bits_in_batches_and_on_every_set() {
     let tokens = ids(&golden("families.json")["ids"]);
     let tokens: Vec<u32> = tokens.iter().cycle().take(60).copied().collect();
     for (name, _, file) in
-        files().into_iter().filter(|(name, ..)| ["gemma2-q8", "gemma3-q8", "gemma4-q8"].contains(&name.as_str()))
+        files().into_iter().filter(|(name, ..)| ["gemma2-q8", "gemma3-q8", "gemma4-q8", "gpt-oss-q8"].contains(&name.as_str()))
     {
         let path = Temp::new(&format!("{name}-windows"), &file);
         for n_slot in [4, 12, 60] {
@@ -228,6 +252,7 @@ fn recurrent_layers_experts_and_shared_keys_give_the_same_bits_in_batches_on_eve
         ("granitehybrid-q8", (1, 4)),
         ("granitehybrid-moe-q8", (1, 3)),
         ("falcon-h1-q8", (3, 3)),
+        ("gpt-oss-q8", (4, 4)),
     ] {
         gives_the_same_bits(name, layers);
     }
@@ -410,7 +435,7 @@ fn other_families_evict_what_the_reference_evicts() {
         for stream in row["streams"].as_array().expect("streams") {
             let number = |key: &str| stream[key].as_u64().expect("a number") as u32;
             let policy: Policy = stream["policy"].as_str().expect("a name").parse().expect("a policy");
-            for (kernels, n_batch) in sets().flat_map(|k| [1, 3, 20].map(|n| (k, n))) {
+            for (kernels, n_batch) in sets().into_iter().flat_map(|k| [1, 3, 20].map(|n| (k, n))) {
                 let mut p = params(0);
                 (p.kernels, p.kv.policy, p.n_batch) = (kernels.name().into(), policy, n_batch);
                 (p.kv.sinks, p.kv.recent) = (number("sinks"), Some(Recent::Tokens(number("recent"))));

@@ -36,6 +36,7 @@ fn originals() -> Vec<GgufWriter> {
         "gemma4-q8",
         "granitehybrid-moe-q8",
         "falcon-h1-q8",
+        "gpt-oss-q8",
     ];
     let families = families.iter().map(|&name| families::family_model(name, &golden["models"][name]));
     let tiny = ["tiny-gqa.gguf", "tiny-freqs.gguf", "tiny-gqa-f32.gguf"].map(take_apart);

@@ -92,6 +92,7 @@ fn prefill_and_steps_allocate_nothing() {
         "gemma4-q8",
         "granitehybrid-q8",
         "falcon-h1-q8",
+        "gpt-oss-q8",
     ] {
         let path = if name.starts_with("tiny") { lowkey_test_kit::data(name) } else { own.clone() };
         if path == own {

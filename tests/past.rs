@@ -75,15 +75,22 @@ struct Naive {
 }
 
 impl Naive {
-    /// What a query of token `t` makes of the tokens that it may see, in f64.
-    fn attend(&self, shape: &KvShape, layer: usize, head: usize, q: &[f32], sees: impl Fn(usize) -> bool) -> Vec<f64> {
+    /// What a query of token `t` makes of the tokens that it may see, in f64, beside a logit without a value if its head has one.
+    fn attend(
+        &self,
+        shape: &KvShape,
+        (layer, head): (usize, usize),
+        q: &[f32],
+        sink: Option<f32>,
+        sees: impl Fn(usize) -> bool,
+    ) -> Vec<f64> {
         let (dim, row) = (shape.each.head_dim, shape.each.n_head_kv * shape.each.head_dim);
         let [_, k, v] = &self.rows[layer];
         let of = |x: &[f32], t: usize| x[t * row + head * dim..][..dim].to_vec();
         let score = |t: usize| of(k, t).iter().zip(q).map(|(k, q)| f64::from(k * q)).sum::<f64>();
         let seen: Vec<usize> = (0..self.n_tok).filter(|&t| sees(t)).collect();
         let highest = seen.iter().map(|&t| score(t)).fold(f64::MIN, f64::max);
-        let (mut out, mut sum) = (vec![0.0; dim], 0.0);
+        let (mut out, mut sum) = (vec![0.0; dim], sink.map_or(0.0, |sink| (f64::from(sink) - highest).exp()));
         for t in seen {
             let weight = (score(t) - highest).exp();
             sum += weight;
@@ -136,7 +143,8 @@ fn compare(tiny: &mut Tiny, n_q: usize, n_total: usize, rng: &mut Rng, is_past: 
             };
             for n in 0..n_q {
                 let at = t * row * n_q + (head * n_q + n) * dim;
-                let want = naive.attend(&shape, layer, head, &new[layer][0][at..at + dim], sees);
+                let sink = tiny.head_sinks.get(head * n_q + n).copied();
+                let want = naive.attend(&shape, (layer, head), &new[layer][0][at..at + dim], sink, sees);
                 let got = &given[layer][at..at + dim];
                 worst = got.iter().zip(&want).map(|(got, want)| (f64::from(*got) - want).abs()).fold(worst, f64::max);
             }
@@ -173,6 +181,8 @@ fn with_room_for_all_pieces_attention_sees_everything_that_the_ring_holds() {
         });
         // What a batch overwrites is gone for it too, and what it brings is not there yet.
         let n_batch = tiny.cache.shape().n_batch;
+        let n_head = tiny.cache.shape().each.n_head_kv * n_q;
+        tiny.head_sinks = (0..if case % 4 < 2 { n_head } else { 0 }).map(|n| 4.0 + n as f32).collect();
         let worst = compare(&mut tiny, n_q, 400, &mut rng, |naive, n_past, token| {
             let last = naive.n_tok / TILE;
             token / TILE < n_past / TILE && token / TILE + n_tile >= last
@@ -190,6 +200,7 @@ fn keys_of_few_bits_come_back_with_the_bits_of_their_first_rounding() {
             (shape.each.head_dim, shape.n_batch) = (32, 8);
             (shape.k_type, shape.v_type) = (KvType::Q6H, KvType::Q6H);
         });
+        tiny.head_sinks = vec![7.0, 9.0];
         let is_past = |_: &Naive, n_past, token| token / TILE < n_past / TILE;
         let worst = compare(&mut tiny, 2, n_total, &mut Rng::with_seed(8), is_past);
         let bytes = memory.bytes.lock().expect("one at a time").clone();

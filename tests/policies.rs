@@ -43,6 +43,7 @@ struct Naive {
     rule: Rule,
     n_slot: usize,
     pool: u32,
+    head_sink: Option<f64>,
     kept: Vec<Entry>,
     /// Of every token there was: its score and how common it is, before neighbours share them.
     raw: Vec<[f64; 2]>,
@@ -165,7 +166,7 @@ impl Naive {
         let received = if counts_mean_attention(self.rule.policy) { PRIOR } else { 0.0 };
         self.kept.push(Entry { pos: now, key, value, received, rating: None });
         let weights: Vec<f64> = self.kept.iter().map(|e| dot(query, &e.key).exp()).collect();
-        let sum: f64 = weights.iter().sum();
+        let sum: f64 = weights.iter().sum::<f64>() + self.head_sink.map_or(0.0, f64::exp);
         for (e, weight) in self.kept.iter_mut().zip(weights) {
             let before = f64::from(now - e.pos) + HEAD_START;
             e.received = match self.rule.policy {
@@ -192,8 +193,14 @@ fn check(policy: Policy, rare: f32, pool: u32, seed: u64) {
     });
     let (shape, rule, n_slot) = (*tiny.cache.shape(), tiny.rule, tiny.cache.n_slot());
     let heads = || shape.all_heads();
-    let naive = || Naive { rule, n_slot, pool: shape.keeps.pool as u32, kept: Vec::new(), raw: Vec::new(), mean: [0.0; DIM] };
-    let mut model: Vec<Naive> = (0..4).map(|_| naive()).collect();
+    // In some runs heads have a logit of their own in the softmax, so that what they give sums to less than 1.
+    let head_sinks = if seed % 2 == 1 { vec![2.0, 4.0] } else { vec![] };
+    let naive = |i: usize| {
+        let (pool, head_sink) = (shape.keeps.pool as u32, head_sinks.get(i % 2).map(|&sink: &f32| f64::from(sink)));
+        Naive { rule, n_slot, pool, head_sink, kept: Vec::new(), raw: Vec::new(), mean: [0.0; DIM] }
+    };
+    let mut model: Vec<Naive> = (0..4).map(naive).collect();
+    tiny.head_sinks = head_sinks;
     let mut rng = fastrand::Rng::with_seed(seed);
     let tolerance = if policy.row().received().is_some() { 2e-3 } else { 1e-5 };
     let mut n_not_oldest = 0;

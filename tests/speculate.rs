@@ -116,6 +116,7 @@ fn guesses_leave_no_trace_in_any_family() {
         ("olmo2-q8", 30, Policy::Tova),
         ("smollm3-q8", 30, Policy::LagKv),
         ("gemma4-mha-keys", 12, Policy::Attn),
+        ("gpt-oss-q8", 30, Policy::Tova),
     ] {
         let Some(row) = described["models"].get(name) else { panic!("{name} is not among {:?}", described["models"]) };
         let path = std::env::temp_dir().join(format!("lowkey-speculate-{}-{name}-{n_slot}.gguf", std::process::id()));

@@ -154,6 +154,55 @@ fn a_pattern_of_windows_may_be_a_list() {
     }
 }
 
+/// What gpt-oss has beside other mixtures must be in the file, as long as it has to be; and no other family has it.
+#[test]
+fn sinks_and_biases_of_gpt_oss_are_there_or_the_file_is_refused() {
+    let path = TempPath::new("gpt-oss");
+    let file = family("gpt-oss-q8");
+    let without = |what: &str| {
+        let mut other = file.clone();
+        other.keys.retain(|k| k.0 != what);
+        other.tensors.retain(|t| t.name != what);
+        other
+    };
+    let needed = "gpt-oss.attention.sliding_window gpt-oss.expert_count blk.1.attn_sinks.weight blk.2.attn_q.bias \
+        blk.0.attn_output.bias blk.0.ffn_gate_inp.bias blk.3.ffn_gate_exps.bias blk.3.ffn_up_exps.bias blk.3.ffn_down_exps.bias \
+        blk.0.post_attention_norm.weight output.weight";
+    needed.split_whitespace().for_each(|what| refused(&path, &without(what), &[what]));
+    for name in ["blk.1.attn_sinks.weight", "blk.0.attn_output.bias", "blk.0.ffn_gate_inp.bias", "blk.0.ffn_up_exps.bias"] {
+        let mut short = file.clone();
+        let tensor = short.tensors.iter_mut().find(|t| t.name == name).expect("a tensor");
+        *tensor.dims.last_mut().expect("a dimension") -= 1;
+        tensor.data.truncate(tensor.dims.iter().product::<u64>() as usize * 4);
+        refused(&path, &short, &[name]);
+    }
+    let mut broken = file.clone();
+    let sinks = broken.tensors.iter_mut().find(|t| t.name == "blk.0.attn_sinks.weight").expect("sinks");
+    sinks.data[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    refused(&path, &broken, &["blk.0.attn_sinks.weight holds values that are no finite numbers"]);
+    let mut rounded = file.clone();
+    let bias = rounded.tensors.iter_mut().find(|t| t.name == "blk.0.ffn_up_exps.bias").expect("biases");
+    (bias.type_id, bias.data) = (8, vec![0; bias.data.len() / 128 * 34]);
+    refused(&path, &rounded, &["blk.0.ffn_up_exps.bias has type Q8_0"]);
+    for (key, value, says) in [("expert_gating_func", 2, "is 2"), ("attention.sliding_window_pattern", 3, "is 3")] {
+        let mut other = file.clone();
+        other.u32(&format!("gpt-oss.{key}"), value);
+        refused(&path, &other, &[key, says]);
+    }
+    // Sinks however high take all, and however low nothing: logits are numbers.
+    for sink in [f32::MAX, -f32::MAX, 0.0] {
+        let mut far = file.clone();
+        far.tensors
+            .iter_mut()
+            .filter(|t| t.name.ends_with("attn_sinks.weight"))
+            .for_each(|t| t.data = sink.to_le_bytes().repeat(8));
+        assert!(logits(&path, &far).iter().all(|&bits| f32::from_bits(bits).is_finite()), "sinks of {sink}");
+    }
+    let mut stranger = family("qwen3-q8");
+    stranger.tensor_f32("blk.0.attn_sinks.weight", &[2], &[0.0; 2]);
+    refused(&path, &stranger, &["blk.0.attn_sinks.weight", "is not one that architecture 'qwen3' reads"]);
+}
+
 /// Layers that differ in more than a window are run as the file says of them, or refused by the key that says it.
 #[test]
 fn what_differs_by_layer_is_told_by_its_key() {

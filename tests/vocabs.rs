@@ -147,6 +147,34 @@ fn every_rule_for_cutting_words_gives_the_ids_of_llama_cpp() {
     assert!(n_names > 40);
 }
 
+/// The special tokens of gpt-oss: what ends an answer and what is part of its text, as llama.cpp (llama-cpp-python 0.3.36) has it of this
+/// vocabulary.
+#[test]
+fn a_message_of_gpt_oss_ends_where_it_does_in_llama_cpp() {
+    let special = "<|startoftext|> <|endoftext|> <|return|> <|constrain|> <|channel|> <|start|> <|end|> <|message|> <|call|>";
+    let tokens: Vec<&str> = ["a", "b", "c"].into_iter().chain(special.split(' ')).collect();
+    let kinds: Vec<i32> = (0..tokens.len()).map(|id| if id < 3 { 1 } else { 3 }).collect();
+    let mut writer = GgufWriter::new();
+    writer
+        .str("tokenizer.ggml.model", "gpt2")
+        .str("tokenizer.ggml.pre", "gpt-4o")
+        .strs("tokenizer.ggml.tokens", &tokens)
+        .i32s("tokenizer.ggml.token_type", &kinds)
+        .strs("tokenizer.ggml.merges", &[])
+        .u32("tokenizer.ggml.bos_token_id", 3)
+        .u32("tokenizer.ggml.eos_token_id", 5);
+    let path = std::env::temp_dir().join(format!("lowkey-harmony-{}.gguf", std::process::id()));
+    std::fs::write(&path, writer.build()).expect("a temporary file");
+    let tokenizer = Tokenizer::from_gguf(&GgufFile::open(&path).expect("a file")).expect("a tokenizer");
+    std::fs::remove_file(&path).expect("the temporary file");
+    assert_eq!(tokenizer.eog_ids(), [4, 5, 11], "<|endoftext|>, <|return|> and <|call|>, not <|end|>");
+    let frame = "<|start|>a<|channel|>b<|constrain|><|message|>c<|end|>";
+    let got = tokenizer.encode(frame, true, false).expect("ids");
+    assert_eq!(got, [8, 0, 7, 1, 6, 10, 2, 9]);
+    assert_eq!(tokenizer.decode(&got), frame, "the frame of a message is text");
+    assert_eq!(tokenizer.encode(frame, false, false).expect("ids"), got, "and so it is found in any text");
+}
+
 /// A vocabulary of characters with merges, its byte tokens and runs of newlines; with texts longer than a window too.
 #[test]
 fn merges_of_characters_give_the_ids_of_llama_cpp() {

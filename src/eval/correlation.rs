@@ -37,6 +37,8 @@ struct Received {
     n_head: usize,
     ctx: usize,
     queries: Queries,
+    /// `[n_layer]`, each `[n_head]` or empty: logits that join the softmax without a value.
+    head_sinks: Vec<Vec<f32>>,
     /// `[n_layer][n_head_kv][ctx]`: probabilities summed over later queries and the query heads of the group.
     sums: Vec<f64>,
     /// `[n_layer][n_head_kv][ctx]`
@@ -77,6 +79,7 @@ pub fn measure(
         n_head: session.model().config.n_head,
         ctx,
         queries,
+        head_sinks: session.model().weights.head_sinks(),
         sums: vec![0.0; n_heads * ctx],
         norms: vec![0.0; n_heads * ctx],
         keys: vec![0.0; ctx * shape.max_head_dim()],
@@ -124,8 +127,9 @@ impl Received {
             for t in skipped..n_tok {
                 let group = &q[t * q_dim + head.0 * n_q * head_dim..][..n_q * head_dim];
                 let n_keys = first + t + 1;
-                for q in group.chunks_exact(head_dim) {
-                    probabilities(q, &self.keys[..n_keys * head_dim], &mut self.row[..n_keys]);
+                for (n, q) in group.chunks_exact(head_dim).enumerate() {
+                    let sink = self.head_sinks[layer.0].get(head.0 * n_q + n).copied();
+                    probabilities(q, &self.keys[..n_keys * head_dim], sink, &mut self.row[..n_keys]);
                     // What a key gives to itself says nothing of later queries.
                     let later = self.row[..n_keys - 1].iter();
                     sums.iter_mut().zip(later).for_each(|(sum, &p)| *sum += f64::from(p) / n_q as f64);
@@ -146,9 +150,9 @@ impl Received {
     }
 }
 
-/// `out[i] = softmax(q · keys)[i]`
-fn probabilities(q: &[f32], keys: &[f32], out: &mut [f32]) {
-    let mut max = f32::NEG_INFINITY;
+/// `out[i] = softmax(q · keys)[i]`, beside a logit of the head's own if it has one.
+fn probabilities(q: &[f32], keys: &[f32], sink: Option<f32>, out: &mut [f32]) {
+    let mut max = sink.unwrap_or(f32::NEG_INFINITY);
     for (out, key) in out.iter_mut().zip(keys.chunks_exact(q.len())) {
         // Eight sums, so that the compiler may take eight lanes.
         let mut lanes = [0f32; 8];
@@ -159,7 +163,7 @@ fn probabilities(q: &[f32], keys: &[f32], out: &mut [f32]) {
         *out = lanes.iter().sum::<f32>() + q[whole..].iter().zip(&key[whole..]).map(|(q, k)| q * k).sum::<f32>();
         max = max.max(*out);
     }
-    let mut sum = 0.0;
+    let mut sum = sink.map_or(0.0, |sink| (sink - max).exp());
     for out in out.iter_mut() {
         *out = (*out - max).exp();
         sum += *out;

@@ -133,6 +133,13 @@ impl Kernels {
         unsafe { (self.table().silu_mul)(gate, up) };
     }
 
+    /// `gate = g sigmoid(1.702 g) * (u + 1)`, where `g` is the gate cut above 7 and `u` is `up` within -7 and 7
+    pub fn clamped_silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        // SAFETY: the set's features were detected.
+        unsafe { (self.table().clamped_silu_mul)(gate, up) };
+    }
+
     /// `gate = gelu(gate) * up`, GELU by its tanh
     pub fn gelu_mul(&self, gate: &mut [f32], up: &[f32]) {
         assert_eq!(gate.len(), up.len());

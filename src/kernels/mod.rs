@@ -147,6 +147,7 @@ pub(crate) struct Table {
     pub rms_norm: unsafe fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
     pub add: unsafe fn(x: &mut [f32], y: &[f32]),
     pub silu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
+    pub clamped_silu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
     pub gelu_mul: unsafe fn(gate: &mut [f32], up: &[f32]),
     pub silu: unsafe fn(x: &mut [f32]),
     pub sigmoid_mul: unsafe fn(x: &mut [f32], gate: &[f32]),

@@ -5,6 +5,9 @@
 //! Tokens of a batch that follow each other see the same rows but for the one slot that each of them took. So a few of them are
 //! taken past a chunk together: its rows are widened once (`Kernels::widen`), and then one row before each token.
 //!
+//! A model may give each query head a logit of its own that joins the softmax and has no value (`head_sinks`): it is merged last,
+//! so that what is counted of each entry is its share beside it, and what a query gives sums to less than 1.
+//!
 //! Where the policy counts attention, what each entry received is summed over the query heads of its KV head and over the
 //! tokens of the batch (`AttendScratch::given`), again in one order whatever the threads, and handed to the cache.
 
@@ -183,6 +186,8 @@ pub(super) struct LayerAttention<'a> {
     pub layer: AttnLayer,
     /// Whether what entries receive is counted.
     pub counts: bool,
+    /// `[n_head]`, or empty: what joins the softmax of each query head without a value. Not the stream's first tokens.
+    pub head_sinks: &'a [f32],
 }
 
 impl LayerAttention<'_> {
@@ -203,6 +208,32 @@ impl LayerAttention<'_> {
         let (keys, values) = self.cache.sink_rows(self.layer)?;
         let (k_type, v_type) = (RowType::F16, RowType::F16);
         Some(Attend { keys, values, k_type, v_type, ..self.attend(q, Rows::Dense { first: head.0 }, 1, soft_cap) })
+    }
+
+    /// Adds the logits of a KV head's queries `q`, which are in the keys' basis, to what they found: a score like others, whose value
+    /// is nought. The arena's scores lack what the centre taken off its keys would add to them, so these must too.
+    fn merge_head_sinks(
+        &self,
+        shape: &LayerAttend,
+        head: Head,
+        q: &[f32],
+        room: &mut [f32],
+        running: &mut [f32],
+        out: &mut [f32],
+    ) {
+        if self.head_sinks.is_empty() {
+            return;
+        }
+        let room = &mut room[..shape.partial_len()];
+        room.fill(0.0);
+        let sink = as_partial(room, &mut [], shape);
+        sink.sum.fill(1.0);
+        let centre = self.cache.centre(self.layer, head);
+        let logits = &self.head_sinks[head.0 * shape.n_q..][..shape.n_q];
+        for ((max, logit), q) in sink.max.iter_mut().zip(logits).zip(q.chunks_exact(shape.heads.head_dim)) {
+            *max = logit - q.iter().zip(centre).fold(0.0, |sum, (q, centre)| sum + q * centre);
+        }
+        shape.kernels.merge(running, out, &sink);
     }
 
     /// Slots of the first chunk, whose row is elsewhere.
@@ -301,6 +332,7 @@ impl LayerAttention<'_> {
                 shape.kernels.merge(running, out, &as_partial(partial, &mut [], shape));
             }
             merge_recalled(cache.recalled(layer, 0, Head(head)), shape, room, running, out);
+            self.merge_head_sinks(shape, Head(head), &q[head * group_dim..][..group_dim], room, running, out);
             if shape.counts {
                 let given = &mut given[head * (shape.n_slot + shape.n_batch)..];
                 for (chunk, partial) in partials.chunks_exact(len).enumerate() {
@@ -373,8 +405,10 @@ impl TokenTile<'_> {
             }
         }
         for (i, (t, out)) in self.tokens.clone().zip(out.chunks_exact_mut(row_dim)).enumerate() {
-            let out = &mut out[head.0 * group_dim..][..group_dim];
-            merge_recalled(cache.recalled(layer, t, head), shape, partial, &mut running[i * 2 * n_q..][..2 * n_q], out);
+            let (own, running) = (head.0 * group_dim..(head.0 + 1) * group_dim, &mut running[i * 2 * n_q..][..2 * n_q]);
+            let (q, out) = (&q[i * row_dim..][own.clone()], &mut out[own]);
+            merge_recalled(cache.recalled(layer, t, head), shape, partial, running, out);
+            self.layer.merge_head_sinks(shape, head, q, partial, running, out);
         }
     }
 

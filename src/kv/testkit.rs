@@ -84,7 +84,7 @@ impl Tiny {
             let [q, k, v] = &mut batch;
             let mut out = vec![0.0; q.len()];
             let rated = step.rate(layer, pool, Kernels::choose("auto").unwrap(), k, v);
-            rated.take(pool, &(), q, k, v).attend(pool, attend, q, &mut out);
+            rated.take(pool, &(), q, k, v).attend(pool, attend, &[], q, &mut out);
         }
         step.finish();
     }

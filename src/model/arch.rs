@@ -8,6 +8,9 @@ use crate::kernels::RopeOrder::{self, Neox, Norm};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelLayer(pub usize);
 
+/// Of layers.
+pub const ANY: usize = usize::MAX;
+
 #[derive(Debug, PartialEq)]
 pub struct Arch {
     /// `general.architecture`: also the prefix of the other keys.
@@ -16,6 +19,12 @@ pub struct Arch {
     pub unturned: Unturned,
     /// Queries, keys and values have biases, in every file; those of other families have them where they are in the file.
     pub qkv_bias: bool,
+    /// So have what attention gives, the router, and each expert's matrices.
+    pub all_biased: bool,
+    /// Each query head has a logit that joins its softmax and has no value (`attn_sinks`). Not the first tokens that an arena keeps.
+    pub head_sinks: bool,
+    /// The output is never the embeddings.
+    pub untied: bool,
     pub qk_norm: QkNorm,
     pub norms: Norms,
     /// The tensor of the norm before the FFN, where there is one.
@@ -25,7 +34,7 @@ pub struct Arch {
     pub fused_up: bool,
     /// Every n-th layer sees all tokens, the others those of a sliding window; 0: all layers are alike.
     pub global_every: usize,
-    /// With this many layers there must be a window.
+    /// With this many layers there must be a window; `ANY`: with any number.
     pub windowed_layers: usize,
     pub local_rope: LocalRope,
     pub scales: Scales,
@@ -82,6 +91,8 @@ pub enum Norms {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     Silu,
+    /// SiLU of a steeper sigmoid, of a gate that is cut above; it is multiplied with `up` within limits plus 1.
+    ClampedSilu,
     Gelu,
     /// The square of what is above 0.
     Relu2,
@@ -91,13 +102,13 @@ pub enum Activation {
 
 impl Activation {
     pub fn is_gated(self) -> bool {
-        matches!(self, Activation::Silu | Activation::Gelu)
+        matches!(self, Activation::Silu | Activation::ClampedSilu | Activation::Gelu)
     }
 
     /// What the name of an activation in a file begins with.
     pub fn name(self) -> &'static str {
         match self {
-            Activation::Silu => "silu",
+            Activation::Silu | Activation::ClampedSilu => "silu",
             Activation::Gelu => "gelu",
             Activation::Relu2 => "relu2",
             Activation::Xielu => "xielu",
@@ -192,6 +203,9 @@ const LLAMA: Arch = Arch {
     rope_order: Norm,
     unturned: Unturned::No,
     qkv_bias: false,
+    all_biased: false,
+    head_sinks: false,
+    untied: false,
     qk_norm: QkNorm::No,
     norms: Norms::Before,
     ffn_norm: "ffn_norm",
@@ -243,6 +257,20 @@ const QWEN35: Arch = Arch { name: "qwen35", recurrent: Recurrent::DeltaNet, ffn_
 const GRANITE: Arch = Arch { name: "granite", unturned: Unturned::AsSaid, scales: Scales::Granite, ..LLAMA };
 const EXAONE4: Arch =
     Arch { name: "exaone4", norms: Norms::After, unturned: Unturned::Global, global_every: 4, windowed_layers: 64, ..QWEN3 };
+const GPT_OSS: Arch = Arch {
+    name: "gpt-oss",
+    rope_order: Neox,
+    qkv_bias: true,
+    all_biased: true,
+    head_sinks: true,
+    untied: true,
+    ffn_norm: "post_attention_norm",
+    activation: Activation::ClampedSilu,
+    global_every: 2,
+    windowed_layers: ANY,
+    experts: Some(Mixture { optional: false, biased: false, shared: SharedExpert::No }),
+    ..LLAMA
+};
 const OLMO2: Arch = Arch {
     name: "olmo2",
     rope_order: Neox,
@@ -285,18 +313,18 @@ const ARCHS: &[Arch] = &[
     OLMO2,
     Arch { name: "arcee", activation: Activation::Relu2, ..LLAMA },
     Arch { name: "apertus", activation: Activation::Xielu, ..QWEN3 },
+    GPT_OSS,
     Arch { name: "seed_oss", rope_order: Neox, ffn_norm: "post_attention_norm", ..LLAMA },
 ];
 
 /// Families that are near to one of these and are not run as if they were it, and why.
-const REFUSED: [(&str, &str); 10] = [
+const REFUSED: [(&str, &str); 9] = [
     ("qwen3next", "its layers are those of qwen35 in other tensors"),
     ("qwen4exp", "it has hyper-connections and sparse attention"),
     ("granite_swa", "it has windows, a list of layers with RoPE, and sinks"),
     ("nemotron_h", "its layers have Mamba-2, attention or an FFN, and no two of them"),
     ("gemma3n", "it feeds every layer from a second table of embeddings"),
     ("gemma4-assistant", "it guesses for another model, whose keys and values it reads"),
-    ("gpt-oss", "it has sinks and biases of experts"),
     ("ernie4_5-moe", "its layers with experts are spread as this engine does not know"),
     ("hunyuan-moe", "its experts are not computed here"),
     ("phimoe", "its experts are not computed here"),

@@ -34,6 +34,7 @@ impl Weights {
         }
         let output_norm = binder.vector(&format!("{}.weight", config.arch.output_norm), embd)?;
         let output = match file.tensor("output.weight") {
+            None if config.arch.untied => binder.matrix("output.weight", vocab, embd)?,
             Some(_) => binder.matrix("output.weight", vocab, embd)?,
             None => token_embd,
         };
@@ -61,6 +62,17 @@ impl Weights {
             token_embd, second_table, layers, output_norm, output, rope_freqs, has_float, norm_bytes, idle_bytes, table_bytes,
         };
         Ok(weights)
+    }
+}
+
+/// Of the FFN of a layer, with its numbers.
+fn activation(c: &Config, i: usize) -> Activation {
+    match c.arch.activation {
+        arch::Activation::Silu => Activation::Silu,
+        arch::Activation::ClampedSilu => Activation::ClampedSilu,
+        arch::Activation::Gelu => Activation::Gelu,
+        arch::Activation::Relu2 => Activation::Relu2,
+        arch::Activation::Xielu => Activation::Xielu(c.xielus[i]),
     }
 }
 
@@ -100,6 +112,7 @@ impl<'a> Binder<'a> {
             Some(shape) => Some((self.mamba(c, i, shape)?, self.matrix(&name("ssm_out"), embd, shape.inner_dim)?)),
             None => None,
         };
+        let mixer_bias = c.arch.all_biased.then(|| self.vector(&format!("blk.{i}.{output}.bias"), embd)).transpose()?;
         let ffn = match c.experts.filter(|experts| i >= experts.n_dense) {
             Some(experts) => Ffn::Experts(Box::new(self.experts(c, i, experts)?)),
             None => Ffn::Dense(self.dense(c, i)?),
@@ -107,7 +120,7 @@ impl<'a> Binder<'a> {
         let (input, output_scale) = if c.arch.per_layer { self.layer_input(c, i)? } else { (None, 1.0) };
         #[rustfmt::skip]
         let layer = Layer {
-            attn_norm, mixer, mixer_output, beside, attn_post_norm, ffn_norm, ffn, ffn_post_norm, input, output_scale,
+            attn_norm, mixer, mixer_output, mixer_bias, beside, attn_post_norm, ffn_norm, ffn, ffn_post_norm, input, output_scale,
         };
         Ok(layer)
     }
@@ -142,12 +155,15 @@ impl<'a> Binder<'a> {
         let name = |tensor: &str| format!("blk.{i}.{tensor}.weight");
         let router = self.matrix(&name("ffn_gate_inp"), n, embd)?;
         let is_biased = c.arch.experts.is_some_and(|mixture| mixture.biased);
+        let router_bias = c.arch.all_biased.then(|| self.vector(&format!("blk.{i}.ffn_gate_inp.bias"), n)).transpose()?;
         let bias = is_biased.then(|| self.vector(&format!("blk.{i}.exp_probs_b.bias"), n)).transpose()?;
         let (gate, up) = match self.has(&name("ffn_gate_up_exps")) {
             true => (self.stack(&name("ffn_gate_up_exps"), n, 2 * ff, embd)?, None),
             false => (self.stack(&name("ffn_gate_exps"), n, ff, embd)?, Some(self.stack(&name("ffn_up_exps"), n, ff, embd)?)),
         };
         let down = self.stack(&name("ffn_down_exps"), n, embd, ff)?;
+        let biases =
+            c.arch.all_biased.then(|| self.expert_biases(i, n, [("gate", ff), ("up", ff), ("down", embd)])).transpose()?;
         let shared = match e.n_shared_ff {
             0 => None,
             ff => {
@@ -158,7 +174,24 @@ impl<'a> Binder<'a> {
                 Some((Dense { gate, up, down, activation: Activation::Silu }, own_gate))
             }
         };
-        Ok(Experts { router, bias, gate, up, down, n_ff: ff, shared })
+        Ok(Experts { router, router_bias, bias, gate, up, down, biases, n_ff: ff, activation: activation(c, i), shared })
+    }
+
+    /// Of the matrices of `n` experts, by name and width: a row for each expert, of floats.
+    fn expert_biases(&mut self, i: usize, n: usize, of: [(&str, usize); 3]) -> Result<[Tensor; 3]> {
+        let mut one = |(matrix, width): (&str, usize)| {
+            let name = format!("blk.{i}.ffn_{matrix}_exps.bias");
+            let bias = self.matrix(&name, n, width)?;
+            match bias.is_float() {
+                true => Ok(bias),
+                false => {
+                    let what =
+                        format!("tensor {name} has type {}, and a bias is one of floats: convert the model again", bias.ty);
+                    Err(Error::unsupported(self.file.path(), what))
+                }
+            }
+        };
+        Ok([one(of[0])?, one(of[1])?, one(of[2])?])
     }
 
     fn dense(&mut self, c: &Config, i: usize) -> Result<Dense> {
@@ -172,13 +205,7 @@ impl<'a> Binder<'a> {
         } else {
             (Some(self.matrix(&name("ffn_gate"), ff, embd)?), self.matrix(&name("ffn_up"), ff, embd)?)
         };
-        let activation = match c.arch.activation {
-            arch::Activation::Silu => Activation::Silu,
-            arch::Activation::Gelu => Activation::Gelu,
-            arch::Activation::Relu2 => Activation::Relu2,
-            arch::Activation::Xielu => Activation::Xielu(c.xielus[i]),
-        };
-        Ok(Dense { gate, up, down: self.matrix(&name("ffn_down"), embd, ff)?, activation })
+        Ok(Dense { gate, up, down: self.matrix(&name("ffn_down"), embd, ff)?, activation: activation(c, i) })
     }
 
     fn conv(&mut self, i: usize, embd: usize, n_tap: usize) -> Result<Conv> {
@@ -253,6 +280,7 @@ impl<'a> Binder<'a> {
             (attn_q, Some(attn_k), if are_keys { None } else { Some(self.matrix(&name("attn_v"), kv, embd)?) })
         };
         let qkv_bias = if c.gates_attention() || c.arch.per_layer { None } else { self.qkv_bias(c, i, rows)? };
+        let head_sinks = c.arch.head_sinks.then(|| self.vector(&name("attn_sinks"), c.n_head)).transpose()?;
         let dims = match c.arch.qk_norm {
             QkNorm::No => None,
             QkNorm::Heads | QkNorm::TurnedHeads => Some([heads.head_dim; 2]),
@@ -276,7 +304,7 @@ impl<'a> Binder<'a> {
             ones.fill(1.0);
             ones
         });
-        Ok(Attention { heads, shares, attn_q, attn_k, attn_v, qkv_bias, q_norm, k_norm, v_norm, q_weight })
+        Ok(Attention { heads, shares, attn_q, attn_k, attn_v, qkv_bias, head_sinks, q_norm, k_norm, v_norm, q_weight })
     }
 
     /// Whether no layer that sees all tokens has values of its own: keys are values there, or a file that has lost a tensor is refused.

@@ -5,16 +5,20 @@
 //! y = sum over the chosen of w * expert(x)   (+ what an expert gives that all tokens share)
 //! ```
 //!
+//! Where p is the softmax, w is that of the chosen logits alone. Matrices of experts may have biases, which stay in the file as they do.
+//!
 //! The tokens of a batch go through an expert together, expert after expert. A token's sum runs over its experts in the order of their
 //! numbers, and its router's product does not depend on the batch either, so that a batch gives the bits of single tokens.
 
+use crate::gguf::quant::dequantize_row;
 use crate::kernels::{ActBuf, GEMM_FROM, Kernels, Matrix, Product};
 use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
 
 use super::config::{Config, ExpertConfig};
 use super::guard::Guard;
-use super::weights::{Activation, Dense, Experts, Ffn, Files};
+use super::mixers::add_bias;
+use super::weights::{Activation, Dense, Experts, Ffn, Files, Tensor};
 
 /// Where an FFN computes.
 pub struct Room<'a> {
@@ -39,20 +43,22 @@ pub struct ExpertScratch {
     gathered: Buf<f32>, // [n_rows][n_embd] the tokens of an expert
     given: Buf<f32>,    // [n_rows][n_embd] what it makes of them
     shared: Buf<f32>,   // [n_rows] gates of the shared expert
+    biases: Buf<f32>,   // [2 n_ff + n_embd] of an expert, where it has some: of gate, up and down
 }
 
 impl Room<'_> {
     /// `out` = what the network makes of `x`, both `[n_tok][n_embd]`.
     pub fn ffn(&mut self, w: &Ffn, scratch: &mut Option<ExpertScratch>, x: &[f32], out: &mut [f32]) {
         match w {
-            Ffn::Dense(dense) => self.dense(dense, x, out),
+            Ffn::Dense(dense) => self.dense(dense, None, x, out),
             Ffn::Experts(experts) => {
                 self.mixture(experts, scratch.as_mut().expect("carved for a model with experts"), x, out);
             }
         }
     }
 
-    fn dense(&mut self, w: &Dense, x: &[f32], out: &mut [f32]) {
+    /// `biases`: of gate, up and down.
+    fn dense(&mut self, w: &Dense, biases: Option<[&[f32]; 3]>, x: &[f32], out: &mut [f32]) {
         let (n_embd, n_ff, kernels) = (w.up.n_cols(), w.up.n_rows(), self.kernels);
         let n_tok = x.len() / n_embd;
         let (gate, up) = (&mut self.gate[..n_tok * n_ff], &mut self.up[..n_tok * n_ff]);
@@ -66,10 +72,17 @@ impl Room<'_> {
             None => &mut [Product { w: w.up.in_file(self.file), out: &mut *gate }],
         };
         kernels.matmul(self.pool, self.tiles, acts, products);
+        if let Some([of_gate, of_up, _]) = biases {
+            add_bias(kernels, gate, of_gate);
+            add_bias(kernels, up, of_up);
+        }
         self.pool.for_chunks(gate, n_ff, |t, gate| activate(kernels, w.activation, gate, &up[t * n_ff..][..n_ff]));
         self.guard.see(gate, n_ff);
         let acts = kernels.quantize(self.pool, gate, n_ff, self.acts);
-        kernels.matmul(self.pool, self.tiles, acts, &mut [Product { w: w.down.in_file(self.file), out }]);
+        kernels.matmul(self.pool, self.tiles, acts, &mut [Product { w: w.down.in_file(self.file), out: &mut *out }]);
+        if let Some([_, _, of_down]) = biases {
+            add_bias(kernels, out, of_down);
+        }
     }
 
     fn mixture(&mut self, w: &Experts, s: &mut ExpertScratch, x: &[f32], out: &mut [f32]) {
@@ -77,6 +90,9 @@ impl Room<'_> {
         let n_tok = x.len() / n_embd;
         let room = (self.kernels, &mut *self.pool, &mut *self.tiles, &mut *self.acts);
         small_products(room, (x, n_embd), [(w.router.in_file(self.file), &mut s.logits)]);
+        if let Some(bias) = &w.router_bias {
+            add_bias(self.kernels, &mut s.logits[..n_tok * n_expert], bias);
+        }
         self.guard.see(&s.logits[..n_tok * n_expert], n_expert);
         s.choose(w.bias.as_deref(), n_tok);
         out.fill(0.0);
@@ -92,7 +108,8 @@ impl Room<'_> {
             for (gathered, &place) in s.gathered.chunks_exact_mut(n_embd).zip(&s.order[places.clone()]) {
                 gathered.copy_from_slice(&x[token(place)..][..n_embd]);
             }
-            self.dense(&w.expert(expert), &s.gathered[..n * n_embd], &mut s.given[..n * n_embd]);
+            let biases = w.biases(expert).map(|biases| self.load(biases, &mut s.biases));
+            self.dense(&w.expert(expert), biases, &s.gathered[..n * n_embd], &mut s.given[..n * n_embd]);
             // An expert may be met long after a whole pass was sound.
             let n_ff = s.config.n_ff;
             self.guard.always(&self.gate[(n - 1) * n_ff..n * n_ff]);
@@ -101,7 +118,7 @@ impl Room<'_> {
             }
         }
         let Some((shared, gate)) = &w.shared else { return };
-        self.dense(shared, x, &mut s.given[..x.len()]);
+        self.dense(shared, None, x, &mut s.given[..x.len()]);
         match gate {
             Some(gate) => {
                 let room = (self.kernels, &mut *self.pool, &mut *self.tiles, &mut *self.acts);
@@ -113,6 +130,18 @@ impl Room<'_> {
         for ((out, given), gate) in out.chunks_exact_mut(n_embd).zip(s.given.chunks_exact(n_embd)).zip(&*s.shared) {
             add_times(out, given, *gate);
         }
+    }
+
+    /// The biases of an expert, one behind the other in `room`.
+    fn load<'r>(&self, biases: [Tensor; 3], room: &'r mut [f32]) -> [&'r [f32]; 3] {
+        let mut rest = room;
+        biases.map(|bias| {
+            let (own, behind) = std::mem::take(&mut rest).split_at_mut(bias.n_cols());
+            rest = behind;
+            let row = bias.in_model(self.file.model);
+            dequantize_row(row.ty, row.row(0), own).expect("floats, as was checked when they were found");
+            &*own
+        })
     }
 }
 
@@ -132,6 +161,7 @@ impl ExpertScratch {
             gathered: arena.carve(n_rows * c.n_embd),
             given: arena.carve(n_rows * c.n_embd),
             shared: arena.carve(n_rows),
+            biases: arena.carve(if c.arch.all_biased { 2 * config.n_ff + c.n_embd } else { 0 }),
         })
     }
 
@@ -192,6 +222,7 @@ impl ExpertScratch {
 fn activate(kernels: Kernels, activation: Activation, gate: &mut [f32], up: &[f32]) {
     match activation {
         Activation::Silu => kernels.silu_mul(gate, up),
+        Activation::ClampedSilu => kernels.clamped_silu_mul(gate, up),
         Activation::Gelu => kernels.gelu_mul(gate, up),
         Activation::Relu2 => kernels.relu2(gate),
         Activation::Xielu(by) => kernels.xielu(gate, &by),

@@ -87,6 +87,7 @@ impl<'m, 'a> Pass<'m, 'a> {
                 norm_heads(kernels, pool, x, dim, norm, c.rms_eps, &mut s.mixed);
             }
         }
+        let head_sinks = w.head_sinks.as_deref().unwrap_or_default();
         for Part { rows, step, .. } in parts.iter_mut().flatten() {
             let n_together = step.n_together();
             for first in rows.clone().step_by(n_together) {
@@ -99,7 +100,7 @@ impl<'m, 'a> Pass<'m, 'a> {
                 if let Some(weight) = &w.q_weight {
                     q.chunks_exact_mut(head_dim).for_each(|q| q.iter_mut().zip(&**weight).for_each(|(q, w)| *q *= w));
                 }
-                rated.take(pool, &self.model.ropes, q, k, v).attend(pool, &mut s.attend, q, &mut s.mixed[of(q_dim)]);
+                rated.take(pool, &self.model.ropes, q, k, v).attend(pool, &mut s.attend, head_sinks, q, &mut s.mixed[of(q_dim)]);
             }
         }
         let of_heads = s.mixed.chunks_exact_mut(head_dim).zip(q_gate.chunks_exact(2 * head_dim));
@@ -208,11 +209,17 @@ impl<'m, 'a> Pass<'m, 'a> {
         let rows = n_tok - first;
         let x = &mut x[first * c.n_embd..][..rows * c.n_embd];
         let (x_norm, proj) = (&mut x_norm[..rows * c.n_embd], &mut proj[..rows * c.n_embd]);
-        let both = [Some((layer.mixer_output, mixed)), layer.beside.as_ref().map(|(_, output)| (*output, beside))];
-        for (output, mixed) in both.into_iter().flatten() {
+        let both = [
+            Some((layer.mixer_output, mixed, &layer.mixer_bias)),
+            layer.beside.as_ref().map(|(_, output)| (*output, beside, &None)),
+        ];
+        for (output, mixed, bias) in both.into_iter().flatten() {
             let width = output.n_cols();
             let acts = kernels.quantize(pool, &mixed[first * width..n_tok * width], width, acts);
             kernels.matmul(pool, tiles, acts, &mut [Product { w: output.in_file(file), out: &mut *proj }]);
+            if let Some(bias) = bias {
+                add_bias(kernels, proj, bias);
+            }
             add_to(kernels, pool, x, proj, c.multipliers.addends, (&layer.attn_post_norm, c.rms_eps), x_norm);
         }
     }
@@ -325,7 +332,7 @@ pub fn multiply(x: &mut [f32], times: f32) {
     }
 }
 
-fn add_bias(kernels: Kernels, x: &mut [f32], bias: &[f32]) {
+pub(super) fn add_bias(kernels: Kernels, x: &mut [f32], bias: &[f32]) {
     x.chunks_exact_mut(bias.len()).for_each(|x| kernels.add(x, bias));
 }
 

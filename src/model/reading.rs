@@ -6,7 +6,7 @@ use crate::gguf::{GgufFile, Value};
 use crate::kernels::{BLOCK, Xielu};
 use crate::kv::layout::{AttnLayer, LayerShape, MAX_HEAD_DIM, Window};
 
-use super::arch::{Activation, Arch, LocalRope, Mixture, Recurrent, Scales, SharedExpert, SoftCaps, Unturned};
+use super::arch::{ANY, Activation, Arch, LocalRope, Mixture, Recurrent, Scales, SharedExpert, SoftCaps, Unturned};
 use super::config::{
     Config, DeltaShape, ExpertConfig, MambaShape, Multipliers, QueryGrowth, Recurrence, RecurrentLayers, RopeConfig, RopeScaling,
 };
@@ -187,6 +187,8 @@ fn expert_config(keys: &Keys, mixture: Mixture) -> Result<Option<ExpertConfig>> 
     let Some(n_used) = n_used?.filter(|&n| n > 0) else { return keys.missing(EXPERTS[1], "u32") };
     let is_sigmoid = match (keys.opt_count(GATING)?, mixture.biased) {
         (Some(1), _) | (None | Some(0), false) => false,
+        // The softmax of the chosen logits: what that of all gives once the weights of the chosen are 1 together.
+        (Some(3), false) if keys.arch.all_biased => false,
         (Some(2), true) => true,
         (None, true) => return keys.missing(GATING, "u32"),
         (Some(other), _) => {
@@ -389,7 +391,7 @@ fn window(keys: &Keys, n_ctx: usize) -> Result<Option<Window>> {
         return Ok(Some(Window { n_tok, global_every: pattern(keys)? }));
     }
     let global_every = keys.arch.global_every;
-    if n_tok.is_none() && keys.n_layer > 0 && keys.n_layer == keys.arch.windowed_layers {
+    if n_tok.is_none() && keys.n_layer > 0 && [keys.n_layer, ANY].contains(&keys.arch.windowed_layers) {
         return keys.missing("attention.sliding_window", "u32");
     }
     let Some(n_tok) = n_tok else { return Ok(None) };

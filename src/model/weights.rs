@@ -82,6 +82,7 @@ pub struct Layer {
     pub attn_norm: Option<Buf<f32>>, // [n_embd]
     pub mixer: Mixer,
     pub mixer_output: Tensor, // [n_embd][q_dim]: `attn_output`, or `shortconv.out_proj`; [n_embd][v_dim], [n_embd][inner_dim]: `ssm_out`
+    pub mixer_bias: Option<Buf<f32>>, // [n_embd], of `mixer_output`
     /// What mixes tokens beside attention, and `ssm_out`, [n_embd][inner_dim]
     pub beside: Option<(Mamba, Tensor)>,
     pub attn_post_norm: Option<Buf<f32>>, // [n_embd], of what attention adds
@@ -121,12 +122,16 @@ pub struct Dense {
 
 /// A mixture: the matrices of all experts, one behind the other.
 pub struct Experts {
-    pub router: Tensor,            // [n_expert][n_embd]
-    pub bias: Option<Buf<f32>>,    // [n_expert], of the choice
-    pub(super) gate: Tensor,       // [n_expert * n_ff][n_embd]; with the rows of `up` between them where they are one tensor
-    pub(super) up: Option<Tensor>, // [n_expert * n_ff][n_embd]
-    pub(super) down: Tensor,       // [n_expert * n_embd][n_ff]
+    pub router: Tensor,                // [n_expert][n_embd]
+    pub router_bias: Option<Buf<f32>>, // [n_expert]
+    pub bias: Option<Buf<f32>>,        // [n_expert], of the choice
+    pub(super) gate: Tensor,           // [n_expert * n_ff][n_embd]; with the rows of `up` between them where they are one tensor
+    pub(super) up: Option<Tensor>,     // [n_expert * n_ff][n_embd]
+    pub(super) down: Tensor,           // [n_expert * n_embd][n_ff]
+    /// Of `gate` and `up`, `[n_expert][n_ff]`, and of `down`, `[n_expert][n_embd]`; they stay in the file.
+    pub(super) biases: Option<[Tensor; 3]>,
     pub(super) n_ff: usize,
+    pub(super) activation: Activation,
     /// An expert that all tokens share, and its gate, `[1][n_embd]`, if it has one.
     pub shared: Option<(Dense, Option<Tensor>)>,
 }
@@ -139,12 +144,22 @@ impl Experts {
             Some(up) => (self.gate.rows(expert * n_ff, n_ff), up.rows(expert * n_ff, n_ff)),
             None => (self.gate.rows(2 * expert * n_ff, n_ff), self.gate.rows((2 * expert + 1) * n_ff, n_ff)),
         };
-        Dense { gate: Some(gate), up, down: self.down.rows(expert * n_embd, n_embd), activation: Activation::Silu }
+        Dense { gate: Some(gate), up, down: self.down.rows(expert * n_embd, n_embd), activation: self.activation }
+    }
+
+    /// Its biases, a row of each.
+    pub fn biases(&self, expert: usize) -> Option<[Tensor; 3]> {
+        self.biases.map(|biases| biases.map(|bias| bias.rows(expert, 1)))
     }
 
     /// Bytes of all experts.
     pub(super) fn n_bytes(&self) -> usize {
-        [self.gate, self.down].into_iter().chain(self.up).map(|tensor| tensor.n_bytes()).sum()
+        [self.gate, self.down]
+            .into_iter()
+            .chain(self.up)
+            .chain(self.biases.into_iter().flatten())
+            .map(|tensor| tensor.n_bytes())
+            .sum()
     }
 }
 
@@ -165,6 +180,7 @@ impl Ffn {
 #[derive(Clone, Copy)]
 pub enum Activation {
     Silu,
+    ClampedSilu,
     Gelu,
     Relu2,
     Xielu(Xielu),
@@ -186,6 +202,7 @@ pub struct Attention {
     pub attn_k: Option<Tensor>,          // [kv_dim][n_embd], in a layer that has keys and values
     pub attn_v: Option<Tensor>,          // [kv_dim][n_embd], where values are not keys before their norm
     pub qkv_bias: Option<[Buf<f32>; 3]>, // [q_dim] [kv_dim] [kv_dim]
+    pub head_sinks: Option<Buf<f32>>,    // [n_head], logits that join the softmax without a value
     pub q_norm: Option<Buf<f32>>,        // [head_dim], or [q_dim]
     pub k_norm: Option<Buf<f32>>,        // [head_dim], or [kv_dim]
     pub v_norm: Option<Buf<f32>>,        // [head_dim], of ones
@@ -271,6 +288,15 @@ impl Weights {
     pub fn matrices(&self) -> impl Iterator<Item = Tensor> {
         let proj = self.second_table.iter().map(|table| table.proj);
         self.layers.iter().flat_map(Layer::matrices).chain([self.output]).chain(proj)
+    }
+
+    /// Of each layer with keys and values the logits that join its softmax, `[n_head]`, or none.
+    pub fn head_sinks(&self) -> Vec<Vec<f32>> {
+        let of = |layer: &Layer| match &layer.mixer {
+            Mixer::Attention(a) if a.shares.is_none() => Some(a.head_sinks.as_ref().map_or(Vec::new(), |sinks| sinks.to_vec())),
+            _ => None,
+        };
+        self.layers.iter().filter_map(of).collect()
     }
 
     /// Their types.

@@ -53,10 +53,10 @@ WIDE = ("llama", "qwen3", "gemma", "gemma2", "gemma3", "gemma4")
 
 def spec(
     arch, heads, head_dim, kind="F32", n_embd=None, n_ff=96, n_layer=2, n_vocab=37, n_rot=None, output=True, conv=(),
-    fused="", bias=False, draft=0, freqs=False, joined=False, scaled=False, keyed=False, unused=False, ssm_norm=True, **keys,
+    fused="", bias=False, draft=0, freqs=False, joined=False, scaled=False, keyed=False, unused=False, experts_kind="", ssm_norm=True, **keys,
 ):  # fmt: skip
     """`conv`: layers without attention; `ssm_norm`: whether what Mamba-2 gives is normed; `fused`: "weights", or "all" with the biases; `draft`: blocks behind the layers;
-    `joined`: gate and up of experts in one tensor. Of gemma4: `scaled`: layers end with a scale; `keyed`: layers without a window have no
+    `joined`: gate and up of experts in one tensor; `experts_kind`: their type, where it is another. Of gemma4: `scaled`: layers end with a scale; `keyed`: layers without a window have no
     values; `unused`: layers that share keys have matrices of their own."""
     n_head, n_head_kv = heads
     # Only of these does llama.cpp take heads that together are wider or narrower than the embedding.
@@ -64,7 +64,8 @@ def spec(
     return dict(
         arch=arch, n_head=n_head, n_head_kv=n_head_kv, head_dim=head_dim, kind=kind, n_embd=n_embd, n_ff=n_ff,
         n_layer=n_layer, n_vocab=n_vocab, n_rot=n_rot or head_dim, output=output, conv=conv, fused=fused or ("weights" if arch == "phi3" else ""),
-        bias=bias or arch == "qwen2", draft=draft, freqs=freqs, joined=joined, scaled=scaled, keyed=keyed, unused=unused, ssm_norm=ssm_norm, keys=keys,
+        bias=bias or arch in ("qwen2", "gpt-oss"), draft=draft, freqs=freqs, joined=joined, scaled=scaled, keyed=keyed, unused=unused,
+        experts_kind=experts_kind, ssm_norm=ssm_norm, keys=keys,
     )  # fmt: skip
 
 
@@ -133,6 +134,7 @@ def know_q2_0():
 
 know_q2_0()
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
+OSS_YARN = YARN | {"rope.freq_base": 150000.0, "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 16}
 WINDOW = {"attention.sliding_window": 5}
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}
 LOGIT_CAP = {"final_logit_softcapping": 6.0}
@@ -255,6 +257,13 @@ MODELS = {
     "falcon-h1-wide": spec("falcon-h1", (1, 1), 32, n_embd=32, n_ff=32, n_vocab=39, ssm_norm=False, **mamba(512, 24, 8, 1)),
     "falcon-h1-q8": spec("falcon-h1", (4, 2), 64, "Q8_0", n_embd=96, n_layer=3, **mamba(192, 32, 6, 2)),
     "falcon-h1-q8-plain": spec("falcon-h1", (2, 1), 64, "Q8_0", output=False, ssm_norm=False, **mamba(192, 64, 3, 1)),
+    # A window in every second layer, YaRN beyond its original context, three, five and eight query heads for a KV head, one KV head for
+    # each; a list of layers with windows; experts in MXFP4 between matrices in Q8_0 (three of six, no choice of which is so near that
+    # a rounding makes it another: then logits are off by 0.5 and more, in one of ten such models).
+    "gpt-oss-gqa": spec("gpt-oss", (6, 2), 64, n_embd=96, n_layer=3, **WINDOW, **OSS_YARN, **moe(8, 3, 64)),
+    "gpt-oss-mqa": spec("gpt-oss", (5, 1), 64, "F16", n_embd=64, n_layer=4, n_vocab=43, **WINDOW, **OSS_YARN, **moe(6, 2, 96, gating=3)),
+    "gpt-oss-mha": spec("gpt-oss", (2, 2), 96, n_embd=64, n_layer=2, n_vocab=41, **WINDOW, **moe(5, 5, 32), **{"attention.sliding_window_pattern": [True, False]}),
+    "gpt-oss-q8": spec("gpt-oss", (8, 1), 64, "Q8_0", n_embd=96, n_layer=4, experts_kind="MXFP4", **WINDOW, **OSS_YARN, **moe(6, 3, 64)),
     "gemma3-wide-window": spec("gemma3", (2, 1), 64, n_layer=6, output=False, **{"attention.sliding_window": 512}),
 }  # fmt: skip
 
@@ -302,8 +311,8 @@ def tensors(s):
     embd = s["n_embd"]
     mix = itertools.cycle(MIXES.get(s["kind"], ()))
 
-    def matrix(name, n_out, n_in, gain=1.5):
-        kind = next(mix, s["kind"])
+    def matrix(name, n_out, n_in, gain=1.5, kind=""):
+        kind = kind or next(mix, s["kind"])
         return f"{name}.weight", (n_out, n_in), kind, 2.0 ** round(math.log2(gain / math.sqrt(n_in) / deviation(kind))), 0.0
 
     def vector(name, n, gain=2.0**-8, offset=1.0):
@@ -359,6 +368,10 @@ def tensors(s):
             yield from (vector(b + f"attn_{x}_norm.weight", n) for x, n in (("q", q), ("k", kv)))
         if i not in s["conv"] and not is_delta:
             yield matrix(b + "attn_output", embd, q)
+        if s["arch"] == "gpt-oss":
+            yield vector(b + "attn_output.bias", embd, 2.0**-6, 0.0)
+            # Below and above the scores, which reach from -4 to 4.
+            yield vector(b + "attn_sinks.weight", s["n_head"], 2.0**-5, 1.0)
         if s["arch"] == "falcon-h1":
             yield from mamba_tensors(s, b, matrix)
         if s["arch"] in POST_NORMS:
@@ -366,7 +379,7 @@ def tensors(s):
         if s["arch"] == "falcon-h1":
             yield vector(b + "ffn_norm", embd)
         elif s["arch"] not in NO_PRE_NORMS:
-            yield vector(b + ("post_attention_norm.weight" if s["arch"] in ("seed_oss", *QWEN35) else "ffn_norm.weight"), embd)
+            yield vector(b + ("post_attention_norm.weight" if s["arch"] in ("seed_oss", "gpt-oss", *QWEN35) else "ffn_norm.weight"), embd)
         if "expert_count" in keys and i >= keys.get("leading_dense_block_count", 0):
             yield from experts(s, b, matrix)
         elif s["arch"] == "phi3":
@@ -434,10 +447,15 @@ def experts(s, b, matrix):
     n, ff = keys["expert_count"], keys.get("expert_feed_forward_length", s["n_ff"])
 
     def stack(name, n_out, n_in):
-        label, _, kind, gain, offset = matrix(name, n_out, n_in)
+        label, _, kind, gain, offset = matrix(name, n_out, n_in, kind=s["experts_kind"])
         return label, (n, n_out, n_in), kind, gain, offset
 
     yield b + "ffn_gate_inp.weight", (n, embd), "F32", 2.0**-8, 0.0
+    if s["arch"] == "gpt-oss":
+        yield b + "ffn_gate_inp.bias", (n,), "F32", 2.0**-7, 0.0
+        # Wide enough that many elements pass the limits of gates, and of what goes up, on either side.
+        yield from ((b + f"ffn_{x}_exps.bias", (n, ff), "F32", 2.0**-4, 0.0) for x in ("gate", "up"))
+        yield b + "ffn_down_exps.bias", (n, embd), "F32", 2.0**-6, 0.0
     if s["arch"] == "lfm2moe":
         yield b + "exp_probs_b.bias", (n,), "F32", 2.0**-8, 0.0
     if s["joined"]:

@@ -31,6 +31,7 @@ const fn table(matmul: unsafe fn(&mut MatmulTask)) -> Table {
         rms_norm: float::rms_norm,
         add: arithmetic::add,
         silu_mul: float::silu_mul,
+        clamped_silu_mul: arithmetic::clamped_silu_mul,
         gelu_mul: float::gelu_mul,
         silu: arithmetic::silu,
         sigmoid_mul: arithmetic::sigmoid_mul,

@@ -135,6 +135,20 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     }
 }
 
+/// The experts' activation of gpt-oss: a gate cut above `LIMIT`, times the sigmoid of `ALPHA` times it, times `up` within the limits
+/// plus 1. (Both numbers are llama.cpp's; no file says them.) What is no number stays none, so that the guard sees it.
+#[inline(always)]
+pub fn clamped_silu_mul(gate: &mut [f32], up: &[f32]) {
+    const ALPHA: f32 = 1.702;
+    const LIMIT: f32 = 7.0;
+    for (g, u) in gate.iter_mut().zip(up) {
+        let x = if *g > LIMIT { LIMIT } else { *g };
+        let u = if *u > LIMIT { LIMIT } else { *u };
+        let u = if u < -LIMIT { -LIMIT } else { u };
+        *g = x / (1.0 + exp(-ALPHA * x)) * (u + 1.0);
+    }
+}
+
 /// GELU by its tanh (Hendrycks & Gimpel 2016, arXiv 1606.08415), times `up`. `x/2 (1 + tanh(z/2))` is `x / (1 + e^-z)`.
 #[inline(always)]
 pub fn gelu_mul(gate: &mut [f32], up: &[f32]) {

@@ -22,6 +22,7 @@ pub(crate) static TABLE: Table = Table {
     rms_norm: arithmetic::rms_norm,
     add: arithmetic::add,
     silu_mul: arithmetic::silu_mul,
+    clamped_silu_mul: arithmetic::clamped_silu_mul,
     gelu_mul: arithmetic::gelu_mul,
     silu: arithmetic::silu,
     sigmoid_mul: arithmetic::sigmoid_mul,

@@ -23,10 +23,14 @@ fn elementwise_kernels_equal_the_scalar_set_bit_for_bit() {
                 let (mut relu2, mut xielu) = (x.clone(), x.clone());
                 k.relu2(&mut relu2);
                 k.xielu(&mut xielu, &Xielu::new(0.8, 0.3, 0.5, -1e-6));
+                // Elements on both sides of the limits.
+                let (mut clamped, far) =
+                    (x.iter().map(|x| 8.0 * x).collect::<Vec<f32>>(), y.iter().map(|y| 8.0 * y).collect::<Vec<f32>>());
+                k.clamped_silu_mul(&mut clamped, &far);
                 let (mut silu_alone, mut gated) = (x.clone(), x.clone());
                 k.silu(&mut silu_alone);
                 k.sigmoid_mul(&mut gated, &y);
-                let capped = [capped, relu2, xielu, silu_alone, gated].map(|x| bits(&x)).concat();
+                let capped = [capped, relu2, xielu, clamped, silu_alone, gated].map(|x| bits(&x)).concat();
                 [bits(&norm), bits(&sum), bits(&silu), bits(&gelu), capped, bits(&[k.l2_norm(&x)])]
             };
             assert_eq!(run(kernels), run(scalar), "{} n = {n}", kernels.name());

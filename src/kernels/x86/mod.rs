@@ -67,6 +67,7 @@ macro_rules! stamp_x86 {
             rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = arithmetic::rms_norm;
             add(x: &mut [f32], y: &[f32]) = arithmetic::add;
             silu_mul(gate: &mut [f32], up: &[f32]) = arithmetic::silu_mul;
+            clamped_silu_mul(gate: &mut [f32], up: &[f32]) = arithmetic::clamped_silu_mul;
             gelu_mul(gate: &mut [f32], up: &[f32]) = arithmetic::gelu_mul;
             silu(x: &mut [f32]) = arithmetic::silu;
             sigmoid_mul(x: &mut [f32], gate: &[f32]) = arithmetic::sigmoid_mul;
@@ -84,8 +85,8 @@ macro_rules! stamp_x86 {
         }
         #[rustfmt::skip]
         pub(crate) static TABLE: Table = Table {
-            matmul, quantize, rms_norm, add, silu_mul, gelu_mul, silu, sigmoid_mul, delta_step, mamba_step, relu2, xielu, soft_cap, l2_norm,
-            attend, merge, received, scan, add_shares, place, widen: None,
+            matmul, quantize, rms_norm, add, silu_mul, clamped_silu_mul, gelu_mul, silu, sigmoid_mul, delta_step, mamba_step, relu2, xielu,
+            soft_cap, l2_norm, attend, merge, received, scan, add_shares, place, widen: None,
         };
 
         /// # Safety

@@ -141,6 +141,11 @@ impl KvCache {
         }
     }
 
+    /// What is taken off a head's keys, in the basis of their type: `[head_dim]`, or nothing.
+    pub(in crate::kv) fn centre(&self, layer: AttnLayer, head: Head) -> &[f32] {
+        self.roundings.of_head(layer, head).centre
+    }
+
     /// Whether tokens are still missing from which is learned how keys are rounded.
     pub(super) fn is_learning(&self) -> bool {
         self.roundings.is_learning() && (self.n_past() as usize) < SEEN

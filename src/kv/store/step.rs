@@ -177,7 +177,7 @@ impl Step<'_> {
     ) {
         assert!(self.cache.shape.is_shared(layer) && self.next > layer && self.undo.is_none());
         assert!(self.holds || first + 1 == self.n_tok, "the others' rows may have been overwritten");
-        let attention = LayerAttention { cache: self.cache, layer, counts: false };
+        let attention = LayerAttention { cache: self.cache, layer, counts: false, head_sinks: &[] };
         match self.n_tok {
             1 => attention.attend_one(pool, scratch, q, out),
             n_tok => attention.attend_batch(pool, scratch, q, out, first..n_tok),
@@ -242,16 +242,17 @@ impl Taken<'_> {
     }
 
     /// `out[t] = softmax(q[t] · keys) · values`. `q`, `out`: `[n_tok][n_head * head_dim]`; `q` is turned into the keys' basis.
-    pub fn attend(self, pool: &mut Pool, scratch: &mut AttendScratch, q: &mut [f32], out: &mut [f32]) {
+    /// `head_sinks`: `[n_head]` logits that join the softmax without a value, or none.
+    pub fn attend(self, pool: &mut Pool, scratch: &mut AttendScratch, head_sinks: &[f32], q: &mut [f32], out: &mut [f32]) {
         let Taken(Rated { cache, layer, n_tok, holds, mut record, .. }) = self;
         // That of a ring is not.
         let counts = cache.counts_attention(layer);
         if n_tok == 1 {
             cache.keep_rows(layer, &mut record);
             cache.commit(layer, 1);
-            LayerAttention { cache, layer, counts }.attend_one(pool, scratch, q, out);
+            LayerAttention { cache, layer, counts, head_sinks }.attend_one(pool, scratch, q, out);
         } else {
-            LayerAttention { cache, layer, counts }.attend_batch(pool, scratch, q, out, 0..n_tok);
+            LayerAttention { cache, layer, counts, head_sinks }.attend_batch(pool, scratch, q, out, 0..n_tok);
             if !holds {
                 cache.commit(layer, n_tok);
             }

@@ -47,6 +47,8 @@ pub struct Tiny {
     pool: Pool,
     scratch: [KvScratch; 1],
     attend: AttendScratch,
+    /// `[n_head]`, or empty: logits that join the softmax of each query head without a value.
+    pub head_sinks: Vec<f32>,
 }
 
 impl Tiny {
@@ -71,6 +73,7 @@ impl Tiny {
             pool: Pool::new(1).expect("no thread is started"),
             scratch: [Arena::fill(|arena| KvScratch::carve(arena, n_slot, shape.max_head_dim())).expect("memory")],
             attend: Arena::fill(|arena| AttendScratch::carve(arena, attend)).expect("memory"),
+            head_sinks: Vec::new(),
         }
     }
 
@@ -94,14 +97,14 @@ impl Tiny {
         mut given: impl FnMut(AttnLayer, &[f32]),
     ) -> bool {
         let (layers, kernels) = (self.cache.shape().layers(), Kernels::choose("auto").expect("a set"));
-        let Tiny { cache, pool, scratch, attend, .. } = self;
+        let Tiny { cache, pool, scratch, attend, head_sinks, .. } = self;
         let Ok(mut step) = cache.begin(n_tok, pool, scratch, &Unturned) else { return false };
         for layer in layers {
             let [mut q, k, v] = rows(layer);
             let mut out = vec![0.0; q.len()];
             let taken = step.rate(layer, pool, kernels, &k, &v).take(pool, &Unturned, &q, &k, &v);
             see(layer, taken.cache());
-            taken.attend(pool, attend, &mut q, &mut out);
+            taken.attend(pool, attend, head_sinks, &mut q, &mut out);
             given(layer, &out);
         }
         step.finish();

@@ -21,6 +21,9 @@ fn probabilities_by_hand() {
     let mut out = [0f32; 3];
     // Scores 0, ln 2, ln 5.
     let keys: Vec<f32> = [1f32, 2.0, 5.0].iter().flat_map(|s| [s.ln(), 9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 7.0]).collect();
-    probabilities(&[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], &keys, &mut out);
+    probabilities(&[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], &keys, None, &mut out);
     out.iter().zip([0.125, 0.25, 0.625]).for_each(|(out, p)| assert!((out - p).abs() < 1e-6));
+    // A logit of the head's own, ln 8, takes half of it.
+    probabilities(&[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], &keys, Some(8f32.ln()), &mut out);
+    out.iter().zip([0.0625, 0.125, 0.3125]).for_each(|(out, p)| assert!((out - p).abs() < 1e-6));
 }
