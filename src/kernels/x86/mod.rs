@@ -50,7 +50,7 @@ macro_rules! stamp_x86 {
             #[inline(always)]
             unsafe fn tiled<E: Elements>(tile: Expanded<Self>, acts: &Acts, to: RowsOut) {
                 let mut t = 0;
-                $(while t + $tiled <= acts.n_tok {
+                $(while acts.n_tok - t >= $tiled {
                     // SAFETY: passed on; these tokens are inside the batch.
                     unsafe { product::<E, _, $tiled>(tile, acts, t, to) };
                     t += $tiled;
