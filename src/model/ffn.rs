@@ -17,7 +17,6 @@ use crate::mem::pool::Pool;
 
 use super::config::{Config, ExpertConfig};
 use super::guard::Guard;
-use super::mixers::add_bias;
 use super::weights::{Activation, Dense, Experts, Ffn, Files, Tensor};
 
 /// Where an FFN computes.
@@ -231,6 +230,11 @@ fn activate(kernels: Kernels, activation: Activation, gate: &mut [f32], up: &[f3
 
 pub(super) fn sigmoid(x: f32) -> f32 {
     (1.0 / (1.0 + libm::exp(f64::from(-x)))) as f32
+}
+
+/// Adds `bias` to each row of `x`.
+pub(super) fn add_bias(kernels: Kernels, x: &mut [f32], bias: &[f32]) {
+    x.chunks_exact_mut(bias.len()).for_each(|x| kernels.add(x, bias));
 }
 
 fn add_times(x: &mut [f32], y: &[f32], times: f32) {

@@ -11,7 +11,7 @@ use crate::mem::arena::Buf;
 use crate::mem::pool::Pool;
 
 use super::config::Config;
-use super::ffn::{Room, small_products};
+use super::ffn::{Room, add_bias, small_products};
 use super::guard::Guard;
 use super::scratch::Scratch;
 use super::state::RecurrentState;
@@ -330,10 +330,6 @@ pub fn multiply(x: &mut [f32], times: f32) {
     if times != 1.0 {
         x.iter_mut().for_each(|x| *x *= times);
     }
-}
-
-pub(super) fn add_bias(kernels: Kernels, x: &mut [f32], bias: &[f32]) {
-    x.chunks_exact_mut(bias.len()).for_each(|x| kernels.add(x, bias));
 }
 
 /// Norms each head of each row of `x` = `[n_tok][row]`, in place; or the whole row, if the weights are as many. `room` is as large.
