@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn sizes_that_no_machine_has_are_none() {
     assert_eq!(Kept::bytes(10, 0), Some(40));
-    assert_eq!(Kept::bytes(10, 2), Some(10 * (4 + 8 + 32) + 32));
+    assert_eq!(Kept::bytes(10, 2), Some(10 * (4 + size_of::<usize>() + 32) + 32));
     for (n, n_top) in [(usize::MAX, 0), (1, usize::MAX), (usize::MAX >> 24, 1 << 30), (usize::MAX / 4, 0)] {
         assert_eq!(Kept::bytes(n, n_top), None, "{n} tokens, {n_top} each");
     }
