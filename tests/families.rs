@@ -435,7 +435,7 @@ fn other_families_evict_what_the_reference_evicts() {
         for stream in row["streams"].as_array().expect("streams") {
             let number = |key: &str| stream[key].as_u64().expect("a number") as u32;
             let policy: Policy = stream["policy"].as_str().expect("a name").parse().expect("a policy");
-            for (kernels, n_batch) in sets().flat_map(|k| [1, 3, 20].map(|n| (k, n))) {
+            for (kernels, n_batch) in sets().into_iter().flat_map(|k| [1, 3, 20].map(|n| (k, n))) {
                 let mut p = params(0);
                 (p.kernels, p.kv.policy, p.n_batch) = (kernels.name().into(), policy, n_batch);
                 (p.kv.sinks, p.kv.recent) = (number("sinks"), Some(Recent::Tokens(number("recent"))));
