@@ -1,17 +1,32 @@
-//! Thoughts and answer apart: what a model writes between `<think>` and `</think>` at the beginning, or as Gemma 4 writes it, is told as
-//! its reasoning.
+//! Thoughts and answer apart: what a model writes between `<think>` and `</think>` at the beginning, or as Gemma 4 and gpt-oss write it,
+//! is told as its reasoning.
 //!
 //! Text comes in pieces; what could still become a mark, and white space around thoughts, is held back.
 
 /// What opens a thought, and what ends it.
-const MARKS: [[&str; 2]; 2] = [["<think>", "</think>"], ["<|channel>thought", "<channel|>"]];
+#[derive(Debug, PartialEq, Eq)]
+struct Marks {
+    open: &'static str,
+    close: &'static str,
+    /// Whether another thought may follow.
+    again: bool,
+}
+
+/// The last is gpt-oss's, whose messages have headers; the token `<|end|>` between them is no text.
+const MARKS: [Marks; 3] = [
+    Marks { open: "<think>", close: "</think>", again: false },
+    Marks { open: "<|channel>thought", close: "<channel|>", again: false },
+    Marks { open: "<|channel|>analysis<|message|>", close: "<|start|>assistant", again: true },
+];
+/// The header of gpt-oss's answer.
+const ANSWER: &str = "<|channel|>final<|message|>";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Where {
     /// Nothing but white space, or a part of a mark, has come.
     Start,
     /// What ends with this.
-    Thought(&'static str),
+    Thought(&'static Marks),
     /// Behind thoughts; white space before the answer is none of it.
     Gap,
     Answer,
@@ -36,7 +51,7 @@ impl Splitter {
     /// `is_thinking`: the prompt ended with `<think>`.
     pub fn new(is_thinking: bool) -> Self {
         Splitter {
-            at: if is_thinking { Where::Thought(MARKS[0][1]) } else { Where::Start },
+            at: if is_thinking { Where::Thought(&MARKS[0]) } else { Where::Start },
             held: String::new(),
             has_thought: false,
         }
@@ -66,27 +81,30 @@ impl Splitter {
                 }
                 Where::Start => {
                     let begun = self.held.trim_start();
-                    let opened = MARKS.iter().find_map(|[open, close]| Some((begun.strip_prefix(open)?, *close)));
-                    if let Some((thought, close)) = opened {
+                    let opened = MARKS.iter().find_map(|marks| Some((begun.strip_prefix(marks.open)?, marks)));
+                    if let Some((thought, marks)) = opened {
                         self.held = thought.to_owned();
-                        self.at = Where::Thought(close);
-                    } else if MARKS.iter().any(|[open, _]| open.starts_with(begun)) {
+                        self.at = Where::Thought(marks);
+                    } else if let Some(answer) = begun.strip_prefix(ANSWER) {
+                        self.held = answer.to_owned();
+                        self.at = Where::Gap;
+                    } else if MARKS.iter().map(|marks| marks.open).chain([ANSWER]).any(|open| open.starts_with(begun)) {
                         return parted;
                     } else {
                         self.at = Where::Answer;
                     }
                 }
-                Where::Thought(close) => {
-                    let Some(end) = self.held.find(close) else {
-                        let n_safe = self.held[..safe(&self.held, close)].trim_end().len();
+                Where::Thought(marks) => {
+                    let Some(end) = self.held.find(marks.close) else {
+                        let n_safe = self.held[..safe(&self.held, marks.close)].trim_end().len();
                         let thought: String = self.held.drain(..n_safe).collect();
                         self.think(&thought, &mut parted);
                         return parted;
                     };
-                    let rest = self.held.split_off(end + close.len());
+                    let rest = self.held.split_off(end + marks.close.len());
                     let thought = std::mem::replace(&mut self.held, rest);
                     self.think(thought[..end].trim_end(), &mut parted);
-                    self.at = Where::Gap;
+                    self.at = if marks.again { Where::Start } else { Where::Gap };
                 }
             }
         }
