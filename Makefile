@@ -12,6 +12,8 @@ ARM_CARGO := cross/arm-cargo
 ARM_BIN   := target-arm/$(ARM)/release/lowkey
 STRIP     ?= $(if $(filter aarch64,$(shell uname -m)),strip,aarch64-linux-gnu-strip)
 ARM32     := armv7-unknown-linux-gnueabihf
+# Whole models take hours there.
+ARM32_ONLY ?= lib bin hostile_gguf cache templates text vocabs split layering
 ARM_TESTS := --locked --profile arm-test --no-default-features --features plot --lib --bins --tests
 # A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run. The first runs
 # all tests; cross/arm-tests says what the others run.

@@ -58,7 +58,10 @@ impl KvShape {
 
     /// The most slots that fit into `budget_bytes`: no more than are of use, and no more than rows can be numbered.
     pub fn slots_within(&self, budget_bytes: u64) -> usize {
-        let fits = |n: usize| self.arena_bytes(n) as u64 <= budget_bytes;
+        let fits = |n: usize| {
+            let bytes = self.arena_bytes(n);
+            isize::try_from(bytes).is_ok() && bytes as u64 <= budget_bytes
+        };
         let numbered = (u32::MAX as usize - self.max_head_kv() * self.n_batch) / self.n_heads();
         let (mut low, mut high) = (0, self.most_slots().min(numbered));
         if fits(high) {

@@ -13,9 +13,12 @@ use memmap2::{MmapMut, MmapOptions};
 /// Every buffer starts on a cache line, so that two threads never share one across a border.
 pub const ALIGN: usize = 64;
 
-/// Bytes that `n` elements of `T` take in an arena, alignment included.
+/// Bytes that `n` elements of `T` take in an arena, alignment included; of more than there are addresses, as many as there are.
 pub const fn region_bytes<T>(n: usize) -> usize {
-    (n * size_of::<T>()).next_multiple_of(ALIGN)
+    match n.saturating_mul(size_of::<T>()).checked_next_multiple_of(ALIGN) {
+        Some(bytes) => bytes,
+        None => usize::MAX - usize::MAX % ALIGN,
+    }
 }
 
 /// Plain numbers: any bit pattern is a value, all zeros too.
@@ -92,15 +95,16 @@ impl Arena {
     pub fn carve<T: Plain>(&mut self, n: usize) -> Buf<T> {
         let bytes = region_bytes::<T>(n);
         assert!(
-            bytes <= self.bytes - self.used,
+            self.block.is_none() || bytes <= self.bytes - self.used,
             "arena of {} bytes has no room for {bytes} more after {}",
             self.bytes,
             self.used
         );
         let at = self.used;
-        self.used += bytes;
+        // What no machine has is as much as there are addresses.
+        self.used = self.used.saturating_add(bytes);
         if let Some((_, part_bytes)) = self.parts.last_mut() {
-            *part_bytes += bytes;
+            *part_bytes = part_bytes.saturating_add(bytes);
         }
         let Some(block) = &self.block else {
             return Buf { start: std::ptr::dangling_mut(), len: 0, _block: None, _owns: PhantomData };

@@ -86,7 +86,9 @@ impl Rows {
     fn carve(arena: &mut Arena, shape: &KvShape, store: usize, n_slot: usize) -> Rows {
         let (n_batch, [k_bytes, v_bytes]) = (shape.batch_rows_of(store), shape.row_bytes_of(store));
         let n = shape.rows_of(store, shape.n_layer, n_slot) + n_batch;
-        Rows { keys: arena.carve(n * k_bytes), values: arena.carve(n * v_bytes), taken: arena.carve(n_batch), k_bytes, v_bytes }
+        // While room is measured a context may be too long for the addresses of a machine of 32 bits.
+        let [keys, values] = [k_bytes, v_bytes].map(|bytes| arena.carve(n.saturating_mul(bytes)));
+        Rows { keys, values, taken: arena.carve(n_batch), k_bytes, v_bytes }
     }
 
     /// A key and a value go from one row to another.

@@ -23,6 +23,17 @@ fn an_arena_that_measures_counts_by_part_and_gives_nothing() {
     assert_eq!((arena.used(), arena.parts()), (256, &[("one", 128), ("none", 0)][..]));
 }
 
+/// A plan of more than there are addresses is no smaller for it.
+#[test]
+fn what_no_machine_has_is_counted_as_all_there_is() {
+    let mut arena = Arena::measure();
+    arena.begin_part("all");
+    (0..2).for_each(|_| drop(arena.carve::<f32>(usize::MAX / 2)));
+    drop(arena.carve::<u8>(usize::MAX));
+    assert!(arena.used() > isize::MAX as usize && arena.parts()[0].1 > isize::MAX as usize);
+    assert!(Arena::fill(|arena| arena.carve::<f32>(usize::MAX)).is_err());
+}
+
 #[test]
 #[should_panic(expected = "no room")]
 fn carving_past_the_end_is_our_mistake() {
