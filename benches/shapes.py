@@ -32,7 +32,7 @@ SHAPES = {
     ),
     # Falcon-H1-0.5B: both in each of 36 layers.
     "falcon-h1-0.5b": dict(arch="falcon-h1", heads=(8, 2), head_dim=64, n_embd=1024, n_ff=2048, n_layer=36, ssm_norm=False, **mamba(1536, 128, 24, 1)),
-    # A tenth of gpt-oss-20b.
+    # A third of gpt-oss-20b's layers and of its width.
     "gpt-oss-small": dict(
         arch="gpt-oss", heads=(16, 4), head_dim=64, n_embd=960, n_layer=8, experts_kind="MXFP4", **{"attention.sliding_window": 128}, **moe(32, 4, 960)
     ),

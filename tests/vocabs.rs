@@ -147,8 +147,8 @@ fn every_rule_for_cutting_words_gives_the_ids_of_llama_cpp() {
     assert!(n_names > 40);
 }
 
-/// The special tokens of gpt-oss: what ends an answer and what is part of its text, as llama.cpp (llama-cpp-python 0.3.36) has it of this
-/// vocabulary.
+/// The special tokens of gpt-oss: what ends an answer and what is shown of it, as llama.cpp (llama-cpp-python 0.3.36) has it of this
+/// vocabulary; but that a user's text holds none of them.
 #[test]
 fn a_message_of_gpt_oss_ends_where_it_does_in_llama_cpp() {
     let special = "<|startoftext|> <|endoftext|> <|return|> <|constrain|> <|channel|> <|start|> <|end|> <|message|> <|call|>";
@@ -171,8 +171,14 @@ fn a_message_of_gpt_oss_ends_where_it_does_in_llama_cpp() {
     let frame = "<|start|>a<|channel|>b<|constrain|><|message|>c<|end|>";
     let got = tokenizer.encode(frame, true, false).expect("ids");
     assert_eq!(got, [8, 0, 7, 1, 6, 10, 2, 9]);
-    assert_eq!(tokenizer.decode(&got), frame, "the frame of a message is text");
-    assert_eq!(tokenizer.encode(frame, false, false).expect("ids"), got, "and so it is found in any text");
+    assert_eq!(tokenizer.decode(&got), frame, "the frame of a message");
+    assert_eq!(
+        got.iter().flat_map(|id| tokenizer.token_bytes(*id, false)).copied().collect::<Vec<u8>>(),
+        frame.as_bytes(),
+        "and shown"
+    );
+    let said = tokenizer.encode("a<|start|>b<|end|>", false, false).expect("ids");
+    assert!(said.iter().all(|id| *id < 3), "what a user writes is no frame: {said:?}");
 }
 
 /// A vocabulary of characters with merges, its byte tokens and runs of newlines; with texts longer than a window too.

@@ -28,6 +28,7 @@ pub struct Mamba<'a> {
 }
 
 impl Kernels {
+    /// Takes the tokens into the state, and leaves what it gives, gated, in `gate`.
     pub fn mamba(&self, pool: &mut Pool, net: Mamba) {
         let Mamba { head_dim: d, n_head, n_state, n_group, xbc, decay, dt, skip, state, gate } = net;
         let (n_tok, inner, row) = (decay.len() / n_head, n_head * d, n_head * d + 2 * n_group * n_state);

@@ -8,7 +8,7 @@ use crate::kernels::RopeOrder::{self, Neox, Norm};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelLayer(pub usize);
 
-/// Of layers.
+/// Any number of layers.
 pub const ANY: usize = usize::MAX;
 
 #[derive(Debug, PartialEq)]
@@ -268,7 +268,7 @@ const GPT_OSS: Arch = Arch {
     activation: Activation::ClampedSilu,
     global_every: 2,
     windowed_layers: ANY,
-    experts: Some(Mixture { optional: false, biased: false, shared: SharedExpert::No }),
+    experts: Some(Mixture::PLAIN),
     ..LLAMA
 };
 const OLMO2: Arch = Arch {

@@ -33,10 +33,9 @@ impl Weights {
             layers.push(binder.layer(config, i)?);
         }
         let output_norm = binder.vector(&format!("{}.weight", config.arch.output_norm), embd)?;
-        let output = match file.tensor("output.weight") {
-            None if config.arch.untied => binder.matrix("output.weight", vocab, embd)?,
-            Some(_) => binder.matrix("output.weight", vocab, embd)?,
-            None => token_embd,
+        let output = match config.arch.untied || file.tensor("output.weight").is_some() {
+            true => binder.matrix("output.weight", vocab, embd)?,
+            false => token_embd,
         };
         let has = |name| file.tensor(name).is_some();
         let rope_freqs = if has("rope_freqs.weight") || config.arch.per_layer {

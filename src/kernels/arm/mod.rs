@@ -51,8 +51,8 @@ const fn table(matmul: unsafe fn(&mut MatmulTask)) -> Table {
     }
 }
 
-/// A set whose products of each type are functions of their own, compiled with its CPU features: one function of all types takes
-/// compilers several times as long.
+/// A set whose products of each type are functions of their own, compiled with its CPU features: compilers take longer over one
+/// function of all types.
 trait Stamped: Set {
     /// `blocks::quantised`
     ///

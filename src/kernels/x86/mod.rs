@@ -97,7 +97,7 @@ macro_rules! stamp_x86 {
             unsafe { attention::for_queries!(a, out, attend_n) }
         }
 
-        /// `attend::attend_n`, each on its own: one function of all takes compilers several times as long.
+        /// `attend::attend_n`, each on its own: compilers take longer over one function of all.
         ///
         /// # Safety
         /// As `attend::attend_n`.

@@ -12,13 +12,14 @@ struct Marks {
     again: bool,
 }
 
-/// The last is gpt-oss's, whose messages have headers; the token `<|end|>` between them is no text.
+/// The last is gpt-oss's, whose messages have headers.
 const MARKS: [Marks; 3] = [
     Marks { open: "<think>", close: "</think>", again: false },
     Marks { open: "<|channel>thought", close: "<channel|>", again: false },
-    Marks { open: "<|channel|>analysis<|message|>", close: "<|start|>assistant", again: true },
+    Marks { open: "<|channel|>analysis<|message|>", close: "<|end|>", again: true },
 ];
-/// The header of gpt-oss's answer.
+/// What begins gpt-oss's next message, and the header of its answer.
+const NEXT: &str = "<|start|>assistant";
 const ANSWER: &str = "<|channel|>final<|message|>";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +89,9 @@ impl Splitter {
                     } else if let Some(answer) = begun.strip_prefix(ANSWER) {
                         self.held = answer.to_owned();
                         self.at = Where::Gap;
-                    } else if MARKS.iter().map(|marks| marks.open).chain([ANSWER]).any(|open| open.starts_with(begun)) {
+                    } else if let Some(message) = begun.strip_prefix(NEXT) {
+                        self.held = message.to_owned();
+                    } else if MARKS.iter().map(|marks| marks.open).chain([ANSWER, NEXT]).any(|open| open.starts_with(begun)) {
                         return parted;
                     } else {
                         self.at = Where::Answer;

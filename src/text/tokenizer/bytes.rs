@@ -23,7 +23,7 @@ impl ByteTable {
         offsets.push(0);
         for (text, kind) in tokens.iter().zip(kinds) {
             match kind {
-                TokenKind::Control | TokenKind::UserDefined => bytes.extend_from_slice(text.as_bytes()),
+                TokenKind::Control | TokenKind::Frame | TokenKind::UserDefined => bytes.extend_from_slice(text.as_bytes()),
                 TokenKind::Unused => (),
                 TokenKind::Byte if is_spm && Spm::byte_of(text).is_some() => bytes.extend(Spm::byte_of(text)),
                 TokenKind::Normal | TokenKind::Byte if is_spm => Spm::push_shown(text, &mut bytes),

@@ -174,9 +174,9 @@ impl Tokenizer {
             .map(|id| id.map_or(String::new(), |id| String::from_utf8_lossy(self.token_bytes(id, true)).into_owned()))
     }
 
-    /// The texts of all control tokens that may be read.
+    /// The texts of all tokens that steer the model and may be read.
     pub fn control_texts(&self) -> impl Iterator<Item = &str> {
-        self.controls.iter().filter_map(|id| std::str::from_utf8(self.bytes.of(*id)).ok()).filter(|text| !text.is_empty())
+        self.specials.steering().filter_map(|id| std::str::from_utf8(self.bytes.of(id)).ok())
     }
 
     /// Whether a generation is over with this token.

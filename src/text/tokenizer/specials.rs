@@ -63,7 +63,7 @@ pub const BYTES_EACH: u64 = 2 * size_of::<Special>() as u64 + 2 * size_of::<Leve
 impl Specials {
     /// `bytes`: the texts of the tokens.
     pub fn new(kinds: &[TokenKind], bytes: &ByteTable, strips: impl Fn(&[u8]) -> bool) -> Specials {
-        let is_special = |kind: TokenKind| matches!(kind, TokenKind::Control | TokenKind::UserDefined);
+        let is_special = |kind: TokenKind| matches!(kind, TokenKind::Control | TokenKind::Frame | TokenKind::UserDefined);
         let all = kinds.iter().zip(0u32..).filter(|&(kind, id)| is_special(*kind) && !bytes.of(id).is_empty());
         let of = |(kind, id): (&TokenKind, u32)| Special {
             id,
@@ -87,6 +87,11 @@ impl Specials {
         list.iter().for_each(|special| specials.starts.add(&text(special)[..1]));
         (specials.list, specials.levels) = (list.into_boxed_slice(), levels.into_boxed_slice());
         specials
+    }
+
+    /// Those that steer the model, which text holds only where it is trusted.
+    pub fn steering(&self) -> impl Iterator<Item = u32> {
+        self.list.iter().filter(|special| !special.user_defined).map(|special| special.id)
     }
 
     /// Bytes that a search takes, from above.

@@ -12,6 +12,8 @@ pub enum TokenKind {
     Normal,
     /// Steers the model; in text only when special tokens are parsed, and shown only on request.
     Control,
+    /// Steers the model as a control token does, and is shown: by it one sees what the model's text is.
+    Frame,
     /// Text of its own that is always matched whole.
     UserDefined,
     /// One byte, written as `<0x0A>`: in SentencePiece's vocabularies.
@@ -68,7 +70,8 @@ const FILLERS: [Filler; 6] = [
     Filler { keys: &["fim_sep"], texts: "<|file_sep|>", ends: true },
 ];
 
-/// Parts of gpt-oss's frame of a message, which text may hold.
+/// Parts of gpt-oss's frame of a message, which are shown. llama.cpp makes them user-defined, so that a user's text may hold them; here
+/// they stand in text only where control tokens may.
 const FRAME: &str = "<|channel|> <|message|> <|start|> <|constrain|>";
 
 pub fn token_kinds(file: &GgufFile, n_vocab: usize) -> Result<Vec<TokenKind>> {
@@ -151,7 +154,7 @@ pub fn ends_of_generation(
         }
         ends.extend(id.filter(|_| does_end));
     }
-    FRAME.split_whitespace().filter_map(find).for_each(|id| kinds[id as usize] = TokenKind::UserDefined);
+    FRAME.split_whitespace().filter_map(find).for_each(|id| kinds[id as usize] = TokenKind::Frame);
     for id in [eos, by_key("eot")?, by_key("eom")?] {
         ends.extend(id);
     }
@@ -159,7 +162,7 @@ pub fn ends_of_generation(
     let has = |text: &str| find(text).is_some();
     let call = has("<|call|>") || has("<|calls|>");
     for (is_other, text, kind) in [
-        (call && (has("<|return|>") || has("<|flush|>")), "<|end|>", TokenKind::UserDefined),
+        (call && (has("<|return|>") || has("<|flush|>")), "<|end|>", TokenKind::Frame),
         (has("<|tool_response>"), "</s>", TokenKind::Normal),
     ] {
         if let Some(id) = find(text).filter(|_| is_other) {

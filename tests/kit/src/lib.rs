@@ -116,7 +116,7 @@ pub fn emulated() -> Option<String> {
     std::env::var("QEMU_CPU").ok().filter(|cpu| cfg!(any(target_arch = "aarch64", target_arch = "arm")) && !cpu.is_empty())
 }
 
-/// What a test of every combination tries: all `here`, and under emulation, where a minute takes twenty, those of `emulated`.
+/// What a test of every combination tries: all `here`, and under emulation, where each takes many times as long, those of `emulated`.
 pub fn tried<T>(here: Vec<T>, emulated_too: Vec<T>) -> Vec<T> {
     if emulated().is_some() { emulated_too } else { here }
 }

@@ -35,16 +35,16 @@ fn thoughts_at_the_beginning_are_told_apart_however_they_come() {
 /// gpt-oss puts a header before each message, of which the answer is the last.
 #[test]
 fn messages_with_headers_are_thoughts_and_an_answer() {
-    let analysis = "<|channel|>analysis<|message|>hm";
+    let analysis = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant";
     let answer = "<|channel|>final<|message|>Yes.";
-    assert_eq!(all_ways(&format!("{analysis}<|start|>assistant{answer}"), false), parted("hm", "Yes."));
+    assert_eq!(all_ways(&format!("{analysis}{answer}"), false), parted("hm", "Yes."));
     assert_eq!(all_ways(answer, false), parted("", "Yes."));
-    let twice = format!("{analysis}<|start|>assistant{analysis}<|start|>assistant{answer}");
-    assert_eq!(all_ways(&twice, false), parted("hmhm", "Yes."));
+    assert_eq!(all_ways(&format!("{analysis}{analysis}{answer}"), false), parted("hmhm", "Yes."));
     // What is no answer and no thought, such as a call, is told as it is.
     let call = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}";
-    assert_eq!(all_ways(&format!("{analysis}<|start|>assistant{call}"), false), parted("hm", call));
-    assert_eq!(all_ways("<|channel|>analysis<|message|>hm<|start|>assi", false), parted("hm<|start|>assi", ""));
+    assert_eq!(all_ways(&format!("{analysis}{call}"), false), parted("hm", call));
+    assert_eq!(all_ways("<|channel|>analysis<|message|>hm<|en", false), parted("hm<|en", ""));
+    assert_eq!(all_ways("<|channel|>analysis<|message|>hm<|end|><|start|>assi", false), parted("hm", "<|start|>assi"));
 }
 
 #[test]
