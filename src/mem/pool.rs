@@ -1,5 +1,6 @@
 //! A fixed set of workers that live as long as the session. `run` hands out numbered tasks and returns when all are
-//! done; nothing is allocated, no queue exists: a task is a number taken from a shared counter.
+//! done; nothing is allocated, no queue exists: a task is a number taken from a counter. Each thread has a run of
+//! neighbouring tasks and its counter, so that it reads weights in order; when it is through it takes from the others'.
 //!
 //! A job is open while tasks are left. Workers join it when they get to it and the caller waits only for those that
 //! did: on a busy machine a worker that has lost its core is not waited for, its share is taken by the others. (With a
@@ -34,13 +35,21 @@ const ACTIVE: u64 = OPEN - 1;
 
 struct Shared {
     state: Line<AtomicU64>,
-    next_task: Line<AtomicUsize>,
+    /// The next task of each thread's run.
+    next_task: Vec<Line<AtomicUsize>>,
     job: UnsafeCell<(*const Job, usize)>,
     parked: Vec<Line<AtomicBool>>,
     /// Workers that have started; only `Pool::new` waits for them.
     started: AtomicUsize,
     stop: AtomicBool,
     panicked: AtomicBool,
+}
+
+impl Shared {
+    /// Where a thread's run of tasks begins.
+    fn first_task(&self, thread: usize, n_tasks: usize) -> usize {
+        thread * n_tasks / self.next_task.len()
+    }
 }
 
 // SAFETY: `job` is written only by the owner while the job is closed and no worker is in it, and read by workers only
@@ -60,7 +69,7 @@ impl Pool {
         assert!(n_threads >= 1, "a pool has at least the caller's thread");
         let shared = Arc::new(Shared {
             state: Line(AtomicU64::new(0)),
-            next_task: Line(AtomicUsize::new(0)),
+            next_task: (0..n_threads).map(|_| Line(AtomicUsize::new(0))).collect(),
             job: UnsafeCell::new((&(|_, _| ()) as *const Job, 0)),
             parked: (1..n_threads).map(|_| Line(AtomicBool::new(false))).collect(),
             started: AtomicUsize::new(0),
@@ -103,7 +112,9 @@ impl Pool {
         unsafe {
             *shared.job.get() = (std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const Job>(job), n_tasks)
         };
-        shared.next_task.0.store(0, Ordering::Relaxed);
+        for (thread, next) in shared.next_task.iter().enumerate() {
+            next.0.store(shared.first_task(thread, n_tasks), Ordering::Relaxed);
+        }
         let epoch = shared.state.0.load(Ordering::Relaxed) & !(EPOCH - 1);
         shared.state.0.store(epoch.wrapping_add(EPOCH) | OPEN, Ordering::SeqCst);
         for (parked, (_, thread)) in shared.parked.iter().zip(&self.workers) {
@@ -211,13 +222,18 @@ impl Drop for Pool {
     }
 }
 
+/// Those of its own run, then what is left of the others'.
 fn take_tasks(shared: &Shared, thread: usize, n_tasks: usize, job: &(dyn Fn(usize, usize) + Sync)) {
-    loop {
-        let task = shared.next_task.0.fetch_add(1, Ordering::Relaxed);
-        if task >= n_tasks {
-            return;
+    let n_threads = shared.next_task.len();
+    for run in (thread..n_threads).chain(0..thread) {
+        let end = shared.first_task(run + 1, n_tasks);
+        loop {
+            let task = shared.next_task[run].0.fetch_add(1, Ordering::Relaxed);
+            if task >= end {
+                break;
+            }
+            job(thread, task);
         }
-        job(thread, task);
     }
 }
 

@@ -33,8 +33,8 @@ const MARGIN: f64 = 1.05;
 const PIECE_BYTES: usize = 256 << 10;
 /// Where a piece is smaller than this there is nothing to win and little to see.
 const LEAST_BYTES: usize = 32 << 10;
-/// Tokens of a batch: fewer than in a real one, but the shares of reading and multiplying are near enough.
-const BATCH_TOKENS: usize = 16;
+/// Tokens of a batch, as in a real one: with fewer, what it takes to expand rows once for all of them would count for too much.
+const BATCH_TOKENS: usize = 64;
 /// Products of a piece of a batch, for each thread, about.
 const BATCH_PRODUCTS: usize = 1 << 20;
 /// Chunks of the cache that are attended to in one piece.
@@ -128,7 +128,7 @@ pub fn choose_alone(model: &Model, kernels: Kernels, n_threads: usize) -> std::i
     Ok(choose(kernels, &model.weights, &model.files(kernels), room, &mut || started.elapsed()))
 }
 
-/// Columns at most: 2 MiB of rows, and as much again for each thread's tile where the file has float matrices.
+/// Columns at most: 8 MiB of rows, and as much again for each thread's tile where the file has float matrices.
 const ALONE_COLS: usize = 1 << 15;
 /// Rows of results for each thread, times tokens.
 const ALONE_ROWS: usize = 16 << 10;

@@ -4,7 +4,7 @@
 //!
 //! All is `inline(always)`, to take the features of the set.
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 use std::marker::PhantomData;
 
 use super::float;
@@ -16,8 +16,10 @@ use crate::gguf::quant::GgmlType;
 use crate::kernels::spec::arithmetic::LoadF16;
 use crate::kernels::{Acts, BLOCK, MatmulTask, Out, spec::weights};
 
-/// Groups of rows between what is multiplied and what is fetched.
-const AHEAD: usize = 2;
+/// Groups of rows between what is multiplied and what is fetched from memory into the second cache, and bytes at most, of which
+/// that cache holds several times as many. From there it is fetched a group before it is multiplied.
+const AHEAD: usize = 4;
+const AHEAD_BYTES: usize = 256 << 10;
 
 /// What a set brings along. Its functions cross into functions that are compiled with its CPU features.
 pub trait Set: Copy {
@@ -195,17 +197,22 @@ impl<S: Set> Source<S::V> for Expanded<S> {
     fn look_ahead(self, _: usize) {}
 }
 
-/// Asks for the bytes that are met `AHEAD` groups of rows later. Hardware sees as many slow streams as there are rows and
-/// fetches too late: this makes decoding from memory two to four times as fast.
+/// Asks for the bytes that are met some groups of rows later. Hardware sees as many slow streams as there are rows and fetches
+/// too late: this makes decoding from memory two to four times as fast. What goes to the first cache at once waits in the few
+/// places that it has for lines under way, which gives half of what memory can (docs/notebook/speed.md).
 ///
 /// For each 32 columns that are multiplied, block `b` of them, as many bytes: a core has few loads under way at once, and a
 /// burst of prefetches, such as for a superblock, would wait for them.
 #[inline(always)]
 fn prefetch<S: Set, F: Format>(rows: *const u8, stride: usize, b: usize) {
-    let bytes = const { S::ROWS * F::BYTES / F::BLOCKS };
-    let ahead = rows.wrapping_add(S::ROWS * AHEAD * stride + b * bytes);
+    let (bytes, group) = (const { S::ROWS * F::BYTES / F::BLOCKS }, S::ROWS * stride);
+    let near = rows.wrapping_add(group + b * bytes);
+    let far = rows.wrapping_add((AHEAD * group).min(AHEAD_BYTES.max(group)) + b * bytes);
     for line in (0..bytes).step_by(64) {
         // SAFETY: a prefetch reads nothing, even where no memory is.
-        unsafe { _mm_prefetch(ahead.wrapping_add(line).cast(), _MM_HINT_T0) };
+        unsafe {
+            _mm_prefetch(far.wrapping_add(line).cast(), _MM_HINT_T1);
+            _mm_prefetch(near.wrapping_add(line).cast(), _MM_HINT_T0);
+        }
     }
 }

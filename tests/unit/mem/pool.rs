@@ -18,6 +18,24 @@ fn every_task_runs_once() {
     }
 }
 
+/// Threads walk through their own runs in order, and through another's only when they are done.
+#[test]
+fn each_thread_begins_with_a_run_of_its_own() {
+    for (n_threads, n_tasks) in [(1, 7), (2, 64), (3, 64), (5, 3)] {
+        let mut pool = Pool::new(n_threads).unwrap();
+        let runs: Vec<usize> = (0..=n_threads).map(|thread| pool.shared.first_task(thread, n_tasks)).collect();
+        assert!(runs[0] == 0 && runs[n_threads] == n_tasks && runs.is_sorted());
+        let mut done = vec![Vec::with_capacity(n_tasks); n_threads];
+        pool.run_with(&mut done, n_tasks, |done: &mut Vec<usize>, task| done.push(task));
+        for (thread, done) in done.iter().enumerate() {
+            let own = runs[thread]..runs[thread + 1];
+            let n_own = done.iter().take_while(|task| own.contains(task)).count();
+            assert!(done[..n_own].is_sorted(), "{done:?}");
+            assert!(!done[n_own..].iter().any(|task| own.contains(task)), "{done:?}");
+        }
+    }
+}
+
 #[test]
 fn chunks_cover_the_slice_and_states_are_private() {
     let mut pool = Pool::new(3).unwrap();
