@@ -10,7 +10,9 @@
 //!
 //! Decoding is bound by memory as much as by arithmetic, so each piece is rows of the weights that nobody has touched before, as
 //! many for each thread as a task of the real product has, and all threads take part. Their pages are brought in first and not
-//! counted, but for a mixture's: the first token would read them. Everything runs in the scratch of the session, which the plan has shown.
+//! counted, but for a mixture's: the first token would read them. Batches are bound by arithmetic: their piece is always the
+//! same, for one so small would end before anything was fetched ahead. Everything runs in the scratch of the session, which the
+//! plan has shown.
 
 use std::time::{Duration, Instant};
 
@@ -222,7 +224,7 @@ impl Measuring<'_> {
         if (!is_decode && sets.n < 2) || pieces(group, 1, room, 1).bytes() < LEAST_BYTES || self.is_over() {
             return;
         }
-        let pieces = pieces(group, n_tok, room, ROUNDS * sets.n);
+        let pieces = pieces(group, n_tok, room, if is_decode { ROUNDS * sets.n } else { 1 });
         if pieces.n_rows == 0 {
             return;
         }
@@ -235,7 +237,7 @@ impl Measuring<'_> {
         let n_cols = group.largest[0].n_cols;
         let acts = self.kernels.quantize(pool, &x[..n_tok * n_cols], n_cols, acts);
         let least = self.least(&sets, |kernels, k| {
-            let w = pieces.get(k);
+            let w = pieces.get(if is_decode { k } else { 0 });
             let products = &mut [Product { w, out: &mut out[..n_tok * w.n_rows] }];
             kernels.matmul_by(pieces.rows_per_task, pool, tiles, acts, products);
         });
