@@ -96,7 +96,8 @@ impl Kernels {
         let n_products = products.len();
         let (products, outs) = (SharedRef(&*products), SharedRef(&outs));
         let n_tasks = first_task[n_products];
-        pool.run_with(tiles, n_tasks, |tile: &mut Buf<u8>, task| {
+        // What a thread fetches ahead is its own next rows.
+        pool.run_apart_with(tiles, n_tasks, |tile: &mut Buf<u8>, task| {
             let i =
                 (0..n_products).rfind(|&i| first_task[i] <= task && task < first_task[i + 1]).expect("a task of some product");
             let w = products.get()[i].w;

@@ -1,6 +1,6 @@
 //! A fixed set of workers that live as long as the session. `run` hands out numbered tasks and returns when all are
-//! done; nothing is allocated, no queue exists: a task is a number taken from a counter. Each thread has a run of
-//! neighbouring tasks and its counter, so that it reads weights in order; when it is through it takes from the others'.
+//! done; nothing is allocated, no queue exists: a task is a number taken from a counter. Where neighbouring tasks read
+//! neighbouring weights, each thread has a run of them and its counter; when it is through it takes from the others'.
 //!
 //! A job is open while tasks are left. Workers join it when they get to it and the caller waits only for those that
 //! did: on a busy machine a worker that has lost its core is not waited for, its share is taken by the others. (With a
@@ -35,9 +35,9 @@ const ACTIVE: u64 = OPEN - 1;
 
 struct Shared {
     state: Line<AtomicU64>,
-    /// The next task of each thread's run.
+    /// The next task of each run, of which there are as many as threads at most.
     next_task: Vec<Line<AtomicUsize>>,
-    job: UnsafeCell<(*const Job, usize)>,
+    job: UnsafeCell<(*const Job, Tasks)>,
     parked: Vec<Line<AtomicBool>>,
     /// Workers that have started; only `Pool::new` waits for them.
     started: AtomicUsize,
@@ -45,10 +45,17 @@ struct Shared {
     panicked: AtomicBool,
 }
 
-impl Shared {
-    /// Where a thread's run of tasks begins.
-    fn first_task(&self, thread: usize, n_tasks: usize) -> usize {
-        thread * n_tasks / self.next_task.len()
+/// Tasks `0..n` in runs of neighbours, about as long as each other.
+#[derive(Clone, Copy)]
+struct Tasks {
+    n: usize,
+    n_runs: usize,
+}
+
+impl Tasks {
+    /// Where a run begins.
+    fn first(&self, run: usize) -> usize {
+        run * self.n / self.n_runs
     }
 }
 
@@ -70,7 +77,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: Line(AtomicU64::new(0)),
             next_task: (0..n_threads).map(|_| Line(AtomicUsize::new(0))).collect(),
-            job: UnsafeCell::new((&(|_, _| ()) as *const Job, 0)),
+            job: UnsafeCell::new((&(|_, _| ()) as *const Job, Tasks { n: 0, n_runs: 1 })),
             parked: (1..n_threads).map(|_| Line(AtomicBool::new(false))).collect(),
             started: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -98,10 +105,15 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `job(thread, task)` once for each task in `0..n_tasks`, on any thread, and returns when all are done.
+    /// Calls `job(thread, task)` once for each task in `0..n_tasks`, on any thread, and returns when all are done. Tasks are begun
+    /// in order.
     pub fn run(&mut self, n_tasks: usize, job: &(dyn Fn(usize, usize) + Sync)) {
-        if self.workers.is_empty() || n_tasks <= 1 {
-            for task in 0..n_tasks {
+        self.run_all(Tasks { n: n_tasks, n_runs: 1 }, job);
+    }
+
+    fn run_all(&mut self, tasks: Tasks, job: &(dyn Fn(usize, usize) + Sync)) {
+        if self.workers.is_empty() || tasks.n <= 1 {
+            for task in 0..tasks.n {
                 job(0, task);
             }
             return;
@@ -109,11 +121,9 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: the last job was closed and left (`close`), `&mut self` excludes a second caller, so nobody reads the
         // cell. The lifetime is erased, yet `close` below keeps `job` borrowed until the last worker has left.
-        unsafe {
-            *shared.job.get() = (std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const Job>(job), n_tasks)
-        };
-        for (thread, next) in shared.next_task.iter().enumerate() {
-            next.0.store(shared.first_task(thread, n_tasks), Ordering::Relaxed);
+        unsafe { *shared.job.get() = (std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const Job>(job), tasks) };
+        for (run, next) in shared.next_task[..tasks.n_runs].iter().enumerate() {
+            next.0.store(tasks.first(run), Ordering::Relaxed);
         }
         let epoch = shared.state.0.load(Ordering::Relaxed) & !(EPOCH - 1);
         shared.state.0.store(epoch.wrapping_add(EPOCH) | OPEN, Ordering::SeqCst);
@@ -124,16 +134,25 @@ impl Pool {
         }
         // If the caller's share panics, the workers must still leave before `job` goes out of scope.
         let guard = CloseOnDrop(self);
-        take_tasks(shared, 0, n_tasks, job);
+        take_tasks(shared, 0, tasks, job);
         drop(guard);
         assert!(!shared.panicked.load(Ordering::Relaxed), "a worker thread panicked");
     }
 
     /// Like `run`, with one `state` for each thread (at least `n_threads` of them).
     pub fn run_with<S: Send>(&mut self, states: &mut [S], n_tasks: usize, job: impl Fn(&mut S, usize) + Sync) {
+        self.run_all_with(states, Tasks { n: n_tasks, n_runs: 1 }, job);
+    }
+
+    /// Like `run_with`, but each thread begins with a run of neighbouring tasks of its own.
+    pub fn run_apart_with<S: Send>(&mut self, states: &mut [S], n_tasks: usize, job: impl Fn(&mut S, usize) + Sync) {
+        self.run_all_with(states, Tasks { n: n_tasks, n_runs: self.n_threads() }, job);
+    }
+
+    fn run_all_with<S: Send>(&mut self, states: &mut [S], tasks: Tasks, job: impl Fn(&mut S, usize) + Sync) {
         assert!(states.len() >= self.n_threads());
         let states = SharedMut::new(states);
-        self.run(n_tasks, &|thread, task| {
+        self.run_all(tasks, &|thread, task| {
             // SAFETY: `thread` numbers are distinct for threads that run at the same time.
             let state = unsafe { states.range(thread, 1) };
             job(&mut state[0], task);
@@ -222,11 +241,11 @@ impl Drop for Pool {
     }
 }
 
-/// Those of its own run, then what is left of the others'.
-fn take_tasks(shared: &Shared, thread: usize, n_tasks: usize, job: &(dyn Fn(usize, usize) + Sync)) {
-    let n_threads = shared.next_task.len();
-    for run in (thread..n_threads).chain(0..thread) {
-        let end = shared.first_task(run + 1, n_tasks);
+/// Those of the thread's own run, then what is left of the others'.
+fn take_tasks(shared: &Shared, thread: usize, tasks: Tasks, job: &(dyn Fn(usize, usize) + Sync)) {
+    let own = thread % tasks.n_runs;
+    for run in (own..tasks.n_runs).chain(0..own) {
+        let end = tasks.first(run + 1);
         loop {
             let task = shared.next_task[run].0.fetch_add(1, Ordering::Relaxed);
             if task >= end {
@@ -252,10 +271,10 @@ fn work(shared: &Shared, index: usize) {
         let Ok(state) = joined else { continue };
         seen = state >> 32;
         // SAFETY: the owner wrote the job before it opened it, and keeps it alive until the last worker has left.
-        let (job, n_tasks) = unsafe { *shared.job.get() };
+        let (job, tasks) = unsafe { *shared.job.get() };
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             // SAFETY: as above.
-            take_tasks(shared, index, n_tasks, unsafe { &*job });
+            take_tasks(shared, index, tasks, unsafe { &*job });
         }));
         if outcome.is_err() {
             shared.panicked.store(true, Ordering::Relaxed);

@@ -4,7 +4,7 @@ use super::*;
 use std::sync::atomic::AtomicU32;
 
 #[test]
-fn every_task_runs_once() {
+fn every_task_runs_once_however_they_are_handed_out() {
     for n_threads in [1, 2, 5] {
         let mut pool = Pool::new(n_threads).unwrap();
         for n_tasks in [0, 1, 2, 3, 100, 1000] {
@@ -13,7 +13,10 @@ fn every_task_runs_once() {
                 assert!(thread < n_threads);
                 counts[task].fetch_add(1, Ordering::Relaxed);
             });
-            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{n_threads} threads, {n_tasks} tasks");
+            pool.run_apart_with(&mut vec![(); n_threads], n_tasks, |(), task| {
+                counts[task].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 2), "{n_threads} threads, {n_tasks} tasks");
         }
     }
 }
@@ -23,10 +26,10 @@ fn every_task_runs_once() {
 fn each_thread_begins_with_a_run_of_its_own() {
     for (n_threads, n_tasks) in [(1, 7), (2, 64), (3, 64), (5, 3)] {
         let mut pool = Pool::new(n_threads).unwrap();
-        let runs: Vec<usize> = (0..=n_threads).map(|thread| pool.shared.first_task(thread, n_tasks)).collect();
+        let runs: Vec<usize> = (0..=n_threads).map(|run| Tasks { n: n_tasks, n_runs: n_threads }.first(run)).collect();
         assert!(runs[0] == 0 && runs[n_threads] == n_tasks && runs.is_sorted());
         let mut done = vec![Vec::with_capacity(n_tasks); n_threads];
-        pool.run_with(&mut done, n_tasks, |done: &mut Vec<usize>, task| done.push(task));
+        pool.run_apart_with(&mut done, n_tasks, |done: &mut Vec<usize>, task| done.push(task));
         for (thread, done) in done.iter().enumerate() {
             let own = runs[thread]..runs[thread + 1];
             let n_own = done.iter().take_while(|task| own.contains(task)).count();
