@@ -39,6 +39,8 @@ unsafe impl Plain for i32 {}
 // SAFETY: primitive numbers.
 unsafe impl Plain for u32 {}
 // SAFETY: primitive numbers.
+unsafe impl Plain for u64 {}
+// SAFETY: primitive numbers.
 unsafe impl Plain for f32 {}
 
 /// The bytes of plain numbers as files have them: little-endian.

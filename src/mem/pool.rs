@@ -176,6 +176,28 @@ impl Pool {
         });
     }
 
+    /// `for_chunks_with` behind `n_first` tasks that have no piece (an empty one). Tasks are begun in order, so one may wait for what
+    /// a task before it does, and threads need not meet in between.
+    pub fn for_chunks_behind<S: Send, T: Send>(
+        &mut self,
+        states: &mut [S],
+        n_first: usize,
+        out: &mut [T],
+        len: usize,
+        job: impl Fn(&mut S, usize, &mut [T]) + Sync,
+    ) {
+        let total = out.len();
+        let out = SharedMut::new(out);
+        self.run_with(states, n_first + total.div_ceil(len), |state, task| {
+            let (start, len) = match task.checked_sub(n_first) {
+                Some(piece) => (piece * len, len.min(total - piece * len)),
+                None => (0, 0),
+            };
+            // SAFETY: each task is run once and its range overlaps no other.
+            job(state, task, unsafe { out.range(start, len) });
+        });
+    }
+
     /// `for_chunks_with` where threads need nothing of their own.
     pub fn for_chunks<T: Send>(&mut self, out: &mut [T], len: usize, job: impl Fn(usize, &mut [T]) + Sync) {
         let total = out.len();

@@ -14,12 +14,13 @@ pub mod i8mm;
 mod levels;
 pub mod neon;
 mod packed;
+mod placed;
 pub mod quads;
 mod superblocks;
 pub mod wide;
 
 use crate::gguf::quant::GgmlType;
-use crate::kernels::spec::{arithmetic, attention, delta, mamba, placed, scan};
+use crate::kernels::spec::{arithmetic, attention, delta, mamba, scan};
 use crate::kernels::{MatmulTask, Table};
 use blocks::Set;
 

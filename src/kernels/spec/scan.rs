@@ -38,7 +38,7 @@ pub const fn scan_steps(head_dim: usize) -> i32 {
 #[derive(Clone, Copy)]
 pub struct Asked<'a> {
     /// `[n_query][head_dim]`
-    pub q: &'a [i16],
+    pub q: &'a [i8],
     pub scale: &'a [f32],
     /// The sum of a query's integers.
     pub sum: &'a [i32],
@@ -85,7 +85,7 @@ pub fn scan(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f
 
 /// Products of `N` queries with the codes of a tile.
 #[inline(always)]
-fn products<const N: usize>(codes: &[u8], q: &[i16], head_dim: usize, dots: &mut [[i16; SCAN_TILE]; 4]) {
+fn products<const N: usize>(codes: &[u8], q: &[i8], head_dim: usize, dots: &mut [[i16; SCAN_TILE]; 4]) {
     let mut sums = [[0i16; SCAN_TILE]; N];
     for (r, bytes) in codes.as_chunks::<SCAN_TILE>().0.iter().enumerate() {
         for e in 0..4 {
@@ -94,7 +94,7 @@ fn products<const N: usize>(codes: &[u8], q: &[i16], head_dim: usize, dots: &mut
                 code[j] = i16::from(bytes[j] >> (2 * e) & 3);
             }
             for n in 0..N {
-                let q = q[n * head_dim + 4 * r + e];
+                let q = i16::from(q[n * head_dim + 4 * r + e]);
                 for j in 0..SCAN_TILE {
                     sums[n][j] = sums[n][j].wrapping_add(code[j].wrapping_mul(q));
                 }

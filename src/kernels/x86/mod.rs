@@ -10,7 +10,9 @@ mod float;
 mod formats;
 mod grids;
 mod levels;
+mod placed;
 mod product;
+mod scan;
 mod vnni;
 pub mod vnni256;
 
@@ -18,9 +20,9 @@ pub mod vnni256;
 /// once from the tile, the most first; its functions, with vectors for attention of `$width`, compiled with its features.
 macro_rules! stamp_x86 {
     ($features:literal, $set:ident { vector: $vector:ty, rows: $rows:expr, direct: [$($direct:literal)*], tiled: [$($tiled:literal)*] }, $width:ty) => {
-        use $crate::kernels::spec::{arithmetic, attention, delta, mamba, placed, scan as past};
+        use $crate::kernels::spec::{arithmetic, attention, delta, mamba, scan as past};
         use $crate::kernels::{AngleSum, Asked, DeltaStep, MambaStep, Placing, Xielu};
-        use $crate::kernels::x86::{attend, float};
+        use $crate::kernels::x86::{attend, float, placed, scan as index};
 
         #[derive(Clone, Copy)]
         struct $set;
@@ -62,6 +64,8 @@ macro_rules! stamp_x86 {
             matmul(task: &mut MatmulTask) = product::matmul::<$set>;
             quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) = float::quantize;
             attend(a: &Attend, out: &mut Partial) = attend_queries;
+            scan(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) = index::scan;
+            place(p: &Placing, row: &mut [u8], mean: &[f32], angles: AngleSum, key: &mut [f32]) = placed::place;
         }
         stamp_x86! { $features; safe
             rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = arithmetic::rms_norm;
@@ -79,9 +83,7 @@ macro_rules! stamp_x86 {
             l2_norm(x: &[f32]) -> f32 = arithmetic::l2_norm;
             merge(running: &mut [f32], acc: &mut [f32], chunk: &Partial) = attention::merge;
             received(tops: &[f32], weights: &[f32], running: &[f32], total: &mut [f32]) = attention::received;
-            scan(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) = past::scan;
             add_shares(scores: &mut [f32], total: &mut [f32]) = past::add_shares;
-            place(p: &Placing, row: &mut [u8], mean: &[f32], angles: AngleSum, key: &mut [f32]) = placed::place;
         }
         #[rustfmt::skip]
         pub(crate) static TABLE: Table = Table {

@@ -38,7 +38,7 @@ pub fn put(tile: &mut [u8], j: usize, key: &[f32]) {
 }
 
 /// Rounds a query to integers: its scale and their sum.
-pub fn ask(query: &[f32], out: &mut [i16]) -> (f32, i32) {
+pub fn ask(query: &[f32], out: &mut [i8]) -> (f32, i32) {
     let far = query.iter().fold(0f32, |far, x| if x.abs() > far { x.abs() } else { far });
     let scale = far / scan_steps(query.len()) as f32;
     let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
@@ -46,7 +46,7 @@ pub fn ask(query: &[f32], out: &mut [i16]) -> (f32, i32) {
     for (x, out) in query.iter().zip(out) {
         // Ties to even: the low bits of what is so large are whole numbers. (`round_ties_even` is a
         // call on some processors.)
-        *out = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i16;
+        *out = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8;
         sum += i32::from(*out);
     }
     (scale, sum)

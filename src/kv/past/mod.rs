@@ -5,8 +5,9 @@
 //!
 //! ```text
 //! shape    what lies where in the file           disk     what is asked of a disk, and the file there is
-//! index    keys of two bits, queries for them    recall   one head's step: scan, choose, fetch, attend
-//! angles   how positions turn keys               mod      the ring: what enters, what is there, what went wrong
+//! index    keys of two bits, queries for them    recall   what a head fetches: scan, choose
+//! angles   how positions turn keys               fetch    and what it finds there: read, turn, attend
+//!                                                mod      the ring: what enters, what is there, what went wrong
 //! ```
 //!
 //! Private memory is fixed; all else is the page cache's, which the system may drop. The file is read
@@ -15,6 +16,7 @@
 
 mod angles;
 pub mod disk;
+mod fetch;
 pub mod index;
 mod recall;
 pub mod shape;
@@ -34,8 +36,9 @@ use crate::units::Bytes;
 
 use angles::Angles;
 use disk::{Disk, ScratchFile};
+use fetch::{Fetcher, merge_parts};
 pub use recall::Asking;
-use recall::{Thread, World};
+use recall::{Choice, Chooser, World};
 pub use shape::PastShape;
 use shape::{MAX_RECALL, MAX_TILES, TILE};
 
@@ -263,7 +266,7 @@ impl Past {
                 let from = (t * n_head_kv + h) * head_dim..(t * n_head_kv + h + 1) * head_dim;
                 let key = &mut room[..head_dim];
                 key.iter_mut().zip(&k[from.clone()]).for_each(|(key, k)| *key = k * magnitude);
-                let (key_at, value_at) = recall::row_in_head(&shape, at + t);
+                let (key_at, value_at) = shape.row_in_head(at + t);
                 round(Head(h), centre, key, &mut rows[key_at..][..shape.k_bytes()]);
                 v_type.store(&v[from], &mut rows[value_at..][..shape.v_bytes()]);
             }
@@ -333,6 +336,7 @@ impl Past {
         let world = World {
             shape: &shape,
             own,
+            last_slot: (tiles.end.saturating_sub(1) % shape.n_tile as u64) as usize,
             tiles,
             asking,
             disk: &*self.disk,
@@ -346,13 +350,32 @@ impl Past {
             q,
             n_tok,
         };
-        let piece = share * shape.partial_len();
-        let found = &mut self.memory.found[..n_tok.div_ceil(share) * n_head * piece];
-        let before_len = if n_tok == 1 { 1 + shape.n_recall } else { 0 };
-        let before = &mut self.memory.before[own * n_head * (1 + shape.n_recall)..][..n_head * before_len];
-        pool.for_chunks2_with(&mut self.memory.threads, (found, piece), (before, before_len), |thread, task, found, before| {
-            thread.recall(&world, task / n_head, Head(task % n_head), found, before);
+        // Of one token many tasks find parts; of more, one finds what the tokens of a group do.
+        let (n_part, per_head) = if n_tok == 1 { (shape.n_part(), shape.n_part()) } else { (1, share) };
+        let n_group_head = n_tok.div_ceil(share) * n_head;
+        let (part_len, part_recall) = (per_head / n_part * shape.partial_len(), shape.n_recall.div_ceil(n_part));
+        let found = &mut self.memory.found[..n_group_head * n_part * part_len];
+        let choices = &mut self.memory.choices[..n_group_head];
+        choices.iter_mut().for_each(Choice::forget);
+        let made = &*choices;
+        pool.for_chunks_behind(&mut self.memory.threads, n_group_head, found, part_len, |thread, task, found| {
+            if task < n_group_head {
+                made[task].make(|chosen| thread.chooser.choose(&world, task / n_head, Head(task % n_head), chosen));
+                return;
+            }
+            let (task, part) = ((task - n_group_head) / n_part, (task - n_group_head) % n_part);
+            let (tokens, some) = (world.tokens_of(task / n_head), part * part_recall..(part + 1) * part_recall);
+            made[task].with(|chosen| thread.fetcher.recall(&world, Head(task % n_head), (chosen, some), tokens, found));
         });
+        self.memory.per_head = per_head;
+        if n_tok == 1 {
+            let before = self.memory.before[own * n_head * (1 + shape.n_recall)..].chunks_exact_mut(1 + shape.n_recall);
+            for ((choice, found), before) in choices.iter_mut().zip(found.chunks_exact_mut(n_part * part_len)).zip(before) {
+                count_again(&self.counters, before, choice.get().numbers());
+                let (first, later) = found.split_at_mut(part_len);
+                merge_parts(kernels, shape.n_q, first, later);
+            }
+        }
     }
 
     /// What token `t` of the batch under way found in a head, `[max][sum][acc]`, in the basis of
@@ -360,7 +383,7 @@ impl Past {
     pub(super) fn found(&self, layer: AttnLayer, t: usize, head: Head) -> Option<&[f32]> {
         self.shape.layer(layer)?;
         let (share, len) = (self.shape.share(), self.shape.partial_len());
-        let at = (t / share * self.shape.kv.each.n_head_kv + head.0) * share + t % share;
+        let at = (t / share * self.shape.kv.each.n_head_kv + head.0) * self.memory.per_head + t % share;
         let found = &self.memory.found[at * len..][..len];
         (found[0] > f32::NEG_INFINITY).then_some(found)
     }
@@ -381,12 +404,22 @@ struct Memory {
     /// `[n_layer][n_head_kv][1 + n_recall]`: how many pieces the latest step of one token fetched,
     /// and which.
     before: Buf<u32>,
-    /// `[n_batch / share][n_head_kv][share][partial_len]`: what the tokens under way found.
+    /// `[n_batch / share][n_head_kv][per_head][partial_len]`: what the tokens under way found; `per_head` tokens, or parts of what one
+    /// token found, of which the first has all.
     found: Buf<f32>,
+    per_head: usize,
+    /// `[n_batch / share][n_head_kv]`
+    choices: Vec<Choice>,
     angles: Angles,
     threads: Vec<Thread>,
     /// `[n_attn_layer]`: what keys are multiplied with as they are turned.
     magnitudes: Buf<f32>,
+}
+
+/// What a thread needs.
+struct Thread {
+    chooser: Chooser,
+    fetcher: Fetcher,
 }
 
 impl Memory {
@@ -396,13 +429,16 @@ impl Memory {
         let (rows, tile) = (arena.carve(s.n_layer() * s.layer_bytes()), arena.carve(s.index_tile_bytes()));
         arena.begin_part("past, found");
         let (before, share) = (arena.carve(heads * (1 + s.n_recall)), s.share());
-        let found = arena.carve(s.kv.n_batch.div_ceil(share) * share * s.kv.each.n_head_kv * s.partial_len());
+        let (n_group, n_head) = (s.kv.n_batch.div_ceil(share), s.kv.each.n_head_kv);
+        let found = arena.carve((n_group * share).max(s.n_part()) * n_head * s.partial_len());
+        let choices = (0..n_group * n_head).map(|_| Choice::carve(arena, s)).collect();
         arena.begin_part("past, to look for it");
         let means = arena.carve(heads * s.kv.each.head_dim);
         let (is_there, magnitudes) = (arena.carve(s.n_tile), arena.carve(s.kv.n_layer));
         let angles = Angles::carve(arena, s.kv.each.head_dim, s.kv.n_ctx, s.n_fetched());
-        let threads = (0..s.n_threads).map(|_| Thread::carve(arena, s)).collect();
-        Memory { rows, tile, means, is_there, before, found, angles, threads, magnitudes }
+        let threads =
+            (0..s.n_threads).map(|_| Thread { chooser: Chooser::carve(arena, s), fetcher: Fetcher::carve(arena, s) }).collect();
+        Memory { rows, tile, means, is_there, before, found, per_head: share, choices, angles, threads, magnitudes }
     }
 }
 
@@ -415,6 +451,16 @@ impl PastShape {
     }
 }
 
+/// How many of the pieces were fetched a step ago too; and remembers them.
+fn count_again(counters: &Counters, before: &mut [u32], chosen: &[u32]) {
+    let Some((n_before, before)) = before.split_first_mut() else { return };
+    let n_again = chosen.iter().filter(|piece| before[..*n_before as usize].contains(piece)).count();
+    Counters::add(&counters.n_single, chosen.len());
+    Counters::add(&counters.n_again, n_again);
+    before[..chosen.len()].copy_from_slice(chosen);
+    *n_before = chosen.len() as u32;
+}
+
 /// What the keys of a head have in common, in the basis of the index.
 fn mean<'a>(means: &'a [f32], shape: &PastShape, own: usize, head: usize) -> &'a [f32] {
     &means[(own * shape.kv.each.n_head_kv + head) * shape.kv.each.head_dim..][..shape.kv.each.head_dim]
@@ -422,7 +468,7 @@ fn mean<'a>(means: &'a [f32], shape: &PastShape, own: usize, head: usize) -> &'a
 
 /// The key of token `j` of a tile's rows in a head, in the basis of the index, as it is stored.
 fn load_turned(shape: &PastShape, rows: &[u8], j: usize, key: &mut [f32]) {
-    shape.kv.k_type.row().load(&rows[recall::row_in_head(shape, j).0..], key);
+    shape.kv.k_type.row().load(&rows[shape.row_in_head(j).0..], key);
     if !shape.kv.k_type.is_turned() {
         TURNED.turn(key, shape.kv.each.head_dim);
     }

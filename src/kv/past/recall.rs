@@ -1,19 +1,20 @@
-//! One KV head's step in its past: the index is scanned, the pieces that the queries like best are
-//! chosen among those that the arena has lost, fetched, turned to their positions, and attended to.
+//! The first half of a step in the past: for each KV head the index is scanned, the pieces that the queries like best are chosen
+//! among those that the arena has lost, and it is settled where their tokens stand. The second half is in fetch.rs.
 //!
 //! A few tokens of a batch share a choice, as the heads that share a KV head do: each adds its
 //! softmax over all pieces. Where they stand: `stand`.
 
 use std::ops::Range;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::angles::Angles;
 use super::disk::Disk;
 use super::shape::{PIECE, PIECES, PastShape, TILE};
-use super::{Counters, TURNED, index, mean};
-use crate::kernels::kv_rows::RowType;
-use crate::kernels::{Asked, Attend, CHUNK, Kernels, Partial, Placing, RopeOrder, Rows};
+use super::{Counters, TURNED, index};
+use crate::kernels::{Asked, Kernels};
 use crate::kv::layout::{AttnLayer, Head, MAX_HEAD_KV};
-use crate::kv::{KvType, Pos, Rotary};
+use crate::kv::{Pos, Rotary};
 use crate::mem::arena::{Arena, Buf};
 
 /// What the arena has as the tokens come.
@@ -37,8 +38,9 @@ pub(super) struct World<'a, R> {
     pub shape: &'a PastShape,
     /// The layer, counted among those that have a past.
     pub own: usize,
-    /// Tiles of the stream that may be read.
+    /// Tiles of the stream that may be read, and where the last of them lies in the ring.
     pub tiles: Range<u64>,
+    pub last_slot: usize,
     pub asking: &'a Asking<'a>,
     pub disk: &'a dyn Disk,
     pub is_there: &'a [u8],
@@ -52,28 +54,109 @@ pub(super) struct World<'a, R> {
     pub n_tok: usize,
 }
 
-/// What a thread needs.
-pub(super) struct Thread {
+/// What a group of tokens is to fetch for a KV head.
+pub(super) struct Choice {
+    /// Whether it has been made. Tasks that wait for it look here, and take the lock when it has.
+    is_made: AtomicBool,
+    made: RwLock<Chosen>,
+}
+
+pub(super) struct Chosen {
+    n: usize,
+    /// `[n_recall]`, the first `n`: pieces of the ring, oldest first, and a bit for each of their tokens that the arena has lost.
+    pieces: Buf<u32>,
+    lost: Buf<u8>,
+    /// `[n_fetched]`: where these tokens stand.
+    positions: Buf<i32>,
+    /// `[head_dim]`: what is taken off the arena's keys, in the basis of queries; noughts where nothing is.
+    centre: Buf<f32>,
+}
+
+/// Every token of a piece.
+const ALL: u8 = (1 << PIECE) - 1;
+
+impl Choice {
+    pub fn carve(arena: &mut Arena, s: &PastShape) -> Choice {
+        let (pieces, lost, positions) = (arena.carve(s.n_recall), arena.carve(s.n_recall), arena.carve(s.n_fetched()));
+        let centre = arena.carve(s.kv.each.head_dim);
+        Choice { is_made: AtomicBool::new(false), made: RwLock::new(Chosen { n: 0, pieces, lost, positions, centre }) }
+    }
+
+    /// Before the next step.
+    pub fn forget(&mut self) {
+        *self.is_made.get_mut() = false;
+    }
+
+    /// Makes it. Who waits does not wait for ever, even if this panics.
+    pub fn make(&self, how: impl FnOnce(&mut Chosen)) {
+        struct Made<'a>(&'a AtomicBool);
+        impl Drop for Made<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Release);
+            }
+        }
+        let _made = Made(&self.is_made);
+        how(&mut self.made.write().expect("nobody panicked"));
+    }
+
+    /// What was made, where no task is under way.
+    pub fn get(&mut self) -> &Chosen {
+        self.made.get_mut().expect("nobody panicked")
+    }
+
+    /// Waits until it is made, by a task that was begun before.
+    pub fn with<T>(&self, then: impl FnOnce(&Chosen) -> T) -> T {
+        let mut spins = 0;
+        while !self.is_made.load(Ordering::Acquire) {
+            spins += 1;
+            if spins < SPINS_BEFORE_YIELD { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+        then(&self.made.read().expect("the choice was made"))
+    }
+}
+
+/// Rounds of spinning before a waiting thread gives its core away.
+const SPINS_BEFORE_YIELD: u32 = 2000;
+
+impl Chosen {
+    /// The pieces, each with the tokens that the arena has lost and the positions of these.
+    pub fn pieces(&self) -> impl Iterator<Item = (u32, u8, &[i32])> {
+        let mut rest = &self.positions[..];
+        self.pieces[..self.n].iter().zip(&*self.lost).map(move |(&piece, &lost)| {
+            let (own, others) = rest.split_at(lost.count_ones() as usize);
+            rest = others;
+            (piece, lost, own)
+        })
+    }
+
+    /// Their numbers alone.
+    pub fn numbers(&self) -> &[u32] {
+        &self.pieces[..self.n]
+    }
+
+    pub fn centre(&self) -> &[f32] {
+        &self.centre
+    }
+}
+
+/// What a thread needs to choose.
+pub(super) struct Chooser {
     /// `[share * n_q][head_dim]`, and a number of each: queries as the index is asked.
-    asked: Buf<i16>,
+    asked: Buf<i8>,
     scales: Buf<f32>,
     sums: Buf<i32>,
     /// `[share * n_q][n_piece]`
     scores: Buf<f32>,
     /// `[n_piece]`
     shares: Buf<f32>,
-    order: Buf<u32>,
+    /// `[n_piece]`: pieces, below how little they are wanted.
+    order: Buf<u64>,
     /// `[n_tile]`: a bit for each token that the arena has.
     live: Buf<u32>,
-    /// Some tiles of the index; the rows of a tile.
+    /// Some tiles of the index.
     tiles: Buf<u8>,
-    rows: Buf<u8>,
-    /// `[n_fetched]`: which tokens, and where they stand; their keys in f16, and their values.
+    /// `[n_fetched]`: tokens that will be fetched.
     tokens: Buf<u32>,
-    positions: Buf<i32>,
-    keys: Buf<u8>,
-    values: Buf<u8>,
-    partial: Buf<f32>,
     key: Buf<f32>,
     angles: Buf<f32>,
 }
@@ -81,17 +164,10 @@ pub(super) struct Thread {
 /// Bytes of the index that are read at once, or a tile.
 const READ: usize = 32 << 10;
 
-/// Where the key and the value of a token lie in its head's rows of a tile.
-pub(super) fn row_in_head(shape: &PastShape, j: usize) -> (usize, usize) {
-    let (k, v) = (shape.k_bytes(), shape.v_bytes());
-    let piece = j / PIECE * PIECE * (k + v);
-    (piece + j % PIECE * k, piece + PIECE * k + j % PIECE * v)
-}
-
-impl Thread {
-    pub fn carve(arena: &mut Arena, s: &PastShape) -> Thread {
-        let (n_query, n_fetched, head_dim) = (s.share() * s.n_q, s.n_fetched(), s.kv.each.head_dim);
-        Thread {
+impl Chooser {
+    pub fn carve(arena: &mut Arena, s: &PastShape) -> Chooser {
+        let (n_query, head_dim) = (s.share() * s.n_q, s.kv.each.head_dim);
+        Chooser {
             asked: arena.carve(n_query * head_dim),
             scales: arena.carve(n_query),
             sums: arena.carve(n_query),
@@ -100,34 +176,45 @@ impl Thread {
             order: arena.carve(s.n_piece()),
             live: arena.carve(s.n_tile),
             tiles: arena.carve(READ.max(s.index_tile_bytes())),
-            rows: arena.carve(s.head_bytes()),
-            tokens: arena.carve(n_fetched),
-            positions: arena.carve(n_fetched),
-            keys: arena.carve(n_fetched * RowType::F16.row_bytes(head_dim)),
-            values: arena.carve(n_fetched * s.v_bytes()),
-            partial: arena.carve(s.partial_len()),
+            tokens: arena.carve(s.n_fetched()),
             key: arena.carve(head_dim),
             angles: arena.carve(head_dim),
         }
     }
 
-    /// What the tokens of a group find in a head, `[tokens][partial_len]` into `found`. `before`:
-    /// how many pieces the head fetched a step ago, and which; empty where steps are not compared.
-    pub fn recall<R: Rotary>(&mut self, w: &World<R>, group: usize, head: Head, found: &mut [f32], before: &mut [u32]) {
-        let share = w.shape.share();
-        let tokens = group * share..w.n_tok.min((group + 1) * share);
-        let mut n_chosen = 0;
+    /// What the tokens of a group ask of a head.
+    pub fn choose<R: Rotary>(&mut self, w: &World<R>, group: usize, head: Head, chosen: &mut Chosen) {
+        chosen.n = 0;
         // Where the arena holds all there is nothing to look for.
-        if !w.tiles.is_empty() && (w.asking.n_live as u64) < w.asking.n_past {
-            self.mark_live(w, head);
-            let n_query = self.ask(w, head, tokens.clone());
-            n_chosen = self.choose(w, head, n_query);
+        if w.tiles.is_empty() || w.asking.n_live as u64 >= w.asking.n_past {
+            return;
         }
-        count_again(w, before, &self.order[..n_chosen]);
-        let n_rows = self.fetch(w, head, n_chosen);
-        for (t, found) in tokens.zip(found.chunks_exact_mut(w.shape.partial_len())) {
-            self.attend(w, head, t, n_rows, found);
+        self.mark_live(w, head);
+        let n_query = self.ask(w, head, w.tokens_of(group));
+        let n = self.scan(w, head, n_query);
+        let n = self.best(w, n, n_query);
+        for (&piece, (out, lost)) in self.order[..n].iter().zip(chosen.pieces.iter_mut().zip(&mut *chosen.lost)) {
+            *out = piece as u32;
+            let live = self.live[*out as usize / PIECES] >> (*out as usize % PIECES * PIECE);
+            *lost = !live as u8 & ALL;
         }
+        chosen.n = n;
+        chosen.centre.fill(0.0);
+        let centre = w.asking.centres[head.0];
+        if !centre.is_empty() {
+            chosen.centre.copy_from_slice(centre);
+            w.shape.kv.k_type.turn_back(&mut chosen.centre, w.shape.kv.each.head_dim);
+        }
+        let mut n_tok = 0;
+        for (&piece, &lost) in chosen.pieces[..n].iter().zip(&*chosen.lost) {
+            let first = w.first_token(piece);
+            for j in (0..PIECE).filter(|j| lost >> j & 1 == 1) {
+                self.tokens[n_tok] = (first + j as u64) as u32;
+                n_tok += 1;
+            }
+        }
+        let (tokens, positions) = (&self.tokens[..n_tok], &mut chosen.positions[..n_tok]);
+        stand(tokens, w.tokens(head), w.positions(head), |low| w.token(low), w.renumbered, positions);
     }
 
     /// Which tokens of the ring the arena has.
@@ -161,10 +248,10 @@ impl Thread {
         n_query
     }
 
-    /// Scans the index: the pieces that are chosen, oldest first, in `order`.
-    fn choose<R>(&mut self, w: &World<R>, head: Head, n_query: usize) -> usize {
-        let (n_tile, n_piece, bytes) = (w.shape.n_tile, w.shape.n_piece(), w.shape.index_tile_bytes());
-        let (n_used, at_once) = (n_tile.min(w.tiles.end as usize), (self.tiles.len() / bytes).max(1));
+    /// Scores the pieces of a head; those that have a score go to `order`: how many.
+    fn scan<R>(&mut self, w: &World<R>, head: Head, n_query: usize) -> usize {
+        let (n_piece, bytes, n_used) = (w.shape.n_piece(), w.shape.index_tile_bytes(), w.n_used());
+        let at_once = (self.tiles.len() / bytes).max(1);
         let n_piece_used = n_used * PIECES;
         self.scores[..n_query * n_piece]
             .chunks_exact_mut(n_piece)
@@ -189,117 +276,34 @@ impl Thread {
         // Of any query: a piece has a score for all or for none.
         let mut n = 0;
         for (piece, &score) in self.scores[..n_piece_used].iter().enumerate() {
-            if score > f32::NEG_INFINITY {
-                self.order[n] = piece as u32;
-                n += 1;
-            }
+            self.order[n] = piece as u64;
+            n += usize::from(score > f32::NEG_INFINITY);
         }
-        let shares = &mut self.shares[..n_piece_used];
-        if n > w.shape.n_recall {
-            shares.fill(0.0);
-            for scores in self.scores[..n_query * n_piece].chunks_exact_mut(n_piece) {
-                w.kernels.add_shares(&mut scores[..n_piece_used], shares);
-            }
-            let better = |a: &u32, b: &u32| shares[*b as usize].total_cmp(&shares[*a as usize]).then(a.cmp(b));
-            self.order[..n].select_nth_unstable_by(w.shape.n_recall - 1, better);
-            n = w.shape.n_recall;
-        }
-        self.order[..n].sort_unstable_by_key(|&piece| w.first_token(piece));
         n
     }
 
-    /// Reads the chosen pieces and lays out those of their tokens that the arena has lost: how
-    /// many.
-    fn fetch<R: Rotary>(&mut self, w: &World<R>, head: Head, n_chosen: usize) -> usize {
-        let piece_bytes = PIECE * w.shape.row_bytes();
-        let (mut n_rows, mut i) = (0, 0);
-        while i < n_chosen {
-            // Those of a tile are read together, with what lies between them, which costs less than another call.
-            let (first, tile) = (self.order[i] as usize, self.order[i] as usize / PIECES);
-            let n = self.order[i..n_chosen].iter().take_while(|&&piece| piece as usize / PIECES == tile).count();
-            let n_bytes = (self.order[i + n - 1] as usize + 1 - first) * piece_bytes;
-            let at = w.shape.rows_at(w.own, tile) + (head.0 * w.shape.head_bytes() + first % PIECES * piece_bytes) as u64;
-            match w.disk.read(&mut self.rows[..n_bytes], at) {
-                Ok(()) => {
-                    Counters::add(&w.counters.n_pieces, n);
-                    Counters::add(&w.counters.read_bytes, n_bytes);
-                    for piece in i..i + n {
-                        let piece = self.order[piece] as usize;
-                        n_rows = self.lay_out(w, piece, (piece - first) * piece_bytes, n_rows);
-                    }
-                }
-                Err(e) => w.counters.failed(&w.counters.n_unread, "read", &e),
+    /// Of the first `n` of `order` those that are wanted most, oldest first: how many.
+    fn best<R>(&mut self, w: &World<R>, mut n: usize, n_query: usize) -> usize {
+        let (n_piece, n_recall) = (w.shape.n_piece(), w.shape.n_recall);
+        if n > n_recall {
+            let shares = &mut self.shares[..w.n_used() * PIECES];
+            shares.fill(0.0);
+            for scores in self.scores[..n_query * n_piece].chunks_exact_mut(n_piece) {
+                w.kernels.add_shares(&mut scores[..shares.len()], shares);
             }
-            i += n;
-        }
-        self.place(w, head, n_rows);
-        n_rows
-    }
-
-    /// The lost tokens of a piece whose rows were read to `at`, behind the `n_rows` that are there:
-    /// how many there are then. Keys are left where values are, as they are stored: `place` makes of
-    /// them what attention reads.
-    fn lay_out<R>(&mut self, w: &World<R>, piece: usize, at: usize, mut n_rows: usize) -> usize {
-        let (k, v, first) = (w.shape.k_bytes(), w.shape.v_bytes(), w.first_token(piece as u32));
-        let f16 = RowType::F16.row_bytes(w.shape.kv.each.head_dim);
-        for j in 0..PIECE {
-            let token = first + j as u64;
-            if self.live[piece / PIECES] >> (token % TILE as u64) & 1 == 1 {
-                continue;
+            // Shares are not negative, so their bits have their order. Of equal ones the piece that comes first in the ring.
+            for piece in &mut self.order[..n] {
+                *piece |= u64::from(!shares[*piece as usize].to_bits()) << 32;
             }
-            let (key_at, value_at) = row_in_head(w.shape, j);
-            self.keys[n_rows * f16..][..k].copy_from_slice(&self.rows[at + key_at..][..k]);
-            self.values[n_rows * v..][..v].copy_from_slice(&self.rows[at + value_at..][..v]);
-            self.tokens[n_rows] = token as u32;
-            n_rows += 1;
+            self.order[..n].select_nth_unstable(n_recall - 1);
+            n = n_recall;
         }
-        n_rows
-    }
-
-    /// Turns the keys that were fetched to where they stand. They are not brought to the basis of
-    /// the arena's keys: that would take a Hadamard matrix for each of them, where queries are few.
-    fn place<R: Rotary>(&mut self, w: &World<R>, head: Head, n_rows: usize) {
-        let (fetched, positions) = (&self.tokens[..n_rows], &mut self.positions[..n_rows]);
-        stand(fetched, w.tokens(head), w.positions(head), |low| w.token(low), w.renumbered, positions);
-        let (k_type, head_dim) = (w.shape.kv.k_type, w.shape.kv.each.head_dim);
-        let (order, n_rot) = w.rotary.pairs(w.asking.layer).unwrap_or((RopeOrder::Norm, 0));
-        let turned = if k_type.is_turned() { KvType::part(head_dim) } else { 0 };
-        let placing = Placing { ty: k_type.row(), turned, head_dim, n_rot, order };
-        let mean = mean(w.means, w.shape, w.own, head.0);
-        let rows = self.keys.chunks_exact_mut(RowType::F16.row_bytes(head_dim));
-        for (row, (&token, &pos)) in rows.zip(self.tokens[..n_rows].iter().zip(&self.positions[..n_rows])) {
-            let mean = if turned > 0 && w.token(token) >= TILE as u64 { mean } else { &[] };
-            w.kernels.place(&placing, row, mean, w.angles.at(i64::from(pos)), &mut self.key);
-        }
-    }
-
-    /// What a token makes of the rows that were fetched. The arena's scores lack what its centre
-    /// would add to them, so these must too.
-    fn attend<R>(&mut self, w: &World<R>, head: Head, t: usize, n_rows: usize, found: &mut [f32]) {
-        let (n_q, head_dim) = (w.shape.n_q, w.shape.kv.each.head_dim);
-        let (running, acc) = found.split_at_mut(2 * n_q);
-        running.fill(f32::NEG_INFINITY);
-        let q = w.queries(head, t);
-        let (k_type, v_type) = (RowType::F16, w.shape.kv.v_type.row());
-        for first in (0..n_rows).step_by(CHUNK) {
-            let (keys, values, rows) = (&self.keys[..], &self.values[..], Rows::Dense { first });
-            let n_rows = CHUNK.min(n_rows - first);
-            let soft_cap = w.shape.soft_cap;
-            let a = Attend { q, head_dim, keys, values, k_type, v_type, rows, n_rows, wide: &[], soft_cap };
-            let (max, rest) = self.partial.split_at_mut(n_q);
-            let (sum, part) = rest.split_at_mut(n_q);
-            let mut partial = Partial { max, sum, acc: part, weights: &mut [] };
-            w.kernels.attend(&a, &mut partial);
-            w.kernels.merge(running, acc, &partial);
-        }
-        let centre = w.asking.centres[head.0];
-        if n_rows > 0 && !centre.is_empty() {
-            for (max, q) in running.iter_mut().zip(q.chunks_exact(head_dim)) {
-                self.key.copy_from_slice(q);
-                w.shape.kv.k_type.turn(&mut self.key, head_dim);
-                *max -= self.key.iter().zip(centre).fold(0.0, |sum, (q, centre)| sum + q * centre);
-            }
-        }
+        let order = &mut self.order[..n];
+        order.iter_mut().for_each(|piece| *piece &= u64::from(u32::MAX));
+        order.sort_unstable();
+        // The oldest lie behind the last that was written.
+        order.rotate_left(order.partition_point(|&piece| piece as usize / PIECES <= w.last_slot));
+        n
     }
 }
 
@@ -330,17 +334,13 @@ fn stand(fetched: &[u32], live: &[u32], at: &[Pos], token: impl Fn(u32) -> u64, 
     }
 }
 
-/// How many of the pieces were fetched a step ago too; and remembers them.
-fn count_again<R>(w: &World<R>, before: &mut [u32], chosen: &[u32]) {
-    let Some((n_before, before)) = before.split_first_mut() else { return };
-    let n_again = chosen.iter().filter(|piece| before[..*n_before as usize].contains(piece)).count();
-    Counters::add(&w.counters.n_single, chosen.len());
-    Counters::add(&w.counters.n_again, n_again);
-    before[..chosen.len()].copy_from_slice(chosen);
-    *n_before = chosen.len() as u32;
-}
-
 impl<R> World<'_, R> {
+    /// The tokens of a group, which share a choice.
+    pub fn tokens_of(&self, group: usize) -> Range<usize> {
+        let share = self.shape.share();
+        group * share..self.n_tok.min((group + 1) * share)
+    }
+
     /// The tokens that the arena has in a head.
     fn tokens(&self, head: Head) -> &[u32] {
         &self.asking.tokens[head.0 * self.asking.n_slot..][..self.asking.n_live]
@@ -351,7 +351,7 @@ impl<R> World<'_, R> {
     }
 
     /// The queries of a token that share a KV head.
-    fn queries(&self, head: Head, t: usize) -> &[f32] {
+    pub fn queries(&self, head: Head, t: usize) -> &[f32] {
         let (group, row) = (self.shape.n_q * self.shape.kv.each.head_dim, self.q.len() / self.n_tok);
         &self.q[t * row + head.0 * group..][..group]
     }
@@ -362,21 +362,25 @@ impl<R> World<'_, R> {
         n_past - u64::from((n_past as u32).wrapping_sub(low))
     }
 
-    /// Where a tile of the stream lies in the ring.
-    fn slot(&self, tile: u64) -> usize {
-        (tile % self.shape.n_tile as u64) as usize
+    /// Tiles of the ring that have been written.
+    fn n_used(&self) -> usize {
+        self.shape.n_tile.min(self.tiles.end as usize)
     }
 
-    /// The tile of the stream that lies in the ring there: the latest that is whole.
-    fn tile(&self, slot: usize) -> u64 {
-        let n_tile = self.shape.n_tile as u64;
-        let last = self.tiles.end - 1;
-        let back = (last % n_tile + n_tile - slot as u64) % n_tile;
-        last.wrapping_sub(back)
+    /// Where one of `tiles` lies in the ring.
+    fn slot(&self, tile: u64) -> usize {
+        let back = (self.tiles.end - 1 - tile) as usize;
+        self.last_slot + if back > self.last_slot { self.shape.n_tile } else { 0 } - back
+    }
+
+    /// The tile of the stream that lies in the ring there: the latest that is whole. Beyond the last where none has been written.
+    pub fn tile(&self, slot: usize) -> u64 {
+        let back = self.last_slot + if slot > self.last_slot { self.shape.n_tile } else { 0 } - slot;
+        (self.tiles.end - 1).wrapping_sub(back as u64)
     }
 
     /// The first token of a piece of the ring.
-    fn first_token(&self, piece: u32) -> u64 {
+    pub fn first_token(&self, piece: u32) -> u64 {
         let piece = piece as usize;
         self.tile(piece / PIECES) * TILE as u64 + (piece % PIECES * PIECE) as u64
     }

@@ -25,6 +25,9 @@ const PAGE: usize = 4096;
 pub const MAX_TILES: usize = u32::MAX as usize / PIECES;
 /// Pieces that may be fetched for a head at a step.
 pub const MAX_RECALL: usize = 256;
+/// Pieces that a task fetches at least, where a step has one token, and as many tasks as a head has at most.
+const PART: usize = 8;
+const MAX_PARTS: usize = 4;
 
 /// What the past asks of memory and of the disk.
 #[derive(Clone, Copy, Debug)]
@@ -126,6 +129,18 @@ impl PastShape {
     /// Tokens of a batch that share a choice.
     pub fn share(&self) -> usize {
         SHARE.min(self.kv.n_batch)
+    }
+
+    /// Tasks that fetch for a head where a step has one token: threads may be more than heads.
+    pub fn n_part(&self) -> usize {
+        self.n_recall.div_ceil(PART).min(MAX_PARTS)
+    }
+
+    /// Where the key and the value of a token lie in its head's rows of a tile.
+    pub fn row_in_head(&self, j: usize) -> (usize, usize) {
+        let (k, v) = (self.k_bytes(), self.v_bytes());
+        let piece = j / PIECE * PIECE * (k + v);
+        (piece + j % PIECE * k, piece + PIECE * k + j % PIECE * v)
     }
 
     /// Rows that are fetched for a head at most.

@@ -53,6 +53,26 @@ fn chunks_cover_the_slice_and_states_are_private() {
 }
 
 #[test]
+fn pieces_come_behind_tasks_that_have_none_and_may_wait_for_them() {
+    for n_threads in [1, 3] {
+        let mut pool = Pool::new(n_threads).unwrap();
+        let (mut out, mut states, done) = (vec![0usize; 95], vec![(); n_threads], AtomicUsize::new(0));
+        pool.for_chunks_behind(&mut states, 4, &mut out, 10, |(), task, piece| {
+            if task < 4 {
+                assert!(piece.is_empty());
+                done.fetch_add(1, Ordering::Release);
+            } else {
+                while done.load(Ordering::Acquire) < 4 {
+                    std::thread::yield_now();
+                }
+                piece.fill(task);
+            }
+        });
+        assert!(out.iter().enumerate().all(|(i, &v)| v == 4 + i / 10), "{out:?}");
+    }
+}
+
+#[test]
 fn workers_wake_after_they_parked() {
     let mut pool = Pool::new(2).unwrap();
     for _ in 0..3 {
