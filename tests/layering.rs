@@ -62,6 +62,7 @@ const UNSAFE: [&str; 41] = [
     "kernels/x86/product.rs",
     "kernels/x86/vnni.rs",
     "kernels/x86/vnni256.rs",
+    "kernels/x86/words.rs",
     "mem/arena.rs",
     "mem/confined.rs",
     "mem/map.rs",

@@ -12,13 +12,15 @@ use super::formats::{
     Block, Elements, Format, Iq4Nl, Iq4Xs, Mxfp4, Q1_0, Q2_0, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Vector,
 };
 use super::grids::{Grid, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Tq1_0, Tq2_0};
-use super::words;
 use crate::gguf::quant::GgmlType;
 use crate::kernels::spec::arithmetic::LoadF16;
 use crate::kernels::{Acts, BLOCK, MatmulTask, Out, spec::weights};
 
 /// Groups of rows between what is multiplied and what is fetched.
 const AHEAD: usize = 2;
+
+/// Rows that a token is multiplied with at once, where words of theirs are looked up.
+pub const WORD_ROWS: usize = 8;
 
 /// What a set brings along. Its functions cross into functions that are compiled with its CPU features.
 pub trait Set: Copy {
@@ -118,13 +120,13 @@ unsafe fn quantised<S: Set, F: Format>(task: &mut MatmulTask) {
 /// As `matmul`.
 #[inline(always)]
 unsafe fn looked_up<S: Set, G: Grid>(task: &mut MatmulTask) {
-    if task.acts.n_tok > 1 || task.rows.end < words::ROWS {
+    if task.acts.n_tok > 1 || task.rows.end < WORD_ROWS {
         // SAFETY: passed on.
         return unsafe { from_tile::<S, G>(task) };
     }
     let stride = checked_stride::<G>(task);
-    for row in task.rows.clone().step_by(words::ROWS) {
-        let to = RowsOut::of(task, row, words::ROWS);
+    for row in task.rows.clone().step_by(WORD_ROWS) {
+        let to = RowsOut::of(task, row, WORD_ROWS);
         // SAFETY: as in `quantised`.
         unsafe { S::by_words::<G>(task.w.data.as_ptr().add(to.first * stride), stride, &task.acts, to) };
     }

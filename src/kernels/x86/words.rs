@@ -11,11 +11,8 @@ use std::mem::MaybeUninit;
 
 use super::formats::{Elements, Vector};
 use super::grids::{Grid, Head, Word};
-use super::product::{RowsOut, prefetch};
+use super::product::{RowsOut, WORD_ROWS as ROWS, prefetch};
 use crate::kernels::{Acts, BLOCK};
-
-/// Rows that are multiplied at once.
-pub const ROWS: usize = 8;
 
 /// What vectors of eight rows need beside `Vector`.
 ///
@@ -97,9 +94,9 @@ unsafe fn four<V: Words, G: Grid, const FOUR: usize>(
     unsafe {
         let p = p.add(2 * FOUR * stride);
         let rows = [p, p.add(stride), p.add(4 * stride), p.add(5 * stride)];
-        let word = |i: usize| vector::<G>(rows, sub, i);
-        let first = V::half([word(0), word(1)], a, &head.signs, FOUR, 0);
-        [first, V::half([word(2), word(3)], a.add(16), &head.signs, FOUR, 1)]
+        let first = [vector::<G>(rows, sub, 0), vector::<G>(rows, sub, 1)];
+        let last = [vector::<G>(rows, sub, 2), vector::<G>(rows, sub, 3)];
+        [V::half(first, a, &head.signs, FOUR, 0), V::half(last, a.add(16), &head.signs, FOUR, 1)]
     }
 }
 
