@@ -276,7 +276,7 @@ a_grid!(
     Iq2S: Signed<Two, 64>, 82, u64,
     |row, sub, i| {
         // A byte four times, each time two bits lower in a place of sixteen.
-        let high = u64::from(*row.add(66 + sub)) * 0x0004_0010_0040_0100 & 0x0300_0300_0300_0300;
+        let high = (u64::from(*row.add(66 + sub)) * 0x0004_0010_0040_0100) & 0x0300_0300_0300_0300;
         grids::IQ2_S[usize::from(*row.add(2 + 4 * sub + i)) | usize::from((high >> (16 * i)) as u16)]
     },
     |p, stride, to| {
