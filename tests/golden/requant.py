@@ -37,6 +37,7 @@ TARGETS = {
     "iq2_xxs": llama_cpp.LLAMA_FTYPE_MOSTLY_IQ2_XXS,
     "tq1_0": llama_cpp.LLAMA_FTYPE_MOSTLY_TQ1_0,
     "tq2_0": llama_cpp.LLAMA_FTYPE_MOSTLY_TQ2_0,
+    "q2_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q2_0,
     "bf16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
     "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
     "f32": llama_cpp.LLAMA_FTYPE_ALL_F32,

@@ -62,24 +62,38 @@ unsafe fn four_rows<F: Type, S: Set>(rows: *const u8, row_bytes: usize, acts: &A
                 p.iter().for_each(|p| prefetch::<F>(p.wrapping_add(FOUR * row_bytes)));
             }
             let scales = F::scales(p);
-            // Written out, so that shifts are constants.
+            macro_rules! sub {
+                ($sub:expr) => {
+                    // Not by `map`, which becomes a call.
+                    let four = [F::raw(p[0], $sub), F::raw(p[1], $sub), F::raw(p[2], $sub), F::raw(p[3], $sub)];
+                    let a = acts.q.as_ptr().add((first + $sub) * BLOCK);
+                    let a = [vld1q_s8(a), vld1q_s8(a.add(16))];
+                    let isum = match F::SCALES {
+                        SubScales::One | SubScales::OneMin => S::four_sums::<F::Raw>(&mut running, four, a),
+                        SubScales::Two | SubScales::TwoMin => scaled::<F>(S::four_half_sums::<F::Raw>(four, a), scales.x[$sub]),
+                    };
+                    let isum = in_place::<F>(isum, $sub, acts.sum.as_ptr().add(first + $sub));
+                    add::<F>(&mut sums, isum, &scales, $sub, acts, first + $sub);
+                };
+            }
+            // Else written out, so that shifts are constants.
             macro_rules! subs {
                 ($($sub:literal)*) => { $(
                     if $sub < F::BLOCKS {
-                        // Not by `map`, which becomes a call.
-                        let four = [F::raw(p[0], $sub), F::raw(p[1], $sub), F::raw(p[2], $sub), F::raw(p[3], $sub)];
-                        let a = acts.q.as_ptr().add((first + $sub) * BLOCK);
-                        let a = [vld1q_s8(a), vld1q_s8(a.add(16))];
-                        let isum = match F::SCALES {
-                            SubScales::One | SubScales::OneMin => S::four_sums::<F::Raw>(&mut running, four, a),
-                            SubScales::Two | SubScales::TwoMin => scaled::<F>(S::four_half_sums::<F::Raw>(four, a), scales.x[$sub]),
-                        };
-                        let isum = in_place::<F>(isum, $sub, acts.sum.as_ptr().add(first + $sub));
-                        add::<F>(&mut sums, isum, &scales, $sub, acts, first + $sub);
+                        sub!($sub);
                     }
                 )* };
             }
-            subs!(0 1 2 3 4 5 6 7);
+            match F::ALIKE {
+                true => {
+                    for sub in 0..F::BLOCKS {
+                        sub!(sub);
+                    }
+                }
+                false => {
+                    subs!(0 1 2 3 4 5 6 7);
+                }
+            }
         }
         p = p.map(|p| p.wrapping_add(F::BYTES));
     }

@@ -5,6 +5,7 @@
 //! What the numbers mean and in which order they are added up is fixed in spec/weights.rs, layouts of bytes in gguf/quant.
 
 use std::arch::aarch64::*;
+use std::arch::asm;
 
 use super::formats::Range8;
 use super::superblocks::{FourScales, SubScales, Type, a_type, bits, bytes_32, f16, halves, minus, one, times, transposed, twos};
@@ -20,7 +21,10 @@ unsafe fn signed<const BYTE: u8, const NEXT: u8>(magnitudes: int8x16_t, signs: u
     // SAFETY: registers only, and a table of sixteen bytes.
     unsafe {
         let byte = vcombine_u8(vdup_n_u8(BYTE), vdup_n_u8(NEXT));
-        let minus = vreinterpretq_s8_u8(vtstq_u8(vqtbl1q_u8(signs, byte), vld1q_u8(BIT.as_ptr())));
+        let (signs, bit) = (vqtbl1q_u8(signs, byte), vld1q_u8(BIT.as_ptr()));
+        let minus: int8x16_t;
+        // Left to the compiler, this and what follows become five or six instructions instead of three.
+        asm!("cmtst {x:v}.16b, {y:v}.16b, {z:v}.16b", x = lateout(vreg) minus, y = in(vreg) signs, z = in(vreg) bit, options(pure, nomem, nostack, preserves_flags));
         vsubq_s8(veorq_s8(magnitudes, minus), minus)
     }
 }
@@ -83,6 +87,20 @@ unsafe fn plain_signs(p: *const u8) -> uint8x16_t {
     unsafe { vreinterpretq_u8_u32(vdupq_n_u32(u32_at(p))) }
 }
 
+/// Eight low bytes of indices at `low`, each with the bits of `high` that come to `mask`, all above the byte, when it is shifted up by
+/// its place of `up`.
+///
+/// # Safety
+/// Eight bytes are readable.
+#[inline(always)]
+unsafe fn indices(low: *const u8, high: u8, up: [i16; 8], mask: u16) -> uint16x8_t {
+    // SAFETY: by the caller's promise, and a table of eight numbers.
+    unsafe {
+        let high = vshlq_u16(vdupq_n_u16(u16::from(high)), vld1q_s16(up.as_ptr()));
+        vbslq_u16(vdupq_n_u16(mask), high, vmovl_u8(vld1_u8(low)))
+    }
+}
+
 /// `d * (2 * scale + 1) * fraction` for eight scales of each row: of the lowest four bits of two times four lanes.
 #[inline(always)]
 fn odd_scales(scales: [[int32x4_t; 2]; 4], d: float32x4_t, fraction: f32) -> FourScales {
@@ -114,7 +132,7 @@ unsafe fn odd_halves(p: [*const u8; 4], at: usize) -> FourScales {
 
 a_type!(
     /// `f16 d; (u8 index[4]; u32 signs_and_scale)[8]`
-    Iq2Xxs, 66, 8, One, 43,
+    Iq2Xxs alike, 66, 8, One, 43,
     |p| {
         let scales = p.map(|p| {
             [2, 34].map(|at| {
@@ -133,7 +151,7 @@ a_type!(
 );
 a_type!(
     /// `f16 d; u16 qs[32]; u8 scales[8]`: nine bits of index and seven of signs.
-    Iq2Xs, 74, 8, Two, 43, |p| odd_halves(p, 66), |p, sub| {
+    Iq2Xs alike, 74, 8, Two, 43, |p| odd_halves(p, 66), |p, sub| {
         let q = u64_at(p.add(2 + 8 * sub));
         let seven = vreinterpret_u8_u16(vshr_n_u16::<9>(vcreate_u16(q)));
         let signs = vsli_n_u8::<7>(seven, vcnt_u8(seven));
@@ -145,17 +163,18 @@ a_type!(
 );
 a_type!(
     /// `f16 d; u8 low[32]; u8 signs[32]; u8 high[8]; u8 scales[8]`: ten bits of index.
-    Iq2S, 82, 8, Two, 43, |p| odd_halves(p, 74), |p, sub| {
-        let (low, high) = (p.add(2 + 4 * sub), usize::from(*p.add(66 + sub)) << 8);
-        let word = |i: usize| grids::IQ2_S[usize::from(*low.add(i)) | high >> (2 * i) & 0x300];
-        let [x, y] = eights([word(0), word(1), word(2), word(3)]);
+    Iq2S alike, 82, 8, Two, 43, |p| odd_halves(p, 74), |p, sub| {
+        // Bytes up to 2 + 4 * 7 + 8 are read.
+        let i = indices(p.add(2 + 4 * sub), *p.add(66 + sub), [8, 6, 4, 2, 0, 0, 0, 0], 0x300);
+        let word = |i: u16| *grids::IQ2_S.get_unchecked(usize::from(i));
+        let [x, y] = eights([word(vgetq_lane_u16(i, 0)), word(vgetq_lane_u16(i, 1)), word(vgetq_lane_u16(i, 2)), word(vgetq_lane_u16(i, 3))]);
         let signs = plain_signs(p.add(34 + 4 * sub));
         [signed::<0, 1>(x, signs), signed::<2, 3>(y, signs)]
     }
 );
 a_type!(
     /// `f16 d; u8 index[64]; u32 signs_and_scale[8]`
-    Iq3Xxs, 98, 8, One, 62,
+    Iq3Xxs alike, 98, 8, One, 62,
     |p| {
         let scales = p.map(|p| [66, 82].map(|at| vreinterpretq_s32_u32(vshrq_n_u32::<28>(vld1q_u32(p.add(at).cast())))));
         odd_scales(scales, f16(p, 0), 0.25)
@@ -169,7 +188,7 @@ a_type!(
 );
 a_type!(
     /// `f16 d; u8 low[64]; u8 ninth[8]; u8 signs[32]; u8 scales[4]`: nine bits of index.
-    Iq3S, 110, 8, One, 15,
+    Iq3S alike, 110, 8, One, 15,
     |p| {
         const DOWN: [i32; 8] = [0, -4, -8, -12, -16, -20, -24, -28];
         let scales = p.map(|p| {
@@ -179,9 +198,12 @@ a_type!(
         odd_scales(scales, f16(p, 0), 1.0)
     },
     |p, sub| {
-        let (low, ninth) = (p.add(2 + 8 * sub), usize::from(*p.add(66 + sub)) << 8);
-        let word = |i: usize| &grids::IQ3_S[usize::from(*low.add(i)) | ninth >> i & 256];
-        let (x, y) = (fours(word(0), word(1), word(2), word(3)), fours(word(4), word(5), word(6), word(7)));
+        let i = indices(p.add(2 + 8 * sub), *p.add(66 + sub), [8, 7, 6, 5, 4, 3, 2, 1], 0x100);
+        let word = |i: u16| grids::IQ3_S.get_unchecked(usize::from(i));
+        let (a, b) = (word(vgetq_lane_u16(i, 0)), word(vgetq_lane_u16(i, 1)));
+        let x = fours(a, b, word(vgetq_lane_u16(i, 2)), word(vgetq_lane_u16(i, 3)));
+        let (a, b) = (word(vgetq_lane_u16(i, 4)), word(vgetq_lane_u16(i, 5)));
+        let y = fours(a, b, word(vgetq_lane_u16(i, 6)), word(vgetq_lane_u16(i, 7)));
         let signs = plain_signs(p.add(74 + 4 * sub));
         [signed::<0, 1>(x, signs), signed::<2, 3>(y, signs)]
     }

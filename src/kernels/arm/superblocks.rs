@@ -40,6 +40,8 @@ pub trait Type: Range8 {
     const BYTES: usize;
     const BLOCKS: usize;
     const SCALES: SubScales;
+    /// Whether all 32 columns of a block are read in the same way: a loop over them then keeps more in registers.
+    const ALIKE: bool = false;
 
     /// # Safety
     /// A block of the file is readable at each pointer.
@@ -363,7 +365,7 @@ pub(super) fn halves(d: float32x4_t, x: [[int32x4_t; 2]; 4], m: float32x4_t) -> 
 
 /// Declares a type; `$p` is a pointer to a block of the file and `$sub` numbers 32 columns of it.
 macro_rules! a_type {
-    ($(#[$doc:meta])* $name:ident, $bytes:literal, $blocks:literal, $scales:ident, $largest:literal, |$p:ident| $row_scales:expr, |$q:ident, $sub:ident| $elements:expr) => {
+    ($(#[$doc:meta])* $name:ident $($alike:ident)?, $bytes:literal, $blocks:literal, $scales:ident, $largest:literal, |$p:ident| $row_scales:expr, |$q:ident, $sub:ident| $elements:expr) => {
         $(#[$doc])*
         pub struct $name;
         impl Range8 for $name {
@@ -374,6 +376,7 @@ macro_rules! a_type {
             const BYTES: usize = $bytes;
             const BLOCKS: usize = $blocks;
             const SCALES: SubScales = SubScales::$scales;
+            const ALIKE: bool = !stringify!($($alike)?).is_empty();
             type Raw = Self;
 
             #[inline(always)]

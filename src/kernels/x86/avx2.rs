@@ -13,9 +13,14 @@ use super::float::F16c;
 use super::formats::{self, Elements, FIRST_BYTES, Format, Scales, Vector, in_registers};
 use super::product::{self, Expanded, Native, RowsOut, Set, Source};
 use super::stamp_x86;
+use super::words::{self, Words};
 use crate::kernels::{Acts, Attend, BLOCK, MatmulTask, Partial, Table};
 
-stamp_x86!("avx2,fma,f16c", Avx2 { vector: __m256i, rows: 8, direct: [1 2], tiled: [4 3 2 1] }, Ymm);
+stamp_x86!(
+    "avx2,fma,f16c",
+    Avx2 { vector: __m256i, rows: 8, direct: [1 2], tiled: [4 3 2 1], words: by_words },
+    Ymm
+);
 
 /// Vectors of a block: each has four columns of every row.
 const GROUPS: usize = BLOCK / 4;
@@ -92,6 +97,7 @@ impl Vector for __m256i {
         or(v, y: Self) => _mm256_or_si256(v, y);
         xor(v, y: Self) => _mm256_xor_si256(v, y);
         add(v, y: Self) => _mm256_add_epi32(v, y);
+        times_i32(v, y: Self) => _mm256_mullo_epi32(v, y);
         shl(v, n: u32) => _mm256_sll_epi32(v, _mm_cvtsi32_si128(n as i32));
         shr(v, n: u32) => _mm256_srl_epi32(v, _mm_cvtsi32_si128(n as i32));
         shr_i16(v, n: u32) => _mm256_sra_epi16(v, _mm_cvtsi32_si128(n as i32));
@@ -171,6 +177,46 @@ unsafe fn transposed([r0, r1, r2, r3]: [__m256i; 4]) -> [__m256i; 4] {
             _mm256_unpackhi_epi64(high01, high23),
         ]
     }
+}
+
+impl Words for __m256i {
+    #[inline(always)]
+    unsafe fn parted(signs: Self) -> Self {
+        signs
+    }
+
+    #[inline(always)]
+    unsafe fn half(words: [__m256i; 2], a: *const i8, signs: &Self, four: usize, half: usize) -> Self {
+        // SAFETY: the activations by the caller's promise.
+        unsafe {
+            let mut pairs = [*signs; 2];
+            for i in 0..2 {
+                // Of both rows in a half of 128 bits the byte with these signs, eight times.
+                let byte = (8 * four + 2 * half + i) as i64 * 0x0101_0101_0101_0101;
+                let byte = _mm256_setr_epi64x(byte, byte + FOUR, byte, byte + FOUR);
+                let one = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+                let minus = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(*signs, byte), one), one);
+                let a = _mm256_set1_epi64x(a.add(8 * i).cast::<i64>().read_unaligned());
+                let a = _mm256_sign_epi8(a, _mm256_or_si256(minus, _mm256_set1_epi8(1)));
+                pairs[i] = _mm256_maddubs_epi16(words[i], a);
+            }
+            _mm256_madd_epi16(_mm256_add_epi16(pairs[0], pairs[1]), _mm256_set1_epi16(1))
+        }
+    }
+}
+
+/// The number four in each byte.
+const FOUR: i64 = 0x0404_0404_0404_0404;
+
+/// `words::product`
+///
+/// # Safety
+/// As `words::product`; the features of the set.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)] // As `product`.
+unsafe fn by_words<G: Grid>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut) {
+    // SAFETY: passed on.
+    unsafe { words::product::<__m256i, G>(p, stride, acts, to) }
 }
 
 /// Eight rows times `T` tokens:

@@ -11,11 +11,12 @@ use super::formats::{Elements, FIRST_BYTES, Format, Vector, in_registers};
 use super::product::{self, Expanded, Native, RowsOut, Set, Source};
 use super::stamp_x86;
 use super::vnni::{self, Vnni};
+use super::vnni256::by_words;
 use crate::kernels::{Acts, Attend, MatmulTask, Partial, TILE_ROWS, Table};
 
 stamp_x86!(
     "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
-    Avx512 { vector: __m512i, rows: TILE_ROWS, direct: [1 2 3 4], tiled: [8 4 3 2 1] },
+    Avx512 { vector: __m512i, rows: TILE_ROWS, direct: [1 2 3 4], tiled: [8 4 3 2 1], words: by_words },
     Zmm
 );
 
@@ -89,6 +90,7 @@ impl Vector for __m512i {
         or(v, y: Self) => _mm512_or_si512(v, y);
         xor(v, y: Self) => _mm512_xor_si512(v, y);
         add(v, y: Self) => _mm512_add_epi32(v, y);
+        times_i32(v, y: Self) => _mm512_mullo_epi32(v, y);
         shl(v, n: u32) => _mm512_sll_epi32(v, _mm_cvtsi32_si128(n as i32));
         shr(v, n: u32) => _mm512_srl_epi32(v, _mm_cvtsi32_si128(n as i32));
         shr_i16(v, n: u32) => _mm512_sra_epi16(v, _mm_cvtsi32_si128(n as i32));
@@ -163,7 +165,6 @@ unsafe fn transposed([r0, r1, r2, r3]: [__m512i; 4]) -> [__m512i; 4] {
 impl Vnni for __m512i {
     in_registers! {
         add_byte_products(v, w: Self, a: Self) => _mm512_dpbusd_epi32(v, w, a);
-        times_i32(v, y: Self) => _mm512_mullo_epi32(v, y);
         times_i16(v, y: Self) => _mm512_mullo_epi16(v, y);
         shr_i32(v, n: u32) => _mm512_sra_epi32(v, _mm_cvtsi32_si128(n as i32));
         add_floats(v, y: Self) => _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(v), _mm512_castsi512_ps(y)));

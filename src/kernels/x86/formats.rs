@@ -52,6 +52,7 @@ pub trait Vector: Copy {
     unsafe fn add(self, y: Self) -> Self;
     unsafe fn shl(self, n: u32) -> Self;
     unsafe fn shr(self, n: u32) -> Self;
+    unsafe fn times_i32(self, y: Self) -> Self;
     /// Lanes of 16 bits, shifted right with their sign.
     unsafe fn shr_i16(self, n: u32) -> Self;
     /// Bytes below 16, looked up.

@@ -1,15 +1,16 @@
 //! How the x86 sets read IQ2 and IQ3, whose elements are looked up in grids, and the ternary types TQ1_0 and TQ2_0.
 //!
-//! A look-up is a load of eight bytes by an index from memory. No vector does it well: gathers take as long as the loads that they
-//! are made of, and on many processors longer. So all look-ups of a superblock come first, one row after the other, and their results
-//! wait on the stack, in an order that two vectors are brought apart from by one shuffle each; by then they are in the cache.
-//! Signs are applied to vectors: a lane of 32 bits has those of 32 columns of its row.
+//! A look-up is a load of a word by an index from memory. No vector does it well: gathers take as long as the loads that they are made
+//! of, and on many processors longer. A single token is multiplied as words come (words.rs). For a batch all look-ups of a superblock
+//! come first, one row after the other, and their results wait on the stack, in an order that two vectors are brought apart from by one
+//! shuffle each; by then they are in the cache. Signs are applied to vectors: a lane of 32 bits has those of 32 columns of its row.
 //!
 //! All is `inline(always)`, to take the features of the set.
 
+use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::formats::{Block, Format, One, Raised, Signed, Two, Vector, a_format, bytes, moved};
+use super::formats::{Block, Elements, Format, One, Raised, Signed, Two, Vector, a_format, bytes, moved};
 use crate::gguf::quant::grids;
 
 /// Rows of the widest vector.
@@ -17,23 +18,114 @@ const MAX_LANES: usize = 16;
 /// Words of eight magnitudes in a row of a superblock.
 const WORDS: usize = 32;
 
+/// Eight magnitudes, the first in the lowest byte, as a grid has them.
+pub trait Word: Copy {
+    fn whole(self) -> u64;
+    /// Words of four rows.
+    ///
+    /// # Safety
+    /// AVX2.
+    unsafe fn four(words: [Self; 4]) -> __m256i;
+}
+
+impl Word for u64 {
+    #[inline(always)]
+    fn whole(self) -> u64 {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn four([a, b, c, d]: [u64; 4]) -> __m256i {
+        // SAFETY: registers only.
+        unsafe { _mm256_setr_epi64x(a as i64, b as i64, c as i64, d as i64) }
+    }
+}
+
+/// Of grids of four magnitudes. (As an array they would be brought together in a register of their own.)
+#[derive(Clone, Copy)]
+pub struct Pair(u32, u32);
+impl Word for Pair {
+    #[inline(always)]
+    fn whole(self) -> u64 {
+        u64::from(self.0) | u64::from(self.1) << 32
+    }
+
+    #[inline(always)]
+    unsafe fn four([a, b, c, d]: [Pair; 4]) -> __m256i {
+        let of = |x: u32| x as i32;
+        // SAFETY: registers only.
+        unsafe { _mm256_setr_epi32(of(a.0), of(a.1), of(b.0), of(b.1), of(c.0), of(c.1), of(d.0), of(d.1)) }
+    }
+}
+
+/// What a type with a grid has beside magnitudes: of 32 columns of each row
+#[derive(Clone, Copy)]
+pub struct Head<V> {
+    /// a set bit for minus,
+    pub signs: V,
+    /// and what the blocks of its format have.
+    pub d: V,
+    pub m: V,
+}
+
+/// How a type with a grid is read.
+pub trait Grid {
+    type Elements: Elements;
+    /// Bytes of 256 columns of a row.
+    const BYTES: usize;
+    type Word: Word;
+
+    /// The magnitudes of columns `32 sub + 8 i..` of a row, eight of them.
+    ///
+    /// # Safety
+    /// A block of the file is readable at `row`.
+    unsafe fn word(row: *const u8, sub: usize, i: usize) -> Self::Word;
+
+    /// All else.
+    ///
+    /// # Safety
+    /// As `Format::load`.
+    unsafe fn heads<V: Vector>(p: *const u8, stride: usize, to: *mut Head<V>);
+}
+
+impl<G: Grid> Format for G {
+    type Elements = G::Elements;
+    const BYTES: usize = G::BYTES;
+    const BLOCKS: usize = 8;
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
+        // SAFETY: passed on; eight heads and blocks.
+        unsafe {
+            let words = look_up::<V, G>(p, stride);
+            let mut heads = MaybeUninit::<[Head<V>; 8]>::uninit();
+            let heads: *mut Head<V> = heads.as_mut_ptr().cast();
+            G::heads(p, stride, heads);
+            for sub in 0..8 {
+                let Head { signs, d, m } = heads.add(sub).read();
+                *to.add(sub) = Block { q: signed(&words, sub, signs), d, m };
+            }
+        }
+    }
+}
+
 /// A word of each row for each eight columns, those of the first eight columns first.
 type Words = MaybeUninit<[u64; WORDS * MAX_LANES]>;
 
-/// Looks up all magnitudes of a superblock of each row: `word(row, i)` is of columns `8i..8i + 8`. Of each four rows the first two
-/// stand in the first half of a place, the last two in the second, so that even lanes of both halves are rows in order.
+/// Looks up all magnitudes of a superblock of each row. Of each four rows the first two stand in the first half of a place, the last
+/// two in the second, so that even lanes of both halves are rows in order.
 ///
 /// # Safety
-/// `word` may read a block of the file at `p + r * stride` for every row `r`.
+/// A block of the file is readable at `p + r * stride` for every row `r`.
 #[inline(always)]
-unsafe fn look_up<V: Vector>(p: *const u8, stride: usize, word: impl Fn(*const u8, usize) -> u64) -> Words {
+unsafe fn look_up<V: Vector, G: Grid>(p: *const u8, stride: usize) -> Words {
     let mut words = Words::uninit();
     let to: *mut u64 = words.as_mut_ptr().cast();
     for r in 0..V::LANES {
         let place = r / 2 % 2 * (V::LANES / 2) + r / 4 * 2 + r % 2;
         for i in 0..WORDS {
             // SAFETY: a block of row `r`; a word of the array.
-            unsafe { to.add(i * V::LANES + place).write(word(p.add(r * stride), i)) };
+            unsafe { to.add(i * V::LANES + place).write(G::word(p.add(r * stride), i / 4, i % 4).whole()) };
         }
     }
     words
@@ -117,32 +209,56 @@ unsafe fn u16_at(p: *const u8) -> usize {
     usize::from(unsafe { p.cast::<u16>().read_unaligned() })
 }
 
-/// Two indices of four magnitudes as one word of eight.
-#[inline(always)]
-fn pair(grid: &[u32], low: usize, high: usize) -> u64 {
-    u64::from(grid[low]) | u64::from(grid[high]) << 32
+/// Declares a type with a grid: its elements, its bytes, its words and how one is looked up, and `Grid::heads`.
+macro_rules! a_grid {
+    (
+        $(#[$doc:meta])* $name:ident: $elements:ty, $bytes:literal, $word:ty,
+        |$row:ident, $at:ident, $i:ident| $look_up:expr, |$p:ident, $stride:ident, $to:ident| $heads:expr
+    ) => {
+        $(#[$doc])*
+        pub struct $name;
+        impl Grid for $name {
+            type Elements = $elements;
+            const BYTES: usize = $bytes;
+            type Word = $word;
+
+            #[inline(always)]
+            unsafe fn word($row: *const u8, $at: usize, $i: usize) -> $word {
+                // SAFETY: indices lie inside the block, as the formats say.
+                unsafe { $look_up }
+            }
+
+            #[inline(always)]
+            unsafe fn heads<V: Vector>($p: *const u8, $stride: usize, $to: *mut Head<V>) {
+                // SAFETY: all that is read lies inside a block of each row, as the formats say; eight heads are written.
+                unsafe { $heads }
+            }
+        }
+    };
 }
 
-a_format!(
+a_grid!(
     /// `f16 d; (u8 index[4]; u32 signs_and_scale)[8]`
-    Iq2Xxs: Signed<One, 64>, 66 / 8, |p, stride, to| {
-        // Inside the blocks: indices up to 2 + 8 * 7 + 3, 16 bytes from 2 + 16 * 3 on; eight blocks.
-        let words = look_up::<V>(p, stride, |row, i| grids::IQ2_XXS[usize::from(*row.add(2 + 8 * (i / 4) + i % 4))]);
+    Iq2Xxs: Signed<One, 64>, 66, u64,
+    |row, sub, i| grids::IQ2_XXS[usize::from(*row.add(2 + 8 * sub + i))],
+    |p, stride, to| {
+        // Inside the blocks: bytes 0..16, and 16 from 2 + 16 * 3 on.
         let [head, ..] = V::load_16_bytes(p, stride);
         for two in 0..4 {
             let [_, first, _, second] = V::load_16_bytes(p.add(2 + 16 * two), stride);
             for (sub, both) in [(2 * two, first), (2 * two + 1, second)] {
                 let d = scaled(head.halves(), both.shr(28), 0.125);
-                *to.add(sub) = Block { q: signed(&words, sub, packed_signs(both)), d, m: V::splat(0) };
+                *to.add(sub) = Head { signs: packed_signs(both), d, m: V::splat(0) };
             }
         }
     }
 );
-a_format!(
+a_grid!(
     /// `f16 d; u16 qs[32]; u8 scales[8]`: nine bits of index and seven of signs.
-    Iq2Xs: Signed<Two, 64>, 74 / 8, |p, stride, to| {
-        // Inside the blocks: indices up to 2 + 2 * 31, the last 16 bytes are 58..74; eight blocks.
-        let words = look_up::<V>(p, stride, |row, i| grids::IQ2_XS[u16_at(row.add(2 + 2 * i)) & 511]);
+    Iq2Xs: Signed<Two, 64>, 74, u64,
+    |row, sub, i| grids::IQ2_XS[u16_at(row.add(2 + 8 * sub + 2 * i)) & 511],
+    |p, stride, to| {
+        // Inside the blocks: bytes 0..16, 16 from 2 + 16 * 3 on, and the last 16, 58..74.
         let ([head, ..], [_, _, low, high]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(58), stride));
         let d = head.halves().times(V::splat(0.125f32.to_bits()));
         for two in 0..4 {
@@ -150,65 +266,65 @@ a_format!(
             for (sub, low_two, high_two) in [(2 * two, a, b), (2 * two + 1, c, e)] {
                 let signs = low_two.shr(9).and(V::splat(0x7f)).or(low_two.shr(17).and(V::splat(0x7f00)));
                 let signs = signs.or(high_two.shl(7).and(V::splat(0x7f_0000))).or(high_two.shr(1).and(V::splat(0x7f00_0000)));
-                let m = odd_halves(if sub < 4 { low } else { high }, sub);
-                *to.add(sub) = Block { q: signed(&words, sub, even(signs)), d, m };
+                *to.add(sub) = Head { signs: even(signs), d, m: odd_halves(if sub < 4 { low } else { high }, sub) };
             }
         }
     }
 );
-a_format!(
+a_grid!(
     /// `f16 d; u8 low[32]; u8 signs[32]; u8 high[8]; u8 scales[8]`: ten bits of index.
-    Iq2S: Signed<Two, 64>, 82 / 8, |p, stride, to| {
-        // Inside the blocks: indices up to 66 + 7, the last 16 bytes are 66..82; eight blocks.
-        let words = look_up::<V>(p, stride, |row, i| {
-            let high = usize::from(*row.add(66 + i / 4) >> (2 * (i % 4)) & 3);
-            grids::IQ2_S[usize::from(*row.add(2 + i)) | high << 8]
-        });
+    Iq2S: Signed<Two, 64>, 82, u64,
+    |row, sub, i| {
+        // A byte four times, each time two bits lower in a place of sixteen.
+        let high = (u64::from(*row.add(66 + sub)) * 0x0004_0010_0040_0100) & 0x0300_0300_0300_0300;
+        grids::IQ2_S[usize::from(*row.add(2 + 4 * sub + i)) | usize::from((high >> (16 * i)) as u16)]
+    },
+    |p, stride, to| {
+        // Inside the blocks: bytes 0..16, 34..66, and the last 16, 66..82.
         let ([head, ..], [_, _, low, high]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(66), stride));
         let d = head.halves().times(V::splat(0.125f32.to_bits()));
         for half in 0..2 {
             let signs = V::load_16_bytes(p.add(34 + 16 * half), stride);
             for i in 0..4 {
-                let (sub, m) = (4 * half + i, odd_halves(if half == 0 { low } else { high }, i));
-                *to.add(sub) = Block { q: signed(&words, sub, signs[i]), d, m };
+                *to.add(4 * half + i) = Head { signs: signs[i], d, m: odd_halves(if half == 0 { low } else { high }, i) };
             }
         }
     }
 );
-a_format!(
+a_grid!(
     /// `f16 d; u8 index[64]; u32 signs_and_scale[8]`
-    Iq3Xxs: Signed<One, 64>, 98 / 8, |p, stride, to| {
-        // Inside the blocks: indices up to 2 + 63, the last 16 bytes are 82..98; eight blocks.
-        let words = look_up::<V>(p, stride, |row, i| {
-            let at = row.add(2 + 2 * i);
-            pair(&grids::IQ3_XXS, usize::from(*at), usize::from(*at.add(1)))
-        });
+    Iq3Xxs: Signed<One, 64>, 98, Pair,
+    |row, sub, i| {
+        let at = row.add(2 + 8 * sub + 2 * i);
+        Pair(grids::IQ3_XXS[usize::from(*at)], grids::IQ3_XXS[usize::from(*at.add(1))])
+    },
+    |p, stride, to| {
+        // Inside the blocks: bytes 0..16, and 16 from 66 + 16 on.
         let [head, ..] = V::load_16_bytes(p, stride);
         for half in 0..2 {
             let both = V::load_16_bytes(p.add(66 + 16 * half), stride);
             for i in 0..4 {
                 let d = scaled(head.halves(), both[i].shr(28), 0.25);
-                let q = signed(&words, 4 * half + i, packed_signs(both[i]));
-                *to.add(4 * half + i) = Block { q, d, m: V::splat(0) };
+                *to.add(4 * half + i) = Head { signs: packed_signs(both[i]), d, m: V::splat(0) };
             }
         }
     }
 );
-a_format!(
+a_grid!(
     /// `f16 d; u8 low[64]; u8 ninth[8]; u8 signs[32]; u8 scales[4]`: nine bits of index.
-    Iq3S: Signed<One, 16>, 110 / 8, |p, stride, to| {
-        // Inside the blocks: indices up to 66 + 7, the last 16 bytes are 94..110; eight blocks.
-        let words = look_up::<V>(p, stride, |row, i| {
-            let (at, ninth) = (row.add(2 + 2 * i), usize::from(*row.add(66 + i / 4)) << 8 >> (2 * (i % 4)));
-            pair(&grids::IQ3_S, usize::from(*at) | ninth & 256, usize::from(*at.add(1)) | ninth >> 1 & 256)
-        });
+    Iq3S: Signed<One, 16>, 110, Pair,
+    |row, sub, i| {
+        let (at, ninth) = (row.add(2 + 8 * sub + 2 * i), usize::from(*row.add(66 + sub)) << 8 >> (2 * i));
+        Pair(grids::IQ3_S[usize::from(*at) | ninth & 256], grids::IQ3_S[usize::from(*at.add(1)) | ninth >> 1 & 256])
+    },
+    |p, stride, to| {
+        // Inside the blocks: bytes 0..16, 74..106, and the last 16, 94..110.
         let ([head, ..], [.., scales]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(94), stride));
         for half in 0..2 {
             let signs = V::load_16_bytes(p.add(74 + 16 * half), stride);
             for i in 0..4 {
-                let sub = 4 * half + i;
-                let d = scaled(head.halves(), scales.shr(4 * sub as u32).and(V::splat(15)), 1.0);
-                *to.add(sub) = Block { q: signed(&words, sub, signs[i]), d, m: V::splat(0) };
+                let d = scaled(head.halves(), scales.shr(4 * (4 * half + i) as u32).and(V::splat(15)), 1.0);
+                *to.add(4 * half + i) = Head { signs: signs[i], d, m: V::splat(0) };
             }
         }
     }

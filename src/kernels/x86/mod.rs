@@ -1,6 +1,6 @@
 //! The sets for x86: AVX2 (eight rows of weights at a time), the VNNI of AVX-512 in vectors of 256 bits (eight) and of 512
-//! (sixteen). They share how formats are read (formats), the way through a matrix (product), attention (attend), and what
-//! `float` has; a set brings vectors and products, those with VNNI the one of vnni.
+//! (sixteen). They share how formats are read (formats, grids), the way through a matrix (product), a token's way through types with
+//! grids (words), attention (attend), and what `float` has; a set brings vectors and products, those with VNNI the one of vnni.
 
 mod attend;
 mod attend512;
@@ -15,14 +15,15 @@ mod product;
 mod scan;
 mod vnni;
 pub mod vnni256;
+mod words;
 
 /// A set `$set` of vectors `$vector`, which takes `$rows` rows at a time, multiplies `$direct` tokens as it reads and `$tiled` at
-/// once from the tile, the most first; its functions, with vectors for attention of `$width`, compiled with its features.
+/// once from the tile, the most first, and types with grids by `$words`; its functions, with vectors for attention of `$width`, compiled with its features.
 macro_rules! stamp_x86 {
-    ($features:literal, $set:ident { vector: $vector:ty, rows: $rows:expr, direct: [$($direct:literal)*], tiled: [$($tiled:literal)*] }, $width:ty) => {
+    ($features:literal, $set:ident { vector: $vector:ty, rows: $rows:expr, direct: [$($direct:literal)*], tiled: [$($tiled:literal)*], words: $words:ident }, $width:ty) => {
         use $crate::kernels::spec::{arithmetic, attention, delta, mamba, scan as past};
         use $crate::kernels::{AngleSum, Asked, DeltaStep, MambaStep, Placing, Xielu};
-        use $crate::kernels::x86::{attend, float, placed, scan as index};
+        use $crate::kernels::x86::{attend, float, grids::Grid, placed, scan as index};
 
         #[derive(Clone, Copy)]
         struct $set;
@@ -47,6 +48,12 @@ macro_rules! stamp_x86 {
                         more => unreachable!("{more} tokens at once"),
                     }
                 }
+            }
+
+            #[inline(always)]
+            unsafe fn by_words<G: Grid>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut) {
+                // SAFETY: passed on.
+                unsafe { $words::<G>(p, stride, acts, to) }
             }
 
             #[inline(always)]

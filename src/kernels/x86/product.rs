@@ -11,7 +11,7 @@ use super::float;
 use super::formats::{
     Block, Elements, Format, Iq4Nl, Iq4Xs, Mxfp4, Q1_0, Q2_0, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Vector,
 };
-use super::grids::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Tq1_0, Tq2_0};
+use super::grids::{Grid, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Tq1_0, Tq2_0};
 use crate::gguf::quant::GgmlType;
 use crate::kernels::spec::arithmetic::LoadF16;
 use crate::kernels::{Acts, BLOCK, MatmulTask, Out, spec::weights};
@@ -20,6 +20,9 @@ use crate::kernels::{Acts, BLOCK, MatmulTask, Out, spec::weights};
 /// that cache holds several times as many. From there it is fetched a group before it is multiplied.
 const AHEAD: usize = 4;
 const AHEAD_BYTES: usize = 256 << 10;
+
+/// Rows that a token is multiplied with at once, where words of theirs are looked up.
+pub const WORD_ROWS: usize = 8;
 
 /// What a set brings along. Its functions cross into functions that are compiled with its CPU features.
 pub trait Set: Copy {
@@ -41,6 +44,12 @@ pub trait Set: Copy {
     /// # Safety
     /// `rows` have a block for each 32 columns; their elements of `to` belong to the caller; the CPU features of the set.
     unsafe fn direct<F: Format>(rows: Native<Self, F>, acts: &Acts, to: RowsOut);
+
+    /// `words::product`, out of line.
+    ///
+    /// # Safety
+    /// As `words::product`.
+    unsafe fn by_words<G: Grid>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut);
 
     /// All tokens of `acts`, as many at once as the set takes.
     ///
@@ -73,11 +82,11 @@ pub unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
             GgmlType::Q4_K => quantised::<S, Q4K>(task),
             GgmlType::Q5_K => quantised::<S, Q5K>(task),
             GgmlType::Q6_K => quantised::<S, Q6K>(task),
-            GgmlType::IQ2_XXS => quantised::<S, Iq2Xxs>(task),
-            GgmlType::IQ2_XS => quantised::<S, Iq2Xs>(task),
-            GgmlType::IQ2_S => quantised::<S, Iq2S>(task),
-            GgmlType::IQ3_XXS => quantised::<S, Iq3Xxs>(task),
-            GgmlType::IQ3_S => quantised::<S, Iq3S>(task),
+            GgmlType::IQ2_XXS => looked_up::<S, Iq2Xxs>(task),
+            GgmlType::IQ2_XS => looked_up::<S, Iq2Xs>(task),
+            GgmlType::IQ2_S => looked_up::<S, Iq2S>(task),
+            GgmlType::IQ3_XXS => looked_up::<S, Iq3Xxs>(task),
+            GgmlType::IQ3_S => looked_up::<S, Iq3S>(task),
             GgmlType::TQ1_0 => quantised::<S, Tq1_0>(task),
             GgmlType::TQ2_0 => quantised::<S, Tq2_0>(task),
             GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => float::batch::<S::F16>(task),
@@ -86,36 +95,74 @@ pub unsafe fn matmul<S: Set>(task: &mut MatmulTask) {
     }
 }
 
+/// A few tokens straight from the file's layout, more from the tile.
+///
 /// # Safety
 /// As `matmul`.
 #[inline(always)]
 unsafe fn quantised<S: Set, F: Format>(task: &mut MatmulTask) {
-    let (acts, stride, n_blocks) = (task.acts, task.w.row_bytes(), task.acts.n_cols / BLOCK);
-    let end = task.rows.end;
-    let tile_bytes = n_blocks * size_of::<Block<S::V>>();
-    assert!(end <= task.w.n_rows && end * stride <= task.w.data.len() && tile_bytes <= task.tile.len());
-    assert!(n_blocks.is_multiple_of(F::BLOCKS) && n_blocks / F::BLOCKS * F::BYTES == stride);
-    let tile = Expanded::<S>(task.tile.as_mut_ptr().cast());
-    assert!(tile.0.is_aligned());
-    if end < S::ROWS {
+    if task.acts.n_tok > S::DIRECT || task.rows.end < S::ROWS {
+        // SAFETY: passed on.
+        return unsafe { from_tile::<S, F>(task) };
+    }
+    let stride = checked_stride::<F>(task);
+    for row in task.rows.clone().step_by(S::ROWS) {
+        let to = RowsOut::of(task, row, S::ROWS);
+        // SAFETY: `ROWS` rows from `to.first` on are inside the matrix; the elements of `out` but those skipped are the caller's.
+        unsafe {
+            let rows = task.w.data.as_ptr().add(to.first * stride);
+            S::direct(Native::<S, F>(rows, stride, PhantomData), &task.acts, to);
+        }
+    }
+}
+
+/// A token word by word, more from the tile.
+///
+/// # Safety
+/// As `matmul`.
+#[inline(always)]
+unsafe fn looked_up<S: Set, G: Grid>(task: &mut MatmulTask) {
+    if task.acts.n_tok > 1 || task.rows.end < WORD_ROWS {
+        // SAFETY: passed on.
+        return unsafe { from_tile::<S, G>(task) };
+    }
+    let stride = checked_stride::<G>(task);
+    for row in task.rows.clone().step_by(WORD_ROWS) {
+        let to = RowsOut::of(task, row, WORD_ROWS);
+        // SAFETY: as in `quantised`.
+        unsafe { S::by_words::<G>(task.w.data.as_ptr().add(to.first * stride), stride, &task.acts, to) };
+    }
+}
+
+/// # Safety
+/// As `matmul`.
+#[inline(always)]
+unsafe fn from_tile<S: Set, F: Format>(task: &mut MatmulTask) {
+    if task.rows.end < S::ROWS {
         // SAFETY: the scalar set needs no feature; the elements of `out` are the caller's.
         return unsafe { weights::matmul(task) };
     }
+    let (stride, n_blocks) = (checked_stride::<F>(task), task.acts.n_cols / BLOCK);
+    assert!(n_blocks * size_of::<Block<S::V>>() <= task.tile.len());
+    let tile = Expanded::<S>(task.tile.as_mut_ptr().cast());
+    assert!(tile.0.is_aligned());
     for row in task.rows.clone().step_by(S::ROWS) {
-        // At the ragged end of a matrix the last rows are read together with some before them, which are not stored.
-        let to = RowsOut { first: row.min(end - S::ROWS), skip: row - row.min(end - S::ROWS), out: task.out };
-        // SAFETY: `ROWS` rows from `to.first` on are inside the matrix, their expansion inside the tile (asserted above);
-        // the elements of `out` but those skipped are the caller's.
+        let to = RowsOut::of(task, row, S::ROWS);
+        // SAFETY: as in `quantised`; the expansion is inside the tile (asserted above).
         unsafe {
-            let rows = task.w.data.as_ptr().add(to.first * stride);
-            if acts.n_tok <= S::DIRECT {
-                S::direct(Native::<S, F>(rows, stride, PhantomData), &acts, to);
-            } else {
-                S::expand::<F>(tile, rows, stride, n_blocks / F::BLOCKS);
-                S::tiled::<F::Elements>(tile, &acts, to);
-            }
+            S::expand::<F>(tile, task.w.data.as_ptr().add(to.first * stride), stride, n_blocks / F::BLOCKS);
+            S::tiled::<F::Elements>(tile, &task.acts, to);
         }
     }
+}
+
+/// Bytes from row to row. All rows of the task are inside the matrix, and have a block for each block of a token.
+#[inline(always)]
+fn checked_stride<F: Format>(task: &MatmulTask) -> usize {
+    let (stride, n_blocks) = (task.w.row_bytes(), task.acts.n_cols / BLOCK);
+    assert!(task.rows.end <= task.w.n_rows && task.rows.end * stride <= task.w.data.len());
+    assert!(n_blocks.is_multiple_of(F::BLOCKS) && n_blocks / F::BLOCKS * F::BYTES == stride);
+    stride
 }
 
 /// Where the products of `ROWS` rows go: all but the first `skip` are stored.
@@ -124,6 +171,16 @@ pub struct RowsOut {
     pub first: usize,
     pub skip: usize,
     pub out: Out,
+}
+
+impl RowsOut {
+    /// `n` rows from `row` on. At the ragged end of a matrix the last rows are read together with some before them, which are not
+    /// stored.
+    #[inline(always)]
+    fn of(task: &MatmulTask, row: usize, n: usize) -> RowsOut {
+        let first = row.min(task.rows.end - n);
+        RowsOut { first, skip: row - first, out: task.out }
+    }
 }
 
 /// Where the blocks of some rows come from, some at a time.
@@ -162,7 +219,7 @@ impl<S: Set, F: Format> Source<S::V> for Native<S, F> {
 
     #[inline(always)]
     fn look_ahead(self, b: usize) {
-        prefetch::<S, F>(self.0, self.1, b);
+        prefetch::<F>(S::ROWS, self.0, self.1, b);
     }
 }
 
@@ -177,7 +234,7 @@ impl<S: Set> Expanded<S> {
     pub unsafe fn expand<F: Format>(self, p: *const u8, stride: usize, n: usize) {
         for b in 0..n {
             for sub in 0..F::BLOCKS {
-                prefetch::<S, F>(p, stride, b * F::BLOCKS + sub);
+                prefetch::<F>(S::ROWS, p, stride, b * F::BLOCKS + sub);
             }
             // SAFETY: block `b` of both.
             unsafe { F::load(p.add(b * F::BYTES), stride, self.0.add(b * F::BLOCKS)) };
@@ -197,15 +254,15 @@ impl<S: Set> Source<S::V> for Expanded<S> {
     fn look_ahead(self, _: usize) {}
 }
 
-/// Asks for the bytes that are met some groups of rows later. Hardware sees as many slow streams as there are rows and fetches
-/// too late: this makes decoding from memory two to four times as fast. What goes to the first cache at once waits in the few
-/// places that it has for lines under way, which gives half of what memory can (docs/notebook/speed.md).
+/// Asks for the bytes that are met some groups of `n_rows` rows later. Hardware sees as many slow streams as there are rows and
+/// fetches too late: this makes decoding from memory two to four times as fast. What goes to the first cache at once waits in the
+/// few places that it has for lines under way, which gives half of what memory can (docs/notebook/speed.md).
 ///
 /// For each 32 columns that are multiplied, block `b` of them, as many bytes: a core has few loads under way at once, and a
 /// burst of prefetches, such as for a superblock, would wait for them.
 #[inline(always)]
-fn prefetch<S: Set, F: Format>(rows: *const u8, stride: usize, b: usize) {
-    let (bytes, group) = (const { S::ROWS * F::BYTES / F::BLOCKS }, S::ROWS * stride);
+pub fn prefetch<F: Format>(n_rows: usize, rows: *const u8, stride: usize, b: usize) {
+    let (bytes, group) = (n_rows * F::BYTES / F::BLOCKS, n_rows * stride);
     let near = rows.wrapping_add(group + b * bytes);
     let far = rows.wrapping_add((AHEAD * group).min(AHEAD_BYTES.max(group)) + b * bytes);
     for line in (0..bytes).step_by(64) {

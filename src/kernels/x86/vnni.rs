@@ -22,7 +22,6 @@ const GROUPS: usize = BLOCK / 4;
 pub trait Vnni: Vector {
     /// `self` and four products in each lane of 32 bits, unsigned bytes of `w` times signed ones of `a`.
     unsafe fn add_byte_products(self, w: Self, a: Self) -> Self;
-    unsafe fn times_i32(self, y: Self) -> Self;
     unsafe fn times_i16(self, y: Self) -> Self;
     /// Lanes of 32 bits, shifted right with their sign.
     unsafe fn shr_i32(self, n: u32) -> Self;

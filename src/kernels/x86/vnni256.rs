@@ -12,11 +12,12 @@ use super::formats::{Elements, Format, Vector, in_registers};
 use super::product::{self, Expanded, Native, RowsOut, Set, Source};
 use super::stamp_x86;
 use super::vnni::{self, Vnni};
+use super::words::{self, Words};
 use crate::kernels::{Acts, Attend, MatmulTask, Partial, Table};
 
 stamp_x86!(
     "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
-    Vnni256 { vector: Unsigned, rows: 8, direct: [1 2 3 4], tiled: [8 4 3 2 1] },
+    Vnni256 { vector: Unsigned, rows: 8, direct: [1 2 3 4], tiled: [8 4 3 2 1], words: by_words },
     Ymm
 );
 
@@ -103,6 +104,7 @@ impl Vector for Unsigned {
         or(y);
         xor(y);
         add(y);
+        times_i32(y);
         halves();
         to_floats();
         times(y);
@@ -118,7 +120,6 @@ impl Vector for Unsigned {
 impl Vnni for Unsigned {
     in_registers! {
         add_byte_products(v, w: Self, a: Self) => Unsigned(_mm256_dpbusd_epi32(v.0, w.0, a.0));
-        times_i32(v, y: Self) => Unsigned(_mm256_mullo_epi32(v.0, y.0));
         times_i16(v, y: Self) => Unsigned(_mm256_mullo_epi16(v.0, y.0));
         shr_i32(v, n: u32) => Unsigned(_mm256_sra_epi32(v.0, _mm_cvtsi32_si128(n as i32)));
         add_floats(v, y: Self) => {
@@ -131,6 +132,47 @@ impl Vnni for Unsigned {
         // SAFETY: lanes from `skip` on are writable by the caller's promise.
         unsafe { _mm256_mask_storeu_ps(p, u8::MAX << skip, _mm256_castsi256_ps(self.0)) }
     }
+}
+
+impl Words for Unsigned {
+    /// Words of 32 bits, in the order of the vectors that they belong to: a bit for each byte of it.
+    #[inline(always)]
+    unsafe fn parted(signs: Self) -> Self {
+        // SAFETY: registers only.
+        unsafe {
+            // Of each byte of a lane those of two rows behind each other, then those of the two rows four further on.
+            let order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+            let twos = _mm256_shuffle_epi8(signs.0, _mm256_broadcastsi128_si256(order));
+            let (low, high) = (_mm256_castsi256_si128(twos), _mm256_extracti128_si256(twos, 1));
+            Unsigned(_mm256_set_m128i(_mm_unpackhi_epi16(low, high), _mm_unpacklo_epi16(low, high)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn half(words: [__m256i; 2], a: *const i8, signs: &Self, four: usize, half: usize) -> Self {
+        // SAFETY: the activations by the caller's promise; a word of the vector.
+        unsafe {
+            let mut sum = _mm256_setzero_si256();
+            for i in 0..2 {
+                let minus = (&raw const *signs).cast::<u32>().add(4 * four + 2 * half + i).read();
+                let a = _mm256_set1_epi64x(a.add(8 * i).cast::<i64>().read_unaligned());
+                let a = _mm256_mask_sub_epi8(a, minus, _mm256_setzero_si256(), a);
+                sum = _mm256_dpbusd_epi32(sum, words[i], a);
+            }
+            Unsigned(sum)
+        }
+    }
+}
+
+/// `words::product` for both sets with VNNI: a vector twice as long would take more instructions to fill.
+///
+/// # Safety
+/// As `words::product`; the features of the set.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline(never)] // As `product`.
+pub unsafe fn by_words<G: Grid>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut) {
+    // SAFETY: passed on.
+    unsafe { words::product::<Unsigned, G>(p, stride, acts, to) }
 }
 
 /// `vnni::product` for eight rows.
