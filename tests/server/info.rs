@@ -122,6 +122,8 @@ fn metrics_are_of_two_families_with_the_same_numbers() {
         n_said += timings["predicted_n"].as_u64().expect("a number");
     }
     assert_eq!(post(server.address, "/v1/chat/completions", &json!({})).status, 400);
+    // A stream is given back after its answer has gone out.
+    server.wait_until(|server| server.n_running() == 0);
     let reply = get(server.address, "/metrics");
     assert!(reply.header("Process-Start-Time-Unix").is_some_and(|time| time.parse::<u64>().is_ok()));
     assert_eq!(reply.header("Content-Type"), Some("text/plain; version=0.0.4; charset=utf-8"));
