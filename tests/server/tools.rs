@@ -54,7 +54,8 @@ fn a_call_is_told_whole_or_in_deltas() {
     let content: String = deltas.iter().filter_map(|delta| delta["content"].as_str()).collect();
     assert_eq!(content, "Let me see.\n");
     let calls: Vec<&Value> = deltas.iter().filter_map(|delta| delta.get("tool_calls")).map(|calls| &calls[0]).collect();
-    assert!(calls.len() > 2, "{events:?}");
+    // The name, then arguments: in how many pieces depends on how many words wait when an event is made.
+    assert!(calls.len() >= 2, "{events:?}");
     assert_eq!(
         (&calls[0]["index"], &calls[0]["function"]["name"], &calls[0]["function"]["arguments"]),
         (&json!(0), &json!("now"), &json!(""))
