@@ -30,10 +30,11 @@ pub trait Words: Vector {
 }
 
 /// Eight rows times one token:
-///
-///     for each block b:
-///         isum  = sc0 Σ first 16 |q| * (a with the sign of q) + sc1 Σ last 16
-///         acc   = fma(d * d_a, isum, acc)
+/// ```text
+/// for each block b:
+///     isum = sc0 Σ first 16 |q| * (a with the sign of q) + sc1 Σ last 16
+///     acc  = fma(d * d_a, isum, acc)
+/// ```
 ///
 /// # Safety
 /// Eight rows from `p` on, `stride` bytes apart, have a block for each 32 columns; the features of the set; the elements of `to`
