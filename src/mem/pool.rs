@@ -230,17 +230,19 @@ impl Pool {
 
     /// Lets no more workers in and waits for those inside.
     fn close(&self) {
-        let mut state = self.shared.state.0.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut spins = 0u32;
-        while state & ACTIVE != 0 {
-            spins += 1;
-            if spins < SPINS_BEFORE_YIELD {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
-            }
-            state = self.shared.state.0.load(Ordering::Acquire);
+        let state = self.shared.state.0.fetch_and(!OPEN, Ordering::AcqRel);
+        if state & ACTIVE != 0 {
+            spin_until(|| self.shared.state.0.load(Ordering::Acquire) & ACTIVE == 0);
         }
+    }
+}
+
+/// Waits for what another thread is about to do: by spinning, and after a while by giving the core away.
+pub fn spin_until(is_done: impl Fn() -> bool) {
+    let mut spins = 0u32;
+    while !is_done() {
+        spins = spins.saturating_add(1);
+        if spins < SPINS_BEFORE_YIELD { std::hint::spin_loop() } else { std::thread::yield_now() }
     }
 }
 

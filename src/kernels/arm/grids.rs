@@ -164,7 +164,7 @@ a_type!(
 a_type!(
     /// `f16 d; u8 low[32]; u8 signs[32]; u8 high[8]; u8 scales[8]`: ten bits of index.
     Iq2S alike, 82, 8, Two, 43, |p| odd_halves(p, 74), |p, sub| {
-        // Bytes up to 2 + 4 * 7 + 8 are read.
+        // Bytes up to 2 + 4 * 7 + 8 are read; the grid has a word for each index of ten bits.
         let i = indices(p.add(2 + 4 * sub), *p.add(66 + sub), [8, 6, 4, 2, 0, 0, 0, 0], 0x300);
         let word = |i: u16| *grids::IQ2_S.get_unchecked(usize::from(i));
         let [x, y] = eights([word(vgetq_lane_u16(i, 0)), word(vgetq_lane_u16(i, 1)), word(vgetq_lane_u16(i, 2)), word(vgetq_lane_u16(i, 3))]);
@@ -198,6 +198,7 @@ a_type!(
         odd_scales(scales, f16(p, 0), 1.0)
     },
     |p, sub| {
+        // The grid has a word for each index of nine bits.
         let i = indices(p.add(2 + 8 * sub), *p.add(66 + sub), [8, 7, 6, 5, 4, 3, 2, 1], 0x100);
         let word = |i: u16| grids::IQ3_S.get_unchecked(usize::from(i));
         let (a, b) = (word(vgetq_lane_u16(i, 0)), word(vgetq_lane_u16(i, 1)));

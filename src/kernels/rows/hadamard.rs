@@ -14,7 +14,12 @@ pub fn hadamard(x: &mut [f32]) {
 #[inline(always)]
 pub fn flip(x: &mut [f32]) {
     for (i, x) in x.iter_mut().enumerate() {
-        let bit = (i as u32 + 1).wrapping_mul(0x9e37_79b9) & 0x8000_0000;
-        *x = f32::from_bits(x.to_bits() ^ bit);
+        *x = f32::from_bits(x.to_bits() ^ sign(i));
     }
+}
+
+/// The sign bit, if `flip` turns element `i`.
+#[inline(always)]
+pub const fn sign(i: usize) -> u32 {
+    (i as u32 + 1).wrapping_mul(0x9e37_79b9) & 0x8000_0000
 }

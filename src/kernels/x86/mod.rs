@@ -18,7 +18,8 @@ pub mod vnni256;
 mod words;
 
 /// A set `$set` of vectors `$vector`, which takes `$rows` rows at a time, multiplies `$direct` tokens as it reads and `$tiled` at
-/// once from the tile, the most first, and types with grids by `$words`; its functions, with vectors for attention of `$width`, compiled with its features.
+/// once from the tile, the most first, and types with grids by `$words`; its functions, with vectors for attention of `$width`,
+/// compiled with its features.
 macro_rules! stamp_x86 {
     ($features:literal, $set:ident { vector: $vector:ty, rows: $rows:expr, direct: [$($direct:literal)*], tiled: [$($tiled:literal)*], words: $words:ident }, $width:ty) => {
         use $crate::kernels::spec::{arithmetic, attention, delta, mamba, scan as past};

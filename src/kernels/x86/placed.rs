@@ -8,6 +8,7 @@ use std::arch::x86_64::*;
 use super::float::load8;
 use super::levels::{BitPlanes, Levels, Q8};
 use crate::kernels::rows::codec::{ROW_BLOCK, RowType, with_row};
+use crate::kernels::rows::hadamard::sign;
 use crate::kernels::spec::arithmetic::HUGE;
 use crate::kernels::spec::placed;
 use crate::kernels::{AngleSum, Placing, RopeOrder};
@@ -15,11 +16,11 @@ use crate::kernels::{AngleSum, Placing, RopeOrder};
 /// The most elements that are turned together here.
 const MOST: usize = 256;
 
-/// The signs that `rows::hadamard::flip` gives.
+/// What `rows::hadamard::flip` turns.
 static FLIPS: [u32; MOST] = {
     let (mut flips, mut i) = ([0; MOST], 0);
     while i < MOST {
-        flips[i] = (i as u32 + 1).wrapping_mul(0x9e37_79b9) & 0x8000_0000;
+        flips[i] = sign(i);
         i += 1;
     }
     flips

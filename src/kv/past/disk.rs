@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{self, Advice, AtFlags, Mode, OFlags};
+use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 /// A file of fixed size that is written piece by piece and read anywhere.
@@ -32,7 +32,7 @@ impl ScratchFile {
         let dir = fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         match fs::openat(&dir, ".", flags | OFlags::TMPFILE, MODE) {
-            Ok(file) => return Ok(ScratchFile::of(file.into())),
+            Ok(file) => return Ok(ScratchFile(file.into())),
             // File systems and kernels that know no files without a name.
             Err(Errno::NOTSUP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
             Err(e) => return Err(e.into()),
@@ -40,18 +40,7 @@ impl ScratchFile {
         let name = format!(".lowkey-past-{}", std::process::id());
         let file = fs::openat(&dir, &name, flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW, MODE)?;
         fs::unlinkat(&dir, &name, AtFlags::empty())?;
-        Ok(ScratchFile::of(file.into()))
-    }
-
-    /// Reads are small and many: each brings just its pages, and leaves no mark of its time. What a file system will not have, it
-    /// does without.
-    fn of(file: File) -> ScratchFile {
-        let advised = fs::fadvise(&file, 0, None, Advice::Random);
-        let unmarked = fs::fcntl_getfl(&file).and_then(|flags| fs::fcntl_setfl(&file, flags | OFlags::NOATIME));
-        if let Err(e) = advised.and(unmarked) {
-            log::debug!("the file of the past is read as any other: {e}");
-        }
-        ScratchFile(file)
+        Ok(ScratchFile(file.into()))
     }
 
     /// Bytes that this user may still write on the disk of the file.

@@ -16,6 +16,7 @@ use crate::kernels::{Asked, Kernels};
 use crate::kv::layout::{AttnLayer, Head, MAX_HEAD_KV};
 use crate::kv::{Pos, Rotary};
 use crate::mem::arena::{Arena, Buf};
+use crate::mem::pool::spin_until;
 
 /// What the arena has as the tokens come.
 pub struct Asking<'a> {
@@ -106,17 +107,10 @@ impl Choice {
 
     /// Waits until it is made, by a task that was begun before.
     pub fn with<T>(&self, then: impl FnOnce(&Chosen) -> T) -> T {
-        let mut spins = 0;
-        while !self.is_made.load(Ordering::Acquire) {
-            spins += 1;
-            if spins < SPINS_BEFORE_YIELD { std::hint::spin_loop() } else { std::thread::yield_now() }
-        }
+        spin_until(|| self.is_made.load(Ordering::Acquire));
         then(&self.made.read().expect("the choice was made"))
     }
 }
-
-/// Rounds of spinning before a waiting thread gives its core away.
-const SPINS_BEFORE_YIELD: u32 = 2000;
 
 impl Chosen {
     /// The pieces, each with the tokens that the arena has lost and the positions of these.
