@@ -53,7 +53,7 @@ fn logits(
 /// Each operation left to each set alone, and everything left to sets at random.
 fn assignments(auto: Kernels, types: &[GgmlType]) -> Vec<Kernels> {
     let mut ops = vec![Op::Attention];
-    ops.extend(types.iter().flat_map(|&ty| [Op::Decode(ty), Op::Batch(ty)]));
+    ops.extend(types.iter().flat_map(|&ty| [Op::Decode(ty), Op::Few(ty), Op::Batch(ty)]));
     let mut all: Vec<Kernels> =
         ops.iter().flat_map(|&op| auto.alternatives(op).map(move |set| (op, set))).map(|(op, set)| auto.with(op, set)).collect();
     let mut rng = fastrand::Rng::with_seed(7);

@@ -92,7 +92,7 @@ fn assert_choice(answer: &Value) {
     for row in choice {
         assert!(row["kernels"].is_string() && row["gain"].as_f64().is_some_and(|gain| gain >= 1.0), "{row}");
         let (op, has_type) = (row["op"].as_str().expect("a name"), row["type"].is_string());
-        assert!(matches!((op, has_type), ("decode" | "batch", true) | ("attention", false)), "{row}");
+        assert!(matches!((op, has_type), ("decode" | "few" | "batch", true) | ("attention", false)), "{row}");
         assert_eq!(row["read_gb_s"].is_number(), op == "decode", "{row}");
     }
     assert_eq!(answer["read_gb_s"].is_number(), choice.iter().any(|row| row["op"] == "decode"));

@@ -8,7 +8,7 @@ use crate::model::choice::Choice;
 /// An operation that was measured.
 #[derive(Clone, Serialize)]
 pub struct Chosen {
-    /// `decode`, `batch` or `attention`.
+    /// `decode`, `few`, `batch` or `attention`.
     op: &'static str,
     /// Of the weights; null for attention.
     #[serde(rename = "type")]
@@ -26,6 +26,7 @@ pub fn chosen(choice: &Choice) -> Vec<Chosen> {
     let one = |found: &crate::model::choice::Found| {
         let (op, ty) = match found.op {
             Op::Decode(ty) => ("decode", Some(ty.name())),
+            Op::Few(ty) => ("few", Some(ty.name())),
             Op::Batch(ty) => ("batch", Some(ty.name())),
             Op::Attention => ("attention", None),
         };

@@ -1,4 +1,4 @@
-//! Which set does what: a set for decoding with each type of weights, one for batches, one for attention. All sets give the same
+//! Which set does what: for each type of weights a set for one token, one for a few and one for batches; one for attention. All sets give the same
 //! bits, so this decides nothing but time. Measures nothing itself: model/choice.rs does, and `Kernels::with` takes the outcome.
 //!
 //! Buffers are sized for the set that has the features of all the others, `auto`'s own, and serve whatever is assigned.
@@ -9,14 +9,16 @@ use super::operands::Matrix;
 use super::{Kernels, SetName, Table};
 use crate::gguf::quant::GgmlType;
 
-/// Tokens of a product at most that counts as decoding.
-pub const DECODE_TOKENS: usize = 4;
+/// Tokens of a product at most that are no batch yet: those of streams that decode together, or guesses.
+pub const FEW_TOKENS: usize = 4;
 
 /// What a set may be assigned to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Products of at most `DECODE_TOKENS` tokens with weights of this type.
+    /// Products of one token with weights of this type.
     Decode(GgmlType),
+    /// Products of two to `FEW_TOKENS` tokens.
+    Few(GgmlType),
     /// Products of more.
     Batch(GgmlType),
     /// Of a chunk of the cache.
@@ -26,7 +28,11 @@ pub enum Op {
 impl Op {
     /// What a product with a matrix of this type is.
     pub fn product(ty: GgmlType, n_tok: usize) -> Op {
-        if n_tok <= DECODE_TOKENS { Op::Decode(ty) } else { Op::Batch(ty) }
+        match n_tok {
+            0..=1 => Op::Decode(ty),
+            2..=FEW_TOKENS => Op::Few(ty),
+            _ => Op::Batch(ty),
+        }
     }
 }
 
@@ -44,18 +50,20 @@ const N_TYPES: usize = {
 #[derive(Clone, Copy)]
 pub(super) struct Assigned {
     decode: [SetName; N_TYPES],
+    few: [SetName; N_TYPES],
     batch: [SetName; N_TYPES],
     attention: SetName,
 }
 
 impl Assigned {
     pub(super) const fn to(set: SetName) -> Assigned {
-        Assigned { decode: [set; N_TYPES], batch: [set; N_TYPES], attention: set }
+        Assigned { decode: [set; N_TYPES], few: [set; N_TYPES], batch: [set; N_TYPES], attention: set }
     }
 
     fn of(&self, op: Op) -> SetName {
         match op {
             Op::Decode(ty) => self.decode[ty.id() as usize],
+            Op::Few(ty) => self.few[ty.id() as usize],
             Op::Batch(ty) => self.batch[ty.id() as usize],
             Op::Attention => self.attention,
         }
@@ -64,6 +72,7 @@ impl Assigned {
     fn assign(&mut self, op: Op, set: SetName) {
         match op {
             Op::Decode(ty) => self.decode[ty.id() as usize] = set,
+            Op::Few(ty) => self.few[ty.id() as usize] = set,
             Op::Batch(ty) => self.batch[ty.id() as usize] = set,
             Op::Attention => self.attention = set,
         }
@@ -87,7 +96,7 @@ impl Kernels {
     pub fn alternatives(&self, op: Op) -> impl Iterator<Item = SetName> {
         let own = self.name;
         let differs = move |set: SetName| match op {
-            Op::Decode(ty) | Op::Batch(ty) => !ty.is_float() && Kernels::supports(ty),
+            Op::Decode(ty) | Op::Few(ty) | Op::Batch(ty) => !ty.is_float() && Kernels::supports(ty),
             // Rows are widened on all sets of a processor or on none.
             Op::Attention => {
                 let (table, own) = (set.table(), own.table());
@@ -126,7 +135,8 @@ impl Kernels {
         let mut text = self.name().to_owned();
         let mut others = Vec::new();
         for set in self.candidates().filter(|&set| set != self.name) {
-            for (what, sets) in [("decode", &self.assigned.decode), ("batches", &self.assigned.batch)] {
+            let Assigned { decode, few, batch, .. } = &self.assigned;
+            for (what, sets) in [("decode", decode), ("a few tokens", few), ("batches", batch)] {
                 let types = GgmlType::ALL.iter().filter(|ty| sets[ty.id() as usize] == set).map(|ty| ty.name());
                 let types = types.collect::<Vec<_>>().join(", ");
                 if !types.is_empty() {

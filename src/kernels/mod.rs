@@ -36,7 +36,7 @@ use crate::error::{Error, Result, Setting};
 use crate::gguf::quant::{GgmlType, can_dequantize};
 
 use assigned::Assigned;
-pub use assigned::{DECODE_TOKENS, Op};
+pub use assigned::{FEW_TOKENS, Op};
 pub use delta::DeltaNet;
 pub use mamba::Mamba;
 pub use operands::{

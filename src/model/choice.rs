@@ -3,21 +3,21 @@
 //! nothing is measured.
 //!
 //! ```text
-//! for decoding with each type, for attention, for batches with each type:
+//! for decoding with each type, for attention, for batches and for a few tokens with each type:
 //!     three times, each set in turn: time one piece of work            stop where 5 ms are over
 //!     the fastest set does it if it beats the default set by more than 5 %
 //! ```
 //!
-//! Decoding is bound by memory as much as by arithmetic, so each piece is rows of the weights that nobody has touched before, as
+//! Decoding is bound by memory as much as by arithmetic, so each piece is rows of the weights that lie apart from the last one's, as
 //! many for each thread as a task of the real product has, and all threads take part. Their pages are brought in first and not
-//! counted, but for a mixture's: the first token would read them. Batches are bound by arithmetic: their piece is always the
-//! same, for one so small would end before anything was fetched ahead. Everything runs in the scratch of the session, which the
-//! plan has shown.
+//! counted, but for a mixture's: the first token would read them. So it is for a few tokens. Batches are bound by arithmetic:
+//! their piece is always the same, for one so small would end before anything was fetched ahead. Everything runs in the scratch
+//! of the session, which the plan has shown.
 
 use std::time::{Duration, Instant};
 
 use crate::gguf::quant::GgmlType;
-use crate::kernels::{ActBuf, DECODE_TOKENS, Kernels, Matrix, Op, Product, SetName, TILE_ROWS, tile_bytes};
+use crate::kernels::{ActBuf, FEW_TOKENS, Kernels, Matrix, Op, Product, SetName, TILE_ROWS, tile_bytes};
 use crate::kv::attention::AttendScratch;
 use crate::mem::arena::{Arena, Buf};
 use crate::mem::pool::Pool;
@@ -97,8 +97,11 @@ pub fn choose(
     measuring.products(Op::Decode, 1, &groups, room);
     measuring.attention(room);
     let n_tok = BATCH_TOKENS.min(room.n_batch);
-    if n_tok > DECODE_TOKENS {
+    if n_tok > FEW_TOKENS {
         measuring.products(Op::Batch, n_tok, &groups, room);
+    }
+    if n_tok > 1 {
+        measuring.products(Op::Few, n_tok.min(FEW_TOKENS), &groups, room);
     }
     (measuring.kernels, Choice { found: measuring.found })
 }
@@ -224,7 +227,8 @@ impl Measuring<'_> {
         if (!is_decode && sets.n < 2) || pieces(group, 1, room, 1).bytes() < LEAST_BYTES || self.is_over() {
             return;
         }
-        let pieces = pieces(group, n_tok, room, if is_decode { ROUNDS * sets.n } else { 1 });
+        let is_cold = n_tok <= FEW_TOKENS;
+        let pieces = pieces(group, n_tok, room, if is_cold { ROUNDS * sets.n } else { 1 });
         if pieces.n_rows == 0 {
             return;
         }
@@ -237,7 +241,7 @@ impl Measuring<'_> {
         let n_cols = group.largest[0].n_cols;
         let acts = self.kernels.quantize(pool, &x[..n_tok * n_cols], n_cols, acts);
         let least = self.least(&sets, |kernels, k| {
-            let w = pieces.get(if is_decode { k } else { 0 });
+            let w = pieces.get(if is_cold { k } else { 0 });
             let products = &mut [Product { w, out: &mut out[..n_tok * w.n_rows] }];
             kernels.matmul_by(pieces.rows_per_task, pool, tiles, acts, products);
         });
@@ -317,7 +321,7 @@ fn pieces<'a, 'g>(group: &'g Group<'a>, n_tok: usize, room: &Room, n: usize) -> 
     let (w, n_threads) = (group.largest[0], room.pool.n_threads());
     let whole_tiles = |rows: usize| (rows / TILE_ROWS * TILE_ROWS).max(TILE_ROWS);
     let rows_per_task = match n_tok {
-        1 => Kernels::rows_per_task(w.n_rows, n_threads).min(whole_tiles(PIECE_BYTES / w.row_bytes())),
+        ..=FEW_TOKENS => Kernels::rows_per_task(w.n_rows, n_threads).min(whole_tiles(PIECE_BYTES / w.row_bytes())),
         _ => whole_tiles(BATCH_PRODUCTS / (n_tok * w.n_cols)),
     };
     let n_rows = (rows_per_task * n_threads).min(w.n_rows).min(room.out.len() / n_tok);

@@ -131,7 +131,7 @@ pub static TABLE: [PolicyRow; 15] = [
         score: |e| e.key_norm / e.worth().max(f32::MIN_POSITIVE), priority: Priority::ScorePerReceived, ..PLAIN },
     // For keys that are normed: their norms say nothing of the attention they may expect, and the rarest say less.
     PolicyRow { policy: Policy::Attn, name: "attn",
-        evicts: "the lowest (1 - cos) norm(v) mean attention received, doubled for every 8 x slots tokens of age",
+        evicts: "the lowest (1 - cos) norm(v) mean attention received, halved for every 8 x slots tokens of age",
         source: "this project; l2-attn without the norm of keys",
         reads_value: true, reads_direction: true, judges: Judges::ByAttention(Received::Mean),
         recent_percent: 60.0, reserve: Some(Reserve { share: 0.08, by_worth: false }), pool: Some(4), half_life: 8,
