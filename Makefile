@@ -93,7 +93,9 @@ size: need-arm ## the release binary for ARM (static, link-time optimised) and i
 # An intrinsic that is not inlined is a function of its own, called for each vector: it happens where a closure, which does
 # not get the CPU features around it, holds one. No test of results sees it.
 BINARY    ?= target/release/lowkey
-inlined: $(if $(filter target/release/lowkey,$(BINARY)),build) ## no vector instruction of BINARY is a call (needs nm)
+# What has to be built for it: nothing where another one is named.
+BUILT      = $(if $(filter target/release/lowkey,$(BINARY)),build)
+inlined: $(BUILT) ## no vector instruction of BINARY is a call (needs nm)
 	@if nm -C $(BINARY) | grep -E 'core_arch::.*::_mm'; then echo "$(BINARY): these are calls" >&2; exit 1; fi
 
 # llama.cpp is built from its source package on the first call (about ten minutes).
@@ -124,9 +126,9 @@ peer-files: need-build ## token ids and chat templates on files that llama.cpp's
 	models/fetch-peer-files
 	$(CARGO) test --locked --test vocabs --test templates --test chat_marks -- --include-ignored
 
-test-web: build model ## the page of `lowkey serve` in a headless Chromium, at a desk and on a phone
+test-web: $(BUILT) model ## the page of `lowkey serve` (BINARY) in a headless Chromium, at a desk and on a phone
 	@.ci/need web
-	tests/web/test_page.py
+	LOWKEY_BIN=$(abspath $(BINARY)) tests/web/test_page.py
 
 test-clients: build model ## clients of OpenAI's and Ollama's interfaces against `lowkey serve` (installs them below target/ with pip and npm)
 	@.ci/need clients
@@ -141,9 +143,9 @@ serve-figures: build model ## the figures of docs/serve.md: streams together, sn
 kills: need-tests model ## saving is killed a thousand times with kill -9: what is there is whole (minutes)
 	LOWKEY_KILLS=1000 $(CARGO) test --locked --test session_folder -- kill_9 --nocapture
 
-peer-server-tests: build model ## llama.cpp's own tests of its server, unchanged, against `lowkey serve` (77 MB, once)
+peer-server-tests: $(BUILT) model ## llama.cpp's own tests of its server, unchanged, against `lowkey serve` (BINARY; 77 MB, once)
 	@.ci/need python
-	tests/peer/run
+	LOWKEY_BIN=$(abspath $(BINARY)) tests/peer/run
 
 SCHEMA_ARGS ?= --answers 27
 json-schema: build model ## the JSON Schema Test Suite: 10,000 answers by chance under its schemas, each valid (fetches 0.4 MB; SCHEMA_ARGS)
@@ -189,7 +191,7 @@ publish: ## a release on GitHub of what is in target/dist: TAG=v$(VERSION) (need
 	cd target/dist && sha256sum --check --quiet SHA256SUMS
 	gh release create "$(TAG)" --verify-tag --title "lowkey $(VERSION)" --generate-notes target/dist/*
 
-deploy-check: need-deploy model $(if $(filter target/release/lowkey,$(BINARY)),build) ## the files of deploy/ and the workflows, each by its own tool, against BINARY
+deploy-check: need-deploy model $(BUILT) ## the files of deploy/ and the workflows, each by its own tool, against BINARY
 	LOWKEY_BIN=$(BINARY) tests/deploy/run
 
 # LiteLLM and what it needs take 750 MB of disk: SHELF_ARGS="--through haproxy" does without.

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The rooms, lowest first. A room names itself and those before it, and nothing else.
@@ -451,4 +452,32 @@ fn a_circle_is_found() {
     assert_eq!(found(&sources), None);
     sources[3] = source("kv/c.rs", "fn f(x: super::a::A) {}");
     assert_eq!(found(&sources), Some(vec![1, 2, 3]));
+}
+
+/// What is run by its own name can be run: a file that begins with `#!` may be executed by its owner.
+#[cfg(unix)]
+#[test]
+fn scripts_are_executable() {
+    use std::os::unix::fs::PermissionsExt;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders: Vec<_> = [".ci", "benches", "cross", "deploy", "models", "tests"].map(|folder| root.join(folder)).into();
+    let mut n_scripts = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let entry = entry.expect("an entry");
+            let kind = entry.file_type().expect("its kind");
+            if kind.is_dir() && entry.file_name() != "node_modules" {
+                folders.push(entry.path());
+            }
+            let mut start = [0; 2];
+            let is_read =
+                kind.is_file() && std::fs::File::open(entry.path()).is_ok_and(|mut file| file.read_exact(&mut start).is_ok());
+            if is_read && &start == b"#!" {
+                n_scripts += 1;
+                let mode = entry.metadata().expect("its mode").permissions().mode();
+                assert!(mode & 0o100 != 0, "{} begins with #! and is not executable", entry.path().display());
+            }
+        }
+    }
+    assert!(n_scripts > 20, "only {n_scripts} scripts were found");
 }

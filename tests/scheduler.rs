@@ -203,6 +203,11 @@ fn a_few_common_tokens_are_read_again_rather_than_kept_inexactly() {
         let (.., out) = server.answer(request(other, 2));
         assert_eq!((out.progress.n_cached, out.kept.diverged_at, out.kept.is_exact), (n_cached, n, n_cached == 0));
     }
+    // A short prompt that is asked again is, as clients of llama.cpp's server expect.
+    for n_cached in [0, 7] {
+        let (.., out) = server.answer(request(first[40..48].to_vec(), 2));
+        assert_eq!(out.progress.n_cached, n_cached);
+    }
 }
 
 #[test]
@@ -235,7 +240,7 @@ fn a_prompt_that_changes_at_its_head_is_mended() {
         for clock in ["It is 10:42.", "It is half past eleven in the morning.", "Noon."] {
             let prompt = asks(clock);
             let (_, tokens, out) = server.answer(reuses(prompt.clone()));
-            assert!(out.kept.n_moved >= 290 && !out.kept.is_exact, "{clock}: {:?}", out.kept);
+            assert!(out.kept.n_moved >= 255 && out.kept.n_moved < 290 && !out.kept.is_exact, "{clock}: {:?}", out.kept);
             assert_eq!((out.progress.n_prompt, out.kept.n_live), (prompt.len(), prompt.len() + 11), "{clock}");
             assert_eq!(out.progress.n_cached, prompt.len() - (out.progress.n_prompt - out.progress.n_cached));
             let exact = alone(&prompt, 12, &params);

@@ -144,7 +144,8 @@ impl Seat {
         let ((prefix, by_text), held) = (self.prefix(request), self.stream.n_past() as usize);
         let runs = self.runs(request, prefix, by_text);
         let (n_moved, is_moved) = (runs.n_tokens(), !runs.all().is_empty());
-        let n_cached = if by_text || is_moved { prefix.n_cached } else { self.stream.worth_keeping(prefix.n_cached) };
+        let n_cached =
+            if by_text || is_moved { prefix.n_cached } else { self.stream.worth_keeping(prefix.n_cached, request.prompt.len()) };
         let n_prompt = match &request.continues {
             Some(continues) if by_text => n_cached + continues.rest.len(),
             _ => request.prompt.len(),

@@ -81,7 +81,7 @@ pub struct Prefix {
     pub n_common: usize,
 }
 
-/// Fewer are read again rather than kept by a rewind that is not exact.
+/// Fewer, if they are less than half of a prompt, are read again rather than kept by a rewind that is not exact.
 const FEW_TOKENS: usize = 16;
 
 fn no_memory(e: std::io::Error) -> Error {
@@ -228,11 +228,13 @@ impl Stream {
         Prefix { n_cached, n_common: common.n }
     }
 
-    /// How many of the first `n_cached` tokens are better kept than read again: a rewind that the policy does not forget leaves the stream
-    /// inexact, and a few tokens, such as those with which every conversation begins, are not worth that.
-    pub fn worth_keeping(&self, n_cached: usize) -> usize {
+    /// How many of the first `n_cached` of a prompt's `n_prompt` tokens are better kept than read again: a rewind that the policy does not
+    /// forget leaves the stream inexact, and a few tokens, such as those with which every conversation begins, are not worth that. A
+    /// short prompt that is asked again is.
+    pub fn worth_keeping(&self, n_cached: usize, n_prompt: usize) -> usize {
         let is_rewind = (n_cached as u64) < self.log.n();
-        if is_rewind && n_cached < FEW_TOKENS && !self.cache.rewinds_exactly() { 0 } else { n_cached }
+        let is_few = n_cached < FEW_TOKENS.min(n_prompt / 2);
+        if is_rewind && is_few && !self.cache.rewinds_exactly() { 0 } else { n_cached }
     }
 
     /// Makes the stream hold the first `n_cached` tokens of a prompt, as `prefix` found them, and nothing else.

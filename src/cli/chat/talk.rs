@@ -197,7 +197,7 @@ impl<'a> Talk<'a> {
                 let all = self.tokenizer.encode_pieces(&rendered.pieces(), true)?;
                 self.pending = None;
                 let (_, stream) = self.session.parts();
-                let n_cached = stream.worth_keeping(stream.prefix(&all).n_cached);
+                let n_cached = stream.worth_keeping(stream.prefix(&all).n_cached, all.len());
                 if stream.n_past() > 0 && n_cached == 0 {
                     say("The template has changed what was said before, so the conversation is read again.");
                 }
