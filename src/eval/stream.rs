@@ -152,6 +152,8 @@ pub fn run(
     let measured = Measured { n_right: vec![0; course.backs.len()], ..Measured::default() };
     let waiting = Vec::with_capacity(AT_ONCE + PIECE_BYTES);
     let mut reading = Reading { session, tokenizer, waiting, measured, n_tokens: course.n_tokens };
+    // Several times in a tenth, for its time.
+    let at_once = AT_ONCE.min(course.n_tokens / (4 * TENTHS));
     let mut n_asked = 0;
     let mut sentences = hay.from(start);
     while n_asked < all.len() || reading.n() < course.n_tokens {
@@ -181,7 +183,7 @@ pub fn run(
             " "
         };
         reading.add(&format!("{between}{sentence}"))?;
-        if reading.waiting.len() >= AT_ONCE && reading.read(&mut go_on)?.is_none() {
+        if reading.waiting.len() >= at_once && reading.read(&mut go_on)?.is_none() {
             return Ok(None);
         }
     }
