@@ -218,7 +218,9 @@ fn damage(path: &Path) {
 #[test]
 fn a_session_keeps_its_past() {
     let (temp, elsewhere) = (Temp::new("past"), Temp::new("past-elsewhere"));
-    [&temp.0, &elsewhere.0].map(|folder| std::fs::create_dir_all(folder).expect("a folder"));
+    for folder in [&temp.0, &elsewhere.0] {
+        std::fs::create_dir_all(folder).expect("a folder");
+    }
     let prose = std::fs::read_to_string(lowkey_test_kit::data("prose.txt")).expect("prose");
     let n = if emulated().is_some() { 500 } else { 1500 };
     let past = ["--kv-budget", "600KiB", "-b", "8", "-n", N, "--past", temp.path(), "--past-space"];
