@@ -351,9 +351,10 @@ impl<D: Disk> Shelf<D> {
     pub fn remove(&mut self, name: &Name) -> Result<(), Failure> {
         self.index.retain(|entry| entry.name != *name);
         // The file of its past first: without the session nobody asks for it again.
-        match self.disk.remove(name.past().as_str()) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failure(name)(Why::Past(e))),
-            Ok(()) | Err(_) => {}
+        if let Err(e) = self.disk.remove(name.past().as_str())
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            return Err(failure(name)(Why::Past(e)));
         }
         let removed = self.disk.remove(name.file().as_str()).and_then(|()| self.disk.sync_folder());
         removed.map_err(|e| failure(name)(e.into()))

@@ -55,10 +55,9 @@ impl PastFile {
         if FileType::from_raw_mode(fs::fstat(&file)?.st_mode) != FileType::RegularFile {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::WouldBlock.into()),
-            // Where there are no locks nobody can be told.
-            Ok(()) | Err(_) => {}
+        // Where there are no locks nobody can be told.
+        if fs::flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         if file.metadata()?.len() < n_bytes {
             file.set_len(n_bytes)?;
