@@ -256,6 +256,33 @@ fn ppl_of_a_stream_beyond_the_trained_context_by_parts() {
     assert!(rows(&args[..args.len() - 2])[0].get("parts").is_none());
 }
 
+/// What the arena alone has lost by the time it is asked for, the past has, and what is near both have. The tiny model's stream goes far
+/// beyond its trained context.
+#[test]
+fn a_stream_is_asked_for_what_was_said_so_many_tokens_ago() {
+    if emulated().is_some() {
+        return println!("minutes of emulation; the questions and the past are tested for themselves");
+    }
+    let (m, text, tiny) = strings();
+    let folder = std::env::temp_dir().to_str().expect("UTF-8").to_owned();
+    let args = ["eval", "stream", "-m", &m, "-f", &text, "--tokens", "2000", "--back", "60,900", "--samples", "4"];
+    let budget = ["--kv-budget", "1MiB", "--evict", "window", "--batch", "16"];
+    let past = ["--past", &folder, "--past-space", "32MiB"];
+    let [alone, with] = [&[][..], &past].map(|more| rows(&[&args[..], &budget, more].concat()));
+    let correct = |rows: &[Value]| rows.iter().map(|row| row["correct"].as_u64().expect("a number")).collect::<Vec<_>>();
+    assert!(alone.iter().chain(&with).all(|row| row["n"] == 4 && row["policy"] == "window"), "{alone:?} {with:?}");
+    assert!(correct(&alone)[0] >= 3 && correct(&alone)[1] == 0, "{alone:?}");
+    // By a small model not all of what it sees.
+    assert!(correct(&with)[0] >= 2 && correct(&with)[1] >= 2, "{with:?}");
+    let tenths = with[0]["tenths_ms"].as_array().expect("a list");
+    assert!(tenths.len() == 10 && tenths.iter().all(|ms| ms.as_f64() > Some(0.0)), "{tenths:?}");
+    let args = ["eval", "stream", "-m", &tiny, "-f", &text, "--tokens", "3000", "--back", "1000,20", "--samples", "2"];
+    let out = run(&[&args[..], &["--kv-budget", "40KiB"], &past].concat());
+    let table = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && table.contains("\n| 1000 | 0 of 2 | 0% | 0-66% |\n| 20 | "), "{table}");
+    assert!(table.contains("ms a token, by tenths of the stream: "), "{table}");
+}
+
 /// Against the same computation in numpy (f32 weights and keys, tests/golden/reference.py): mean Spearman -0.432 in 88 heads of 90
 /// by distant queries, -0.141 in 67 by all later ones. Here activations are rounded to 8 bits, so a tenth of a percent is allowed
 /// for the means, and heads near zero may change sides.
@@ -291,6 +318,7 @@ fn mistakes_are_named_by_flag() {
     std::fs::write(&empty.0, " \n").expect("a file");
     let passkey = |more: &[&'static str]| [&["eval", "passkey", "-m", "DEMO"][..], more].concat();
     let needle = |more: &[&'static str]| [&["eval", "needle", "-m", "DEMO", "-f", "TEXT"][..], more].concat();
+    let stream = |more: &[&'static str]| [&["eval", "stream", "-m", "TINY", "-f", "TEXT"][..], more].concat();
     for (args, words) in [
         (vec!["eval", "needle", "-m", "DEMO"], ["--file", ""]),
         (vec!["eval", "needle", "-m", "DEMO", "-f", "EMPTY"], ["--file", "empty"]),
@@ -315,6 +343,13 @@ fn mistakes_are_named_by_flag() {
         (passkey(&["--plot", "/no/such/folder/x.svg"]), ["--plot", "folder"]),
         (passkey(&["--plot", "/"]), ["--plot", "regular file"]),
         (vec!["eval", "ruler", "-m", "DEMO", "--tasks", "single,words"], ["--tasks", "words"]),
+        (stream(&["--back", "500,x"]), ["--back", "x"]),
+        (stream(&["--samples", "0"]), ["--samples", "1 to 64"]),
+        (stream(&["--samples", "33", "--back", "1,2"]), ["--samples", "66 questions"]),
+        (stream(&["--tokens", "1000", "--back", "600", "--samples", "3"]), ["--tokens", "give 1048 at least"]),
+        (stream(&["--back", "18446744073709551615"]), ["--tokens", "at least"]),
+        (stream(&["--evict", "off"]), ["--evict", "longer than what is held"]),
+        (vec!["eval", "stream", "-m", "TINY", "-f", "EMPTY"], ["--file", "empty"]),
         (vec!["eval", "correlation", "-m", "TINY"], ["--file", ""]),
         (vec!["eval", "correlation", "-m", "TINY", "-f", "EMPTY", "--ctx", "64"], ["--file", "fewer than one window"]),
         (vec!["eval", "correlation", "-m", "TINY", "-f", "TEXT", "--ctx", "8"], ["--ctx", "64 at least"]),
@@ -382,6 +417,7 @@ fn every_instrument_stays_within_its_plan() {
     }
     let (m, text, tiny) = strings();
     let picture = TempFile::new("planned.svg");
+    let folder = std::env::temp_dir().to_str().expect("UTF-8").to_owned();
     let within = |args: &[&str]| {
         let out = lowkey!().arg("plan").args(args).arg("--json").output().expect("the binary starts");
         let plan: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}"));
@@ -402,5 +438,7 @@ fn every_instrument_stays_within_its_plan() {
     within(&[&passkey[..], &["--mode", "once", "--plot", picture.path()]].concat());
     within(&["eval", "ruler", "-m", &m, "--lengths", "300", "--depths", "1", "--samples", "1", "--keep", "100%,25%"]);
     within(&["eval", "needle", "-m", &m, "-f", &text, "--lengths", "300", "--depths", "1", "--samples", "1"]);
+    let stream = ["eval", "stream", "-m", &m, "-f", &text, "--tokens", "700", "--back", "100", "--samples", "2"];
+    within(&[&stream[..], &["--kv-budget", "600KiB", "--past", &folder, "--past-space", "16MiB"]].concat());
     within(&["eval", "correlation", "-m", &tiny, "-f", &text, "--ctx", "128", "--windows", "2", "--plot", picture.path()]);
 }

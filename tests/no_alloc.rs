@@ -161,7 +161,7 @@ fn a_past_in_a_file_allocates_nothing() {
     let mut params = lowkey_test_kit::params(0);
     (params.kv.policy, params.k_type, params.v_type) = (Policy::L2Attn, Some(KvType::Q5H), Some(KvType::Q4H));
     params.kv.budget_bytes = lowkey_test_kit::budget_for(&path, 40, &params);
-    params.past = Some(PastParams { folder: std::env::temp_dir(), space_bytes: 256 << 10, n_recall: 4 });
+    params.past = Some(PastParams { folder: std::env::temp_dir(), name: None, space_bytes: 256 << 10, n_recall: 4 });
     let mut session = lowkey_test_kit::session(&path, &params);
     let n_tok = session.cache().past().expect("a past").shape().n_tok();
     let n = allocations_in(|| {

@@ -213,3 +213,43 @@ fn damage(path: &Path) {
     bytes[at] ^= 1;
     std::fs::write(path, bytes).expect("a file");
 }
+
+/// A run goes on with the past of the one before, and refuses what would be another one.
+#[test]
+fn a_session_keeps_its_past() {
+    let (temp, elsewhere) = (Temp::new("past"), Temp::new("past-elsewhere"));
+    for folder in [&temp.0, &elsewhere.0] {
+        std::fs::create_dir_all(folder).expect("a folder");
+    }
+    let prose = std::fs::read_to_string(lowkey_test_kit::data("prose.txt")).expect("prose");
+    let n = if emulated().is_some() { 500 } else { 1500 };
+    let past = ["--kv-budget", "600KiB", "-b", "8", "-n", N, "--past", temp.path(), "--past-space"];
+    let with = |space: &'static str, more: &[&str]| run(&temp, &[&past[..], &[space], more].concat());
+    let first = with("16MiB", &["--session", "p", "-p", &prose[..n]]).expect("a run");
+    let second = with("16MiB", &["--session", "p", "-p", &prose[n..2 * n]]).expect("a run");
+    let number = |of: &Value, name: &str| of["past"][name].as_u64().unwrap_or_else(|| panic!("{name} in {of}"));
+    assert!(number(&first, "written_bytes") > 0 && number(&second, "pieces") > 100, "{second}");
+    assert_eq!((number(&first, "lost_tiles"), number(&second, "lost_tiles"), number(&second, "failed_reads")), (0, 0, 0));
+    assert_eq!(second["session"]["n_before"], first["session"]["n_tokens"]);
+    assert!(emulated().is_some() || second["memory"]["rss_anon_peak_bytes"].as_u64() <= second["memory"]["plan_bytes"].as_u64());
+    let again = ["--session", "p", "-p", "x"];
+    let elsewhere = ["--past", elsewhere.path(), "--past-space", "16MiB"];
+    let small = &past[..past.len() - 3];
+    run(&temp, &[small, &["--session", "q", "-p", "x"]].concat()).expect("a run without a past");
+    for (refused, code, what) in [
+        (with("17MiB", &again), 1, "a past of"),
+        (with("16MiB", &[&again[..], &["--recall", "5"]].concat()), 1, "recall 32"),
+        (run(&temp, &[small, &again[..]].concat()), 2, "p.past"),
+        (run(&temp, &[small, &elsewhere[..], &again[..]].concat()), 2, "has no p.past"),
+        (with("16MiB", &["--session", "q", "-p", "x"]), 2, "without a past"),
+    ] {
+        let refused = refused.expect_err(what);
+        assert!(refused.starts_with(&format!("Some({code})")) && refused.contains(what), "{what}: {refused}");
+    }
+    assert_eq!(number(&with("16MiB", &again).expect("nothing was lost by those"), "lost_tiles"), 0);
+    // Who gives the past up goes on all the same.
+    std::fs::write(temp.0.join("p.past"), "").expect("a file");
+    assert!(number(&with("16MiB", &again).expect("a run"), "lost_tiles") > 0);
+    assert_eq!(sessions(&["remove", "p"], &temp).0, Some(0));
+    assert!(!temp.0.join("p.past").exists() && !temp.0.join("p.lks").exists());
+}

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lowkey::kernels::Kernels;
 use lowkey::kv::policy::Rule;
-use lowkey::kv::{KvType, Policy, Recent, Share};
+use lowkey::kv::{KvType, PastParams, Policy, Recent, Share};
 use lowkey::session::{Session, SessionParams};
 use lowkey::session_file::format::{HEAD_BYTES, SUM_BYTES};
 use lowkey::session_file::{Failure, Head, Limits, Shelf, Why};
@@ -340,12 +340,17 @@ fn summed(mut bytes: Vec<u8>) -> Vec<u8> {
 fn numbers_that_cannot_be_are_refused_or_harmless() {
     let mut rng = fastrand::Rng::with_seed(9);
     let n_tries = if lowkey_test_kit::emulated().is_some() { 20 } else { 300 };
-    for policy in [Policy::L2Attn, Policy::L2, Policy::LagKv, Policy::KeyDiff, Policy::H2o, Policy::Off] {
+    let all =
+        [Policy::L2Attn, Policy::L2, Policy::LagKv, Policy::KeyDiff, Policy::H2o, Policy::Off].map(|policy| (policy, false));
+    let (folder, file) = (std::env::temp_dir(), format!("lowkey-sessions-{}.past", std::process::id()));
+    for (policy, has_past) in all.into_iter().chain([(Policy::L2Attn, true)]) {
         let n_slot = if policy == Policy::LagKv { 80 } else { 24 };
         let (disk, mut log) = (TestDisk::default(), Log::with_room(ROOM));
         let mut session = session(&data(MODEL), n_slot, |s| {
             (s.kv.policy, s.kv.rare, s.kv.pool) = (policy, Some(Share(0.3)), Some(2));
             (s.k_type, s.v_type) = (Some(KvType::Q5H), Some(KvType::Q4H));
+            let (folder, name) = (folder.clone(), Some(file.clone()));
+            s.past = has_past.then_some(PastParams { folder, name, space_bytes: 300 << 10, n_recall: 4 });
         });
         let mut shelf = shelf(&disk);
         let n_past = if policy == Policy::Off { 20 } else { 90 };
@@ -385,6 +390,7 @@ fn numbers_that_cannot_be_are_refused_or_harmless() {
             policy.name()
         );
     }
+    let _ = std::fs::remove_file(folder.join(file));
 }
 
 /// What of a prompt a restored stream need not read, where fewer of its tokens are kept than there were, or more.

@@ -248,7 +248,10 @@ fn what_differs_by_layer_is_told_by_its_key() {
     let p = params(1 << 20);
     for (p, says) in [
         (SessionParams { n_draft: 4, ..p.clone() }, "share keys and values"),
-        (SessionParams { past: Some(PastParams { folder: ".".into(), space_bytes: 1 << 20, n_recall: 4 }), ..p }, "share keys"),
+        (
+            SessionParams { past: Some(PastParams { folder: ".".into(), name: None, space_bytes: 1 << 20, n_recall: 4 }), ..p },
+            "share keys",
+        ),
     ] {
         let refusal = p.layout(&model).err().expect("refused").to_string();
         assert!(refusal.contains(says), "{refusal}");

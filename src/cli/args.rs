@@ -62,8 +62,8 @@ pub struct SessionArgs {
     /// Rate an entry as its best neighbour within N tokens [default: 2 with l2-attn, 4 with attn, else 0]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=64))]
     pub pool: Option<u32>,
-    /// Write every key and value to a scratch file in this folder, and read again what the queries of a step ask for of what was evicted.
-    /// The file has no name and goes with the process
+    /// Write every key and value to a file in this folder, and read again what the queries of a step ask for of what was evicted. The
+    /// file has no name and goes with the process; with --session NAME it is NAME.past, and stays
     #[arg(long, value_name = "DIR", requires = "past_space")]
     pub past: Option<PathBuf>,
     /// The file of --past at most; when it is full, the oldest tokens in it are overwritten
@@ -129,7 +129,7 @@ impl SessionArgs {
     /// The past in a file, where the user wants one.
     pub fn past(&self) -> Option<PastParams> {
         let (folder, space) = (self.past.as_ref()?, self.past_space?);
-        Some(PastParams { folder: folder.clone(), space_bytes: space.0, n_recall: self.recall })
+        Some(PastParams { folder: folder.clone(), name: None, space_bytes: space.0, n_recall: self.recall })
     }
 
     pub fn params(&self, n_logits: usize, model: &Model) -> SessionParams {

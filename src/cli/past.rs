@@ -2,13 +2,58 @@
 
 use serde::Serialize;
 
+use crate::error::{Error, Result};
 use crate::kv::Past;
 use crate::kv::past::PastShape;
+use crate::session::SessionParams;
+use crate::session_file::{Head, Name};
 use crate::units::Bytes;
 
-/// Why no conversation is saved.
-pub const NO_SESSION: &str =
-    "its file goes with the process, and a saved session is what the arena holds alone: give one without the other";
+/// Why a server saves none of its conversations then.
+pub const NO_SESSIONS: &str = "a server's streams go on with any conversation that was saved, and the file of a past belongs to one of them: \
+                               give one without the other";
+/// Why a conversation is kept under one name.
+const ONE_NAME: &str =
+    "the file of the past belongs to the conversation that --session names: no other is kept or taken up in this process";
+
+/// Names the file of the past after a session, and refuses what of the two does not go together. `head`: of the session, if it is there.
+pub fn keep_past(params: &mut SessionParams, name: &Name, head: Option<&Head>) -> Result<()> {
+    let has_past = head.map(|head| head.fingerprint.has_past());
+    let Some(past) = &mut params.past else {
+        return match has_past {
+            Some(true) => {
+                let what = format!("'{name}' has a past in the file {}: name its folder with --past", name.past().as_str());
+                Err(Error::usage("--session", what))
+            }
+            _ => Ok(()),
+        };
+    };
+    match has_past {
+        Some(false) => {
+            let what = format!("session '{name}' was begun without a past: leave it out, or give another name");
+            return Err(Error::usage("--past", what));
+        }
+        Some(true) if !past.folder.join(name.past().as_str()).exists() => {
+            let what = format!(
+                "session '{name}' has a past, and {} has no {}: name the folder that has it, or put an empty file there to go on without",
+                past.folder.display(),
+                name.past().as_str()
+            );
+            return Err(Error::usage("--past", what));
+        }
+        _ => {}
+    }
+    past.name = Some(name.past().as_str().to_owned());
+    Ok(())
+}
+
+/// Refuses to keep or take up a conversation under another name than that of the past's file.
+pub fn check_name(past: Option<&Past>, own: Option<Name>, name: Name) -> Result<()> {
+    match past.is_some() && own != Some(name) {
+        true => Err(Error::usage("--past", ONE_NAME)),
+        false => Ok(()),
+    }
+}
 
 /// Speed for which a day's writing is told: that of a small model on a small board.
 const TOKENS_A_SECOND: u64 = 10;

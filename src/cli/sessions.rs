@@ -7,8 +7,9 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::session_file::format::HEAD_BYTES;
 use crate::session_file::shelf::BUFFER_BYTES;
-use crate::session_file::{Failure, Folder, Head, Limits, Name, Shelf};
+use crate::session_file::{Failure, Folder, Head, Limits, Name, Shelf, Why};
 use crate::units::Bytes;
 
 use super::flags::spelled;
@@ -80,6 +81,22 @@ impl FolderArgs {
 /// A name that is given on the command line.
 pub fn named(flag: &'static str, text: &str, check: fn(&str) -> std::result::Result<Name, &'static str>) -> Result<Name> {
     check(text).map_err(|why| Error::usage(flag, format!("'{text}': {why}")))
+}
+
+/// What a session is of, if it is there. Looks only: nothing is made.
+pub fn head_of(name: &Name, folder: &FolderArgs) -> Result<Option<Head>> {
+    let path = folder.path()?;
+    let folder = match Folder::open(&path) {
+        Ok(folder) => folder,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(path, e)),
+    };
+    let mut shelf = Shelf::bare(folder, Limits::of(0), HEAD_BYTES).map_err(|e| Error::io(&path, e))?;
+    match shelf.head(name) {
+        Ok(head) => Ok(Some(head)),
+        Err(failure) if matches!(failure.why, Why::Missing) => Ok(None),
+        Err(failure) => Err(failure.into()),
+    }
 }
 
 /// What is shown of a session.
@@ -211,7 +228,7 @@ pub fn run(args: SessionsArgs) -> Result<u8> {
 }
 
 fn missing(name: &Name) -> Failure {
-    Failure { name: *name, why: crate::session_file::Why::Missing, was_cleared: false }
+    Failure { name: *name, why: Why::Missing, was_cleared: false }
 }
 
 fn verified(name: Name, shelf: Option<&mut Shelf>) -> Row {

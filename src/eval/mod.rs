@@ -8,3 +8,4 @@ pub mod plot;
 pub mod ppl;
 pub mod retrieval;
 pub mod ruler;
+pub mod stream;

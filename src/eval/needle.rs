@@ -38,6 +38,19 @@ impl<'a> Haystack<'a> {
         Haystack { sentences, paragraphs }
     }
 
+    /// Where a paragraph begins that is drawn.
+    pub(super) fn draw(&self, rng: &mut fastrand::Rng) -> Result<usize> {
+        match self.paragraphs.len() {
+            0 => Err(Error::usage(Setting::File, "the text is empty; give one to hide a fact in")),
+            n => Ok(self.paragraphs[rng.usize(..n)]),
+        }
+    }
+
+    /// The sentences from `start` on, around the text's end for ever, each with whether a paragraph begins with it.
+    pub(super) fn from(&self, start: usize) -> impl Iterator<Item = (&'a str, bool)> {
+        self.sentences.iter().cycle().skip(start).map(|sentence| (sentence.text, sentence.opens))
+    }
+
     /// `n` sentences from `start` on, around the text's end, with `needle` at the paragraph break nearest to `depth`.
     fn with_needle(&self, start: usize, n: usize, depth: f64, needle: &str) -> String {
         let at = |i: usize| self.sentences[(start + i) % self.sentences.len()];
@@ -114,14 +127,27 @@ fn sentences_of(paragraph: &str) -> impl Iterator<Item = &str> {
 }
 
 /// A fact, the question about it, and how the answer goes.
-struct Fact {
-    needle: String,
-    question: String,
-    answer_start: String,
+pub(super) struct Fact {
+    pub needle: String,
+    pub question: String,
+    pub answer_start: String,
     phrase: String,
 }
 
-const CITIES: [&str; 16] = [
+impl Fact {
+    pub fn answer(&self) -> Answer {
+        match self.phrase.parse::<u32>() {
+            Ok(_) => Answer::Number(self.phrase.clone()),
+            Err(_) => Answer::Phrases(vec![self.phrase.clone()]),
+        }
+    }
+}
+
+/// Questions that facts can have, of each of as many kinds.
+pub(super) const QUESTIONS: usize = 16;
+pub(super) const KINDS: usize = 4;
+
+const CITIES: [&str; QUESTIONS] = [
     "Bruges",
     "Lisbon",
     "Kyoto",
@@ -153,7 +179,7 @@ const ACTIVITIES: [&str; 12] = [
     "visit the glass garden",
     "walk along the canal",
 ];
-pub const WORDS: [&str; 16] = [
+pub const WORDS: [&str; QUESTIONS] = [
     "lantern", "walnut", "velvet", "harvest", "compass", "thunder", "marble", "saddle", "pepper", "falcon", "ribbon", "copper",
     "orchard", "anchor", "candle", "meadow",
 ];
@@ -173,9 +199,9 @@ const OBJECTS: [&str; 12] = [
 ];
 
 /// Kinds of facts in turn, so that few samples see all of them.
-fn fact(kind: usize, rng: &mut fastrand::Rng) -> Fact {
+pub(super) fn fact(kind: usize, rng: &mut fastrand::Rng) -> Fact {
     let mut pick = |of: &[&'static str]| of[rng.usize(..of.len())];
-    let (needle, question, answer_start, phrase) = match kind % 4 {
+    let (needle, question, answer_start, phrase) = match kind % KINDS {
         0 => {
             let (city, activity) = (pick(&CITIES), pick(&ACTIVITIES));
             let start = format!("The best thing to do in {city} is to");
@@ -210,20 +236,13 @@ pub fn prompt(
     sample: usize,
     rng: &mut fastrand::Rng,
 ) -> Result<Prompt> {
-    if hay.paragraphs.is_empty() {
-        return Err(Error::usage(Setting::File, "the text is empty; give one to hide a fact in"));
-    }
-    let start = hay.paragraphs[rng.usize(..hay.paragraphs.len())];
+    let start = hay.draw(rng)?;
     let fact = fact(sample, rng);
-    let answer = match fact.phrase.parse::<u32>() {
-        Ok(_) => Answer::Number(fact.phrase.clone()),
-        Err(_) => Answer::Phrases(vec![fact.phrase.clone()]),
-    };
     let draft = |n| {
         (n <= hay.sentences.len()).then(|| Draft {
             text: format!("{}\n\nQuestion: {}\nAnswer:", hay.with_needle(start, n, depth, &fact.needle), fact.question),
             answer_start: fact.answer_start.clone(),
-            answer: answer.clone(),
+            answer: fact.answer(),
         })
     };
     encoder.fit(length, draft)

@@ -154,7 +154,7 @@ pub fn ask(
     session.clear();
     let mut seen = 0;
     let mut told = |done: usize| go_on(done - std::mem::replace(&mut seen, done));
-    let mut token = match mode {
+    let token = match mode {
         Mode::Stream => match session.prefill(&prompt.tokens, told)? {
             Some(logits) => greedy(logits)?,
             None => return Ok(None),
@@ -168,8 +168,13 @@ pub fn ask(
             greedy(session.step(last)?)?
         }
     };
+    Ok(Some(answered(session, tokenizer, token, &prompt.answer)?))
+}
+
+/// How many of the things asked for are in the answer that begins with `token`.
+pub(super) fn answered(session: &mut Session, tokenizer: &Tokenizer, mut token: u32, right: &Answer) -> Result<usize> {
     let (mut answer, mut text) = (Vec::with_capacity(ANSWER_TOKENS), String::new());
-    for left in (0..prompt.answer.most_tokens()).rev() {
+    for left in (0..right.most_tokens()).rev() {
         if tokenizer.is_eog(token) {
             break;
         }
@@ -177,13 +182,13 @@ pub fn ask(
         text = tokenizer.decode(&answer);
         // A word is whole once something follows it.
         let whole = text.char_indices().next_back().map_or("", |(at, _)| &text[..at]);
-        if text.trim_start().contains('\n') || prompt.answer.found(whole) == prompt.answer.n() || left == 0 {
+        if text.trim_start().contains('\n') || right.found(whole) == right.n() || left == 0 {
             break;
         }
         token = greedy(session.step(token)?)?;
     }
-    log::debug!("{:?}: {text:?}", prompt.answer);
-    Ok(Some(prompt.answer.found(text.trim_start().lines().next().unwrap_or_default())))
+    log::debug!("{right:?}: {text:?}");
+    Ok(right.found(text.trim_start().lines().next().unwrap_or_default()))
 }
 
 /// Where something at `depth` of 0 to 1 stands among `n` units: how many come before it.

@@ -1,7 +1,5 @@
 //! What a session would be, known before any memory is taken: its shapes, its plan, and whether they fit.
 
-use std::path::PathBuf;
-
 use crate::error::{Error, Result, Setting, message};
 use crate::kernels::{GEMM_FROM, Kernels};
 use crate::kv::past::PastShape;
@@ -71,8 +69,8 @@ pub struct Layout {
     pub(super) kv_budget_bytes: u64,
     pub(super) scratch: ScratchShape,
     pub(super) mlock: bool,
-    /// The past in a file, and the folder of the file.
-    pub past: Option<(PastShape, PathBuf)>,
+    /// The past in a file, and where the file is.
+    pub past: Option<(PastShape, PastParams)>,
 }
 
 impl SessionParams {
@@ -175,7 +173,7 @@ impl SessionParams {
         kv: KvShape,
         (n_slot, rule): (usize, Rule),
         n_threads: usize,
-    ) -> Result<Option<(PastShape, PathBuf)>> {
+    ) -> Result<Option<(PastShape, PastParams)>> {
         let Some(past) = &self.past else { return Ok(None) };
         if rule.policy == Policy::Off {
             let what = message![Setting::Evict, " off evicts nothing that could be read again: choose a policy, or leave it out"];
@@ -189,7 +187,7 @@ impl SessionParams {
         }
         let (n_q, soft_cap) = (c.n_head / c.n_head_kv, c.soft_caps.map_or(0.0, |caps| caps.scores));
         let shape = PastShape { kv, n_q, soft_cap, n_threads, n_recall: past.n_recall, n_tile: 0 };
-        Ok(Some((past.fit(shape, n_slot)?, past.folder.clone())))
+        Ok(Some((past.fit(shape, n_slot)?, past.clone())))
     }
 }
 

@@ -116,8 +116,8 @@ impl Engine {
     /// Takes the memory of one of the streams of the layout.
     pub fn stream(&self, layout: &Layout) -> Result<Stream> {
         let mut cache = KvCache::new(layout.kv, layout.n_slot, layout.rule, layout.kv_budget_bytes)?;
-        if let Some((shape, folder)) = &layout.past {
-            cache.attach(Past::open(*shape, folder, &self.model.ropes)?);
+        if let Some((shape, params)) = &layout.past {
+            cache.attach(Past::open(*shape, params, &self.model.ropes)?);
         }
         let recurrent = Arena::fill(|arena| RecurrentState::carve(arena, &self.model.config)).map_err(no_memory)?;
         let drafts = (layout.n_draft > 0).then(Drafts::new);
@@ -292,9 +292,9 @@ impl Stream {
         self.cache.pin(n)
     }
 
-    /// All that is saved of it and restored, of one without a past in a file. Whoever fills it says so by `resume`, or clears the stream.
+    /// All that is saved of it and restored, but for the file of its past, which is kept then. Whoever fills it says so by `resume`, or clears the stream.
     pub fn state_mut(&mut self) -> StreamState<'_> {
-        assert!(self.cache.past().is_none(), "a stream with a past in a file is not saved");
+        assert!(self.cache.past().is_none_or(Past::is_kept), "the file of its past goes with the process");
         let (n_first, log_hash) = (self.log.tokens().len(), self.log.hash());
         StreamState {
             cache: &mut self.cache,

@@ -39,6 +39,8 @@ pub enum Why {
     /// Another process is saving under this name.
     Busy,
     Disk(io::Error),
+    /// The file of its past.
+    Past(io::Error),
 }
 
 /// What was done with which session, and why it failed.
@@ -90,6 +92,9 @@ impl Why {
             )
             .into(),
             Why::Busy => "another process is saving under this name; give another name or wait".into(),
+            Why::Past(e) => {
+                message![format!("the file of its past: {e}; look after its disk, or the folder that "), Setting::Past, " names"]
+            }
             Why::Disk(e) => message![format!("{e}; look after the disk, or the folder that "), Setting::Sessions, " names"],
         }
     }

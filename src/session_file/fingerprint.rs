@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use super::name::Short;
 use crate::gguf::{GgufFile, Value};
 use crate::kv::KvCache;
+use crate::kv::store::saved::PAST;
 
 /// To be raised with each change after which the same tokens give other bits in the cache or other logits. The file that
 /// tests/sessions.rs keeps says when.
@@ -60,6 +61,11 @@ impl Fingerprint {
         }
         let (own, others) = (self.settings.as_str(), other.settings.as_str());
         (own != others).then(|| format!("it was saved with other settings, '{}' and not '{others}'", own.escape_debug()))
+    }
+
+    /// Whether its stream has a past in a file.
+    pub fn has_past(&self) -> bool {
+        self.settings.as_str().contains(PAST)
     }
 
     /// Of all that is compared.

@@ -1,4 +1,4 @@
-//! Names of sessions, and of their files: `NAME.lks`, and `.NAME.tmp` while it is written. A name is a part of a path and comes from
+//! Names of sessions, and of their files: `NAME.lks`, `.NAME.tmp` while it is written, `NAME.past` of its past. A name is a part of a path and comes from
 //! strangers: letters, digits, `.`, `_` and `-`, at most 64 of them, no dot at the start. Names that begin with `auto-` are kept for
 //! what is saved by itself.
 
@@ -47,6 +47,7 @@ pub const MAX_NAME: usize = 64;
 const AUTOMATIC: &str = "auto-";
 const FILE: &str = ".lks";
 const PART: &str = ".tmp";
+const PAST: &str = ".past";
 
 /// The name of a file in the folder of sessions.
 pub type FileName = Short<{ MAX_NAME + 5 }>;
@@ -101,6 +102,11 @@ impl Name {
     /// The file that is written.
     pub fn part(&self) -> FileName {
         joined(&[".", self.as_str(), PART])
+    }
+
+    /// The file of its past, where it has one.
+    pub fn past(&self) -> FileName {
+        joined(&[self.as_str(), PAST])
     }
 
     /// Whose session a file of the folder is, if it is one.

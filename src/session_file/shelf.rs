@@ -194,6 +194,7 @@ impl<D: Disk> Shelf<D> {
         let head = stream.head(fingerprint, now_ns() / 1_000_000_000);
         let file_bytes = head.lengths.file_bytes().expect("what is in memory fits a file");
         self.check_space(name, file_bytes).map_err(failure(name))?;
+        stream.stream.cache.sync_past().map_err(|e| failure(name)(Why::Past(e)))?;
         self.write(name, &head, file_bytes, &mut stream).map_err(failure(name))?;
         let (used, text_bytes) = (self.next_use(), head.lengths.text);
         self.index.retain(|entry| entry.name != *name);
@@ -349,6 +350,12 @@ impl<D: Disk> Shelf<D> {
 
     pub fn remove(&mut self, name: &Name) -> Result<(), Failure> {
         self.index.retain(|entry| entry.name != *name);
+        // The file of its past first: without the session nobody asks for it again.
+        if let Err(e) = self.disk.remove(name.past().as_str())
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            return Err(failure(name)(Why::Past(e)));
+        }
         let removed = self.disk.remove(name.file().as_str()).and_then(|()| self.disk.sync_folder());
         removed.map_err(|e| failure(name)(e.into()))
     }

@@ -152,6 +152,7 @@ impl Restored<'_> {
             return Err(Why::Unsound("recurrent layers that remember what are no numbers"));
         }
         self.stream.cache.check_adopted(self.scratch).map_err(Why::Unsound)?;
+        self.stream.cache.find_past();
         Ok(Resumed {
             n_first: n_first as usize,
             log_hash: head.log_hash,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cli::output::say;
-use crate::cli::past::NO_SESSION;
+use crate::cli::past::check_name;
 use crate::cli::sessions::named;
 use crate::error::{Error, Result};
 use crate::session_file::{Fingerprint, Limits, Name, Shelf};
@@ -49,9 +49,6 @@ pub struct Keep {
 
 impl Keep {
     fn open(args: &ChatArgs, talk: &Talk) -> Result<Keep> {
-        if args.model.session.past.is_some() {
-            return Err(Error::usage("--past", NO_SESSION));
-        }
         let path = args.folder.path()?;
         let shelf = Shelf::open(&path, Limits::of(args.session_space.0)).map_err(|e| Error::io(&path, e))?;
         let (file, template) = (&talk.session.model().file, talk.template.source());
@@ -81,6 +78,7 @@ impl Keep {
             ("", None) => return Err(Error::stopped("/save takes a name, such as /save kitchen")),
             (name, _) => named("/save", name, Name::new)?,
         };
+        check_name(talk.session.cache().past(), self.name, name)?;
         talk.settle()?;
         let (text, generator) = (talk.text(), talk.sampler.rng_state());
         let (engine, stream) = talk.session.parts();
@@ -93,6 +91,7 @@ impl Keep {
 
     pub fn load(&mut self, name: &str, talk: &mut Talk) -> Result<()> {
         let name = named("/load", name, Name::new)?;
+        check_name(talk.session.cache().past(), self.name, name)?;
         let (engine, stream) = talk.session.parts();
         let restored = self.shelf.restore_stream(&name, &self.fingerprint, engine, stream, None);
         talk.go_on();

@@ -9,12 +9,14 @@ mod talk;
 use std::io::IsTerminal;
 
 use crate::error::{Error, Result};
-use crate::session_file::Shelf;
+use crate::session_file::{Name, Shelf};
 use crate::text::{ChatTemplate, Held, Sampler, Tokenizer};
 
 use super::args::SampleArgs;
 use super::interrupt;
 use super::output::{say, stream};
+use super::past::keep_past;
+use super::sessions::{head_of, named};
 use super::setup::{Done, Opened, open_to_generate};
 use super::text::{Ending, read_text};
 pub use args::ChatArgs;
@@ -33,6 +35,11 @@ pub fn run(args: ChatArgs) -> Result<Done> {
         Some(name) => ChatTemplate::named(name)?,
         None => ChatTemplate::from_gguf(&opened.model.file)?,
     };
+    if let Some(name) = &args.session {
+        let name = named("--session", name, Name::new)?;
+        // One that cannot be read is told when it is to go on.
+        keep_past(&mut opened.params, &name, head_of(&name, &args.folder).ok().flatten().as_ref())?;
+    }
     plan(&args, &mut opened, &template, system.as_ref().map_or(0, String::len))?;
     opened.check()?;
     if opened.is_only_planned() {

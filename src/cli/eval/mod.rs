@@ -6,6 +6,7 @@ mod npy;
 mod plot;
 mod ppl;
 mod retrieval;
+mod stream;
 
 use std::path::PathBuf;
 
@@ -34,6 +35,8 @@ enum What {
     Needle(Box<retrieval::NeedleArgs>),
     /// Tasks after RULER: one number, one of several, several at once, variables that copy each other
     Ruler(Box<retrieval::RulerArgs>),
+    /// Facts said in a long stream, each asked for a number of tokens later; and the stream's speed as it goes on
+    Stream(Box<stream::StreamArgs>),
     /// Whether low-norm keys receive the attention, head by head
     Correlation(Box<correlation::CorrelationArgs>),
 }
@@ -44,6 +47,7 @@ pub fn run(args: EvalArgs) -> Result<Done> {
         What::Passkey(args) => retrieval::passkey(*args),
         What::Needle(args) => retrieval::needle(*args),
         What::Ruler(args) => retrieval::ruler(*args),
+        What::Stream(args) => stream::run(*args),
         What::Correlation(args) => correlation::run(*args),
     }
 }
@@ -56,6 +60,7 @@ impl EvalArgs {
             What::Passkey(args) => args.common.model_and_json(),
             What::Needle(args) => args.common.model_and_json(),
             What::Ruler(args) => args.common.model_and_json(),
+            What::Stream(args) => (&mut args.model, args.output.is_json()),
             What::Correlation(args) => (&mut args.text.model, args.output.is_json()),
         }
     }

@@ -18,7 +18,7 @@ use super::interrupt;
 use super::kept::Kept;
 use super::output::{answer, answer_json, say};
 use super::pack::{When, hint, make_for};
-use super::past::NO_SESSION;
+use super::past::keep_past;
 use super::setup::{Done, Opened, check_tokens, open_to_generate};
 use super::status::rss_anon_bytes;
 use super::text::{Ending, read_text};
@@ -117,9 +117,6 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     if args.json && args.n < 0 {
         return Err(Error::usage("-n", "--json holds every token until the end: give the number of tokens to generate"));
     }
-    if args.session.is_some() && args.model.session.past.is_some() {
-        return Err(Error::usage("--past", NO_SESSION));
-    }
     let only_plan = args.model.only_plan;
     let text = match (&args.prompt, &args.file) {
         (None, None) if only_plan => None,
@@ -128,6 +125,9 @@ fn ready(args: &RunArgs) -> Result<std::result::Result<Ready, Opened>> {
     let ongoing = Ongoing::find(args)?;
     let begins = ongoing.as_ref().is_none_or(|ongoing| !ongoing.has_begun());
     let mut opened = open_to_generate(&args.model, &args.drafts)?;
+    if let Some(ongoing) = &ongoing {
+        keep_past(&mut opened.params, &ongoing.name, ongoing.head.as_ref())?;
+    }
     let (n_vocab, n_ctx) = (opened.model.config.n_vocab, opened.model.config.n_ctx);
     let sampling = args.sample.params(n_ctx);
     let sampler = Sampler::new(sampling, n_vocab)?;

@@ -1,13 +1,11 @@
 //! A run that goes on with a saved conversation, and saves it again (`--session`). The prompt is the next text of the stream; with
 //! `--chat` it is the user's next turn, and what closes the answer before it. Only that is read: the rest is in the file.
 
-use std::io;
-
-use crate::cli::sessions::named;
+use crate::cli::sessions::{head_of, named};
 use crate::error::{Error, Result, Setting};
 use crate::gguf::GgufFile;
 use crate::session::Session;
-use crate::session_file::{Fingerprint, Folder, Head, Limits, Name, Shelf, Why};
+use crate::session_file::{Fingerprint, Head, Limits, Name, Shelf};
 use crate::text::{ChatTemplate, Sampler};
 use crate::units::Bytes;
 
@@ -15,9 +13,9 @@ use super::args::RunArgs;
 
 /// The session that a run names, as far as the folder tells.
 pub struct Ongoing {
-    name: Name,
+    pub name: Name,
     /// What there is of it; `None`: it begins with this run.
-    head: Option<Head>,
+    pub head: Option<Head>,
 }
 
 /// It, with the memory that it takes.
@@ -43,18 +41,7 @@ impl Ongoing {
     pub fn find(args: &RunArgs) -> Result<Option<Ongoing>> {
         let Some(name) = &args.session else { return Ok(None) };
         let name = named("--session", name, Name::new)?;
-        let path = args.folder.path()?;
-        let folder = match Folder::open(&path) {
-            Ok(folder) => folder,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some(Ongoing { name, head: None })),
-            Err(e) => return Err(Error::io(path, e)),
-        };
-        let mut shelf = Shelf::bare(folder, Limits::of(0), 4096).map_err(|e| Error::io(&path, e))?;
-        match shelf.head(&name) {
-            Ok(head) => Ok(Some(Ongoing { name, head: Some(head) })),
-            Err(failure) if matches!(failure.why, Why::Missing) => Ok(Some(Ongoing { name, head: None })),
-            Err(failure) => Err(failure.into()),
-        }
+        Ok(Some(Ongoing { name, head: head_of(&name, &args.folder)? }))
     }
 
     /// Whether there is something to go on with.

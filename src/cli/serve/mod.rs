@@ -23,7 +23,7 @@ use crate::units::Bytes;
 
 use super::args::Evict;
 use super::interrupt;
-use super::past::NO_SESSION;
+use super::past::NO_SESSIONS;
 use super::setup::{Done, Opened, open_with};
 use super::{output::say, status::rss_anon_bytes};
 pub use args::{Overflow, ServeArgs};
@@ -137,7 +137,7 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
         return Err(Error::usage(Setting::Evict, "off evicts nothing: give --overflow error too, or leave it out"));
     }
     if args.model.session.past.is_some() && args.sessions.is_some() {
-        return Err(Error::usage(Setting::Past, NO_SESSION));
+        return Err(Error::usage(Setting::Past, NO_SESSIONS));
     }
     let mut opened = open_with(&args.model, |model| {
         let mut params = args.model.session.params(1, model);

@@ -1,5 +1,5 @@
 //! The past as a file. Every key (before RoPE) and value that goes through the cache is written to
-//! a file without a name, a ring of fixed size; an index of two-bit keys in the same file knows
+//! a file, a ring of fixed size; an index of two-bit keys in the same file knows
 //! what lies where. At each step every KV head finds in the index the few pieces of its past that its
 //! queries ask for and that the arena has lost, and they are attended to beside the arena's entries.
 //!
@@ -7,7 +7,7 @@
 //! shape    what lies where in the file           disk     what is asked of a disk, and the file there is
 //! index    keys of two bits, queries for them    recall   what a head fetches: scan, choose
 //! angles   how positions turn keys               fetch    and what it finds there: read, turn, attend
-//!                                                mod      the ring: what enters, what is there, what went wrong
+//! kept     what a session keeps of it            mod      the ring: what enters, what is there, what went wrong
 //! ```
 //!
 //! Private memory is fixed; all else is the page cache's, which the system may drop. The file is read
@@ -18,11 +18,12 @@ mod angles;
 pub mod disk;
 mod fetch;
 pub mod index;
+mod kept;
 mod recall;
 pub mod shape;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::Rotary;
@@ -35,7 +36,7 @@ use crate::mem::pool::Pool;
 use crate::units::Bytes;
 
 use angles::Angles;
-use disk::{Disk, ScratchFile};
+use disk::{Disk, PastFile};
 use fetch::{Fetcher, merge_parts};
 pub use recall::Asking;
 use recall::{Choice, Chooser, World};
@@ -50,8 +51,9 @@ const TURNED: KvType = KvType::Q4H;
 /// What the user asks of the past.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PastParams {
-    /// The folder of the file.
+    /// The folder of the file, and its name where a session keeps it.
     pub folder: PathBuf,
+    pub name: Option<String>,
     /// The file, at most.
     pub space_bytes: u64,
     /// Pieces of four tokens that each KV head fetches at a step.
@@ -150,18 +152,31 @@ pub struct Past {
     disk: Box<dyn Disk>,
     memory: Memory,
     /// The token that was next at the latest renumbering, and the position it was given.
-    renumbered: (u64, i64),
+    renumbered: [u64; 2],
     counters: Counters,
+    /// Whether the file is there for the next process.
+    is_kept: bool,
 }
 
 impl Past {
     /// Takes the memory that `carve` measures, and makes the file in the folder.
-    pub fn open(shape: PastShape, folder: &Path, rotary: &impl Rotary) -> Result<Past> {
-        let file = ScratchFile::create(folder).map_err(|e| {
-            Error::usage(
-                Setting::Past,
-                format!("no file can be made in {} ({e}): name a folder that may be written to", folder.display()),
-            )
+    pub fn open(shape: PastShape, params: &PastParams, rotary: &impl Rotary) -> Result<Past> {
+        let folder = &params.folder;
+        let file = match &params.name {
+            Some(name) => PastFile::kept(folder, name, shape.file_bytes()),
+            None => PastFile::scratch(folder),
+        };
+        let file = file.map_err(|e| {
+            let what = match &params.name {
+                Some(name) if e.kind() == io::ErrorKind::WouldBlock => {
+                    format!("another process has {} of {}: wait for it, or give another session", name, folder.display())
+                }
+                Some(name) => {
+                    format!("{name} cannot be used in {} ({e}): name a folder that may be written to", folder.display())
+                }
+                None => format!("no file can be made in {} ({e}): name a folder that may be written to", folder.display()),
+            };
+            Error::usage(Setting::Past, what)
         })?;
         let free = file.free_bytes().unwrap_or(u64::MAX);
         if free < shape.file_bytes() {
@@ -178,7 +193,7 @@ impl Past {
         if file.is_in_memory() {
             log::warn!("{} lies in memory: what the past takes there is not in the plan", folder.display());
         }
-        Past::on(shape, Box::new(file), rotary)
+        Ok(Past { is_kept: params.name.is_some(), ..Past::on(shape, Box::new(file), rotary)? })
     }
 
     /// The same on any disk.
@@ -191,7 +206,7 @@ impl Past {
         if let Some(turning) = shape.kv.layers().find(|&layer| !shape.kv.is_ring(layer) && rotary.magnitude(layer).is_some()) {
             memory.angles.fill(turning, rotary);
         }
-        Ok(Past { shape, disk, memory, renumbered: (0, 0), counters: Counters::default() })
+        Ok(Past { shape, disk, memory, renumbered: [0; 2], counters: Counters::default(), is_kept: false })
     }
 
     pub fn shape(&self) -> &PastShape {
@@ -210,13 +225,13 @@ impl Past {
     pub(super) fn clear(&mut self) {
         self.memory.is_there.fill(0);
         self.memory.before.fill(0);
-        self.renumbered = (0, 0);
+        self.renumbered = [0; 2];
     }
 
     /// The token that comes next, the `n_past`-th, got the position `pos`, and those in the arena
     /// the positions before it.
     pub(super) fn renumber(&mut self, n_past: u64, pos: u32) {
-        self.renumbered = (n_past, i64::from(pos));
+        self.renumbered = [n_past, pos.into()];
     }
 
     /// How far before position 0 what is fetched may stand: the trained context must hold that too.
@@ -290,6 +305,8 @@ impl Past {
         if tile == 0 {
             learn_means(&shape, own, rows, &mut self.memory.means);
         }
+        let mut sum = self.begin_sum(own, tile);
+        sum.update(rows);
         let mut written = self.disk.write(rows, shape.rows_at(own, slot));
         for h in 0..shape.kv.each.n_head_kv {
             let (mean, mut key) = (mean(&self.memory.means, &shape, own, h), [0f32; MAX_HEAD_DIM]);
@@ -301,8 +318,10 @@ impl Past {
                 }
                 index::put(&mut self.memory.tile, j, key);
             }
+            sum.update(&self.memory.tile);
             written = written.and_then(|()| self.disk.write(&self.memory.tile, shape.index_at(own, h, slot)));
         }
+        self.memory.sums[slot] = sum.digest();
         match written {
             Ok(()) => {
                 let n_bytes = shape.layer_bytes() + shape.kv.each.n_head_kv * shape.index_tile_bytes();
@@ -343,7 +362,7 @@ impl Past {
             is_there: &self.memory.is_there,
             means: &self.memory.means,
             angles: &self.memory.angles,
-            renumbered: self.renumbered,
+            renumbered: (self.renumbered[0], self.renumbered[1] as i64),
             counters: &self.counters,
             kernels,
             rotary,
@@ -401,6 +420,8 @@ struct Memory {
     means: Buf<f32>,
     /// `[n_tile]`: 1 where the ring has a tile, 0 where it could not be written or has not been.
     is_there: Buf<u8>,
+    /// `[n_tile]`: of what was written of each (`kept`).
+    sums: Buf<u64>,
     /// `[n_layer][n_head_kv][1 + n_recall]`: how many pieces the latest step of one token fetched,
     /// and which.
     before: Buf<u32>,
@@ -434,11 +455,11 @@ impl Memory {
         let choices = (0..n_group * n_head).map(|_| Choice::carve(arena, s)).collect();
         arena.begin_part("past, to look for it");
         let means = arena.carve(heads * s.kv.each.head_dim);
-        let (is_there, magnitudes) = (arena.carve(s.n_tile), arena.carve(s.kv.n_layer));
+        let (is_there, sums, magnitudes) = (arena.carve(s.n_tile), arena.carve(s.n_tile), arena.carve(s.kv.n_layer));
         let angles = Angles::carve(arena, s.kv.each.head_dim, s.kv.n_ctx, s.n_fetched());
         let threads =
             (0..s.n_threads).map(|_| Thread { chooser: Chooser::carve(arena, s), fetcher: Fetcher::carve(arena, s) }).collect();
-        Memory { rows, tile, means, is_there, before, found, per_head: share, choices, angles, threads, magnitudes }
+        Memory { rows, tile, means, is_there, sums, before, found, per_head: share, choices, angles, threads, magnitudes }
     }
 }
 

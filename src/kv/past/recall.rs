@@ -176,6 +176,11 @@ impl Chooser {
         }
     }
 
+    /// What the index is read into, while nothing is chosen.
+    pub fn room(&mut self) -> &mut [u8] {
+        &mut self.tiles
+    }
+
     /// What the tokens of a group ask of a head.
     pub fn choose<R: Rotary>(&mut self, w: &World<R>, group: usize, head: Head, chosen: &mut Chosen) {
         chosen.n = 0;

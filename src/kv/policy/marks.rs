@@ -82,6 +82,9 @@ impl Marks {
                 see(bytes_of_mut(&mut marks[first..][..n_live]))?;
             }
         }
+        if !self.tokens.is_empty() {
+            see(bytes_of_mut(&mut self.tokens[first..][..n_live]))?;
+        }
         Ok(())
     }
 

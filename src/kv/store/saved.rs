@@ -8,8 +8,9 @@
 //! and asks `check_adopted`, for what was read may be anything. A cache that was filled in part or is not sound is to be cleared.
 
 use super::{KvCache, KvScratch, Rows, Whole};
-use crate::kv::Pos;
+use crate::kv::layout::{AttnLayer, Head};
 use crate::kv::policy::{Policy, Protection};
+use crate::kv::{Past, Pos};
 
 /// The numbers of a stream's cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +66,9 @@ impl Counts {
     }
 }
 
+/// Of the settings of a cache with a past in a file, before its size.
+pub const PAST: &str = "; a past of ";
+
 impl KvCache {
     pub fn counts(&self) -> Counts {
         Counts {
@@ -85,8 +89,12 @@ impl KvCache {
     /// goes from them. What follows from the model is left out.
     pub fn settings(&self) -> String {
         let (rule, keeps) = (self.rule, self.shape.keeps);
+        let past = self.past.as_ref().map_or(String::new(), |past| {
+            let shape = past.shape();
+            format!("{PAST}{} bytes, recall {}", shape.bytes_for(shape.n_tok()), shape.n_recall)
+        });
         format!(
-            "{} {} slots; {}, {} sinks, {} recent, {} reserved, pool {}, half-life {}; {}",
+            "{} {} slots; {}, {} sinks, {} recent, {} reserved, pool {}, half-life {}; {}{past}",
             self.shape.type_names(),
             self.n_slot,
             rule.policy.name(),
@@ -142,7 +150,8 @@ impl KvCache {
             self.marks.visit_entries(entries, see)?;
         }
         self.marks.visit_heads(see)?;
-        self.roundings.visit(see)
+        self.roundings.visit(see)?;
+        self.past.as_mut().map_or(Ok(()), |past| past.visit(see))
     }
 
     /// Goes over the keys and values of all entries, likewise.
@@ -174,9 +183,30 @@ impl KvCache {
                 return Err("entries of one head at the same position, or at one that has not been yet");
             }
         }
-        match self.marks.is_sound() && self.roundings.is_sound() {
-            true => Ok(()),
-            false => Err("numbers that are none in what is known of its keys"),
+        if !(self.marks.is_sound() && self.roundings.is_sound()) {
+            return Err("numbers that are none in what is known of its keys");
         }
+        let Some(past) = &self.past else { return Ok(()) };
+        let n_past = self.n_past();
+        // By its low bits a token is told from those before it, back to the first.
+        let has_been = |&token: &u32| (1..=n_past).contains(&u64::from((n_past as u32).wrapping_sub(token)));
+        let all_have_been = |(layer, head): (AttnLayer, Head)| {
+            self.marks.tokens[self.first_slot(layer, head)..][..self.live(layer)].iter().all(has_been)
+        };
+        match past.is_sound(n_past, self.next_pos.into()) && self.shape.all_heads().all(all_have_been) {
+            true => Ok(()),
+            false => Err("numbers that cannot be in what is known of its past"),
+        }
+    }
+
+    /// Looks for what was adopted of a past in its file; what is not there any more is lost, and that is told.
+    pub fn find_past(&mut self) {
+        let n_past = self.n_past();
+        self.past.iter_mut().for_each(|past| past.find(n_past));
+    }
+
+    /// Returns when what is known of the past is on the disk.
+    pub fn sync_past(&self) -> std::io::Result<()> {
+        self.past.as_ref().map_or(Ok(()), Past::sync)
     }
 }
