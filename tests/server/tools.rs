@@ -8,6 +8,16 @@ use serde_json::{Value, json};
 
 const CALL: &str = "<tool_call>\n{\"name\": \"now\", \"arguments\": {\"zone\":  \"U{}C\"}}\n</tool_call>";
 const ARGUMENTS: &str = "{\"zone\":  \"U{}C\"}";
+/// A call of a model that is told of tools in the system's turn.
+const IN_WORDS: &str = "<call>now( zone: \"U{}C\")";
+const WORDS_ARGUMENTS: &str = "{\"zone\": \"U{}C\"}";
+
+/// A server whose template tells of tools, as Hermes does.
+fn hermes() -> Server {
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+                    {% if tools %}{{ tools | length }} <tool_call>{% endif %}<|im_start|>assistant\n";
+    Server::with_template(ChatTemplate::new(template).expect("a template"), |_| ())
+}
 
 #[track_caller]
 fn ok(reply: &Reply) -> Value {
@@ -32,8 +42,17 @@ fn events(text: &str) -> Vec<Value> {
 
 #[test]
 fn a_call_is_told_whole_or_in_deltas() {
-    let server = Server::start(|_| ());
-    let said = format!("Let me see.\n{CALL}");
+    told(&hermes(), CALL, ARGUMENTS);
+}
+
+#[test]
+fn a_call_in_words_is_told_as_json() {
+    told(&Server::start(|_| ()), IN_WORDS, WORDS_ARGUMENTS);
+}
+
+#[track_caller]
+fn told(server: &Server, written: &str, arguments: &str) {
+    let said = format!("Let me see.\n{written}");
     let body = json!({ "messages": asks(&said), "tools": [tool()] });
     let answer = ok(&post(server.address, "/v1/chat/completions", &body));
     let choice = &answer["choices"][0];
@@ -42,7 +61,7 @@ fn a_call_is_told_whole_or_in_deltas() {
     let call = &choice["message"]["tool_calls"][0];
     assert_eq!(
         (&call["type"], &call["function"]["name"], &call["function"]["arguments"]),
-        (&json!("function"), &json!("now"), &json!(ARGUMENTS))
+        (&json!("function"), &json!("now"), &json!(arguments))
     );
     assert!(call["id"].as_str().is_some_and(|id| id.len() > 8));
 
@@ -61,26 +80,28 @@ fn a_call_is_told_whole_or_in_deltas() {
         (&json!(0), &json!("now"), &json!(""))
     );
     assert!(calls[0]["id"].is_string() && calls[0]["type"] == "function");
-    let arguments: String = calls.iter().filter_map(|call| call["function"]["arguments"].as_str()).collect();
-    assert_eq!(arguments, ARGUMENTS);
+    let told: String = calls.iter().filter_map(|call| call["function"]["arguments"].as_str()).collect();
+    assert_eq!(told, arguments);
     assert!(calls[1..].iter().all(|call| call["index"] == 0 && call.get("id").is_none()));
     assert_eq!(events.last().expect("an event")["choices"][0]["finish_reason"], "tool_calls");
     // Nobody asked for calls: it is text.
-    for body in [json!({ "messages": asks(CALL) }), json!({ "messages": asks(CALL), "tools": [tool()], "tool_choice": "none" })] {
+    for body in
+        [json!({ "messages": asks(written) }), json!({ "messages": asks(written), "tools": [tool()], "tool_choice": "none" })]
+    {
         let answer = ok(&post(server.address, "/v1/chat/completions", &body));
         assert_eq!(
             (&answer["choices"][0]["message"]["content"], &answer["choices"][0]["finish_reason"]),
-            (&json!(CALL), &json!("stop"))
+            (&json!(written), &json!("stop"))
         );
     }
-    let cut = json!({ "messages": asks(CALL), "tools": [tool()], "max_tokens": 15 });
+    let cut = json!({ "messages": asks(written), "tools": [tool()], "max_tokens": 12 });
     assert_eq!(ok(&post(server.address, "/v1/chat/completions", &cut))["choices"][0]["finish_reason"], "length");
 }
 
 #[test]
 fn several_calls_are_counted() {
     let server = Server::start(|_| ());
-    let body = json!({ "messages": asks(&format!("{CALL}\n{CALL}")), "tools": [tool()], "stream": true });
+    let body = json!({ "messages": asks(&format!("{IN_WORDS}\n{IN_WORDS}")), "tools": [tool()], "stream": true });
     let events = events(post(server.address, "/v1/chat/completions", &body).text());
     let calls = events.iter().filter_map(|event| event["choices"][0]["delta"].get("tool_calls"));
     let begun: Vec<&Value> = calls.map(|calls| &calls[0]).filter(|call| call.get("id").is_some()).collect();
@@ -90,7 +111,7 @@ fn several_calls_are_counted() {
 
 #[test]
 fn ollama_gets_objects_and_responses_get_items() {
-    let server = Server::start(|_| ());
+    let server = hermes();
     let body = json!({ "model": "demo", "messages": asks(CALL), "tools": [tool()], "stream": false });
     let answer = ok(&post(server.address, "/api/chat", &body));
     let call = &answer["message"]["tool_calls"][0]["function"];
@@ -131,7 +152,7 @@ fn prompt(server: &Server, body: &Value) -> String {
 #[test]
 fn the_next_turn_begins_with_what_was_written() {
     let server = Server::start(|_| ());
-    let mut messages = asks(&format!("Well.\n{CALL}"));
+    let mut messages = asks(&format!("Well.\n{IN_WORDS}"));
     let first = prompt(&server, &json!({ "messages": messages, "tools": [tool()] }));
     let answer = ok(&post(server.address, "/v1/chat/completions", &json!({ "messages": messages, "tools": [tool()] })));
     let message = answer["choices"][0]["message"].clone();
@@ -140,25 +161,30 @@ fn the_next_turn_begins_with_what_was_written() {
     list.push(message);
     list.push(json!({ "role": "tool", "tool_call_id": id, "content": "noon" }));
     let second = prompt(&server, &json!({ "messages": messages, "tools": [tool()] }));
-    let begins = format!("{first}Well.\n{CALL}");
+    let begins = format!("{first}Well.\n{IN_WORDS}");
     assert!(second.starts_with(&begins), "{second}");
     assert!(second[begins.len()..].contains("<tool_response>\nnoon\n</tool_response>"), "{second}");
     // What the client has changed is what counts.
     messages[1]["tool_calls"][0]["function"]["arguments"] = "{\"zone\": \"other\"}".into();
-    assert!(prompt(&server, &json!({ "messages": messages, "tools": [tool()] })).contains("\"other\""));
+    assert!(prompt(&server, &json!({ "messages": messages, "tools": [tool()] })).contains("<call>now(zone: \"other\")"));
 }
 
 #[test]
 fn a_template_that_knows_no_tools_has_them_told_in_the_systems_turn() {
     let server = Server::start(|_| ());
     let text = prompt(&server, &json!({ "messages": asks("x"), "tools": [tool()] }));
+    assert!(text.contains("Tools:\nnow(zone?: string) - Tells the time<|im_end|>"), "{text}");
+    // Examples of calls follow, then what was asked.
+    assert_eq!(text.matches("<call>now(zone: \"").count(), 4, "{text}");
     assert!(
-        text.contains("<tools>\n{\"type\":\"function\"") && text.contains("<tool_call>\n{\"name\": <function name>"),
+        text.contains(
+            "<|im_start|>user\nTells the time: other.<|im_end|>\n<|im_start|>assistant\n<call>now(zone: \"other\")<|im_end|>"
+        ),
         "{text}"
     );
     let with_system = json!([{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "x" }]);
     let text = prompt(&server, &json!({ "messages": with_system, "tools": [tool()] }));
-    assert!(text.contains("Be brief.\n\n# Tools"), "{text}");
+    assert!(text.contains("Be brief.\n\nTools:\n"), "{text}");
     // Others tell them themselves.
     let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if tools %}{{ tools | length }} tools <tool_call>{% endif %}";
     let server = Server::with_template(ChatTemplate::new(template).expect("a template"), |_| ());

@@ -4,9 +4,10 @@
 The tools are `set_light` (which light, on or off) and `read_temperature` (which room). A call is right if it is `set_light` with the
 light and the state that the phrasing asks for. Nothing is drawn by chance: the temperature is 0.
 
-    tests/tools/light.py [--model FILE] [--show] [--at-least N]      LOWKEY_BIN is the program
+    tests/tools/light.py [--model FILE] [--show] [--at-least N] [--suite house]      LOWKEY_BIN is the program
 
 Ten more phrasings ask for a temperature; they are told apart, since a model that always turned lights would be right in the fifty.
+`--suite house` asks for other things instead (house.py).
 """
 
 import argparse
@@ -15,6 +16,7 @@ import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import house  # noqa: E402
 import lowkey_server  # noqa: E402
 
 LIGHTS = ["kitchen", "bedroom", "hall", "garage", "garden"]
@@ -68,12 +70,12 @@ def phrasings():
         yield WARM[i // len(LIGHTS)].format(light), {"name": "read_temperature", "arguments": {"room": light}}
 
 
-def call_of(server, text: str, args) -> dict:
+def call_of(server, text: str, system: str, tools: list) -> dict:
     body = {
-        "messages": [{"role": "system", "content": args.system}, {"role": "user", "content": text}], "tools": [TEMPERATURE, LIGHT],
+        "messages": [{"role": "system", "content": system}, {"role": "user", "content": text}], "tools": tools,
         "tool_choice": "required", "parallel_tool_calls": False, "temperature": 0, "max_tokens": 60,
     }  # fmt: skip
-    if not args.system:
+    if not system:
         del body["messages"][0]
     status, answer = server.post("/v1/chat/completions", body, timeout=120)
     assert status == 200, (status, answer)
@@ -82,20 +84,39 @@ def call_of(server, text: str, args) -> dict:
     return {"name": calls[0]["function"]["name"], "arguments": json.loads(calls[0]["function"]["arguments"])}
 
 
+def ask_house(server, show: bool) -> int:
+    n_right = n = 0
+    for name, system, tools, questions in house.suites():
+        right = 0
+        for text, want in questions:
+            text = text[0].upper() + text[1:]
+            got = call_of(server, text, system, tools)
+            right += got == want
+            if show and got != want:
+                print(f"WRONG {text!r}: {json.dumps(got)}", flush=True)
+        print(f"{name} {right} of {len(questions)}", flush=True)
+        n_right, n = n_right + right, n + len(questions)
+    print(f"house {n_right} of {n}")
+    return n_right
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default=lowkey_server.MODEL)
     options.add_argument("--system", default=SYSTEM, help="the system's turn")
     options.add_argument("--at-least", type=int, default=45)
     options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--suite", choices=["light", "house"], default="light")
     options.add_argument("--show", action="store_true")
     args = options.parse_args()
     lowkey_server.MODEL = args.model
     right = {"set_light": 0, "read_temperature": 0}
     of = {"tool": 0, "light": 0, "state": 0}
     with lowkey_server.Server(budget="24MiB", threads=args.threads) as server:
+        if args.suite == "house":
+            sys.exit(ask_house(server, args.show) < args.at_least)
         for text, want in phrasings():
-            got = call_of(server, text, args)
+            got = call_of(server, text, args.system, [TEMPERATURE, LIGHT])
             right[want["name"]] += got == want
             if want["name"] == "set_light":
                 of["tool"] += got["name"] == want["name"]

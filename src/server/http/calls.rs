@@ -3,6 +3,7 @@
 
 use super::answers::random_name;
 use super::tools::Family;
+use super::words::{self, Name};
 
 /// What a piece of an answer came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,13 +37,15 @@ enum At {
     /// Before a call's arguments.
     Head,
     Arguments(Scan),
+    /// The same, in the form of `words`.
+    Words(words::Reader),
     /// No calls are looked for any more.
     Plain,
 }
 
 /// Where in a JSON value the text stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Scan {
+pub struct Scan {
     depth: usize,
     in_string: bool,
     is_escaped: bool,
@@ -99,7 +102,8 @@ impl Calls {
                         let id = if family.n_id < 24 { id } else { format!("call_{id}") };
                         self.calls.push(Call { id: id.clone(), name: name.clone(), arguments: String::new() });
                         told.push(Told::Begin { index: self.calls.len() - 1, id, name });
-                        self.at = At::Arguments(Scan::default());
+                        let is_words = family.is_words();
+                        self.at = if is_words { At::Words(words::Reader::default()) } else { At::Arguments(Scan::default()) };
                     }
                     Head::Part if self.held.len() <= MAX_HEAD_BYTES => return,
                     // Behind a call nothing but marks is worth telling.
@@ -111,17 +115,33 @@ impl Calls {
                     let rest = self.held.split_off(n);
                     let text = std::mem::replace(&mut self.held, rest);
                     self.raw.push_str(&text);
-                    let index = self.calls.len().saturating_sub(1);
-                    if let Some(call) = self.calls.last_mut().filter(|_| !text.is_empty()) {
-                        call.arguments.push_str(&text);
-                        told.push(Told::Arguments { index, text });
+                    self.add(text, told);
+                    if !is_done {
+                        return;
                     }
+                    self.at = At::Head;
+                }
+                At::Words(reader) => {
+                    let mut json = String::new();
+                    let (n, is_done) = reader.run(&self.held, &mut json);
+                    let rest = self.held.split_off(n);
+                    self.raw.push_str(&std::mem::replace(&mut self.held, rest));
+                    self.add(json, told);
                     if !is_done {
                         return;
                     }
                     self.at = At::Head;
                 }
             }
+        }
+    }
+
+    /// More of the latest call's arguments.
+    fn add(&mut self, text: String, told: &mut Vec<Told>) {
+        let index = self.calls.len().saturating_sub(1);
+        if let Some(call) = self.calls.last_mut().filter(|_| !text.is_empty()) {
+            call.arguments.push_str(&text);
+            told.push(Told::Arguments { index, text });
         }
     }
 
@@ -156,12 +176,17 @@ fn say(text: String, told: &mut Vec<Told>) {
 
 impl Scan {
     /// How much of a text belongs to the value, and whether it ends there.
-    fn run(&mut self, text: &str) -> (usize, bool) {
+    pub fn run(&mut self, text: &str) -> (usize, bool) {
         for (i, byte) in text.bytes().enumerate() {
             match byte {
                 _ if std::mem::take(&mut self.is_escaped) => {}
                 b'\\' if self.in_string => self.is_escaped = true,
-                b'"' => self.in_string = !self.in_string,
+                b'"' => {
+                    self.in_string = !self.in_string;
+                    if !self.in_string && self.depth == 0 {
+                        return (i + 1, true);
+                    }
+                }
                 b'{' | b'[' if !self.in_string => self.depth += 1,
                 b'}' | b']' if !self.in_string => {
                     self.depth = self.depth.saturating_sub(1);
@@ -223,6 +248,13 @@ fn head(text: &str, family: &Family) -> Head {
     let mut rest = text;
     if skip(&mut rest, family) {
         return Head::Part;
+    }
+    if family.is_words() {
+        return match words::name(rest) {
+            Name::Whole(name, n) => Head::Call { name, n_bytes: text.len() - rest.len() + n },
+            Name::Part => Head::Part,
+            Name::None => Head::None,
+        };
     }
     let mut part = true;
     let begins = ["{", "\"name\"", ":", "\""].iter().all(|word| eat(&mut rest, word, &mut part));

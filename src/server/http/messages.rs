@@ -22,8 +22,8 @@ pub struct Chat {
     pub conversation: Conversation,
     /// The last message is the assistant's and is gone on with: its text, which is not among the messages.
     pub continued: Option<String>,
-    /// It begins with the system's turn.
-    pub has_system: bool,
+    /// Messages that are the system's turn, with what is told of tools.
+    pub n_system: usize,
     /// What the answer may call.
     pub tools: Option<Tools>,
 }
@@ -40,7 +40,7 @@ pub fn read(fields: &Fields<'_>, arguments_as_objects: bool) -> Checked<Chat> {
         messages.push(one(message, &format!("messages[{i}]"), arguments_as_objects)?);
     }
     let role = |message: &Value| message["role"].as_str().unwrap_or_default().to_owned();
-    let mut chat = Chat { has_system: role(&messages[0]) == "system", ..Chat::default() };
+    let mut chat = Chat { n_system: usize::from(role(&messages[0]) == "system"), ..Chat::default() };
     let wants_prompt = fields.bool("add_generation_prompt")?;
     let wants_more = fields.bool("continue_final_message")?;
     if wants_prompt == Some(true) && wants_more == Some(true) {

@@ -46,6 +46,7 @@ mod tokens;
 mod tools;
 mod unfold;
 mod wire;
+mod words;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

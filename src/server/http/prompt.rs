@@ -52,8 +52,7 @@ fn wants_objects(template: &ChatTemplate) -> bool {
 pub fn read_chat(app: &App, fields: &Fields<'_>) -> Checked<Chat> {
     let template = template(app)?;
     let mut chat = messages::read(fields, wants_objects(template))?;
-    tools::tell(&mut chat.conversation, template.source(), &app.ring);
-    chat.has_system = chat.conversation.messages.first().is_some_and(|first| first["role"] == "system");
+    chat.n_system = tools::tell(&mut chat.conversation, template.source(), &app.ring);
     Ok(chat)
 }
 
@@ -109,7 +108,7 @@ fn short(message: &str) -> String {
 
 /// The tokens of a chat. `pins`: whether the system's turn is to stay.
 pub fn of_chat(app: &App, chat: Chat, pins: bool) -> Checked<Prompt> {
-    let head = ((pins || app.settings.sessions) && chat.has_system).then(|| system_alone(&chat));
+    let head = ((pins || app.settings.sessions) && chat.n_system > 0).then(|| system_alone(&chat));
     let is_continued = chat.continued.is_some();
     let rendered = render(app, chat)?;
     let is_thinking = !is_continued && rendered.text.trim_end().ends_with(THINK[0]);
@@ -156,9 +155,9 @@ fn continues(app: &App, rendered: &Rendered, ids: &[u32]) -> Checked<Option<Cont
 fn system_alone(chat: &Chat) -> [Chat; 2] {
     ["", "?"].map(|text| {
         let mut conversation = chat.conversation.clone();
-        conversation.messages.truncate(1);
+        conversation.messages.truncate(chat.n_system);
         conversation.messages.push(serde_json::json!({ "role": "user", "content": text }));
-        Chat { conversation, has_system: true, ..Chat::default() }
+        Chat { conversation, n_system: chat.n_system, ..Chat::default() }
     })
 }
 

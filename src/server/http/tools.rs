@@ -1,5 +1,5 @@
 //! Tools: how a family of models writes calls of them, what a request says of them, and the grammar that makes calls good ones. How
-//! written calls are read back is `calls`.
+//! written calls are read back is `calls`; what models are told whose templates know no tools is `words`.
 
 use serde_json::{Map, Value, json};
 
@@ -10,8 +10,10 @@ use super::app::App;
 use super::error::{Checked, Refusal, quoted as shown};
 use super::fields::{Fields, wanted};
 use super::ring::Ring;
+use super::words;
 
-/// How models of a family write calls: `open{"name": …, KEY: …}close`, or a list of such objects between the two.
+/// How models of a family write calls: `open{"name": …, KEY: …}close`, or a list of such objects between the two; without a KEY in the
+/// form of `words`.
 #[derive(Debug)]
 pub struct Family {
     /// What a template of the family holds.
@@ -37,14 +39,27 @@ const FAMILIES: [Family; 5] = [
     Family { sign: "<|tool_call|>", open: "<|tool_call|>", close: "", key: "arguments", is_list: true, is_on_lines: false, n_id: 24 },
     // Llama 3
     Family { sign: "\"parameters\":", open: "", close: "", key: "parameters", is_list: false, is_on_lines: false, n_id: 24 },
-    // Hermes: Qwen, SmolLM3, Granite 4, and whoever is told of tools in the system's turn
+    // Hermes: Qwen, SmolLM3, Granite 4
     Family { sign: "<tool_call>", open: "<tool_call>", close: "</tool_call>", key: "arguments", is_list: false, is_on_lines: true, n_id: 24 },
 ];
+
+/// Of models that are told of tools in the system's turn.
+#[rustfmt::skip]
+const WORDS: Family =
+    Family { sign: "", open: "<call>", close: "", key: "", is_list: false, is_on_lines: false, n_id: 24 };
 
 impl Family {
     /// Of a template, by its source.
     pub fn of(source: &str) -> &'static Family {
+        if !tells_tools(source) {
+            return &WORDS;
+        }
         FAMILIES.iter().find(|family| source.contains(family.sign)).unwrap_or(&FAMILIES[FAMILIES.len() - 1])
+    }
+
+    /// Whether calls are in the form of `words`.
+    pub fn is_words(&self) -> bool {
+        self.key.is_empty()
     }
 }
 
@@ -132,11 +147,16 @@ impl Tools {
             let Prepared { mut schema, n_made: more } =
                 prepared(&function.parameters, usize::MAX).map_err(|what| Refusal::grammar(&function.param, what))?;
             // As templates write calls, so that a small model does not go on with white space.
-            schema["x-guidance"] = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
+            let guidance = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
             n_made += more;
+            names.push(format!("f{i}"));
+            if family.is_words() {
+                rules += &words::rules(i, &function.name, &schema, &guidance);
+                continue;
+            }
+            schema["x-guidance"] = guidance;
             let head = format!("{{\"name\": {}, \"{}\": ", Value::from(function.name.as_str()), family.key);
             rules += &format!("f{i}: {} %json {schema} \"}}\"\n", quoted(&head));
-            names.push(format!("f{i}"));
         }
         rules += &format!("call: {}\n", names.join(" | "));
         let (open, close) = (Mark::of(family.open, tokenizer), Mark::of(family.close, tokenizer));
@@ -148,6 +168,7 @@ impl Tools {
             (true, n) => format!("\"[\" call (\", \" call){{0,{n}}} \"]\" {}", close.lark()),
             (false, 0) => format!("\"{line}\" call \"{line}\" {}", close.lark()),
             (false, _) if family.open.is_empty() => "call".to_owned(),
+            (false, n) if family.is_words() => format!("call (\"\\n\" {} call){{0,{n}}}", open.lark()),
             (false, n) => {
                 let (open, close) = (open.lark(), close.lark());
                 format!("\"{line}\" call \"{line}\" {close} (\"{line}\" {open} \"{line}\" call \"{line}\" {close}){{0,{n}}}")
@@ -253,18 +274,19 @@ pub fn after_thought(rules: Rules, tokenizer: &Tokenizer) -> Checked<Rules> {
     Ok(Rules::Own { text, n_made })
 }
 
-/// Makes a conversation of what its template knows: one that knows no tools is told of them in the system's turn, in the words of
-/// Hermes; calls that this server made are what they were, byte for byte.
-pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring) {
+/// Makes a conversation of what its template knows: one that knows no tools is told of them in the system's turn and by examples behind
+/// it; calls that this server made are what they were, byte for byte. How many messages are the system's turn then, with the examples.
+pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring) -> usize {
     let family = Family::of(source);
     let knows = tells_tools(source);
+    let tools = conversation.tools.as_ref().and_then(Value::as_array).cloned().unwrap_or_default();
     for message in &mut conversation.messages {
         let calls = message.get("tool_calls").and_then(Value::as_array).cloned();
         if let Some(calls) = calls.filter(|calls| !calls.is_empty()) {
             let exact = ring.find(&calls).filter(|_| !family.is_list);
             let text = match (exact, knows) {
                 (Some(text), _) => text,
-                (None, false) => calls.iter().map(|call| hermes(&call["function"])).collect::<Vec<_>>().join("\n"),
+                (None, false) => calls.iter().map(|call| call_in_words(&call["function"], &tools)).collect::<Vec<_>>().join("\n"),
                 (None, true) => continue,
             };
             message["content"] = format!("{}{text}", message["content"].as_str().unwrap_or_default()).into();
@@ -278,29 +300,30 @@ pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring) {
     if let Some(tools) = conversation.tools.as_ref().filter(|_| source.contains("xml_tools")) {
         conversation.variables.insert("xml_tools".into(), tools.clone());
     }
-    if let Some(tools) = conversation.tools.take_if(|_| !knows) {
-        let list: Vec<String> = tools.as_array().into_iter().flatten().map(Value::to_string).collect();
-        let told = format!(
-            "# Tools\n\nYou may call one or more functions to help with what the user asks. They are:\n<tools>\n{}\n</tools>\n\nTo call \
-             a function, answer with a JSON object of its name and arguments within <tool_call></tool_call> tags:\n<tool_call>\n\
-             {{\"name\": <function name>, \"arguments\": <JSON object>}}\n</tool_call>",
-            list.join("\n")
-        );
-        match conversation.messages.first_mut().filter(|message| message["role"] == "system") {
-            Some(system) => {
-                system["content"] = format!("{}\n\n{told}", system["content"].as_str().unwrap_or_default()).into();
-            }
-            None => conversation.messages.insert(0, json!({ "role": "system", "content": told })),
-        }
+    let has_system = conversation.messages.first().is_some_and(|message| message["role"] == "system");
+    if knows || tools.is_empty() {
+        return usize::from(has_system);
     }
+    conversation.tools = None;
+    let told = words::told(&tools);
+    let system = if has_system { conversation.messages.remove(0) } else { json!({ "content": "" }) };
+    let said = system["content"].as_str().unwrap_or_default();
+    let text = if said.is_empty() { told } else { format!("{said}\n\n{told}") };
+    let mut head = vec![json!({ "role": "system", "content": text })];
+    head.extend(words::examples(&tools, family.open, family.close));
+    let n_head = head.len();
+    conversation.messages.splice(..0, head);
+    n_head
 }
 
-fn hermes(function: &Value) -> String {
+fn call_in_words(function: &Value, tools: &[Value]) -> String {
+    let name = function["name"].as_str().unwrap_or_default();
     let arguments = match &function["arguments"] {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+        Value::String(text) => arguments_object(text),
+        other => other.clone(),
     };
-    format!("<tool_call>\n{{\"name\": {}, \"arguments\": {arguments}}}\n</tool_call>", function["name"])
+    let tool = tools.iter().map(|tool| &tool["function"]).find(|tool| tool["name"] == name);
+    format!("{}{}{}", WORDS.open, words::written(name, &arguments, tool), WORDS.close)
 }
 
 /// A call, as OpenAI's chats have it.

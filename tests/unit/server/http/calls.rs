@@ -2,7 +2,7 @@ use super::*;
 
 /// What comes of a text that arrives so many bytes at a time.
 fn read(source: &str, text: &str, n: usize) -> (String, Vec<(String, String)>, Vec<Told>) {
-    let mut calls = Calls::new(Some(Family::of(source)));
+    let mut calls = Calls::new(Some(Family::of(&format!("tools {source}"))));
     let mut told = Vec::new();
     for piece in text.as_bytes().chunks(n) {
         calls.push(std::str::from_utf8(piece).expect("ASCII"), &mut told);
