@@ -240,7 +240,7 @@ fn a_prompt_that_changes_at_its_head_is_mended() {
         for clock in ["It is 10:42.", "It is half past eleven in the morning.", "Noon."] {
             let prompt = asks(clock);
             let (_, tokens, out) = server.answer(reuses(prompt.clone()));
-            assert!(out.kept.n_moved >= 255 && out.kept.n_moved < 290 && !out.kept.is_exact, "{clock}: {:?}", out.kept);
+            assert!(out.kept.n_moved >= 290 && !out.kept.is_exact, "{clock}: {:?}", out.kept);
             assert_eq!((out.progress.n_prompt, out.kept.n_live), (prompt.len(), prompt.len() + 11), "{clock}");
             assert_eq!(out.progress.n_cached, prompt.len() - (out.progress.n_prompt - out.progress.n_cached));
             let exact = alone(&prompt, 12, &params);

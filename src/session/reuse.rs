@@ -7,9 +7,6 @@ use crate::kv::store::Run;
 pub const MAX_RUNS: usize = 16;
 /// Tokens that may lie between runs, in either prompt: a clock, a name, a list of states.
 const MAX_GAP: usize = 512;
-/// One in so many tokens of a run is read all the same, those that stand next to the change: it says most to them, and what it said
-/// is in their keys and values. (CacheBlend, Yao et al. 2024, arXiv 2405.16444, reads anew what differs most; here the place decides.)
-const READ_ANEW: usize = 8;
 
 /// The runs of a prompt, in order.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,8 +24,7 @@ impl Runs {
         while found.n < MAX_RUNS && n_least > 0 {
             let Some((from, to)) = next(old, new, i, j, n_least) else { break };
             let n = old[from..].iter().zip(&new[to..]).take_while(|(a, b)| a == b).count();
-            let anew = n / READ_ANEW;
-            found.runs[found.n] = Run { from: from + anew, to: to + anew, n: n - anew };
+            found.runs[found.n] = Run { from, to, n };
             found.n += 1;
             (i, j) = (from + n, to + n);
         }
