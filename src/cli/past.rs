@@ -9,13 +9,6 @@ use crate::session::SessionParams;
 use crate::session_file::{Head, Name};
 use crate::units::Bytes;
 
-/// Why a server saves none of its conversations then.
-pub const NO_SESSIONS: &str = "a server's streams go on with any conversation that was saved, and the file of a past belongs to one of them: \
-                               give one without the other";
-/// Why a conversation is kept under one name.
-const ONE_NAME: &str =
-    "the file of the past belongs to the conversation that --session names: no other is kept or taken up in this process";
-
 /// Names the file of the past after a session, and refuses what of the two does not go together. `head`: of the session, if it is there.
 pub fn keep_past(params: &mut SessionParams, name: &Name, head: Option<&Head>) -> Result<()> {
     let has_past = head.map(|head| head.fingerprint.has_past());
@@ -45,14 +38,6 @@ pub fn keep_past(params: &mut SessionParams, name: &Name, head: Option<&Head>) -
     }
     past.name = Some(name.past().as_str().to_owned());
     Ok(())
-}
-
-/// Refuses to keep or take up a conversation under another name than that of the past's file.
-pub fn check_name(past: Option<&Past>, own: Option<Name>, name: Name) -> Result<()> {
-    match past.is_some() && own != Some(name) {
-        true => Err(Error::usage("--past", ONE_NAME)),
-        false => Ok(()),
-    }
 }
 
 /// Speed for which a day's writing is told: that of a small model on a small board.

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use crate::cli::output::say;
-use crate::cli::past::check_name;
 use crate::cli::sessions::named;
 use crate::error::{Error, Result};
+use crate::kv::Past;
 use crate::session_file::{Fingerprint, Limits, Name, Shelf};
 use crate::units::Bytes;
 
@@ -113,5 +113,17 @@ impl Keep {
             true => say(&format!("nothing is kept in {}", self.path.display())),
             false => all.iter().for_each(|(name, bytes)| say(&format!("{name}  {}", Bytes(*bytes)))),
         }
+    }
+}
+
+/// Why a conversation is kept under one name.
+const ONE_NAME: &str =
+    "the file of the past belongs to the conversation that --session names: no other is kept or taken up in this process";
+
+/// Refuses to keep or take up a conversation under another name than that of the past's file.
+fn check_name(past: Option<&Past>, own: Option<Name>, name: Name) -> Result<()> {
+    match past.is_some() && own != Some(name) {
+        true => Err(Error::usage("--past", ONE_NAME)),
+        false => Ok(()),
     }
 }

@@ -23,7 +23,6 @@ use crate::units::Bytes;
 
 use super::args::Evict;
 use super::interrupt;
-use super::past::NO_SESSIONS;
 use super::setup::{Done, Opened, open_with};
 use super::{output::say, status::rss_anon_bytes};
 pub use args::{Overflow, ServeArgs};
@@ -124,6 +123,9 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     }
 }
 
+/// Why a server saves none of its conversations then.
+const NO_SESSIONS: &str = "a server's streams go on with any conversation that was saved, and the file of a past belongs to one of them: \
+                               give one without the other";
 /// What a pass takes of the engine's stack, which is of the plan's line `process`.
 const ENGINE_STACK_BYTES: usize = 256 << 10;
 /// The stack of the thread that serves.
