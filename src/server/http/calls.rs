@@ -2,6 +2,7 @@
 //! call is text after all.
 
 use super::answers::random_name;
+use super::scan::Scan;
 use super::tools::Family;
 use super::words::{self, Name};
 
@@ -41,14 +42,6 @@ enum At {
     Words(words::Reader),
     /// No calls are looked for any more.
     Plain,
-}
-
-/// Where in a JSON value the text stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Scan {
-    depth: usize,
-    in_string: bool,
-    is_escaped: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -174,33 +167,6 @@ fn say(text: String, told: &mut Vec<Told>) {
     }
 }
 
-impl Scan {
-    /// How much of a text belongs to the value, and whether it ends there.
-    pub fn run(&mut self, text: &str) -> (usize, bool) {
-        for (i, byte) in text.bytes().enumerate() {
-            match byte {
-                _ if std::mem::take(&mut self.is_escaped) => {}
-                b'\\' if self.in_string => self.is_escaped = true,
-                b'"' => {
-                    self.in_string = !self.in_string;
-                    if !self.in_string && self.depth == 0 {
-                        return (i + 1, true);
-                    }
-                }
-                b'{' | b'[' if !self.in_string => self.depth += 1,
-                b'}' | b']' if !self.in_string => {
-                    self.depth = self.depth.saturating_sub(1);
-                    if self.depth == 0 {
-                        return (i + 1, true);
-                    }
-                }
-                _ => {}
-            }
-        }
-        (text.len(), false)
-    }
-}
-
 enum Head {
     Call {
         name: String,
@@ -261,10 +227,10 @@ fn head(text: &str, family: &Family) -> Head {
     if !begins {
         return if part { Head::Part } else { Head::None };
     }
-    let mut scan = Scan { in_string: true, ..Scan::default() };
+    let mut is_escaped = false;
     let end = rest.bytes().position(|byte| {
-        let is_end = byte == b'"' && !scan.is_escaped;
-        scan.is_escaped = byte == b'\\' && !scan.is_escaped;
+        let is_end = byte == b'"' && !is_escaped;
+        is_escaped = byte == b'\\' && !is_escaped;
         is_end
     });
     let Some(end) = end else { return Head::Part };

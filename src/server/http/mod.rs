@@ -4,7 +4,7 @@
 //! accept    listeners, connections and their number        wire      time-outs of a connection       router   paths, each request's way
 //! guard     keys, hosts, origins                           body      bodies and JSON with limits     fields   typed access to JSON
 //! clerk     where requests are read, one at a time         messages, prompt, sampling, constraint    JSON to what the desk takes
-//! tools     calls of them: forms, grammars                 calls, ring   calls read back, and kept
+//! tools, words   calls of them: forms, grammars            calls, scan, ring   calls read back, and kept
 //! run       a request from the queue to its end            stream    events and whole answers        answers  what the APIs share
 //! chat, completion, text_completion, responses, ollama     the APIs                                  models, tokens, slots, metrics, arena
 //! ```
@@ -37,6 +37,7 @@ mod ring;
 mod router;
 mod run;
 mod sampling;
+mod scan;
 mod seats;
 mod slots;
 mod stream;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::constraint::quoted;
 
-use super::calls::Scan;
+use super::scan::Scan;
 
 /// What is shown of how to call: calls of all tools together, and of one.
 const MANY_EXAMPLES: usize = 8;
