@@ -87,7 +87,7 @@ fn a_restored_stream_goes_on_with_the_same_bits() {
             logits.push(feed(&mut one, piece));
         }
         let counts = one.cache().past().expect("a past").counts();
-        assert!(counts.n_pieces > 500 && counts.n_lost + counts.n_unread == 0, "{model}: {counts:?}");
+        assert!(counts.n_pieces > 10 * n_pieces as u64 && counts.n_lost + counts.n_unread == 0, "{model}: {counts:?}");
         assert!(one.cache().n_renumbered() > 0 || n_pieces < 40, "{model}: {} tokens", one.n_past());
         drop(one);
         for start in (0..n_pieces).step_by(3) {
