@@ -146,6 +146,13 @@ fn a_conversation_is_kept_and_goes_on() {
     assert!(stats(&err)[0].0 < 30, "{err}");
     let (_, err, _) = pipe(&["--sessions", &folder_text], "/sessions\n/load kitchen\n/load other\n/save ../x\n");
     assert!(err.contains("kitchen  ") && err.contains("'kitchen' goes on") && err.contains("../x"), "{err}");
+    // One that cannot be read is neither begun anew nor written over.
+    let damaged = folder.join("cellar.lks");
+    std::fs::write(&damaged, [7; 5000]).expect("a file");
+    let (out, err, code) = pipe(&["--sessions", &folder_text, "--session", "cellar"], first);
+    assert!(code == 1 && out.is_empty() && err.contains("cellar"), "{code}: {err}");
+    assert_eq!(std::fs::read(&damaged).expect("the file"), [7; 5000]);
+    std::fs::remove_file(&damaged).expect("the file");
     let (_, err, code) = pipe(&["--sessions", &folder_text, "--session", "kitchen", "--kv-budget", "8MiB"], first);
     assert!(code == 2 && err.contains("cannot go on here"), "{err}");
     std::fs::remove_dir_all(&folder).expect("the folder");

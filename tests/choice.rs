@@ -22,7 +22,7 @@ fn machine(model: &Model, layout: &Layout) -> Machine {
     let has_halves = model.weights.types().any(|ty| kernels.wants_halves(ty));
     let Layout { kv, n_slot, n_threads, .. } = *layout;
     let has_float = model.weights.has_float;
-    let shape = ScratchShape { kv, n_slot, n_rows: kv.n_batch, n_threads, n_logits: 1, has_float, has_halves, kernels };
+    let shape = ScratchShape { kv, n_slot, n_rows: kv.n_batch, n_threads, n_logits: 2, has_float, has_halves, kernels };
     let scratch = Arena::fill(|arena| Scratch::carve(arena, &model.config, &shape)).expect("memory");
     Machine { kernels, pool: Pool::new(n_threads).expect("threads"), scratch, guard: Guard::default() }
 }
@@ -108,11 +108,13 @@ fn the_choice_stops_when_its_time_is_up() {
     });
     assert!(choice.found.is_empty() && choice.read_gb_s().is_none(), "{choice:?}");
     assert_eq!(machine.kernels.describe(), layout.kernels.name());
-    // Beside what measures the pieces: a look before each type, twice, and before attention, at what is left: nothing.
+    // Beside what measures the pieces: a look before each type, three times, and before attention, at what is left: nothing.
     assert!(now < LIMIT + Duration::from_millis(15), "{now:?}");
     // With a clock that stands still there is time for everything, and nobody is faster than the default set.
     let choice = machine.choose_kernels_by(&model, &mut || Duration::ZERO);
     assert!(choice.found.len() >= 2 && choice.found.iter().all(|found| found.set == layout.kernels.set()), "{choice:?}");
+    let has_several = layout.kernels.alternatives(Op::Few(GgmlType::Q8_0)).count() > 1;
+    assert_eq!(choice.found.iter().any(|found| matches!(found.op, Op::Few(_))), has_several, "{choice:?}");
     assert_eq!(machine.kernels.describe(), layout.kernels.name());
 }
 
@@ -123,6 +125,7 @@ fn what_is_chosen_was_faster_and_costs_no_memory() {
     let default = Kernels::choose("auto").expect("a set");
     assert_eq!(auto.kernels().name(), default.name());
     for found in &auto.choice().found {
+        assert!(!matches!(found.op, Op::Few(_)), "one stream without guesses has no few tokens: {found:?}");
         assert_eq!(auto.kernels().of(found.op), found.set);
         assert!(default.alternatives(found.op).any(|set| set == found.set), "{found:?}");
         assert!(if found.set == default.set() { found.gain == 1.0 } else { found.gain > 1.05 }, "{found:?}");

@@ -52,7 +52,7 @@ const LENIENT: [&str; 3] = [
 ];
 
 #[test]
-#[ignore = "needs files that `make peer-files` fetches"]
+#[ignore = "`make peer-files`, a stage of .ci/run, fetches what it needs and runs it"]
 fn templates_are_rendered_as_jinja2_renders_them() {
     let folder = std::env::var_os("LOWKEY_PEER_FILES").map_or_else(|| data("../../models/peer"), PathBuf::from);
     let golden = golden("templates.json");

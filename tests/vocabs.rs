@@ -86,7 +86,7 @@ fn differences(name: &str, file: &GgufFile, row: &Value, parts: &[&str], nasty: 
 }
 
 #[test]
-#[ignore = "needs files that `make peer-files` fetches"]
+#[ignore = "`make peer-files`, a stage of .ci/run, fetches what it needs and runs it"]
 fn ids_are_those_of_llama_cpp_on_its_own_vocabularies() {
     let folder = std::env::var_os("LOWKEY_PEER_FILES").map_or_else(|| data("../../models/peer"), PathBuf::from);
     let golden = golden("vocabs.json");

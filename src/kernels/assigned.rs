@@ -1,5 +1,6 @@
-//! Which set does what: for each type of weights a set for one token, one for a few and one for batches; one for attention. All sets give the same
-//! bits, so this decides nothing but time. Measures nothing itself: model/choice.rs does, and `Kernels::with` takes the outcome.
+//! Which set does what: for each type of weights a set for one token, one for a few and one for batches; one for attention. All
+//! sets give the same bits, so this decides nothing but time. Measures nothing itself: model/choice.rs does, and `Kernels::with`
+//! takes the outcome.
 //!
 //! Buffers are sized for the set that has the features of all the others, `auto`'s own, and serve whatever is assigned.
 

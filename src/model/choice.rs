@@ -3,7 +3,7 @@
 //! nothing is measured.
 //!
 //! ```text
-//! for decoding with each type, for attention, for batches and for a few tokens with each type:
+//! for decoding with each type, for attention, for batches with each type, and for a few tokens where there will be any:
 //!     three times, each set in turn: time one piece of work            stop where 5 ms are over
 //!     the fastest set does it if it beats the default set by more than 5 %
 //! ```
@@ -77,6 +77,8 @@ pub struct Room<'a> {
     pub x: &'a [f32],
     pub out: &'a mut Buf<f32>,
     pub attend: Option<&'a mut AttendScratch>,
+    /// Whether a few tokens will be multiplied at once: those of several streams, or guesses.
+    pub has_few: bool,
 }
 
 /// The kernels with each operation left to the set that is fastest at it, by `clock`, which gives the time since any moment.
@@ -100,7 +102,7 @@ pub fn choose(
     if n_tok > FEW_TOKENS {
         measuring.products(Op::Batch, n_tok, &groups, room);
     }
-    if n_tok > 1 {
+    if room.has_few && n_tok > 1 {
         measuring.products(Op::Few, n_tok.min(FEW_TOKENS), &groups, room);
     }
     (measuring.kernels, Choice { found: measuring.found })
@@ -128,6 +130,7 @@ pub fn choose_alone(model: &Model, kernels: Kernels, n_threads: usize) -> std::i
         x: &x,
         out: &mut out,
         attend: None,
+        has_few: true,
     };
     let started = Instant::now();
     Ok(choose(kernels, &model.weights, &model.files(kernels), room, &mut || started.elapsed()))

@@ -96,7 +96,9 @@ impl Machine {
         let Scratch { x, mixed, gate, acts, logits, tiles, attend, beside, .. } = &mut self.scratch;
         let n_batch = x.len() / model.config.n_embd;
         let x = [&*x, &*mixed, &*beside, &*gate].into_iter().max_by_key(|x| x.len()).expect("four");
-        let room = &mut Room { pool: &mut self.pool, tiles, acts, n_batch, x, out: logits, attend: Some(attend) };
+        // Several rows of logits at once are asked for of streams together, of guesses, and by instruments.
+        let has_few = logits.len() > model.config.n_vocab;
+        let room = &mut Room { pool: &mut self.pool, tiles, acts, n_batch, x, out: logits, attend: Some(attend), has_few };
         let (kernels, choice) = choose(self.kernels, &model.weights, &model.files(self.kernels), room, clock);
         self.set_kernels(kernels);
         choice

@@ -292,7 +292,8 @@ impl Stream {
         self.cache.pin(n)
     }
 
-    /// All that is saved of it and restored, but for the file of its past, which is kept then. Whoever fills it says so by `resume`, or clears the stream.
+    /// All that is saved of it and restored, but for the file of its past, which is kept then. Whoever fills it says so by `resume`, or
+    /// clears the stream.
     pub fn state_mut(&mut self) -> StreamState<'_> {
         assert!(self.cache.past().is_none_or(Past::is_kept), "the file of its past goes with the process");
         let (n_first, log_hash) = (self.log.tokens().len(), self.log.hash());

@@ -6,7 +6,7 @@ use crate::cli::output::say;
 use crate::cli::sessions::named;
 use crate::error::{Error, Result};
 use crate::kv::Past;
-use crate::session_file::{Fingerprint, Limits, Name, Shelf};
+use crate::session_file::{Fingerprint, Limits, Name, Shelf, Why};
 use crate::units::Bytes;
 
 use super::args::ChatArgs;
@@ -67,7 +67,8 @@ impl Keep {
                     let why = head.fingerprint.why_not(&self.fingerprint).unwrap_or_default();
                     Err(Error::usage("--session", format!("'{name}' cannot go on here: {why}; give another name")))
                 }
-                Err(_) => Ok(()),
+                Err(failure) if matches!(failure.why, Why::Missing) => Ok(()),
+                Err(failure) => Err(failure.into()),
             }),
         }
     }

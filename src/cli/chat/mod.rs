@@ -37,8 +37,7 @@ pub fn run(args: ChatArgs) -> Result<Done> {
     };
     if let Some(name) = &args.session {
         let name = named("--session", name, Name::new)?;
-        // One that cannot be read is told when it is to go on.
-        keep_past(&mut opened.params, &name, head_of(&name, &args.folder).ok().flatten().as_ref())?;
+        keep_past(&mut opened.params, &name, head_of(&name, &args.folder)?.as_ref())?;
     }
     plan(&args, &mut opened, &template, system.as_ref().map_or(0, String::len))?;
     opened.check()?;

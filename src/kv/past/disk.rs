@@ -20,6 +20,7 @@ pub trait Disk: Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// The file that there is.
 #[derive(Debug)]
 pub struct PastFile(File);
 

@@ -279,7 +279,8 @@ pub fn after_thought(rules: Rules, tokenizer: &Tokenizer) -> Checked<Rules> {
 pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring) -> usize {
     let family = Family::of(source);
     let knows = tells_tools(source);
-    let tools = conversation.tools.as_ref().and_then(Value::as_array).cloned().unwrap_or_default();
+    let told = conversation.tools.as_ref().and_then(Value::as_array).filter(|_| !knows);
+    let tools = told.cloned().unwrap_or_default();
     for message in &mut conversation.messages {
         let calls = message.get("tool_calls").and_then(Value::as_array).cloned();
         if let Some(calls) = calls.filter(|calls| !calls.is_empty()) {
@@ -301,7 +302,7 @@ pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring) -> usize
         conversation.variables.insert("xml_tools".into(), tools.clone());
     }
     let has_system = conversation.messages.first().is_some_and(|message| message["role"] == "system");
-    if knows || tools.is_empty() {
+    if tools.is_empty() {
         return usize::from(has_system);
     }
     conversation.tools = None;
