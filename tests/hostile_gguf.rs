@@ -82,7 +82,10 @@ fn walk(bytes: &[u8]) -> Result<usize, GgufError> {
     for (key, value) in index.metadata(bytes) {
         seen += key.len();
         let _ = (value.to_u32(key), value.to_f32(key), value.to_bool(key), value.to_str(key));
-        seen += value.to_strings(key).map_or(0, |strings| strings.iter().map(str::len).sum());
+        if let Ok(strings) = value.to_strings(key) {
+            assert!(strings.iter().map(str::len).eq(strings.lengths()), "{key}: each string is as long as it is said to be");
+            seen += strings.lengths().sum::<usize>();
+        }
         seen += value.to_i32s(key).map_or(0, |ints| ints.map(|v| v as usize & 1).sum());
         seen += value.to_f32s(key).map_or(0, |floats| floats.count());
         if let Value::Array(array) = value {
@@ -116,6 +119,7 @@ fn the_valid_file_reads_back() {
         assert!(file.bool("tokenizer.ggml.add_bos_token").unwrap());
         let tokens = file.strings("tokenizer.ggml.tokens").unwrap();
         assert_eq!((tokens.len(), tokens.iter().collect::<Vec<_>>()), (4, vec!["<s>", "a", "", "é\u{10348}"]));
+        assert_eq!(tokens.lengths().collect::<Vec<_>>(), [3, 1, 0, 6]);
         assert_eq!(file.i32s("tokenizer.ggml.token_type").unwrap().collect::<Vec<_>>(), [3, 1, -1, 6]);
         assert_eq!(file.f32s("tokenizer.ggml.scores").unwrap().collect::<Vec<_>>(), [0.0, -1.5]);
         assert_eq!(file.get("test.nested").unwrap().type_name(), "array of array");

@@ -287,6 +287,15 @@ impl<'a> StringArray<'a> {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a str> + Clone + use<'a> {
         self.array.iter().map(|value| if let Value::Str(text) = value { text } else { "" })
     }
+
+    /// Bytes of each string, which are not read: for those that only count.
+    pub fn lengths(&self) -> impl Iterator<Item = usize> + use<'a> {
+        let mut cur = Cursor::new(self.array.bytes);
+        std::iter::from_fn(move || {
+            let n_bytes = cur.u64().ok()?;
+            cur.take(n_bytes).ok().map(<[u8]>::len)
+        })
+    }
 }
 
 /// What is being read, for messages.

@@ -50,9 +50,9 @@ impl LibraryBpe {
     /// Bytes of `from_gguf` at its highest point, from above.
     pub fn plan_bytes(file: &GgufFile, tokens: &StringArray<'_>) -> Result<u64> {
         let merges = file.strings(MERGES)?;
-        let token_chunks: u64 = tokens.iter().map(|text| heap_chunk(text.len())).sum();
+        let token_chunks: u64 = tokens.lengths().map(heap_chunk).sum();
         // Two strings of a merge together are no longer than its text.
-        let merge_chunks: u64 = merges.iter().map(|text| heap_chunk(0) + heap_chunk(text.len())).sum();
+        let merge_chunks: u64 = merges.lengths().map(|n_bytes| heap_chunk(0) + heap_chunk(n_bytes)).sum();
         let (n_vocab, n_merges) = (tokens.len() as u64, merges.len() as u64);
         let string_table = table_bytes(n_vocab, 32) + token_chunks;
         // The table of merges grows by doubling, beside the list that it is made from.

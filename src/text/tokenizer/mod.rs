@@ -152,7 +152,7 @@ impl Tokenizer {
 
     /// Working memory for a text of so many bytes at most, before there is a tokenizer.
     pub fn most_work_bytes(file: &GgufFile, n_text_bytes: usize) -> Result<usize> {
-        let longest = file.strings(TOKENS)?.iter().map(str::len).max().unwrap_or(0);
+        let longest = file.strings(TOKENS)?.lengths().max().unwrap_or(0);
         Ok(windows::most_work_bytes(longest, n_text_bytes) + Specials::most_search_bytes(n_special(file)?))
     }
 
