@@ -75,11 +75,18 @@ pub trait Grid {
     const BYTES: usize;
     type Word: Word;
 
-    /// The magnitudes of columns `32 sub + 8 i..` of a row, eight of them.
+    /// What is looked up in a superblock of a row.
+    type Indices: Copy;
+
+    /// # Safety
+    /// A block of the file is readable at `row`; AVX2.
+    unsafe fn indices(row: *const u8) -> Self::Indices;
+
+    /// The magnitudes of columns `32 sub + 8 i..`, eight of them.
     ///
     /// # Safety
-    /// A block of the file is readable at `row`.
-    unsafe fn word(row: *const u8, sub: usize, i: usize) -> Self::Word;
+    /// The indices are those of a block, which is still readable.
+    unsafe fn word(indices: &Self::Indices, sub: usize, i: usize) -> Self::Word;
 
     /// All else.
     ///
@@ -123,9 +130,11 @@ unsafe fn look_up<V: Vector, G: Grid>(p: *const u8, stride: usize) -> Words {
     let to: *mut u64 = words.as_mut_ptr().cast();
     for r in 0..V::LANES {
         let place = r / 2 % 2 * (V::LANES / 2) + r / 4 * 2 + r % 2;
+        // SAFETY: a block of row `r`.
+        let indices = unsafe { G::indices(p.add(r * stride)) };
         for i in 0..WORDS {
-            // SAFETY: a block of row `r`; a word of the array.
-            unsafe { to.add(i * V::LANES + place).write(G::word(p.add(r * stride), i / 4, i % 4).whole()) };
+            // SAFETY: a word of the array.
+            unsafe { to.add(i * V::LANES + place).write(G::word(&indices, i / 4, i % 4).whole()) };
         }
     }
     words
@@ -209,11 +218,70 @@ unsafe fn u16_at(p: *const u8) -> usize {
     usize::from(unsafe { p.cast::<u16>().read_unaligned() })
 }
 
+/// # Safety
+/// 64 bytes at `p` are readable; AVX2.
+#[inline(always)]
+unsafe fn masked(p: *const u8) -> [u16; 32] {
+    let mut to = MaybeUninit::<[u16; 32]>::uninit();
+    // SAFETY: by the caller's promise; both halves are written.
+    unsafe {
+        for half in 0..2 {
+            let x = _mm256_loadu_si256(p.cast::<__m256i>().add(half));
+            _mm256_storeu_si256(to.as_mut_ptr().cast::<__m256i>().add(half), _mm256_and_si256(x, _mm256_set1_epi16(511)));
+        }
+        to.assume_init()
+    }
+}
+
+/// Indices of ten bits: a byte of each in `low`, two bits in `high`.
+///
+/// # Safety
+/// 32 bytes at `low` and eight at `high` are readable; AVX2.
+#[inline(always)]
+unsafe fn ten_bits(low: *const u8, high: *const u8) -> [u16; 32] {
+    let mut to = MaybeUninit::<[u16; 32]>::uninit();
+    // SAFETY: by the caller's promise; both halves are written.
+    unsafe {
+        // The byte of four indices to each of them, and up to where its two bits stand at eight.
+        let four = _mm256_setr_epi8(0, -1, 0, -1, 0, -1, 0, -1, 1, -1, 1, -1, 1, -1, 1, -1, 2, -1, 2, -1, 2, -1, 2, -1, 3, -1, 3, -1, 3, -1, 3, -1);
+        let up = _mm256_set1_epi64x(0x0004_0010_0040_0100);
+        for half in 0..2 {
+            let high = _mm256_set1_epi32(high.cast::<i32>().add(half).read_unaligned());
+            let high = _mm256_mullo_epi16(_mm256_shuffle_epi8(high, four), up);
+            let low = _mm256_cvtepu8_epi16(_mm_loadu_si128(low.cast::<__m128i>().add(half)));
+            let both = _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi16(0x300)));
+            _mm256_storeu_si256(to.as_mut_ptr().cast::<__m256i>().add(half), both);
+        }
+        to.assume_init()
+    }
+}
+
+/// Indices of nine bits: a byte of each in `low`, a bit in `ninth`.
+///
+/// # Safety
+/// 64 bytes at `low` and eight at `ninth` are readable; AVX2.
+#[inline(always)]
+unsafe fn nine_bits(low: *const u8, ninth: *const u8) -> [u16; 64] {
+    let mut to = MaybeUninit::<[u16; 64]>::uninit();
+    // SAFETY: by the caller's promise; all quarters are written.
+    unsafe {
+        let bits = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, i16::MIN);
+        for quarter in 0..4 {
+            let ninth = _mm256_set1_epi16(ninth.cast::<i16>().add(quarter).read_unaligned());
+            let set = _mm256_cmpeq_epi16(_mm256_and_si256(ninth, bits), bits);
+            let low = _mm256_cvtepu8_epi16(_mm_loadu_si128(low.cast::<__m128i>().add(quarter)));
+            let both = _mm256_or_si256(low, _mm256_and_si256(set, _mm256_set1_epi16(256)));
+            _mm256_storeu_si256(to.as_mut_ptr().cast::<__m256i>().add(quarter), both);
+        }
+        to.assume_init()
+    }
+}
+
 /// Declares a type with a grid: its elements, its bytes, its words and how one is looked up, and `Grid::heads`.
 macro_rules! a_grid {
     (
-        $(#[$doc:meta])* $name:ident: $elements:ty, $bytes:literal, $word:ty,
-        |$row:ident, $at:ident, $i:ident| $look_up:expr, |$p:ident, $stride:ident, $to:ident| $heads:expr
+        $(#[$doc:meta])* $name:ident: $elements:ty, $bytes:literal, $word:ty, $indices:ty, |$row:ident| $of_row:expr,
+        |$index:ident, $at:ident, $i:ident| $look_up:expr, |$p:ident, $stride:ident, $to:ident| $heads:expr
     ) => {
         $(#[$doc])*
         pub struct $name;
@@ -221,10 +289,17 @@ macro_rules! a_grid {
             type Elements = $elements;
             const BYTES: usize = $bytes;
             type Word = $word;
+            type Indices = $indices;
 
             #[inline(always)]
-            unsafe fn word($row: *const u8, $at: usize, $i: usize) -> $word {
-                // SAFETY: indices lie inside the block, as the formats say.
+            unsafe fn indices($row: *const u8) -> $indices {
+                // SAFETY: all that is read lies inside the block, as the formats say.
+                unsafe { $of_row }
+            }
+
+            #[inline(always)]
+            unsafe fn word($index: &$indices, $at: usize, $i: usize) -> $word {
+                // SAFETY: as above.
                 unsafe { $look_up }
             }
 
@@ -239,8 +314,8 @@ macro_rules! a_grid {
 
 a_grid!(
     /// `f16 d; (u8 index[4]; u32 signs_and_scale)[8]`
-    Iq2Xxs: Signed<One, 64>, 66, u64,
-    |row, sub, i| grids::IQ2_XXS[usize::from(*row.add(2 + 8 * sub + i))],
+    Iq2Xxs: Signed<One, 64>, 66, u64, *const u8, |row| row.add(2),
+    |first, sub, i| grids::IQ2_XXS[usize::from(*first.add(8 * sub + i))],
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, and 16 from 2 + 16 * 3 on.
         let [head, ..] = V::load_16_bytes(p, stride);
@@ -255,8 +330,8 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u16 qs[32]; u8 scales[8]`: nine bits of index and seven of signs.
-    Iq2Xs: Signed<Two, 64>, 74, u64,
-    |row, sub, i| grids::IQ2_XS[u16_at(row.add(2 + 8 * sub + 2 * i)) & 511],
+    Iq2Xs: Signed<Two, 64>, 74, u64, [u16; 32], |row| masked(row.add(2)),
+    |index, sub, i| grids::IQ2_XS[usize::from(index[4 * sub + i] & 511)],
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, 16 from 2 + 16 * 3 on, and the last 16, 58..74.
         let ([head, ..], [_, _, low, high]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(58), stride));
@@ -273,12 +348,8 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u8 low[32]; u8 signs[32]; u8 high[8]; u8 scales[8]`: ten bits of index.
-    Iq2S: Signed<Two, 64>, 82, u64,
-    |row, sub, i| {
-        // A byte four times, each time two bits lower in a place of sixteen.
-        let high = (u64::from(*row.add(66 + sub)) * 0x0004_0010_0040_0100) & 0x0300_0300_0300_0300;
-        grids::IQ2_S[usize::from(*row.add(2 + 4 * sub + i)) | usize::from((high >> (16 * i)) as u16)]
-    },
+    Iq2S: Signed<Two, 64>, 82, u64, [u16; 32], |row| ten_bits(row.add(2), row.add(66)),
+    |index, sub, i| *grids::IQ2_S.get_unchecked(usize::from(index[4 * sub + i])),
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, 34..66, and the last 16, 66..82.
         let ([head, ..], [_, _, low, high]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(66), stride));
@@ -293,9 +364,9 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u8 index[64]; u32 signs_and_scale[8]`
-    Iq3Xxs: Signed<One, 64>, 98, Pair,
-    |row, sub, i| {
-        let at = row.add(2 + 8 * sub + 2 * i);
+    Iq3Xxs: Signed<One, 64>, 98, Pair, *const u8, |row| row.add(2),
+    |first, sub, i| {
+        let at = first.add(8 * sub + 2 * i);
         Pair(grids::IQ3_XXS[usize::from(*at)], grids::IQ3_XXS[usize::from(*at.add(1))])
     },
     |p, stride, to| {
@@ -312,10 +383,10 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u8 low[64]; u8 ninth[8]; u8 signs[32]; u8 scales[4]`: nine bits of index.
-    Iq3S: Signed<One, 16>, 110, Pair,
-    |row, sub, i| {
-        let (at, ninth) = (row.add(2 + 8 * sub + 2 * i), usize::from(*row.add(66 + sub)) << 8 >> (2 * i));
-        Pair(grids::IQ3_S[usize::from(*at) | ninth & 256], grids::IQ3_S[usize::from(*at.add(1)) | ninth >> 1 & 256])
+    Iq3S: Signed<One, 16>, 110, Pair, [u16; 64], |row| nine_bits(row.add(2), row.add(66)),
+    |index, sub, i| {
+        let of = |at: u16| *grids::IQ3_S.get_unchecked(usize::from(at));
+        Pair(of(index[8 * sub + 2 * i]), of(index[8 * sub + 2 * i + 1]))
     },
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, 74..106, and the last 16, 94..110.

@@ -49,15 +49,20 @@ pub unsafe fn product<V: Words, G: Grid>(p: *const u8, stride: usize, acts: &Act
         let mut acc = V::splat(0);
         let mut heads = MaybeUninit::<[Head<V>; 8]>::uninit();
         for b in (0..n_blocks).step_by(8) {
+            let mut indices = MaybeUninit::<[G::Indices; ROWS]>::uninit();
+            let indices: *mut G::Indices = indices.as_mut_ptr().cast();
             let (block, heads) = (p.add(b / 8 * G::BYTES), heads.as_mut_ptr().cast());
             G::heads::<V>(block, stride, heads);
+            for r in 0..ROWS {
+                *indices.add(r) = G::indices(block.add(r * stride));
+            }
             for sub in 0..8 {
                 (*heads.add(sub)).signs = V::parted((*heads.add(sub)).signs);
             }
             for sub in 0..8 {
                 prefetch::<G>(ROWS, p, stride, b + sub);
                 let (head, a) = (&*heads.add(sub), acts.q.as_ptr().add((b + sub) * BLOCK));
-                let (x, y) = (four::<V, G, 0>(block, stride, sub, a, head), four::<V, G, 1>(block, stride, sub, a, head));
+                let (x, y) = (four::<V, G, 0>(indices, sub, a, head), four::<V, G, 1>(indices, sub, a, head));
                 let (first, last) = ([x[0], y[0]], [x[1], y[1]]);
                 let isum = if G::Elements::SCALES.halves() {
                     let (sc0, sc1) = (head.m.and(V::splat(0xffff)), head.m.shr(16));
@@ -85,16 +90,15 @@ pub unsafe fn product<V: Words, G: Grid>(p: *const u8, stride: usize, acts: &Act
 /// As `product`; 32 activations at `a`.
 #[inline(always)]
 unsafe fn four<V: Words, G: Grid, const FOUR: usize>(
-    p: *const u8,
-    stride: usize,
+    indices: *const G::Indices,
     sub: usize,
     a: *const i8,
     head: &Head<V>,
 ) -> [V; 2] {
     // SAFETY: blocks of the rows.
     unsafe {
-        let p = p.add(2 * FOUR * stride);
-        let rows = [p, p.add(stride), p.add(4 * stride), p.add(5 * stride)];
+        let p = indices.add(2 * FOUR);
+        let rows = [p, p.add(1), p.add(4), p.add(5)];
         let first = [vector::<G>(rows, sub, 0), vector::<G>(rows, sub, 1)];
         let last = [vector::<G>(rows, sub, 2), vector::<G>(rows, sub, 3)];
         [V::half(first, a, &head.signs, FOUR, 0), V::half(last, a.add(16), &head.signs, FOUR, 1)]
@@ -119,10 +123,10 @@ unsafe fn whole<V: Vector>([x, y]: [V; 2]) -> V {
 /// # Safety
 /// A block of the file is readable at each; the features of the set.
 #[inline(always)]
-unsafe fn vector<G: Grid>(rows: [*const u8; 4], sub: usize, i: usize) -> __m256i {
+unsafe fn vector<G: Grid>(rows: [*const G::Indices; 4], sub: usize, i: usize) -> __m256i {
     // SAFETY: passed on.
     unsafe {
         let [a, b, c, d] = rows;
-        Word::four([G::word(a, sub, i), G::word(b, sub, i), G::word(c, sub, i), G::word(d, sub, i)])
+        Word::four([G::word(&*a, sub, i), G::word(&*b, sub, i), G::word(&*c, sub, i), G::word(&*d, sub, i)])
     }
 }
