@@ -37,7 +37,7 @@ impl Word for u64 {
     #[inline(always)]
     unsafe fn four([a, b, c, d]: [u64; 4]) -> __m256i {
         // SAFETY: registers only.
-        unsafe { _mm256_setr_epi64x(a as i64, b as i64, c as i64, d as i64) }
+        unsafe { _mm256_castpd_si256(_mm256_setr_pd(f64::from_bits(a), f64::from_bits(b), f64::from_bits(c), f64::from_bits(d))) }
     }
 }
 
@@ -82,11 +82,11 @@ pub trait Grid {
     /// A block of the file is readable at `row`; AVX2.
     unsafe fn indices(row: *const u8) -> Self::Indices;
 
-    /// The magnitudes of columns `32 sub + 8 i..`, eight of them.
+    /// The magnitudes of columns `16 half..`, sixteen of them: indices of both words come by one load.
     ///
     /// # Safety
-    /// The indices are those of a block, which is still readable.
-    unsafe fn word(indices: &Self::Indices, sub: usize, i: usize) -> Self::Word;
+    /// The indices are those of a block.
+    unsafe fn words(indices: &Self::Indices, half: usize) -> [Self::Word; 2];
 
     /// All else.
     ///
@@ -132,9 +132,13 @@ unsafe fn look_up<V: Vector, G: Grid>(p: *const u8, stride: usize) -> Words {
         let place = r / 2 % 2 * (V::LANES / 2) + r / 4 * 2 + r % 2;
         // SAFETY: a block of row `r`.
         let indices = unsafe { G::indices(p.add(r * stride)) };
-        for i in 0..WORDS {
-            // SAFETY: a word of the array.
-            unsafe { to.add(i * V::LANES + place).write(G::word(&indices, i / 4, i % 4).whole()) };
+        for half in 0..WORDS / 2 {
+            // SAFETY: indices of the row, words of the array.
+            unsafe {
+                let [first, second] = G::words(&indices, half);
+                to.add(2 * half * V::LANES + place).write(first.whole());
+                to.add((2 * half + 1) * V::LANES + place).write(second.whole());
+            }
         }
     }
     words
@@ -219,15 +223,35 @@ unsafe fn u16_at(p: *const u8) -> usize {
 }
 
 /// # Safety
-/// 64 bytes at `p` are readable; AVX2.
+/// `at` is below the grid's length.
 #[inline(always)]
-unsafe fn masked(p: *const u8) -> [u16; 32] {
-    let mut to = MaybeUninit::<[u16; 32]>::uninit();
-    // SAFETY: by the caller's promise; both halves are written.
+unsafe fn looked_up<W: Copy>(grid: &[W], at: u32) -> W {
+    // SAFETY: by the caller's promise.
+    unsafe { *grid.get_unchecked(at as usize) }
+}
+
+#[inline(always)]
+unsafe fn every_other(p: *const u8) -> [u32; 16] {
+    let mut to = MaybeUninit::<[u32; 16]>::uninit();
+    // SAFETY: by the caller's promise.
     unsafe {
-        for half in 0..2 {
-            let x = _mm256_loadu_si256(p.cast::<__m256i>().add(half));
-            _mm256_storeu_si256(to.as_mut_ptr().cast::<__m256i>().add(half), _mm256_and_si256(x, _mm256_set1_epi16(511)));
+        let order = _mm_setr_epi8(0, -1, 1, -1, 2, -1, 3, -1, 8, -1, 9, -1, 10, -1, 11, -1);
+        for quarter in 0..4 {
+            let x = _mm_shuffle_epi8(_mm_loadu_si128(p.cast::<__m128i>().add(quarter)), order);
+            _mm_storeu_si128(to.as_mut_ptr().cast::<__m128i>().add(quarter), x);
+        }
+        to.assume_init()
+    }
+}
+
+#[inline(always)]
+unsafe fn widened(p: *const u8) -> [u64; 16] {
+    let mut to = MaybeUninit::<[u64; 16]>::uninit();
+    // SAFETY: by the caller's promise.
+    unsafe {
+        for quarter in 0..4 {
+            let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast::<__m128i>().add(quarter)));
+            _mm256_storeu_si256(to.as_mut_ptr().cast::<__m256i>().add(quarter), x);
         }
         to.assume_init()
     }
@@ -238,8 +262,8 @@ unsafe fn masked(p: *const u8) -> [u16; 32] {
 /// # Safety
 /// 32 bytes at `low` and eight at `high` are readable; AVX2.
 #[inline(always)]
-unsafe fn ten_bits(low: *const u8, high: *const u8) -> [u16; 32] {
-    let mut to = MaybeUninit::<[u16; 32]>::uninit();
+unsafe fn ten_bits(low: *const u8, high: *const u8) -> [u32; 16] {
+    let mut to = MaybeUninit::<[u32; 16]>::uninit();
     // SAFETY: by the caller's promise; both halves are written.
     unsafe {
         // The byte of four indices to each of them, and up to where its two bits stand at eight.
@@ -261,8 +285,8 @@ unsafe fn ten_bits(low: *const u8, high: *const u8) -> [u16; 32] {
 /// # Safety
 /// 64 bytes at `low` and eight at `ninth` are readable; AVX2.
 #[inline(always)]
-unsafe fn nine_bits(low: *const u8, ninth: *const u8) -> [u16; 64] {
-    let mut to = MaybeUninit::<[u16; 64]>::uninit();
+unsafe fn nine_bits(low: *const u8, ninth: *const u8) -> [u64; 16] {
+    let mut to = MaybeUninit::<[u64; 16]>::uninit();
     // SAFETY: by the caller's promise; all quarters are written.
     unsafe {
         let bits = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, i16::MIN);
@@ -280,8 +304,8 @@ unsafe fn nine_bits(low: *const u8, ninth: *const u8) -> [u16; 64] {
 /// Declares a type with a grid: its elements, its bytes, its words and how one is looked up, and `Grid::heads`.
 macro_rules! a_grid {
     (
-        $(#[$doc:meta])* $name:ident: $elements:ty, $bytes:literal, $word:ty, $indices:ty, |$row:ident| $of_row:expr,
-        |$index:ident, $at:ident, $i:ident| $look_up:expr, |$p:ident, $stride:ident, $to:ident| $heads:expr
+        $(#[$doc:meta])* $name:ident: $elements:ty, $bytes:literal, $word:ty, $index:ty, |$row:ident| $of_row:expr,
+        |$two:ident| $look_up:expr, |$p:ident, $stride:ident, $to:ident| $heads:expr
     ) => {
         $(#[$doc])*
         pub struct $name;
@@ -289,17 +313,18 @@ macro_rules! a_grid {
             type Elements = $elements;
             const BYTES: usize = $bytes;
             type Word = $word;
-            type Indices = $indices;
+            type Indices = [$index; WORDS / 2];
 
             #[inline(always)]
-            unsafe fn indices($row: *const u8) -> $indices {
+            unsafe fn indices($row: *const u8) -> Self::Indices {
                 // SAFETY: all that is read lies inside the block, as the formats say.
                 unsafe { $of_row }
             }
 
             #[inline(always)]
-            unsafe fn word($index: &$indices, $at: usize, $i: usize) -> $word {
-                // SAFETY: as above.
+            unsafe fn words(indices: &Self::Indices, half: usize) -> [$word; 2] {
+                let $two = indices[half];
+                // SAFETY: indices are below the grid's length, as they were put together.
                 unsafe { $look_up }
             }
 
@@ -314,8 +339,9 @@ macro_rules! a_grid {
 
 a_grid!(
     /// `f16 d; (u8 index[4]; u32 signs_and_scale)[8]`
-    Iq2Xxs: Signed<One, 64>, 66, u64, *const u8, |row| row.add(2),
-    |first, sub, i| grids::IQ2_XXS[usize::from(*first.add(8 * sub + i))],
+    Iq2Xxs: Signed<One, 64>, 66, u64,
+    u32, |row| every_other(row.add(2)),
+    |two| [looked_up(&grids::IQ2_XXS, two & 0xffff), looked_up(&grids::IQ2_XXS, two >> 16)],
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, and 16 from 2 + 16 * 3 on.
         let [head, ..] = V::load_16_bytes(p, stride);
@@ -330,8 +356,9 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u16 qs[32]; u8 scales[8]`: nine bits of index and seven of signs.
-    Iq2Xs: Signed<Two, 64>, 74, u64, [u16; 32], |row| masked(row.add(2)),
-    |index, sub, i| grids::IQ2_XS[usize::from(index[4 * sub + i] & 511)],
+    Iq2Xs: Signed<Two, 64>, 74, u64,
+    u32, |row| row.add(2).cast::<[u32; 16]>().read_unaligned(),
+    |two| [grids::IQ2_XS[two as usize & 511], grids::IQ2_XS[(two >> 16) as usize & 511]],
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, 16 from 2 + 16 * 3 on, and the last 16, 58..74.
         let ([head, ..], [_, _, low, high]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(58), stride));
@@ -348,8 +375,9 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u8 low[32]; u8 signs[32]; u8 high[8]; u8 scales[8]`: ten bits of index.
-    Iq2S: Signed<Two, 64>, 82, u64, [u16; 32], |row| ten_bits(row.add(2), row.add(66)),
-    |index, sub, i| *grids::IQ2_S.get_unchecked(usize::from(index[4 * sub + i])),
+    Iq2S: Signed<Two, 64>, 82, u64,
+    u32, |row| ten_bits(row.add(2), row.add(66)),
+    |two| [looked_up(&grids::IQ2_S, two & 0xffff), looked_up(&grids::IQ2_S, two >> 16)],
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, 34..66, and the last 16, 66..82.
         let ([head, ..], [_, _, low, high]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(66), stride));
@@ -364,10 +392,11 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u8 index[64]; u32 signs_and_scale[8]`
-    Iq3Xxs: Signed<One, 64>, 98, Pair, *const u8, |row| row.add(2),
-    |first, sub, i| {
-        let at = first.add(8 * sub + 2 * i);
-        Pair(grids::IQ3_XXS[usize::from(*at)], grids::IQ3_XXS[usize::from(*at.add(1))])
+    Iq3Xxs: Signed<One, 64>, 98, Pair,
+    u64, |row| widened(row.add(2)),
+    |four| {
+        let of = |at: u64| looked_up(&grids::IQ3_XXS, at as u32 & 0xffff);
+        [Pair(of(four), of(four >> 16)), Pair(of(four >> 32), of(four >> 48))]
     },
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, and 16 from 66 + 16 on.
@@ -383,10 +412,11 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u8 low[64]; u8 ninth[8]; u8 signs[32]; u8 scales[4]`: nine bits of index.
-    Iq3S: Signed<One, 16>, 110, Pair, [u16; 64], |row| nine_bits(row.add(2), row.add(66)),
-    |index, sub, i| {
-        let of = |at: u16| *grids::IQ3_S.get_unchecked(usize::from(at));
-        Pair(of(index[8 * sub + 2 * i]), of(index[8 * sub + 2 * i + 1]))
+    Iq3S: Signed<One, 16>, 110, Pair,
+    u64, |row| nine_bits(row.add(2), row.add(66)),
+    |four| {
+        let of = |at: u64| looked_up(&grids::IQ3_S, at as u32 & 0xffff);
+        [Pair(of(four), of(four >> 16)), Pair(of(four >> 32), of(four >> 48))]
     },
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, 74..106, and the last 16, 94..110.

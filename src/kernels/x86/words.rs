@@ -99,8 +99,7 @@ unsafe fn four<V: Words, G: Grid, const FOUR: usize>(
     unsafe {
         let p = indices.add(2 * FOUR);
         let rows = [p, p.add(1), p.add(4), p.add(5)];
-        let first = [vector::<G>(rows, sub, 0), vector::<G>(rows, sub, 1)];
-        let last = [vector::<G>(rows, sub, 2), vector::<G>(rows, sub, 3)];
+        let (first, last) = (vectors::<G>(rows, 2 * sub), vectors::<G>(rows, 2 * sub + 1));
         [V::half(first, a, &head.signs, FOUR, 0), V::half(last, a.add(16), &head.signs, FOUR, 1)]
     }
 }
@@ -118,15 +117,15 @@ unsafe fn whole<V: Vector>([x, y]: [V; 2]) -> V {
     }
 }
 
-/// Word `i` of 32 columns of four rows.
+/// Sixteen columns of four rows, in two words each.
 ///
 /// # Safety
-/// A block of the file is readable at each; the features of the set.
+/// The indices of a block are readable at each; the features of the set.
 #[inline(always)]
-unsafe fn vector<G: Grid>(rows: [*const G::Indices; 4], sub: usize, i: usize) -> __m256i {
+unsafe fn vectors<G: Grid>(rows: [*const G::Indices; 4], half: usize) -> [__m256i; 2] {
     // SAFETY: passed on.
     unsafe {
-        let [a, b, c, d] = rows;
-        Word::four([G::word(&*a, sub, i), G::word(&*b, sub, i), G::word(&*c, sub, i), G::word(&*d, sub, i)])
+        let [a, b, c, d] = [G::words(&*rows[0], half), G::words(&*rows[1], half), G::words(&*rows[2], half), G::words(&*rows[3], half)];
+        [Word::four([a[0], b[0], c[0], d[0]]), Word::four([a[1], b[1], c[1], d[1]])]
     }
 }
