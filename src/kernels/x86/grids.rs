@@ -104,7 +104,9 @@ impl<G: Grid> Format for G {
     unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
         // SAFETY: passed on; eight heads and blocks.
         unsafe {
-            let words = look_up::<V, G>(p, stride);
+            // Written where they stay: what is returned would be copied, while it is still on its way to the cache.
+            let mut words = Words::uninit();
+            look_up::<V, G>(p, stride, words.as_mut_ptr().cast());
             let mut heads = MaybeUninit::<[Head<V>; 8]>::uninit();
             let heads: *mut Head<V> = heads.as_mut_ptr().cast();
             G::heads(p, stride, heads);
@@ -123,11 +125,9 @@ type Words = MaybeUninit<[u64; WORDS * MAX_LANES]>;
 /// two in the second, so that even lanes of both halves are rows in order.
 ///
 /// # Safety
-/// A block of the file is readable at `p + r * stride` for every row `r`.
+/// A block of the file is readable at `p + r * stride` for every row `r`; `to` is the beginning of writable `Words`; AVX2.
 #[inline(always)]
-unsafe fn look_up<V: Vector, G: Grid>(p: *const u8, stride: usize) -> Words {
-    let mut words = Words::uninit();
-    let to: *mut u64 = words.as_mut_ptr().cast();
+unsafe fn look_up<V: Vector, G: Grid>(p: *const u8, stride: usize, to: *mut u64) {
     for r in 0..V::LANES {
         let place = r / 2 % 2 * (V::LANES / 2) + r / 4 * 2 + r % 2;
         // SAFETY: a block of row `r`.
@@ -141,7 +141,6 @@ unsafe fn look_up<V: Vector, G: Grid>(p: *const u8, stride: usize) -> Words {
             }
         }
     }
-    words
 }
 
 /// Block `sub` of 32 columns with its signs, a set bit for minus.
