@@ -1,9 +1,10 @@
 //! How the x86 sets read IQ2 and IQ3, whose elements are looked up in grids, and the ternary types TQ1_0 and TQ2_0.
 //!
 //! A look-up is a load of a word by an index from memory. No vector does it well: gathers take as long as the loads that they are made
-//! of, and on many processors longer. A single token is multiplied as words come (words.rs). For a batch all look-ups of a superblock
-//! come first, one row after the other, and their results wait on the stack, in an order that two vectors are brought apart from by one
-//! shuffle each; by then they are in the cache. Signs are applied to vectors: a lane of 32 bits has those of 32 columns of its row.
+//! of, and on many processors longer. What else there is to an index vectors do, for a superblock of a row at a time, and two words'
+//! indices come back by one load. Four words make a vector as they come. Of a batch, two such vectors are brought to the order of all
+//! other formats by a shuffle for each four columns; one token or two meet them as they are (words.rs). Signs are applied to vectors: a
+//! lane of 32 bits has those of 32 columns of its row.
 //!
 //! All is `inline(always)`, to take the features of the set.
 
@@ -20,7 +21,16 @@ const WORDS: usize = 32;
 
 /// Eight magnitudes, the first in the lowest byte, as a grid has them.
 pub trait Word: Copy {
-    fn whole(self) -> u64;
+    /// What an index stands for.
+    type Entry: Copy + 'static;
+    /// Indices of a word.
+    const INDICES: usize;
+
+    /// Words `2 half` and `2 half + 1` of a superblock. Their indices come by one load: loads are what look-ups wait for.
+    ///
+    /// # Safety
+    /// The indices are readable and below the grid's length.
+    unsafe fn two(grid: &[Self::Entry], indices: *const u16, half: usize) -> [Self; 2];
     /// Words of four rows.
     ///
     /// # Safety
@@ -29,15 +39,25 @@ pub trait Word: Copy {
 }
 
 impl Word for u64 {
-    #[inline(always)]
-    fn whole(self) -> u64 {
-        self
-    }
+    type Entry = u64;
+    const INDICES: usize = 1;
 
     #[inline(always)]
-    unsafe fn four([a, b, c, d]: [u64; 4]) -> __m256i {
+    unsafe fn two(grid: &[u64], indices: *const u16, half: usize) -> [u64; 2] {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let two = indices.cast::<u32>().add(half).read_unaligned() as usize;
+            [*grid.get_unchecked(two & 0xffff), *grid.get_unchecked(two >> 16)]
+        }
+    }
+
+    /// As floats, of which compilers load the upper ones into their places.
+    #[inline(always)]
+    unsafe fn four(words: [u64; 4]) -> __m256i {
+        let [a, b, c, d] =
+            [f64::from_bits(words[0]), f64::from_bits(words[1]), f64::from_bits(words[2]), f64::from_bits(words[3])];
         // SAFETY: registers only.
-        unsafe { _mm256_castpd_si256(_mm256_setr_pd(f64::from_bits(a), f64::from_bits(b), f64::from_bits(c), f64::from_bits(d))) }
+        unsafe { _mm256_castpd_si256(_mm256_setr_pd(a, b, c, d)) }
     }
 }
 
@@ -45,18 +65,42 @@ impl Word for u64 {
 #[derive(Clone, Copy)]
 pub struct Pair(u32, u32);
 impl Word for Pair {
+    type Entry = u32;
+    const INDICES: usize = 2;
+
     #[inline(always)]
-    fn whole(self) -> u64 {
-        u64::from(self.0) | u64::from(self.1) << 32
+    unsafe fn two(grid: &[u32], indices: *const u16, half: usize) -> [Pair; 2] {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let four = indices.cast::<u64>().add(half).read_unaligned() as usize;
+            let (first, second) = (*grid.get_unchecked(four & 0xffff), *grid.get_unchecked(four >> 16 & 0xffff));
+            [Pair(first, second), Pair(*grid.get_unchecked(four >> 32 & 0xffff), *grid.get_unchecked(four >> 48))]
+        }
     }
 
     #[inline(always)]
     unsafe fn four([a, b, c, d]: [Pair; 4]) -> __m256i {
-        let of = |x: u32| x as i32;
         // SAFETY: registers only.
-        unsafe { _mm256_setr_epi32(of(a.0), of(a.1), of(b.0), of(b.1), of(c.0), of(c.1), of(d.0), of(d.1)) }
+        unsafe {
+            let (low, high) = (_mm_unpacklo_epi64(a.loaded(), b.loaded()), _mm_unpacklo_epi64(c.loaded(), d.loaded()));
+            _mm256_set_m128i(high, low)
+        }
     }
 }
+
+impl Pair {
+    /// # Safety
+    /// SSE2.
+    #[inline(always)]
+    unsafe fn loaded(self) -> __m128i {
+        // SAFETY: registers only.
+        unsafe { _mm_unpacklo_epi32(_mm_cvtsi32_si128(self.0 as i32), _mm_cvtsi32_si128(self.1 as i32)) }
+    }
+}
+
+/// Indices of a superblock of a row, in the order of its columns. (They are written where they stay: what a function returns may be
+/// copied, and a copy waits for what has just been written.)
+pub type Indices = MaybeUninit<[u16; 2 * WORDS]>;
 
 /// What a type with a grid has beside magnitudes: of 32 columns of each row
 #[derive(Clone, Copy)]
@@ -75,18 +119,13 @@ pub trait Grid {
     const BYTES: usize;
     type Word: Word;
 
-    /// What is looked up in a superblock of a row.
-    type Indices: Copy;
+    fn grid() -> &'static [<Self::Word as Word>::Entry];
 
-    /// # Safety
-    /// A block of the file is readable at `row`; AVX2.
-    unsafe fn indices(row: *const u8) -> Self::Indices;
-
-    /// The magnitudes of columns `16 half..`, sixteen of them: indices of both words come by one load.
+    /// The `n`th sixteen indices of a superblock, below the grid's length.
     ///
     /// # Safety
-    /// The indices are those of a block.
-    unsafe fn words(indices: &Self::Indices, half: usize) -> [Self::Word; 2];
+    /// A block of the file is readable at `row`; AVX2.
+    unsafe fn sixteen(row: *const u8, n: usize) -> __m256i;
 
     /// All else.
     ///
@@ -104,62 +143,76 @@ impl<G: Grid> Format for G {
     unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
         // SAFETY: passed on; eight heads and blocks.
         unsafe {
-            // Written where they stay: what is returned would be copied, while it is still on its way to the cache.
-            let mut words = Words::uninit();
-            look_up::<V, G>(p, stride, words.as_mut_ptr().cast());
+            let mut indices = [Indices::uninit(); MAX_LANES];
+            for r in 0..V::LANES {
+                put_indices::<G>(p.add(r * stride), &mut indices[r]);
+            }
             let mut heads = MaybeUninit::<[Head<V>; 8]>::uninit();
             let heads: *mut Head<V> = heads.as_mut_ptr().cast();
             G::heads(p, stride, heads);
             for sub in 0..8 {
                 let Head { signs, d, m } = heads.add(sub).read();
-                *to.add(sub) = Block { q: signed(&words, sub, signs), d, m };
+                let mut q = [signs; 8];
+                for half in 0..2 {
+                    let pairs = [fours::<V, G>(&indices, 0, 2 * sub + half), fours::<V, G>(&indices, 2, 2 * sub + half)];
+                    for i in 0..2 {
+                        let (g, [even, odd]) = (4 * half + 2 * i, pairs[0][i].unzipped(pairs[1][i]));
+                        q[g] = even.xor(V::splat(bytes(V::SIGN))).negated(signs, g);
+                        q[g + 1] = odd.xor(V::splat(bytes(V::SIGN))).negated(signs, g + 1);
+                    }
+                }
+                *to.add(sub) = Block { q, d, m };
             }
         }
     }
 }
 
-/// A word of each row for each eight columns, those of the first eight columns first.
-type Words = MaybeUninit<[u64; WORDS * MAX_LANES]>;
-
-/// Looks up all magnitudes of a superblock of each row. Of each four rows the first two stand in the first half of a place, the last
-/// two in the second, so that even lanes of both halves are rows in order.
+/// Puts the indices of a row together, in vectors: one by one they would take as long as the look-ups.
 ///
 /// # Safety
-/// A block of the file is readable at `p + r * stride` for every row `r`; `to` is the beginning of writable `Words`; AVX2.
+/// A block of the file is readable at `row`; AVX2.
 #[inline(always)]
-unsafe fn look_up<V: Vector, G: Grid>(p: *const u8, stride: usize, to: *mut u64) {
-    for r in 0..V::LANES {
-        let place = r / 2 % 2 * (V::LANES / 2) + r / 4 * 2 + r % 2;
-        // SAFETY: a block of row `r`.
-        let indices = unsafe { G::indices(p.add(r * stride)) };
-        for half in 0..WORDS / 2 {
-            // SAFETY: indices of the row, words of the array.
-            unsafe {
-                let [first, second] = G::words(&indices, half);
-                to.add(2 * half * V::LANES + place).write(first.whole());
-                to.add((2 * half + 1) * V::LANES + place).write(second.whole());
-            }
-        }
+pub unsafe fn put_indices<G: Grid>(row: *const u8, to: &mut Indices) {
+    for n in 0..WORDS * G::Word::INDICES / 16 {
+        // SAFETY: inside the array.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast::<__m256i>().add(n), G::sixteen(row, n)) };
     }
 }
 
-/// Block `sub` of 32 columns with its signs, a set bit for minus.
+/// Sixteen columns of a superblock of rows `first` and `first + 1` and the fourth after each, in two words each.
 ///
 /// # Safety
-/// The words were looked up for this `V`; its CPU features.
+/// The indices of eight rows were put together; AVX2.
 #[inline(always)]
-unsafe fn signed<V: Vector>(words: &Words, sub: usize, signs: V) -> [V; 8] {
-    let mut q = [signs; 8];
-    for i in 0..4 {
-        // SAFETY: the words of a group of columns, a place for each row.
-        unsafe {
-            let at = words.as_ptr().cast::<u64>().add((4 * sub + i) * V::LANES);
-            let [even, odd] = V::load(at).unzipped(V::load(at.add(V::LANES / 2)));
-            q[2 * i] = even.xor(V::splat(bytes(V::SIGN))).negated(signs, 2 * i);
-            q[2 * i + 1] = odd.xor(V::splat(bytes(V::SIGN))).negated(signs, 2 * i + 1);
-        }
+pub unsafe fn four_rows<G: Grid>(indices: &[Indices], first: usize, half: usize) -> [__m256i; 2] {
+    // SAFETY: passed on.
+    unsafe {
+        let (a, b) = (two_words::<G>(&indices[first], half), two_words::<G>(&indices[first + 1], half));
+        let (c, d) = (two_words::<G>(&indices[first + 4], half), two_words::<G>(&indices[first + 5], half));
+        [Word::four([a[0], b[0], c[0], d[0]]), Word::four([a[1], b[1], c[1], d[1]])]
     }
-    q
+}
+
+/// # Safety
+/// The indices were put together.
+#[inline(always)]
+unsafe fn two_words<G: Grid>(indices: &Indices, half: usize) -> [G::Word; 2] {
+    // SAFETY: they are below the grid's length, as `sixteen` promises.
+    unsafe { G::Word::two(G::grid(), indices.as_ptr().cast(), half) }
+}
+
+/// The same of all rows, of each eight that there are.
+///
+/// # Safety
+/// The indices of all rows were put together; the CPU features of `V`.
+#[inline(always)]
+unsafe fn fours<V: Vector, G: Grid>(indices: &[Indices; MAX_LANES], first: usize, half: usize) -> [V; 2] {
+    // SAFETY: passed on.
+    unsafe {
+        let low = four_rows::<G>(&indices[..8], first, half);
+        let high = if V::LANES > 8 { four_rows::<G>(&indices[8..], first, half) } else { low };
+        [V::of_eights([low[0], high[0]]), V::of_eights([low[1], high[1]])]
+    }
 }
 
 /// Seven bits in each byte, and the eighth that makes the number of set bits even: `grids::even_signs`.
@@ -213,98 +266,21 @@ unsafe fn odd_halves<V: Vector>(scales: V, sub: usize) -> V {
     }
 }
 
-/// # Safety
-/// Two bytes at `p` are readable.
-#[inline(always)]
-unsafe fn u16_at(p: *const u8) -> usize {
-    // SAFETY: by the caller's promise.
-    usize::from(unsafe { p.cast::<u16>().read_unaligned() })
-}
-
-/// # Safety
-/// `at` is below the grid's length.
-#[inline(always)]
-unsafe fn looked_up<W: Copy>(grid: &[W], at: u32) -> W {
-    // SAFETY: by the caller's promise.
-    unsafe { *grid.get_unchecked(at as usize) }
-}
-
-#[inline(always)]
-unsafe fn every_other(p: *const u8) -> [u32; 16] {
-    let mut to = MaybeUninit::<[u32; 16]>::uninit();
-    // SAFETY: by the caller's promise.
-    unsafe {
-        let order = _mm_setr_epi8(0, -1, 1, -1, 2, -1, 3, -1, 8, -1, 9, -1, 10, -1, 11, -1);
-        for quarter in 0..4 {
-            let x = _mm_shuffle_epi8(_mm_loadu_si128(p.cast::<__m128i>().add(quarter)), order);
-            _mm_storeu_si128(to.as_mut_ptr().cast::<__m128i>().add(quarter), x);
-        }
-        to.assume_init()
-    }
-}
-
-#[inline(always)]
-unsafe fn widened(p: *const u8) -> [u64; 16] {
-    let mut to = MaybeUninit::<[u64; 16]>::uninit();
-    // SAFETY: by the caller's promise.
-    unsafe {
-        for quarter in 0..4 {
-            let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast::<__m128i>().add(quarter)));
-            _mm256_storeu_si256(to.as_mut_ptr().cast::<__m256i>().add(quarter), x);
-        }
-        to.assume_init()
-    }
-}
-
-/// Indices of ten bits: a byte of each in `low`, two bits in `high`.
+/// Sixteen bytes as numbers of 16 bits.
 ///
 /// # Safety
-/// 32 bytes at `low` and eight at `high` are readable; AVX2.
+/// They are readable; AVX2.
 #[inline(always)]
-unsafe fn ten_bits(low: *const u8, high: *const u8) -> [u32; 16] {
-    let mut to = MaybeUninit::<[u32; 16]>::uninit();
-    // SAFETY: by the caller's promise; both halves are written.
-    unsafe {
-        // The byte of four indices to each of them, and up to where its two bits stand at eight.
-        let four = _mm256_setr_epi8(0, -1, 0, -1, 0, -1, 0, -1, 1, -1, 1, -1, 1, -1, 1, -1, 2, -1, 2, -1, 2, -1, 2, -1, 3, -1, 3, -1, 3, -1, 3, -1);
-        let up = _mm256_set1_epi64x(0x0004_0010_0040_0100);
-        for half in 0..2 {
-            let high = _mm256_set1_epi32(high.cast::<i32>().add(half).read_unaligned());
-            let high = _mm256_mullo_epi16(_mm256_shuffle_epi8(high, four), up);
-            let low = _mm256_cvtepu8_epi16(_mm_loadu_si128(low.cast::<__m128i>().add(half)));
-            let both = _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi16(0x300)));
-            _mm256_storeu_si256(to.as_mut_ptr().cast::<__m256i>().add(half), both);
-        }
-        to.assume_init()
-    }
+unsafe fn widened(p: *const u8) -> __m256i {
+    // SAFETY: by the caller's promise.
+    unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast())) }
 }
 
-/// Indices of nine bits: a byte of each in `low`, a bit in `ninth`.
-///
-/// # Safety
-/// 64 bytes at `low` and eight at `ninth` are readable; AVX2.
-#[inline(always)]
-unsafe fn nine_bits(low: *const u8, ninth: *const u8) -> [u64; 16] {
-    let mut to = MaybeUninit::<[u64; 16]>::uninit();
-    // SAFETY: by the caller's promise; all quarters are written.
-    unsafe {
-        let bits = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, i16::MIN);
-        for quarter in 0..4 {
-            let ninth = _mm256_set1_epi16(ninth.cast::<i16>().add(quarter).read_unaligned());
-            let set = _mm256_cmpeq_epi16(_mm256_and_si256(ninth, bits), bits);
-            let low = _mm256_cvtepu8_epi16(_mm_loadu_si128(low.cast::<__m128i>().add(quarter)));
-            let both = _mm256_or_si256(low, _mm256_and_si256(set, _mm256_set1_epi16(256)));
-            _mm256_storeu_si256(to.as_mut_ptr().cast::<__m256i>().add(quarter), both);
-        }
-        to.assume_init()
-    }
-}
-
-/// Declares a type with a grid: its elements, its bytes, its words and how one is looked up, and `Grid::heads`.
+/// Declares a type with a grid: its elements, its bytes, its words and where they are looked up, `Grid::sixteen` and `Grid::heads`.
 macro_rules! a_grid {
     (
-        $(#[$doc:meta])* $name:ident: $elements:ty, $bytes:literal, $word:ty, $index:ty, |$row:ident| $of_row:expr,
-        |$two:ident| $look_up:expr, |$p:ident, $stride:ident, $to:ident| $heads:expr
+        $(#[$doc:meta])* $name:ident: $elements:ty, $bytes:literal, $word:ty, $grid:path,
+        |$row:ident, $n:ident| $sixteen:expr, |$p:ident, $stride:ident, $to:ident| $heads:expr
     ) => {
         $(#[$doc])*
         pub struct $name;
@@ -312,19 +288,16 @@ macro_rules! a_grid {
             type Elements = $elements;
             const BYTES: usize = $bytes;
             type Word = $word;
-            type Indices = [$index; WORDS / 2];
 
             #[inline(always)]
-            unsafe fn indices($row: *const u8) -> Self::Indices {
-                // SAFETY: all that is read lies inside the block, as the formats say.
-                unsafe { $of_row }
+            fn grid() -> &'static [<Self::Word as Word>::Entry] {
+                &$grid
             }
 
             #[inline(always)]
-            unsafe fn words(indices: &Self::Indices, half: usize) -> [$word; 2] {
-                let $two = indices[half];
-                // SAFETY: indices are below the grid's length, as they were put together.
-                unsafe { $look_up }
+            unsafe fn sixteen($row: *const u8, $n: usize) -> __m256i {
+                // SAFETY: all that is read lies inside the block, as the formats say.
+                unsafe { $sixteen }
             }
 
             #[inline(always)]
@@ -338,9 +311,11 @@ macro_rules! a_grid {
 
 a_grid!(
     /// `f16 d; (u8 index[4]; u32 signs_and_scale)[8]`
-    Iq2Xxs: Signed<One, 64>, 66, u64,
-    u32, |row| every_other(row.add(2)),
-    |two| [looked_up(&grids::IQ2_XXS, two & 0xffff), looked_up(&grids::IQ2_XXS, two >> 16)],
+    Iq2Xxs: Signed<One, 64>, 66, u64, grids::IQ2_XXS,
+    |row, n| {
+        let order = _mm_setr_epi8(0, -1, 1, -1, 2, -1, 3, -1, 8, -1, 9, -1, 10, -1, 11, -1);
+        _mm256_shuffle_epi8(_mm256_loadu_si256(row.add(2 + 32 * n).cast()), _mm256_broadcastsi128_si256(order))
+    },
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, and 16 from 2 + 16 * 3 on.
         let [head, ..] = V::load_16_bytes(p, stride);
@@ -355,9 +330,8 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u16 qs[32]; u8 scales[8]`: nine bits of index and seven of signs.
-    Iq2Xs: Signed<Two, 64>, 74, u64,
-    u32, |row| row.add(2).cast::<[u32; 16]>().read_unaligned(),
-    |two| [grids::IQ2_XS[two as usize & 511], grids::IQ2_XS[(two >> 16) as usize & 511]],
+    Iq2Xs: Signed<Two, 64>, 74, u64, grids::IQ2_XS,
+    |row, n| _mm256_and_si256(_mm256_loadu_si256(row.add(2 + 32 * n).cast()), _mm256_set1_epi16(511)),
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, 16 from 2 + 16 * 3 on, and the last 16, 58..74.
         let ([head, ..], [_, _, low, high]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(58), stride));
@@ -374,9 +348,14 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u8 low[32]; u8 signs[32]; u8 high[8]; u8 scales[8]`: ten bits of index.
-    Iq2S: Signed<Two, 64>, 82, u64,
-    u32, |row| ten_bits(row.add(2), row.add(66)),
-    |two| [looked_up(&grids::IQ2_S, two & 0xffff), looked_up(&grids::IQ2_S, two >> 16)],
+    Iq2S: Signed<Two, 64>, 82, u64, grids::IQ2_S,
+    |row, n| {
+        // A byte of `high` for each four indices, each time two bits lower.
+        let order = _mm256_setr_epi64x(0, 0x0001_0001_0001_0001, 0x0002_0002_0002_0002, 0x0003_0003_0003_0003);
+        let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(row.add(66 + 4 * n).cast::<i32>().read_unaligned()), order);
+        let high = _mm256_mullo_epi16(bytes, _mm256_set1_epi64x(0x0004_0010_0040_0100));
+        _mm256_or_si256(widened(row.add(2 + 16 * n)), _mm256_and_si256(high, _mm256_set1_epi16(0x300)))
+    },
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, 34..66, and the last 16, 66..82.
         let ([head, ..], [_, _, low, high]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(66), stride));
@@ -391,12 +370,8 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u8 index[64]; u32 signs_and_scale[8]`
-    Iq3Xxs: Signed<One, 64>, 98, Pair,
-    u64, |row| widened(row.add(2)),
-    |four| {
-        let of = |at: u64| looked_up(&grids::IQ3_XXS, at as u32 & 0xffff);
-        [Pair(of(four), of(four >> 16)), Pair(of(four >> 32), of(four >> 48))]
-    },
+    Iq3Xxs: Signed<One, 64>, 98, Pair, grids::IQ3_XXS,
+    |row, n| widened(row.add(2 + 16 * n)),
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, and 16 from 66 + 16 on.
         let [head, ..] = V::load_16_bytes(p, stride);
@@ -411,11 +386,12 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u8 low[64]; u8 ninth[8]; u8 signs[32]; u8 scales[4]`: nine bits of index.
-    Iq3S: Signed<One, 16>, 110, Pair,
-    u64, |row| nine_bits(row.add(2), row.add(66)),
-    |four| {
-        let of = |at: u64| looked_up(&grids::IQ3_S, at as u32 & 0xffff);
-        [Pair(of(four), of(four >> 16)), Pair(of(four >> 32), of(four >> 48))]
+    Iq3S: Signed<One, 16>, 110, Pair, grids::IQ3_S,
+    |row, n| {
+        let bits = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, i16::MIN);
+        let ninth = _mm256_and_si256(_mm256_set1_epi16(row.add(66 + 2 * n).cast::<i16>().read_unaligned()), bits);
+        let ninth = _mm256_and_si256(_mm256_cmpeq_epi16(ninth, bits), _mm256_set1_epi16(256));
+        _mm256_or_si256(widened(row.add(2 + 16 * n)), ninth)
     },
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, 74..106, and the last 16, 94..110.
