@@ -215,18 +215,25 @@ unsafe fn fours<V: Vector, G: Grid>(indices: &[Indices; MAX_LANES], first: usize
     }
 }
 
+/// What makes the number of set bits of a nibble even, as the eighth bit of a byte.
+const PARITY: [u8; 16] = {
+    let mut of = [0; 16];
+    let mut nibble = 0;
+    while nibble < 16 {
+        of[nibble] = (nibble.count_ones() as u8) << 7;
+        nibble += 1;
+    }
+    of
+};
+
 /// Seven bits in each byte, and the eighth that makes the number of set bits even: `grids::even_signs`.
 ///
 /// # Safety
 /// The CPU features of `V`.
 #[inline(always)]
 unsafe fn even<V: Vector>(x: V) -> V {
-    // SAFETY: registers only. What is shifted in from the next byte never reaches the lowest bit.
-    unsafe {
-        let parity = x.xor(x.shr(4));
-        let parity = parity.xor(parity.shr(2));
-        x.or(parity.xor(parity.shr(1)).and(V::splat(bytes(1))).shl(7))
-    }
+    // SAFETY: registers only. What is shifted in from the next byte is cut off.
+    unsafe { x.or(x.xor(x.shr(4)).and(V::splat(bytes(15))).lookup(&PARITY)) }
 }
 
 /// The signs of 32 columns from four times seven bits, one behind the other.
