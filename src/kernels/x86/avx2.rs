@@ -60,6 +60,11 @@ impl Vector for __m256i {
     }
 
     #[inline(always)]
+    unsafe fn of_eights(eights: [__m256i; 2]) -> Self {
+        eights[0]
+    }
+
+    #[inline(always)]
     unsafe fn load<T>(p: *const T) -> Self {
         // SAFETY: readable by the caller's promise.
         unsafe { _mm256_loadu_si256(p.cast()) }
@@ -214,9 +219,9 @@ const FOUR: i64 = 0x0404_0404_0404_0404;
 /// As `words::product`; the features of the set.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)] // As `product`.
-unsafe fn by_words<G: Grid>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut) {
+unsafe fn by_words<G: Grid, const T: usize>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut) {
     // SAFETY: passed on.
-    unsafe { words::product::<__m256i, G>(p, stride, acts, to) }
+    unsafe { words::product::<__m256i, G, T>(p, stride, acts, to) }
 }
 
 /// Eight rows times `T` tokens:

@@ -53,6 +53,12 @@ impl Vector for __m512i {
     }
 
     #[inline(always)]
+    unsafe fn of_eights(eights: [__m256i; 2]) -> Self {
+        // SAFETY: registers only.
+        unsafe { _mm512_inserti64x4(_mm512_castsi256_si512(eights[0]), eights[1], 1) }
+    }
+
+    #[inline(always)]
     unsafe fn load<T>(p: *const T) -> Self {
         // SAFETY: readable by the caller's promise.
         unsafe { _mm512_loadu_si512(p.cast()) }

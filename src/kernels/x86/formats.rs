@@ -8,7 +8,7 @@
 //!
 //! All is `inline(always)`, to take the features of the set.
 
-use std::arch::x86_64::__m128i;
+use std::arch::x86_64::{__m128i, __m256i};
 use std::marker::PhantomData;
 
 use crate::gguf::quant::iq4::LEVELS;
@@ -33,6 +33,8 @@ pub trait Vector: Copy {
     /// # Safety
     /// As many rows as there are lanes at `rows`, 16 bytes readable at `at` of each.
     unsafe fn gather_16_bytes(rows: &[*const u8], at: usize) -> [Self; 4];
+    /// Eight lanes, and eight more behind them where there are sixteen.
+    unsafe fn of_eights(eights: [__m256i; 2]) -> Self;
     /// Lanes of 32 bits, anywhere.
     ///
     /// # Safety

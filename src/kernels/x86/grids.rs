@@ -1,9 +1,10 @@
 //! How the x86 sets read IQ2 and IQ3, whose elements are looked up in grids, and the ternary types TQ1_0 and TQ2_0.
 //!
 //! A look-up is a load of a word by an index from memory. No vector does it well: gathers take as long as the loads that they are made
-//! of, and on many processors longer. A single token is multiplied as words come (words.rs). For a batch all look-ups of a superblock
-//! come first, one row after the other, and their results wait on the stack, in an order that two vectors are brought apart from by one
-//! shuffle each; by then they are in the cache. Signs are applied to vectors: a lane of 32 bits has those of 32 columns of its row.
+//! of, and on many processors longer. What else there is to an index vectors do, for a superblock of a row at a time, and two words'
+//! indices come back by one load. Four words make a vector as they come. Of a batch, two such vectors are brought to the order of all
+//! other formats by a shuffle for each four columns; one token or two meet them as they are (words.rs). Signs are applied to vectors: a
+//! lane of 32 bits has those of 32 columns of its row.
 //!
 //! All is `inline(always)`, to take the features of the set.
 
@@ -20,7 +21,16 @@ const WORDS: usize = 32;
 
 /// Eight magnitudes, the first in the lowest byte, as a grid has them.
 pub trait Word: Copy {
-    fn whole(self) -> u64;
+    /// What an index stands for.
+    type Entry: Copy + 'static;
+    /// Indices of a word.
+    const INDICES: usize;
+
+    /// Words `2 half` and `2 half + 1` of a superblock. Their indices come by one load: loads are what look-ups wait for.
+    ///
+    /// # Safety
+    /// The indices are readable and below the grid's length.
+    unsafe fn two(grid: &[Self::Entry], indices: *const u16, half: usize) -> [Self; 2];
     /// Words of four rows.
     ///
     /// # Safety
@@ -29,15 +39,25 @@ pub trait Word: Copy {
 }
 
 impl Word for u64 {
-    #[inline(always)]
-    fn whole(self) -> u64 {
-        self
-    }
+    type Entry = u64;
+    const INDICES: usize = 1;
 
     #[inline(always)]
-    unsafe fn four([a, b, c, d]: [u64; 4]) -> __m256i {
+    unsafe fn two(grid: &[u64], indices: *const u16, half: usize) -> [u64; 2] {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let two = indices.cast::<u32>().add(half).read_unaligned() as usize;
+            [*grid.get_unchecked(two & 0xffff), *grid.get_unchecked(two >> 16)]
+        }
+    }
+
+    /// As floats, of which compilers load the upper ones into their places.
+    #[inline(always)]
+    unsafe fn four(words: [u64; 4]) -> __m256i {
+        let [a, b, c, d] =
+            [f64::from_bits(words[0]), f64::from_bits(words[1]), f64::from_bits(words[2]), f64::from_bits(words[3])];
         // SAFETY: registers only.
-        unsafe { _mm256_setr_epi64x(a as i64, b as i64, c as i64, d as i64) }
+        unsafe { _mm256_castpd_si256(_mm256_setr_pd(a, b, c, d)) }
     }
 }
 
@@ -45,18 +65,42 @@ impl Word for u64 {
 #[derive(Clone, Copy)]
 pub struct Pair(u32, u32);
 impl Word for Pair {
+    type Entry = u32;
+    const INDICES: usize = 2;
+
     #[inline(always)]
-    fn whole(self) -> u64 {
-        u64::from(self.0) | u64::from(self.1) << 32
+    unsafe fn two(grid: &[u32], indices: *const u16, half: usize) -> [Pair; 2] {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let four = indices.cast::<u64>().add(half).read_unaligned() as usize;
+            let (first, second) = (*grid.get_unchecked(four & 0xffff), *grid.get_unchecked(four >> 16 & 0xffff));
+            [Pair(first, second), Pair(*grid.get_unchecked(four >> 32 & 0xffff), *grid.get_unchecked(four >> 48))]
+        }
     }
 
     #[inline(always)]
     unsafe fn four([a, b, c, d]: [Pair; 4]) -> __m256i {
-        let of = |x: u32| x as i32;
         // SAFETY: registers only.
-        unsafe { _mm256_setr_epi32(of(a.0), of(a.1), of(b.0), of(b.1), of(c.0), of(c.1), of(d.0), of(d.1)) }
+        unsafe {
+            let (low, high) = (_mm_unpacklo_epi64(a.loaded(), b.loaded()), _mm_unpacklo_epi64(c.loaded(), d.loaded()));
+            _mm256_set_m128i(high, low)
+        }
     }
 }
+
+impl Pair {
+    /// # Safety
+    /// SSE2.
+    #[inline(always)]
+    unsafe fn loaded(self) -> __m128i {
+        // SAFETY: registers only.
+        unsafe { _mm_unpacklo_epi32(_mm_cvtsi32_si128(self.0 as i32), _mm_cvtsi32_si128(self.1 as i32)) }
+    }
+}
+
+/// Indices of a superblock of a row, in the order of its columns. (They are written where they stay: what a function returns may be
+/// copied, and a copy waits for what has just been written.)
+pub type Indices = MaybeUninit<[u16; 2 * WORDS]>;
 
 /// What a type with a grid has beside magnitudes: of 32 columns of each row
 #[derive(Clone, Copy)]
@@ -75,11 +119,13 @@ pub trait Grid {
     const BYTES: usize;
     type Word: Word;
 
-    /// The magnitudes of columns `32 sub + 8 i..` of a row, eight of them.
+    fn grid() -> &'static [<Self::Word as Word>::Entry];
+
+    /// The `n`th sixteen indices of a superblock, below the grid's length.
     ///
     /// # Safety
-    /// A block of the file is readable at `row`.
-    unsafe fn word(row: *const u8, sub: usize, i: usize) -> Self::Word;
+    /// A block of the file is readable at `row`; AVX2.
+    unsafe fn sixteen(row: *const u8, n: usize) -> __m256i;
 
     /// All else.
     ///
@@ -97,58 +143,88 @@ impl<G: Grid> Format for G {
     unsafe fn load<V: Vector>(p: *const u8, stride: usize, to: *mut Block<V>) {
         // SAFETY: passed on; eight heads and blocks.
         unsafe {
-            let words = look_up::<V, G>(p, stride);
+            let mut indices = [Indices::uninit(); MAX_LANES];
+            for r in 0..V::LANES {
+                put_indices::<G>(p.add(r * stride), &mut indices[r]);
+            }
             let mut heads = MaybeUninit::<[Head<V>; 8]>::uninit();
             let heads: *mut Head<V> = heads.as_mut_ptr().cast();
             G::heads(p, stride, heads);
             for sub in 0..8 {
                 let Head { signs, d, m } = heads.add(sub).read();
-                *to.add(sub) = Block { q: signed(&words, sub, signs), d, m };
+                let mut q = [signs; 8];
+                for half in 0..2 {
+                    let pairs = [fours::<V, G>(&indices, 0, 2 * sub + half), fours::<V, G>(&indices, 2, 2 * sub + half)];
+                    for i in 0..2 {
+                        let (g, [even, odd]) = (4 * half + 2 * i, pairs[0][i].unzipped(pairs[1][i]));
+                        q[g] = even.xor(V::splat(bytes(V::SIGN))).negated(signs, g);
+                        q[g + 1] = odd.xor(V::splat(bytes(V::SIGN))).negated(signs, g + 1);
+                    }
+                }
+                *to.add(sub) = Block { q, d, m };
             }
         }
     }
 }
 
-/// A word of each row for each eight columns, those of the first eight columns first.
-type Words = MaybeUninit<[u64; WORDS * MAX_LANES]>;
-
-/// Looks up all magnitudes of a superblock of each row. Of each four rows the first two stand in the first half of a place, the last
-/// two in the second, so that even lanes of both halves are rows in order.
+/// Puts the indices of a row together, in vectors: one by one they would take as long as the look-ups.
 ///
 /// # Safety
-/// A block of the file is readable at `p + r * stride` for every row `r`.
+/// A block of the file is readable at `row`; AVX2.
 #[inline(always)]
-unsafe fn look_up<V: Vector, G: Grid>(p: *const u8, stride: usize) -> Words {
-    let mut words = Words::uninit();
-    let to: *mut u64 = words.as_mut_ptr().cast();
-    for r in 0..V::LANES {
-        let place = r / 2 % 2 * (V::LANES / 2) + r / 4 * 2 + r % 2;
-        for i in 0..WORDS {
-            // SAFETY: a block of row `r`; a word of the array.
-            unsafe { to.add(i * V::LANES + place).write(G::word(p.add(r * stride), i / 4, i % 4).whole()) };
-        }
+pub unsafe fn put_indices<G: Grid>(row: *const u8, to: &mut Indices) {
+    for n in 0..WORDS * G::Word::INDICES / 16 {
+        // SAFETY: inside the array.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast::<__m256i>().add(n), G::sixteen(row, n)) };
     }
-    words
 }
 
-/// Block `sub` of 32 columns with its signs, a set bit for minus.
+/// Sixteen columns of a superblock of rows `first` and `first + 1` and the fourth after each, in two words each.
 ///
 /// # Safety
-/// The words were looked up for this `V`; its CPU features.
+/// The indices of eight rows were put together; AVX2.
 #[inline(always)]
-unsafe fn signed<V: Vector>(words: &Words, sub: usize, signs: V) -> [V; 8] {
-    let mut q = [signs; 8];
-    for i in 0..4 {
-        // SAFETY: the words of a group of columns, a place for each row.
-        unsafe {
-            let at = words.as_ptr().cast::<u64>().add((4 * sub + i) * V::LANES);
-            let [even, odd] = V::load(at).unzipped(V::load(at.add(V::LANES / 2)));
-            q[2 * i] = even.xor(V::splat(bytes(V::SIGN))).negated(signs, 2 * i);
-            q[2 * i + 1] = odd.xor(V::splat(bytes(V::SIGN))).negated(signs, 2 * i + 1);
-        }
+pub unsafe fn four_rows<G: Grid>(indices: &[Indices], first: usize, half: usize) -> [__m256i; 2] {
+    // SAFETY: passed on.
+    unsafe {
+        let (a, b) = (two_words::<G>(&indices[first], half), two_words::<G>(&indices[first + 1], half));
+        let (c, d) = (two_words::<G>(&indices[first + 4], half), two_words::<G>(&indices[first + 5], half));
+        [Word::four([a[0], b[0], c[0], d[0]]), Word::four([a[1], b[1], c[1], d[1]])]
     }
-    q
 }
+
+/// # Safety
+/// The indices were put together.
+#[inline(always)]
+unsafe fn two_words<G: Grid>(indices: &Indices, half: usize) -> [G::Word; 2] {
+    // SAFETY: they are below the grid's length, as `sixteen` promises.
+    unsafe { G::Word::two(G::grid(), indices.as_ptr().cast(), half) }
+}
+
+/// The same of all rows, of each eight that there are.
+///
+/// # Safety
+/// The indices of all rows were put together; the CPU features of `V`.
+#[inline(always)]
+unsafe fn fours<V: Vector, G: Grid>(indices: &[Indices; MAX_LANES], first: usize, half: usize) -> [V; 2] {
+    // SAFETY: passed on.
+    unsafe {
+        let low = four_rows::<G>(&indices[..8], first, half);
+        let high = if V::LANES > 8 { four_rows::<G>(&indices[8..], first, half) } else { low };
+        [V::of_eights([low[0], high[0]]), V::of_eights([low[1], high[1]])]
+    }
+}
+
+/// What makes the number of set bits of a nibble even, as the eighth bit of a byte.
+const PARITY: [u8; 16] = {
+    let mut of = [0; 16];
+    let mut nibble = 0;
+    while nibble < 16 {
+        of[nibble] = (nibble.count_ones() as u8) << 7;
+        nibble += 1;
+    }
+    of
+};
 
 /// Seven bits in each byte, and the eighth that makes the number of set bits even: `grids::even_signs`.
 ///
@@ -156,12 +232,8 @@ unsafe fn signed<V: Vector>(words: &Words, sub: usize, signs: V) -> [V; 8] {
 /// The CPU features of `V`.
 #[inline(always)]
 unsafe fn even<V: Vector>(x: V) -> V {
-    // SAFETY: registers only. What is shifted in from the next byte never reaches the lowest bit.
-    unsafe {
-        let parity = x.xor(x.shr(4));
-        let parity = parity.xor(parity.shr(2));
-        x.or(parity.xor(parity.shr(1)).and(V::splat(bytes(1))).shl(7))
-    }
+    // SAFETY: registers only. What is shifted in from the next byte is cut off.
+    unsafe { x.or(x.xor(x.shr(4)).and(V::splat(bytes(15))).lookup(&PARITY)) }
 }
 
 /// The signs of 32 columns from four times seven bits, one behind the other.
@@ -201,19 +273,21 @@ unsafe fn odd_halves<V: Vector>(scales: V, sub: usize) -> V {
     }
 }
 
+/// Sixteen bytes as numbers of 16 bits.
+///
 /// # Safety
-/// Two bytes at `p` are readable.
+/// They are readable; AVX2.
 #[inline(always)]
-unsafe fn u16_at(p: *const u8) -> usize {
+unsafe fn widened(p: *const u8) -> __m256i {
     // SAFETY: by the caller's promise.
-    usize::from(unsafe { p.cast::<u16>().read_unaligned() })
+    unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast())) }
 }
 
-/// Declares a type with a grid: its elements, its bytes, its words and how one is looked up, and `Grid::heads`.
+/// Declares a type with a grid: its elements, its bytes, its words and where they are looked up, `Grid::sixteen` and `Grid::heads`.
 macro_rules! a_grid {
     (
-        $(#[$doc:meta])* $name:ident: $elements:ty, $bytes:literal, $word:ty,
-        |$row:ident, $at:ident, $i:ident| $look_up:expr, |$p:ident, $stride:ident, $to:ident| $heads:expr
+        $(#[$doc:meta])* $name:ident: $elements:ty, $bytes:literal, $word:ty, $grid:path,
+        |$row:ident, $n:ident| $sixteen:expr, |$p:ident, $stride:ident, $to:ident| $heads:expr
     ) => {
         $(#[$doc])*
         pub struct $name;
@@ -223,9 +297,14 @@ macro_rules! a_grid {
             type Word = $word;
 
             #[inline(always)]
-            unsafe fn word($row: *const u8, $at: usize, $i: usize) -> $word {
-                // SAFETY: indices lie inside the block, as the formats say.
-                unsafe { $look_up }
+            fn grid() -> &'static [<Self::Word as Word>::Entry] {
+                &$grid
+            }
+
+            #[inline(always)]
+            unsafe fn sixteen($row: *const u8, $n: usize) -> __m256i {
+                // SAFETY: all that is read lies inside the block, as the formats say.
+                unsafe { $sixteen }
             }
 
             #[inline(always)]
@@ -239,8 +318,11 @@ macro_rules! a_grid {
 
 a_grid!(
     /// `f16 d; (u8 index[4]; u32 signs_and_scale)[8]`
-    Iq2Xxs: Signed<One, 64>, 66, u64,
-    |row, sub, i| grids::IQ2_XXS[usize::from(*row.add(2 + 8 * sub + i))],
+    Iq2Xxs: Signed<One, 64>, 66, u64, grids::IQ2_XXS,
+    |row, n| {
+        let order = _mm_setr_epi8(0, -1, 1, -1, 2, -1, 3, -1, 8, -1, 9, -1, 10, -1, 11, -1);
+        _mm256_shuffle_epi8(_mm256_loadu_si256(row.add(2 + 32 * n).cast()), _mm256_broadcastsi128_si256(order))
+    },
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, and 16 from 2 + 16 * 3 on.
         let [head, ..] = V::load_16_bytes(p, stride);
@@ -255,8 +337,8 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u16 qs[32]; u8 scales[8]`: nine bits of index and seven of signs.
-    Iq2Xs: Signed<Two, 64>, 74, u64,
-    |row, sub, i| grids::IQ2_XS[u16_at(row.add(2 + 8 * sub + 2 * i)) & 511],
+    Iq2Xs: Signed<Two, 64>, 74, u64, grids::IQ2_XS,
+    |row, n| _mm256_and_si256(_mm256_loadu_si256(row.add(2 + 32 * n).cast()), _mm256_set1_epi16(511)),
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, 16 from 2 + 16 * 3 on, and the last 16, 58..74.
         let ([head, ..], [_, _, low, high]) = (V::load_16_bytes(p, stride), V::load_16_bytes(p.add(58), stride));
@@ -273,11 +355,13 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u8 low[32]; u8 signs[32]; u8 high[8]; u8 scales[8]`: ten bits of index.
-    Iq2S: Signed<Two, 64>, 82, u64,
-    |row, sub, i| {
-        // A byte four times, each time two bits lower in a place of sixteen.
-        let high = (u64::from(*row.add(66 + sub)) * 0x0004_0010_0040_0100) & 0x0300_0300_0300_0300;
-        grids::IQ2_S[usize::from(*row.add(2 + 4 * sub + i)) | usize::from((high >> (16 * i)) as u16)]
+    Iq2S: Signed<Two, 64>, 82, u64, grids::IQ2_S,
+    |row, n| {
+        // A byte of `high` for each four indices, each time two bits lower.
+        let order = _mm256_setr_epi64x(0, 0x0001_0001_0001_0001, 0x0002_0002_0002_0002, 0x0003_0003_0003_0003);
+        let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(row.add(66 + 4 * n).cast::<i32>().read_unaligned()), order);
+        let high = _mm256_mullo_epi16(bytes, _mm256_set1_epi64x(0x0004_0010_0040_0100));
+        _mm256_or_si256(widened(row.add(2 + 16 * n)), _mm256_and_si256(high, _mm256_set1_epi16(0x300)))
     },
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, 34..66, and the last 16, 66..82.
@@ -293,11 +377,8 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u8 index[64]; u32 signs_and_scale[8]`
-    Iq3Xxs: Signed<One, 64>, 98, Pair,
-    |row, sub, i| {
-        let at = row.add(2 + 8 * sub + 2 * i);
-        Pair(grids::IQ3_XXS[usize::from(*at)], grids::IQ3_XXS[usize::from(*at.add(1))])
-    },
+    Iq3Xxs: Signed<One, 64>, 98, Pair, grids::IQ3_XXS,
+    |row, n| widened(row.add(2 + 16 * n)),
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, and 16 from 66 + 16 on.
         let [head, ..] = V::load_16_bytes(p, stride);
@@ -312,10 +393,12 @@ a_grid!(
 );
 a_grid!(
     /// `f16 d; u8 low[64]; u8 ninth[8]; u8 signs[32]; u8 scales[4]`: nine bits of index.
-    Iq3S: Signed<One, 16>, 110, Pair,
-    |row, sub, i| {
-        let (at, ninth) = (row.add(2 + 8 * sub + 2 * i), usize::from(*row.add(66 + sub)) << 8 >> (2 * i));
-        Pair(grids::IQ3_S[usize::from(*at) | ninth & 256], grids::IQ3_S[usize::from(*at.add(1)) | ninth >> 1 & 256])
+    Iq3S: Signed<One, 16>, 110, Pair, grids::IQ3_S,
+    |row, n| {
+        let bits = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, i16::MIN);
+        let ninth = _mm256_and_si256(_mm256_set1_epi16(row.add(66 + 2 * n).cast::<i16>().read_unaligned()), bits);
+        let ninth = _mm256_and_si256(_mm256_cmpeq_epi16(ninth, bits), _mm256_set1_epi16(256));
+        _mm256_or_si256(widened(row.add(2 + 16 * n)), ninth)
     },
     |p, stride, to| {
         // Inside the blocks: bytes 0..16, 74..106, and the last 16, 94..110.

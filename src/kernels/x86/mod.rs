@@ -1,6 +1,6 @@
 //! The sets for x86: AVX2 (eight rows of weights at a time), the VNNI of AVX-512 in vectors of 256 bits (eight) and of 512
-//! (sixteen). They share how formats are read (formats, grids), the way through a matrix (product), a token's way through types with
-//! grids (words), attention (attend), and what `float` has; a set brings vectors and products, those with VNNI the one of vnni.
+//! (sixteen). They share how formats are read (formats, grids), the way through a matrix (product), that of one or two tokens through
+//! types with grids (words), attention (attend), and what `float` has; a set brings vectors and products, those with VNNI the one of vnni.
 
 mod attend;
 mod attend512;
@@ -53,8 +53,14 @@ macro_rules! stamp_x86 {
 
             #[inline(always)]
             unsafe fn by_words<G: Grid>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut) {
-                // SAFETY: passed on.
-                unsafe { $words::<G>(p, stride, acts, to) }
+                // SAFETY: passed on; all tokens of the batch.
+                unsafe {
+                    match acts.n_tok {
+                        1 => $words::<G, 1>(p, stride, acts, to),
+                        2 => $words::<G, 2>(p, stride, acts, to),
+                        more => unreachable!("{more} tokens at once"),
+                    }
+                }
             }
 
             #[inline(always)]

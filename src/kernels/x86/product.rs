@@ -21,8 +21,10 @@ use crate::kernels::{Acts, BLOCK, MatmulTask, Out, spec::weights};
 const AHEAD: usize = 4;
 const AHEAD_BYTES: usize = 256 << 10;
 
-/// Rows that a token is multiplied with at once, where words of theirs are looked up.
+/// Rows that are multiplied at once, where words of theirs are looked up, and up to how many tokens that is as quick as the tile or
+/// quicker.
 pub const WORD_ROWS: usize = 8;
+const WORD_TOKENS: usize = 2;
 
 /// What a set brings along. Its functions cross into functions that are compiled with its CPU features.
 pub trait Set: Copy {
@@ -45,7 +47,7 @@ pub trait Set: Copy {
     /// `rows` have a block for each 32 columns; their elements of `to` belong to the caller; the CPU features of the set.
     unsafe fn direct<F: Format>(rows: Native<Self, F>, acts: &Acts, to: RowsOut);
 
-    /// `words::product`, out of line.
+    /// `words::product`, out of line, for all tokens of `acts`, one or two.
     ///
     /// # Safety
     /// As `words::product`.
@@ -116,13 +118,13 @@ unsafe fn quantised<S: Set, F: Format>(task: &mut MatmulTask) {
     }
 }
 
-/// A token word by word, more from the tile.
+/// One token or two word by word, more from the tile.
 ///
 /// # Safety
 /// As `matmul`.
 #[inline(always)]
 unsafe fn looked_up<S: Set, G: Grid>(task: &mut MatmulTask) {
-    if task.acts.n_tok > 1 || task.rows.end < WORD_ROWS {
+    if task.acts.n_tok > WORD_TOKENS || task.rows.end < WORD_ROWS {
         // SAFETY: passed on.
         return unsafe { from_tile::<S, G>(task) };
     }

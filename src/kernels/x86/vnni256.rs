@@ -65,6 +65,11 @@ impl Vector for Unsigned {
     }
 
     #[inline(always)]
+    unsafe fn of_eights(eights: [__m256i; 2]) -> Self {
+        Unsigned(eights[0])
+    }
+
+    #[inline(always)]
     unsafe fn load<T>(p: *const T) -> Self {
         // SAFETY: passed on.
         Unsigned(unsafe { __m256i::load(p) })
@@ -170,9 +175,9 @@ impl Words for Unsigned {
 /// As `words::product`; the features of the set.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)] // As `product`.
-pub unsafe fn by_words<G: Grid>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut) {
+pub unsafe fn by_words<G: Grid, const T: usize>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut) {
     // SAFETY: passed on.
-    unsafe { words::product::<Unsigned, G>(p, stride, acts, to) }
+    unsafe { words::product::<Unsigned, G, T>(p, stride, acts, to) }
 }
 
 /// `vnni::product` for eight rows.

@@ -1,4 +1,4 @@
-//! One token times rows of the types with grids, word by word as they are looked up.
+//! One or two tokens times rows of the types with grids, word by word as they are looked up.
 //!
 //! A word of a grid, eight magnitudes of one row, goes straight to its place in a vector of four rows and meets eight activations there,
 //! which take the signs: magnitudes are what a product of unsigned by signed bytes wants, and no word waits in memory. Batches have the
@@ -10,7 +10,7 @@ use std::arch::x86_64::__m256i;
 use std::mem::MaybeUninit;
 
 use super::formats::{Elements, Vector};
-use super::grids::{Grid, Head, Word};
+use super::grids::{Grid, Head, Indices, four_rows, put_indices};
 use super::product::{RowsOut, WORD_ROWS as ROWS, prefetch};
 use crate::kernels::{Acts, BLOCK};
 
@@ -29,75 +29,64 @@ pub trait Words: Vector {
     unsafe fn half(words: [__m256i; 2], a: *const i8, signs: &Self, four: usize, half: usize) -> Self;
 }
 
-/// Eight rows times one token:
+/// Eight rows times `T` tokens:
 /// ```text
-/// for each block b:
-///     isum = sc0 Σ first 16 |q| * (a with the sign of q) + sc1 Σ last 16
-///     acc  = fma(d * d_a, isum, acc)
+/// for each block b, token t:
+///     isum   = sc0 Σ first 16 |q| * (a[t] with the sign of q) + sc1 Σ last 16
+///     acc[t] = fma(d * d_a, isum, acc[t])
 /// ```
 ///
 /// # Safety
 /// Eight rows from `p` on, `stride` bytes apart, have a block for each 32 columns; the features of the set; the elements of `to`
 /// belong to the caller.
 #[inline(always)]
-pub unsafe fn product<V: Words, G: Grid>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut) {
+pub unsafe fn product<V: Words, G: Grid, const T: usize>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut) {
     const { assert!(V::LANES == ROWS) }
     let n_blocks = acts.n_cols / BLOCK;
-    assert!(acts.n_cols <= acts.q.len() && n_blocks <= acts.d.len());
-    // SAFETY: blocks of the rows, and of the token.
+    assert!(T * acts.n_cols <= acts.q.len() && T * n_blocks <= acts.d.len());
+    // SAFETY: blocks of the rows, and of the tokens.
     unsafe {
-        let mut acc = V::splat(0);
+        let mut acc = [V::splat(0); T];
         let mut heads = MaybeUninit::<[Head<V>; 8]>::uninit();
+        let mut indices = [Indices::uninit(); ROWS];
         for b in (0..n_blocks).step_by(8) {
             let (block, heads) = (p.add(b / 8 * G::BYTES), heads.as_mut_ptr().cast());
             G::heads::<V>(block, stride, heads);
             for sub in 0..8 {
                 (*heads.add(sub)).signs = V::parted((*heads.add(sub)).signs);
             }
+            for r in 0..ROWS {
+                put_indices::<G>(block.add(r * stride), &mut indices[r]);
+            }
             for sub in 0..8 {
                 prefetch::<G>(ROWS, p, stride, b + sub);
-                let (head, a) = (&*heads.add(sub), acts.q.as_ptr().add((b + sub) * BLOCK));
-                let (x, y) = (four::<V, G, 0>(block, stride, sub, a, head), four::<V, G, 1>(block, stride, sub, a, head));
-                let (first, last) = ([x[0], y[0]], [x[1], y[1]]);
-                let isum = if G::Elements::SCALES.halves() {
-                    let (sc0, sc1) = (head.m.and(V::splat(0xffff)), head.m.shr(16));
-                    whole(first).times_i32(sc0).add(whole(last).times_i32(sc1))
-                } else {
-                    whole([first[0].add(last[0]), first[1].add(last[1])])
-                };
-                let d_a = V::splat(acts.d.get_unchecked(b + sub).to_bits());
-                acc = head.d.times(d_a).times_plus(isum.to_floats(), acc);
+                let head = &*heads.add(sub);
+                let x = [four_rows::<G>(&indices, 0, 2 * sub), four_rows::<G>(&indices, 0, 2 * sub + 1)];
+                let y = [four_rows::<G>(&indices, 2, 2 * sub), four_rows::<G>(&indices, 2, 2 * sub + 1)];
+                for t in 0..T {
+                    let at = t * n_blocks + b + sub;
+                    let (a, d_a) = (acts.q.as_ptr().add(at * BLOCK), V::splat(acts.d.get_unchecked(at).to_bits()));
+                    let first = [V::half(x[0], a, &head.signs, 0, 0), V::half(y[0], a, &head.signs, 1, 0)];
+                    let last = [V::half(x[1], a.add(16), &head.signs, 0, 1), V::half(y[1], a.add(16), &head.signs, 1, 1)];
+                    let isum = if G::Elements::SCALES.halves() {
+                        let (sc0, sc1) = (head.m.and(V::splat(0xffff)), head.m.shr(16));
+                        whole(first).times_i32(sc0).add(whole(last).times_i32(sc1))
+                    } else {
+                        whole([first[0].add(last[0]), first[1].add(last[1])])
+                    };
+                    acc[t] = head.d.times(d_a).times_plus(isum.to_floats(), acc[t]);
+                }
             }
         }
-        // What other products add for minimums, lest a nought have another sign.
-        let acc = acc.times_plus(V::splat(1f32.to_bits()), V::splat(0));
-        let mut lanes = [0f32; ROWS];
-        acc.store(lanes.as_mut_ptr());
-        for r in to.skip..ROWS {
-            to.out.store(0, to.first + r, lanes[r]);
+        for t in 0..T {
+            // What other products add for minimums, lest a nought have another sign.
+            let acc = acc[t].times_plus(V::splat(1f32.to_bits()), V::splat(0));
+            let mut lanes = [0f32; ROWS];
+            acc.store(lanes.as_mut_ptr());
+            for r in to.skip..ROWS {
+                to.out.store(t, to.first + r, lanes[r]);
+            }
         }
-    }
-}
-
-/// Both halves of 32 columns of four rows, see `Words::half`.
-///
-/// # Safety
-/// As `product`; 32 activations at `a`.
-#[inline(always)]
-unsafe fn four<V: Words, G: Grid, const FOUR: usize>(
-    p: *const u8,
-    stride: usize,
-    sub: usize,
-    a: *const i8,
-    head: &Head<V>,
-) -> [V; 2] {
-    // SAFETY: blocks of the rows.
-    unsafe {
-        let p = p.add(2 * FOUR * stride);
-        let rows = [p, p.add(stride), p.add(4 * stride), p.add(5 * stride)];
-        let first = [vector::<G>(rows, sub, 0), vector::<G>(rows, sub, 1)];
-        let last = [vector::<G>(rows, sub, 2), vector::<G>(rows, sub, 3)];
-        [V::half(first, a, &head.signs, FOUR, 0), V::half(last, a.add(16), &head.signs, FOUR, 1)]
     }
 }
 
@@ -111,18 +100,5 @@ unsafe fn whole<V: Vector>([x, y]: [V; 2]) -> V {
     unsafe {
         let [even, odd] = x.unzipped(y);
         even.add(odd)
-    }
-}
-
-/// Word `i` of 32 columns of four rows.
-///
-/// # Safety
-/// A block of the file is readable at each; the features of the set.
-#[inline(always)]
-unsafe fn vector<G: Grid>(rows: [*const u8; 4], sub: usize, i: usize) -> __m256i {
-    // SAFETY: passed on.
-    unsafe {
-        let [a, b, c, d] = rows;
-        Word::four([G::word(a, sub, i), G::word(b, sub, i), G::word(c, sub, i), G::word(d, sub, i)])
     }
 }
