@@ -87,6 +87,34 @@ def suites():
         r=R[(i+1)%4]; q.append((p.format(r),c("read_battery",door=r)))
     yield "locks","You control the doors of a house.",t,q
 
+    # More values than examples.
+    R=["printer","heater","radio","lamp","charger","freezer"]
+    t=[fn("switch_socket","Switch a socket on or off.",socket=en("Which socket",*R),state=en("on or off","on","off")),
+       fn("read_power","Read how much power a socket uses.",socket=en("Which socket",*R))]
+    q=[]
+    for i,(p,s) in enumerate([("Switch the {} socket on.","on"),("Switch off the socket of the {}.","off"),("Please cut the power of the {}.","off"),
+        ("Could you switch the {} socket off?","off"),("{} socket on, please.","on"),("I need the {}, switch its socket on.","on"),
+        ("The {} is not needed any more, switch it off.","off"),("Give power to the {}.","on"),("Socket of the {}: off.","off"),
+        ("Would you turn the {} socket on?","on"),("Power off the {}.","off"),("The {} should be on.","on")]):
+        r=R[(i+i//6)%6]; q.append((p.format(r),c("switch_socket",socket=r,state=s)))
+    for i,p in enumerate(["How much power does the {} use?","Read the power of the {} socket.","What does the {} draw?"]):
+        r=R[(2*i+1)%6]; q.append((p.format(r),c("read_power",socket=r)))
+    yield "sockets","You look after the sockets of a house.",t,q
+
+    R=["den","pantry","loft","porch","landing"]
+    t=[fn("clean_room","Let the robot clean a room.",room=en("Which room",*R)),
+       fn("set_camera","Turn a camera on or off.",camera=en("Which camera",*R),state=en("on or off","on","off")),
+       fn("count_people","Count the people in a room.",room=en("Which room",*R))]
+    q=[]
+    for i,p in enumerate(["Clean the {}.","Please let the robot clean the {}.","The {} is dirty, clean it.","Vacuum the {}.","Could you have the {} cleaned?"]):
+        r=R[(2*i)%5]; q.append((p.format(r),c("clean_room",room=r)))
+    for i,(p,s) in enumerate([("Turn on the {} camera.","on"),("Camera in the {} off, please.","off"),("Switch the {} camera off.","off"),
+        ("I want to see the {}, turn the camera on.","on"),("Stop filming the {}.","off"),("Please turn the camera of the {} on.","on")]):
+        r=R[(2*i+1)%5]; q.append((p.format(r),c("set_camera",camera=r,state=s)))
+    for i,p in enumerate(["How many people are in the {}?","Is anybody in the {}? Count the people.","Count the people in the {}."]):
+        r=R[(i+2)%5]; q.append((p.format(r),c("count_people",room=r)))
+    yield "robot","",t,q
+
     t=[fn("add_item","Add an item to the shopping list.",item=string("What to buy")),
        fn("set_volume","Set the volume of the radio.",volume=integer("From 0 to 10"))]
     q=[(p.format(r),c("add_item",item=r)) for p,r in [("Add {} to the shopping list.","milk"),("Put {} on my list.","bananas"),("We need {}.","butter"),("Please add {} to the list.","coffee"),("Write {} on the shopping list.","potatoes")]]

@@ -14,7 +14,7 @@ use super::clerk;
 use super::error::{Checked, Refusal};
 use super::fields::{Fields, kind, wanted};
 use super::messages::{self, Chat};
-use super::tools;
+use super::tools::{self, Tools};
 use super::{Overflow, Thinking};
 
 /// A system's turn that is shorter is read as soon as it is brought.
@@ -52,7 +52,7 @@ fn wants_objects(template: &ChatTemplate) -> bool {
 pub fn read_chat(app: &App, fields: &Fields<'_>) -> Checked<Chat> {
     let template = template(app)?;
     let mut chat = messages::read(fields, wants_objects(template))?;
-    chat.n_system = tools::tell(&mut chat.conversation, template.source(), &app.ring);
+    chat.n_system = tools::tell(&mut chat.conversation, template.source(), &app.ring, Tools::must_call(fields));
     Ok(chat)
 }
 

@@ -136,6 +136,11 @@ impl Tools {
         }
     }
 
+    /// Whether nothing but a call can come, by what a request says.
+    pub fn must_call(fields: &Fields<'_>) -> bool {
+        fields.get("tool_choice").is_some_and(|choice| choice.is_object() || matches!(choice.as_str(), Some("required" | "any")))
+    }
+
     /// What an answer may be, `family`'s way. Control tokens among the marks are told by their ids.
     pub fn rules(&self, family: &Family, tokenizer: &Tokenizer) -> Checked<Rules> {
         let mut rules = String::new();
@@ -276,7 +281,7 @@ pub fn after_thought(rules: Rules, tokenizer: &Tokenizer) -> Checked<Rules> {
 
 /// Makes a conversation of what its template knows: one that knows no tools is told of them in the system's turn and by examples behind
 /// it; calls that this server made are what they were, byte for byte. How many messages are the system's turn then, with the examples.
-pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring) -> usize {
+pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring, must_call: bool) -> usize {
     let family = Family::of(source);
     let knows = tells_tools(source);
     let told = conversation.tools.as_ref().and_then(Value::as_array).filter(|_| !knows);
@@ -311,7 +316,7 @@ pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring) -> usize
     let said = system["content"].as_str().unwrap_or_default();
     let text = if said.is_empty() { told } else { format!("{said}\n\n{told}") };
     let mut head = vec![json!({ "role": "system", "content": text })];
-    head.extend(words::examples(&tools, family.open, family.close));
+    head.extend(words::examples(&tools, family.open, family.close, must_call));
     let n_head = head.len();
     conversation.messages.splice(..0, head);
     n_head

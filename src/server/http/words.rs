@@ -10,8 +10,8 @@ use crate::constraint::quoted;
 use super::scan::Scan;
 
 /// What is shown of how to call: calls of all tools together, and of one.
-const MANY_EXAMPLES: usize = 8;
-const MOST_EXAMPLES: usize = 4;
+const MANY_EXAMPLES: usize = 12;
+const MOST_EXAMPLES: usize = 6;
 /// Of a description, in an example.
 const MAX_ASKED_CHARS: usize = 80;
 /// Objects in objects of an example.
@@ -207,7 +207,7 @@ fn arguments(schema: &Value, nth: usize, depth: usize) -> Option<Value> {
     Some(Value::Object(pairs.collect::<Option<Map<_, _>>>()?))
 }
 
-/// Words that ask for a call: what the tool does, and the values.
+/// Words that ask for a call: the values, and what the tool does.
 fn asked(function: &Value, arguments: &Value) -> String {
     let does = function["description"].as_str().unwrap_or_default().trim();
     let does = does.split_inclusive(['.', '\n']).next().unwrap_or_default().trim_end().trim_end_matches('.');
@@ -218,12 +218,13 @@ fn asked(function: &Value, arguments: &Value) -> String {
     };
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let values: Vec<String> = arguments.as_object().into_iter().flat_map(|map| map.values().map(text)).collect();
-    if values.is_empty() { format!("{does}.") } else { format!("{does}: {}.", values.join(", ")) }
+    if values.is_empty() { format!("{does}.") } else { format!("{}: {does}.", values.join(", ")) }
 }
 
 /// Turns that show that a greeting is answered, and how a request becomes a call, made from the tools alone: in each round one of every
-/// tool, with other values.
-pub fn examples(tools: &[Value], open: &str, close: &str) -> Vec<Value> {
+/// tool, with other values. What stands last is what a small model does next, with the same values. So the greeting is last where nothing
+/// but a call can come, and first where the model is free to answer it.
+pub fn examples(tools: &[Value], open: &str, close: &str, must_call: bool) -> Vec<Value> {
     let n_round = (MANY_EXAMPLES / tools.len().max(1)).clamp(1, MOST_EXAMPLES);
     let mut turns = vec![
         json!({ "role": "user", "content": "Hello!" }),
@@ -238,6 +239,9 @@ pub fn examples(tools: &[Value], open: &str, close: &str) -> Vec<Value> {
             let call = format!("{open}{}{close}", written(name, &arguments, Some(function)));
             turns.push(json!({ "role": "assistant", "content": call }));
         }
+    }
+    if must_call {
+        turns.rotate_left(2);
     }
     turns
 }

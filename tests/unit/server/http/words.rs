@@ -88,23 +88,26 @@ fn examples_show_other_values_each_time() {
         "Tools:\nset_light(light: kitchen | guest room | hall, level: {\"type\":\"integer\",\"minimum\":0,\"maximum\":10}, note?: string) \
          - Turn a light on or off. It is fast. light: Which light.\nstop_all()"
     );
-    let turns = examples(&tools, "<call>", "");
+    let turns = examples(&tools, "<call>", "", false);
     let content: Vec<&str> = turns.iter().filter_map(|turn| turn["content"].as_str()).collect();
     assert_eq!(
         content[2..6],
         [
-            "Turn a light on or off: guest room, 4.",
+            "guest room, 4: Turn a light on or off.",
             "<call>set_light(light: guest room, level: 4)",
             "stop all.",
             "<call>stop_all()"
         ]
     );
-    assert_eq!(content[6], "Turn a light on or off: hall, 10.");
+    assert_eq!(content[6], "hall, 10: Turn a light on or off.");
+    // The same, and no call is the last that is read, where one must come.
+    let must_call = examples(&tools, "<call>", "", true);
+    assert_eq!((&must_call[..turns.len() - 2], &must_call[turns.len() - 2..]), (&turns[2..], &turns[..2]));
     assert_eq!(turns.len(), 2 + 2 * 2 * MOST_EXAMPLES);
     // Of many tools one each, and of a tool whose values nobody can guess none.
     let many: Vec<Value> = (0..20).map(|_| tools[0].clone()).collect();
-    assert_eq!(examples(&many, "<call>", "").len(), 2 + 2 * 20);
+    assert_eq!(examples(&many, "<call>", "", false).len(), 2 + 2 * 20);
     let strange =
         json!({ "function": { "name": "f", "parameters": { "type": "object", "properties": { "a": { "pattern": "x" } } } } });
-    assert_eq!(examples(&[strange], "<call>", "").len(), 2);
+    assert_eq!(examples(&[strange], "<call>", "", false).len(), 2);
 }
