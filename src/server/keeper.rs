@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::kv::past::disk::Pasts;
 use crate::mem::arena::{Arena, Buf};
 use crate::session::Engine;
 use crate::session_file::{Failure, Fingerprint, Name, Shelf};
@@ -46,6 +47,11 @@ impl Keeper {
     /// Private memory that it takes.
     pub const fn plan_bytes() -> usize {
         Shelf::plan_bytes() + TEXT_BYTES + size_of::<Keeper>()
+    }
+
+    /// Where the pasts of streams are left, if they have any.
+    pub fn pasts(&self) -> Option<&Arc<dyn Pasts>> {
+        self.shelf.pasts()
     }
 
     fn tell(&self, saved: u64, failed: u64) {
@@ -185,18 +191,13 @@ impl Keeper {
         if !is_all || self.shelf.has(&name, &self.fingerprint) {
             return;
         }
-        let generator = seat.rng_state();
-        let text = (&self.text[..n_text], generator);
-        let saved = self.shelf.save_stream(&name, &self.fingerprint, &mut seat.stream, None, text);
+        let (before, text) = (seat.bound.automatic, (&self.text[..n_text], seat.rng_state()));
+        let saved = self.shelf.save_text_stream(before.as_ref(), &self.fingerprint, &mut seat.stream, text);
         self.tell(u64::from(saved.is_ok()), u64::from(saved.is_err()));
         match saved {
             Ok(n_bytes) => {
                 log::debug!("a conversation of {n_past} tokens is saved in {n_bytes} bytes");
-                let before = seat.bound.automatic.replace(name);
-                if let Some(Err(failure)) = before.map(|before| self.shelf.remove(&before)) {
-                    log::debug!("{failure}");
-                }
-                self.tell(0, 0);
+                seat.bound.automatic = Some(name);
             }
             Err(failure) => log::warn!("{failure}"),
         }

@@ -61,6 +61,11 @@ impl Failure {
 }
 
 impl Why {
+    /// What a file of a past came to.
+    pub fn of_past(e: io::Error) -> Why {
+        if e.kind() == io::ErrorKind::WouldBlock { Why::Busy } else { Why::Past(e) }
+    }
+
     pub fn message(&self) -> Message {
         match self {
             Why::Missing => "there is none of this name; give the name of one that is there".into(),
@@ -91,7 +96,7 @@ impl Why {
                 Bytes(*total_bytes)
             )
             .into(),
-            Why::Busy => "another process is saving under this name; give another name or wait".into(),
+            Why::Busy => "another process is at the file of this name; give another name or wait".into(),
             Why::Past(e) => {
                 message![format!("the file of its past: {e}; look after its disk, or the folder that "), Setting::Past, " names"]
             }

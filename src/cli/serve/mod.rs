@@ -81,7 +81,9 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     let limit = (args.overflow == Overflow::Error).then_some(n_ctx);
     let mut scheduler = Scheduler::new(engine, &layout, &sizes, desk.clone(), tokenizer, limit)?;
     if let Some(path) = &args.sessions {
-        let shelf = Shelf::open(path, Limits::of(args.session_space.0)).map_err(|e| Error::io(path, e))?;
+        let (limits, has_past) = (Limits::of(args.session_space.0), scheduler.cache().past().is_some());
+        let shelf = if has_past { Shelf::open_with_pasts(path, limits) } else { Shelf::open(path, limits) };
+        let shelf = shelf.map_err(|e| Error::io(path, e))?;
         let fingerprint = Fingerprint::of(&scheduler.model().file, &template_source, scheduler.cache());
         let keeper = Keeper::new(shelf, fingerprint, args.save_after.0, desk.clone());
         scheduler.keep(keeper.map_err(|e| Error::stopped(format!("the system has no memory for sessions: {e}")))?);
@@ -123,9 +125,6 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     }
 }
 
-/// Why a server saves none of its conversations then.
-const NO_SESSIONS: &str = "a server's streams go on with any conversation that was saved, and the file of a past belongs to one of them: \
-                               give one without the other";
 /// What a pass takes of the engine's stack, which is of the plan's line `process`.
 const ENGINE_STACK_BYTES: usize = 256 << 10;
 /// The stack of the thread that serves.
@@ -137,9 +136,6 @@ const NETWORK_BYTES: usize = 2 * (WARM_STACK_BYTES + (32 << 10));
 fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
     if args.model.session.evict == Evict::Named(Policy::Off) && args.overflow == Overflow::Evict {
         return Err(Error::usage(Setting::Evict, "off evicts nothing: give --overflow error too, or leave it out"));
-    }
-    if args.model.session.past.is_some() && args.sessions.is_some() {
-        return Err(Error::usage(Setting::Past, NO_SESSIONS));
     }
     let mut opened = open_with(&args.model, |model| {
         let mut params = args.model.session.params(1, model);
@@ -174,6 +170,7 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
     }
     if args.sessions.is_some() {
         plan.private("sessions", Keeper::plan_bytes());
+        plan.disk("sessions", args.session_space.0);
     }
     plan.private("page, metrics, log", 64 << 10);
     opened.check()?;
