@@ -97,6 +97,10 @@ impl Why {
             )
             .into(),
             Why::Busy => "another process is at the file of this name; give another name or wait".into(),
+            Why::Past(e) if e.kind() == io::ErrorKind::NotFound => {
+                "the file of its past is not beside it: bring it back, or put an empty file of its name there to go on without it"
+                    .into()
+            }
             Why::Past(e) => {
                 message![format!("the file of its past: {e}; look after its disk, or the folder that "), Setting::Past, " names"]
             }

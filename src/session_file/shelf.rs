@@ -62,7 +62,7 @@ struct Entry {
     fingerprint: u128,
 }
 
-/// Of a session that nobody can go on from, as its past is not there.
+/// Of one that was saved by itself and whose past is not there: nobody can go on from it.
 const ASIDE: u128 = 0;
 
 const _: () = assert!(size_of::<Entry>() <= 128);
@@ -160,8 +160,8 @@ impl<D: Disk> Shelf<D> {
         self.pasts.as_ref()
     }
 
-    /// What the past of a session takes.
-    fn past_bytes(&self, name: &Name) -> u64 {
+    /// What the past of a session takes, where it is known where that lies.
+    pub fn past_bytes(&self, name: &Name) -> u64 {
         self.pasts.as_ref().and_then(|pasts| pasts.taken_bytes(name.past().as_str()).ok()).unwrap_or(0)
     }
 
@@ -191,6 +191,11 @@ impl<D: Disk> Shelf<D> {
     /// Whether there is one that a stream of this fingerprint can go on from.
     pub fn has(&self, name: &Name, fingerprint: &Fingerprint) -> bool {
         self.index.iter().any(|entry| entry.name == *name && entry.fingerprint == fingerprint.hash())
+    }
+
+    /// Why a stream of this fingerprint cannot go on from a session; `None`: it can, or there is none that can be read.
+    pub fn why_not(&mut self, name: &Name, fingerprint: &Fingerprint) -> Option<String> {
+        self.head(name).ok().and_then(|head| head.fingerprint.why_not(fingerprint))
     }
 
     /// Of the streams that were saved by themselves, the one that has read the most of this text from its beginning, where that is more
@@ -342,9 +347,14 @@ impl<D: Disk> Shelf<D> {
         stream: &mut Stream,
         (text, generator): (&[u8], u64),
     ) -> Result<u64, Failure> {
-        let (name, saved) = (Name::of_text(text), Saved { stream: stream.state_mut(), text, logits: &[], generator });
+        self.save_text(before, fingerprint, Saved { stream: stream.state_mut(), text, logits: &[], generator })
+    }
+
+    /// The same for the parts of a stream.
+    pub fn save_text(&mut self, before: Option<&Name>, fingerprint: &Fingerprint, stream: Saved<'_>) -> Result<u64, Failure> {
+        let name = Name::of_text(stream.text);
         let before = before.filter(|before| **before != name);
-        let n_bytes = self.save_after(before, &name, fingerprint, saved)?;
+        let n_bytes = self.save_after(before, &name, fingerprint, stream)?;
         if let Some(Err(failure)) = before.map(|before| self.remove(before)) {
             log::debug!("{failure}");
         }
@@ -398,8 +408,8 @@ impl<D: Disk> Shelf<D> {
             Err(why) => {
                 match why {
                     Why::Missing => self.index.retain(|entry| entry.name != *name),
-                    Why::Past(_) => {
-                        self.index.iter_mut().filter(|entry| entry.name == *name).for_each(|entry| entry.fingerprint = ASIDE)
+                    Why::Past(_) if name.is_automatic() => {
+                        self.index.iter_mut().filter(|entry| entry.name == *name).for_each(|entry| entry.fingerprint = ASIDE);
                     }
                     _ => {}
                 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::constraint::Constraints;
-use crate::error::{Error, Result, Setting};
+use crate::error::{Error, Result, Setting, message};
 use crate::kv::Policy;
 use crate::mem::warm::{settle_heap, share_heap, warm_stack};
 use crate::server::desk::Desk;
@@ -169,10 +169,9 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
         plan.private("grammar", Constraints::plan_bytes(&opened.model.file, settings.grammar_bytes)?);
     }
     if args.sessions.is_some() {
-        plan.private("sessions", Keeper::plan_bytes());
-        plan.disk("sessions", args.session_space.0);
+        plan_sessions(args, &mut opened)?;
     }
-    plan.private("page, metrics, log", 64 << 10);
+    opened.plan.private("page, metrics, log", 64 << 10);
     opened.check()?;
     if opened.is_only_planned() {
         return Ok(Err(opened));
@@ -183,6 +182,21 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
     let stack_bytes = template.as_ref().map_or(0, |_| ChatTemplate::STACK_USED_BYTES);
     let heap_bytes = connection_bytes + request_bytes - stack_bytes;
     Ok(Ok(Ready { opened, settings, template, sizes, n_ctx, heap_bytes }))
+}
+
+/// What is taken for sessions, and what may be written: all that are kept, and one more as it takes the place of another.
+fn plan_sessions(args: &ServeArgs, opened: &mut Opened) -> Result<()> {
+    let Opened { model, layout, plan, .. } = opened;
+    let (space_bytes, most_bytes) = (args.session_space.0, Keeper::most_bytes(layout, model));
+    if layout.past.is_some() && most_bytes > space_bytes {
+        let space = Bytes(space_bytes);
+        let what = format!("{space} do not hold a conversation with its past: give at least {most_bytes} bytes, or lower ");
+        return Err(Error::budget(Setting::SessionSpace, message![what, Setting::PastSpace]));
+    }
+    plan.private("sessions", Keeper::plan_bytes());
+    plan.disk("sessions", space_bytes);
+    plan.disk("session that is being saved", most_bytes);
+    Ok(())
 }
 
 /// Tokens that a stream may have.

@@ -477,7 +477,21 @@ impl Memory {
         let angles = Angles::carve(arena, s.kv.each.head_dim, s.kv.n_ctx, s.n_fetched());
         let threads =
             (0..s.n_threads).map(|_| Thread { chooser: Chooser::carve(arena, s), fetcher: Fetcher::carve(arena, s) }).collect();
-        Memory { rows, tile, means, is_there, is_left, sums, before, found, per_head: share, choices, angles, threads, magnitudes }
+        Memory {
+            rows,
+            tile,
+            means,
+            is_there,
+            is_left,
+            sums,
+            before,
+            found,
+            per_head: share,
+            choices,
+            angles,
+            threads,
+            magnitudes,
+        }
     }
 }
 

@@ -129,7 +129,8 @@ impl PastShape {
     /// In which tile of the ring a byte of the file is, and how many bytes it is from there to the end of what is the tile's. Those that
     /// fill the index's last page are of no tile; they are taken for one of the first.
     pub fn place(&self, at: u64) -> (usize, usize) {
-        let (index, tile, rows) = (self.index_bytes(), self.index_tile_bytes() as u64, (self.n_layer() * self.layer_bytes()) as u64);
+        let (index, tile, rows) =
+            (self.index_bytes(), self.index_tile_bytes() as u64, (self.n_layer() * self.layer_bytes()) as u64);
         match at.checked_sub(index) {
             None => ((at / tile % self.n_tile as u64) as usize, (tile - at % tile) as usize),
             Some(at) => ((at / rows) as usize, (rows - at % rows) as usize),

@@ -10,8 +10,8 @@
 use std::sync::Arc;
 
 use super::{KvCache, KvScratch, Rows, Whole};
-use crate::kv::layout::{AttnLayer, Head};
 use crate::kv::Pos;
+use crate::kv::layout::{AttnLayer, Head};
 use crate::kv::past::disk::Pasts;
 use crate::kv::past::{Left, Past, PastNames};
 use crate::kv::policy::{Policy, Protection};
