@@ -508,7 +508,7 @@ fn what_goes_for_the_space_takes_its_past_along_and_a_session_without_one_is_ref
 /// A stream of a tiny model whose file goes with the process, and whose sessions have pasts of their own.
 fn apart(temp: &Temp, shelf: &Shelf) -> Session {
     let change = |params: &mut SessionParams| {
-        params.past = Some(PastParams { folder: temp.0.clone(), name: None, space_bytes: 600 << 10, n_recall: 4 });
+        params.past = Some(PastParams { folder: temp.0.clone(), name: None, space_bytes: 192 << 10, n_recall: 4 });
     };
     let mut session = session("tiny-gqa.gguf", &temp.0, change);
     session.parts().1.keep_past_in(shelf.pasts().expect("pasts").clone());
@@ -519,7 +519,8 @@ fn apart(temp: &Temp, shelf: &Shelf) -> Session {
 /// stream of its own, round the ring, and also where two streams go on from the same session at once.
 #[test]
 fn many_streams_go_on_from_one_session_and_none_sees_what_another_writes() {
-    let (temp, mut log, n_pieces) = (Temp::new("apart"), Log::with_room(10), 12);
+    let is_emulated = lowkey_test_kit::emulated().is_some();
+    let (temp, mut log, n_pieces) = (Temp::new("apart"), Log::with_room(10), if is_emulated { 8 } else { 30 });
     let limits = Limits { free_percent: 0, ..Limits::of(1 << 30) };
     let mut shelf = Shelf::open_with_pasts(&temp.0, limits).expect("a shelf");
     let (common, more) = (pieces(1, 8), pieces(99, 20));
@@ -545,7 +546,8 @@ fn many_streams_go_on_from_one_session_and_none_sees_what_another_writes() {
         }
     }
     let n_ring = streams[0].cache().past().expect("a past").shape().n_tok();
-    assert!(own[0].concat().len() > n_ring && common.concat().len() > 2 * TILE, "{n_ring} tokens in the ring");
+    let n_tokens = [&common, &own[0]].map(|pieces| pieces.concat().len());
+    assert!(n_tokens[0] > 2 * TILE && (n_tokens[1] > n_ring || is_emulated), "{n_tokens:?}, {n_ring} in the ring");
     // The same conversation twice: one goes on and is saved in its place, and the other does not notice.
     let [one, other] = &mut streams;
     for stream in [&mut *one, other] {
@@ -563,7 +565,7 @@ fn many_streams_go_on_from_one_session_and_none_sees_what_another_writes() {
     assert!(feed(other, piece) == feed(one, piece), "what was saved over it");
     for stream in &streams {
         let counts = stream.cache().past().expect("a past").counts();
-        assert!(counts.n_lost + counts.n_unread == 0 && counts.n_pieces > 1000, "{counts:?}");
+        assert!(counts.n_lost + counts.n_unread == 0 && counts.n_pieces > 300, "{counts:?}");
     }
     // What a run has, a server does not touch, and the other way round.
     drop(streams);
