@@ -567,6 +567,13 @@ fn many_streams_go_on_from_one_session_and_none_sees_what_another_writes() {
         let counts = stream.cache().past().expect("a past").counts();
         assert!(counts.n_lost + counts.n_unread == 0 && counts.n_pieces > 300, "{counts:?}");
     }
+    // A file with another name is another session's too.
+    let before = std::fs::read(temp.0.join("c2.past")).expect("a file");
+    std::fs::hard_link(temp.0.join("c2.past"), temp.0.join("d.past")).expect("a link");
+    restore(other, &mut log, &mut shelf, "c2").expect("it is restored");
+    feed(other, &[9; 100]);
+    save(other, &log, &mut shelf, "c2").expect("it is saved");
+    assert!(std::fs::read(temp.0.join("d.past")).expect("a file") == before);
     // What a run has, a server does not touch, and the other way round.
     drop(streams);
     let mut stream = apart(&temp, &shelf);

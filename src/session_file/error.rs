@@ -101,9 +101,7 @@ impl Why {
                 "the file of its past is not beside it: bring it back, or put an empty file of its name there to go on without it"
                     .into()
             }
-            Why::Past(e) => {
-                message![format!("the file of its past: {e}; look after its disk, or the folder that "), Setting::Past, " names"]
-            }
+            Why::Past(e) => format!("the file of its past: {e}; look after its disk and the folder that has it").into(),
             Why::Disk(e) => message![format!("{e}; look after the disk, or the folder that "), Setting::Sessions, " names"],
         }
     }
