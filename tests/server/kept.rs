@@ -80,7 +80,7 @@ fn conversations_that_share_a_stream_go_on_with_their_pasts() {
     by_turns.extend(answers(&program, &mut each, 2));
     for (i, (alone, by_turns)) in alone.iter().zip(&by_turns).enumerate() {
         assert_eq!(by_turns.0, alone.0, "answer {i}");
-        assert_eq!(by_turns.1, alone.1, "the log-probabilities of answer {i}");
+        assert!(by_turns.1 == alone.1, "the log-probabilities of answer {i}");
         assert!(
             by_turns.2 == alone.2 && (i < 2 || alone.2 > 300),
             "{} and {} tokens were there, answer {i}",
@@ -161,7 +161,8 @@ fn conversations_that_begin_with_one_system_turn_find_each_its_own() {
     assert!(saved.iter().filter(|name| name.ends_with(".past")).count() >= 1, "{saved:?}");
     let by_turns = talk(&program);
     for (i, (alone, by_turns)) in alone.iter().zip(&by_turns).enumerate() {
-        assert_eq!((&by_turns.0, &by_turns.1), (&alone.0, &alone.1), "answer {i}");
+        assert_eq!(by_turns.0, alone.0, "answer {i}");
+        assert!(by_turns.1 == alone.1, "the log-probabilities of answer {i}");
         assert!(by_turns.2 > 300, "{} tokens were there, answer {i}", by_turns.2);
     }
     assert!(by_turns[2].0.contains("SILVER-FOX") && by_turns[3].0.contains("BLUE-HERON"), "{by_turns:?}");
