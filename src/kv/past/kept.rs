@@ -94,11 +94,8 @@ impl Past {
         let written = self.copy_to(&*left.disk, n_past, false).and_then(|()| left.disk.sync());
         left.disk.end_change();
         let Left { disk, mut name } = left;
-        let linked = written.and_then(|()| match name == names.file {
-            true => Ok(true),
-            // A file system that knows no second name of a file gets a second file.
-            false => Ok(link(pasts, &name, names.file).is_ok()),
-        });
+        // A file system that knows no second name of a file gets a second file.
+        let linked = written.map(|()| name == names.file || link(pasts, &name, names.file).is_ok());
         if matches!(linked, Ok(true)) {
             names.file.clone_into(&mut name);
         }
