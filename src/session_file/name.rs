@@ -1,6 +1,6 @@
-//! Names of sessions, and of their files: `NAME.lks`, `.NAME.tmp` while it is written; `NAME.past` of its past, `.NAME.past-tmp`. A name is a part of
-//! a path and comes from strangers: letters, digits, `.`, `_` and `-`, at most 64 of them, no dot at the start. Names that begin with `auto-` are kept for
-//! what is saved by itself.
+//! Names of sessions, and of their files: `NAME.lks`, `.NAME.tmp` while it is written; `NAME.past` of its past, `.NAME.past-tmp` while
+//! that is written. A name is a part of a path and comes from strangers: letters, digits, `.`, `_` and `-`, at most 64 of them, no dot
+//! at the start. Names that begin with `auto-` are kept for what is saved by itself.
 
 use std::fmt;
 
