@@ -464,7 +464,7 @@ fn the_command_line_refuses_what_has_no_past_in_a_file() {
         (vec!["run", "-m", model, "-p", "x", "--past", "/proc", "--past-space", "1GiB"], 2, "/proc"),
     ];
     if cfg!(feature = "serve") {
-        cases.push(([&["serve"], &past[..], &["--sessions", folder]].concat(), 2, "one of them"));
+        cases.push(([&["serve"], &past[..], &["--sessions", folder, "--session-space", "16MiB"]].concat(), 1, "--session-space"));
     }
     for (args, code, part) in cases {
         let (got, answer, said) = told(&args);

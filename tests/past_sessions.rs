@@ -1,13 +1,13 @@
 //! A session and the file of its past. A stream that is restored goes on with the same bits; of a file that a later run wrote on in,
 //! that a cut of the power tore, or that was damaged, just those tiles are missing that are not as the session left them, and
-//! they are counted.
+//! they are counted. Where sessions have files of their own, many streams go on from one, and none sees what another writes.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use lowkey::kv::past::PastShape;
-use lowkey::kv::past::disk::Disk;
+use lowkey::kv::past::disk::{Disk, PastFile, Pasts};
 use lowkey::kv::past::shape::TILE;
 use lowkey::kv::store::KvScratch;
 use lowkey::kv::{KvType, Past, PastParams, Policy, Recent};
@@ -225,6 +225,13 @@ impl Stream {
         Stream { tiny, scratch, rng: fastrand::Rng::with_seed(1) }
     }
 
+    /// One whose sessions have pasts of their own on a disk.
+    fn keeping(disk: &TestDisk) -> Stream {
+        let mut stream = Stream::on(&Played::default());
+        stream.tiny.cache.keep_past_in(Arc::new(disk.clone()));
+        stream
+    }
+
     fn shape(&self) -> PastShape {
         *self.past().shape()
     }
@@ -268,6 +275,26 @@ impl Stream {
         let (stream, scratch) = self.state();
         let restored = Restored { stream, text: None, logits: &mut [], scratch };
         shelf.restore(&Name::new("s").expect("a name"), &fingerprint, restored).map_err(|failure| failure.why)
+    }
+}
+
+impl Stream {
+    /// Saves it by itself as what has read this text, in place of what has read that.
+    fn save_text(&mut self, before: Option<&[u8]>, text: &[u8], shelf: &mut Shelf<&TestDisk>) -> Result<u64, Why> {
+        let (fingerprint, before) = (self.fingerprint(), before.map(Name::of_text));
+        let saved = Saved { stream: self.state().0, text, logits: &[], generator: 7 };
+        shelf.save_text(before.as_ref(), &fingerprint, saved).map_err(|failure| failure.why)
+    }
+
+    fn restore_text(&mut self, text: &[u8], shelf: &mut Shelf<&TestDisk>) -> Result<Resumed, Why> {
+        let fingerprint = self.fingerprint();
+        let (stream, scratch) = self.state();
+        let restored = Restored { stream, text: None, logits: &mut [], scratch };
+        shelf.restore_text(text, &fingerprint, restored).map_err(|failure| failure.why)
+    }
+
+    fn n_lost(&self) -> usize {
+        self.past().counts().n_lost as usize
     }
 }
 
@@ -364,4 +391,200 @@ fn a_session_is_not_saved_where_its_past_is_not_on_the_disk() {
     let why = stream.save(&mut shelf(&disk)).expect_err("the past is not on the disk");
     assert!(matches!(why, Why::Past(_)) && why.message().to_string().contains("the card is gone"), "{why:?}");
     assert!(disk.names().is_empty());
+}
+
+/// A shelf whose sessions have pasts.
+fn deep_shelf(disk: &TestDisk) -> Shelf<&TestDisk> {
+    shelf(disk).with_pasts(Arc::new(disk.clone()))
+}
+
+/// Into an empty folder, into free places of the ring, over its oldest tiles, and by another stream in place of the first one's.
+#[test]
+fn a_cut_of_the_power_leaves_the_old_session_or_the_new_one_and_what_is_lost_of_its_past_is_told() {
+    for (n_first, n_more, is_other) in [(0, 90, false), (90, 50, false), (140, 60, false), (140, 100, true)] {
+        let disk = TestDisk::default();
+        let (mut shelf, mut stream) = (deep_shelf(&disk), Stream::keeping(&disk));
+        if n_first > 0 {
+            stream.feed(n_first);
+            stream.save(&mut shelf).expect("it is saved");
+        }
+        disk.record();
+        if is_other {
+            stream = Stream::keeping(&disk);
+            stream.rng = fastrand::Rng::with_seed(2);
+        }
+        stream.feed(n_more);
+        stream.save(&mut shelf).expect("it is saved");
+        let n_before = if is_other { 0 } else { n_first };
+        let (n_all, n_new) = ((n_before + n_more) / TILE, (n_before + n_more) / TILE - n_before / TILE);
+        assert_eq!(disk.n_placed(), n_new * stream.shape().tile_bytes(), "what is new, and no more");
+        // The old one loses what the new one has in its places.
+        let most = if is_other { N_TILE } else { n_all.saturating_sub(N_TILE) };
+        let (mut n_old, mut n_torn) = (0, 0);
+        for n in 0..=disk.n_recorded() {
+            disk.after_cut(n, false, &mut |left| {
+                let (mut shelf, mut other) = (deep_shelf(&left), Stream::keeping(&left));
+                assert!(left.names().iter().all(|name| ["s.lks", "s.past"].contains(&&**name)), "{:?}", left.names());
+                let resumed = match other.restore(&mut shelf) {
+                    Err(Why::Missing) if n_first == 0 && n < disk.n_recorded() => return,
+                    resumed => resumed.expect("the session is whole"),
+                };
+                if resumed.n_past as usize == n_before + n_more {
+                    assert_eq!(other.n_lost(), 0, "after {n} operations");
+                } else {
+                    assert!(n < disk.n_recorded() && resumed.n_past as usize == n_first, "after {n} operations");
+                    assert!(other.n_lost() <= most, "{} of {most}, after {n} operations", other.n_lost());
+                    (n_old, n_torn) = (n_old + 1, n_torn + usize::from(other.n_lost() > 0));
+                }
+                other.feed(40);
+                assert_eq!(other.past().counts().n_unread, 0);
+            });
+        }
+        assert_eq!((n_old > 20, n_torn > 0), (n_first > 0, most > 0), "{n_old} old, {n_torn} of them with less");
+    }
+}
+
+/// What was saved by itself goes on under another name, and the past with it: nothing is copied twice, and nothing is left behind.
+#[test]
+fn a_cut_of_the_power_leaves_a_conversation_without_a_name_with_all_of_its_past() {
+    let (disk, texts) = (TestDisk::default(), [&b"a text"[..], b"a text and more"]);
+    let (mut shelf, mut stream) = (deep_shelf(&disk), Stream::keeping(&disk));
+    stream.feed(70);
+    stream.save_text(None, texts[0], &mut shelf).expect("it is saved");
+    disk.record();
+    stream.feed(50);
+    stream.save_text(Some(texts[0]), texts[1], &mut shelf).expect("it is saved");
+    assert_eq!(disk.n_placed(), stream.shape().tile_bytes());
+    for n in 0..=disk.n_recorded() {
+        disk.after_cut(n, false, &mut |left| {
+            let (mut shelf, mut other) = (deep_shelf(&left), Stream::keeping(&left));
+            let names = left.names();
+            let has_session = |past: &str| names.iter().any(|name| name.strip_suffix(".lks") == past.strip_suffix(".past"));
+            assert!(names.iter().filter(|name| !name.ends_with(".lks")).all(|past| has_session(past)), "{names:?}");
+            let n_tokens = match other.restore_text(texts[1], &mut shelf) {
+                Ok(resumed) => (resumed.n_past, 120),
+                Err(_) => (other.restore_text(texts[0], &mut shelf).expect("the one before").n_past, 70),
+            };
+            assert_eq!((n_tokens.0, other.n_lost()), (n_tokens.1, 0), "after {n} operations");
+            // The next save is of this stream alone, whatever else has the same file.
+            other.feed(80);
+            other.save(&mut shelf).expect("it is saved");
+            let mut third = Stream::keeping(&left);
+            third.restore(&mut shelf).expect("it is restored");
+            assert_eq!((third.n_lost(), third.past().counts().n_unread), (0, 0));
+        });
+    }
+    assert_eq!(disk.names().len(), 2, "{:?}", disk.names());
+}
+
+#[test]
+fn what_goes_for_the_space_takes_its_past_along_and_a_session_without_one_is_refused() {
+    let disk = TestDisk::default();
+    let mut stream = Stream::keeping(&disk);
+    stream.feed(100);
+    let n_bytes = stream.save_text(None, b"text 0", &mut deep_shelf(&disk)).expect("it is saved");
+    assert!(n_bytes > 3 * stream.shape().tile_bytes() as u64, "its past is counted: {n_bytes}");
+    let limits = Limits { free_percent: 0, ..Limits::of(3 * n_bytes + n_bytes / 2) };
+    let mut shelf = Shelf::on(&disk, limits, 4096).expect("a shelf").with_pasts(Arc::new(disk.clone()));
+    for i in 1..8 {
+        stream.save_text(None, format!("text {i}").as_bytes(), &mut shelf).expect("it is saved");
+        assert_eq!(disk.names().len(), 2 * (i + 1).min(3), "{:?}", disk.names());
+        assert_eq!(shelf.used_bytes(), n_bytes * (i as u64 + 1).min(3));
+    }
+    // Without its past it is of no use to a stream that would have one, and that is told once; an empty file gives it up.
+    let past = Name::of_text(b"text 7").past();
+    Pasts::remove(&disk, past.as_str()).expect("it is there");
+    let before = stream.past().counts();
+    assert!(matches!(stream.restore_text(b"text 7", &mut shelf), Err(Why::Past(e)) if e.kind() == io::ErrorKind::NotFound));
+    assert_eq!(stream.past().counts(), before);
+    assert!(shelf.longest_of(b"text 7", 0, &stream.fingerprint()).is_none());
+    disk.put(past.as_str(), Vec::new());
+    stream.restore_text(b"text 7", &mut shelf).expect("the rest goes on");
+    assert_eq!(stream.n_lost(), 3);
+    shelf.remove(&Name::of_text(b"text 7")).expect("it goes");
+    assert_eq!(disk.names().len(), 4);
+}
+
+/// A stream of a tiny model whose file goes with the process, and whose sessions have pasts of their own.
+fn apart(temp: &Temp, shelf: &Shelf) -> Session {
+    let change = |params: &mut SessionParams| {
+        params.past = Some(PastParams { folder: temp.0.clone(), name: None, space_bytes: 192 << 10, n_recall: 4 });
+    };
+    let mut session = session("tiny-gqa.gguf", &temp.0, change);
+    session.parts().1.keep_past_in(shelf.pasts().expect("pasts").clone());
+    session
+}
+
+/// Three conversations that begin with what one stream has read, by turns in two streams: each goes on with the bits that it has in a
+/// stream of its own, round the ring, and also where two streams go on from the same session at once.
+#[test]
+fn many_streams_go_on_from_one_session_and_none_sees_what_another_writes() {
+    let is_emulated = lowkey_test_kit::emulated().is_some();
+    let (temp, mut log, n_pieces) = (Temp::new("apart"), Log::with_room(10), if is_emulated { 8 } else { 30 });
+    let limits = Limits { free_percent: 0, ..Limits::of(1 << 30) };
+    let mut shelf = Shelf::open_with_pasts(&temp.0, limits).expect("a shelf");
+    let (common, more) = (pieces(1, 8), pieces(99, 20));
+    let own: Vec<_> = (0..3).map(|c| pieces(c + 10, n_pieces)).collect();
+    let alone: Vec<Vec<Vec<u32>>> = own
+        .iter()
+        .map(|own| {
+            let mut stream = apart(&temp, &shelf);
+            common.iter().for_each(|piece| drop(feed(&mut stream, piece)));
+            own.iter().chain(&more).map(|piece| feed(&mut stream, piece)).collect()
+        })
+        .collect();
+    let mut streams = [apart(&temp, &shelf), apart(&temp, &shelf)];
+    common.iter().for_each(|piece| drop(feed(&mut streams[0], piece)));
+    save(&mut streams[0], &log, &mut shelf, "start").expect("it is saved");
+    for i in 0..n_pieces {
+        for c in 0..3 {
+            let stream = &mut streams[(i + c) % 2];
+            let name = if i == 0 { "start".into() } else { format!("c{c}") };
+            restore(stream, &mut log, &mut shelf, &name).expect("it is restored");
+            assert!(feed(stream, &own[c][i]) == alone[c][i], "conversation {c}: other logits at {i}");
+            save(stream, &log, &mut shelf, &format!("c{c}")).expect("it is saved");
+        }
+    }
+    let n_ring = streams[0].cache().past().expect("a past").shape().n_tok();
+    let n_tokens = [&common, &own[0]].map(|pieces| pieces.concat().len());
+    assert!(n_tokens[0] > 2 * TILE && (n_tokens[1] > n_ring || is_emulated), "{n_tokens:?}, {n_ring} in the ring");
+    // The same conversation twice: one goes on and is saved in its place, and the other does not notice.
+    let [one, other] = &mut streams;
+    for stream in [&mut *one, other] {
+        restore(stream, &mut log, &mut shelf, "c0").expect("it is restored");
+    }
+    for piece in &pieces(77, 20) {
+        feed(one, piece);
+        save(one, &log, &mut shelf, "c0").expect("it is saved");
+    }
+    for (i, piece) in more.iter().enumerate() {
+        assert!(feed(other, piece) == alone[0][n_pieces + i], "other logits at {i} after it was saved over");
+    }
+    restore(other, &mut log, &mut shelf, "c0").expect("it is restored");
+    let piece = &more[0];
+    assert!(feed(other, piece) == feed(one, piece), "what was saved over it");
+    for stream in [&*one, &*other] {
+        let counts = stream.cache().past().expect("a past").counts();
+        assert!(counts.n_lost + counts.n_unread == 0 && counts.n_pieces > 300, "{counts:?}");
+    }
+    // A file with another name is another session's too.
+    let before = std::fs::read(temp.0.join("c2.past")).expect("a file");
+    std::fs::hard_link(temp.0.join("c2.past"), temp.0.join("d.past")).expect("a link");
+    restore(other, &mut log, &mut shelf, "c2").expect("it is restored");
+    feed(other, &[9; 100]);
+    save(other, &log, &mut shelf, "c2").expect("it is saved");
+    assert!(std::fs::read(temp.0.join("d.past")).expect("a file") == before);
+    // What a run has, a server does not touch, and the other way round.
+    drop(streams);
+    let mut stream = apart(&temp, &shelf);
+    restore(&mut stream, &mut log, &mut shelf, "c1").expect("it is restored");
+    let run = || PastFile::kept(&temp.0, "c1.past", 1);
+    assert_eq!(run().expect_err("the stream reads it").kind(), io::ErrorKind::WouldBlock);
+    stream.clear();
+    let held = run().expect("nobody has it");
+    assert!(matches!(restore(&mut stream, &mut log, &mut shelf, "c1").expect_err("a run has it").why, Why::Busy));
+    feed(&mut stream, &[3; 100]);
+    assert!(matches!(save(&mut stream, &log, &mut shelf, "c1").expect_err("a run has it").why, Why::Busy));
+    drop(held);
+    save(&mut stream, &log, &mut shelf, "c1").expect("nobody has it");
 }

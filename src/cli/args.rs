@@ -63,7 +63,8 @@ pub struct SessionArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=64))]
     pub pool: Option<u32>,
     /// Write every key and value to a file in this folder, and read again what the queries of a step ask for of what was evicted. The
-    /// file has no name and goes with the process; with --session NAME it is NAME.past, and stays
+    /// file has no name and goes with the process; with --session NAME it is NAME.past, and stays. What a server saves in --sessions has
+    /// a NAME.past of its own there
     #[arg(long, value_name = "DIR", requires = "past_space")]
     pub past: Option<PathBuf>,
     /// The file of --past at most; when it is full, the oldest tokens in it are overwritten

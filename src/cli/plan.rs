@@ -140,7 +140,7 @@ struct Answer<'a> {
     regions: Vec<Region<'a>>,
     private_bytes: u64,
     file_bytes: u64,
-    /// Of files of its own, which `--past` makes.
+    /// Of files that it may write: those of `--past`, and sessions of a server.
     disk_bytes: u64,
     kv: Kv,
     /// For each board that was asked for; empty without `--board`.

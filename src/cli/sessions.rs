@@ -2,11 +2,13 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::kv::past::disk::PastFolder;
 use crate::session_file::format::HEAD_BYTES;
 use crate::session_file::shelf::BUFFER_BYTES;
 use crate::session_file::{Failure, Folder, Head, Limits, Name, Shelf, Why};
@@ -113,6 +115,9 @@ struct Row {
 #[derive(Serialize)]
 struct Known {
     bytes: u64,
+    /// Of its past, where that lies beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    past_bytes: Option<u64>,
     model: String,
     /// Tokens that the stream took in, and entries that each head holds.
     n_tokens: u64,
@@ -125,9 +130,12 @@ struct Known {
 }
 
 impl Row {
-    fn of(name: Name, found: std::result::Result<Head, Failure>) -> Row {
+    fn of(name: Name, found: std::result::Result<Head, Failure>, shelf: Option<&Shelf>) -> Row {
         let (known, wrong) = match found {
-            Ok(head) => (Some(Known::of(name, &head)), None),
+            Ok(head) => {
+                let past_bytes = shelf.map(|shelf| shelf.past_bytes(&name)).filter(|_| head.fingerprint.has_past());
+                (Some(Known::of(name, &head, past_bytes.filter(|&n| n > 0))), None)
+            }
             Err(failure) => (None, Some(spelled(&failure.why.message()))),
         };
         Row { name: name.to_string(), wrong, known }
@@ -143,9 +151,10 @@ impl Row {
 }
 
 impl Known {
-    fn of(name: Name, head: &Head) -> Known {
+    fn of(name: Name, head: &Head, past_bytes: Option<u64>) -> Known {
         Known {
             bytes: head.lengths.file_bytes().unwrap_or(0),
+            past_bytes,
             model: head.fingerprint.model_name.as_str().into(),
             n_tokens: head.counts.n_past().unwrap_or(0),
             n_live: head.counts.n_live,
@@ -158,8 +167,9 @@ impl Known {
     fn line(&self) -> String {
         let at = i64::try_from(self.saved_at).ok().and_then(|s| jiff::Timestamp::from_second(s).ok());
         format!(
-            "{:>10}  {}  {} tokens, {} live, of {}; {}",
+            "{:>10}{}  {}  {} tokens, {} live, of {}; {}",
             Bytes(self.bytes),
+            self.past_bytes.map_or(String::new(), |n| format!(" and {} of past", Bytes(n))),
             at.map_or("at no time".into(), |at| at.to_string()),
             self.n_tokens,
             self.n_live,
@@ -172,7 +182,10 @@ impl Known {
 /// The folder; `None` where there is none, and so no session.
 fn open(folder: &FolderArgs) -> Result<Option<Shelf>> {
     let path = folder.path()?;
-    let opened = Folder::open(&path).and_then(|folder| Shelf::bare(folder, Limits::of(0), BUFFER_BYTES));
+    let opened = Folder::open(&path).and_then(|folder| {
+        let pasts = Arc::new(PastFolder::open(&path)?);
+        Ok(Shelf::bare(folder, Limits::of(0), BUFFER_BYTES)?.with_pasts(pasts))
+    });
     match opened {
         Ok(shelf) => Ok(Some(shelf)),
         Err(e) if e.kind() == io::ErrorKind::NotFound && folder.sessions.is_none() => Ok(None),
@@ -198,8 +211,11 @@ pub fn run(args: SessionsArgs) -> Result<u8> {
         What::List(ListArgs { folder, json }) => {
             let mut shelf = open(&folder)?;
             let names = all(&shelf, &folder)?;
-            let rows: Vec<Row> =
-                shelf.iter_mut().flat_map(|shelf| names.iter().map(|name| Row::of(*name, shelf.head(name)))).collect();
+            let row = |shelf: &mut Shelf, name: &Name| {
+                let head = shelf.head(name);
+                Row::of(*name, head, Some(shelf))
+            };
+            let rows: Vec<Row> = shelf.iter_mut().flat_map(|shelf| names.iter().map(|name| row(shelf, name))).collect();
             show(&rows, json, "")?;
             Ok(0)
         }
@@ -232,5 +248,7 @@ fn missing(name: &Name) -> Failure {
 }
 
 fn verified(name: Name, shelf: Option<&mut Shelf>) -> Row {
-    Row::of(name, shelf.map_or_else(|| Err(missing(&name)), |shelf| shelf.verify(&name)))
+    let Some(shelf) = shelf else { return Row::of(name, Err(missing(&name)), None) };
+    let found = shelf.verify(&name);
+    Row::of(name, found, Some(shelf))
 }

@@ -10,7 +10,7 @@ pub enum Kind {
     File,
     /// Pages of the model file of which a token reads a few: they need not be in memory.
     Lookup,
-    /// A file of this process's own: the kernel may drop its pages, which are then read again.
+    /// Files that this process writes, at most: the kernel may drop their pages, which are then read again.
     Disk,
 }
 

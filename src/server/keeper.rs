@@ -7,9 +7,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::kv::past::disk::Pasts;
 use crate::mem::arena::{Arena, Buf};
-use crate::session::Engine;
-use crate::session_file::{Failure, Fingerprint, Name, Shelf};
+use crate::model::forward::Model;
+use crate::session::{Engine, Layout};
+use crate::session_file::format::HEAD_BYTES;
+use crate::session_file::{Failure, Fingerprint, Name, Shelf, Why};
 use crate::text::Tokenizer;
 
 use super::desk::{Desk, ErrandDone, SystemTurn};
@@ -43,9 +46,20 @@ impl Keeper {
         Ok(keeper)
     }
 
+    /// What a session takes on the disk at most, with its past.
+    pub fn most_bytes(layout: &Layout, model: &Model) -> u64 {
+        let past = layout.past.as_ref().map_or(0, |(past, _)| past.taken_bytes(past.n_tile));
+        layout.session_bytes(model) + (HEAD_BYTES + TEXT_BYTES) as u64 + past
+    }
+
     /// Private memory that it takes.
     pub const fn plan_bytes() -> usize {
         Shelf::plan_bytes() + TEXT_BYTES + size_of::<Keeper>()
+    }
+
+    /// Where the pasts of streams are left, if they have any.
+    pub fn pasts(&self) -> Option<&Arc<dyn Pasts>> {
+        self.shelf.pasts()
     }
 
     fn tell(&self, saved: u64, failed: u64) {
@@ -95,12 +109,8 @@ impl Keeper {
         if seat.bound.name != name {
             self.put_away(seat);
             seat.bound = Bound { name, ..Bound::default() };
-            if let Some(name) = name.filter(|name| self.shelf.has(name, &self.fingerprint)) {
-                let restored = self.shelf.restore_stream(&name, &self.fingerprint, engine, &mut seat.stream, None);
-                self.came_of(&name, restored.map(|resumed| resumed.n_past), seat, tokenizer);
-            } else if name.is_some() && seat.stream.n_past() > 0 {
-                // What another conversation left is none of this one's.
-                seat.clear();
+            if let Some(name) = name {
+                self.bring_named(&name, seat, engine, tokenizer);
             }
         } else if name.is_none() && (seat.prefix(request).0.n_cached as u64) < seat.stream.n_past() {
             // Another conversation; what was saved of the one before stays.
@@ -108,6 +118,24 @@ impl Keeper {
         }
         if request.reuse_prefix {
             self.bring(seat, request, engine, tokenizer);
+        }
+    }
+
+    /// Brings the conversation of this name. One that cannot go on here begins anew.
+    fn bring_named(&mut self, name: &Name, seat: &mut Seat, engine: &mut Engine, tokenizer: &Tokenizer) {
+        if self.shelf.has(name, &self.fingerprint) {
+            let restored = self.shelf.restore_stream(name, &self.fingerprint, engine, &mut seat.stream, None);
+            if let Err(Failure { why: Why::Past(_) | Why::Busy, .. }) = restored {
+                log::warn!("session '{name}' stays as it is: the conversation begins anew, and is not saved");
+                seat.bound.is_refused = true;
+            }
+            self.came_of(name, restored.map(|resumed| resumed.n_past), seat, tokenizer);
+        } else if let Some(why) = self.shelf.why_not(name, &self.fingerprint) {
+            log::warn!("session '{name}': {why}; the conversation begins anew, and takes its place when it is saved");
+        }
+        if seat.bound.saved.is_none() {
+            // What another conversation left is none of this one's.
+            seat.clear();
         }
     }
 
@@ -162,7 +190,7 @@ impl Keeper {
 
     /// Saves a named conversation that has gone on since it was saved.
     fn put_away(&mut self, seat: &mut Seat) {
-        let (Some(name), n_past) = (seat.bound.name, seat.stream.n_past()) else { return };
+        let (Some(name), n_past) = (seat.bound.name.filter(|_| !seat.bound.is_refused), seat.stream.n_past()) else { return };
         if n_past > 0 && seat.bound.saved.is_none_or(|(n, _)| n != n_past) {
             if let Err(failure) = self.save_as(&name, seat, &[]) {
                 log::warn!("{failure}");
@@ -185,18 +213,13 @@ impl Keeper {
         if !is_all || self.shelf.has(&name, &self.fingerprint) {
             return;
         }
-        let generator = seat.rng_state();
-        let text = (&self.text[..n_text], generator);
-        let saved = self.shelf.save_stream(&name, &self.fingerprint, &mut seat.stream, None, text);
+        let (before, text) = (seat.bound.automatic, (&self.text[..n_text], seat.rng_state()));
+        let saved = self.shelf.save_text_stream(before.as_ref(), &self.fingerprint, &mut seat.stream, text);
         self.tell(u64::from(saved.is_ok()), u64::from(saved.is_err()));
         match saved {
             Ok(n_bytes) => {
                 log::debug!("a conversation of {n_past} tokens is saved in {n_bytes} bytes");
-                let before = seat.bound.automatic.replace(name);
-                if let Some(Err(failure)) = before.map(|before| self.shelf.remove(&before)) {
-                    log::debug!("{failure}");
-                }
-                self.tell(0, 0);
+                seat.bound.automatic = Some(name);
             }
             Err(failure) => log::warn!("{failure}"),
         }

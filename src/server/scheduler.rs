@@ -58,6 +58,9 @@ impl Scheduler {
 
     /// Keeps sessions.
     pub fn keep(&mut self, keeper: Keeper) {
+        if let Some(pasts) = keeper.pasts() {
+            self.seats.iter_mut().for_each(|seat| seat.stream.keep_past_in(pasts.clone()));
+        }
         self.keeper = Some(keeper);
     }
 

@@ -30,6 +30,8 @@ pub struct Seat {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bound {
     pub name: Option<Name>,
+    /// Whether what is there under this name is whole and could not be restored: then it is not written over.
+    pub is_refused: bool,
     /// Tokens that it had when it was saved or restored, and when.
     pub saved: Option<(u64, Instant)>,
     /// Under which it was saved by itself, of one without a name.

@@ -227,6 +227,15 @@ impl Layout {
         }
     }
 
+    /// What is saved of a stream in a session takes at most, its text and the file of its past aside.
+    pub fn session_bytes(&self, model: &Model) -> u64 {
+        let mut states = Arena::measure();
+        RecurrentState::carve(&mut states, &model.config);
+        let past = self.past.as_ref().map_or(Vec::new(), |(past, _)| past.parts());
+        let others: usize = states.parts().iter().chain(&past).map(|&(_, bytes)| bytes).sum();
+        (self.kv.arena_bytes(self.n_slot) + TokenLog::bytes(self.n_log) + others) as u64
+    }
+
     /// What lets guesses be taken back.
     pub(super) fn undo(&self, arena: &mut Arena) -> Undo {
         if self.n_draft > 0 {

@@ -14,8 +14,11 @@ mod log;
 mod reuse;
 mod steps;
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result, Setting};
 use crate::kernels::Kernels;
+use crate::kv::past::disk::Pasts;
 use crate::kv::policy::Rule;
 use crate::kv::store::KvScratch;
 use crate::kv::store::undo::Undo;
@@ -290,6 +293,11 @@ impl Stream {
     /// Never evicts the first `n` tokens, where as many can stay beside the recent ones; false: they cannot, and nothing has changed.
     pub fn pin(&mut self, n: usize) -> bool {
         self.cache.pin(n)
+    }
+
+    /// Sessions of it leave its past in files of their own, in this folder.
+    pub fn keep_past_in(&mut self, pasts: Arc<dyn Pasts>) {
+        self.cache.keep_past_in(pasts);
     }
 
     /// All that is saved of it and restored, but for the file of its past, which is kept then. Whoever fills it says so by `resume`, or

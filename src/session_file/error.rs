@@ -61,6 +61,11 @@ impl Failure {
 }
 
 impl Why {
+    /// What a file of a past came to.
+    pub fn of_past(e: io::Error) -> Why {
+        if e.kind() == io::ErrorKind::WouldBlock { Why::Busy } else { Why::Past(e) }
+    }
+
     pub fn message(&self) -> Message {
         match self {
             Why::Missing => "there is none of this name; give the name of one that is there".into(),
@@ -91,10 +96,12 @@ impl Why {
                 Bytes(*total_bytes)
             )
             .into(),
-            Why::Busy => "another process is saving under this name; give another name or wait".into(),
-            Why::Past(e) => {
-                message![format!("the file of its past: {e}; look after its disk, or the folder that "), Setting::Past, " names"]
+            Why::Busy => "another process is at the file of this name; give another name or wait".into(),
+            Why::Past(e) if e.kind() == io::ErrorKind::NotFound => {
+                "the file of its past is not beside it: bring it back, or put an empty file of its name there to go on without it"
+                    .into()
             }
+            Why::Past(e) => format!("the file of its past: {e}; look after its disk and the folder that has it").into(),
             Why::Disk(e) => message![format!("{e}; look after the disk, or the folder that "), Setting::Sessions, " names"],
         }
     }

@@ -1,6 +1,6 @@
-//! Names of sessions, and of their files: `NAME.lks`, `.NAME.tmp` while it is written, `NAME.past` of its past. A name is a part of
-//! a path and comes from strangers: letters, digits, `.`, `_` and `-`, at most 64 of them, no dot at the start. Names that begin with `auto-` are kept for
-//! what is saved by itself.
+//! Names of sessions, and of their files: `NAME.lks`, `.NAME.tmp` while it is written; `NAME.past` of its past, `.NAME.past-tmp` while
+//! that is written. A name is a part of a path and comes from strangers: letters, digits, `.`, `_` and `-`, at most 64 of them, no dot
+//! at the start. Names that begin with `auto-` are kept for what is saved by itself.
 
 use std::fmt;
 
@@ -48,9 +48,10 @@ const AUTOMATIC: &str = "auto-";
 const FILE: &str = ".lks";
 const PART: &str = ".tmp";
 const PAST: &str = ".past";
+const PAST_PART: &str = ".past-tmp";
 
 /// The name of a file in the folder of sessions.
-pub type FileName = Short<{ MAX_NAME + 5 }>;
+pub type FileName = Short<{ MAX_NAME + 10 }>;
 
 /// The name of a session.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,6 +108,21 @@ impl Name {
     /// The file of its past, where it has one.
     pub fn past(&self) -> FileName {
         joined(&[self.as_str(), PAST])
+    }
+
+    /// The file of its past that is written.
+    pub fn past_part(&self) -> FileName {
+        joined(&[".", self.as_str(), PAST_PART])
+    }
+
+    /// Whose past a file of the folder is, if it is one.
+    pub fn of_past(file: &str) -> Option<Name> {
+        Name::any(file.strip_suffix(PAST)?).ok()
+    }
+
+    /// Whose past was to be written into a file of the folder.
+    pub fn of_past_part(file: &str) -> Option<Name> {
+        Name::any(file.strip_prefix('.')?.strip_suffix(PAST_PART)?).ok()
     }
 
     /// Whose session a file of the folder is, if it is one.

@@ -1,11 +1,15 @@
 //! A folder of sessions that takes no more than a number of bytes. What is there is known by an index in memory, made at the start; other
 //! processes may add and remove files, so a file is always looked at again before it is relied on.
 //!
+//! A session's past lies beside it, in a file of its own (`kv::past`), if the shelf was told to keep pasts; it is counted with the session,
+//! and goes with it.
+//!
 //! Where room is needed, what was saved by itself goes first, least recently used first; sessions that somebody named go only
 //! where the owner allows it. A new one is on the disk before an old one goes.
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::disk::Disk;
@@ -16,6 +20,8 @@ use super::format::{HEAD_BYTES, Head};
 use super::name::{FileName, Name};
 use super::stream::{Restored, Resumed, Saved, verify};
 use super::transfer::{In, Out};
+use crate::kv::past::PastNames;
+use crate::kv::past::disk::{PastFolder, Pasts};
 use crate::mem::arena::{Arena, Buf};
 use crate::session::{Engine, Stream};
 
@@ -46,14 +52,18 @@ impl Limits {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     name: Name,
+    /// With those of its past.
     file_bytes: u64,
     /// Of the text in it.
     text_bytes: u64,
     /// Greater for those that were used later.
     used: u64,
-    /// `Fingerprint::hash`
+    /// `Fingerprint::hash`, or `ASIDE`
     fingerprint: u128,
 }
+
+/// Of one that was saved by itself and whose past is not there: nobody can go on from it.
+const ASIDE: u128 = 0;
 
 const _: () = assert!(size_of::<Entry>() <= 128);
 
@@ -66,12 +76,19 @@ pub struct Shelf<D: Disk = Folder> {
     seen: [u128; N_SEEN],
     n_seen: usize,
     n_wrong: usize,
+    /// The folder, for pasts.
+    pasts: Option<Arc<dyn Pasts>>,
 }
 
 impl Shelf {
     /// The sessions of a folder, which is made where it is not there.
     pub fn open(path: &Path, limits: Limits) -> io::Result<Shelf> {
         Shelf::on(Folder::make(path)?, limits, BUFFER_BYTES)
+    }
+
+    /// The same, and sessions have pasts.
+    pub fn open_with_pasts(path: &Path, limits: Limits) -> io::Result<Shelf> {
+        Ok(Shelf::open(path, limits)?.with_pasts(Arc::new(PastFolder::open(path)?)))
     }
 
     /// Private memory that a shelf takes.
@@ -86,19 +103,23 @@ impl<D: Disk> Shelf<D> {
         let buffer = Arena::fill(|arena| arena.carve(buffer_bytes.max(1)))?;
         // One more while a new session is on the disk and an old one has not gone yet.
         let index = Vec::with_capacity(MAX_SESSIONS + 1);
-        Ok(Shelf { disk, limits, buffer, index, seen: [0; N_SEEN], n_seen: 0, n_wrong: 0 })
+        Ok(Shelf { disk, limits, buffer, index, seen: [0; N_SEEN], n_seen: 0, n_wrong: 0, pasts: None })
     }
 
     /// The sessions on a disk, written and read through a buffer of so many bytes. Removes what dead writers left.
     pub fn on(disk: D, limits: Limits, buffer_bytes: usize) -> io::Result<Shelf<D>> {
         let mut shelf = Shelf::bare(disk, limits, buffer_bytes)?;
-        let (mut parts, mut found): (Vec<FileName>, Vec<(Name, u64)>) = (Vec::new(), Vec::new());
-        shelf.disk.list(&mut |file| match (Name::of_file(file.name), Name::of_part(file.name)) {
-            (Some(name), _) => found.push((name, file.changed_ns)),
-            (_, Some(name)) => parts.push(name.part()),
-            _ => {}
+        let (mut parts, mut pasts): (Vec<FileName>, Vec<Name>) = (Vec::new(), Vec::new());
+        let mut found: Vec<(Name, u64)> = Vec::new();
+        shelf.disk.list(&mut |file| {
+            found.extend(Name::of_file(file.name).map(|name| (name, file.changed_ns)));
+            parts.extend(Name::of_part(file.name).map(|name| name.part()));
+            parts.extend(Name::of_past_part(file.name).map(|name| name.past_part()));
+            pasts.extend(Name::of_past(file.name).filter(Name::is_automatic));
         })?;
-        for part in parts {
+        // One that somebody named may be of a session that is still to be saved.
+        pasts.retain(|past| found.iter().all(|(name, _)| name != past));
+        for part in parts.into_iter().chain(pasts.iter().map(Name::past)) {
             match shelf.disk.remove_abandoned(part.as_str()) {
                 Ok(true) => log::info!("{}: left by a process that ended while it saved, and removed", part.as_str()),
                 Ok(false) => {}
@@ -123,6 +144,25 @@ impl<D: Disk> Shelf<D> {
             }
         }
         Ok(shelf)
+    }
+
+    /// Sessions have pasts, which lie in this folder.
+    pub fn with_pasts(mut self, pasts: Arc<dyn Pasts>) -> Self {
+        self.pasts = Some(pasts);
+        for at in 0..self.index.len() {
+            self.index[at].file_bytes += self.past_bytes(&self.index[at].name);
+        }
+        self
+    }
+
+    /// Where the pasts of streams are left that are saved here.
+    pub fn pasts(&self) -> Option<&Arc<dyn Pasts>> {
+        self.pasts.as_ref()
+    }
+
+    /// What the past of a session takes, where it is known where that lies.
+    pub fn past_bytes(&self, name: &Name) -> u64 {
+        self.pasts.as_ref().and_then(|pasts| pasts.taken_bytes(name.past().as_str()).ok()).unwrap_or(0)
     }
 
     /// The names of all files that are called like sessions, whatever is in them, in order.
@@ -151,6 +191,11 @@ impl<D: Disk> Shelf<D> {
     /// Whether there is one that a stream of this fingerprint can go on from.
     pub fn has(&self, name: &Name, fingerprint: &Fingerprint) -> bool {
         self.index.iter().any(|entry| entry.name == *name && entry.fingerprint == fingerprint.hash())
+    }
+
+    /// Why a stream of this fingerprint cannot go on from a session; `None`: it can, or there is none that can be read.
+    pub fn why_not(&mut self, name: &Name, fingerprint: &Fingerprint) -> Option<String> {
+        self.head(name).ok().and_then(|head| head.fingerprint.why_not(fingerprint))
     }
 
     /// Of the streams that were saved by themselves, the one that has read the most of this text from its beginning, where that is more
@@ -190,13 +235,23 @@ impl<D: Disk> Shelf<D> {
     }
 
     /// Saves a stream, in place of the session that had this name. Gives the bytes that it takes.
-    pub fn save(&mut self, name: &Name, fingerprint: &Fingerprint, mut stream: Saved<'_>) -> Result<u64, Failure> {
+    pub fn save(&mut self, name: &Name, fingerprint: &Fingerprint, stream: Saved<'_>) -> Result<u64, Failure> {
+        self.save_after(None, name, fingerprint, stream)
+    }
+
+    /// The same for a stream that is saved under another name than before. Until the session of that is removed, both may have one past.
+    fn save_after(
+        &mut self,
+        before: Option<&Name>,
+        name: &Name,
+        fingerprint: &Fingerprint,
+        mut stream: Saved<'_>,
+    ) -> Result<u64, Failure> {
         let head = stream.head(fingerprint, now_ns() / 1_000_000_000);
         let file_bytes = head.lengths.file_bytes().expect("what is in memory fits a file");
-        self.check_space(name, file_bytes).map_err(failure(name))?;
-        stream.stream.cache.sync_past().map_err(|e| failure(name)(Why::Past(e)))?;
-        self.write(name, &head, file_bytes, &mut stream).map_err(failure(name))?;
-        let (used, text_bytes) = (self.next_use(), head.lengths.text);
+        self.check_space(name, file_bytes + stream.stream.cache.past_bytes()).map_err(failure(name))?;
+        self.write((before, name), &head, file_bytes, &mut stream).map_err(failure(name))?;
+        let (used, text_bytes, file_bytes) = (self.next_use(), head.lengths.text, file_bytes + self.past_bytes(name));
         self.index.retain(|entry| entry.name != *name);
         self.index.push(Entry { name: *name, file_bytes, text_bytes, used, fingerprint: fingerprint.hash() });
         // Until this is done the disk may still have the old one under this name.
@@ -205,19 +260,28 @@ impl<D: Disk> Shelf<D> {
         Ok(file_bytes)
     }
 
-    fn write(&mut self, name: &Name, head: &Head, file_bytes: u64, stream: &mut Saved<'_>) -> Result<(), Why> {
+    /// The past comes last before the session gets its name: the one is seldom there without the other.
+    fn write(
+        &mut self,
+        (before, name): (Option<&Name>, &Name),
+        head: &Head,
+        file_bytes: u64,
+        stream: &mut Saved<'_>,
+    ) -> Result<(), Why> {
         let part = name.part();
         let busy = |e: io::Error| if e.kind() == io::ErrorKind::WouldBlock { Why::Busy } else { Why::Disk(e) };
         let mut file = self.disk.create(part.as_str()).map_err(busy)?;
         let (bytes, seed) = head.bytes();
         let mut out = Out::new(&self.disk, &mut file, &mut self.buffer, seed);
         let written = out.put(&bytes).and_then(|()| stream.write(&mut out, file_bytes));
-        let synced = written.and_then(|()| self.disk.sync(&mut file));
-        let renamed = synced.and_then(|()| self.disk.rename(part.as_str(), name.file().as_str()));
-        renamed.map_err(|e| {
+        let synced = written.and_then(|()| self.disk.sync(&mut file)).map_err(Why::Disk);
+        let (past, past_part, before) = (name.past(), name.past_part(), before.map(Name::past));
+        let names = PastNames { file: past.as_str(), part: past_part.as_str(), before: before.as_ref().map(FileName::as_str) };
+        let left = synced.and_then(|()| stream.stream.cache.leave_past(&names).map_err(Why::of_past));
+        let renamed = left.and_then(|()| self.disk.rename(part.as_str(), name.file().as_str()).map_err(Why::Disk));
+        renamed.inspect_err(|_| {
             // What cannot be removed now is removed when a shelf is made the next time.
             let _ = self.disk.remove(part.as_str());
-            Why::Disk(e)
         })
     }
 
@@ -248,8 +312,8 @@ impl<D: Disk> Shelf<D> {
         while self.used_bytes() > self.limits.space_bytes || self.index.len() > MAX_SESSIONS {
             let may_go = self.index.iter().filter(|entry| entry.name != *saved && self.may_go(entry));
             let Some(&Entry { name, .. }) = may_go.min_by_key(|entry| (!entry.name.is_automatic(), entry.used)) else { return };
-            match self.disk.remove(name.file().as_str()) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => log::warn!("session '{name}' cannot be removed: {e}"),
+            match self.remove_files(&name) {
+                Err(why) if !matches!(why, Why::Missing) => log::warn!("session '{name}' cannot be removed: {}", why.message()),
                 _ if name.is_automatic() => log::info!("session '{name}' was removed: the space for sessions is full"),
                 _ => log::warn!("session '{name}' was removed: the space for sessions is full"),
             }
@@ -273,6 +337,28 @@ impl<D: Disk> Shelf<D> {
     ) -> Result<u64, Failure> {
         let logits = logits.filter(|_| stream.n_past() > 0).map_or(&[][..], Engine::logits);
         self.save(name, fingerprint, Saved { stream: stream.state_mut(), text, logits, generator })
+    }
+
+    /// Saves by itself a stream that has read just this text, in place of what it was saved as before. Where it is saved, that has gone.
+    pub fn save_text_stream(
+        &mut self,
+        before: Option<&Name>,
+        fingerprint: &Fingerprint,
+        stream: &mut Stream,
+        (text, generator): (&[u8], u64),
+    ) -> Result<u64, Failure> {
+        self.save_text(before, fingerprint, Saved { stream: stream.state_mut(), text, logits: &[], generator })
+    }
+
+    /// The same for the parts of a stream.
+    pub fn save_text(&mut self, before: Option<&Name>, fingerprint: &Fingerprint, stream: Saved<'_>) -> Result<u64, Failure> {
+        let name = Name::of_text(stream.text);
+        let before = before.filter(|before| **before != name);
+        let n_bytes = self.save_after(before, &name, fingerprint, stream)?;
+        if let Some(Err(failure)) = before.map(|before| self.remove(before)) {
+            log::debug!("{failure}");
+        }
+        Ok(n_bytes)
     }
 
     /// `restore` for a stream of an engine, which is then as ready as it was, or cleared. The engine's logits are those that were saved.
@@ -314,24 +400,29 @@ impl<D: Disk> Shelf<D> {
         mut stream: Restored<'_>,
         text: Option<&[u8]>,
     ) -> Result<Resumed, Failure> {
-        let adopted =
-            self.begin(*name, BUFFER_BYTES).and_then(|(head, _, from)| stream.adopt(&head, fingerprint).map(|()| (head, from)));
-        let (head, mut from) = match adopted {
+        let adopted = self
+            .begin(*name, BUFFER_BYTES)
+            .and_then(|(head, _, from)| stream.adopt(&head, fingerprint, name).map(|left| (head, left, from)));
+        let (head, left, mut from) = match adopted {
             Ok(adopted) => adopted,
             Err(why) => {
-                if matches!(why, Why::Missing) {
-                    self.index.retain(|entry| entry.name != *name);
+                match why {
+                    Why::Missing => self.index.retain(|entry| entry.name != *name),
+                    Why::Past(_) if name.is_automatic() => {
+                        self.index.iter_mut().filter(|entry| entry.name == *name).for_each(|entry| entry.fingerprint = ASIDE);
+                    }
+                    _ => {}
                 }
                 return Err(failure(name)(why));
             }
         };
-        let resumed = stream.read(&head, text, &mut from).map_err(|why| {
+        let resumed = stream.read(&head, left, text, &mut from).map_err(|why| {
             stream.clear();
             Failure { name: *name, why, was_cleared: true }
         })?;
         drop(from);
         let used = self.next_use();
-        let (file_bytes, text_bytes) = (resumed.file_bytes, head.lengths.text);
+        let (file_bytes, text_bytes) = (resumed.file_bytes + self.past_bytes(name), head.lengths.text);
         let entry = Entry { name: *name, file_bytes, text_bytes, used, fingerprint: fingerprint.hash() };
         self.index.retain(|entry| entry.name != *name);
         if self.index.len() < MAX_SESSIONS {
@@ -350,14 +441,17 @@ impl<D: Disk> Shelf<D> {
 
     pub fn remove(&mut self, name: &Name) -> Result<(), Failure> {
         self.index.retain(|entry| entry.name != *name);
-        // The file of its past first: without the session nobody asks for it again.
-        if let Err(e) = self.disk.remove(name.past().as_str())
-            && e.kind() != io::ErrorKind::NotFound
-        {
-            return Err(failure(name)(Why::Past(e)));
+        let removed = self.remove_files(name).and_then(|()| self.disk.sync_folder().map_err(Why::Disk));
+        removed.map_err(failure(name))
+    }
+
+    /// The file of its past first: without the session nobody asks for it again.
+    fn remove_files(&self, name: &Name) -> Result<(), Why> {
+        match self.disk.remove(name.past().as_str()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Why::Past(e)),
+            _ => {}
         }
-        let removed = self.disk.remove(name.file().as_str()).and_then(|()| self.disk.sync_folder());
-        removed.map_err(|e| failure(name)(e.into()))
+        Ok(self.disk.remove(name.file().as_str())?)
     }
 
     /// Whether a stream that has read just this text is worth saving by itself: the text is used for the second time, and there is no

@@ -7,7 +7,9 @@ use super::disk::Disk;
 use super::error::Why;
 use super::fingerprint::Fingerprint;
 use super::format::{Head, Lengths, end_bytes};
+use super::name::Name;
 use super::transfer::{In, Out};
+use crate::kv::past::Left;
 use crate::kv::store::KvScratch;
 use crate::mem::arena::{bytes_of, bytes_of_mut};
 use crate::session::StreamState;
@@ -102,7 +104,8 @@ impl Saved<'_> {
 
 impl Restored<'_> {
     /// Makes ready for what the head says will come, or says why it cannot; the stream is then as it was.
-    pub(super) fn adopt(&mut self, head: &Head, fingerprint: &Fingerprint) -> Result<(), Why> {
+    /// Gives the file of its past, where sessions have files of their own.
+    pub(super) fn adopt(&mut self, head: &Head, fingerprint: &Fingerprint, name: &Name) -> Result<Option<Left>, Why> {
         if let Some(why) = head.fingerprint.why_not(fingerprint) {
             return Err(Why::Other(why));
         }
@@ -116,11 +119,19 @@ impl Restored<'_> {
         if head.counts.n_past().is_none_or(|n_past| head.n_tokens() > n_past) {
             return Err(Why::Unsound("more tokens than its stream took in"));
         }
-        self.stream.cache.adopt(&head.counts).map_err(Why::Unsound)
+        let left = self.stream.cache.open_past(name.past().as_str()).map_err(Why::of_past)?;
+        self.stream.cache.adopt(&head.counts).map_err(Why::Unsound)?;
+        Ok(left)
     }
 
     /// Fills the stream, which adopted the head; after an error it is to be cleared. `text`: what the text must be, if that is known.
-    pub(super) fn read<D: Disk>(&mut self, head: &Head, text: Option<&[u8]>, from: &mut In<'_, D>) -> Result<Resumed, Why> {
+    pub(super) fn read<D: Disk>(
+        &mut self,
+        head: &Head,
+        left: Option<Left>,
+        text: Option<&[u8]>,
+        from: &mut In<'_, D>,
+    ) -> Result<Resumed, Why> {
         if [head.lengths.marks, head.lengths.rows] != marks_and_rows(&mut self.stream) {
             return Err(Why::Unsound("another number of bytes than its entries take"));
         }
@@ -152,7 +163,7 @@ impl Restored<'_> {
             return Err(Why::Unsound("recurrent layers that remember what are no numbers"));
         }
         self.stream.cache.check_adopted(self.scratch).map_err(Why::Unsound)?;
-        self.stream.cache.find_past();
+        self.stream.cache.find_past(left);
         Ok(Resumed {
             n_first: n_first as usize,
             log_hash: head.log_hash,

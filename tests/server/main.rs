@@ -7,6 +7,7 @@ mod chat;
 mod fake_engine;
 mod http;
 mod info;
+mod kept;
 mod obey;
 mod tools;
 mod whole;

@@ -49,6 +49,12 @@ impl Program {
         kib.map_or(0, |kib: u64| kib * 1024)
     }
 
+    /// Ends it at once.
+    pub fn kill(&self) {
+        let killed = std::process::Command::new("kill").args(["-9", &self.child.id().to_string()]).status().expect("kill");
+        assert!(killed.success());
+    }
+
     /// Asks it to end; the exit code.
     pub fn stop(mut self) -> i32 {
         let begun = Instant::now();
@@ -67,11 +73,11 @@ impl Drop for Program {
     }
 }
 
-fn content(answer: &Value) -> &str {
+pub fn content(answer: &Value) -> &str {
     answer["choices"][0]["message"]["content"].as_str().expect("content")
 }
 
-fn cached(answer: &Value) -> u64 {
+pub fn cached(answer: &Value) -> u64 {
     answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number")
 }
 
@@ -135,10 +141,10 @@ fn streams_with_a_past_in_a_file_answer_as_run_does_with_one() {
     assert_eq!(program.stop(), 0);
 }
 
-struct Folder(PathBuf);
+pub struct Folder(pub PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Folder {
+    pub fn new(name: &str) -> Folder {
         let path = std::env::temp_dir().join(format!("lowkey-serve-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         Folder(path)

@@ -108,7 +108,7 @@ pub struct ServeArgs {
     /// Keep conversations and system turns in this folder, so that they need not be read again after a restart
     #[arg(long, value_name = "DIR")]
     pub sessions: Option<PathBuf>,
-    /// The most that they may take there
+    /// The most that they may take there, with their pasts (--past)
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     pub session_space: Bytes,
     /// Seconds after which an idle conversation that has a name is saved

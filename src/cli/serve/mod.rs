@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::constraint::Constraints;
-use crate::error::{Error, Result, Setting};
+use crate::error::{Error, Result, Setting, message};
 use crate::kv::Policy;
 use crate::mem::warm::{settle_heap, share_heap, warm_stack};
 use crate::server::desk::Desk;
@@ -81,7 +81,9 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     let limit = (args.overflow == Overflow::Error).then_some(n_ctx);
     let mut scheduler = Scheduler::new(engine, &layout, &sizes, desk.clone(), tokenizer, limit)?;
     if let Some(path) = &args.sessions {
-        let shelf = Shelf::open(path, Limits::of(args.session_space.0)).map_err(|e| Error::io(path, e))?;
+        let (limits, has_past) = (Limits::of(args.session_space.0), scheduler.cache().past().is_some());
+        let shelf = if has_past { Shelf::open_with_pasts(path, limits) } else { Shelf::open(path, limits) };
+        let shelf = shelf.map_err(|e| Error::io(path, e))?;
         let fingerprint = Fingerprint::of(&scheduler.model().file, &template_source, scheduler.cache());
         let keeper = Keeper::new(shelf, fingerprint, args.save_after.0, desk.clone());
         scheduler.keep(keeper.map_err(|e| Error::stopped(format!("the system has no memory for sessions: {e}")))?);
@@ -123,9 +125,6 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     }
 }
 
-/// Why a server saves none of its conversations then.
-const NO_SESSIONS: &str = "a server's streams go on with any conversation that was saved, and the file of a past belongs to one of them: \
-                               give one without the other";
 /// What a pass takes of the engine's stack, which is of the plan's line `process`.
 const ENGINE_STACK_BYTES: usize = 256 << 10;
 /// The stack of the thread that serves.
@@ -137,9 +136,6 @@ const NETWORK_BYTES: usize = 2 * (WARM_STACK_BYTES + (32 << 10));
 fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
     if args.model.session.evict == Evict::Named(Policy::Off) && args.overflow == Overflow::Evict {
         return Err(Error::usage(Setting::Evict, "off evicts nothing: give --overflow error too, or leave it out"));
-    }
-    if args.model.session.past.is_some() && args.sessions.is_some() {
-        return Err(Error::usage(Setting::Past, NO_SESSIONS));
     }
     let mut opened = open_with(&args.model, |model| {
         let mut params = args.model.session.params(1, model);
@@ -173,9 +169,9 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
         plan.private("grammar", Constraints::plan_bytes(&opened.model.file, settings.grammar_bytes)?);
     }
     if args.sessions.is_some() {
-        plan.private("sessions", Keeper::plan_bytes());
+        plan_sessions(args, &mut opened)?;
     }
-    plan.private("page, metrics, log", 64 << 10);
+    opened.plan.private("page, metrics, log", 64 << 10);
     opened.check()?;
     if opened.is_only_planned() {
         return Ok(Err(opened));
@@ -186,6 +182,21 @@ fn ready(args: &ServeArgs) -> Result<std::result::Result<Ready, Opened>> {
     let stack_bytes = template.as_ref().map_or(0, |_| ChatTemplate::STACK_USED_BYTES);
     let heap_bytes = connection_bytes + request_bytes - stack_bytes;
     Ok(Ok(Ready { opened, settings, template, sizes, n_ctx, heap_bytes }))
+}
+
+/// What is taken for sessions, and what may be written: all that are kept, and one more as it takes the place of another.
+fn plan_sessions(args: &ServeArgs, opened: &mut Opened) -> Result<()> {
+    let Opened { model, layout, plan, .. } = opened;
+    let (space_bytes, most_bytes) = (args.session_space.0, Keeper::most_bytes(layout, model));
+    if layout.past.is_some() && most_bytes > space_bytes {
+        let space = Bytes(space_bytes);
+        let what = format!("{space} do not hold a conversation with its past: give at least {most_bytes} bytes, or lower ");
+        return Err(Error::budget(Setting::SessionSpace, message![what, Setting::PastSpace]));
+    }
+    plan.private("sessions", Keeper::plan_bytes());
+    plan.disk("sessions", space_bytes);
+    plan.disk("session that is being saved", most_bytes);
+    Ok(())
 }
 
 /// Tokens that a stream may have.

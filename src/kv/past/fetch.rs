@@ -62,7 +62,7 @@ impl Fetcher {
             let n_bytes = (last + 1 - first) * piece_bytes;
             let at =
                 w.shape.rows_at(w.own, first / PIECES) + (head.0 * w.shape.head_bytes() + first % PIECES * piece_bytes) as u64;
-            let read = w.disk.read(&mut self.rows[..n_bytes], at);
+            let read = w.files.read(&mut self.rows[..n_bytes], at);
             let pieces = pieces.by_ref().take(numbers.len());
             match read {
                 Ok(()) => {

@@ -4,10 +4,11 @@
 //! queries ask for and that the arena has lost, and they are attended to beside the arena's entries.
 //!
 //! ```text
-//! shape    what lies where in the file           disk     what is asked of a disk, and the file there is
+//! shape    what lies where in the file           disk     what is asked of a disk, and the files there are
 //! index    keys of two bits, queries for them    recall   what a head fetches: scan, choose
 //! angles   how positions turn keys               fetch    and what it finds there: read, turn, attend
-//! kept     what a session keeps of it            mod      the ring: what enters, what is there, what went wrong
+//! files    the stream's, and the session's       kept     what a session keeps of it, and where
+//! mod      the ring: what enters, what is there, what went wrong
 //! ```
 //!
 //! Private memory is fixed; all else is the page cache's, which the system may drop. The file is read
@@ -17,6 +18,7 @@
 mod angles;
 pub mod disk;
 mod fetch;
+mod files;
 pub mod index;
 mod kept;
 mod recall;
@@ -38,6 +40,10 @@ use crate::units::Bytes;
 use angles::Angles;
 use disk::{Disk, PastFile};
 use fetch::{Fetcher, merge_parts};
+use files::Files;
+pub use files::Left;
+use kept::Home;
+pub use kept::PastNames;
 pub use recall::Asking;
 use recall::{Choice, Chooser, World};
 pub use shape::PastShape;
@@ -154,8 +160,9 @@ pub struct Past {
     /// The token that was next at the latest renumbering, and the position it was given.
     renumbered: [u64; 2],
     counters: Counters,
-    /// Whether the file is there for the next process.
-    is_kept: bool,
+    /// What becomes of the file, and the file of a session that the stream goes on from.
+    home: Home,
+    left: Option<Left>,
 }
 
 impl Past {
@@ -193,7 +200,8 @@ impl Past {
         if file.is_in_memory() {
             log::warn!("{} lies in memory: what the past takes there is not in the plan", folder.display());
         }
-        Ok(Past { is_kept: params.name.is_some(), ..Past::on(shape, Box::new(file), rotary)? })
+        let past = Past::on(shape, Box::new(file), rotary)?;
+        Ok(if params.name.is_some() { past.kept() } else { past })
     }
 
     /// The same on any disk.
@@ -206,7 +214,7 @@ impl Past {
         if let Some(turning) = shape.kv.layers().find(|&layer| !shape.kv.is_ring(layer) && rotary.magnitude(layer).is_some()) {
             memory.angles.fill(turning, rotary);
         }
-        Ok(Past { shape, disk, memory, renumbered: [0; 2], counters: Counters::default(), is_kept: false })
+        Ok(Past { shape, disk, memory, renumbered: [0; 2], counters: Counters::default(), home: Home::Process, left: None })
     }
 
     pub fn shape(&self) -> &PastShape {
@@ -224,8 +232,10 @@ impl Past {
     /// Forgets the stream; what was counted stays.
     pub(super) fn clear(&mut self) {
         self.memory.is_there.fill(0);
+        self.memory.is_left.fill(0);
         self.memory.before.fill(0);
         self.renumbered = [0; 2];
+        self.left = None;
     }
 
     /// The token that comes next, the `n_past`-th, got the position `pos`, and those in the arena
@@ -296,7 +306,7 @@ impl Past {
     fn complete(&mut self, own: usize, tile: u64) {
         let (shape, slot) = (self.shape, (tile % self.shape.n_tile as u64) as usize);
         if own == 0 {
-            self.memory.is_there[slot] = 1;
+            (self.memory.is_there[slot], self.memory.is_left[slot]) = (1, 0);
         } else if self.memory.is_there[slot] == 0 {
             // A layer before this one could not write it.
             return;
@@ -358,8 +368,13 @@ impl Past {
             last_slot: (tiles.end.saturating_sub(1) % shape.n_tile as u64) as usize,
             tiles,
             asking,
-            disk: &*self.disk,
-            is_there: &self.memory.is_there,
+            files: Files {
+                shape: &shape,
+                own: &*self.disk,
+                left: self.left.as_ref().map(|left| &*left.disk),
+                is_there: &self.memory.is_there,
+                is_left: &self.memory.is_left,
+            },
             means: &self.memory.means,
             angles: &self.memory.angles,
             renumbered: (self.renumbered[0], self.renumbered[1] as i64),
@@ -420,6 +435,8 @@ struct Memory {
     means: Buf<f32>,
     /// `[n_tile]`: 1 where the ring has a tile, 0 where it could not be written or has not been.
     is_there: Buf<u8>,
+    /// `[n_tile]`: 1 where the file of a session has it, and not the stream's own.
+    is_left: Buf<u8>,
     /// `[n_tile]`: of what was written of each (`kept`).
     sums: Buf<u64>,
     /// `[n_layer][n_head_kv][1 + n_recall]`: how many pieces the latest step of one token fetched,
@@ -455,11 +472,26 @@ impl Memory {
         let choices = (0..n_group * n_head).map(|_| Choice::carve(arena, s)).collect();
         arena.begin_part("past, to look for it");
         let means = arena.carve(heads * s.kv.each.head_dim);
-        let (is_there, sums, magnitudes) = (arena.carve(s.n_tile), arena.carve(s.n_tile), arena.carve(s.kv.n_layer));
+        let (is_there, is_left) = (arena.carve(s.n_tile), arena.carve(s.n_tile));
+        let (sums, magnitudes) = (arena.carve(s.n_tile), arena.carve(s.kv.n_layer));
         let angles = Angles::carve(arena, s.kv.each.head_dim, s.kv.n_ctx, s.n_fetched());
         let threads =
             (0..s.n_threads).map(|_| Thread { chooser: Chooser::carve(arena, s), fetcher: Fetcher::carve(arena, s) }).collect();
-        Memory { rows, tile, means, is_there, sums, before, found, per_head: share, choices, angles, threads, magnitudes }
+        Memory {
+            rows,
+            tile,
+            means,
+            is_there,
+            is_left,
+            sums,
+            before,
+            found,
+            per_head: share,
+            choices,
+            angles,
+            threads,
+            magnitudes,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::angles::Angles;
-use super::disk::Disk;
+use super::files::Files;
 use super::shape::{PIECE, PIECES, PastShape, TILE};
 use super::{Counters, TURNED, index};
 use crate::kernels::{Asked, Kernels};
@@ -43,8 +43,7 @@ pub(super) struct World<'a, R> {
     pub tiles: Range<u64>,
     pub last_slot: usize,
     pub asking: &'a Asking<'a>,
-    pub disk: &'a dyn Disk,
-    pub is_there: &'a [u8],
+    pub files: Files<'a>,
     pub means: &'a [f32],
     pub angles: &'a Angles,
     pub renumbered: (u64, i64),
@@ -261,13 +260,13 @@ impl Chooser {
         for first in (0..n_used).step_by(at_once) {
             let n = at_once.min(n_used - first);
             let tiles = &mut self.tiles[..n * bytes];
-            if let Err(e) = w.disk.read(tiles, w.shape.index_at(w.own, head.0, first)) {
+            if let Err(e) = w.files.read(tiles, w.shape.index_at(w.own, head.0, first)) {
                 w.counters.failed(&w.counters.n_unread, "read", &e);
                 continue;
             }
             for (slot, tile) in (first..).zip(tiles.chunks_exact(bytes)) {
                 let wanted = !self.live[slot];
-                if w.is_there[slot] == 1 && wanted != 0 && w.tiles.contains(&w.tile(slot)) {
+                if w.files.is_there[slot] == 1 && wanted != 0 && w.tiles.contains(&w.tile(slot)) {
                     w.kernels.scan(tile, wanted, &asked, n_piece, &mut self.scores[slot * PIECES..]);
                 }
             }

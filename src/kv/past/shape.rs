@@ -126,6 +126,23 @@ impl PastShape {
         self.index_bytes() + ((tile * self.n_layer() + layer) * self.layer_bytes()) as u64
     }
 
+    /// In which tile of the ring a byte of the file is, and how many bytes it is from there to the end of what is the tile's. Those that
+    /// fill the index's last page are of no tile; they are taken for one of the first.
+    pub fn place(&self, at: u64) -> (usize, usize) {
+        let (index, tile, rows) =
+            (self.index_bytes(), self.index_tile_bytes() as u64, (self.n_layer() * self.layer_bytes()) as u64);
+        match at.checked_sub(index) {
+            None => ((at / tile % self.n_tile as u64) as usize, (tile - at % tile) as usize),
+            Some(at) => ((at / rows) as usize, (rows - at % rows) as usize),
+        }
+    }
+
+    /// What so many tiles take of a disk at most, the ends of pages and what the file system notes of them included.
+    pub fn taken_bytes(&self, n_tile: usize) -> u64 {
+        let stretches = (self.n_layer() * self.kv.each.n_head_kv * 2 * PAGE) as u64;
+        (n_tile * self.tile_bytes()) as u64 + if n_tile > 0 { stretches } else { 0 } + PAGE as u64
+    }
+
     /// Tokens of a batch that share a choice.
     pub fn share(&self) -> usize {
         SHARE.min(self.kv.n_batch)

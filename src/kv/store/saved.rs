@@ -7,10 +7,14 @@
 //! Whoever restores gives `Counts` to `adopt`, which refuses what this cache cannot hold and changes nothing then; fills what is visited;
 //! and asks `check_adopted`, for what was read may be anything. A cache that was filled in part or is not sound is to be cleared.
 
+use std::sync::Arc;
+
 use super::{KvCache, KvScratch, Rows, Whole};
+use crate::kv::Pos;
 use crate::kv::layout::{AttnLayer, Head};
+use crate::kv::past::disk::Pasts;
+use crate::kv::past::{Left, Past, PastNames};
 use crate::kv::policy::{Policy, Protection};
-use crate::kv::{Past, Pos};
 
 /// The numbers of a stream's cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -199,14 +203,34 @@ impl KvCache {
         }
     }
 
-    /// Looks for what was adopted of a past in its file; what is not there any more is lost, and that is told.
-    pub fn find_past(&mut self) {
-        let n_past = self.n_past();
-        self.past.iter_mut().for_each(|past| past.find(n_past));
+    /// The file in which a session left its past, where sessions have files of their own.
+    pub fn open_past(&self, file: &str) -> std::io::Result<Option<Left>> {
+        self.past.as_ref().map_or(Ok(None), |past| past.open_left(file))
     }
 
-    /// Returns when what is known of the past is on the disk.
-    pub fn sync_past(&self) -> std::io::Result<()> {
-        self.past.as_ref().map_or(Ok(()), Past::sync)
+    /// Looks for what was adopted of a past in its file; what is not there any more is lost, and that is told.
+    pub fn find_past(&mut self, left: Option<Left>) {
+        let n_past = self.n_past();
+        if let Some(past) = &mut self.past {
+            past.find(n_past, left);
+        }
+    }
+
+    /// Returns when what is known of the past is on the disk, where a session finds it.
+    pub fn leave_past(&mut self, names: &PastNames) -> std::io::Result<()> {
+        let n_past = self.n_past();
+        self.past.as_mut().map_or(Ok(()), |past| past.leave(n_past, names))
+    }
+
+    /// What of a disk the past takes at most in a file of a session's own, where sessions have such.
+    pub fn past_bytes(&self) -> u64 {
+        self.past.as_ref().map_or(0, Past::left_bytes)
+    }
+
+    /// Sessions leave the past in files of their own, in this folder.
+    pub fn keep_past_in(&mut self, pasts: Arc<dyn Pasts>) {
+        if let Some(past) = &mut self.past {
+            past.keep_in(pasts);
+        }
     }
 }

@@ -6,20 +6,44 @@
 //! nothing or with old bytes where something is missing; of the names of the folder what was synced, and any of the changes
 //! since.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use lowkey::kv::past::disk::{Disk as PastDisk, Pasts};
 use lowkey::session_file::disk::{Disk, Found, Space};
 
 #[derive(Clone, Debug)]
 enum Op {
-    Create { name: String, file: usize },
-    Write { file: usize, bytes: Vec<u8> },
-    Sync { file: usize },
-    Rename { from: String, to: String },
+    Create {
+        name: String,
+        file: usize,
+    },
+    Write {
+        file: usize,
+        bytes: Vec<u8>,
+    },
+    /// Not behind what was written, but from this byte on.
+    Place {
+        file: usize,
+        at: usize,
+        bytes: Vec<u8>,
+    },
+    Sync {
+        file: usize,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    Link {
+        from: String,
+        to: String,
+    },
     SyncFolder,
-    Remove { name: String },
+    Remove {
+        name: String,
+    },
 }
 
 #[derive(Clone, Default)]
@@ -41,62 +65,73 @@ struct Inside {
     free_bytes: u64,
 }
 
-pub struct TestDisk(RefCell<Inside>);
+/// Clones are of the same disk.
+#[derive(Clone)]
+pub struct TestDisk(Arc<Mutex<Inside>>);
 
 /// As much as the disk has room for.
 const TOTAL_BYTES: u64 = 1 << 30;
 
 impl Default for TestDisk {
     fn default() -> Self {
-        TestDisk(RefCell::new(Inside { free_bytes: TOTAL_BYTES, ..Inside::default() }))
+        TestDisk(Arc::new(Mutex::new(Inside { free_bytes: TOTAL_BYTES, ..Inside::default() })))
     }
 }
 
 impl TestDisk {
     fn of(now: State) -> TestDisk {
-        TestDisk(RefCell::new(Inside { base: now.clone(), now, free_bytes: TOTAL_BYTES, ..Inside::default() }))
+        TestDisk(Arc::new(Mutex::new(Inside { base: now.clone(), now, free_bytes: TOTAL_BYTES, ..Inside::default() })))
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.0.lock().expect("nobody panicked")
+    }
+
+    /// Bytes that were placed in files since the recording began.
+    pub fn n_placed(&self) -> usize {
+        self.inside().record.iter().map(|op| if let Op::Place { bytes, .. } = op { bytes.len() } else { 0 }).sum()
     }
 
     /// What is there is on the disk; what follows is recorded.
     pub fn record(&self) {
-        let mut inside = self.0.borrow_mut();
+        let mut inside = self.inside();
         let now = inside.now.clone();
         (inside.base, inside.record, inside.n_asked) = (now, Vec::new(), 0);
     }
 
     /// Operations that were recorded.
     pub fn n_recorded(&self) -> usize {
-        self.0.borrow().record.len()
+        self.inside().record.len()
     }
 
     /// The change of this number, counted from the last `record`, fails, and so do those behind it, but not removing. `None`: none does.
     pub fn fail_at(&self, n: Option<usize>) {
-        self.0.borrow_mut().fail_at = n;
+        self.inside().fail_at = n;
     }
 
     pub fn set_free_bytes(&self, free_bytes: u64) {
-        self.0.borrow_mut().free_bytes = free_bytes;
+        self.inside().free_bytes = free_bytes;
     }
 
     pub fn names(&self) -> Vec<String> {
-        self.0.borrow().now.names.keys().cloned().collect()
+        self.inside().now.names.keys().cloned().collect()
     }
 
     pub fn bytes(&self, name: &str) -> Vec<u8> {
-        let inside = self.0.borrow();
+        let inside = self.inside();
         inside.now.files[inside.now.names[name]].clone()
     }
 
     /// Puts a file there, at once.
     pub fn put(&self, name: &str, bytes: Vec<u8>) {
-        let mut inside = self.0.borrow_mut();
+        let mut inside = self.inside();
         let file = inside.now.files.len();
         inside.now.files.push(bytes);
         inside.now.names.insert(name.to_owned(), file);
     }
 
     fn change(&self, op: Op) -> io::Result<()> {
-        let mut inside = self.0.borrow_mut();
+        let mut inside = self.inside();
         let n = inside.n_asked;
         inside.n_asked += 1;
         if inside.fail_at.is_some_and(|at| n >= at) && !matches!(op, Op::Remove { .. }) {
@@ -110,12 +145,17 @@ impl TestDisk {
     /// Calls `each` for every disk that a power cut after the first `n` recorded operations may leave. `lies`: the disk says that it has
     /// synced and has not.
     pub fn after_cut(&self, n: usize, lies: bool, each: &mut dyn FnMut(TestDisk)) {
-        let inside = self.0.borrow();
-        let Cut { synced, files, writes, names } = cut(&inside.base, &inside.record[..n], lies);
-        let unsynced: Vec<usize> = (0..files.len()).filter(|&file| !writes[file].is_empty()).collect();
+        let (base, record) = {
+            let inside = self.inside();
+            (inside.base.clone(), inside.record[..n].to_vec())
+        };
+        let Cut { synced, files, writes, places, names } = cut(&base, &record, lies);
+        let unsynced: Vec<usize> =
+            (0..files.len()).filter(|&file| !(writes[file].is_empty() && places[file].is_empty())).collect();
         assert!(unsynced.len() <= 1, "more than one file is written at once: try their variants in pairs");
-        let old: Vec<u8> = inside.base.names.values().flat_map(|&file| inside.base.files[file].clone()).collect();
+        let old: Vec<u8> = base.names.values().flat_map(|&file| base.files[file].clone()).collect();
         let variants = match unsynced.first() {
+            Some(&file) if writes[file].is_empty() => placed(&files[file], &places[file]),
             Some(&file) => variants(&files[file], &writes[file], &old),
             None => vec![Vec::new()],
         };
@@ -143,9 +183,13 @@ impl State {
                 self.names.insert(name.clone(), *file);
             }
             Op::Write { file, bytes } => self.files[*file].extend(bytes),
+            Op::Place { file, at, bytes } => place(&mut self.files[*file], *at, bytes),
             Op::Rename { from, to } => {
                 let file = self.names.remove(from).expect("a file to rename");
                 self.names.insert(to.clone(), file);
+            }
+            Op::Link { from, to } => {
+                self.names.insert(to.clone(), self.names[from]);
             }
             Op::Remove { name } => {
                 self.names.remove(name);
@@ -177,6 +221,7 @@ struct Cut {
     files: Vec<Vec<u8>>,
     /// Of each file, in order.
     writes: Vec<Vec<Vec<u8>>>,
+    places: Vec<Vec<(usize, Vec<u8>)>>,
     names: Vec<Names>,
 }
 
@@ -186,6 +231,7 @@ fn cut(base: &State, record: &[Op], lies: bool) -> Cut {
         synced: base.names.clone(),
         files: base.files.clone(),
         writes: vec![Vec::new(); base.files.len()],
+        places: vec![Vec::new(); base.files.len()],
         names: Vec::new(),
     };
     for op in record {
@@ -193,16 +239,20 @@ fn cut(base: &State, record: &[Op], lies: bool) -> Cut {
             Op::Create { name, file } => {
                 cut.files.resize(cut.files.len().max(file + 1), Vec::new());
                 cut.writes.resize(cut.files.len(), Vec::new());
+                cut.places.resize(cut.files.len(), Vec::new());
                 cut.names.push(Names { gone: None, new: Some((name.clone(), *file)) });
             }
             Op::Write { file, bytes } => cut.writes[*file].push(bytes.clone()),
+            Op::Place { file, at, bytes } => cut.places[*file].push((*at, bytes.clone())),
             Op::Sync { file } if !lies => {
                 let written = std::mem::take(&mut cut.writes[*file]);
                 cut.files[*file].extend(written.concat());
+                std::mem::take(&mut cut.places[*file]).iter().for_each(|(at, bytes)| place(&mut cut.files[*file], *at, bytes));
             }
             Op::Rename { from, to } => {
                 cut.names.push(Names { gone: Some(from.clone()), new: Some((to.clone(), seen.names[from])) });
             }
+            Op::Link { from, to } => cut.names.push(Names { gone: None, new: Some((to.clone(), seen.names[from])) }),
             Op::Remove { name } => cut.names.push(Names { gone: Some(name.clone()), new: None }),
             Op::SyncFolder if !lies => {
                 let changes = std::mem::take(&mut cut.names);
@@ -213,6 +263,36 @@ fn cut(base: &State, record: &[Op], lies: bool) -> Cut {
         seen.apply(op);
     }
     cut
+}
+
+fn place(file: &mut Vec<u8>, at: usize, bytes: &[u8]) {
+    file.resize(file.len().max(at + bytes.len()), 0);
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// What may be in a file of which `synced` is on the disk and `places` may be: the first of them, all but one, all with one torn.
+fn placed(synced: &[u8], places: &[(usize, Vec<u8>)]) -> Vec<Vec<u8>> {
+    let with = |is_there: &dyn Fn(usize, usize) -> bool| {
+        let mut file = synced.to_vec();
+        for (i, (at, bytes)) in places.iter().enumerate() {
+            bytes
+                .chunks(512)
+                .enumerate()
+                .filter(|(j, _)| is_there(i, *j))
+                .for_each(|(j, part)| place(&mut file, at + j * 512, part));
+        }
+        file
+    };
+    let mut found = Vec::new();
+    for n in 0..=places.len() {
+        found.push(with(&|i, _| i < n));
+        found.push(with(&|i, _| i != n));
+        found.push(with(&|i, j| i < n || i == n && j % 2 == 0));
+        found.push(with(&|i, j| i != n || j % 2 == 1));
+    }
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// What may be in a file of which `synced` is on the disk and `writes` may be, where `old` bytes lay before.
@@ -259,7 +339,7 @@ impl Disk for &TestDisk {
     type Reader = Reader;
 
     fn create(&self, name: &str) -> io::Result<usize> {
-        let file = self.0.borrow().now.files.len();
+        let file = self.inside().now.files.len();
         self.change(Op::Create { name: name.to_owned(), file }).map(|()| file)
     }
 
@@ -280,7 +360,7 @@ impl Disk for &TestDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<(Reader, u64)> {
-        let inside = self.0.borrow();
+        let inside = self.inside();
         let file = *inside.now.names.get(name).ok_or(io::ErrorKind::NotFound)?;
         let bytes = inside.now.files[file].clone();
         let len = bytes.len() as u64;
@@ -296,7 +376,7 @@ impl Disk for &TestDisk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        if !self.0.borrow().now.names.contains_key(name) {
+        if !self.inside().now.names.contains_key(name) {
             return Err(io::ErrorKind::NotFound.into());
         }
         self.change(Op::Remove { name: name.to_owned() })
@@ -311,13 +391,74 @@ impl Disk for &TestDisk {
     }
 
     fn list(&self, each: &mut dyn FnMut(Found<'_>)) -> io::Result<()> {
-        for (name, &file) in &self.0.borrow().now.names {
+        for (name, &file) in &self.inside().now.names {
             each(Found { name, changed_ns: file as u64 });
         }
         Ok(())
     }
 
     fn space(&self) -> io::Result<Space> {
-        Ok(Space { free_bytes: self.0.borrow().free_bytes, total_bytes: TOTAL_BYTES })
+        Ok(Space { free_bytes: self.inside().free_bytes, total_bytes: TOTAL_BYTES })
+    }
+}
+
+/// A file of a past.
+struct Placing {
+    disk: TestDisk,
+    file: usize,
+}
+
+impl PastDisk for Placing {
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.disk.change(Op::Place { file: self.file, at: at as usize, bytes: bytes.to_vec() })
+    }
+
+    fn read(&self, into: &mut [u8], at: u64) -> io::Result<()> {
+        let (inside, at) = (self.disk.inside(), at as usize);
+        let from = inside.now.files[self.file].get(at..at + into.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        into.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.change(Op::Sync { file: self.file })
+    }
+
+    fn begin_change(&self) -> bool {
+        self.disk.inside().now.names.values().filter(|file| **file == self.file).count() == 1
+    }
+}
+
+impl Pasts for TestDisk {
+    fn open(&self, name: &str) -> io::Result<Box<dyn PastDisk>> {
+        let file = *self.inside().now.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(Placing { disk: self.clone(), file }))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn PastDisk>> {
+        let file = (&self).create(name)?;
+        Ok(Box::new(Placing { disk: self.clone(), file }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        (&self).rename(from, to)
+    }
+
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        self.change(Op::Link { from: from.to_owned(), to: to.to_owned() })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        (&self).sync_folder()
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        (&self).remove(name)
+    }
+
+    fn taken_bytes(&self, name: &str) -> io::Result<u64> {
+        let inside = self.inside();
+        let file = inside.now.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(inside.now.files[*file].len() as u64)
     }
 }

@@ -1,0 +1,69 @@
+//! Two files of one shape: the stream's own, and one that a session left, which has the tiles that the stream had when it was saved or
+//! restored. Nothing is copied for a stream that goes on from a session: its new tiles go to its own file, and the others are read where
+//! they are. So a session may be the start of many streams.
+
+use std::io;
+
+use super::disk::Disk;
+use super::shape::PastShape;
+
+/// The file of a session.
+pub struct Left {
+    pub(super) disk: Box<dyn Disk>,
+    pub(super) name: String,
+}
+
+/// Where the tiles of a stream are read.
+#[derive(Clone, Copy)]
+pub(super) struct Files<'a> {
+    pub shape: &'a PastShape,
+    pub own: &'a dyn Disk,
+    pub left: Option<&'a dyn Disk>,
+    /// `[n_tile]`: of the ring, and of those that are there which the session's file has.
+    pub is_there: &'a [u8],
+    pub is_left: &'a [u8],
+}
+
+impl Files<'_> {
+    /// Fills `into` from the byte `at` on; what is of a tile that is not there stays as it is.
+    pub fn read(&self, into: &mut [u8], at: u64) -> io::Result<()> {
+        let (mut done, n_bytes) = (0, into.len());
+        while done < n_bytes {
+            let (first, mut end) = self.shape.place(at + done as u64);
+            let mut n = end.min(n_bytes - done);
+            let source = self.source(first);
+            // As much as lies in the same file.
+            while done + n < n_bytes {
+                let next;
+                (next, end) = self.shape.place(at + (done + n) as u64);
+                if self.source(next) != source {
+                    break;
+                }
+                n += end.min(n_bytes - done - n);
+            }
+            let part = &mut into[done..done + n];
+            match (source, self.left) {
+                (Source::None, _) => {}
+                (Source::Left, Some(left)) => left.read(part, at + done as u64)?,
+                _ => self.own.read(part, at + done as u64)?,
+            }
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn source(&self, slot: usize) -> Source {
+        match (self.is_there[slot], self.is_left[slot]) {
+            (0, _) => Source::None,
+            (_, 0) => Source::Own,
+            _ => Source::Left,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    None,
+    Own,
+    Left,
+}
