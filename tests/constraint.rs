@@ -543,3 +543,25 @@ fn hostile_rules_stay_within_their_memory_and_time() {
     println!("the most: {worst:?}");
     assert_eq!(lost, Vec::<String>::new(), "everything is given back");
 }
+
+#[test]
+fn the_memory_of_an_answer_that_has_just_ended_is_waited_for() {
+    let bench = bench();
+    let schema = Rules::Schema(json!({ "enum": (0..40).map(|i| format!("value {i}")).collect::<Vec<_>>() }));
+    let held = bench.constraints.compile(&schema).expect("a grammar");
+    let taken = REGION - bench.constraints.left();
+    drop(held);
+    // Three grammars take more than a third of this, so that there is no room to make a fourth.
+    let small = Constraints::new(&bench.tokenizer, taken * 7);
+    let held: Vec<Arc<Grammar>> = (0..3).map(|_| small.compile(&schema).expect("a grammar")).collect();
+    let began = Instant::now();
+    assert!(matches!(small.compile(&schema), Err(Refused::Busy)), "the answers go on");
+    assert!(began.elapsed() < Duration::from_secs(5), "nobody waits for long: {:?}", began.elapsed());
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(held);
+        });
+        assert!(small.compile(&schema).is_ok(), "the answers have ended meanwhile");
+    });
+}

@@ -109,8 +109,8 @@ impl Constraints {
     pub fn compile(&self, rules: &Rules) -> std::result::Result<Arc<Grammar>, Refused> {
         let top = self.grammar_of(rules)?;
         // Answers under way keep a quarter of what is left.
-        let (most, left) = (self.region.total() / 2, self.region.left());
-        let making = left - left / 4;
+        let (most, usable) = (self.region.total() / 2, |left: usize| left - left / 4);
+        let making = usable(self.region.wait_for(|left| usable(left) >= most));
         let busy = if self.region.is_lost() { Refused::Lost } else { Refused::Busy };
         let mut share = self.region.share(making).filter(|_| making >= most).ok_or(busy)?;
         let factory = self.factory.clone();

@@ -2,6 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long one waits for what others have, and how often one looks.
+const PATIENCE: Duration = Duration::from_millis(250);
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// So many bytes for all grammars together.
 pub struct Region {
@@ -22,6 +28,15 @@ impl Region {
 
     pub fn left(&self) -> usize {
         self.total.saturating_sub(self.taken.load(Ordering::Relaxed))
+    }
+
+    /// What is left, once `enough` is or `PATIENCE` is over: what an answer held that has just ended comes back moments later.
+    pub fn wait_for(&self, enough: impl Fn(usize) -> bool) -> usize {
+        let began = Instant::now();
+        while !enough(self.left()) && !self.is_lost() && began.elapsed() < PATIENCE {
+            thread::sleep(PAUSE);
+        }
+        self.left()
     }
 
     /// Whether a part of it will never be given back.

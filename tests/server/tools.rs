@@ -175,13 +175,21 @@ fn a_template_that_knows_no_tools_has_them_told_in_the_systems_turn() {
     let text = prompt(&server, &json!({ "messages": asks("x"), "tools": [tool()] }));
     assert!(text.contains("Tools:\nnow(zone?: string) - Tells the time<|im_end|>"), "{text}");
     // Examples of calls follow, then what was asked.
-    assert_eq!(text.matches("<call>now(zone: \"").count(), 4, "{text}");
+    assert_eq!(text.matches("<call>now(zone: \"").count(), 6, "{text}");
     assert!(
         text.contains(
-            "<|im_start|>user\nTells the time: other.<|im_end|>\n<|im_start|>assistant\n<call>now(zone: \"other\")<|im_end|>"
+            "<|im_start|>user\nother: Tells the time.<|im_end|>\n<|im_start|>assistant\n<call>now(zone: \"other\")<|im_end|>"
         ),
         "{text}"
     );
+    // A greeting is last where a call must come, and first elsewhere.
+    let greeting = "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\nHello! How can I help you?<|im_end|>\n";
+    let forced = json!({ "type": "function", "function": { "name": "now" } });
+    for (choice, is_last) in [("auto".into(), false), ("none".into(), false), ("required".into(), true), (forced, true)] {
+        let text = prompt(&server, &json!({ "messages": asks("x"), "tools": [tool()], "tool_choice": choice }));
+        assert_eq!(text.contains(&format!("{greeting}<|im_start|>user\nSAY{{x}}<|im_end|>")), is_last, "{text}");
+        assert_eq!(text.matches(greeting).count(), 1, "{text}");
+    }
     let with_system = json!([{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "x" }]);
     let text = prompt(&server, &json!({ "messages": with_system, "tools": [tool()] }));
     assert!(text.contains("Be brief.\n\nTools:\n"), "{text}");
