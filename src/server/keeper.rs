@@ -123,15 +123,20 @@ impl Keeper {
 
     /// Brings the conversation of this name. One that cannot go on here begins anew.
     fn bring_named(&mut self, name: &Name, seat: &mut Seat, engine: &mut Engine, tokenizer: &Tokenizer) {
-        if self.shelf.has(name, &self.fingerprint) {
-            let restored = self.shelf.restore_stream(name, &self.fingerprint, engine, &mut seat.stream, None);
-            if let Err(Failure { why: Why::Past(_) | Why::Busy, .. }) = restored {
-                log::warn!("session '{name}' stays as it is: the conversation begins anew, and is not saved");
-                seat.bound.is_refused = true;
+        // The folder says what there is: another process may have saved or removed it since the start.
+        match self.shelf.head(name).map(|head| head.fingerprint.why_not(&self.fingerprint)) {
+            Err(Failure { why: Why::Missing, .. }) if !self.shelf.has(name, &self.fingerprint) => {}
+            Ok(Some(why)) => {
+                log::warn!("session '{name}': {why}; the conversation begins anew, and takes its place when it is saved");
             }
-            self.came_of(name, restored.map(|resumed| resumed.n_past), seat, tokenizer);
-        } else if let Some(why) = self.shelf.why_not(name, &self.fingerprint) {
-            log::warn!("session '{name}': {why}; the conversation begins anew, and takes its place when it is saved");
+            _ => {
+                let restored = self.shelf.restore_stream(name, &self.fingerprint, engine, &mut seat.stream, None);
+                if let Err(Failure { why: Why::Past(_) | Why::Busy, .. }) = restored {
+                    log::warn!("session '{name}' stays as it is: the conversation begins anew, and is not saved");
+                    seat.bound.is_refused = true;
+                }
+                self.came_of(name, restored.map(|resumed| resumed.n_past), seat, tokenizer);
+            }
         }
         if seat.bound.saved.is_none() {
             // What another conversation left is none of this one's.
@@ -192,10 +197,15 @@ impl Keeper {
     fn put_away(&mut self, seat: &mut Seat) {
         let (Some(name), n_past) = (seat.bound.name.filter(|_| !seat.bound.is_refused), seat.stream.n_past()) else { return };
         if n_past > 0 && seat.bound.saved.is_none_or(|(n, _)| n != n_past) {
-            if let Err(failure) = self.save_as(&name, seat, &[]) {
-                log::warn!("{failure}");
-            }
-            seat.bound.saved = Some((n_past, Instant::now()));
+            let n_before = seat.bound.saved.map_or(0, |(n, _)| n);
+            let n_saved = self.save_as(&name, seat, &[]).map_or_else(
+                |failure| {
+                    log::warn!("{failure}");
+                    n_before
+                },
+                |_| n_past,
+            );
+            seat.bound.saved = Some((n_saved, Instant::now()));
         }
     }
 
@@ -208,6 +218,7 @@ impl Keeper {
             return;
         }
         let (n_text, is_all) = fill(&mut self.text, seat.stream.first_tokens(), tokenizer);
+        let n_before = seat.bound.saved.map_or(0, |(n, _)| n);
         seat.bound.saved = Some((n_past, Instant::now()));
         let name = Name::of_text(&self.text[..n_text]);
         if !is_all || self.shelf.has(&name, &self.fingerprint) {
@@ -221,7 +232,10 @@ impl Keeper {
                 log::debug!("a conversation of {n_past} tokens is saved in {n_bytes} bytes");
                 seat.bound.automatic = Some(name);
             }
-            Err(failure) => log::warn!("{failure}"),
+            Err(failure) => {
+                log::warn!("{failure}");
+                seat.bound.saved = Some((n_before, Instant::now()));
+            }
         }
     }
 

@@ -255,6 +255,7 @@ impl Scheduler {
             if let (Some(keeper), Some(name)) = (&mut self.keeper, seat.bound.untried.take()) {
                 keeper.reject(&name);
             }
+            seat.bound = seat.bound.of_empty();
         }
     }
 
@@ -271,6 +272,7 @@ impl Scheduler {
                 let seat = self.idle(*stream)?;
                 let n_tokens = seat.stream.n_past() as usize;
                 seat.clear();
+                seat.bound = seat.bound.of_empty();
                 Ok(ErrandDone { n_tokens, n_bytes: 0, took: began.elapsed() })
             }
             Errand::Save { stream, name } => {

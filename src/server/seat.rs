@@ -40,6 +40,13 @@ pub struct Bound {
     pub untried: Option<Name>,
 }
 
+impl Bound {
+    /// What is known where the stream holds nothing any more.
+    pub fn of_empty(self) -> Bound {
+        Bound { name: self.name, is_refused: self.is_refused, ..Bound::default() }
+    }
+}
+
 /// A request that has a stream.
 pub struct Running {
     pub job: Job,

@@ -193,11 +193,6 @@ impl<D: Disk> Shelf<D> {
         self.index.iter().any(|entry| entry.name == *name && entry.fingerprint == fingerprint.hash())
     }
 
-    /// Why a stream of this fingerprint cannot go on from a session; `None`: it can, or there is none that can be read.
-    pub fn why_not(&mut self, name: &Name, fingerprint: &Fingerprint) -> Option<String> {
-        self.head(name).ok().and_then(|head| head.fingerprint.why_not(fingerprint))
-    }
-
     /// Of the streams that were saved by themselves, the one that has read the most of this text from its beginning, where that is more
     /// than `n_least` bytes. Gives the name and those bytes; they are compared when it is restored.
     pub fn longest_of(&self, text: &[u8], n_least: usize, fingerprint: &Fingerprint) -> Option<(Name, usize)> {
@@ -239,7 +234,8 @@ impl<D: Disk> Shelf<D> {
         self.save_after(None, name, fingerprint, stream)
     }
 
-    /// The same for a stream that is saved under another name than before. Until the session of that is removed, both may have one past.
+    /// The same for a stream that was saved under another name before. What that was goes when the new one is there; until then both may
+    /// have one past.
     fn save_after(
         &mut self,
         before: Option<&Name>,
@@ -256,6 +252,9 @@ impl<D: Disk> Shelf<D> {
         self.index.push(Entry { name: *name, file_bytes, text_bytes, used, fingerprint: fingerprint.hash() });
         // Until this is done the disk may still have the old one under this name.
         self.disk.sync_folder().map_err(|e| failure(name)(Why::Disk(e)))?;
+        if let Some(Err(failure)) = before.map(|before| self.remove(before)) {
+            log::debug!("{failure}");
+        }
         self.make_room(name);
         Ok(file_bytes)
     }
@@ -354,11 +353,7 @@ impl<D: Disk> Shelf<D> {
     pub fn save_text(&mut self, before: Option<&Name>, fingerprint: &Fingerprint, stream: Saved<'_>) -> Result<u64, Failure> {
         let name = Name::of_text(stream.text);
         let before = before.filter(|before| **before != name);
-        let n_bytes = self.save_after(before, &name, fingerprint, stream)?;
-        if let Some(Err(failure)) = before.map(|before| self.remove(before)) {
-            log::debug!("{failure}");
-        }
-        Ok(n_bytes)
+        self.save_after(before, &name, fingerprint, stream)
     }
 
     /// `restore` for a stream of an engine, which is then as ready as it was, or cleared. The engine's logits are those that were saved.

@@ -23,9 +23,19 @@ CLASSES = {
 }  # fmt: skip
 
 
+# A letter beyond U+FFFF by its two halves, behind an even number of backslashes.
+SURROGATES = python_re.compile(r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+
+
+def joined(halves) -> str:
+    high, low = int(halves[2], 16), int(halves[3], 16)
+    return f"{halves[1]}\\U{0x10000 + ((high & 0x3FF) << 10 | low & 0x3FF):08x}"
+
+
 def from_ecma(pattern: str) -> str:
     """A pattern of ECMA-262 for the package `regex`."""
     out, in_class, i = "", False, 0
+    pattern = SURROGATES.sub(joined, pattern)
     while i < len(pattern):
         c = pattern[i]
         if c == "\\" and i + 1 < len(pattern):

@@ -129,6 +129,21 @@ fn conversations_that_share_a_stream_go_on_with_their_pasts() {
     assert_eq!(answer["past"]["lost_tiles"], 0);
 }
 
+/// Another process may save a conversation while a server runs: the server goes on with it, and does not write it over.
+#[test]
+fn a_conversation_that_was_saved_since_the_start_goes_on() {
+    let (own, other) = (Folder::new("past-early"), Folder::new("past-late"));
+    let (program, elsewhere) = (start(&own.0, 1, &[]), start(&other.0, 1, &[]));
+    let mut talk = Talk::new("late");
+    talk.say(&elsewhere, &said(0, 0));
+    assert_eq!(elsewhere.stop(), 0);
+    for file in ["late.past", "late.lks"] {
+        std::fs::copy(other.0.join(file), own.0.join(file)).expect("a copy");
+    }
+    let (answer, _, n_cached) = talk.say(&program, RADIO);
+    assert!(n_cached > 300 && answer.contains("SILVER-FOX"), "{answer:?}, {n_cached} tokens were there");
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).expect("a folder");
     let mut names: Vec<String> =

@@ -81,9 +81,8 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     let limit = (args.overflow == Overflow::Error).then_some(n_ctx);
     let mut scheduler = Scheduler::new(engine, &layout, &sizes, desk.clone(), tokenizer, limit)?;
     if let Some(path) = &args.sessions {
-        let (limits, has_past) = (Limits::of(args.session_space.0), scheduler.cache().past().is_some());
-        let shelf = if has_past { Shelf::open_with_pasts(path, limits) } else { Shelf::open(path, limits) };
-        let shelf = shelf.map_err(|e| Error::io(path, e))?;
+        // Pasts count also where these streams have none: they may be there from before.
+        let shelf = Shelf::open_with_pasts(path, Limits::of(args.session_space.0)).map_err(|e| Error::io(path, e))?;
         let fingerprint = Fingerprint::of(&scheduler.model().file, &template_source, scheduler.cache());
         let keeper = Keeper::new(shelf, fingerprint, args.save_after.0, desk.clone());
         scheduler.keep(keeper.map_err(|e| Error::stopped(format!("the system has no memory for sessions: {e}")))?);
