@@ -198,14 +198,12 @@ impl Keeper {
         let (Some(name), n_past) = (seat.bound.name.filter(|_| !seat.bound.is_refused), seat.stream.n_past()) else { return };
         if n_past > 0 && seat.bound.saved.is_none_or(|(n, _)| n != n_past) {
             let n_before = seat.bound.saved.map_or(0, |(n, _)| n);
-            let n_saved = self.save_as(&name, seat, &[]).map_or_else(
-                |failure| {
-                    log::warn!("{failure}");
-                    n_before
-                },
-                |_| n_past,
-            );
-            seat.bound.saved = Some((n_saved, Instant::now()));
+            let saved = self.save_as(&name, seat, &[]);
+            // One that failed is tried again.
+            seat.bound.saved = Some((if saved.is_ok() { n_past } else { n_before }, Instant::now()));
+            if let Err(failure) = saved {
+                log::warn!("{failure}");
+            }
         }
     }
 

@@ -25,8 +25,11 @@ pub(super) struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// Fills `into` from the byte `at` on; what is of a tile that is not there stays as it is.
+    /// Fills `into` from the byte `at` on. What is of a tile that is not there may be anything.
     pub fn read(&self, into: &mut [u8], at: u64) -> io::Result<()> {
+        if self.left.is_none() {
+            return self.own.read(into, at);
+        }
         let (mut done, n_bytes) = (0, into.len());
         while done < n_bytes {
             let (first, mut end) = self.shape.place(at + done as u64);
