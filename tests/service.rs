@@ -151,7 +151,7 @@ fn a_manager_hears_when_the_server_is_ready_alive_and_stopping() {
 /// goes on and asks for time.
 #[test]
 fn a_manager_hears_of_the_stop_before_sessions_are_saved_and_while_they_are() {
-    let (manager, folder) = (Manager::new("saving"), std::env::temp_dir().join(format!("lowkey-saving-{}", std::process::id())));
+    let (manager, folder) = (Manager::new("saving"), std::env::temp_dir().join(format!("lowkey-saved-{}", std::process::id())));
     let mut command = lowkey!();
     command.env("NOTIFY_SOCKET", &manager.path).env("WATCHDOG_USEC", "3");
     command.env("LOWKEY_SESSIONS", &folder).env("LOWKEY_PAST", "/tmp").env("LOWKEY_PAST_SPACE", "16MiB");

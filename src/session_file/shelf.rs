@@ -90,8 +90,8 @@ impl Shelf {
 
     /// The same, and sessions have pasts. `pulse` is called while they are saved and restored.
     pub fn open_with_pasts(path: &Path, limits: Limits, pulse: Pulse) -> io::Result<Shelf> {
-        let pasts = Arc::new(PastFolder::beating(path, pulse.clone())?);
-        Ok(Shelf::on(Folder::make(path)?.beating(pulse), limits, BUFFER_BYTES)?.with_pasts(pasts))
+        let shelf = Shelf::on(Folder::make(path)?.beating(pulse.clone()), limits, BUFFER_BYTES)?;
+        Ok(shelf.with_pasts(Arc::new(PastFolder::beating(path, pulse)?)))
     }
 
     /// Private memory that a shelf takes.
