@@ -333,3 +333,23 @@ fn what_does_not_go_together_is_told_and_what_is_written_is_in_the_plan() {
     assert!(disk("past") > 24 << 20 && (12 << 20..24 << 20).contains(&disk("session that is being saved")), "{said}");
     assert!(!Path::new("/tmp/none").exists());
 }
+
+/// With sessions each token is written twice: to the stream's file, and to that of its session.
+#[test]
+fn the_plan_tells_what_a_day_writes_to_both_files() {
+    let day = |more: &[&str]| {
+        let mut plan = lowkey!();
+        plan.args(["plan", "serve", "--kv-budget", "2MiB", "--past", "/tmp", "--past-space", "16MiB", "-m"]).arg(demo_model());
+        let out = plan.args(more).output().expect("the program");
+        let said = String::from_utf8([out.stdout, out.stderr].concat()).expect("text");
+        let (_, day) = said.split_once("a day at 10 tokens a second writes ").unwrap_or_else(|| panic!("{said}"));
+        let n = day.split_once(" GiB").and_then(|(n, _)| n.parse::<f64>().ok()).unwrap_or_else(|| panic!("{said}"));
+        (n, day.lines().next().unwrap_or_default().to_owned())
+    };
+    let (alone, both) = (day(&[]), day(&["--sessions", "/tmp/none", "--session-space", "64MiB"]));
+    assert!((1.98..2.02).contains(&(both.0 / alone.0)), "{alone:?}, {both:?}");
+    assert!(
+        both.1.contains("to its session's; each save of a session writes up to ") && !alone.1.contains("session"),
+        "{both:?}"
+    );
+}
