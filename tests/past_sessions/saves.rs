@@ -153,3 +153,24 @@ fn who_reads_a_file_keeps_it_also_while_others_ask_for_it() {
     assert!(!one.begin_change("s.past").expect("nobody changes it"), "another one has its name");
     assert!(one.begin_change("t.past").expect("nobody changes it"));
 }
+
+/// Where somebody changes the file all the same (a file system may lose a lock), nothing of it is read any more, and that is counted.
+#[test]
+fn what_another_process_may_change_is_not_read_any_more() {
+    let disk = TestDisk::default();
+    let (mut shelf, mut stream) = (deep_shelf(&disk), Stream::keeping(&disk));
+    stream.feed(3 * TILE);
+    stream.save(&mut shelf).expect("it is saved");
+    stream.feed(TILE);
+    disk.snatch();
+    stream.save(&mut shelf).expect("what is left of it");
+    assert_eq!(stream.n_lost(), 3);
+    stream.feed(TILE);
+    let mut other = Stream::keeping(&disk);
+    other.restore(&mut shelf).expect("it is restored");
+    other.feed(TILE);
+    for stream in [&stream, &other] {
+        assert_eq!(stream.past().counts().n_unread, 0);
+    }
+    assert_eq!(other.n_lost(), 0, "what was lost before is no loss of the session");
+}

@@ -64,6 +64,7 @@ struct Inside {
     fail_at: Option<usize>,
     free_bytes: u64,
     has_no_links: bool,
+    is_snatched: bool,
     /// Signs of life.
     n_beats: usize,
 }
@@ -114,6 +115,11 @@ impl TestDisk {
     /// No file has more than one name.
     pub fn forbid_links(&self) {
         self.inside().has_no_links = true;
+    }
+
+    /// From now on others change the files of pasts that are asked for.
+    pub fn snatch(&self) {
+        self.inside().is_snatched = true;
     }
 
     /// What is there is on the disk; what follows is recorded.
@@ -454,6 +460,9 @@ impl PastDisk for Placing {
 
     fn begin_change(&self, name: &str) -> io::Result<bool> {
         let inside = self.disk.inside();
+        if inside.is_snatched {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let mut names = inside.now.names.iter().filter(|(_, file)| **file == self.file);
         Ok(names.next().is_some_and(|(found, _)| found == name) && names.next().is_none())
     }
