@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use fastrand::Rng;
 use lowkey::kernels::{Asked, Kernels, SCAN_CHUNK, SCAN_CHUNKS, SCAN_TILE, scan_tile_bytes};
 use lowkey::kv::past::disk::Disk;
-use lowkey::kv::past::shape::TILE;
+use lowkey::kv::past::shape::{MAX_TILES, TILE};
 use lowkey::kv::past::{PastShape, index};
 use lowkey::kv::{AttnLayer, Head, KvCache, KvShape, KvType, Past, PastParams, Policy, Recent};
 use lowkey::session::{Session, SessionParams};
@@ -425,6 +425,30 @@ fn a_stream_past_the_trained_context_goes_on() {
         assert!(logits.iter().all(|x| x.is_finite()));
     }
     assert!(session.cache().n_renumbered() > 2 && session.cache().past().expect("a past").counts().n_pieces > 0);
+}
+
+/// Files of more bytes than an address of 32 bits has are counted and found right on such a board too.
+#[test]
+fn a_file_of_more_than_four_gigabytes_is_counted_right() {
+    let kv = KvShape { n_layer: 40, ..*Tiny::with(8, |_, _| ()).cache.shape() };
+    let shape = PastShape { kv, n_q: 1, soft_cap: 0.0, n_threads: 1, n_recall: 8, n_tile: 0 };
+    let (layer, index, heads) = (shape.layer_bytes() as u64, shape.index_tile_bytes() as u64, kv.each.n_head_kv as u64);
+    let tile = shape.n_layer() as u64 * (layer + heads * index);
+    assert_eq!(shape.tile_bytes() as u64, tile);
+    // As many tiles as have numbers, whatever the space.
+    assert_eq!(shape.tiles_within(u64::MAX), MAX_TILES);
+    let shape = PastShape { n_tile: shape.tiles_within(20 << 30), ..shape };
+    let (n, last) = (shape.n_tile as u64, shape.n_tile - 1);
+    assert!((19 << 30..=20 << 30).contains(&shape.file_bytes()) && n == ((20u64 << 30) - 4096) / tile, "{n} tiles");
+    assert_eq!(shape.index_bytes(), (shape.n_layer() as u64 * heads * n * index).next_multiple_of(4096));
+    assert_eq!(shape.file_bytes(), shape.index_bytes() + n * shape.n_layer() as u64 * layer);
+    assert_eq!(shape.rows_at(shape.n_layer() - 1, last) + layer, shape.file_bytes());
+    assert_eq!(
+        shape.index_at(shape.n_layer() - 1, kv.each.n_head_kv - 1, last) + index,
+        shape.n_layer() as u64 * heads * n * index
+    );
+    assert_eq!(shape.place(shape.file_bytes() - 1), (last, 1));
+    assert!(shape.bytes_for(shape.n_tok()) >= n * tile && shape.taken_bytes(shape.n_tile) >= shape.file_bytes());
 }
 
 #[test]

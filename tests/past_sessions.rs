@@ -2,12 +2,15 @@
 //! that a cut of the power tore, or that was damaged, just those tiles are missing that are not as the session left them, and
 //! they are counted. Where sessions have files of their own, many streams go on from one, and none sees what another writes.
 
+#[path = "past_sessions/saves.rs"]
+mod saves;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use lowkey::kv::past::PastShape;
-use lowkey::kv::past::disk::{Disk, PastFile, Pasts};
+use lowkey::kv::past::disk::{Disk, PastFile, Pasts, Pulse};
 use lowkey::kv::past::shape::TILE;
 use lowkey::kv::store::KvScratch;
 use lowkey::kv::{KvType, Past, PastParams, Policy, Recent};
@@ -522,7 +525,7 @@ fn many_streams_go_on_from_one_session_and_none_sees_what_another_writes() {
     let is_emulated = lowkey_test_kit::emulated().is_some();
     let (temp, mut log, n_pieces) = (Temp::new("apart"), Log::with_room(10), if is_emulated { 8 } else { 30 });
     let limits = Limits { free_percent: 0, ..Limits::of(1 << 30) };
-    let mut shelf = Shelf::open_with_pasts(&temp.0, limits).expect("a shelf");
+    let mut shelf = Shelf::open_with_pasts(&temp.0, limits, Pulse::default()).expect("a shelf");
     let (common, more) = (pieces(1, 8), pieces(99, 20));
     let own: Vec<_> = (0..3).map(|c| pieces(c + 10, n_pieces)).collect();
     let alone: Vec<Vec<Vec<u32>>> = own

@@ -147,6 +147,44 @@ fn a_manager_hears_when_the_server_is_ready_alive_and_stopping() {
     );
 }
 
+/// A card may be slow: whoever waits for the end of the server hears at once that it has begun, and while sessions are saved that it
+/// goes on and asks for time.
+#[test]
+fn a_manager_hears_of_the_stop_before_sessions_are_saved_and_while_they_are() {
+    let (manager, folder) = (Manager::new("saving"), std::env::temp_dir().join(format!("lowkey-saved-{}", std::process::id())));
+    let mut command = lowkey!();
+    command.env("NOTIFY_SOCKET", &manager.path).env("WATCHDOG_USEC", "3");
+    command.env("LOWKEY_SESSIONS", &folder).env("LOWKEY_PAST", "/tmp").env("LOWKEY_PAST_SPACE", "16MiB");
+    let mut server = Server::start(&mut command, &demo_model());
+    // A pass is followed by a sign of life, and the manager has to read it.
+    std::thread::scope(|scope| {
+        let heard = scope.spawn(|| {
+            let mut heard: Vec<String> = Vec::new();
+            while let Some(said) = manager.hears(patience()).filter(|said| said != "END") {
+                heard.push(said);
+            }
+            heard
+        });
+        let address = server.address().parse().expect("an address");
+        let prompt = "The cat is on the mat, and the dog is in the fog. ".repeat(if emulated().is_some() { 8 } else { 40 });
+        let body =
+            serde_json::json!({ "messages": [{ "role": "user", "content": prompt }], "session": "kitchen", "max_tokens": 1 });
+        let reply = lowkey_test_kit::client::post(address, "/v1/chat/completions", &body);
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        server.terminate();
+        assert_eq!(server.ended(patience()), 0);
+        let end = UnixDatagram::unbound().expect("a socket");
+        end.send_to(b"END", &manager.path).expect("it hears");
+        let heard = heard.join().expect("what was heard");
+        assert!(folder.join("kitchen.past").exists() && folder.join("kitchen.lks").exists(), "it is saved");
+        let _ = std::fs::remove_dir_all(&folder);
+        let after: Vec<&String> = heard.iter().skip_while(|said| !said.starts_with("STOPPING=1")).collect();
+        let n_alive = after.iter().filter(|said| **said == "WATCHDOG=1").count();
+        // At least one for each tile, twice as many as it would take without them.
+        assert!(n_alive >= if emulated().is_some() { 4 } else { 12 }, "{n_alive} signs of life: {after:?}");
+    });
+}
+
 #[test]
 fn the_watchdog_of_another_process_is_not_fed() {
     let manager = Manager::new("watchdog");

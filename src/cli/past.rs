@@ -100,16 +100,27 @@ pub fn past_line(past: &Past) -> String {
     line
 }
 
-/// What the plan says of the file.
-pub fn plan_line(shape: &PastShape) -> String {
+/// The plan's line of a session while it is written.
+pub const SAVED: &str = "session that is being saved";
+
+/// What the plan says of the file. `session_bytes`: of what a server saves of a stream, its past aside.
+pub fn plan_line(shape: &PastShape, session_bytes: Option<u64>) -> String {
     let token_bytes = (shape.tile_bytes() / crate::kv::past::shape::TILE) as u64;
-    format!(
+    let day_bytes = token_bytes * TOKENS_A_SECOND * SECONDS_A_DAY;
+    let mut line = format!(
         "past: a file of {} holds the latest {} tokens of {token_bytes} bytes; a step reads its index, {} when it is full, and up to {} \
          pieces for each KV head; a day at {TOKENS_A_SECOND} tokens a second writes {}",
         Bytes(shape.file_bytes()),
         shape.n_tok(),
         Bytes(shape.index_bytes()),
         shape.n_recall,
-        Bytes(token_bytes * TOKENS_A_SECOND * SECONDS_A_DAY),
-    )
+        Bytes(day_bytes * if session_bytes.is_some() { 2 } else { 1 }),
+    );
+    if let Some(bytes) = session_bytes {
+        line += &format!(
+            ": each token to the stream's file and to its session's; each save of a session writes up to {} besides",
+            Bytes(bytes)
+        );
+    }
+    line
 }

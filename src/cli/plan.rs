@@ -238,7 +238,9 @@ fn show(opened: &Opened, boards: &[board::Row], json: bool) -> Result<u8> {
         }
         super::answer(&format!("\n{kept}; {} threads, kernels {}", layout.n_threads, layout.kernels.name()))?;
         if let Some((past, _)) = &layout.past {
-            super::answer(&super::past::plan_line(past))?;
+            let saved = plan.regions.iter().find(|region| region.name == super::past::SAVED);
+            let session_bytes = saved.map(|region| region.bytes - past.taken_bytes(past.n_tile));
+            super::answer(&super::past::plan_line(past, session_bytes))?;
         }
         if let Some(limit) = limit {
             super::answer(&format!("--memory {}: {}", Bytes(limit), if within { "fits" } else { "does not fit" }))?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::kv::past::disk::Pasts;
 use crate::mem::arena::{Arena, Buf};
-use crate::model::forward::Model;
+use crate::model::forward::{MAX_LANES, Model};
 use crate::session::{Engine, Layout};
 use crate::session_file::format::HEAD_BYTES;
 use crate::session_file::{Failure, Fingerprint, Name, Shelf, Why};
@@ -24,7 +24,9 @@ const SAVE_EVERY: Duration = Duration::from_secs(600);
 const LEAST_TOKENS: u64 = 64;
 /// The longest text of a conversation by which it is found.
 const TEXT_BYTES: usize = 256 << 10;
-/// At the end of the process, conversations without a name are saved for so long.
+/// At the end of the process no save is begun later than this, of a conversation that has a name and of one that has none. Whoever
+/// stopped it is asked for that time (`notify`).
+const LEAVING_NAMED: Duration = Duration::from_secs(60);
 const LEAVING: Duration = Duration::from_secs(1);
 
 pub struct Keeper {
@@ -76,6 +78,9 @@ impl Keeper {
         let generator = seat.rng_state();
         let saved = self.shelf.save_stream(name, &self.fingerprint, &mut seat.stream, None, (text, generator));
         self.tell(u64::from(saved.is_ok()), u64::from(saved.is_err()));
+        if let Some(mark) = self.shelf.last_put().filter(|_| seat.bound.name == Some(*name)) {
+            seat.bound.stands = Some(mark);
+        }
         saved.map(|n_bytes| ErrandDone { n_tokens, n_bytes, took: began.elapsed() })
     }
 
@@ -124,6 +129,7 @@ impl Keeper {
     /// Brings the conversation of this name. One that cannot go on here begins anew.
     fn bring_named(&mut self, name: &Name, seat: &mut Seat, engine: &mut Engine, tokenizer: &Tokenizer) {
         // The folder says what there is: another process may have saved or removed it since the start.
+        seat.bound.stands = self.shelf.mark(name);
         match self.shelf.head(name).map(|head| head.fingerprint.why_not(&self.fingerprint)) {
             Err(Failure { why: Why::Missing, .. }) if !self.shelf.has(name, &self.fingerprint) => {}
             Ok(Some(why)) => {
@@ -193,34 +199,59 @@ impl Keeper {
         }
     }
 
-    /// Saves a named conversation that has gone on since it was saved.
-    fn put_away(&mut self, seat: &mut Seat) {
-        let (Some(name), n_past) = (seat.bound.name.filter(|_| !seat.bound.is_refused), seat.stream.n_past()) else { return };
-        if n_past > 0 && seat.bound.saved.is_none_or(|(n, _)| n != n_past) {
-            let n_before = seat.bound.saved.map_or(0, |(n, _)| n);
-            let saved = self.save_as(&name, seat, &[]);
-            // One that failed is tried again.
-            seat.bound.saved = Some((if saved.is_ok() { n_past } else { n_before }, Instant::now()));
-            if let Err(failure) = saved {
-                log::warn!("{failure}");
-            }
-        }
+    /// The name of a conversation that has gone on since it was saved.
+    fn unsaved(seat: &Seat) -> Option<Name> {
+        let n_past = seat.stream.n_past();
+        let is_new = n_past > 0 && seat.bound.saved.is_none_or(|(n, _)| n != n_past);
+        seat.bound.name.filter(|_| is_new && !seat.bound.is_refused)
     }
 
-    /// Saves a conversation without a name under that of its text, in place of what it was before.
-    fn put_aside(&mut self, seat: &mut Seat, tokenizer: &Tokenizer) {
+    /// Saves a named conversation that has gone on since it was saved. False: it has not.
+    fn put_away(&mut self, seat: &mut Seat) -> bool {
+        let Some(name) = Keeper::unsaved(seat) else { return false };
+        if !self.may_save(&name, seat) {
+            return true;
+        }
+        let (n_past, n_before) = (seat.stream.n_past(), seat.bound.saved.map_or(0, |(n, _)| n));
+        let saved = self.save_as(&name, seat, &[]);
+        // One that failed is tried again.
+        seat.bound.saved = Some((if saved.is_ok() { n_past } else { n_before }, Instant::now()));
+        if let Err(failure) = saved {
+            log::warn!("{failure}");
+        }
+        true
+    }
+
+    /// Looks at what stands under the name: what has come there since this stream began or was saved is nobody's to write over.
+    fn may_save(&mut self, name: &Name, seat: &mut Seat) -> bool {
+        match (seat.bound.stands, self.shelf.mark(name)) {
+            (before, now) if before == now => {}
+            (_, None) => log::warn!("session '{name}' has been removed or renamed while it went on: it is saved anew"),
+            (_, Some(_)) => {
+                log::warn!(
+                    "session '{name}' has been replaced while it went on: what is there now stays, and what was said since the last save is \
+                     lost when another conversation takes the stream; save it under another name by /slots/ID?action=save"
+                );
+                seat.bound.is_refused = true;
+            }
+        }
+        !seat.bound.is_refused
+    }
+
+    /// Saves a conversation without a name under that of its text, in place of what it was before. False: there is nothing new.
+    fn put_aside(&mut self, seat: &mut Seat, tokenizer: &Tokenizer) -> bool {
         let n_past = seat.stream.n_past();
         let is_new = n_past >= LEAST_TOKENS && seat.bound.saved.is_none_or(|(n, _)| n != n_past);
         // By its tokens it is found, so all of them must be on record.
         if seat.bound.name.is_some() || !is_new || seat.stream.first_tokens().len() as u64 != n_past {
-            return;
+            return false;
         }
         let (n_text, is_all) = fill(&mut self.text, seat.stream.first_tokens(), tokenizer);
         let n_before = seat.bound.saved.map_or(0, |(n, _)| n);
         seat.bound.saved = Some((n_past, Instant::now()));
         let name = Name::of_text(&self.text[..n_text]);
         if !is_all || self.shelf.has(&name, &self.fingerprint) {
-            return;
+            return false;
         }
         let (before, text) = (seat.bound.automatic, (&self.text[..n_text], seat.rng_state()));
         let saved = self.shelf.save_text_stream(before.as_ref(), &self.fingerprint, &mut seat.stream, text);
@@ -235,24 +266,42 @@ impl Keeper {
                 seat.bound.saved = Some((n_before, Instant::now()));
             }
         }
+        true
     }
 
-    /// Between requests: conversations that have been idle for long enough.
+    /// Between requests: a conversation that has been idle for long enough. One at a time, for who asks meanwhile waits.
     pub fn look_around(&mut self, seats: &mut [Seat], tokenizer: &Tokenizer) {
         for seat in seats {
             let is_at_rest = seat.is_idle() && seat.last_used.elapsed() >= self.save_after;
-            if is_at_rest && seat.bound.saved.is_none_or(|(_, when)| when.elapsed() >= SAVE_EVERY) {
-                self.put_away(seat);
-                self.put_aside(seat, tokenizer);
+            let is_due = is_at_rest && seat.bound.saved.is_none_or(|(_, when)| when.elapsed() >= SAVE_EVERY);
+            if is_due && (self.put_away(seat) || self.put_aside(seat, tokenizer)) {
+                return;
             }
         }
     }
 
-    /// Before the process ends.
+    /// Before the process ends, the one that was used last first: a supervisor may not wait for all.
     pub fn put_all_away(&mut self, seats: &mut [Seat], tokenizer: &Tokenizer) {
-        seats.iter_mut().for_each(|seat| self.put_away(seat));
+        let mut order: [usize; MAX_LANES] = std::array::from_fn(|i| i);
+        let order = &mut order[..seats.len()];
+        order.sort_unstable_by_key(|i| std::cmp::Reverse(seats[*i].last_used));
         let began = Instant::now();
-        seats.iter_mut().take_while(|_| began.elapsed() < LEAVING).for_each(|seat| self.put_aside(seat, tokenizer));
+        for &i in &*order {
+            match Keeper::unsaved(&seats[i]) {
+                Some(name) if began.elapsed() >= LEAVING_NAMED => {
+                    log::warn!("session '{name}' is not saved: the disk took {LEAVING_NAMED:?} for others");
+                }
+                _ => {
+                    self.put_away(&mut seats[i]);
+                }
+            }
+        }
+        let began = Instant::now();
+        for &i in &*order {
+            if began.elapsed() < LEAVING {
+                self.put_aside(&mut seats[i], tokenizer);
+            }
+        }
     }
 }
 

@@ -1,16 +1,30 @@
 //! What a service manager is told, by the protocol of systemd's `sd_notify(3)`: ready, stopping, and alive. Alive is said by the engine
-//! between passes, never by a timer: a pass that hangs is seen. Without a manager all of it is nothing.
+//! between passes and between the pieces of a session that it saves or restores, never by a timer: a pass that hangs is seen. While
+//! the server stops, the same asks for more time. Without a manager all of it is nothing.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// While the server stops: 20 seconds from now on, enough for what is written between two signs of life
+/// (`kv::past::disk::SYNC_BYTES`), also where a card takes half a megabyte in a second.
+const EXTEND: &str = "EXTEND_TIMEOUT_USEC=20000000";
+const EXTEND_EVERY: Duration = Duration::from_secs(1);
 
 pub struct Supervisor {
     socket: Option<(UnixDatagram, SocketAddr)>,
     /// How often it wants to hear that the engine lives.
     every: Option<Duration>,
-    last: Instant,
+    told: Mutex<Told>,
+}
+
+/// When it was told what.
+struct Told {
+    alive: Instant,
+    /// `None`: the server does not stop.
+    stopping: Option<Instant>,
 }
 
 impl Supervisor {
@@ -32,7 +46,7 @@ impl Supervisor {
                 }
             }
         });
-        Supervisor { socket, every, last: Instant::now() }
+        Supervisor { socket, every, told: Mutex::new(Told { alive: Instant::now(), stopping: None }) }
     }
 
     /// Requests are taken from here on.
@@ -40,16 +54,29 @@ impl Supervisor {
         self.tell("READY=1\nSTATUS=serving");
     }
 
+    /// The server begins to stop.
     pub fn stopping(&self) {
-        self.tell("STOPPING=1\nSTATUS=stopping");
+        let is_news = self.told().stopping.replace(Instant::now()).is_none();
+        if is_news {
+            self.tell("STOPPING=1\nSTATUS=stopping");
+        }
     }
 
-    /// Called between passes, as often as may be.
-    pub fn alive(&mut self) {
-        if self.every.is_some_and(|every| self.last.elapsed() >= every) {
-            self.last = Instant::now();
+    /// Called as often as may be.
+    pub fn alive(&self) {
+        let mut told = self.told();
+        if self.every.is_some_and(|every| told.alive.elapsed() >= every) {
+            told.alive = Instant::now();
             self.tell("WATCHDOG=1");
         }
+        if told.stopping.is_some_and(|last| last.elapsed() >= EXTEND_EVERY) {
+            told.stopping = Some(Instant::now());
+            self.tell(EXTEND);
+        }
+    }
+
+    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tell(&self, what: &str) {

@@ -30,8 +30,10 @@ pub struct Seat {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bound {
     pub name: Option<Name>,
-    /// Whether what is there under this name is whole and could not be restored: then it is not written over.
+    /// Whether what is there under this name is whole and is another conversation, or could not be restored: then it is not written over.
     pub is_refused: bool,
+    /// What stood under the name when the stream began with it, or was saved (`Shelf::mark`).
+    pub stands: Option<u64>,
     /// Tokens that it had when it was saved or restored, and when.
     pub saved: Option<(u64, Instant)>,
     /// Under which it was saved by itself, of one without a name.
@@ -43,7 +45,7 @@ pub struct Bound {
 impl Bound {
     /// What is known where the stream holds nothing any more.
     pub fn of_empty(self) -> Bound {
-        Bound { name: self.name, is_refused: self.is_refused, ..Bound::default() }
+        Bound { name: self.name, is_refused: self.is_refused, stands: self.stands, ..Bound::default() }
     }
 }
 

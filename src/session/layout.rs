@@ -222,7 +222,7 @@ impl Layout {
         undo.parts().iter().for_each(|&(name, bytes)| plan.private(name, bytes));
         Scratch::plan(&model.config, &self.scratch, plan);
         if let Some((past, _)) = &self.past {
-            past.parts().iter().for_each(|&(name, bytes)| plan.private(name, self.n_streams * bytes));
+            past.parts().iter().for_each(|&(name, bytes)| plan.private(name, self.n_streams.saturating_mul(bytes)));
             plan.disk("past", self.n_streams as u64 * past.file_bytes());
         }
     }
@@ -232,8 +232,8 @@ impl Layout {
         let mut states = Arena::measure();
         RecurrentState::carve(&mut states, &model.config);
         let past = self.past.as_ref().map_or(Vec::new(), |(past, _)| past.parts());
-        let others: usize = states.parts().iter().chain(&past).map(|&(_, bytes)| bytes).sum();
-        (self.kv.arena_bytes(self.n_slot) + TokenLog::bytes(self.n_log) + others) as u64
+        let others: u64 = states.parts().iter().chain(&past).map(|&(_, bytes)| bytes as u64).sum();
+        self.kv.arena_bytes(self.n_slot) as u64 + TokenLog::bytes(self.n_log) as u64 + others
     }
 
     /// What lets guesses be taken back.

@@ -47,4 +47,6 @@ pub trait Disk {
     /// Every regular file of the folder.
     fn list(&self, each: &mut dyn FnMut(Found<'_>)) -> io::Result<()>;
     fn space(&self) -> io::Result<Space>;
+    /// Called between the pieces of what is written or read.
+    fn alive(&self) {}
 }

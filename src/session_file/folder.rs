@@ -10,8 +10,12 @@ use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, Ti
 use rustix::io::Errno;
 
 use super::disk::{Disk, Found, Space};
+use crate::kv::past::disk::Pulse;
 
-pub struct Folder(OwnedFd);
+pub struct Folder {
+    dir: OwnedFd,
+    pulse: Pulse,
+}
 
 /// A session holds a conversation: nobody else reads it.
 const MODE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -20,7 +24,12 @@ impl Folder {
     /// One that is there.
     pub fn open(path: &Path) -> io::Result<Folder> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Folder(fs::open(path, flags, Mode::empty())?))
+        Ok(Folder { dir: fs::open(path, flags, Mode::empty())?, pulse: Pulse::default() })
+    }
+
+    /// The same one, that says between the pieces of a long work that it goes on.
+    pub fn beating(self, pulse: Pulse) -> Folder {
+        Folder { pulse, ..self }
     }
 
     /// One that is made where it is not there, for its owner alone.
@@ -32,7 +41,7 @@ impl Folder {
     fn open_file(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
         // No link is followed, and what is no file is not waited for.
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        Ok(fs::openat(&self.0, name, flags, MODE)?)
+        Ok(fs::openat(&self.dir, name, flags, MODE)?)
     }
 }
 
@@ -80,11 +89,11 @@ impl Disk for Folder {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        Ok(fs::renameat(&self.0, from, &self.0, to)?)
+        Ok(fs::renameat(&self.dir, from, &self.dir, to)?)
     }
 
     fn sync_folder(&self) -> io::Result<()> {
-        match fs::fsync(&self.0) {
+        match fs::fsync(&self.dir) {
             // A file system that cannot do it for folders has done what it can.
             Ok(()) | Err(Errno::INVAL | Errno::NOTSUP) => Ok(()),
             Err(e) => Err(e.into()),
@@ -110,7 +119,7 @@ impl Disk for Folder {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        Ok(fs::unlinkat(&self.0, name, AtFlags::empty())?)
+        Ok(fs::unlinkat(&self.dir, name, AtFlags::empty())?)
     }
 
     fn remove_abandoned(&self, name: &str) -> io::Result<bool> {
@@ -130,14 +139,14 @@ impl Disk for Folder {
     fn touch(&self, name: &str) -> io::Result<()> {
         let (now, as_it_is) = (Timespec { tv_sec: 0, tv_nsec: UTIME_NOW }, Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT });
         let times = Timestamps { last_access: as_it_is, last_modification: now };
-        Ok(fs::utimensat(&self.0, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+        Ok(fs::utimensat(&self.dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
     fn list(&self, each: &mut dyn FnMut(Found<'_>)) -> io::Result<()> {
-        for entry in fs::Dir::read_from(&self.0)? {
+        for entry in fs::Dir::read_from(&self.dir)? {
             let entry = entry?;
             let Ok(name) = entry.file_name().to_str() else { continue };
-            let Ok(stat) = fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            let Ok(stat) = fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
             if is_file(&stat) {
                 let ns = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);
                 each(Found { name, changed_ns: u64::try_from(ns).unwrap_or(0) });
@@ -147,8 +156,12 @@ impl Disk for Folder {
     }
 
     fn space(&self) -> io::Result<Space> {
-        let found = fs::fstatvfs(&self.0)?;
+        let found = fs::fstatvfs(&self.dir)?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
         Ok(Space { free_bytes: bytes(found.f_bavail), total_bytes: bytes(found.f_blocks) })
+    }
+
+    fn alive(&self) {
+        self.pulse.beat();
     }
 }

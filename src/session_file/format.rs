@@ -74,6 +74,11 @@ impl Head {
         self.lengths.tokens / 4
     }
 
+    /// By which it is told from the head of another session, and of the same one at another time.
+    pub fn mark(&self) -> u64 {
+        self.bytes().1
+    }
+
     /// The bytes of the head, and the seed of its regions' sums.
     pub fn bytes(&self) -> ([u8; HEAD_BYTES], u64) {
         let mut out = [0; HEAD_BYTES];

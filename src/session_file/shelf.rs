@@ -21,7 +21,7 @@ use super::name::{FileName, Name};
 use super::stream::{Restored, Resumed, Saved, verify};
 use super::transfer::{In, Out};
 use crate::kv::past::PastNames;
-use crate::kv::past::disk::{PastFolder, Pasts};
+use crate::kv::past::disk::{PastFolder, Pasts, Pulse};
 use crate::mem::arena::{Arena, Buf};
 use crate::session::{Engine, Stream};
 
@@ -76,6 +76,8 @@ pub struct Shelf<D: Disk = Folder> {
     seen: [u128; N_SEEN],
     n_seen: usize,
     n_wrong: usize,
+    /// `mark` of what the latest save put under its name, if it came so far.
+    last_put: Option<u64>,
     /// The folder, for pasts.
     pasts: Option<Arc<dyn Pasts>>,
 }
@@ -86,9 +88,10 @@ impl Shelf {
         Shelf::on(Folder::make(path)?, limits, BUFFER_BYTES)
     }
 
-    /// The same, and sessions have pasts.
-    pub fn open_with_pasts(path: &Path, limits: Limits) -> io::Result<Shelf> {
-        Ok(Shelf::open(path, limits)?.with_pasts(Arc::new(PastFolder::open(path)?)))
+    /// The same, and sessions have pasts. `pulse` is called while they are saved and restored.
+    pub fn open_with_pasts(path: &Path, limits: Limits, pulse: Pulse) -> io::Result<Shelf> {
+        let shelf = Shelf::on(Folder::make(path)?.beating(pulse.clone()), limits, BUFFER_BYTES)?;
+        Ok(shelf.with_pasts(Arc::new(PastFolder::beating(path, pulse)?)))
     }
 
     /// Private memory that a shelf takes.
@@ -103,7 +106,7 @@ impl<D: Disk> Shelf<D> {
         let buffer = Arena::fill(|arena| arena.carve(buffer_bytes.max(1)))?;
         // One more while a new session is on the disk and an old one has not gone yet.
         let index = Vec::with_capacity(MAX_SESSIONS + 1);
-        Ok(Shelf { disk, limits, buffer, index, seen: [0; N_SEEN], n_seen: 0, n_wrong: 0, pasts: None })
+        Ok(Shelf { disk, limits, buffer, index, seen: [0; N_SEEN], n_seen: 0, n_wrong: 0, last_put: None, pasts: None })
     }
 
     /// The sessions on a disk, written and read through a buffer of so many bytes. Removes what dead writers left.
@@ -210,6 +213,21 @@ impl<D: Disk> Shelf<D> {
         self.read_head(*name).map(|(head, _)| head).map_err(failure(name))
     }
 
+    /// What stands under a name, so that it is told from whatever comes there later; `None`: nothing.
+    pub fn mark(&mut self, name: &Name) -> Option<u64> {
+        match self.read_head(*name) {
+            Ok((head, _)) => Some(head.mark()),
+            Err(Why::Missing) => None,
+            // All that cannot be read is the same.
+            Err(_) => Some(0),
+        }
+    }
+
+    /// `mark` of what the latest save put under its name; `None`: it did not come so far.
+    pub fn last_put(&self) -> Option<u64> {
+        self.last_put
+    }
+
     fn read_head(&mut self, name: Name) -> Result<(Head, u64), Why> {
         self.begin(name, HEAD_BYTES).map(|(head, file_bytes, _)| (head, file_bytes))
     }
@@ -245,8 +263,16 @@ impl<D: Disk> Shelf<D> {
     ) -> Result<u64, Failure> {
         let head = stream.head(fingerprint, now_ns() / 1_000_000_000);
         let file_bytes = head.lengths.file_bytes().expect("what is in memory fits a file");
-        self.check_space(name, file_bytes + stream.stream.cache.past_bytes()).map_err(failure(name))?;
-        self.write((before, name), &head, file_bytes, &mut stream).map_err(failure(name))?;
+        let (past, part, past_before) = (name.past(), name.past_part(), before.map(Name::past));
+        let names = PastNames { file: past.as_str(), part: part.as_str(), before: past_before.as_ref().map(FileName::as_str) };
+        self.disk.alive();
+        let written_bytes = file_bytes + stream.stream.cache.begin_past(&names);
+        let written = self
+            .check_space(name, file_bytes + stream.stream.cache.past_bytes(), written_bytes)
+            .and_then(|()| self.write(name, &names, &head, file_bytes, &mut stream));
+        stream.stream.cache.end_past(&names, written.is_ok());
+        self.last_put = written.is_ok().then(|| head.mark());
+        written.map_err(failure(name))?;
         let (used, text_bytes, file_bytes) = (self.next_use(), head.lengths.text, file_bytes + self.past_bytes(name));
         self.index.retain(|entry| entry.name != *name);
         self.index.push(Entry { name: *name, file_bytes, text_bytes, used, fingerprint: fingerprint.hash() });
@@ -260,13 +286,7 @@ impl<D: Disk> Shelf<D> {
     }
 
     /// The past comes last before the session gets its name: the one is seldom there without the other.
-    fn write(
-        &mut self,
-        (before, name): (Option<&Name>, &Name),
-        head: &Head,
-        file_bytes: u64,
-        stream: &mut Saved<'_>,
-    ) -> Result<(), Why> {
+    fn write(&mut self, name: &Name, names: &PastNames, head: &Head, file_bytes: u64, stream: &mut Saved<'_>) -> Result<(), Why> {
         let part = name.part();
         let busy = |e: io::Error| if e.kind() == io::ErrorKind::WouldBlock { Why::Busy } else { Why::Disk(e) };
         let mut file = self.disk.create(part.as_str()).map_err(busy)?;
@@ -274,9 +294,7 @@ impl<D: Disk> Shelf<D> {
         let mut out = Out::new(&self.disk, &mut file, &mut self.buffer, seed);
         let written = out.put(&bytes).and_then(|()| stream.write(&mut out, file_bytes));
         let synced = written.and_then(|()| self.disk.sync(&mut file)).map_err(Why::Disk);
-        let (past, past_part, before) = (name.past(), name.past_part(), before.map(Name::past));
-        let names = PastNames { file: past.as_str(), part: past_part.as_str(), before: before.as_ref().map(FileName::as_str) };
-        let left = synced.and_then(|()| stream.stream.cache.leave_past(&names).map_err(Why::of_past));
+        let left = synced.and_then(|()| stream.stream.cache.leave_past(names).map_err(Why::of_past));
         let renamed = left.and_then(|()| self.disk.rename(part.as_str(), name.file().as_str()).map_err(Why::Disk));
         renamed.inspect_err(|_| {
             // What cannot be removed now is removed when a shelf is made the next time.
@@ -284,8 +302,8 @@ impl<D: Disk> Shelf<D> {
         })
     }
 
-    /// Refuses what would not fit, with all gone that may go.
-    fn check_space(&self, name: &Name, file_bytes: u64) -> Result<(), Why> {
+    /// Refuses what would not fit, with all gone that may go: a session of so many bytes, for which so many are written.
+    fn check_space(&self, name: &Name, file_bytes: u64, written_bytes: u64) -> Result<(), Why> {
         let space_bytes = self.limits.space_bytes;
         let stays = |entry: &&Entry| entry.name != *name && !self.may_go(entry);
         let stay_bytes: u64 = self.index.iter().filter(stays).map(|entry| entry.file_bytes).sum();
@@ -296,7 +314,7 @@ impl<D: Disk> Shelf<D> {
         }
         let space = self.disk.space().map_err(Why::Disk)?;
         let least = u128::from(space.total_bytes) * u128::from(self.limits.free_percent) / 100;
-        if u128::from(space.free_bytes.saturating_sub(file_bytes)) < least {
+        if u128::from(space.free_bytes.saturating_sub(written_bytes)) < least {
             return Err(Why::DiskFull { free_bytes: space.free_bytes, total_bytes: space.total_bytes });
         }
         Ok(())

@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::disk::Disk;
 use super::error::Why;
 use super::format::SUM_BYTES;
+use crate::kv::past::disk::SYNC_BYTES;
 
 /// To a file, in order.
 pub struct Out<'a, D: Disk> {
@@ -14,13 +15,14 @@ pub struct Out<'a, D: Disk> {
     file: &'a mut D::Writer,
     buffer: &'a mut [u8],
     used: usize,
+    n_unsynced: usize,
     sum: Xxh3,
     seed: u64,
 }
 
 impl<'a, D: Disk> Out<'a, D> {
     pub fn new(disk: &'a D, file: &'a mut D::Writer, buffer: &'a mut [u8], seed: u64) -> Self {
-        Out { disk, file, buffer, used: 0, sum: Xxh3::with_seed(seed), seed }
+        Out { disk, file, buffer, used: 0, n_unsynced: 0, sum: Xxh3::with_seed(seed), seed }
     }
 
     /// What belongs to no region.
@@ -52,7 +54,12 @@ impl<'a, D: Disk> Out<'a, D> {
     pub fn flush(&mut self) -> io::Result<()> {
         if self.used > 0 {
             self.disk.write(self.file, &self.buffer[..self.used])?;
-            self.used = 0;
+            self.n_unsynced += std::mem::take(&mut self.used);
+            if self.n_unsynced >= SYNC_BYTES {
+                self.disk.sync(self.file)?;
+                self.n_unsynced = 0;
+            }
+            self.disk.alive();
         }
         Ok(())
     }
@@ -122,6 +129,7 @@ impl<'a, D: Disk> In<'a, D> {
     fn fill(&mut self) -> Result<usize, Why> {
         if self.at == self.end {
             (self.at, self.end) = (0, self.disk.read(&mut self.file, self.buffer)?);
+            self.disk.alive();
             if self.end == 0 {
                 return Err(Why::Damaged("it ends too early"));
             }

@@ -144,6 +144,59 @@ fn a_conversation_that_was_saved_since_the_start_goes_on() {
     assert!(n_cached > 300 && answer.contains("SILVER-FOX"), "{answer:?}, {n_cached} tokens were there");
 }
 
+/// Files are renamed, copied and removed by hand while the server holds what it read in them: what is there then is not written over, and
+/// what was said is saved under its name where nothing else stands.
+#[test]
+fn what_is_moved_by_hand_while_a_conversation_goes_on_stays_and_nothing_is_written_over() {
+    let folder = Folder::new("past-moved");
+    let read = |file: &str| std::fs::read(folder.0.join(file)).unwrap_or_default();
+    let mv = |from: &str, to: &str| {
+        for kind in ["lks", "past"] {
+            std::fs::rename(folder.0.join(format!("{from}.{kind}")), folder.0.join(format!("{to}.{kind}"))).expect("a file");
+        }
+    };
+    let program = start(&folder.0, 1, &[]);
+    let mut talks = [Talk::new("kitchen"), Talk::new("attic")];
+    talks.iter_mut().enumerate().for_each(|(who, talk)| drop(talk.say(&program, &said(who, 0))));
+    assert_eq!(program.stop(), 0);
+    // It goes on with the kitchen's, which is then called otherwise.
+    let program = start(&folder.0, 1, &[]);
+    let (answer, _, n_cached) = talks[0].say(&program, RADIO);
+    assert!(n_cached > 300 && answer.contains("SILVER-FOX"), "{answer:?}, {n_cached} tokens were there");
+    mv("kitchen", "larder");
+    let larder = [read("larder.lks"), read("larder.past")];
+    talks[0].say(&program, &prose(3)[..400]);
+    assert_eq!(program.stop(), 0);
+    assert_eq!(names(&folder.0).len(), 6, "{:?}", names(&folder.0));
+    assert!([read("larder.lks"), read("larder.past")] == larder, "what has another name is another's");
+    // And once more, and the attic's takes its name.
+    let program = start(&folder.0, 1, &[]);
+    let (answer, _, n_cached) = talks[0].say(&program, RADIO);
+    assert!(n_cached > 500 && answer.contains("SILVER-FOX"), "{answer:?}, {n_cached} tokens were there");
+    let attic = [read("attic.lks"), read("attic.past")];
+    mv("attic", "kitchen");
+    assert_eq!(program.stop(), 0);
+    assert!([read("kitchen.lks"), read("kitchen.past")] == attic, "what was put there is not written over");
+    let program = start(&folder.0, 1, &[]);
+    (talks[0].messages, talks[1].name) = (Vec::new(), "kitchen");
+    assert!(talks[1].say(&program, RADIO).0.contains("BLUE-HERON"));
+    let metrics = lowkey_test_kit::client::get(program.address, "/metrics");
+    assert!(metrics.text().contains("lowkey_past_lost_tiles_total{stream=\"0\"} 0"));
+}
+
+/// What was said last is saved first, for nobody knows how long the server will be waited for.
+#[test]
+fn the_conversation_that_was_used_last_is_saved_first() {
+    let folder = Folder::new("past-order");
+    let program = start(&folder.0, 3, &[]);
+    for name in ["first", "second", "third"] {
+        Talk::new(name).say(&program, name);
+    }
+    assert_eq!(program.stop(), 0);
+    let changed = |name: &str| std::fs::metadata(folder.0.join(name)).and_then(|file| file.modified()).expect("a file");
+    assert!(changed("third.lks") < changed("second.lks") && changed("second.lks") < changed("first.lks"));
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).expect("a folder");
     let mut names: Vec<String> =
@@ -279,4 +332,24 @@ fn what_does_not_go_together_is_told_and_what_is_written_is_in_the_plan() {
     assert!(code == Some(0) && disk("sessions") == 64 << 20, "{said}");
     assert!(disk("past") > 24 << 20 && (12 << 20..24 << 20).contains(&disk("session that is being saved")), "{said}");
     assert!(!Path::new("/tmp/none").exists());
+}
+
+/// With sessions each token is written twice: to the stream's file, and to that of its session.
+#[test]
+fn the_plan_tells_what_a_day_writes_to_both_files() {
+    let day = |more: &[&str]| {
+        let mut plan = lowkey!();
+        plan.args(["plan", "serve", "--kv-budget", "2MiB", "--past", "/tmp", "--past-space", "16MiB", "-m"]).arg(demo_model());
+        let out = plan.args(more).output().expect("the program");
+        let said = String::from_utf8([out.stdout, out.stderr].concat()).expect("text");
+        let (_, day) = said.split_once("a day at 10 tokens a second writes ").unwrap_or_else(|| panic!("{said}"));
+        let n = day.split_once(" GiB").and_then(|(n, _)| n.parse::<f64>().ok()).unwrap_or_else(|| panic!("{said}"));
+        (n, day.lines().next().unwrap_or_default().to_owned())
+    };
+    let (alone, both) = (day(&[]), day(&["--sessions", "/tmp/none", "--session-space", "64MiB"]));
+    assert!((1.98..2.02).contains(&(both.0 / alone.0)), "{alone:?}, {both:?}");
+    assert!(
+        both.1.contains("to its session's; each save of a session writes up to ") && !alone.1.contains("session"),
+        "{both:?}"
+    );
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::constraint::Constraints;
 use crate::error::{Error, Result, Setting, message};
 use crate::kv::Policy;
+use crate::kv::past::disk::Pulse;
 use crate::mem::warm::{settle_heap, share_heap, warm_stack};
 use crate::server::desk::Desk;
 use crate::server::http::{Network, Settings, Shared, WARM_STACK_BYTES};
@@ -23,6 +24,7 @@ use crate::units::Bytes;
 
 use super::args::Evict;
 use super::interrupt;
+use super::past::SAVED;
 use super::setup::{Done, Opened, open_with};
 use super::{output::say, status::rss_anon_bytes};
 pub use args::{Overflow, ServeArgs};
@@ -79,15 +81,17 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     let (name, n_slot) = (model.config.arch.name, layout.n_slot);
     let engine = Engine::new(model, &layout)?;
     let limit = (args.overflow == Overflow::Error).then_some(n_ctx);
+    let supervisor = Arc::new(Supervisor::find());
     let mut scheduler = Scheduler::new(engine, &layout, &sizes, desk.clone(), tokenizer, limit)?;
     if let Some(path) = &args.sessions {
         // Pasts count also where these streams have none: they may be there from before.
-        let shelf = Shelf::open_with_pasts(path, Limits::of(args.session_space.0)).map_err(|e| Error::io(path, e))?;
+        let told = supervisor.clone();
+        let shelf = Shelf::open_with_pasts(path, Limits::of(args.session_space.0), Pulse::new(move || told.alive()));
+        let shelf = shelf.map_err(|e| Error::io(path, e))?;
         let fingerprint = Fingerprint::of(&scheduler.model().file, &template_source, scheduler.cache());
         let keeper = Keeper::new(shelf, fingerprint, args.save_after.0, desk.clone());
         scheduler.keep(keeper.map_err(|e| Error::stopped(format!("the system has no memory for sessions: {e}")))?);
     }
-    let mut supervisor = Supervisor::find();
     warm_stack::<ENGINE_STACK_BYTES>();
     shared.set_ready();
     supervisor.ready();
@@ -106,6 +110,7 @@ pub fn run(args: ServeArgs) -> Result<Done> {
         if interrupt::raised() && stopping.is_none() {
             stopping = Some(Instant::now());
             log::info!("stopping: answers under way have {:.1} s", stop_wait.as_secs_f64());
+            supervisor.stopping();
             desk.stop();
             shared.stop();
         }
@@ -194,7 +199,7 @@ fn plan_sessions(args: &ServeArgs, opened: &mut Opened) -> Result<()> {
     }
     plan.private("sessions", Keeper::plan_bytes());
     plan.disk("sessions", space_bytes);
-    plan.disk("session that is being saved", most_bytes);
+    plan.disk(SAVED, most_bytes);
     Ok(())
 }
 

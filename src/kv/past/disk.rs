@@ -3,12 +3,34 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+
+/// What is saved is on the disk after so many bytes, and not only at the end: no wait for a slow card is then long, and the page cache
+/// holds little that is still to be written.
+pub const SYNC_BYTES: usize = 8 << 20;
+
+/// Called between the pieces of what may take long: the process is alive.
+#[derive(Clone, Default)]
+pub struct Pulse(Option<Arc<dyn Fn() + Send + Sync>>);
+
+impl Pulse {
+    pub fn new(beat: impl Fn() + Send + Sync + 'static) -> Pulse {
+        Pulse(Some(Arc::new(beat)))
+    }
+
+    pub fn beat(&self) {
+        if let Some(beat) = &self.0 {
+            beat();
+        }
+    }
+}
 
 /// A file of fixed size that is written piece by piece and read anywhere.
 pub trait Disk: Send + Sync {
@@ -18,11 +40,16 @@ pub trait Disk: Send + Sync {
     fn read(&self, into: &mut [u8], at: u64) -> io::Result<()>;
     /// Returns when what was written is on the disk.
     fn sync(&self) -> io::Result<()>;
-    /// Whether what is in it may be changed: nobody else reads it, nor opens it before `end_change`, and it has one name.
-    fn begin_change(&self) -> bool {
-        true
+    /// Whether what is in it may be changed: `name` is its one name, and nobody else reads it, nor opens it before `end_change`.
+    /// `WouldBlock` where somebody else changes it from now on.
+    fn begin_change(&self, name: &str) -> io::Result<bool> {
+        let _ = name;
+        Ok(true)
     }
-    fn end_change(&self) {}
+    /// Others may read it, and nobody changes it; `WouldBlock` where somebody does from now on.
+    fn end_change(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A folder in which each session has its past in a file of its own.
@@ -42,11 +69,17 @@ pub trait Pasts: Send + Sync {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// What a file takes of the disk.
     fn taken_bytes(&self, name: &str) -> io::Result<u64>;
+    /// Called between the pieces of what is copied or looked through.
+    fn alive(&self) {}
 }
 
 /// The file that there is.
 #[derive(Debug)]
-pub struct PastFile(File);
+pub struct PastFile {
+    file: File,
+    /// Of one that others may read.
+    dir: Option<Arc<Dir>>,
+}
 
 /// What a conversation says is nobody else's to read.
 const MODE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -59,7 +92,7 @@ impl PastFile {
         let dir = open_folder(folder)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         match fs::openat(&dir, ".", flags | OFlags::TMPFILE, MODE) {
-            Ok(file) => return Ok(PastFile(file.into())),
+            Ok(file) => return Ok(PastFile { file: file.into(), dir: None }),
             // File systems and kernels that know no files without a name.
             Err(Errno::NOTSUP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
             Err(e) => return Err(e.into()),
@@ -67,33 +100,98 @@ impl PastFile {
         let name = format!(".lowkey-past-{}", std::process::id());
         let file = fs::openat(&dir, &name, flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW, MODE)?;
         fs::unlinkat(&dir, &name, AtFlags::empty())?;
-        Ok(PastFile(file.into()))
+        Ok(PastFile { file: file.into(), dir: None })
     }
 
     /// The file of this name in the folder, as it is or new; `WouldBlock` where another process has it. Nobody else opens it as long
     /// as this lives. It is `n_bytes` long at least: what nobody wrote reads as noughts.
     pub fn kept(folder: &Path, name: &str, n_bytes: u64) -> io::Result<PastFile> {
-        let dir = open_folder(folder)?;
-        let file = open_file(&dir, name, OFlags::CREATE)?;
-        lock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        let dir = Dir::open(folder)?;
+        let file = open_file(&dir.fd, name, OFlags::CREATE)?;
+        dir.lock(&file, FlockOperation::NonBlockingLockExclusive)?;
         if file.metadata()?.len() < n_bytes {
             file.set_len(n_bytes)?;
         }
         // A session that tells of the file must not be on the disk before its name is.
-        sync_folder(&dir)?;
-        Ok(PastFile(file))
+        sync_folder(&dir.fd)?;
+        Ok(PastFile { file, dir: None })
     }
 
     /// Bytes that this user may still write on the disk of the file, and those that it takes already.
     pub fn free_bytes(&self) -> io::Result<u64> {
-        let (found, own) = (fs::fstatvfs(&self.0)?, fs::fstat(&self.0)?);
+        let (found, own) = (fs::fstatvfs(&self.file)?, fs::fstat(&self.file)?);
         Ok(found.f_bavail.saturating_mul(found.f_frsize).saturating_add(512 * own.st_blocks as u64))
     }
 
     /// Whether the disk of the file is memory.
     pub fn is_in_memory(&self) -> bool {
-        fs::fstatfs(&self.0).is_ok_and(|found| found.f_type as u32 == TMPFS)
+        fs::fstatfs(&self.file).is_ok_and(|found| found.f_type as u32 == TMPFS)
     }
+}
+
+/// A folder whose files processes share. `flock` gives a lock up before it makes a shared one exclusive or the other way round, and
+/// in between somebody else may get it (flock(2)): so who has one to change, or would have an exclusive one, holds the folder's first.
+#[derive(Debug)]
+struct Dir {
+    fd: OwnedFd,
+    /// Locks are a process's: among its threads this decides.
+    gate: Mutex<()>,
+}
+
+struct Gate<'a> {
+    dir: &'a Dir,
+    _alone: MutexGuard<'a, ()>,
+}
+
+/// How often a lock is tried that nobody holds for longer than some system calls, and how long it is waited in between: a second or so.
+const TRIES: u32 = 1000;
+const BETWEEN: std::ops::Range<u64> = 20..1000;
+
+impl Dir {
+    fn open(folder: &Path) -> io::Result<Dir> {
+        Ok(Dir { fd: open_folder(folder)?, gate: Mutex::new(()) })
+    }
+
+    /// `None` where there are no locks; `WouldBlock` where somebody stays.
+    fn gate(&self) -> io::Result<Option<Gate<'_>>> {
+        let alone = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        match patiently(&self.fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Gate { dir: self, _alone: alone })),
+            Err(Errno::WOULDBLOCK) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// `WouldBlock` where somebody has a lock that this one does not go with. Where there are no locks nobody can be told.
+    fn lock(&self, file: &File, how: FlockOperation) -> io::Result<()> {
+        let _gate = self.gate()?;
+        lock(file, how)
+    }
+
+    /// Whether the file has one name, which is this one.
+    fn has_just(&self, name: &str, file: &File) -> bool {
+        let (Ok(own), Ok(named)) = (fs::fstat(file), fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)) else { return false };
+        own.st_nlink == 1 && (own.st_dev, own.st_ino) == (named.st_dev, named.st_ino)
+    }
+}
+
+impl Drop for Gate<'_> {
+    fn drop(&mut self) {
+        let _ = fs::flock(&self.dir.fd, FlockOperation::Unlock);
+    }
+}
+
+/// A lock that others hold for a moment at most.
+fn patiently(file: impl AsFd, how: FlockOperation) -> rustix::io::Result<()> {
+    let mut wait_us = BETWEEN.start;
+    for _ in 1..TRIES {
+        match fs::flock(&file, how) {
+            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(Duration::from_micros(wait_us)),
+            locked => return locked,
+        }
+        wait_us = (2 * wait_us).min(BETWEEN.end);
+    }
+    fs::flock(file, how)
 }
 
 fn open_folder(folder: &Path) -> io::Result<OwnedFd> {
@@ -128,58 +226,82 @@ fn sync_folder(dir: &OwnedFd) -> io::Result<()> {
 
 impl Disk for PastFile {
     fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        self.0.write_all_at(bytes, at)
+        self.file.write_all_at(bytes, at)
     }
 
     fn read(&self, into: &mut [u8], at: u64) -> io::Result<()> {
-        self.0.read_exact_at(into, at)
+        self.file.read_exact_at(into, at)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     /// Who reads it has locked it too. Where there are no locks it is never changed.
-    fn begin_change(&self) -> bool {
-        let is_alone = fs::flock(&self.0, FlockOperation::NonBlockingLockExclusive).is_ok();
-        let may_change = is_alone && fs::fstat(&self.0).is_ok_and(|stat| stat.st_nlink == 1);
+    fn begin_change(&self, name: &str) -> io::Result<bool> {
+        let Some(dir) = &self.dir else { return Ok(false) };
+        let Ok(Some(_gate)) = dir.gate() else { return Ok(false) };
+        let is_alone = fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let may_change = is_alone && dir.has_just(name, &self.file);
         if !may_change {
-            self.end_change();
+            share_again(&self.file)?;
         }
-        may_change
+        Ok(may_change)
     }
 
-    fn end_change(&self) {
-        let _ = fs::flock(&self.0, FlockOperation::NonBlockingLockShared);
+    fn end_change(&self) -> io::Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let _gate = dir.gate();
+        share_again(&self.file)
+    }
+}
+
+/// `WouldBlock` where somebody has got an exclusive lock meanwhile, which none does that holds the folder's first.
+fn share_again(file: &File) -> io::Result<()> {
+    match patiently(file, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => Err(io::ErrorKind::WouldBlock.into()),
+        _ => Ok(()),
     }
 }
 
 /// The folder that there is.
-pub struct PastFolder(OwnedFd);
+pub struct PastFolder {
+    dir: Arc<Dir>,
+    pulse: Pulse,
+}
 
 impl PastFolder {
     pub fn open(folder: &Path) -> io::Result<PastFolder> {
-        open_folder(folder).map(PastFolder)
+        PastFolder::beating(folder, Pulse::default())
+    }
+
+    /// One that says between the pieces of a long work that it goes on.
+    pub fn beating(folder: &Path, pulse: Pulse) -> io::Result<PastFolder> {
+        Ok(PastFolder { dir: Arc::new(Dir::open(folder)?), pulse })
     }
 
     /// Removes a file that a dead writer left; `WouldBlock` where a living one is at it.
     fn remove_abandoned(&self, name: &str) -> io::Result<()> {
-        let file = open_file(&self.0, name, OFlags::empty())?;
-        lock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        let file = open_file(&self.dir.fd, name, OFlags::empty())?;
+        self.dir.lock(&file, FlockOperation::NonBlockingLockExclusive)?;
         self.remove(name)
+    }
+
+    fn shared(&self, file: File) -> Box<dyn Disk> {
+        Box::new(PastFile { file, dir: Some(self.dir.clone()) })
     }
 }
 
 impl Pasts for PastFolder {
     fn open(&self, name: &str) -> io::Result<Box<dyn Disk>> {
-        let file = open_file(&self.0, name, OFlags::empty())?;
-        lock(&file, FlockOperation::NonBlockingLockShared)?;
-        Ok(Box::new(PastFile(file)))
+        let file = open_file(&self.dir.fd, name, OFlags::empty())?;
+        self.dir.lock(&file, FlockOperation::NonBlockingLockShared)?;
+        Ok(self.shared(file))
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn Disk>> {
         loop {
-            let file = match open_file(&self.0, name, OFlags::CREATE | OFlags::EXCL) {
+            let file = match open_file(&self.dir.fd, name, OFlags::CREATE | OFlags::EXCL) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match self.remove_abandoned(name) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                     _ => continue,
@@ -188,7 +310,7 @@ impl Pasts for PastFolder {
             };
             // Another process may have taken it for abandoned before it was locked.
             if lock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && fs::fstat(&file)?.st_nlink > 0 {
-                return Ok(Box::new(PastFile(file)));
+                return Ok(self.shared(file));
             }
         }
     }
@@ -198,22 +320,26 @@ impl Pasts for PastFolder {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(e),
             _ => {}
         }
-        Ok(fs::renameat(&self.0, from, &self.0, to)?)
+        Ok(fs::renameat(&self.dir.fd, from, &self.dir.fd, to)?)
     }
 
     fn link(&self, from: &str, to: &str) -> io::Result<()> {
-        Ok(fs::linkat(&self.0, from, &self.0, to, AtFlags::empty())?)
+        Ok(fs::linkat(&self.dir.fd, from, &self.dir.fd, to, AtFlags::empty())?)
     }
 
     fn sync(&self) -> io::Result<()> {
-        sync_folder(&self.0)
+        sync_folder(&self.dir.fd)
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        Ok(fs::unlinkat(&self.0, name, AtFlags::empty())?)
+        Ok(fs::unlinkat(&self.dir.fd, name, AtFlags::empty())?)
     }
 
     fn taken_bytes(&self, name: &str) -> io::Result<u64> {
-        Ok(512 * fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?.st_blocks as u64)
+        Ok(512 * fs::statat(&self.dir.fd, name, AtFlags::SYMLINK_NOFOLLOW)?.st_blocks as u64)
+    }
+
+    fn alive(&self) {
+        self.pulse.beat();
     }
 }

@@ -11,10 +11,11 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::disk::{Disk, Pasts};
+use super::disk::{Disk, Pasts, SYNC_BYTES};
 use super::files::{Files, Left};
 use super::shape::TILE;
 use super::{Counters, Past};
@@ -28,6 +29,19 @@ pub(super) enum Home {
     Session,
     /// It goes with the process, and sessions have files of their own.
     Folder(Arc<dyn Pasts>),
+}
+
+/// How the past of a stream gets where its session finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// All of it goes to a new file.
+    Whole,
+    /// What is new goes to the file of the session that the stream goes on from, which nobody else has,
+    Same,
+    /// and which has, beside its name, that of a file that is being written for the new session,
+    Linked,
+    /// and then the new session's.
+    Renamed,
 }
 
 /// How the file of a session is called, how while it is written, and of which session it may be the file too: one that will be removed.
@@ -58,11 +72,61 @@ impl Past {
         Ok(Some(Left { disk: pasts.open(file)?, name: file.to_owned() }))
     }
 
+    /// Chooses how the past of a stream of `n_past` tokens is left, and gives what that takes of a disk at most, where sessions have files
+    /// of their own. `end_leaving` follows, whatever came of it.
+    pub(in crate::kv) fn begin_leaving(&mut self, n_past: u64, names: &PastNames) -> u64 {
+        let Home::Folder(pasts) = &self.home else { return 0 };
+        let pasts = pasts.clone();
+        self.way = self.choose_way(&*pasts, names);
+        let is_whole = self.way == Way::Whole;
+        let slots = self.tiles(n_past).map(|tile| (tile % self.shape.n_tile as u64) as usize);
+        let is_written = |slot: &usize| self.memory.is_there[*slot] == 1 && (is_whole || self.memory.is_left[*slot] == 0);
+        self.shape.taken_bytes(slots.filter(is_written).count())
+    }
+
+    fn choose_way(&mut self, pasts: &dyn Pasts, names: &PastNames) -> Way {
+        let Some(left) = &self.left else { return Way::Whole };
+        let is_same = left.name == names.file;
+        if !is_same && Some(left.name.as_str()) != names.before {
+            return Way::Whole;
+        }
+        match left.disk.begin_change(&left.name) {
+            Ok(true) if is_same => Way::Same,
+            // Before anything is written: not every file system knows second names.
+            Ok(true) => match pasts.link(&left.name, names.part) {
+                Ok(()) => Way::Linked,
+                Err(e) => {
+                    if e.kind() != io::ErrorKind::AlreadyExists {
+                        tell_no_links(&e);
+                    }
+                    self.end_change();
+                    Way::Whole
+                }
+            },
+            Ok(false) => Way::Whole,
+            Err(e) => {
+                self.give_up_left(&e);
+                Way::Whole
+            }
+        }
+    }
+
     /// Returns when all tiles are on the disk where a session finds them: before it is, for it relies on them.
     pub(in crate::kv) fn leave(&mut self, n_past: u64, names: &PastNames) -> io::Result<()> {
         let Home::Folder(pasts) = &self.home else { return self.disk.sync() };
         let pasts = pasts.clone();
-        if self.leave_new(n_past, &*pasts, names)? {
+        if self.way != Way::Whole
+            && let Some(left) = self.left.take()
+        {
+            let written = self.copy_to(&*left.disk, n_past, false).and_then(|()| left.disk.sync());
+            self.left = Some(left);
+            written?;
+            self.memory.is_left.copy_from_slice(&self.memory.is_there);
+            if self.way == Way::Linked {
+                pasts.rename(names.part, names.file)?;
+                self.way = Way::Renamed;
+                pasts.sync()?;
+            }
             return Ok(());
         }
         let disk = pasts.create(names.part)?;
@@ -76,37 +140,50 @@ impl Past {
             let _ = pasts.remove(names.part);
             return Err(e);
         }
-        disk.end_change();
-        self.left = Some(Left { disk, name: names.file.to_owned() });
+        // Like one that was there and is being changed.
+        (self.left, self.way) = (Some(Left { disk, name: names.file.to_owned() }), Way::Same);
         self.memory.is_left.copy_from_slice(&self.memory.is_there);
         Ok(())
     }
 
-    /// Leaves what is new since the stream was saved or restored in the file of then. False, and nothing has happened: that is another
-    /// session's, or others read it, or it has been removed.
-    fn leave_new(&mut self, n_past: u64, pasts: &dyn Pasts, names: &PastNames) -> io::Result<bool> {
-        let Some(left) = self.left.take_if(|left| {
-            let is_meant = left.name == names.file || Some(left.name.as_str()) == names.before;
-            is_meant && left.disk.begin_change()
-        }) else {
-            return Ok(false);
-        };
-        let written = self.copy_to(&*left.disk, n_past, false).and_then(|()| left.disk.sync());
-        left.disk.end_change();
-        let Left { disk, mut name } = left;
-        // A file system that knows no second name of a file gets a second file.
-        let linked = written.map(|()| name == names.file || link(pasts, &name, names.file).is_ok());
-        if matches!(linked, Ok(true)) {
-            names.file.clone_into(&mut name);
+    /// The session has been saved, or not: others may have the file again.
+    pub(in crate::kv) fn end_leaving(&mut self, names: &PastNames, is_saved: bool) {
+        let (Home::Folder(pasts), way) = (&self.home, std::mem::replace(&mut self.way, Way::Whole)) else { return };
+        match &mut self.left {
+            Some(left) if way == Way::Renamed && is_saved => names.file.clone_into(&mut left.name),
+            // There is no session of this name. What cannot be removed now is removed by the next process.
+            Some(_) if way == Way::Renamed => drop(pasts.remove(names.file)),
+            Some(_) if way == Way::Linked => drop(pasts.remove(names.part)),
+            _ => {}
         }
-        if linked.is_ok() {
-            self.memory.is_left.copy_from_slice(&self.memory.is_there);
+        if way != Way::Whole {
+            self.end_change();
         }
-        self.left = Some(Left { disk, name });
-        linked
     }
 
-    /// What of a disk the file of a session takes at most, where each has its own.
+    fn end_change(&mut self) {
+        if let Some(Err(e)) = self.left.as_ref().map(|left| left.disk.end_change()) {
+            self.give_up_left(&e);
+        }
+    }
+
+    /// Others may change what was left, so that nothing of it can be relied on.
+    fn give_up_left(&mut self, e: &io::Error) {
+        self.left = None;
+        let is_lost = |slot: &usize| self.memory.is_there[*slot] == 1 && self.memory.is_left[*slot] == 1;
+        let n_lost = (0..self.shape.n_tile).filter(is_lost).count();
+        for (is_there, is_left) in self.memory.is_there.iter_mut().zip(self.memory.is_left.iter_mut()) {
+            *is_there &= 1 - *is_left;
+            *is_left = 0;
+        }
+        Counters::add(&self.counters.n_lost, n_lost);
+        log::warn!(
+            "another process has taken the file of a session's past ({e}): the stream goes on without {} tokens of it",
+            n_lost * TILE
+        );
+    }
+
+    /// What of a disk the whole file of a session takes at most, where each has its own.
     pub(in crate::kv) fn left_bytes(&self) -> u64 {
         let n_tile = self.memory.is_there.iter().filter(|there| **there == 1).count();
         if matches!(self.home, Home::Folder(_)) { self.shape.taken_bytes(n_tile) } else { 0 }
@@ -115,7 +192,7 @@ impl Past {
     /// Copies tiles of a stream of `n_past` tokens: all that are there, or those that the session's file has not. One that is not as it
     /// was written is lost.
     fn copy_to(&mut self, disk: &dyn Disk, n_past: u64, all: bool) -> io::Result<()> {
-        let (mut n_held, mut n_lost) = (0, 0);
+        let (mut n_held, mut n_lost, mut n_unsynced) = (0, 0, 0);
         for tile in self.tiles(n_past) {
             let slot = (tile % self.shape.n_tile as u64) as usize;
             if self.memory.is_there[slot] == 0 || !all && self.memory.is_left[slot] == 1 {
@@ -135,6 +212,12 @@ impl Past {
                 self.memory.is_there[slot] = 0;
                 n_lost += 1;
             }
+            n_unsynced += self.shape.tile_bytes();
+            if n_unsynced >= SYNC_BYTES {
+                disk.sync()?;
+                n_unsynced = 0;
+            }
+            self.beat();
         }
         self.tell_lost(n_lost, n_held);
         Ok(())
@@ -190,8 +273,15 @@ impl Past {
                 self.memory.is_there[slot] = 0;
                 n_lost += 1;
             }
+            self.beat();
         }
         self.tell_lost(n_lost, n_held);
+    }
+
+    fn beat(&self) {
+        if let Home::Folder(pasts) = &self.home {
+            pasts.alive();
+        }
     }
 
     fn tell_lost(&self, n_lost: usize, n_held: usize) {
@@ -237,12 +327,13 @@ impl Past {
     }
 }
 
-fn link(pasts: &dyn Pasts, from: &str, to: &str) -> io::Result<()> {
-    // What a process left that ended between the past and its session.
-    match pasts.remove(to) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
+/// Said once: it is of the file system, and will not change.
+fn tell_no_links(e: &io::Error) {
+    static IS_TOLD: AtomicBool = AtomicBool::new(false);
+    if !IS_TOLD.swap(true, Relaxed) {
+        log::warn!(
+            "a file in the folder of sessions cannot have a second name ({e}): each save of a conversation without a name writes its whole \
+             past"
+        );
     }
-    pasts.link(from, to)?;
-    pasts.sync()
 }

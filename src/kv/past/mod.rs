@@ -42,12 +42,12 @@ use disk::{Disk, PastFile};
 use fetch::{Fetcher, merge_parts};
 use files::Files;
 pub use files::Left;
-use kept::Home;
 pub use kept::PastNames;
+use kept::{Home, Way};
 pub use recall::Asking;
 use recall::{Choice, Chooser, World};
 pub use shape::PastShape;
-use shape::{MAX_RECALL, MAX_TILES, TILE};
+use shape::{MAX_RECALL, TILE};
 
 /// `--recall` where the user names none: 128 tokens.
 pub const DEFAULT_RECALL: usize = 32;
@@ -84,7 +84,7 @@ impl PastParams {
                 format!("keys of {head_dim} elements take more in {} than in f16: choose another type of keys", k_type.name());
             return Err(Error::usage(Setting::Past, what));
         }
-        let shape = PastShape { n_recall: self.n_recall, n_tile: shape.tiles_within(self.space_bytes).min(MAX_TILES), ..shape };
+        let shape = PastShape { n_recall: self.n_recall, n_tile: shape.tiles_within(self.space_bytes), ..shape };
         let least = n_slot + shape.kv.n_batch + TILE;
         if shape.n_tok() < least {
             let enough = shape.bytes_for(least);
@@ -163,6 +163,8 @@ pub struct Past {
     /// What becomes of the file, and the file of a session that the stream goes on from.
     home: Home,
     left: Option<Left>,
+    /// While it is saved: how it is left.
+    way: Way,
 }
 
 impl Past {
@@ -214,7 +216,8 @@ impl Past {
         if let Some(turning) = shape.kv.layers().find(|&layer| !shape.kv.is_ring(layer) && rotary.magnitude(layer).is_some()) {
             memory.angles.fill(turning, rotary);
         }
-        Ok(Past { shape, disk, memory, renumbered: [0; 2], counters: Counters::default(), home: Home::Process, left: None })
+        let (counters, home, way) = (Counters::default(), Home::Process, Way::Whole);
+        Ok(Past { shape, disk, memory, renumbered: [0; 2], counters, home, left: None, way })
     }
 
     pub fn shape(&self) -> &PastShape {

@@ -164,7 +164,7 @@ impl Chooser {
             asked: arena.carve(n_query * head_dim),
             scales: arena.carve(n_query),
             sums: arena.carve(n_query),
-            scores: arena.carve(n_query * s.n_piece()),
+            scores: arena.carve(n_query.saturating_mul(s.n_piece())),
             shares: arena.carve(s.n_piece()),
             order: arena.carve(s.n_piece()),
             live: arena.carve(s.n_tile),

@@ -21,8 +21,9 @@ pub const PIECES: usize = SCAN_CHUNKS;
 pub const SHARE: usize = 8;
 /// Rows of a layer begin on a page, so that pages are written whole.
 const PAGE: usize = 4096;
-/// Pieces have numbers of 32 bits.
-pub const MAX_TILES: usize = u32::MAX as usize / PIECES;
+/// Pieces have numbers of 32 bits, and tokens of the file are counted in an address's.
+pub const MAX_TILES: usize =
+    if u32::MAX as usize / PIECES < usize::MAX / TILE { u32::MAX as usize / PIECES } else { usize::MAX / TILE };
 /// Pieces that may be fetched for a head at a step.
 pub const MAX_RECALL: usize = 256;
 /// Pieces that a task fetches at least, where a step has one token, and as many tasks as a head has at most.
@@ -88,6 +89,16 @@ impl PastShape {
         (self.kv.each.n_head_kv * self.head_bytes()).next_multiple_of(PAGE)
     }
 
+    /// The rows of a tile in all layers.
+    fn rows_bytes(&self) -> u64 {
+        self.n_layer() as u64 * self.layer_bytes() as u64
+    }
+
+    /// Stretches of the index.
+    fn n_stretch(&self) -> usize {
+        self.n_layer() * self.kv.each.n_head_kv
+    }
+
     pub fn index_tile_bytes(&self) -> usize {
         scan_tile_bytes(self.kv.each.head_dim)
     }
@@ -99,38 +110,38 @@ impl PastShape {
 
     /// The index of all tiles, to the end of a page: what a step reads.
     pub fn index_bytes(&self) -> u64 {
-        (self.n_layer() * self.kv.each.n_head_kv * self.n_tile * self.index_tile_bytes()).next_multiple_of(PAGE) as u64
+        (self.n_stretch() as u64 * self.n_tile as u64 * self.index_tile_bytes() as u64).next_multiple_of(PAGE as u64)
     }
 
     pub fn file_bytes(&self) -> u64 {
-        self.index_bytes() + (self.n_tile * self.n_layer() * self.layer_bytes()) as u64
+        self.index_bytes() + self.n_tile as u64 * self.rows_bytes()
     }
 
-    /// The most tiles that fit into a file of so many bytes.
+    /// The most tiles that fit into a file of so many bytes, and that there may be.
     pub fn tiles_within(&self, bytes: u64) -> usize {
-        (bytes.saturating_sub(PAGE as u64) / self.tile_bytes() as u64) as usize
+        (bytes.saturating_sub(PAGE as u64) / self.tile_bytes() as u64).min(MAX_TILES as u64) as usize
     }
 
     /// A file that holds `n_tok` tokens.
     pub fn bytes_for(&self, n_tok: usize) -> u64 {
-        (n_tok.div_ceil(TILE) * self.tile_bytes() + PAGE) as u64
+        n_tok.div_ceil(TILE) as u64 * self.tile_bytes() as u64 + PAGE as u64
     }
 
     /// Where the index of a head begins for a tile of the ring.
     pub fn index_at(&self, layer: usize, head: usize, tile: usize) -> u64 {
-        (((layer * self.kv.each.n_head_kv + head) * self.n_tile + tile) * self.index_tile_bytes()) as u64
+        let stretch = (layer * self.kv.each.n_head_kv + head) as u64;
+        (stretch * self.n_tile as u64 + tile as u64) * self.index_tile_bytes() as u64
     }
 
     /// Where the rows of a layer begin for a tile of the ring.
     pub fn rows_at(&self, layer: usize, tile: usize) -> u64 {
-        self.index_bytes() + ((tile * self.n_layer() + layer) * self.layer_bytes()) as u64
+        self.index_bytes() + tile as u64 * self.rows_bytes() + layer as u64 * self.layer_bytes() as u64
     }
 
     /// In which tile of the ring a byte of the file is, and how many bytes it is from there to the end of what is the tile's. Those that
     /// fill the index's last page are of no tile; they are taken for one of the first.
     pub fn place(&self, at: u64) -> (usize, usize) {
-        let (index, tile, rows) =
-            (self.index_bytes(), self.index_tile_bytes() as u64, (self.n_layer() * self.layer_bytes()) as u64);
+        let (index, tile, rows) = (self.index_bytes(), self.index_tile_bytes() as u64, self.rows_bytes());
         match at.checked_sub(index) {
             None => ((at / tile % self.n_tile as u64) as usize, (tile - at % tile) as usize),
             Some(at) => ((at / rows) as usize, (rows - at % rows) as usize),
@@ -139,8 +150,8 @@ impl PastShape {
 
     /// What so many tiles take of a disk at most, the ends of pages and what the file system notes of them included.
     pub fn taken_bytes(&self, n_tile: usize) -> u64 {
-        let stretches = (self.n_layer() * self.kv.each.n_head_kv * 2 * PAGE) as u64;
-        (n_tile * self.tile_bytes()) as u64 + if n_tile > 0 { stretches } else { 0 } + PAGE as u64
+        let stretches = (self.n_stretch() * 2 * PAGE) as u64;
+        n_tile as u64 * self.tile_bytes() as u64 + if n_tile > 0 { stretches } else { 0 } + PAGE as u64
     }
 
     /// Tokens of a batch that share a choice.

@@ -216,13 +216,26 @@ impl KvCache {
         }
     }
 
+    /// Chooses how the past is left, and gives what that takes of a disk at most. `end_past` follows, whatever comes of it.
+    pub fn begin_past(&mut self, names: &PastNames) -> u64 {
+        let n_past = self.n_past();
+        self.past.as_mut().map_or(0, |past| past.begin_leaving(n_past, names))
+    }
+
+    /// The session has been saved, or not.
+    pub fn end_past(&mut self, names: &PastNames, is_saved: bool) {
+        if let Some(past) = &mut self.past {
+            past.end_leaving(names, is_saved);
+        }
+    }
+
     /// Returns when what is known of the past is on the disk, where a session finds it.
     pub fn leave_past(&mut self, names: &PastNames) -> std::io::Result<()> {
         let n_past = self.n_past();
         self.past.as_mut().map_or(Ok(()), |past| past.leave(n_past, names))
     }
 
-    /// What of a disk the past takes at most in a file of a session's own, where sessions have such.
+    /// What of a disk the whole past takes at most in a file of a session's own, where sessions have such.
     pub fn past_bytes(&self) -> u64 {
         self.past.as_ref().map_or(0, Past::left_bytes)
     }

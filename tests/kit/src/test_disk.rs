@@ -63,6 +63,10 @@ struct Inside {
     n_asked: usize,
     fail_at: Option<usize>,
     free_bytes: u64,
+    has_no_links: bool,
+    is_snatched: bool,
+    /// Signs of life.
+    n_beats: usize,
 }
 
 /// Clones are of the same disk.
@@ -90,6 +94,32 @@ impl TestDisk {
     /// Bytes that were placed in files since the recording began.
     pub fn n_placed(&self) -> usize {
         self.inside().record.iter().map(|op| if let Op::Place { bytes, .. } = op { bytes.len() } else { 0 }).sum()
+    }
+
+    /// The most bytes that were written since the recording began and were not on the disk at some time.
+    pub fn most_unsynced(&self) -> usize {
+        let bytes = |op: &Op| match op {
+            Op::Write { bytes, .. } | Op::Place { bytes, .. } => bytes.len(),
+            _ => 0,
+        };
+        let n_after = |n: usize, op: &Op| if matches!(op, Op::Sync { .. }) { 0 } else { n + bytes(op) };
+        let ns = self.inside().record.iter().scan(0, |n, op| (*n = n_after(*n, op), Some(*n)).1).max();
+        ns.unwrap_or(0)
+    }
+
+    /// How often it was told that what takes long goes on.
+    pub fn n_beats(&self) -> usize {
+        self.inside().n_beats
+    }
+
+    /// No file has more than one name.
+    pub fn forbid_links(&self) {
+        self.inside().has_no_links = true;
+    }
+
+    /// From now on others change the files of pasts that are asked for.
+    pub fn snatch(&self) {
+        self.inside().is_snatched = true;
     }
 
     /// What is there is on the disk; what follows is recorded.
@@ -400,6 +430,10 @@ impl Disk for &TestDisk {
     fn space(&self) -> io::Result<Space> {
         Ok(Space { free_bytes: self.inside().free_bytes, total_bytes: TOTAL_BYTES })
     }
+
+    fn alive(&self) {
+        self.inside().n_beats += 1;
+    }
 }
 
 /// A file of a past.
@@ -424,8 +458,13 @@ impl PastDisk for Placing {
         self.disk.change(Op::Sync { file: self.file })
     }
 
-    fn begin_change(&self) -> bool {
-        self.disk.inside().now.names.values().filter(|file| **file == self.file).count() == 1
+    fn begin_change(&self, name: &str) -> io::Result<bool> {
+        let inside = self.disk.inside();
+        if inside.is_snatched {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut names = inside.now.names.iter().filter(|(_, file)| **file == self.file);
+        Ok(names.next().is_some_and(|(found, _)| found == name) && names.next().is_none())
     }
 }
 
@@ -444,7 +483,17 @@ impl Pasts for TestDisk {
         (&self).rename(from, to)
     }
 
+    fn alive(&self) {
+        self.inside().n_beats += 1;
+    }
+
     fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        let inside = self.inside();
+        let (has_no_links, is_there) = (inside.has_no_links, inside.now.names.contains_key(to));
+        drop(inside);
+        if has_no_links || is_there {
+            return Err(if is_there { io::ErrorKind::AlreadyExists } else { io::ErrorKind::PermissionDenied }.into());
+        }
         self.change(Op::Link { from: from.to_owned(), to: to.to_owned() })
     }
 
