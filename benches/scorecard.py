@@ -33,6 +33,7 @@ from scorecard_commands import (
     STREAMS,
     TASKS,
     TESTS,
+    WAYS,
     Card,
     asked_rows,
     default_rows,
@@ -175,7 +176,7 @@ def model_table(card, model):
 def ruler_table(card):
     lines = head("task", "full f16 cache", "10 %", "10 % with its past")
     for task in TASKS:
-        answers = [ruler_rows(card, way, task) for way in ("full", "alone", "past")]
+        answers = [ruler_rows(card, task, way) for way in WAYS]
         lines.append(row(task, *(MISSING if rows is None else found_cell(rows) for rows in answers)))
     return lines
 

@@ -34,6 +34,7 @@ MODEL_KEEP = (25, 10)
 MODEL_WINDOWS = {GEMMA: 2, QWEN: 1}  # of 2,048 tokens
 # RULER's tasks.
 TASKS = ("single", "multi-key", "multi-value", "tracking")
+WAYS = ("full", "alone", "past")
 RULER_LENGTH, RULER_DEPTHS, RULER_SAMPLES = 4096, 5, 1
 # Streams: tokens of the stream, distances, questions of each.
 STREAMS = {"short": (6620, (500, 1000, 5000), 4), "long": (25_200, (500, 1000, 5000, 20_000), 10), "longest": (66_200, (1000, 60_000), 10)}
@@ -139,7 +140,7 @@ def past_full_rows(card, test, length):
     return full_rows(card, test, length, PAST_SAMPLES)
 
 
-def ruler_rows(card, way, task):
+def ruler_rows(card, task, way):
     """`way`: full, alone or past."""
     more = {"full": ("--keep", "100%"), "alone": ("--keep", "10%"), "past": ("--keep", "10%", *PAST)}[way]
     size = ("--lengths", RULER_LENGTH, "--depths", RULER_DEPTHS, "--samples", RULER_SAMPLES)
@@ -194,7 +195,7 @@ GROUPS = {
     "past-4096": each(past_rows, KINDS, (4096,)),
     "gemma": each(model_rows, (GEMMA,), KINDS),
     "qwen": each(model_rows, (QWEN,), KINDS),
-    "ruler": each(ruler_rows, ("full", "alone", "past"), TASKS),
+    "ruler": each(ruler_rows, TASKS, WAYS),
     "asked-long": each(asked_rows, ("long",), ("past",)),
     "asked": each(asked_rows, ("short",), ("full", "past")),
     "asked-longest": each(asked_rows, ("longest",), ("past",)),
