@@ -16,6 +16,8 @@ import subprocess
 
 from scorecard_commands import (
     DEFAULT,
+    F16,
+    FEW_BITS,
     GEMMA,
     GROUPS,
     KEEP,
@@ -57,7 +59,7 @@ FOUND_GOAL = {"passkey": {50: 98, 25: 97, 10: 90}, "needle": {50: 95, 25: 85, 10
 # And with its past: found at least, in per cent of what the full cache finds.
 PAST_PPL_GOAL = {10: 1.3, 5: 2.0, 2.5: 3.5}
 PAST_FOUND_GOAL = {("passkey", 2048, 10): 98, ("passkey", 2048, 5): 98, ("needle", 2048, 10): 95, ("needle", 2048, 5): 92, ("needle", LONG, 5): 85}
-MISSING = "not measured"
+MISSING, EMPTY = "not measured", "Not measured yet."
 
 
 def row(*cells):
@@ -163,11 +165,11 @@ def past_found_table(card):
     return lines
 
 
-def model_table(card, model):
-    lines = head(f"{model}, windows of 2048", *(f"{k} %" for k in MODEL_KEEP))
-    answers = [model_rows(card, model, kind) for kind in KINDS]
+def model_table(card, model, types):
+    lines = head(f"{model}, {' '.join(types)}", *(f"{k} %" for k in MODEL_KEEP[types]))
+    answers = [model_rows(card, model, types, kind) for kind in KINDS]
     for policy in (MODEL_DEFAULT[model], *OTHERS):
-        found = [[] if None in answers else of(answers, policy=policy, keep=k / 100) for k in MODEL_KEEP]
+        found = [[] if None in answers else of(answers, policy=policy, keep=k / 100) for k in MODEL_KEEP[types]]
         name = f"lowkey's default, `{policy}`" if policy == MODEL_DEFAULT[model] else NAMES[policy]
         lines.append(row(name, *(f"{ratio_cell(rows)}, {slots(rows)} slots" if rows else MISSING for rows in found)))
     return lines
@@ -219,8 +221,9 @@ PARTS = {
     "passkey": (found_table, "passkey"),
     "needle": (found_table, "needle"),
     "past-found": (past_found_table,),
-    "gemma": (model_table, GEMMA),
-    "qwen": (model_table, QWEN),
+    "gemma": (model_table, GEMMA, FEW_BITS),
+    "qwen": (model_table, QWEN, FEW_BITS),
+    "qwen-f16": (model_table, QWEN, F16),
     "ruler": (ruler_table,),
     "streams-32768": (stream_table, 32_768),
     "streams-100000": (stream_table, 100_000),
@@ -239,10 +242,12 @@ def renew(card, commit, document):
         card.n_there = card.n_absent = 0
         lines = table(card, *about)
         of_commit = f"Commit {commit}."
-        is_ours = not found[2].strip() or found[2].startswith(of_commit)
-        if card.n_there == 0 or (card.n_absent > 0 and not is_ours):
+        is_empty = found[2].strip() in ("", EMPTY)
+        if card.n_absent > 0 and not (is_empty or found[2].startswith(of_commit)):
             continue
-        written = "\n".join([of_commit, "", *lines]) + "\n"
+        if card.n_there == 0 and not is_empty:
+            continue
+        written = "\n".join([of_commit, "", *lines] if card.n_there > 0 else [EMPTY]) + "\n"
         document = document[: found.start(2)] + written + document[found.end(2) :]
     card.may_run = True
     return document

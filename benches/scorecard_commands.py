@@ -17,7 +17,7 @@ KINDS = ("prose", "technical", "dialogue")
 KEEP = (50, 25, 10, 5)
 WINDOWS_TOKENS = 8192  # of each text, whatever the window
 DEFAULT, OTHERS = "l2-attn", ("window", "random", "keydiff")
-FEW_BITS = ("--k-type", "q5_h", "--v-type", "q4_h")
+FEW_BITS, F16 = ("--k-type", "q5_h", "--v-type", "q4_h"), ("--kv-type", "f16")
 # The models by the names of their rows. Rows of a file that is not there are not measured.
 SMOLLM, GEMMA, QWEN = "SmolLM2 135M", "Gemma 3 270M", "Qwen2.5-Coder 0.5B"
 FILES = {SMOLLM: "smollm2-135m-instruct-q4_1.gguf", GEMMA: "gemma3-270m-q4_k_m.gguf", QWEN: "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"}
@@ -30,7 +30,7 @@ PAST_SAMPLES = 2  # prompts at each of ten depths
 LONG, LONG_KEEP = 5500, (5,)
 # Other models: what `--evict auto` is with them, and the recent tokens that it protects.
 MODEL_DEFAULT, MODEL_RECENT = {GEMMA: "attn", QWEN: DEFAULT}, {GEMMA: "60%", QWEN: "30%"}
-MODEL_KEEP = (25, 10)
+MODEL_KEEP = {FEW_BITS: (25, 10), F16: (25,)}
 MODEL_WINDOWS = {GEMMA: 2, QWEN: 1}  # of 2,048 tokens
 # RULER's tasks.
 TASKS = ("single", "multi-key", "multi-value", "tracking")
@@ -101,7 +101,7 @@ def other_rows(card, kind, ctx):
 
 
 def f16_window_rows(card, kind, ctx):
-    more = ("--keep", percents(KEEP), "--policies", "window", "--kv-type", "f16")
+    more = ("--keep", percents(KEEP), "--policies", "window", *F16)
     return card.lowkey(*perplexity_command(kind, ctx, WINDOWS_TOKENS // ctx, *more))
 
 
@@ -109,10 +109,11 @@ def past_rows(card, kind, ctx):
     return card.lowkey(*perplexity_command(kind, ctx, PAST_TOKENS[ctx] // ctx, "--keep", percents(PAST_KEEP), *PAST))
 
 
-def model_rows(card, model, kind):
+def model_rows(card, model, types, kind):
     """Another model's default rule beside the others; all protect as many recent tokens as the default does by itself."""
-    more = ("--policies", ",".join((MODEL_DEFAULT[model], *OTHERS)), "--recent", MODEL_RECENT[model], *FEW_BITS)
-    return card.lowkey(*perplexity_command(kind, 2048, MODEL_WINDOWS[model], "--keep", percents(MODEL_KEEP), *more), model=model)
+    more = ("--policies", ",".join((MODEL_DEFAULT[model], *OTHERS)), "--recent", MODEL_RECENT[model], *types)
+    keep = percents(MODEL_KEEP[types])
+    return card.lowkey(*perplexity_command(kind, 2048, MODEL_WINDOWS[model], "--keep", keep, *more), model=model)
 
 
 def hidden(test, length, n_samples):
@@ -155,7 +156,7 @@ def stream_rows(card, ctx, policy):
 def asked_rows(card, stream, way):
     """Facts said in a stream of prose; `way`: past, or full where the stream stays within the trained context."""
     tokens, backs, n_samples = STREAMS[stream]
-    more = ("--kv-budget", "1MiB", *PAST) if way == "past" else ("--kv-budget", "160MiB", "--kv-type", "f16")
+    more = ("--kv-budget", "1MiB", *PAST) if way == "past" else ("--kv-budget", "160MiB", *F16)
     size = ("--tokens", tokens, "--back", ",".join(map(str, backs)), "--samples", n_samples)
     return card.lowkey("eval", "stream", "-f", text_of("prose"), *size, *more)
 
@@ -193,8 +194,9 @@ GROUPS = {
     "past-found": each(past_found_rows, TESTS, (2048,), PAST_FOUND_KEEP),
     "past-full": each(past_full_rows, TESTS, (2048,)),
     "past-4096": each(past_rows, KINDS, (4096,)),
-    "gemma": each(model_rows, (GEMMA,), KINDS),
-    "qwen": each(model_rows, (QWEN,), KINDS),
+    "gemma": each(model_rows, (GEMMA,), (FEW_BITS,), KINDS),
+    "qwen": each(model_rows, (QWEN,), (FEW_BITS,), KINDS),
+    "qwen-f16": each(model_rows, (QWEN,), (F16,), KINDS),
     "ruler": each(ruler_rows, TASKS, WAYS),
     "asked-long": each(asked_rows, ("long",), ("past",)),
     "asked": each(asked_rows, ("short",), ("full", "past")),
