@@ -144,6 +144,23 @@ fn the_state_of_mamba_is_in_the_plan() {
     }
 }
 
+/// Qwen 2.5 has heads whose keys are little but their bias.
+#[test]
+fn a_model_with_long_key_biases_keeps_no_keys_of_few_bits() {
+    let golden = golden("families.json");
+    let mut file = family_model("qwen2-mha", &golden["models"]["qwen2-mha"]);
+    let types = |file: &GgufWriter, name: &str| {
+        let path = Temp::new(name, file);
+        let p = SessionParams { k_type: None, v_type: None, ..params(40 << 10) };
+        let shape = p.shape(&lowkey_test_kit::model(&path.0)).expect("a shape");
+        (shape.k_type, shape.v_type)
+    };
+    assert_eq!(types(&file, "short-biases"), (KvType::Q5H, KvType::Q4H));
+    let bias = file.tensors.iter_mut().find(|tensor| tensor.name == "blk.1.attn_k.bias").expect("biases");
+    bias.data[..4].copy_from_slice(&32f32.to_le_bytes());
+    assert_eq!(types(&file, "a-long-bias"), (KvType::Q8_0, KvType::Q4H));
+}
+
 /// Without what gpt-oss has beside other mixtures its logits would be far from llama.cpp's: the logit of each head, each bias.
 #[test]
 fn logits_of_heads_and_biases_count() {

@@ -38,7 +38,7 @@ pub struct SessionArgs {
     #[arg(long, value_name = "SIZE", default_value = "16MiB")]
     pub kv_budget: Bytes,
     /// How keys are stored: f16, q8_0, q4_0, or turned by a Hadamard matrix first: q6_h, q5_h, q4_h [default: the most exact with
-    /// which nothing need be evicted; q5_h where something must]
+    /// which nothing need be evicted; q5_h where something must, or q8_0 of a model whose keys have long biases, as Qwen 2.5]
     #[arg(long, value_name = "TYPE")]
     pub k_type: Option<KvType>,
     /// How values are stored: the same types [default: likewise]

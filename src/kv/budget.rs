@@ -21,6 +21,17 @@ const CHOICE: [(KvType, KvType); 7] = [
     (KvType::Q5H, KvType::Q4H),
 ];
 
+/// Where keys have long biases, which positions turn away from the constant that is taken off keys (kv/store/key_rounding.rs): keys of
+/// few bits cost such a model half of its perplexity and more.
+const CHOICE_BIASED: [(KvType, KvType); 6] = [
+    (KvType::F16, KvType::F16),
+    (KvType::F16, KvType::Q8_0),
+    (KvType::F16, KvType::Q6H),
+    (KvType::F16, KvType::Q5H),
+    (KvType::F16, KvType::Q4H),
+    (KvType::Q8_0, KvType::Q4H),
+];
+
 impl KvShape {
     /// All bytes of an arena of `n_slot` slots, the rows of one batch included: what `KvCache` carves.
     pub fn arena_bytes(&self, n_slot: usize) -> usize {
@@ -45,10 +56,11 @@ impl KvShape {
 
     /// Sets the types to those the user wants. What he leaves open is chosen: the most exact with which all tokens of the stream
     /// (of the trained context, where its length is not known) stay in the budget, so that nothing is evicted; else the smallest,
-    /// for more tokens are then worth more than exact ones.
-    pub fn choose_types(&mut self, budget_bytes: u64, n_stream: Option<usize>, k: Option<KvType>, v: Option<KvType>) {
+    /// for more tokens are then worth more than exact ones. `biased`: keys have long biases.
+    pub fn choose_types(&mut self, budget_bytes: u64, n_stream: Option<usize>, wanted: [Option<KvType>; 2], biased: bool) {
         let n_tok = self.most_slots().min(n_stream.unwrap_or(usize::MAX)).max(1);
-        for (k_type, v_type) in CHOICE {
+        let [k, v] = wanted;
+        for &(k_type, v_type) in if biased { &CHOICE_BIASED[..] } else { &CHOICE } {
             (self.k_type, self.v_type) = (k.unwrap_or(k_type), v.unwrap_or(v_type));
             if self.slots_within(budget_bytes) >= n_tok {
                 break;

@@ -283,6 +283,13 @@ pub struct Weights {
     pub table_bytes: u64,
 }
 
+/// Of the bias of a head's keys. Qwen2.5-Coder 0.5B has some of 277, and keys that are some ten long without.
+const LONG_BIAS: f32 = 32.0;
+
+fn is_long(bias: &[f32]) -> bool {
+    bias.iter().map(|x| x * x).sum::<f32>() >= LONG_BIAS * LONG_BIAS
+}
+
 impl Weights {
     /// Every matrix that is multiplied.
     pub fn matrices(&self) -> impl Iterator<Item = Tensor> {
@@ -297,6 +304,17 @@ impl Weights {
             _ => None,
         };
         self.layers.iter().filter_map(of).collect()
+    }
+
+    /// Whether some head's keys have a bias that is long beside all else that they are made of, and RoPE turns it with them: they
+    /// are then nothing to keep in few bits.
+    pub fn has_long_key_biases(&self) -> bool {
+        self.layers.iter().any(|layer| match &layer.mixer {
+            Mixer::Attention(a) if a.k_norm.is_none() => {
+                a.qkv_bias.as_ref().is_some_and(|[_, k, _]| k.chunks(a.heads.head_dim).any(is_long))
+            }
+            _ => false,
+        })
     }
 
     /// Their types.

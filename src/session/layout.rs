@@ -94,7 +94,7 @@ impl SessionParams {
             capped: c.soft_caps.is_some_and(|caps| caps.scores > 0.0),
             keeps: Keeps { token: self.past.is_some(), ..self.kv.keeps() },
         };
-        shape.choose_types(self.kv.budget_bytes, self.n_stream, self.k_type, self.v_type);
+        shape.choose_types(self.kv.budget_bytes, self.n_stream, [self.k_type, self.v_type], model.weights.has_long_key_biases());
         Ok(shape.within(self.kv.budget_bytes))
     }
 

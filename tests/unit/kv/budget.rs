@@ -46,7 +46,7 @@ fn what_is_pinned_is_protected_as_sinks_are() {
 fn types_are_the_most_exact_that_hold_the_stream_or_else_the_smallest() {
     let mut kv = shape(1000);
     let mut chosen = |budget: u64, n_stream: Option<usize>, k: Option<KvType>, v: Option<KvType>| {
-        kv.choose_types(budget, n_stream, k, v);
+        kv.choose_types(budget, n_stream, [k, v], false);
         (kv.k_type, kv.v_type)
     };
     for pair in CHOICE {
@@ -63,4 +63,20 @@ fn types_are_the_most_exact_that_hold_the_stream_or_else_the_smallest() {
     // What the user names stays.
     assert_eq!(chosen(0, None, Some(KvType::F16), None), (KvType::F16, KvType::Q4H));
     assert_eq!(chosen(u64::MAX, None, None, Some(KvType::Q4_0)), (KvType::F16, KvType::Q4_0));
+}
+
+#[test]
+fn keys_with_long_biases_are_not_kept_in_few_bits() {
+    let mut kv = shape(1000);
+    let mut chosen = |budget: u64, wanted: [Option<KvType>; 2]| {
+        kv.choose_types(budget, Some(300), wanted, true);
+        (kv.k_type, kv.v_type)
+    };
+    let of = |k_type, v_type| KvShape { k_type, v_type, ..shape(1000) }.arena_bytes(300) as u64;
+    for (k, v) in CHOICE_BIASED {
+        assert_eq!(chosen(of(k, v), [None; 2]), (k, v));
+    }
+    assert_eq!(chosen(0, [None; 2]), (KvType::Q8_0, KvType::Q4H));
+    // What the user names stays.
+    assert_eq!(chosen(0, [Some(KvType::Q5H), None]), (KvType::Q5H, KvType::Q4H));
 }
