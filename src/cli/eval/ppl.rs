@@ -15,7 +15,6 @@ use crate::cli::unfinished::Unfinished;
 use crate::cli::{interrupt, progress};
 use crate::error::{Error, Result, message};
 use crate::eval::ppl::{Scores, score, windows};
-use crate::kv::Policy;
 use crate::kv::types::{KvType, both_names};
 use crate::session::{Layout, Session};
 use crate::units::Bytes;
@@ -336,6 +335,7 @@ fn table(rows: &[Row]) -> String {
 #[cfg(feature = "plot")]
 fn picture(rows: &[Row], ctx: usize) -> Result<String> {
     use crate::eval::plot::{Curve, curves};
+    use crate::kv::Policy;
     let full = |r: &Row| r.policy == Policy::Off.name();
     let mut all: Vec<Curve> = Vec::new();
     for row in rows.iter().filter(|r| !full(r) || rows.iter().all(full)) {

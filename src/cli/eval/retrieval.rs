@@ -18,7 +18,6 @@ use crate::eval::needle::{self, Haystack};
 use crate::eval::passkey;
 use crate::eval::retrieval::{ANSWER_TOKENS, Encoder, Mode, Prompt, ask, depth_of, rng, wilson};
 use crate::eval::ruler::{self, Task};
-use crate::kv::Policy;
 use crate::kv::types::both_names;
 use crate::session::Session;
 use crate::text::ChatTemplate;
@@ -421,6 +420,7 @@ fn table(rows: &[Row]) -> String {
 #[cfg(feature = "plot")]
 fn picture(rows: &[Row], mode: HowEvicted) -> Result<String> {
     use crate::eval::plot::{Cell, Map, maps};
+    use crate::kv::Policy;
     let mut all: Vec<Map> = Vec::new();
     let distinct = |of: &dyn Fn(&Row) -> f64| {
         let mut values: Vec<f64> = rows.iter().map(of).collect();
