@@ -32,7 +32,6 @@ MODELS = {
     "qwen2.5-0.5b-instruct": ("qwen2", 32768, dict(arch="qwen2", n_layer=24, n_embd=896, heads=(14, 2), head_dim=64, n_ff=4864, n_vocab=151936, output=False)),
     "qwen3-0.6b": ("qwen2", 40960, dict(arch="qwen3", n_layer=28, n_embd=1024, heads=(16, 8), head_dim=128, n_ff=3072, n_vocab=151936, output=False)),
     "qwen3-4b-instruct-2507": ("qwen2", 262144, dict(arch="qwen3", n_layer=36, n_embd=2560, heads=(32, 8), head_dim=128, n_ff=9728, n_vocab=151936, output=False)),
-    "qwen3-30b-a3b-instruct-2507": ("qwen2", 262144, dict(arch="qwen3moe", n_layer=48, n_embd=2048, heads=(32, 4), head_dim=128, n_vocab=151936, **moe(128, 8, 768))),
     "qwen3.5-0.8b": ("qwen35", 262144, dict(arch="qwen35", n_layer=24, n_embd=1024, heads=(8, 2), head_dim=256, n_rot=64, n_ff=3584, n_vocab=248320, output=False, **delta(128, 16, 16))),
     "qwen3.5-2b": ("qwen35", 262144, dict(arch="qwen35", n_layer=24, n_embd=2048, heads=(8, 2), head_dim=256, n_rot=64, n_ff=6144, n_vocab=248320, output=False, **delta(128, 16, 16))),
     "qwen3.5-4b": ("qwen35", 262144, dict(arch="qwen35", n_layer=32, n_embd=2560, heads=(16, 4), head_dim=256, n_rot=64, n_ff=9216, n_vocab=248320, output=False, **delta(128, 16, 32))),
@@ -47,7 +46,6 @@ MODELS = {
     "lfm2-8b-a1b": ("llama-bpe", 128000, dict(arch="lfm2moe", n_layer=24, n_embd=2048, heads=(32, 8), head_dim=64, n_ff=7168, n_vocab=65536, output=False, every=(2, 6, 10, 14, 18, 21), **{"shortconv.l_cache": 3}, **moe(32, 4, 1792, dense=2, gating=2))),
     "granite-4.0-h-350m": ("llama-bpe", 32768, dict(arch="granitehybrid", n_layer=32, n_embd=768, heads=(12, 4), head_dim=64, n_ff=2048, n_vocab=100352, output=False, every=(10, 13, 17, 27), **families.HYBRID, **mamba(1536, 128, 48, 1))),
     "granite-4.0-h-1b": ("llama-bpe", 131072, dict(arch="granitehybrid", n_layer=40, n_embd=1536, heads=(12, 4), head_dim=128, n_ff=4096, n_vocab=100352, output=False, every=(5, 15, 25, 35), **families.HYBRID, **mamba(3072, 128, 48, 1))),
-    "gpt-oss-20b": ("qwen35", 131072, dict(arch="gpt-oss", n_layer=24, n_embd=2880, heads=(64, 8), head_dim=64, n_vocab=201088, experts_kind="MXFP4", **{"attention.sliding_window": 128}, **moe(32, 4, 2880))),
 }  # fmt: skip
 
 
