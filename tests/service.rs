@@ -139,7 +139,10 @@ fn a_manager_hears_when_the_server_is_ready_alive_and_stopping() {
     assert!(health(&address).contains(" 200 "), "a terminal that goes away ends no server");
     server.terminate();
     let stopping = manager.hears_news();
-    assert!(stopping.lines().any(|line| line == "STOPPING=1"), "{stopping}");
+    assert!(
+        ["STOPPING=1", "EXTEND_TIMEOUT_USEC=20000000"].iter().all(|word| stopping.lines().any(|line| line == *word)),
+        "{stopping}"
+    );
     assert_eq!(
         server.ended(Duration::from_secs(if emulated().is_some() { 60 } else { 5 })),
         0,

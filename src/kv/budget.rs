@@ -22,7 +22,7 @@ const CHOICE: [(KvType, KvType); 7] = [
 ];
 
 /// Where keys have long biases, which positions turn away from the constant that is taken off keys (kv/store/key_rounding.rs): keys of
-/// few bits cost such a model half of its perplexity and more.
+/// few bits raise the perplexity of such a model by half and more (docs/policies.md, "Qwen 2.5").
 const CHOICE_BIASED: [(KvType, KvType); 6] = [
     (KvType::F16, KvType::F16),
     (KvType::F16, KvType::Q8_0),

@@ -283,7 +283,7 @@ pub struct Weights {
     pub table_bytes: u64,
 }
 
-/// Of the bias of a head's keys. Qwen2.5-Coder 0.5B has some of 277, and keys that are some ten long without.
+/// Of the bias of a head's keys. In Qwen2.5-Coder 0.5B 40 of 48 are 4 to 21 long, four 32 to 129, and four 227 to 279.
 const LONG_BIAS: f32 = 32.0;
 
 fn is_long(bias: &[f32]) -> bool {

@@ -58,7 +58,7 @@ impl Supervisor {
     pub fn stopping(&self) {
         let is_news = self.told().stopping.replace(Instant::now()).is_none();
         if is_news {
-            self.tell("STOPPING=1\nSTATUS=stopping");
+            self.tell(&format!("STOPPING=1\nSTATUS=stopping\n{EXTEND}"));
         }
     }
 

@@ -3,6 +3,7 @@
 mod args;
 mod model;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -84,13 +85,8 @@ pub fn run(args: ServeArgs) -> Result<Done> {
     let supervisor = Arc::new(Supervisor::find());
     let mut scheduler = Scheduler::new(engine, &layout, &sizes, desk.clone(), tokenizer, limit)?;
     if let Some(path) = &args.sessions {
-        // Pasts count also where these streams have none: they may be there from before.
-        let told = supervisor.clone();
-        let shelf = Shelf::open_with_pasts(path, Limits::of(args.session_space.0), Pulse::new(move || told.alive()));
-        let shelf = shelf.map_err(|e| Error::io(path, e))?;
         let fingerprint = Fingerprint::of(&scheduler.model().file, &template_source, scheduler.cache());
-        let keeper = Keeper::new(shelf, fingerprint, args.save_after.0, desk.clone());
-        scheduler.keep(keeper.map_err(|e| Error::stopped(format!("the system has no memory for sessions: {e}")))?);
+        scheduler.keep(keeper(path, &args, fingerprint, &supervisor, &desk)?);
     }
     warm_stack::<ENGINE_STACK_BYTES>();
     shared.set_ready();
@@ -127,6 +123,22 @@ pub fn run(args: ServeArgs) -> Result<Done> {
         }),
         Err(_) => Err(Error::stopped("the network thread has ended by a fault of lowkey: please report what the log says")),
     }
+}
+
+/// Who keeps the sessions, in the folder at `path`; the supervisor hears of it while they are saved and restored.
+fn keeper(
+    path: &Path,
+    args: &ServeArgs,
+    fingerprint: Fingerprint,
+    supervisor: &Arc<Supervisor>,
+    desk: &Arc<Desk>,
+) -> Result<Keeper> {
+    let told = supervisor.clone();
+    // Pasts count also where these streams have none: they may be there from before.
+    let shelf = Shelf::open_with_pasts(path, Limits::of(args.session_space.0), Pulse::new(move || told.alive()));
+    let shelf = shelf.map_err(|e| Error::io(path, e))?;
+    Keeper::new(shelf, fingerprint, args.save_after.0, desk.clone())
+        .map_err(|e| Error::stopped(format!("the system has no memory for sessions: {e}")))
 }
 
 /// What a pass takes of the engine's stack, which is of the plan's line `process`.
