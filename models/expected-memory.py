@@ -67,7 +67,7 @@ def write(path, vocab_file, n_ctx, shape):
     every = shape.pop("every", None)
     if every:
         shape["conv"] = tuple(i for i in range(shape["n_layer"]) if i not in every)
-    s = spec(**shape, context_length=n_ctx)
+    s = spec(**shape, kind="Q8_0", context_length=n_ctx)
     writer = gguf.GGUFWriter(path, s["arch"])
     put = {"u32": writer.add_uint32, "f32": writer.add_float32, "bool": writer.add_bool, "str": writer.add_string}
     for key, kind, value in families.metadata(s):
@@ -82,7 +82,7 @@ def write(path, vocab_file, n_ctx, shape):
             add(values)
     end, ones = 0, None
     for name, dims, kind, _, _ in families.tensors(s):
-        whole = len(dims) == 1 or "shortconv.conv" in name or "ffn_gate_inp" in name or "_exps.bias" in name or "ssm_" in name and "_in." not in name and "_out." not in name
+        whole = kind in ("F32", "PARTIAL")
         kind = KIND.F32 if whole else KIND.MXFP4 if kind == "MXFP4" else KIND.Q8_0 if dims[-1] % 256 else KIND.Q4_K
         elems, size = gguf.GGML_QUANT_SIZES[kind]
         n_bytes = int(np.prod(dims)) // elems * size
