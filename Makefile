@@ -13,7 +13,7 @@ ARM_BIN   := target-arm/$(ARM)/release/lowkey
 STRIP     ?= $(if $(filter aarch64,$(shell uname -m)),strip,aarch64-linux-gnu-strip)
 ARM32     := armv7-unknown-linux-gnueabihf
 # Whole models would take too long there.
-ARM32_ONLY ?= lib bin hostile_gguf cache templates text vocabs split layering
+ARM32_ONLY ?= engine program bin hostile_gguf cache templates text vocabs split layering
 ARM_TESTS := --locked --profile arm-test --no-default-features --features plot --lib --bins --tests
 # A processor, and the fastest kernel set that must be chosen on it: a wrong choice is a failure, not a slow run. The first runs
 # all tests; cross/arm-tests says what the others run.
@@ -166,9 +166,11 @@ plans: model ## five hundred random runs within their plans, as the system count
 arm-cost: model size ## guest instructions per token as Raspberry Pi 3, 4 and 5 (needs qemu-user, gcc)
 	python3 benches/arm_cost.py $(PEER_MODELS:%=--model %) $(ARM_COST_ARGS)
 
+# Relocations of a program that may lie anywhere are 24 bytes each; packed they are a hundredth of that, which the C library reads since
+# 2.36 and the program brings along.
 static: need-build ## the release binary for x86-64, static, on such a machine: target-static
 	@[ "$$(uname -m)" = x86_64 ] || { echo "this machine cannot link programs for x86-64: build images on one that can" >&2; exit 1; }
-	CARGO_TARGET_DIR=target-static RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked --target $(AMD)
+	CARGO_TARGET_DIR=target-static RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" $(CARGO) build --release --locked --target $(AMD)
 
 image: need-image static size ## container images for amd64 and arm64, of static programs and nothing below them: target/image
 	CONTAINER=$(CONTAINER) STRIP_arm64=$(STRIP) deploy/build-image $(IMAGE_NAME) target/image arm64=$(ARM_BIN) amd64=$(AMD_BIN)

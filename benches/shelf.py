@@ -35,6 +35,7 @@ import openai
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
 from lowkey_server import MODEL, PROGRAM, ROOT, free_port  # noqa: E402
+from memory_group import Group  # noqa: E402
 
 SYSTEM = """You are the assistant of a small library. You answer in one short sentence, and say so when you do not know.
 The library is open from nine to five, on Saturdays until noon, and closed on Sundays. It has four thousand books, two
@@ -61,46 +62,6 @@ def wait_for(what: str, is_so, seconds: float = 120):
                 return
         time.sleep(0.1)
     raise RuntimeError(f"no {what} within {seconds:.0f} s")
-
-
-class Group:
-    """A memory group of cgroup v1 or v2 with a limit; without one where none can be made."""
-
-    def __init__(self, name: str, limit: int):
-        v1, v2 = pathlib.Path("/sys/fs/cgroup/memory"), pathlib.Path("/sys/fs/cgroup")
-        self.folder, self.is_v1 = None, (v1 / "memory.limit_in_bytes").exists()
-        parent = v1 if self.is_v1 else v2
-        folder = parent / f"lowkey-shelf-{os.getpid()}-{name}"
-        try:
-            folder.mkdir()
-            self.folder = folder
-            (folder / ("memory.limit_in_bytes" if self.is_v1 else "memory.max")).write_text(str(limit))
-        except OSError as error:
-            self.remove()
-            print(f"no memory group: {error}", file=sys.stderr)
-
-    def enter(self):
-        """Called in the child before it becomes the server."""
-        if self.folder:
-            (self.folder / "cgroup.procs").write_text(str(os.getpid()))
-
-    def peak(self) -> int:
-        if not self.folder:
-            return 0
-        return int((self.folder / ("memory.max_usage_in_bytes" if self.is_v1 else "memory.peak")).read_text())
-
-    def n_killed(self) -> int:
-        """Processes of the group that the kernel has killed for memory."""
-        if not self.folder:
-            return 0
-        text = (self.folder / ("memory.oom_control" if self.is_v1 else "memory.events")).read_text()
-        return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
-
-    def remove(self):
-        if self.folder:
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
-        self.folder = None
 
 
 class Board:

@@ -88,12 +88,13 @@ impl FromIterator<Message> for Message {
 }
 
 /// A `Message` of texts and settings: `message!["the arena is full: raise ", Setting::KvBudget]`.
+#[macro_export]
 macro_rules! message {
     ($($part:expr),+ $(,)?) => {
         [$($crate::error::Message::from($part)),+].into_iter().collect::<$crate::error::Message>()
     };
 }
-pub(crate) use message;
+pub use message;
 
 impl Message {
     /// The text, with settings as `spell` calls them.

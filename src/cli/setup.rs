@@ -6,7 +6,7 @@ use crate::mem::available::{available_bytes, limit_bytes, private_left_bytes};
 use crate::mem::plan::Plan;
 use crate::mem::pool::default_threads;
 use crate::model::forward::Model;
-use crate::session::{Layout, Session, SessionParams, Shortage, check_memory};
+use crate::session::{Layout, PastShortage, Session, SessionParams, Shortage, check_memory};
 use crate::text::Tokenizer;
 use crate::units::Bytes;
 
@@ -137,6 +137,9 @@ impl Opened {
             }
         }
         if let Some(shortage) = Shortage::of(&self.plan, self.model.weights.idle_bytes, available_bytes()) {
+            log::warn!("{shortage}");
+        }
+        if let Some(shortage) = PastShortage::of(&self.plan, self.layout.past_index_bytes(), available_bytes()) {
             log::warn!("{shortage}");
         }
         if n_threads > cores {

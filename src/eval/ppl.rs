@@ -4,6 +4,7 @@
 
 use crate::error::Result;
 use crate::session::Session;
+use crate::text::sampler::nll;
 
 /// Negative log-likelihoods, in nats, of tokens `1..ctx` of each window, window after window.
 pub struct Scores {
@@ -78,13 +79,6 @@ pub fn score(
         }
     }
     Ok(Some(scores))
-}
-
-/// -ln softmax(logits)[token], in f64.
-fn nll(logits: &[f32], token: u32) -> f64 {
-    let max = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
-    sum.ln() - f64::from(logits[token as usize] - max)
 }
 
 #[cfg(test)]

@@ -227,6 +227,11 @@ impl Layout {
         }
     }
 
+    /// What a step of every stream reads of its past in order, when the files are full.
+    pub fn past_index_bytes(&self) -> u64 {
+        self.past.as_ref().map_or(0, |(past, _)| self.n_streams as u64 * past.index_bytes())
+    }
+
     /// What is saved of a stream in a session takes at most, its text and the file of its past aside.
     pub fn session_bytes(&self, model: &Model) -> u64 {
         let mut states = Arena::measure();
@@ -313,6 +318,38 @@ impl std::fmt::Display for Shortage {
              expect up to {:.1} s a token at 40 MB/s (an SD card), {:.1} s at 400 MB/s (an SSD); a smaller model or quantisation \
              that fits is many times faster",
             Bytes(self.file_bytes),
+            Bytes(self.left_bytes),
+            seconds(40.0),
+            seconds(400.0)
+        )
+    }
+}
+
+/// An index of the past that the memory does not hold beside the weights: each step reads all of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PastShortage {
+    /// Of all streams, when their files are full.
+    pub index_bytes: u64,
+    pub left_bytes: u64,
+}
+
+impl PastShortage {
+    /// `None` where it fits, where there is no past, or where the system does not say what is available.
+    pub fn of(plan: &Plan, index_bytes: u64, available_bytes: Option<u64>) -> Option<PastShortage> {
+        let left_bytes = available_bytes?.saturating_sub(plan.private_bytes()).saturating_sub(plan.file_bytes());
+        (index_bytes > left_bytes).then_some(PastShortage { index_bytes, left_bytes })
+    }
+}
+
+impl std::fmt::Display for PastShortage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = |mb_per_s: f64| self.index_bytes as f64 / 1e6 / mb_per_s;
+        write!(
+            f,
+            "the index of the past is {} when the file is full, and {} of memory are left for it beside the weights, so most of it \
+             will be read from the disk again for every token: expect up to {:.1} s a token at 40 MB/s (an SD card), {:.1} s at \
+             400 MB/s (an SSD); a past of fewer tokens is many times faster",
+            Bytes(self.index_bytes),
             Bytes(self.left_bytes),
             seconds(40.0),
             seconds(400.0)

@@ -35,7 +35,7 @@ use log::TokenLog;
 use steps::Guesses;
 
 pub use drafts::{DraftCounts, Drafts, MAX_GUESSES};
-pub use layout::{DEFAULT_BATCH, Layout, SessionParams, Shortage, check_memory};
+pub use layout::{DEFAULT_BATCH, Layout, PastShortage, SessionParams, Shortage, check_memory};
 pub use reuse::{MAX_RUNS, Runs};
 pub use steps::Steps;
 

@@ -399,6 +399,13 @@ pub fn top_logprobs(logits: &[f32], k: usize, out: &mut Vec<(u32, f64)>) {
     out.iter_mut().for_each(|(_, logit)| *logit = *logit - max - log_total);
 }
 
+/// -ln softmax(logits)[token], in f64.
+pub fn nll(logits: &[f32], token: u32) -> f64 {
+    let max = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
+    sum.ln() - f64::from(logits[token as usize] - max)
+}
+
 #[cfg(test)]
 #[path = "../../tests/unit/text/sampler.rs"]
 mod tests;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{self, Advice, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 /// What is saved is on the disk after so many bytes, and not only at the end: no wait for a slow card is then long, and the page cache
@@ -87,12 +87,19 @@ const MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const TMPFS: u32 = 0x0102_1994;
 
 impl PastFile {
+    /// Pieces are read here and there, and the index in large blocks: a system that reads ahead on its own reads pages that nobody
+    /// asks for, and drops others for them. Where it takes no advice nothing is lost.
+    fn of(file: File, dir: Option<Arc<Dir>>) -> PastFile {
+        let _ = fs::fadvise(&file, 0, None, Advice::Random);
+        PastFile { file, dir }
+    }
+
     /// A file in the folder, which must be there. It has no name, and goes with the process, whatever ends that.
     pub fn scratch(folder: &Path) -> io::Result<PastFile> {
         let dir = open_folder(folder)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         match fs::openat(&dir, ".", flags | OFlags::TMPFILE, MODE) {
-            Ok(file) => return Ok(PastFile { file: file.into(), dir: None }),
+            Ok(file) => return Ok(PastFile::of(file.into(), None)),
             // File systems and kernels that know no files without a name.
             Err(Errno::NOTSUP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
             Err(e) => return Err(e.into()),
@@ -100,7 +107,7 @@ impl PastFile {
         let name = format!(".lowkey-past-{}", std::process::id());
         let file = fs::openat(&dir, &name, flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW, MODE)?;
         fs::unlinkat(&dir, &name, AtFlags::empty())?;
-        Ok(PastFile { file: file.into(), dir: None })
+        Ok(PastFile::of(file.into(), None))
     }
 
     /// The file of this name in the folder, as it is or new; `WouldBlock` where another process has it. Nobody else opens it as long
@@ -114,7 +121,7 @@ impl PastFile {
         }
         // A session that tells of the file must not be on the disk before its name is.
         sync_folder(&dir.fd)?;
-        Ok(PastFile { file, dir: None })
+        Ok(PastFile::of(file, None))
     }
 
     /// Bytes that this user may still write on the disk of the file, and those that it takes already.
@@ -288,7 +295,7 @@ impl PastFolder {
     }
 
     fn shared(&self, file: File) -> Box<dyn Disk> {
-        Box::new(PastFile { file, dir: Some(self.dir.clone()) })
+        Box::new(PastFile::of(file, Some(self.dir.clone())))
     }
 }
 

@@ -2,7 +2,7 @@ use super::*;
 use crate::gguf::GgufFile;
 
 fn tokenizer() -> Tokenizer {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/smollm2-135m-instruct-q4_1.gguf");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/smollm2-135m-instruct-q4_1.gguf");
     Tokenizer::from_gguf(&GgufFile::open(&path).expect("the demo model: run `make model`")).expect("its tokenizer")
 }
 
