@@ -12,6 +12,7 @@ Refuses: to run without such a group.
 
 import argparse
 import json
+import os
 import pathlib
 import re
 import statistics
@@ -63,6 +64,16 @@ def past(args):
         print(f"| {depth:,} | {file} | {index} | {alone:.0f} | {cached:.0f} | {cached / alone:.2f} | {card:.1f} | {card / alone:.2f} |", flush=True)
 
 
+def chosen_bytes(path):
+    """Of the experts of all layers, those that one token goes through."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    number = lambda name: next(int(field.contents()) for key, field in reader.fields.items() if key.endswith(name))  # noqa: E731
+    whole = sum(int(tensor.n_bytes) for tensor in reader.tensors if "_exps" in tensor.name)
+    return whole * number(".expert_used_count") // number(".expert_count")
+
+
 def experts(args):
     """Tokens that nobody has seen before, so that each chooses experts of its own."""
     run = [args.lowkey, "bench", "-m", args.model, "-p", 0, "-n", args.n, "-r", 1, "-t", args.threads, "--kv-budget", args.kv_budget]
@@ -70,18 +81,19 @@ def experts(args):
     weights = int(re.search(r"^weights +(\d+)", plan, re.M).group(1))
     limit = int(PRIVATE.search(plan).group(1)) + int(weights / args.times)
     group = group_of("experts", limit, args)
-    warned = said([args.lowkey, "plan", *run[1:]], group)[1].strip()
-    before, start = group.n_read(), time.monotonic()
-    speed = tokens_per_second(run, group)
-    n_read, seconds = group.n_read() - before, time.monotonic() - start
-    told = re.search(r"a token goes through (\S+) (\S+) of them", warned)
+    with open(args.model, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    start = time.monotonic()
+    answer, warned = said([*run, "-o", "json"], group)
+    speed, warned = json.loads(answer)[0]["tok_s_median"], warned.strip()
+    n_read, seconds = group.n_read(), time.monotonic() - start
+    chosen = chosen_bytes(args.model)
+    bound = chosen / (args.mb_per_s * 1e6)
     print(f"weights {weights / 2**20:.0f} MiB, memory left for them {weights / args.times / 2**20:.0f} MiB, reads of {args.mb_per_s} MB/s")
     print(f"the program says: {warned}")
-    print(f"{1 / speed:.2f} s a token; in all {n_read / 1e6:.0f} MB read in {seconds:.1f} s, {n_read / 1e6 / seconds:.1f} MB/s")
-    if told:
-        a_token = float(told.group(1)) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[told.group(2)]
-        bound = a_token / (args.mb_per_s * 1e6)
-        print(f"to what reading a token's weights takes ({bound:.2f} s): {1 / speed / bound:.2f}")
+    print(f"the experts of a token are {chosen / 1e6:.1f} MB, which take {bound:.2f} s to read")
+    print(f"seen: {1 / speed:.2f} s a token, {1 / speed / bound:.2f} of that; in all {n_read / 1e6:.0f} MB in {seconds:.1f} s")
     group.remove()
 
 

@@ -71,19 +71,22 @@ impl Map {
         self.modified
     }
 
-    /// Tells the kernel that pages are read in order: read ahead far, drop early.
-    pub fn advise_sequential(&self) -> io::Result<()> {
-        self.mmap.advise(Advice::Sequential)
+    /// Asks the kernel to begin reading this part of the map into the page cache, all of it and no more. What lies in another map is
+    /// passed over, and so is a refusal: the bytes are then read when they are touched.
+    pub fn will_need(&self, part: &[u8]) {
+        self.advise(Advice::WillNeed, part);
     }
 
-    /// Asks the kernel to start reading the file into the page cache now.
-    pub fn advise_willneed(&self) -> io::Result<()> {
-        self.mmap.advise(Advice::WillNeed)
+    /// Tells the kernel not to read what lies around a page of this part that is touched.
+    pub fn is_read_here_and_there(&self, part: &[u8]) {
+        self.advise(Advice::Random, part);
     }
 
-    /// Tells the kernel not to read ahead.
-    pub fn advise_random(&self) -> io::Result<()> {
-        self.mmap.advise(Advice::Random)
+    fn advise(&self, advice: Advice, part: &[u8]) {
+        let at = (part.as_ptr() as usize).wrapping_sub(self.mmap.as_ptr() as usize);
+        if at < self.mmap.len() && part.len() <= self.mmap.len() - at {
+            let _ = self.mmap.advise_range(advice, at, part.len());
+        }
     }
 
     /// Keeps every page of the file in memory until the map is dropped. Fails where `ulimit -l` is lower than the file.

@@ -43,6 +43,8 @@ pub struct ExpertScratch {
     given: Buf<f32>,    // [n_rows][n_embd] what it makes of them
     shared: Buf<f32>,   // [n_rows] gates of the shared expert
     biases: Buf<f32>,   // [2 n_ff + n_embd] of an expert, where it has some: of gate, up and down
+    /// Memory does not hold the weights: the experts that were chosen are asked for before the first of them is multiplied.
+    pub asks_ahead: bool,
 }
 
 impl Room<'_> {
@@ -94,6 +96,11 @@ impl Room<'_> {
         }
         self.guard.see(&s.logits[..n_tok * n_expert], n_expert);
         s.choose(w.bias.as_deref(), n_tok);
+        if s.asks_ahead {
+            let starts = [0].into_iter().chain(s.ends.iter().copied());
+            let chosen = starts.zip(&*s.ends).enumerate().filter(|(_, (start, end))| start < *end);
+            chosen.for_each(|(expert, _)| self.file.will_need(&w.expert(expert)));
+        }
         out.fill(0.0);
         let mut first = 0;
         for expert in 0..n_expert {
@@ -160,6 +167,7 @@ impl ExpertScratch {
             gathered: arena.carve(n_rows * c.n_embd),
             given: arena.carve(n_rows * c.n_embd),
             shared: arena.carve(n_rows),
+            asks_ahead: false,
             biases: arena.carve(if c.arch.all_biased { 2 * config.n_ff + c.n_embd } else { 0 }),
         })
     }

@@ -7,6 +7,7 @@ use crate::kernels::packed::ROWS;
 use crate::kernels::{Matrix, Xielu};
 use crate::kv::layout::{AttnLayer, LayerShape};
 use crate::mem::arena::Buf;
+use crate::mem::map::Map;
 
 use super::pack::Pack;
 
@@ -78,6 +79,31 @@ pub struct Files<'a> {
     pub pack: Option<&'a Pack>,
 }
 
+impl Files<'_> {
+    /// Asks for the matrices of an expert, which are then read all at once.
+    pub fn will_need(&self, w: &Dense) {
+        for tensor in [w.gate, Some(w.up), Some(w.down)].into_iter().flatten() {
+            let data = tensor.in_file(self).data;
+            self.maps().for_each(|map| map.will_need(data));
+        }
+    }
+
+    /// Experts are read when they are asked for, and not what lies around them.
+    pub fn read_experts_alone(&self, layers: &[Layer]) {
+        for layer in layers {
+            let Ffn::Experts(experts) = &layer.ffn else { continue };
+            for tensor in experts.tensors() {
+                let data = tensor.in_file(self).data;
+                self.maps().for_each(|map| map.is_read_here_and_there(data));
+            }
+        }
+    }
+
+    fn maps(&self) -> impl Iterator<Item = &Map> {
+        self.model.maps().chain(self.pack.map(|pack| pack.map()))
+    }
+}
+
 pub struct Layer {
     pub attn_norm: Option<Buf<f32>>, // [n_embd]
     pub mixer: Mixer,
@@ -145,6 +171,11 @@ impl Experts {
             None => (self.gate.rows(2 * expert * n_ff, n_ff), self.gate.rows((2 * expert + 1) * n_ff, n_ff)),
         };
         Dense { gate: Some(gate), up, down: self.down.rows(expert * n_embd, n_embd), activation: self.activation }
+    }
+
+    /// All matrices of its experts.
+    pub fn tensors(&self) -> impl Iterator<Item = Tensor> {
+        [Some(self.gate), self.up, Some(self.down)].into_iter().flatten()
     }
 
     /// Its biases, a row of each.

@@ -7,6 +7,7 @@ use crate::kv::policy::{Keeps, Policy, Rule};
 use crate::kv::store::undo::Undo;
 use crate::kv::{KvParams, KvShape, KvType, PastParams};
 use crate::mem::arena::Arena;
+use crate::mem::available::available_bytes;
 use crate::mem::plan::Plan;
 use crate::mem::pool::{STACK_BYTES, default_threads};
 use crate::model::forward::{MAX_LANES, Model};
@@ -225,6 +226,13 @@ impl Layout {
             past.parts().iter().for_each(|&(name, bytes)| plan.private(name, self.n_streams.saturating_mul(bytes)));
             plan.disk("past", self.n_streams as u64 * past.file_bytes());
         }
+    }
+
+    /// Memory will not hold the weights, as far as the system says.
+    pub fn is_short(&self, model: &Model) -> bool {
+        let mut plan = Plan::default();
+        self.plan(model, &mut plan);
+        Shortage::of(&plan, model.weights.idle_bytes, available_bytes()).is_some()
     }
 
     /// What a step of every stream reads of its past in order, when the files are full.

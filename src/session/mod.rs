@@ -106,7 +106,12 @@ impl Engine {
                 )
             })?;
         }
-        let scratch = Arena::fill(|arena| Scratch::carve(arena, &model.config, &layout.scratch)).map_err(no_memory)?;
+        let is_short = layout.is_short(&model);
+        let mut scratch = Arena::fill(|arena| Scratch::carve(arena, &model.config, &layout.scratch)).map_err(no_memory)?;
+        if let Some(experts) = scratch.experts.as_mut().filter(|_| is_short) {
+            experts.asks_ahead = true;
+            model.files(layout.kernels).read_experts_alone(&model.weights.layers);
+        }
         let pool = Pool::new(layout.n_threads)
             .map_err(|e| Error::usage(Setting::Threads, format!("cannot start {} threads: {e}", layout.n_threads)))?;
         let mut machine = Machine { kernels: layout.kernels, pool, scratch, guard: Guard::default() };
