@@ -72,7 +72,7 @@ impl Token<'_> {
     }
 }
 
-/// What TQ2_0's sums of `field` begin with: it is multiplied where it stands in its byte, the highest at its place.
+/// What TQ2_0's sums of block `b` begin with: its pairs are multiplied where they stand in their bytes, the highest at their place.
 #[inline(always)]
 pub fn raised(sum: i32, b: usize) -> i32 {
     -(sum << [0, 2, 4, 0][b % 4])
