@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::lone::{At, Lone, Token, add_pairs, block, pairs, raised, scales};
+use super::lone::{At, Lone, Token, add_pairs, block, by_pairs, pairs, raised, scales};
 
 pub struct Dot;
 
@@ -229,9 +229,17 @@ impl Lone for Dot {
 
     #[inline(always)]
     fn prepare_tq2_0(sum: &[i32], start: &mut [i32]) {
-        for (b, (sum, to)) in sum.iter().zip(start.as_chunks_mut().0).enumerate() {
-            let x = raised(*sum, b);
-            *to = [x, 0, x, 0, x, 0, x, 0];
+        for (sum, to) in sum.as_chunks().0.iter().zip(start.as_chunks_mut::<{ 4 * Self::TQ2_0 }>().0) {
+            // SAFETY: registers, and arrays of four.
+            unsafe {
+                let (x, none) = (raised(sum), vdupq_n_s32(0));
+                let [x, y] = [vzip1q_s32(x, none), vzip2q_s32(x, none)].map(|x| vreinterpretq_s64_s32(x));
+                let each = [vdupq_laneq_s64::<0>(x), vdupq_laneq_s64::<1>(x), vdupq_laneq_s64::<0>(y), vdupq_laneq_s64::<1>(y)];
+                for (x, to) in each.into_iter().zip(to.as_chunks_mut::<8>().0) {
+                    vst1q_s32(to.as_mut_ptr(), vreinterpretq_s32_s64(x));
+                    vst1q_s32(to[4..].as_mut_ptr(), vreinterpretq_s32_s64(x));
+                }
+            }
         }
     }
 
@@ -240,12 +248,12 @@ impl Lone for Dot {
 
     #[inline(always)]
     fn prepare_q2_0(token: Token, start: &mut [i32]) {
-        for (b, to) in start.as_chunks_mut::<{ Self::Q2_0 }>().0.iter_mut().enumerate() {
+        for ((q, d, sum), to) in token.by_64().zip(start.as_chunks_mut::<{ Self::Q2_0 }>().0) {
             let (sums, to) = to.split_first_chunk_mut::<16>().expect("34");
-            sums.as_chunks_mut().0.fill([-token.sum[2 * b], 0, -token.sum[2 * b + 1], 0]);
-            let (pairs, d) = to.split_first_chunk_mut::<16>().expect("18");
-            token.by_pairs(b, pairs);
-            d.copy_from_slice(&[token.d[2 * b], token.d[2 * b + 1]].map(|d| d.to_bits() as i32));
+            sums.as_chunks_mut().0.fill([-sum[0], 0, -sum[1], 0]);
+            let (pairs, scales) = to.split_first_chunk_mut::<16>().expect("18");
+            by_pairs(q, pairs);
+            scales.copy_from_slice(&d.map(|d| d.to_bits() as i32));
         }
     }
 

@@ -58,24 +58,32 @@ pub struct Token<'a> {
 }
 
 impl Token<'_> {
-    /// Columns `64 b..64 b + 64` in the order of bit pairs: first the lowest pair of sixteen bytes, then the next.
+    /// Its activations, scales and sums for 64 columns at a time.
     #[inline(always)]
-    pub fn by_pairs(&self, b: usize, to: &mut [i32; 16]) {
-        let q: &[i8; 2 * BLOCK] = &self.q.as_chunks().0[b];
-        // SAFETY: 64 bytes are read, and written.
-        unsafe {
-            vst1q_s8_x4(to.as_mut_ptr().cast(), {
-                let x = vld4q_s8(q.as_ptr());
-                int8x16x4_t(x.0, x.1, x.2, x.3)
-            })
-        };
+    pub fn by_64(&self) -> impl Iterator<Item = (&[i8; 2 * BLOCK], &[f32; 2], &[i32; 2])> {
+        let two = self.d.as_chunks().0.iter().zip(self.sum.as_chunks().0);
+        self.q.as_chunks().0.iter().zip(two).map(|(q, (d, sum))| (q, d, sum))
     }
 }
 
-/// What TQ2_0's sums of block `b` begin with: its pairs are multiplied where they stand in their bytes, the highest at their place.
+/// 64 columns in the order of bit pairs: first the lowest pair of sixteen bytes, then the next.
 #[inline(always)]
-pub fn raised(sum: i32, b: usize) -> i32 {
-    -(sum << [0, 2, 4, 0][b % 4])
+pub fn by_pairs(q: &[i8; 2 * BLOCK], to: &mut [i32; 16]) {
+    // SAFETY: 64 bytes are read, and written.
+    unsafe {
+        let int8x16x4_t(a, b, c, d) = vld4q_s8(q.as_ptr());
+        for (x, to) in [a, b, c, d].into_iter().zip(to.as_chunks_mut::<4>().0) {
+            vst1q_s32(to.as_mut_ptr(), vreinterpretq_s32_s8(x));
+        }
+    }
+}
+
+/// What TQ2_0's sums of four blocks begin with: bit pairs are multiplied where they stand in their bytes, the highest at their place.
+#[inline(always)]
+pub fn raised(sum: &[i32; 4]) -> int32x4_t {
+    const UP: [i32; 4] = [0, 2, 4, 0];
+    // SAFETY: arrays of four.
+    unsafe { vnegq_s32(vshlq_s32(vld1q_s32(sum.as_ptr()), vld1q_s32(UP.as_ptr()))) }
 }
 
 /// Text: the f16 scales of four rows into `$d`.

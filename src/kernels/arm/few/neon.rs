@@ -4,7 +4,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::lone::{At, Lone, Token, add_pairs, block, pairs, raised, scales};
+use super::lone::{At, Lone, Token, add_pairs, block, by_pairs, pairs, raised, scales};
 
 pub struct Neon;
 
@@ -194,8 +194,9 @@ impl Lone for Neon {
 
     #[inline(always)]
     fn prepare_tq2_0(sum: &[i32], start: &mut [i32]) {
-        for (b, (sum, to)) in sum.iter().zip(start).enumerate() {
-            *to = raised(*sum, b);
+        for (sum, to) in sum.as_chunks().0.iter().zip(start.as_chunks_mut::<4>().0) {
+            // SAFETY: an array of four.
+            unsafe { vst1q_s32(to.as_mut_ptr(), raised(sum)) };
         }
     }
 
@@ -204,11 +205,11 @@ impl Lone for Neon {
 
     #[inline(always)]
     fn prepare_q2_0(token: Token, start: &mut [i32]) {
-        for (b, to) in start.as_chunks_mut::<{ Self::Q2_0 }>().0.iter_mut().enumerate() {
+        for ((q, d, sum), to) in token.by_64().zip(start.as_chunks_mut::<{ Self::Q2_0 }>().0) {
             let (pairs, rest) = to.split_first_chunk_mut::<16>().expect("20");
-            token.by_pairs(b, pairs);
-            let d = |i: usize| token.d[2 * b + i].to_bits() as i32;
-            rest.copy_from_slice(&[d(0), d(1), -token.sum[2 * b], -token.sum[2 * b + 1]]);
+            by_pairs(q, pairs);
+            let d = d.map(|d| d.to_bits() as i32);
+            rest.copy_from_slice(&[d[0], d[1], -sum[0], -sum[1]]);
         }
     }
 
