@@ -6,7 +6,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::blocks::{Set, mls_lane, rest};
+use super::blocks::{Set, rest};
 use super::superblocks::{self, FourScales, SubScales, Type, scaled};
 use crate::kernels::{Acts, BLOCK, MatmulTask};
 
@@ -65,14 +65,14 @@ unsafe fn four_rows<F: Type, S: Set>(rows: *const u8, row_bytes: usize, acts: &A
             macro_rules! sub {
                 ($sub:expr) => {
                     // Not by `map`, which becomes a call.
-                    let four = [F::raw(p[0], $sub), F::raw(p[1], $sub), F::raw(p[2], $sub), F::raw(p[3], $sub)];
+                    let four =
+                        [F::elements(p[0], $sub), F::elements(p[1], $sub), F::elements(p[2], $sub), F::elements(p[3], $sub)];
                     let a = acts.q.as_ptr().add((first + $sub) * BLOCK);
                     let a = [vld1q_s8(a), vld1q_s8(a.add(16))];
                     let isum = match F::SCALES {
-                        SubScales::One | SubScales::OneMin => S::four_sums::<F::Raw>(&mut running, four, a),
-                        SubScales::Two | SubScales::TwoMin => scaled::<F>(S::four_half_sums::<F::Raw>(four, a), scales.x[$sub]),
+                        SubScales::One | SubScales::OneMin => S::four_sums::<F>(&mut running, four, a),
+                        SubScales::Two | SubScales::TwoMin => scaled::<F>(S::four_half_sums::<F>(four, a), scales.x[$sub]),
                     };
-                    let isum = in_place::<F>(isum, $sub, acts.sum.as_ptr().add(first + $sub));
                     add::<F>(&mut sums, isum, &scales, $sub, acts, first + $sub);
                 };
             }
@@ -101,38 +101,17 @@ unsafe fn four_rows<F: Type, S: Set>(rows: *const u8, row_bytes: usize, acts: &A
     unsafe { vaddq_f32(sums[0], sums[1]) }
 }
 
-/// What a sum of products with `Type::raw` is of products with elements, as f32, exactly.
-///
-/// # Safety
-/// `sum` is readable: the sum of the activations.
-#[inline(always)]
-unsafe fn in_place<F: Type>(isum: int32x4_t, sub: usize, sum: *const i32) -> float32x4_t {
-    // SAFETY: by the caller's promise. The matches are decided at compile time.
-    unsafe {
-        let isum = match F::RAISED {
-            0 => isum,
-            raised => mls_lane::<0>(isum, vdupq_n_s32(raised << F::shifted(sub)), vld1q_dup_s32(sum)),
-        };
-        match F::shifted(sub) {
-            0 => vcvtq_f32_s32(isum),
-            2 => vcvtq_n_f32_s32::<2>(isum),
-            4 => vcvtq_n_f32_s32::<4>(isum),
-            other => unreachable!("a shift by {other} bits"),
-        }
-    }
-}
-
 /// `acc = fma(d * d_a, isum, acc)` of block `sub` of the file's, `at` of the token, and what the minimums add.
 ///
 /// # Safety
 /// Block `at` is one of the token's.
 #[inline(always)]
-unsafe fn add<F: Type>(sums: &mut [float32x4_t; 2], isum: float32x4_t, scales: &FourScales, sub: usize, acts: &Acts, at: usize) {
+unsafe fn add<F: Type>(sums: &mut [float32x4_t; 2], isum: int32x4_t, scales: &FourScales, sub: usize, acts: &Acts, at: usize) {
     let [acc, acc_m] = sums;
     // SAFETY: an element for each block of the token.
     unsafe {
         let d_a = *acts.d.as_ptr().add(at);
-        *acc = vfmaq_f32(*acc, vmulq_n_f32(scales.d[sub], d_a), isum);
+        *acc = vfmaq_f32(*acc, vmulq_n_f32(scales.d[sub], d_a), vcvtq_f32_s32(isum));
         match F::SCALES {
             SubScales::OneMin => *acc_m = vfmaq_n_f32(*acc_m, vreinterpretq_f32_s32(scales.x[sub]), *acts.s.as_ptr().add(at)),
             SubScales::TwoMin => {

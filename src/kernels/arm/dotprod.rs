@@ -13,7 +13,7 @@ use super::{packed, quads};
 use crate::kernels::{Acts, MatmulTask, Out, Table};
 
 pub(crate) static TABLE: Table = super::table(matmul);
-super::stamp_arm!("neon,dotprod", Dotprod);
+super::stamp_arm!("neon,dotprod", Dotprod, super::few::dot::Dot);
 
 /// # Safety
 /// The CPU features of the set; the task's elements of `out` belong to the caller.

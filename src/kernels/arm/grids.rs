@@ -1,4 +1,4 @@
-//! How the ARM sets read IQ2 and IQ3, whose elements are looked up in grids, and the ternary types TQ1_0 and TQ2_0.
+//! How the ARM sets read IQ2 and IQ3, whose elements are looked up in grids.
 //!
 //! A look-up is a load of eight or four bytes by an index that is itself loaded; four or eight of them fill the vectors of 32 columns.
 //! Signs are eight bits to eight columns: each byte of a vector picks the byte that holds its bit, tests it, and is negated by it.
@@ -8,7 +8,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::formats::Range8;
-use super::superblocks::{FourScales, SubScales, Type, a_type, bits, bytes_32, f16, halves, minus, one, times, transposed, twos};
+use super::superblocks::{FourScales, SubScales, Type, a_type, f16, halves, times, transposed};
 use crate::gguf::quant::grids;
 
 /// Bytes `BYTE` and `NEXT` of `signs` as the signs of sixteen columns, a set bit for minus.
@@ -209,82 +209,3 @@ a_type!(
         [signed::<0, 1>(x, signs), signed::<2, 3>(y, signs)]
     }
 );
-a_type!(
-    /// `u8 qs[48]; u8 last[4]; f16 d`: five digits in base three in a byte, in `last` four.
-    Tq1_0, 54, 8, One, 1, |p| one(f16(p, 52), vdupq_n_f32(0.0)), |p, sub| match sub {
-        0..5 => [digits(vld1q_u8(p), sub), digits(vld1q_u8(p.add(16)), sub)],
-        5 | 6 => {
-            let fives = vld1q_u8(p.add(32));
-            [digits(fives, 2 * sub - 10), digits(fives, 2 * sub - 9)]
-        }
-        _ => {
-            const POWERS: [u8; 16] = [1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27];
-            let last = vreinterpretq_u8_u32(vdupq_n_u32(u32_at(p.add(48))));
-            [digits(vld1q_u8(p.add(32)), 4), first_digit(vmulq_u8(last, vld1q_u8(POWERS.as_ptr())))]
-        }
-    }
-);
-
-/// `u8 qs[64]; f16 d`: bit pairs of 32 bytes for each four times 32 columns.
-pub struct Tq2_0;
-impl Range8 for Tq2_0 {
-    const LARGEST: i32 = 2;
-    const HAS_MIN: bool = false;
-}
-impl Type for Tq2_0 {
-    const BYTES: usize = 66;
-    const BLOCKS: usize = 8;
-    const SCALES: SubScales = SubScales::One;
-    type Raw = ThirdPair;
-    const RAISED: i32 = 1;
-
-    #[inline(always)]
-    unsafe fn scales(p: [*const u8; 4]) -> FourScales {
-        // SAFETY: inside the block; registers.
-        unsafe { one(f16(p, 64), vdupq_n_f32(0.0)) }
-    }
-
-    #[inline(always)]
-    unsafe fn elements(p: *const u8, sub: usize) -> [int8x16_t; 2] {
-        // SAFETY: inside the block.
-        minus(unsafe { twos(p, sub, 0) }, 1)
-    }
-
-    /// All pairs but the highest, which would be signed, stay where they are.
-    #[inline(always)]
-    fn shifted(sub: usize) -> i32 {
-        [0, 2, 4, 0][sub % 4]
-    }
-
-    #[inline(always)]
-    unsafe fn raw(p: *const u8, sub: usize) -> [int8x16_t; 2] {
-        // SAFETY: inside the block.
-        let x = unsafe { bytes_32(p.add(sub / 4 * 32)) };
-        minus(if sub % 4 == 3 { bits(x, 6, 3, 0) } else { bits(x, 0, 3 << (2 * (sub % 4)), 0) }, 0)
-    }
-}
-
-/// The bits of the third pair of a byte.
-pub struct ThirdPair;
-impl Range8 for ThirdPair {
-    const LARGEST: i32 = 0x30;
-    const HAS_MIN: bool = false;
-}
-
-/// Digit `n` in base three, less one, of bytes that are fractions of 256.
-#[inline(always)]
-fn digits(x: uint8x16_t, n: usize) -> int8x16_t {
-    const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
-    // SAFETY: registers only.
-    first_digit(if n == 0 { x } else { unsafe { vmulq_u8(x, vdupq_n_u8(POWERS[n])) } })
-}
-
-/// The first one: 0 below a third of 256, 2 from two thirds on; less one.
-#[inline(always)]
-fn first_digit(x: uint8x16_t) -> int8x16_t {
-    // SAFETY: registers only. Comparisons give -1.
-    unsafe {
-        let (is_two, is_none) = (vcgeq_u8(x, vdupq_n_u8(171)), vcltq_u8(x, vdupq_n_u8(86)));
-        vreinterpretq_s8_u8(vsubq_u8(is_none, is_two))
-    }
-}

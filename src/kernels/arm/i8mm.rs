@@ -14,7 +14,7 @@ use super::packed;
 use crate::kernels::{Acts, MatmulTask, Out, Table};
 
 pub(crate) static TABLE: Table = super::table(matmul);
-super::stamp_arm!("neon,dotprod,i8mm", I8mm);
+super::stamp_arm!("neon,dotprod,i8mm", I8mm, super::few::dot::Dot);
 
 /// # Safety
 /// The CPU features of the set; the task's elements of `out` belong to the caller.

@@ -1,5 +1,5 @@
 //! The sets for 64-bit ARM: NEON (every one), with dot product, with the matrix extension for int8. They share how formats are
-//! read (formats, superblocks, grids), the way through a matrix (blocks), attention (attend, wide), and what is no product (float); a
+//! read (formats, superblocks, grids, few), the way through a matrix (blocks), attention (attend, wide), and what is no product (float); a
 //! set brings its integer products.
 
 mod attend;
@@ -7,6 +7,7 @@ mod blocks;
 mod dense;
 mod direct;
 pub mod dotprod;
+mod few;
 pub mod float;
 mod formats;
 mod grids;
@@ -66,11 +67,17 @@ trait Stamped: Set {
     /// # Safety
     /// As `matmul`.
     unsafe fn superblocks<F: superblocks::Type>(task: &mut MatmulTask);
+
+    /// `few::quantised`
+    ///
+    /// # Safety
+    /// As `matmul`.
+    unsafe fn few<F: few::Few>(task: &mut MatmulTask);
 }
 
-/// Makes `$set` a set of functions compiled with `$features`.
+/// Makes `$set` a set of functions compiled with `$features`; `$lone` multiplies a lone token with types of few bits.
 macro_rules! stamp_arm {
-    ($features:literal, $set:ident) => {
+    ($features:literal, $set:ident, $lone:ty) => {
         impl super::Stamped for $set {
             #[inline(always)]
             unsafe fn blocks<F: Format>(task: &mut MatmulTask) {
@@ -82,6 +89,12 @@ macro_rules! stamp_arm {
             unsafe fn superblocks<F: super::superblocks::Type>(task: &mut MatmulTask) {
                 // SAFETY: passed on.
                 unsafe { superblocks::<F>(task) }
+            }
+
+            #[inline(always)]
+            unsafe fn few<F: super::few::Few>(task: &mut MatmulTask) {
+                // SAFETY: passed on.
+                unsafe { few::<F>(task) }
             }
         }
 
@@ -101,6 +114,15 @@ macro_rules! stamp_arm {
         unsafe fn superblocks<F: super::superblocks::Type>(task: &mut MatmulTask) {
             // SAFETY: passed on.
             unsafe { super::direct::quantised::<F, $set>(task) }
+        }
+
+        /// # Safety
+        /// As `Stamped::few`.
+        #[target_feature(enable = $features)]
+        #[inline(never)]
+        unsafe fn few<F: super::few::Few>(task: &mut MatmulTask) {
+            // SAFETY: passed on.
+            unsafe { super::few::quantised::<F, $set, $lone>(task) }
         }
     };
 }
@@ -122,7 +144,7 @@ unsafe fn matmul<S: Stamped>(task: &mut MatmulTask) {
             GgmlType::Q5_1 => S::blocks::<formats::Q5_1>(task),
             GgmlType::IQ4_NL => S::blocks::<formats::Iq4Nl>(task),
             GgmlType::Q1_0 => S::superblocks::<superblocks::Q1_0>(task),
-            GgmlType::Q2_0 => S::superblocks::<superblocks::Q2_0>(task),
+            GgmlType::Q2_0 => S::few::<few::Q2_0>(task),
             GgmlType::MXFP4 => S::superblocks::<superblocks::Mxfp4>(task),
             GgmlType::IQ4_XS => S::superblocks::<superblocks::Iq4Xs>(task),
             GgmlType::Q2_K => S::superblocks::<superblocks::Q2K>(task),
@@ -135,8 +157,8 @@ unsafe fn matmul<S: Stamped>(task: &mut MatmulTask) {
             GgmlType::IQ2_S => S::superblocks::<grids::Iq2S>(task),
             GgmlType::IQ3_XXS => S::superblocks::<grids::Iq3Xxs>(task),
             GgmlType::IQ3_S => S::superblocks::<grids::Iq3S>(task),
-            GgmlType::TQ1_0 => S::superblocks::<grids::Tq1_0>(task),
-            GgmlType::TQ2_0 => S::superblocks::<grids::Tq2_0>(task),
+            GgmlType::TQ1_0 => S::few::<few::Tq1_0>(task),
+            GgmlType::TQ2_0 => S::few::<few::Tq2_0>(task),
             GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => dense::matmul(task),
             ty => unreachable!("{ty:?} was refused when the model was loaded"),
         }

@@ -11,7 +11,7 @@ use super::formats::{Format, Four, ROWS, Range8, next_32};
 use crate::kernels::{Acts, BLOCK, MatmulTask, Out, Table};
 
 pub(crate) static TABLE: Table = super::table(matmul);
-super::stamp_arm!("neon", Neon);
+super::stamp_arm!("neon", Neon, super::few::neon::Neon);
 
 /// # Safety
 /// The task's elements of `out` belong to the caller.

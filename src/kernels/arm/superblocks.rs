@@ -1,7 +1,7 @@
-//! Formats whose batches are multiplied from a tile, and single tokens in direct.rs: Q1_0, Q2_0, IQ4_XS, MXFP4 and the K-quants. A
+//! Formats whose batches are multiplied from a tile, and single tokens in direct.rs: Q1_0, IQ4_XS, MXFP4 and the K-quants. A
 //! `Type` says how 32 columns of a row are read.
 //!
-//! Types with grids, and ternary ones, are in grids.rs. What the numbers mean and in which order they are added up is fixed in
+//! Types with grids are in grids.rs, of two bits and less in few/. What the numbers mean and in which order they are added up is fixed in
 //! spec/weights.rs, layouts of bytes in gguf/quant.
 
 use std::arch::aarch64::*;
@@ -52,27 +52,6 @@ pub trait Type: Range8 {
     /// # Safety
     /// A block of the file is readable at `p`.
     unsafe fn elements(p: *const u8, sub: usize) -> [int8x16_t; 2];
-
-    /// The range of `raw`.
-    type Raw: Range8;
-    /// What elements are raised by in `raw`.
-    const RAISED: i32 = 0;
-
-    /// How many bits higher than their place elements stand in `raw`.
-    #[inline(always)]
-    fn shifted(_sub: usize) -> i32 {
-        0
-    }
-
-    /// `(element + RAISED) << shifted(sub)`, where that is less work: what a lone token is multiplied with.
-    ///
-    /// # Safety
-    /// As `elements`.
-    #[inline(always)]
-    unsafe fn raw(p: *const u8, sub: usize) -> [int8x16_t; 2] {
-        // SAFETY: passed on.
-        unsafe { Self::elements(p, sub) }
-    }
 }
 
 /// A batch: eight rows are expanded and multiplied with some tokens at a time.
@@ -266,7 +245,7 @@ fn widen_s8(x: int8x16_t) -> [int32x4_t; 2] {
 /// # Safety
 /// 32 bytes at `p` are readable.
 #[inline(always)]
-pub(super) unsafe fn bytes_32(p: *const u8) -> [uint8x16_t; 2] {
+unsafe fn bytes_32(p: *const u8) -> [uint8x16_t; 2] {
     // SAFETY: readable by the caller's promise.
     unsafe { [vld1q_u8(p), vld1q_u8(p.add(16))] }
 }
@@ -296,7 +275,7 @@ pub(super) fn minus(q: [uint8x16_t; 2], offset: i8) -> [int8x16_t; 2] {
 
 /// Bits `shift..` of bytes, of which `mask` stay, moved up by `to`.
 #[inline(always)]
-pub(super) fn bits(x: [uint8x16_t; 2], shift: usize, mask: u8, to: usize) -> [uint8x16_t; 2] {
+fn bits(x: [uint8x16_t; 2], shift: usize, mask: u8, to: usize) -> [uint8x16_t; 2] {
     [bits_16(x[0], shift, mask, to), bits_16(x[1], shift, mask, to)]
 }
 
@@ -377,7 +356,6 @@ macro_rules! a_type {
             const BLOCKS: usize = $blocks;
             const SCALES: SubScales = SubScales::$scales;
             const ALIKE: bool = !stringify!($($alike)?).is_empty();
-            type Raw = Self;
 
             #[inline(always)]
             unsafe fn scales($p: [*const u8; 4]) -> FourScales {
@@ -410,17 +388,6 @@ a_type!(
             let is_set = vtstq_u8(vqtbl1q_u8(x, vld1q_u8(byte.as_ptr())), vld1q_u8(BIT.as_ptr()));
             vbslq_s8(is_set, vdupq_n_s8(1), vdupq_n_s8(-1))
         })
-    }
-);
-a_type!(
-    /// `f16 d; u8 qs[16]`, two bits an element
-    Q2_0, 18, 2, One, 2, |p| one(f16(p, 0), vdupq_n_f32(0.0)), |p, sub| {
-        const BYTE: [[u8; 16]; 2] =
-            [[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3], [4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7]];
-        const DOWN: [i8; 16] = [0, -2, -4, -6, 0, -2, -4, -6, 0, -2, -4, -6, 0, -2, -4, -6];
-        let x = vcombine_u8(vld1_u8(p.add(2 + 8 * sub)), vdup_n_u8(0));
-        let pairs = BYTE.map(|byte| vshlq_u8(vqtbl1q_u8(x, vld1q_u8(byte.as_ptr())), vld1q_s8(DOWN.as_ptr())));
-        minus(pairs.map(|pair| vandq_u8(pair, vdupq_n_u8(3))), 1)
     }
 );
 a_type!(
