@@ -267,6 +267,7 @@ const FOUR: i64 = 0x0404_0404_0404_0404;
 /// # Safety
 /// As `words::product`; the features of the set.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)] // As `product`.
 unsafe fn by_words<G: Grid, const T: usize>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut) {
     // SAFETY: passed on.
     unsafe { words::product::<__m256i, G, T>(p, stride, acts, to) }
@@ -287,6 +288,7 @@ unsafe fn by_words<G: Grid, const T: usize>(p: *const u8, stride: usize, acts: &
 /// `source` has a block for each 32 columns; tokens `first..first + T` are inside `acts`; the features of the set; the
 /// elements of `to` belong to the caller.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)] // On its own the loop has all sixteen registers.
 unsafe fn product<E: Elements, S: Source<__m256i>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
     let n_blocks = acts.n_cols / BLOCK;
     assert!((first + T) * acts.n_cols <= acts.q.len());

@@ -128,8 +128,7 @@ impl<V: Vector> Block<V> {
 // SAFETY: sixteen bytes are `__m128i`.
 pub const FIRST_BYTES: __m128i = unsafe { std::mem::transmute([0u8, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]) };
 
-/// For `Vector::fifth_bits`: 16 of a bit that is one of the lower four of its byte. Of an upper one their minimum is, so neither has to
-/// be moved.
+/// For `Vector::fifth_bits`: a table that makes 16 of 1, 2, 4 and 8. Of 16 to 128 the minimum with 16 does, so no bit has to be moved.
 pub const SIXTEENS: [u8; 16] = [0, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16];
 
 /// What stands in `d` and `m` of a block.

@@ -28,21 +28,19 @@ macro_rules! stamp_x86 {
 
         #[derive(Clone, Copy)]
         struct $set;
-        // Loops have all registers where they are functions of their own. Compilers inline those that have CPU features whatever an
-        // attribute says (rustc 1.95), but not into one that lacks them, as these do, and these they leave alone.
         impl Set for $set {
             type V = $vector;
             type F16 = F16c;
             const ROWS: usize = $rows;
             const DIRECT: usize = [$($direct),*].len();
 
-            #[inline(never)]
+            #[inline(always)]
             unsafe fn expand<F: Format>(tile: Expanded<Self>, p: *const u8, stride: usize, n: usize) {
                 // SAFETY: passed on.
                 unsafe { expand::<F>(tile, p, stride, n) }
             }
 
-            #[inline(never)]
+            #[inline(always)]
             unsafe fn direct<F: Format>(rows: Native<Self, F>, acts: &Acts, to: RowsOut) {
                 // SAFETY: passed on; all tokens of the batch.
                 unsafe {
@@ -53,7 +51,7 @@ macro_rules! stamp_x86 {
                 }
             }
 
-            #[inline(never)]
+            #[inline(always)]
             unsafe fn by_words<G: Grid>(p: *const u8, stride: usize, acts: &Acts, to: RowsOut) {
                 // SAFETY: passed on; all tokens of the batch.
                 unsafe {
@@ -65,7 +63,7 @@ macro_rules! stamp_x86 {
                 }
             }
 
-            #[inline(never)]
+            #[inline(always)]
             unsafe fn tiled<E: Elements>(tile: Expanded<Self>, acts: &Acts, to: RowsOut) {
                 let mut t = 0;
                 $(while acts.n_tok - t >= $tiled {
@@ -129,6 +127,7 @@ macro_rules! stamp_x86 {
         /// # Safety
         /// As `Expanded::expand`.
         #[target_feature(enable = $features)]
+        #[inline(never)]
         unsafe fn expand<F: Format>(rows: Expanded<$set>, p: *const u8, stride: usize, n: usize) {
             // SAFETY: passed on.
             unsafe { rows.expand::<F>(p, stride, n) }
