@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 
 use super::attend::Ymm;
 use super::float::F16c;
-use super::formats::{self, Elements, FIRST_BYTES, Format, Scales, Vector, in_registers};
+use super::formats::{self, Elements, FIRST_BYTES, Format, SIXTEENS, Scales, Vector, in_registers};
 use super::product::{self, Expanded, Native, RowsOut, Set, Source};
 use super::stamp_x86;
 use super::words::{self, Words};
@@ -43,6 +43,25 @@ impl Vector for __m256i {
                 load_pair(p.add(3 * stride), stride),
             ])
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(p: *const u8, stride: usize) -> __m256i {
+        // SAFETY: readable by the caller's promise.
+        unsafe {
+            let mut words = [0; 8];
+            for r in 0..8 {
+                words[r] = p.add(r * stride).cast::<i32>().read_unaligned();
+            }
+            let [a, b, c, d, e, f, g, h] = words;
+            _mm256_setr_epi32(a, b, c, d, e, f, g, h)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(p: *const u8, stride: usize) -> __m256i {
+        // SAFETY: passed on.
+        unsafe { _mm256_castps_si256(_mm256_cvtph_ps(load_eight_halves(p, stride))) }
     }
 
     #[inline(always)]
@@ -107,7 +126,11 @@ impl Vector for __m256i {
         shr(v, n: u32) => _mm256_srl_epi32(v, _mm_cvtsi32_si128(n as i32));
         shr_i16(v, n: u32) => _mm256_sra_epi16(v, _mm_cvtsi32_si128(n as i32));
         lookup(v, table: &[u8; 16]) => _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), v);
-        fifth_bits(v, g: usize) => _mm256_and_si256(has_bits(v, g), _mm256_set1_epi8(16));
+        fifth_bits(v, g: usize) => {
+            let bit = _mm256_and_si256(copied_bits(v, g), one_bit(g));
+            if g.is_multiple_of(2) { bit.lookup(&SIXTEENS) } else { _mm256_min_epu8(bit, _mm256_set1_epi8(16)) }
+        };
+        low_nibbles_and(v, y: Self) => _mm256_or_si256(_mm256_and_si256(v, _mm256_set1_epi8(15)), y);
         negated(v, bits: Self, g: usize) => _mm256_sign_epi8(v, _mm256_or_si256(has_bits(bits, g), _mm256_set1_epi8(1)));
         halves(v) => {
             let x = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
@@ -137,8 +160,34 @@ pub(super) unsafe fn copied_bits(v: __m256i, g: usize) -> __m256i {
 unsafe fn has_bits(v: __m256i, g: usize) -> __m256i {
     // SAFETY: registers only.
     unsafe {
-        let one = _mm256_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
+        let one = one_bit(g);
         _mm256_cmpeq_epi8(_mm256_and_si256(copied_bits(v, g), one), one)
+    }
+}
+
+/// Of `copied_bits` the one that each byte keeps.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+pub(super) unsafe fn one_bit(g: usize) -> __m256i {
+    // SAFETY: registers only.
+    unsafe { _mm256_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 }) }
+}
+
+/// An f16 of each of eight rows. They are put together as integers: vectors have enough to load.
+///
+/// # Safety
+/// 2 bytes at `p + r * stride` are readable for every row `r`; AVX2.
+#[inline(always)]
+pub(super) unsafe fn load_eight_halves(p: *const u8, stride: usize) -> __m128i {
+    // SAFETY: readable by the caller's promise.
+    unsafe {
+        let mut fours = [0u64; 2];
+        for r in 0..8 {
+            fours[r / 4] |= u64::from(p.add(r * stride).cast::<u16>().read_unaligned()) << (r % 4 * 16);
+        }
+        _mm_set_epi64x(fours[1] as i64, fours[0] as i64)
     }
 }
 

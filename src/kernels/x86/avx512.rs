@@ -6,8 +6,9 @@
 use std::arch::x86_64::*;
 
 use super::attend512::Zmm;
+use super::avx2::load_eight_halves;
 use super::float::F16c;
-use super::formats::{Elements, FIRST_BYTES, Format, Vector, in_registers};
+use super::formats::{Elements, FIRST_BYTES, Format, SIXTEENS, Vector, in_registers};
 use super::product::{self, Expanded, Native, RowsOut, Set, Source};
 use super::stamp_x86;
 use super::vnni::{self, Vnni};
@@ -35,6 +36,21 @@ impl Vector for __m512i {
                 load_four(p.add(2 * stride), stride),
                 load_four(p.add(3 * stride), stride),
             ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(p: *const u8, stride: usize) -> __m512i {
+        // SAFETY: passed on: the first eight rows, the others.
+        unsafe { Self::of_eights([__m256i::load_words(p, stride), __m256i::load_words(p.add(8 * stride), stride)]) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(p: *const u8, stride: usize) -> __m512i {
+        // SAFETY: passed on: the first eight rows, the others.
+        unsafe {
+            let (first, last) = (load_eight_halves(p, stride), load_eight_halves(p.add(8 * stride), stride));
+            _mm512_castps_si512(_mm512_cvtph_ps(_mm256_set_m128i(last, first)))
         }
     }
 
@@ -101,7 +117,11 @@ impl Vector for __m512i {
         shr(v, n: u32) => _mm512_srl_epi32(v, _mm_cvtsi32_si128(n as i32));
         shr_i16(v, n: u32) => _mm512_sra_epi16(v, _mm_cvtsi32_si128(n as i32));
         lookup(v, table: &[u8; 16]) => _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), v);
-        fifth_bits(v, g: usize) => _mm512_maskz_set1_epi8(has_bits(v, g), 16);
+        fifth_bits(v, g: usize) => {
+            let bit = _mm512_and_si512(copied_bits(v, g), one_bit(g));
+            if g.is_multiple_of(2) { bit.lookup(&SIXTEENS) } else { _mm512_min_epu8(bit, _mm512_set1_epi8(16)) }
+        };
+        low_nibbles_and(v, y: Self) => _mm512_ternarylogic_epi32::<0xe4>(v, y, _mm512_set1_epi8(15)); // As in vnni256.rs.
         negated(v, bits: Self, g: usize) => _mm512_mask_sub_epi8(v, has_bits(bits, g), _mm512_setzero_si512(), v);
         halves(v) => _mm512_castps_si512(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)));
         to_floats(v) => _mm512_castps_si512(_mm512_cvtepi32_ps(v));
@@ -116,12 +136,27 @@ impl Vector for __m512i {
 #[inline(always)]
 unsafe fn has_bits(v: __m512i, g: usize) -> __mmask64 {
     // SAFETY: registers only.
-    unsafe {
-        // The byte that holds the four bits, four times; then each of its copies keeps one.
-        let copied = _mm512_shuffle_epi8(v, _mm512_add_epi8(_mm512_broadcast_i32x4(FIRST_BYTES), _mm512_set1_epi8(g as i8 / 2)));
-        let one = _mm512_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
-        _mm512_test_epi8_mask(copied, one)
-    }
+    unsafe { _mm512_test_epi8_mask(copied_bits(v, g), one_bit(g)) }
+}
+
+/// The byte that holds bits `4g..4g+4` of each lane, four times.
+///
+/// # Safety
+/// AVX-512BW.
+#[inline(always)]
+unsafe fn copied_bits(v: __m512i, g: usize) -> __m512i {
+    // SAFETY: registers only.
+    unsafe { _mm512_shuffle_epi8(v, _mm512_add_epi8(_mm512_broadcast_i32x4(FIRST_BYTES), _mm512_set1_epi8(g as i8 / 2))) }
+}
+
+/// Of `copied_bits` the one that each byte keeps.
+///
+/// # Safety
+/// AVX-512F.
+#[inline(always)]
+unsafe fn one_bit(g: usize) -> __m512i {
+    // SAFETY: registers only.
+    unsafe { _mm512_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 }) }
 }
 
 /// 16 bytes of a row, and of the fourth, eighth and twelfth after it.

@@ -28,7 +28,17 @@ pub trait Vector: Copy {
     /// # Safety
     /// 16 bytes at `p + r * stride` are readable for every row `r`.
     unsafe fn load_16_bytes(p: *const u8, stride: usize) -> [Self; 4];
-    /// The same of rows that lie anywhere, `at` bytes behind where they begin.
+    /// 32 bits of each row.
+    ///
+    /// # Safety
+    /// 4 bytes at `p + r * stride` are readable for every row `r`.
+    unsafe fn load_words(p: *const u8, stride: usize) -> Self;
+    /// An f16 of each row as f32.
+    ///
+    /// # Safety
+    /// 2 bytes at `p + r * stride` are readable for every row `r`.
+    unsafe fn load_halves(p: *const u8, stride: usize) -> Self;
+    /// The same as `load_16_bytes` of rows that lie anywhere, `at` bytes behind where they begin.
     ///
     /// # Safety
     /// As many rows as there are lanes at `rows`, 16 bytes readable at `at` of each.
@@ -61,6 +71,8 @@ pub trait Vector: Copy {
     unsafe fn lookup(self, table: &[u8; 16]) -> Self;
     /// Bits `4g..4g+4` of each lane, one a byte, as 0 or 16.
     unsafe fn fifth_bits(self, g: usize) -> Self;
+    /// The lower four bits of each byte, the others from `y`.
+    unsafe fn low_nibbles_and(self, y: Self) -> Self;
     /// Bytes, those negated that have a bit among `4g..4g+4` of the lane in `bits`.
     unsafe fn negated(self, bits: Self, g: usize) -> Self;
     /// The even lanes of both, and the odd ones: within each 128 bits those of `self`, then those of `y`.
@@ -115,6 +127,9 @@ impl<V: Vector> Block<V> {
 /// For `Vector::fifth_bits`: of each lane of 128 bits, its first byte four times.
 // SAFETY: sixteen bytes are `__m128i`.
 pub const FIRST_BYTES: __m128i = unsafe { std::mem::transmute([0u8, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]) };
+
+/// For `Vector::fifth_bits`: a table that makes 16 of 1, 2, 4 and 8. Of 16 to 128 the minimum with 16 does, so no bit has to be moved.
+pub const SIXTEENS: [u8; 16] = [0, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16];
 
 /// What stands in `d` and `m` of a block.
 #[derive(Clone, Copy, PartialEq)]
@@ -234,6 +249,23 @@ unsafe fn load_nibbles<V: Vector>(p: *const u8, stride: usize) -> [V; 8] {
     }
 }
 
+/// Elements of five bits: the lower four as in `load_nibbles`, the fifth ones of each row in 32 bits.
+///
+/// # Safety
+/// As `load_words` of `fifth` and `load_16_bytes` of `p`.
+#[inline(always)]
+unsafe fn load_fives<V: Vector>(fifth: *const u8, p: *const u8, stride: usize) -> [V; 8] {
+    // SAFETY: passed on.
+    unsafe {
+        let (fifth, [a, b, c, d]) = (V::load_words(fifth, stride), V::load_16_bytes(p, stride));
+        let mut q = [a, b, c, d, a.shr(4), b.shr(4), c.shr(4), d.shr(4)];
+        for g in 0..8 {
+            q[g] = q[g].low_nibbles_and(fifth.fifth_bits(g));
+        }
+        q
+    }
+}
+
 /// `load_nibbles`, looked up in a table of signed bytes.
 ///
 /// # Safety
@@ -324,9 +356,8 @@ pub(super) use a_format;
 a_format!(
     /// `f16 d; u8 qs[16]`
     Q4_0: Raised<One, 8, 16>, 18 / 1, |p, stride, to| {
-        // Inside the blocks: bytes 0..16 and 2..18.
-        let [head, ..] = V::load_16_bytes(p, stride);
-        *to = Block { q: load_nibbles(p.add(2), stride), d: head.halves(), m: V::splat(0) };
+        // Inside the blocks: bytes 0..2 and 2..18.
+        *to = Block { q: load_nibbles(p.add(2), stride), d: V::load_halves(p, stride), m: V::splat(0) };
     }
 );
 a_format!(
@@ -364,54 +395,43 @@ a_format!(
 a_format!(
     /// `f16 d; f16 m; u8 qs[16]`
     Q4_1: Raised<OneMin, 0, 16>, 20 / 1, |p, stride, to| {
-        // Inside the blocks: bytes 0..16 and 4..20.
-        let [head, ..] = V::load_16_bytes(p, stride);
+        // Inside the blocks: bytes 0..4 and 4..20.
+        let head = V::load_words(p, stride);
         *to = Block { q: load_nibbles(p.add(4), stride), d: head.halves(), m: head.shr(16).halves() };
     }
 );
 a_format!(
     /// `f16 d; u8 fifth[4]; u8 qs[16]`
     Q5_0: Raised<One, 16, 32>, 22 / 1, |p, stride, to| {
-        // Inside the blocks: bytes 0..16 and 6..22.
-        let [head, next, ..] = V::load_16_bytes(p, stride);
-        let fifth = head.shr(16).or(next.shl(16));
-        let mut q = load_nibbles::<V>(p.add(6), stride);
-        for g in 0..8 {
-            q[g] = q[g].or(fifth.fifth_bits(g));
-        }
-        *to = Block { q, d: head.halves(), m: V::splat(0) };
+        // Inside the blocks: bytes 0..2, 2..6 and 6..22.
+        let q = load_fives(p.add(2), p.add(6), stride);
+        *to = Block { q, d: V::load_halves(p, stride), m: V::splat(0) };
     }
 );
 a_format!(
     /// `f16 d; f16 m; u8 fifth[4]; u8 qs[16]`
     Q5_1: Raised<OneMin, 0, 32>, 24 / 1, |p, stride, to| {
-        // Inside the blocks: bytes 0..16 and 8..24.
-        let [head, fifth, ..] = V::load_16_bytes(p, stride);
-        let mut q = load_nibbles::<V>(p.add(8), stride);
-        for g in 0..8 {
-            q[g] = q[g].or(fifth.fifth_bits(g));
-        }
+        // Inside the blocks: bytes 0..4, 4..8 and 8..24.
+        let (head, q) = (V::load_words(p, stride), load_fives(p.add(4), p.add(8), stride));
         *to = Block { q, d: head.halves(), m: head.shr(16).halves() };
     }
 );
 a_format!(
     /// `f16 d; i8 qs[32]`. A magnitude of 128 is one too many for i8, not for the unsigned operand of a product.
     Q8_0: Signed<One, 128>, 34 / 1, |p, stride, to| {
-        // Inside the blocks: bytes 0..16 and 2..34.
-        let [head, ..] = V::load_16_bytes(p, stride);
+        // Inside the blocks: bytes 0..2 and 2..34.
         let mut q = load_32_bytes::<V>(p.add(2), stride);
         for g in 0..8 {
             q[g] = q[g].xor(V::splat(bytes(V::SIGN)));
         }
-        *to = Block { q, d: head.halves(), m: V::splat(0) };
+        *to = Block { q, d: V::load_halves(p, stride), m: V::splat(0) };
     }
 );
 a_format!(
     /// `f16 d; u8 qs[16]`, indices of levels.
     Iq4Nl: Signed<One, 128>, 18 / 1, |p, stride, to| {
-        // Inside the blocks: bytes 0..16 and 2..18.
-        let [head, ..] = V::load_16_bytes(p, stride);
-        *to = Block { q: load_levels(p.add(2), stride, &LEVELS, V::SIGN), d: head.halves(), m: V::splat(0) };
+        // Inside the blocks: bytes 0..2 and 2..18.
+        *to = Block { q: load_levels(p.add(2), stride, &LEVELS, V::SIGN), d: V::load_halves(p, stride), m: V::splat(0) };
     }
 );
 a_format!(

@@ -37,7 +37,7 @@ pub trait Vnni: Vector {
 /// ```text
 /// for each block b, group g of 4 columns, token t:
 ///     isum[t] += Σ q[b][g] (u8) * broadcast(a[t][b][4g..4g+4])     four columns to a lane of 32 bits
-/// isum[t] -= OFFSET * Σa
+/// isum[t] -= OFFSET * Σa                                        (of one token a sum for g < 4 and one for the others)
 /// acc[t] = fma(d * d_a, isum, acc[t]);  acc_m[t] = fma(m, s_a, acc_m[t])
 /// ```
 /// With a scale for each half of a block: isum = sc0 * (isum of g < 4) + sc1 * (isum of g >= 4) - OFFSET * (sc0 Σa0 + sc1 Σa1).
@@ -52,6 +52,8 @@ pub unsafe fn product<V: Vnni, E: Elements, S: Source<V>, const T: usize>(source
         assert!(V::SIGN == 0x80);
         if E::SIGNED { 128 } else { E::OFFSET }
     };
+    // Each product of a sum waits for the one before it: those of one token alone go to two sums.
+    let has_two_sums = E::SCALES.halves() || T == 1;
     let n_blocks = acts.n_cols / BLOCK;
     assert!((first + T) * acts.n_cols <= acts.q.len());
     // SAFETY: pointers to token `first`; token `first + t` is `t * n_blocks` blocks behind. The other fields have one
@@ -76,11 +78,11 @@ pub unsafe fn product<V: Vnni, E: Elements, S: Source<V>, const T: usize>(source
                 };
                 let mut isum = [V::splat(0); T];
                 for g in 0..GROUPS {
-                    if E::SCALES.halves() && g == GROUPS / 2 {
+                    if has_two_sums && g == GROUPS / 2 {
                         // What a lane holds so far is the first half.
                         let sc0 = scales.shl(16).shr_i32(16);
                         for t in 0..T {
-                            first_half[t] = isum[t].times_i32(sc0);
+                            first_half[t] = if E::SCALES.halves() { isum[t].times_i32(sc0) } else { isum[t] };
                             isum[t] = V::splat(0);
                         }
                     }
@@ -96,7 +98,10 @@ pub unsafe fn product<V: Vnni, E: Elements, S: Source<V>, const T: usize>(source
                     let at = t * n_blocks + b;
                     let (d, sums) = (V::splat((*d.add(at)).to_bits()), V::splat(*sum16.add(at) as u32));
                     if E::SCALES.halves() {
-                        isum[t] = isum[t].times_i32(sc1).add(first_half[t]);
+                        isum[t] = isum[t].times_i32(sc1);
+                    }
+                    if has_two_sums {
+                        isum[t] = isum[t].add(first_half[t]);
                     }
                     if zero_point != 0 {
                         isum[t] = isum[t].add_products(if E::SCALES.halves() { sub_zero } else { zero_points }, sums);

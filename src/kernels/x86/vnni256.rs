@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::attend::Ymm;
-use super::avx2::copied_bits;
+use super::avx2::{copied_bits, one_bit};
 use super::float::F16c;
 use super::formats::{Elements, Format, Vector, in_registers};
 use super::product::{self, Expanded, Native, RowsOut, Set, Source};
@@ -58,6 +58,18 @@ impl Vector for Unsigned {
     }
 
     #[inline(always)]
+    unsafe fn load_words(p: *const u8, stride: usize) -> Self {
+        // SAFETY: passed on.
+        Unsigned(unsafe { __m256i::load_words(p, stride) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(p: *const u8, stride: usize) -> Self {
+        // SAFETY: passed on.
+        Unsigned(unsafe { __m256i::load_halves(p, stride) })
+    }
+
+    #[inline(always)]
     unsafe fn gather_16_bytes(rows: &[*const u8], at: usize) -> [Self; 4] {
         // SAFETY: passed on.
         let [a, b, c, d] = unsafe { __m256i::gather_16_bytes(rows, at) };
@@ -97,10 +109,11 @@ impl Vector for Unsigned {
     in_registers! {
         add_products(v, x: Self, y: Self) => Unsigned(_mm256_dpwssd_epi32(v.0, x.0, y.0));
         negated(v, bits: Self, g: usize) => {
-            let one = _mm256_set1_epi32(if g.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
-            let set = _mm256_test_epi8_mask(copied_bits(bits.0, g), one);
+            let set = _mm256_test_epi8_mask(copied_bits(bits.0, g), one_bit(g));
             Unsigned(_mm256_mask_sub_epi8(v.0, set, _mm256_setzero_si256(), v.0))
         };
+        // v where the third is set, y elsewhere.
+        low_nibbles_and(v, y: Self) => Unsigned(_mm256_ternarylogic_epi32::<0xe4>(v.0, y.0, _mm256_set1_epi8(15)));
     }
 
     as_in_avx2! {
