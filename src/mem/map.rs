@@ -106,3 +106,7 @@ fn explain(source: io::Error) -> io::Error {
     };
     io::Error::new(source.kind(), what)
 }
+
+#[cfg(test)]
+#[path = "../../tests/unit/mem/map.rs"]
+mod tests;

@@ -19,6 +19,7 @@ fn scratch(config: ExpertConfig, logits: &[f32]) -> ExpertScratch {
             gathered: arena.carve(0),
             given: arena.carve(0),
             shared: arena.carve(0),
+            asks_ahead: false,
             biases: arena.carve(0),
         }
     })
