@@ -204,6 +204,7 @@ pub fn run(args: PlanArgs) -> Result<u8> {
         Some(name) => board::rows(name, &opened.model, &opened.params, opened.extra_bytes())?,
         None => Vec::new(),
     };
+    opened.warn_of_shortage();
     show(&opened, &boards, form == Form::Json)
 }
 

@@ -136,14 +136,20 @@ impl Opened {
                 log::warn!("{flag} changes nothing with --evict {}", kv.policy.name());
             }
         }
-        if let Some(shortage) = Shortage::of(&self.plan, self.model.weights.idle_bytes, available_bytes()) {
-            log::warn!("{shortage}");
-        }
-        if let Some(shortage) = PastShortage::of(&self.plan, self.layout.past_index_bytes(), available_bytes()) {
-            log::warn!("{shortage}");
-        }
+        self.warn_of_shortage();
         if n_threads > cores {
             log::warn!("--threads {n_threads} on {cores} cores: threads that wait for a core slow each other down; give {cores}");
+        }
+    }
+
+    /// Says what memory will not hold, and how long a token then takes.
+    pub fn warn_of_shortage(&self) {
+        let available = available_bytes();
+        if let Some(shortage) = Shortage::of(&self.plan, &self.model.weights, available) {
+            log::warn!("{shortage}");
+        }
+        if let Some(shortage) = PastShortage::of(&self.plan, self.layout.past_index_bytes(), available) {
+            log::warn!("{shortage}");
         }
     }
 

@@ -51,14 +51,16 @@ impl Weights {
         let proj = second_table.iter().map(|table| table.proj);
         let has_float = layers.iter().flat_map(Layer::matrices).chain([output]).chain(proj).any(|t| t.is_float());
         let table_bytes = second_table.as_ref().map_or(0, |table| table.rows.n_bytes() as u64);
-        let idle = |layer: &Layer| match (&layer.ffn, config.experts) {
-            (Ffn::Experts(experts), Some(c)) => (experts.n_bytes() / c.n_expert * (c.n_expert - c.n_used)) as u64,
+        let one_expert = |layer: &Layer| match (&layer.ffn, config.experts) {
+            (Ffn::Experts(experts), Some(c)) => (experts.n_bytes() / c.n_expert) as u64,
             _ => 0,
         };
-        let idle_bytes = layers.iter().map(idle).sum();
+        let of_each: u64 = layers.iter().map(one_expert).sum();
+        let (n_expert, n_used) = config.experts.map_or((0, 0), |c| (c.n_expert as u64, c.n_used as u64));
+        let (idle_bytes, chosen_bytes) = (of_each * (n_expert - n_used), of_each * n_used);
         #[rustfmt::skip]
         let weights = Weights {
-            token_embd, second_table, layers, output_norm, output, rope_freqs, has_float, norm_bytes, idle_bytes, table_bytes,
+            token_embd, second_table, layers, output_norm, output, rope_freqs, has_float, norm_bytes, idle_bytes, chosen_bytes, table_bytes,
         };
         Ok(weights)
     }

@@ -308,8 +308,9 @@ pub struct Weights {
     pub has_float: bool,
     /// Bytes of the copied norms and biases.
     pub norm_bytes: usize,
-    /// Bytes of experts that a token does not go through.
+    /// Bytes of experts that a token does not go through, and that it does.
     pub idle_bytes: u64,
+    pub chosen_bytes: u64,
     /// Bytes of the second table of embeddings, of which a token reads a row.
     pub table_bytes: u64,
 }

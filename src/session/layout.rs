@@ -13,6 +13,7 @@ use crate::mem::pool::{STACK_BYTES, default_threads};
 use crate::model::forward::{MAX_LANES, Model};
 use crate::model::scratch::{Scratch, ScratchShape};
 use crate::model::state::RecurrentState;
+use crate::model::weights::Weights;
 use crate::units::Bytes;
 
 use super::drafts::{Drafts, MAX_GUESSES};
@@ -232,7 +233,7 @@ impl Layout {
     pub fn is_short(&self, model: &Model) -> bool {
         let mut plan = Plan::default();
         self.plan(model, &mut plan);
-        Shortage::of(&plan, model.weights.idle_bytes, available_bytes()).is_some()
+        Shortage::of(&plan, &model.weights, available_bytes()).is_some()
     }
 
     /// What a step of every stream reads of its past in order, when the files are full.
@@ -286,19 +287,31 @@ pub fn check_memory(plan: &Plan, memory_bytes: Option<u64>) -> Result<()> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shortage {
     pub file_bytes: u64,
-    /// What a token reads of them: all but the experts that it does not go through.
+    /// What a token goes through of them: all but the experts that it does not choose.
     pub read_bytes: u64,
+    /// The experts among these.
+    pub chosen_bytes: u64,
     /// What is left for them.
     pub left_bytes: u64,
 }
 
 impl Shortage {
     /// `None` where they fit, or where the system does not say what is available.
-    pub fn of(plan: &Plan, idle_bytes: u64, available_bytes: Option<u64>) -> Option<Shortage> {
+    pub fn of(plan: &Plan, weights: &Weights, available_bytes: Option<u64>) -> Option<Shortage> {
+        Self::of_bytes(plan, (weights.idle_bytes, weights.chosen_bytes), available_bytes)
+    }
+
+    fn of_bytes(plan: &Plan, (idle_bytes, chosen_bytes): (u64, u64), available_bytes: Option<u64>) -> Option<Shortage> {
         let left_bytes = available_bytes?.saturating_sub(plan.private_bytes());
         let file_bytes = plan.file_bytes();
         let read_bytes = file_bytes.saturating_sub(idle_bytes);
-        (file_bytes > left_bytes).then_some(Shortage { file_bytes, read_bytes, left_bytes })
+        (file_bytes > left_bytes).then_some(Shortage { file_bytes, read_bytes, chosen_bytes, left_bytes })
+    }
+
+    /// What a token reads of the disk at most. Experts are asked for as they are chosen; what every token goes through stays, if it
+    /// fits beside those of one token.
+    fn again_bytes(&self) -> u64 {
+        if self.chosen_bytes > 0 && self.read_bytes <= self.left_bytes { self.chosen_bytes } else { self.read_bytes }
     }
 }
 
@@ -306,27 +319,25 @@ impl std::fmt::Display for Shortage {
     /// Pages are dropped in the order in which they were read, so the next token finds few of those it needs: nearly all of
     /// the file is read for each.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let seconds = |mb_per_s: f64| self.read_bytes as f64 / 1e6 / mb_per_s;
-        if self.read_bytes < self.file_bytes {
+        let seconds = |mb_per_s: f64| self.again_bytes() as f64 / 1e6 / mb_per_s;
+        let (file, left) = (Bytes(self.file_bytes), Bytes(self.left_bytes));
+        if self.chosen_bytes > 0 {
             return write!(
                 f,
-                "the weights are {} and {} of memory are left for them, so some are read from the disk again: a token goes through {} \
-                 of them, other experts than the token before. Expect up to {:.1} s a token at 40 MB/s (an SD card), {:.1} s at \
-                 400 MB/s (an SSD)",
-                Bytes(self.file_bytes),
-                Bytes(self.left_bytes),
+                "the weights are {file} and {left} of memory are left for them, so some are read from the disk again: a token goes \
+                 through {} of them, of which {} are experts, others than those of the token before. Expect up to {:.1} s a token at \
+                 40 MB/s (an SD card), {:.1} s at 400 MB/s (an SSD)",
                 Bytes(self.read_bytes),
+                Bytes(self.chosen_bytes),
                 seconds(40.0),
                 seconds(400.0)
             );
         }
         write!(
             f,
-            "the weights are {} and {} of memory are left for them, so most are read from the disk again for every token: \
+            "the weights are {file} and {left} of memory are left for them, so most are read from the disk again for every token: \
              expect up to {:.1} s a token at 40 MB/s (an SD card), {:.1} s at 400 MB/s (an SSD); a smaller model or quantisation \
              that fits is many times faster",
-            Bytes(self.file_bytes),
-            Bytes(self.left_bytes),
             seconds(40.0),
             seconds(400.0)
         )
