@@ -142,6 +142,13 @@ class Shelf(unittest.TestCase):
         at = rows[0].index("check_status")
         return sum(row[0] == "shelf" and row[1].startswith("board-") and row[17] == "UP" and row[at] == "L7OK" for row in rows[1:])
 
+    @classmethod
+    def n_running(cls) -> int:
+        """Requests that HAProxy counts as under way at some board; of one that is answered it does so a moment longer."""
+        rows = [line.split(",") for line in cls.admin("show stat").splitlines()]
+        at = rows[0].index("scur")
+        return sum(int(row[at]) for row in rows[1:] if len(row) > at and row[1].startswith("board-"))
+
     def get(self, path: str, port=None):
         connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=10)
         connection.request("GET", path)
@@ -195,10 +202,16 @@ class Shelf(unittest.TestCase):
         self.assertEqual([self.board_of(turn(1, user="other", session=f"n{i}")) for i in range(20)], by_name, "session before user")
         by_header = [self.board_of(turn(1, session="other", user="other"), f"n{i}") for i in range(20)]
         self.assertEqual(by_header, by_name, "the header first")
-        by_text = [self.board_of(turn(i)) for i in range(20)]
+
+        def alone(body):
+            """By a text the next board is taken where one has too much to do, which the request before would be."""
+            self.wait_for(lambda: self.n_running() == 0, "moment without requests")
+            return self.board_of(body)
+
+        by_text = [alone(turn(i)) for i in range(20)]
         self.assertEqual(set(by_text), {1, 2, 3})
-        self.assertEqual([self.board_of(turn(i)) for i in range(20)], by_text, "the user's turn does not count")
-        self.assertEqual([self.board_of(parts(i)) for i in range(20)], by_text, "a list of parts is the same text")
+        self.assertEqual([alone(turn(i)) for i in range(20)], by_text, "the user's turn does not count")
+        self.assertEqual([alone(parts(i)) for i in range(20)], by_text, "a list of parts is the same text")
 
     def test_a_text_of_many_spills_over_and_a_name_does_not(self):
         for board in self.boards:
