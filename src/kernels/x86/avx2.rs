@@ -288,7 +288,7 @@ unsafe fn by_words<G: Grid, const T: usize>(p: *const u8, stride: usize, acts: &
 /// `source` has a block for each 32 columns; tokens `first..first + T` are inside `acts`; the features of the set; the
 /// elements of `to` belong to the caller.
 #[target_feature(enable = "avx2,fma,f16c")]
-#[inline(never)] // On its own the loop has all sixteen registers.
+#[inline(never)] // On its own the loop has all sixteen registers. The compiler heeds it where there are several callers.
 unsafe fn product<E: Elements, S: Source<__m256i>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
     let n_blocks = acts.n_cols / BLOCK;
     assert!((first + T) * acts.n_cols <= acts.q.len());

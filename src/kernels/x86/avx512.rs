@@ -223,7 +223,7 @@ impl Vnni for __m512i {
 /// # Safety
 /// As `vnni::product`; the features of the set.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-#[inline(never)] // On its own the loop has all registers.
+#[inline(never)] // On its own the loop has all registers. The compiler heeds it where there are several callers.
 unsafe fn product<E: Elements, S: Source<__m512i>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
     // SAFETY: passed on.
     unsafe { vnni::product::<__m512i, E, S, T>(source, acts, first, to) }

@@ -198,7 +198,7 @@ pub unsafe fn by_words<G: Grid, const T: usize>(p: *const u8, stride: usize, act
 /// # Safety
 /// As `vnni::product`; the features of the set.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-#[inline(never)] // On its own the loop has all registers.
+#[inline(never)] // On its own the loop has all registers. The compiler heeds it where there are several callers.
 unsafe fn product<E: Elements, S: Source<Unsigned>, const T: usize>(source: S, acts: &Acts, first: usize, to: RowsOut) {
     // SAFETY: passed on.
     unsafe { vnni::product::<Unsigned, E, S, T>(source, acts, first, to) }
