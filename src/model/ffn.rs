@@ -10,6 +10,8 @@
 //! The tokens of a batch go through an expert together, expert after expert. A token's sum runs over its experts in the order of their
 //! numbers, and its router's product does not depend on the batch either, so that a batch gives the bits of single tokens.
 
+use std::ops::Range;
+
 use crate::gguf::quant::dequantize_row;
 use crate::kernels::{ActBuf, GEMM_FROM, Kernels, Matrix, Product};
 use crate::mem::arena::{Arena, Buf};
@@ -43,7 +45,7 @@ pub struct ExpertScratch {
     given: Buf<f32>,    // [n_rows][n_embd] what it makes of them
     shared: Buf<f32>,   // [n_rows] gates of the shared expert
     biases: Buf<f32>,   // [2 n_ff + n_embd] of an expert, where it has some: of gate, up and down
-    /// Memory does not hold the weights: the experts that were chosen are asked for before the first of them is multiplied.
+    /// Memory does not hold the weights: experts that were chosen are asked for before they are multiplied.
     pub asks_ahead: bool,
 }
 
@@ -96,20 +98,13 @@ impl Room<'_> {
         }
         self.guard.see(&s.logits[..n_tok * n_expert], n_expert);
         s.choose(w.bias.as_deref(), n_tok);
-        if s.asks_ahead {
-            let starts = [0].into_iter().chain(s.ends.iter().copied());
-            let chosen = starts.zip(&*s.ends).enumerate().filter(|(_, (start, end))| start < *end);
-            chosen.for_each(|(expert, _)| self.file.will_need(&w.expert(expert)));
-        }
         out.fill(0.0);
-        let mut first = 0;
-        for expert in 0..n_expert {
-            let places = first..s.ends[expert] as usize;
-            first = places.end;
+        // As many ahead as a token chooses: all those of a batch may be more than memory holds.
+        let mut ahead = by_expert(&s.ends).filter(|_| s.asks_ahead);
+        let mut ask = |n| ahead.by_ref().take(n).for_each(|(expert, _)| self.file.will_need(&w.expert(expert)));
+        ask(n_used);
+        for (expert, places) in by_expert(&s.ends) {
             let n = places.len();
-            if n == 0 {
-                continue;
-            }
             let token = |place: u32| place as usize / n_used * n_embd;
             for (gathered, &place) in s.gathered.chunks_exact_mut(n_embd).zip(&s.order[places.clone()]) {
                 gathered.copy_from_slice(&x[token(place)..][..n_embd]);
@@ -122,6 +117,7 @@ impl Room<'_> {
             for (given, &place) in s.given.chunks_exact(n_embd).zip(&s.order[places]) {
                 add_times(&mut out[token(place)..][..n_embd], given, s.weights[place as usize]);
             }
+            ask(1);
         }
         let Some((shared, gate)) = &w.shared else { return };
         self.dense(shared, None, x, &mut s.given[..x.len()]);
@@ -149,6 +145,13 @@ impl Room<'_> {
             &*own
         })
     }
+}
+
+/// The experts that were chosen, and the places of their tokens in `order`.
+fn by_expert(ends: &[u32]) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let starts = [0].into_iter().chain(ends.iter().copied());
+    let places = starts.zip(ends).map(|(start, &end)| start as usize..end as usize);
+    places.enumerate().filter(|(_, places)| !places.is_empty())
 }
 
 impl ExpertScratch {

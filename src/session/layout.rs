@@ -229,7 +229,7 @@ impl Layout {
         }
     }
 
-    /// Memory will not hold the weights, as far as the system says.
+    /// Memory will not hold the weights beside what the session itself takes, as far as the system says.
     pub fn is_short(&self, model: &Model) -> bool {
         let mut plan = Plan::default();
         self.plan(model, &mut plan);

@@ -106,7 +106,7 @@ impl Engine {
                 )
             })?;
         }
-        let is_short = layout.is_short(&model);
+        let is_short = model.config.experts.is_some() && layout.is_short(&model);
         let mut scratch = Arena::fill(|arena| Scratch::carve(arena, &model.config, &layout.scratch)).map_err(no_memory)?;
         if let Some(experts) = scratch.experts.as_mut().filter(|_| is_short) {
             experts.asks_ahead = true;

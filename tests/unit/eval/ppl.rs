@@ -3,12 +3,6 @@
 use super::*;
 
 #[test]
-fn nll_by_hand() {
-    assert!((nll(&[0.0, 0.0], 1) - 2f64.ln()).abs() < 1e-12);
-    assert!((nll(&[1000.0, 0.0], 1) - 1000.0).abs() < 1e-9);
-}
-
-#[test]
 fn windows_leave_out_the_partial_one_and_late_tokens_are_those_after_the_arena_filled() {
     let tokens: Vec<u32> = (0..10).collect();
     assert_eq!(windows(&tokens, 4, 4).collect::<Vec<_>>(), [&[0, 1, 2, 3][..], &[4, 5, 6, 7]]);

@@ -61,3 +61,9 @@ fn logits_that_are_no_numbers_choose_something() {
     s.choose(None, 1);
     assert_eq!((&s.chosen[..], s.ends.last()), (&[0, 1][..], Some(&2)));
 }
+
+#[test]
+fn experts_without_a_token_are_passed_over() {
+    assert_eq!(by_expert(&[0, 2, 2, 5]).collect::<Vec<_>>(), [(1, 0..2), (3, 2..5)]);
+    assert_eq!(by_expert(&[1, 1]).collect::<Vec<_>>(), [(0, 0..1)]);
+}

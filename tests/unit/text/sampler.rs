@@ -288,3 +288,9 @@ fn of_filtered_tokens_each_is_as_likely_as_among_those_alone() {
     assert!(filter.1 > 4000 && filter.1 < 5500, "asked {} times for the mask", filter.1);
     assert!(sampler.sample_filtered(&logits, &[], &mut Only(vec![0], 0)).is_err());
 }
+
+#[test]
+fn nll_by_hand() {
+    assert!((nll(&[0.0, 0.0], 1) - 2f64.ln()).abs() < 1e-12);
+    assert!((nll(&[1000.0, 0.0], 1) - 1000.0).abs() < 1e-9);
+}
