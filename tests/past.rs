@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use fastrand::Rng;
 use lowkey::kernels::{Asked, Kernels, SCAN_CHUNK, SCAN_CHUNKS, SCAN_TILE, scan_tile_bytes};
-use lowkey::kv::past::disk::Disk;
+use lowkey::kv::past::disk::{Disk, PastFile};
 use lowkey::kv::past::shape::{MAX_TILES, TILE};
 use lowkey::kv::past::{PastShape, index};
 use lowkey::kv::{AttnLayer, Head, KvCache, KvShape, KvType, Past, PastParams, Policy, Recent};
@@ -61,15 +61,23 @@ fn with_past(
     n_q: usize,
     change: impl FnOnce(&mut KvShape),
 ) -> (Tiny, Arc<Memory>) {
+    let memory = Arc::new(Memory { full_from: u64::MAX.into(), ..Memory::default() });
+    (with_past_on(Box::new(Played(memory.clone())), (n_slot, n_tile, n_recall, n_q), change), memory)
+}
+
+fn with_past_on(
+    disk: Box<dyn Disk>,
+    (n_slot, n_tile, n_recall, n_q): (usize, usize, usize, usize),
+    change: impl FnOnce(&mut KvShape),
+) -> Tiny {
     let mut tiny = Tiny::with_queries(n_slot, n_q, |shape, params| {
         (shape.keeps.token, shape.n_ctx) = (true, 4096);
         change(shape);
         (params.policy, params.recent) = (Policy::L2, Some(Recent::Tokens(shape.n_batch as u32)));
     });
-    let memory = Arc::new(Memory { full_from: u64::MAX.into(), ..Memory::default() });
     let shape = PastShape { kv: *tiny.cache.shape(), n_q, soft_cap: 0.0, n_threads: 1, n_recall, n_tile };
-    tiny.cache.attach(Past::on(shape, Box::new(Played(memory.clone())), &Unturned).expect("memory"));
-    (tiny, memory)
+    tiny.cache.attach(Past::on(shape, disk, &Unturned).expect("memory"));
+    tiny
 }
 
 /// Everything that went through, by layer: queries, keys and values, `[n_tok][...]`.
@@ -316,6 +324,49 @@ fn sets_scan_an_index_alike_and_nearly_as_the_keys_themselves() {
             assert!(off < 0.4 * all || head_dim < 64, "{n_query} queries of {head_dim}: {off} of {all}");
         }
     }
+}
+
+/// What is seen in a file where it is mapped has the bits of what is read. And where a page cannot be had, since the file was cut
+/// short, the process lives and the stream is as one whose disk fails.
+#[test]
+fn a_mapped_file_is_as_one_that_is_read_and_its_loss_as_that_of_a_disk() {
+    let (folder, name) = (std::env::temp_dir(), format!("lowkey-cut-{}.past", std::process::id()));
+    let file = PastFile::kept(&folder, &name, 0).expect("a folder for temporary files");
+    let change = |shape: &mut KvShape| {
+        (shape.n_layer, shape.each.n_head_kv, shape.each.head_dim, shape.n_batch) = (2, 2, 32, 8);
+        (shape.k_type, shape.v_type) = (KvType::Q5H, KvType::Q4H);
+    };
+    let mut mapped = with_past_on(Box::new(file), (24, 40, 5, 2), change);
+    let (mut read, disk) = with_past(24, 40, 5, 2, change);
+    let mut rng = Rng::with_seed(12);
+    let mut both_give = |n_tok: usize| {
+        let n_tok = read.cache.together(n_tok);
+        let mut random = |n: usize| -> Vec<f32> { (0..n_tok * n).map(|_| rng.f32() * 2.0 - 1.0).collect() };
+        let new: Vec<[Vec<f32>; 3]> = (0..2).map(|_| [random(128), random(64), random(64)]).collect();
+        let [of_mapped, of_read] = [&mut mapped, &mut read].map(|tiny| {
+            let mut given = Vec::new();
+            assert!(tiny.attend(
+                n_tok,
+                |layer| new[layer.0].clone(),
+                |_, _| (),
+                |_, out| given.extend(out.iter().map(|x| x.to_bits()))
+            ));
+            given
+        });
+        assert!(of_mapped == of_read);
+        n_tok
+    };
+    // To the beginning of a tile: no other is written for a while.
+    let mut n_tok = 0;
+    while n_tok < 400 || n_tok % TILE != 0 {
+        n_tok += both_give(if n_tok % 3 == 0 && n_tok < 400 { 8 } else { 1 });
+    }
+    std::fs::File::options().write(true).open(folder.join(&name)).and_then(|file| file.set_len(0)).expect("it is there");
+    *disk.is_broken.lock().expect("mine") = Some(|_| true);
+    (0..9).for_each(|_| assert_eq!(both_give(1), 1));
+    std::fs::remove_file(folder.join(&name)).expect("it is there");
+    let [of_mapped, of_read] = [&mapped, &read].map(|tiny| tiny.cache.past().expect("a past").counts());
+    assert!(of_mapped == of_read && of_mapped.n_pieces > 1000 && of_mapped.n_unread > 9, "{of_mapped:?}, {of_read:?}");
 }
 
 /// Parameters of the demonstration model with a past in the folder for temporary files.

@@ -7,4 +7,5 @@ pub mod confined;
 pub mod map;
 pub mod plan;
 pub mod pool;
+pub mod view;
 pub mod warm;

@@ -12,6 +12,8 @@ use std::time::Duration;
 use rustix::fs::{self, Advice, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::mem::view::View;
+
 /// What is saved is on the disk after so many bytes, and not only at the end: no wait for a slow card is then long, and the page cache
 /// holds little that is still to be written.
 pub const SYNC_BYTES: usize = 8 << 20;
@@ -38,6 +40,15 @@ pub trait Disk: Send + Sync {
     fn write(&self, bytes: &[u8], at: u64) -> io::Result<()>;
     /// Fills `into` from the byte `at` on.
     fn read(&self, into: &mut [u8], at: u64) -> io::Result<()>;
+    /// The file without a copy, where it can be had and `look` was called.
+    fn view(&self) -> Option<&View> {
+        None
+    }
+    /// Makes a view of `n_bytes`, of which the first `n_index` are read in order and the others here and there.
+    fn look(&mut self, n_bytes: u64, n_index: u64) -> io::Result<()> {
+        let _ = (n_bytes, n_index);
+        Ok(())
+    }
     /// Returns when what was written is on the disk.
     fn sync(&self) -> io::Result<()>;
     /// Whether what is in it may be changed: `name` is its one name, and nobody else reads it, nor opens it before `end_change`.
@@ -77,6 +88,7 @@ pub trait Pasts: Send + Sync {
 #[derive(Debug)]
 pub struct PastFile {
     file: File,
+    view: Option<View>,
     /// Of one that others may read.
     dir: Option<Arc<Dir>>,
 }
@@ -91,7 +103,7 @@ impl PastFile {
     /// asks for, and drops others for them. Where it takes no advice nothing is lost.
     fn of(file: File, dir: Option<Arc<Dir>>) -> PastFile {
         let _ = fs::fadvise(&file, 0, None, Advice::Random);
-        PastFile { file, dir }
+        PastFile { file, view: None, dir }
     }
 
     /// A file in the folder, which must be there. It has no name, and goes with the process, whatever ends that.
@@ -238,6 +250,20 @@ impl Disk for PastFile {
 
     fn read(&self, into: &mut [u8], at: u64) -> io::Result<()> {
         self.file.read_exact_at(into, at)
+    }
+
+    fn view(&self) -> Option<&View> {
+        self.view.as_ref()
+    }
+
+    /// Addresses of 32 bits are too few for files of any size: there it is read by calls alone.
+    fn look(&mut self, n_bytes: u64, n_index: u64) -> io::Result<()> {
+        if cfg!(target_pointer_width = "64") {
+            let view = View::of(&self.file, n_bytes)?;
+            view.is_read_here_and_there(n_index..n_bytes);
+            self.view = Some(view);
+        }
+        Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -14,25 +14,26 @@ use crate::mem::arena::{Arena, Buf};
 
 /// What a thread needs to fetch.
 pub(super) struct Fetcher {
-    /// The rows of a tile.
-    rows: Buf<u8>,
-    /// `[n_fetched]`: keys in f16 where they stand, and values.
+    /// The rows of a tile, where they are copied.
+    room: Buf<u8>,
+    fetched: Fetched,
+    partial: Buf<f32>,
+}
+
+/// `[n_fetched]`: keys in f16 where they stand, and values.
+struct Fetched {
     keys: Buf<u8>,
     values: Buf<u8>,
-    partial: Buf<f32>,
     key: Buf<f32>,
 }
 
 impl Fetcher {
     pub fn carve(arena: &mut Arena, s: &PastShape) -> Fetcher {
         let head_dim = s.kv.each.head_dim;
-        Fetcher {
-            rows: arena.carve(s.head_bytes()),
-            keys: arena.carve(s.n_fetched() * RowType::F16.row_bytes(head_dim)),
-            values: arena.carve(s.n_fetched() * s.v_bytes()),
-            partial: arena.carve(s.partial_len()),
-            key: arena.carve(head_dim),
-        }
+        let room = arena.carve(s.head_bytes());
+        let keys = arena.carve(s.n_fetched() * RowType::F16.row_bytes(head_dim));
+        let values = arena.carve(s.n_fetched() * s.v_bytes());
+        Fetcher { room, fetched: Fetched { keys, values, key: arena.carve(head_dim) }, partial: arena.carve(s.partial_len()) }
     }
 
     /// What tokens find in some of the pieces that were chosen for a head, `[tokens][partial_len]` into `found`.
@@ -55,57 +56,36 @@ impl Fetcher {
     fn fetch<R: Rotary>(&mut self, w: &World<R>, head: Head, chosen: &Chosen, some: Range<usize>) -> usize {
         let piece_bytes = PIECE * w.shape.row_bytes();
         let placing = placing(w);
+        let piece_at = |piece: usize| {
+            w.shape.rows_at(w.own, piece / PIECES) + (head.0 * w.shape.head_bytes() + piece % PIECES * piece_bytes) as u64
+        };
+        for &piece in &chosen.numbers()[some.clone()] {
+            w.files.expect(piece_at(piece as usize), piece_bytes);
+        }
         let (mut pieces, mut n_rows) = (chosen.pieces().skip(some.start), 0);
         // Those of a tile are read together, with what lies between them, which costs less than another call.
         for numbers in chosen.numbers()[some].chunk_by(|a, b| *a as usize / PIECES == *b as usize / PIECES) {
             let (first, last) = (numbers[0] as usize, numbers[numbers.len() - 1] as usize);
             let n_bytes = (last + 1 - first) * piece_bytes;
-            let at =
-                w.shape.rows_at(w.own, first / PIECES) + (head.0 * w.shape.head_bytes() + first % PIECES * piece_bytes) as u64;
-            let read = w.files.read(&mut self.rows[..n_bytes], at);
-            let pieces = pieces.by_ref().take(numbers.len());
-            match read {
+            let (Fetcher { room, fetched, .. }, n_before) = (&mut *self, n_rows);
+            let seen = w.files.see(&mut room[..n_bytes], piece_at(first), |rows| {
+                n_rows = n_before;
+                for (piece, lost, positions) in pieces.clone().take(numbers.len()) {
+                    let rows = &rows[(piece as usize - first) * piece_bytes..][..piece_bytes];
+                    n_rows = fetched.lay_out(w, head, &placing, (piece, lost, positions), rows, n_rows);
+                }
+            });
+            pieces.by_ref().take(numbers.len()).for_each(drop);
+            match seen {
                 Ok(()) => {
                     Counters::add(&w.counters.n_pieces, numbers.len());
                     Counters::add(&w.counters.read_bytes, n_bytes);
-                    for (piece, lost, positions) in pieces {
-                        let at = (piece as usize - first) * piece_bytes;
-                        n_rows = self.lay_out(w, head, &placing, (piece, lost, positions), at, n_rows);
-                    }
                 }
                 Err(e) => {
-                    pieces.for_each(drop);
+                    n_rows = n_before;
                     w.counters.failed(&w.counters.n_unread, "read", &e);
                 }
             }
-        }
-        n_rows
-    }
-
-    /// The lost tokens of a piece whose rows were read to `at`, behind the `n_rows` that are there: how many there are then. Keys
-    /// are turned to where they stand. They are not brought to the basis of the arena's keys: that would take a Hadamard matrix
-    /// for each of them, where queries are few.
-    fn lay_out<R: Rotary>(
-        &mut self,
-        w: &World<R>,
-        head: Head,
-        placing: &Placing,
-        (piece, lost, positions): (u32, u8, &[i32]),
-        at: usize,
-        mut n_rows: usize,
-    ) -> usize {
-        let (k, v) = (w.shape.k_bytes(), w.shape.v_bytes());
-        let f16 = RowType::F16.row_bytes(w.shape.kv.each.head_dim);
-        // The keys of the first tile are stored whole.
-        let is_less_mean = placing.turned > 0 && w.tile(piece as usize / PIECES) > 0;
-        let mean = if is_less_mean { mean(w.means, w.shape, w.own, head.0) } else { &[] };
-        for (j, &pos) in (0..PIECE).filter(|j| lost >> j & 1 == 1).zip(positions) {
-            let (key_at, value_at) = w.shape.row_in_head(j);
-            let row = &mut self.keys[n_rows * f16..][..f16];
-            row[..k].copy_from_slice(&self.rows[at + key_at..][..k]);
-            w.kernels.place(placing, row, mean, w.angles.at(i64::from(pos)), &mut self.key);
-            self.values[n_rows * v..][..v].copy_from_slice(&self.rows[at + value_at..][..v]);
-            n_rows += 1;
         }
         n_rows
     }
@@ -118,7 +98,7 @@ impl Fetcher {
         running.fill(f32::NEG_INFINITY);
         let (k_type, v_type) = (RowType::F16, w.shape.kv.v_type.row());
         for first in (0..n_rows).step_by(CHUNK) {
-            let (keys, values, rows) = (&self.keys[..], &self.values[..], Rows::Dense { first });
+            let (keys, values, rows) = (&self.fetched.keys[..], &self.fetched.values[..], Rows::Dense { first });
             let n_rows = CHUNK.min(n_rows - first);
             let a = Attend { q, head_dim, keys, values, k_type, v_type, rows, n_rows, wide: &[], soft_cap };
             let mut partial = as_partial(&mut self.partial, n_q);
@@ -128,6 +108,36 @@ impl Fetcher {
         if n_rows > 0 {
             running.iter_mut().zip(q.chunks_exact(head_dim)).for_each(|(max, q)| *max -= dot(q, centre));
         }
+    }
+}
+
+impl Fetched {
+    /// Puts the lost tokens of a piece, of which these are the rows, behind the `n_rows` that are there: how many there are then. Keys
+    /// are turned to where they stand. They are not brought to the basis of the arena's keys: that would take a Hadamard matrix
+    /// for each of them, where queries are few.
+    fn lay_out<R: Rotary>(
+        &mut self,
+        w: &World<R>,
+        head: Head,
+        placing: &Placing,
+        (piece, lost, positions): (u32, u8, &[i32]),
+        rows: &[u8],
+        mut n_rows: usize,
+    ) -> usize {
+        let (k, v) = (w.shape.k_bytes(), w.shape.v_bytes());
+        let f16 = RowType::F16.row_bytes(w.shape.kv.each.head_dim);
+        // The keys of the first tile are stored whole.
+        let is_less_mean = placing.turned > 0 && w.tile(piece as usize / PIECES) > 0;
+        let mean = if is_less_mean { mean(w.means, w.shape, w.own, head.0) } else { &[] };
+        for (j, &pos) in (0..PIECE).filter(|j| lost >> j & 1 == 1).zip(positions) {
+            let (key_at, value_at) = w.shape.row_in_head(j);
+            let row = &mut self.keys[n_rows * f16..][..f16];
+            row[..k].copy_from_slice(&rows[key_at..][..k]);
+            w.kernels.place(placing, row, mean, w.angles.at(i64::from(pos)), &mut self.key);
+            self.values[n_rows * v..][..v].copy_from_slice(&rows[value_at..][..v]);
+            n_rows += 1;
+        }
+        n_rows
     }
 }
 

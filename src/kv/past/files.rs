@@ -6,6 +6,7 @@ use std::io;
 
 use super::disk::Disk;
 use super::shape::PastShape;
+use crate::mem::view::View;
 
 /// The file of a session.
 pub struct Left {
@@ -24,7 +25,54 @@ pub(super) struct Files<'a> {
     pub is_left: &'a [u8],
 }
 
+/// A view of a file, where the system has one to give.
+pub(super) fn look(disk: &mut dyn Disk, shape: &PastShape) {
+    if let Err(e) = disk.look(shape.file_bytes(), shape.index_bytes()) {
+        log::warn!("the file of the past cannot be mapped ({e}): it is read by calls, which takes longer");
+    }
+}
+
 impl Files<'_> {
+    /// Shows what `read` would fill `into` with, without a copy if it lies in one file of which there is a view. `see` may be called
+    /// twice: then what it saw first was not all in the file.
+    pub fn see(&self, into: &mut [u8], at: u64, mut see: impl FnMut(&[u8])) -> io::Result<()> {
+        if let Some(view) = self.view(at, into.len())
+            && view.see(at, into.len(), &mut see)
+        {
+            return Ok(());
+        }
+        self.read(into, at)?;
+        see(into);
+        Ok(())
+    }
+
+    /// Brings what lies there nearer, where there is a view of it: `see` will follow.
+    pub fn expect(&self, at: u64, n_bytes: usize) {
+        if let Some(view) = self.view(at, n_bytes) {
+            view.expect(at, n_bytes);
+        }
+    }
+
+    /// Of the one file in which all of this lies.
+    fn view(&self, at: u64, n_bytes: usize) -> Option<&View> {
+        let Some(left) = self.left else { return self.own.view() };
+        let (first, mut end) = self.shape.place(at);
+        let (source, mut done) = (self.source(first), end);
+        while done < n_bytes {
+            let next;
+            (next, end) = self.shape.place(at + done as u64);
+            if self.source(next) != source {
+                return None;
+            }
+            done += end;
+        }
+        match source {
+            Source::None => None,
+            Source::Left => left.view(),
+            Source::Own => self.own.view(),
+        }
+    }
+
     /// Fills `into` from the byte `at` on. What is of a tile that is not there may be anything.
     pub fn read(&self, into: &mut [u8], at: u64) -> io::Result<()> {
         if self.left.is_none() {

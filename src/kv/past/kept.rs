@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::disk::{Disk, Pasts, SYNC_BYTES};
-use super::files::{Files, Left};
+use super::files::{Files, Left, look};
 use super::shape::TILE;
 use super::{Counters, Past};
 use crate::mem::arena::bytes_of_mut;
@@ -69,7 +69,9 @@ impl Past {
     /// The file that a session has left, where each has its own.
     pub(in crate::kv) fn open_left(&self, file: &str) -> io::Result<Option<Left>> {
         let Home::Folder(pasts) = &self.home else { return Ok(None) };
-        Ok(Some(Left { disk: pasts.open(file)?, name: file.to_owned() }))
+        let mut disk = pasts.open(file)?;
+        look(&mut *disk, &self.shape);
+        Ok(Some(Left { disk, name: file.to_owned() }))
     }
 
     /// Chooses how the past of a stream of `n_past` tokens is left, and gives what that takes of a disk at most, where sessions have files
@@ -129,7 +131,7 @@ impl Past {
             }
             return Ok(());
         }
-        let disk = pasts.create(names.part)?;
+        let mut disk = pasts.create(names.part)?;
         let left = self
             .copy_to(&*disk, n_past, true)
             .and_then(|()| disk.sync())
@@ -140,6 +142,7 @@ impl Past {
             let _ = pasts.remove(names.part);
             return Err(e);
         }
+        look(&mut *disk, &self.shape);
         // Like one that was there and is being changed.
         (self.left, self.way) = (Some(Left { disk, name: names.file.to_owned() }), Way::Same);
         self.memory.is_left.copy_from_slice(&self.memory.is_there);

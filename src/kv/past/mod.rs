@@ -11,8 +11,8 @@
 //! mod      the ring: what enters, what is there, what went wrong
 //! ```
 //!
-//! Private memory is fixed; all else is the page cache's, which the system may drop. The file is read
-//! by `pread`, not mapped: a page that cannot be read is then an error, and not the end of the process.
+//! Private memory is fixed; all else is the page cache's, which the system may drop. The file is written by `pwrite` and read where
+//! it is mapped; a page that cannot be read is an error, and not the end of the process (`mem::view`).
 //! What is in the file has the bits of its first rounding: it does not drift.
 
 mod angles;
@@ -40,8 +40,8 @@ use crate::units::Bytes;
 use angles::Angles;
 use disk::{Disk, PastFile};
 use fetch::{Fetcher, merge_parts};
-use files::Files;
 pub use files::Left;
+use files::{Files, look};
 pub use kept::PastNames;
 use kept::{Home, Way};
 pub use recall::Asking;
@@ -207,7 +207,8 @@ impl Past {
     }
 
     /// The same on any disk.
-    pub fn on(shape: PastShape, disk: Box<dyn Disk>, rotary: &impl Rotary) -> Result<Past> {
+    pub fn on(shape: PastShape, mut disk: Box<dyn Disk>, rotary: &impl Rotary) -> Result<Past> {
+        look(&mut *disk, &shape);
         let mut memory = Arena::fill(|arena| Memory::carve(arena, &shape))
             .map_err(|e| Error::budget(Setting::Memory, format!("the system did not give what the past needs: {e}")))?;
         for layer in shape.kv.layers() {

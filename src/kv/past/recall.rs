@@ -113,7 +113,7 @@ impl Choice {
 
 impl Chosen {
     /// The pieces, each with the tokens that the arena has lost and the positions of these.
-    pub fn pieces(&self) -> impl Iterator<Item = (u32, u8, &[i32])> {
+    pub fn pieces(&self) -> impl Iterator<Item = (u32, u8, &[i32])> + Clone {
         let mut rest = &self.positions[..];
         self.pieces[..self.n].iter().zip(&*self.lost).map(move |(&piece, &lost)| {
             let (own, others) = rest.split_at(lost.count_ones() as usize);
@@ -146,7 +146,7 @@ pub(super) struct Chooser {
     order: Buf<u64>,
     /// `[n_tile]`: a bit for each token that the arena has.
     live: Buf<u32>,
-    /// Some tiles of the index.
+    /// Some tiles of the index, where they are copied.
     tiles: Buf<u8>,
     /// `[n_fetched]`: tokens that will be fetched.
     tokens: Buf<u32>,
@@ -189,8 +189,8 @@ impl Chooser {
         }
         self.mark_live(w, head);
         let n_query = self.ask(w, head, w.tokens_of(group));
-        let n = self.scan(w, head, n_query);
-        let n = self.best(w, n, n_query);
+        self.scan(w, head, n_query);
+        let n = self.best(w, n_query);
         for (&piece, (out, lost)) in self.order[..n].iter().zip(chosen.pieces.iter_mut().zip(&mut *chosen.lost)) {
             *out = piece as u32;
             let live = self.live[*out as usize / PIECES] >> (*out as usize % PIECES * PIECE);
@@ -246,53 +246,59 @@ impl Chooser {
         n_query
     }
 
-    /// Scores the pieces of a head; those that have a score go to `order`: how many.
-    fn scan<R>(&mut self, w: &World<R>, head: Head, n_query: usize) -> usize {
+    /// Scores the pieces of a head.
+    fn scan<R>(&mut self, w: &World<R>, head: Head, n_query: usize) {
         let (n_piece, bytes, n_used) = (w.shape.n_piece(), w.shape.index_tile_bytes(), w.n_used());
         let at_once = (self.tiles.len() / bytes).max(1);
-        let n_piece_used = n_used * PIECES;
-        self.scores[..n_query * n_piece]
-            .chunks_exact_mut(n_piece)
-            .for_each(|scores| scores[..n_piece_used].fill(f32::NEG_INFINITY));
-        let (head_dim, asked) = (w.shape.kv.each.head_dim, &self.asked);
-        let asked =
-            Asked { q: &asked[..n_query * head_dim], scale: &self.scales[..n_query], sum: &self.sums[..n_query], head_dim };
+        let (head_dim, Chooser { asked, scales, sums, scores, live, tiles, .. }) = (w.shape.kv.each.head_dim, &mut *self);
+        let asked = Asked { q: &asked[..n_query * head_dim], scale: &scales[..n_query], sum: &sums[..n_query], head_dim };
+        let forget = |scores: &mut [f32], slots: Range<usize>| {
+            let of_query = scores[..n_query * n_piece].chunks_exact_mut(n_piece);
+            of_query.for_each(|scores| scores[slots.start * PIECES..slots.end * PIECES].fill(f32::NEG_INFINITY));
+        };
+        forget(scores, 0..n_used);
         for first in (0..n_used).step_by(at_once) {
             let n = at_once.min(n_used - first);
-            let tiles = &mut self.tiles[..n * bytes];
-            if let Err(e) = w.files.read(tiles, w.shape.index_at(w.own, head.0, first)) {
-                w.counters.failed(&w.counters.n_unread, "read", &e);
-                continue;
-            }
-            for (slot, tile) in (first..).zip(tiles.chunks_exact(bytes)) {
-                let wanted = !self.live[slot];
-                if w.files.is_there[slot] == 1 && wanted != 0 && w.tiles.contains(&w.tile(slot)) {
-                    w.kernels.scan(tile, wanted, &asked, n_piece, &mut self.scores[slot * PIECES..]);
+            let scan = |tiles: &[u8]| {
+                for (slot, tile) in (first..).zip(tiles.chunks_exact(bytes)) {
+                    let wanted = !live[slot];
+                    if w.files.is_there[slot] == 1 && wanted != 0 && w.tiles.contains(&w.tile(slot)) {
+                        w.kernels.scan(tile, wanted, &asked, n_piece, &mut scores[slot * PIECES..]);
+                    }
                 }
+            };
+            if let Err(e) = w.files.see(&mut tiles[..n * bytes], w.shape.index_at(w.own, head.0, first), scan) {
+                w.counters.failed(&w.counters.n_unread, "read", &e);
+                // They may be of what was seen before it was known that it was not in the file.
+                forget(scores, first..first + n);
             }
         }
-        // Of any query: a piece has a score for all or for none.
-        let mut n = 0;
-        for (piece, &score) in self.scores[..n_piece_used].iter().enumerate() {
-            self.order[n] = piece as u64;
-            n += usize::from(score > f32::NEG_INFINITY);
-        }
-        n
     }
 
-    /// Of the first `n` of `order` those that are wanted most, oldest first: how many.
-    fn best<R>(&mut self, w: &World<R>, mut n: usize, n_query: usize) -> usize {
-        let (n_piece, n_recall) = (w.shape.n_piece(), w.shape.n_recall);
-        if n > n_recall {
-            let shares = &mut self.shares[..w.n_used() * PIECES];
-            shares.fill(0.0);
+    /// Puts the pieces that are wanted most into `order`, oldest first: how many.
+    fn best<R>(&mut self, w: &World<R>, n_query: usize) -> usize {
+        let (n_piece, n_recall, n_used) = (w.shape.n_piece(), w.shape.n_recall, w.n_used() * PIECES);
+        let shares = &mut self.shares[..n_used];
+        // Of any query: a piece has a score for all or for none.
+        let mut n_scored = 0;
+        for (share, &score) in shares.iter_mut().zip(&self.scores[..n_used]) {
+            *share = if score > f32::NEG_INFINITY { 0.0 } else { f32::NEG_INFINITY };
+            n_scored += usize::from(score > f32::NEG_INFINITY);
+        }
+        let mut least = f32::MIN;
+        if n_scored > n_recall {
             for scores in self.scores[..n_query * n_piece].chunks_exact_mut(n_piece) {
-                w.kernels.add_shares(&mut scores[..shares.len()], shares);
+                w.kernels.add_shares(&mut scores[..n_used], shares);
             }
-            // Shares are not negative, so their bits have their order. Of equal ones the piece that comes first in the ring.
-            for piece in &mut self.order[..n] {
-                *piece |= u64::from(!shares[*piece as usize].to_bits()) << 32;
-            }
+            least = least_of_best(shares, n_recall);
+        }
+        // Shares are not negative, so their bits have their order. Of equal ones the piece that comes first in the ring.
+        let mut n = 0;
+        for (piece, share) in shares.iter().enumerate() {
+            self.order[n] = u64::from(!share.to_bits()) << 32 | piece as u64;
+            n += usize::from(*share >= least);
+        }
+        if n > n_recall {
             self.order[..n].select_nth_unstable(n_recall - 1);
             n = n_recall;
         }
@@ -303,6 +309,25 @@ impl Chooser {
         order.rotate_left(order.partition_point(|&piece| piece as usize / PIECES <= w.last_slot));
         n
     }
+}
+
+/// What the `n` best shares are not below: the least of the highest of `n` stretches, however low others may be. So most are passed
+/// over before they are put in order.
+fn least_of_best(shares: &[f32], n: usize) -> f32 {
+    let len = shares.len() / PIECES / n * PIECES;
+    if len == 0 {
+        return f32::MIN;
+    }
+    let highest = |stretch: &[f32]| {
+        let mut lanes = [f32::MIN; PIECES];
+        for eight in stretch.as_chunks::<PIECES>().0 {
+            for l in 0..PIECES {
+                lanes[l] = if eight[l] > lanes[l] { eight[l] } else { lanes[l] };
+            }
+        }
+        lanes.into_iter().fold(f32::MIN, f32::max)
+    };
+    shares.chunks_exact(len).take(n).map(highest).fold(f32::MAX, f32::min)
 }
 
 /// Where fetched tokens stand, `fetched` oldest first, beside those of the arena, `live` at `at`. Tokens from the `since`-th on stand

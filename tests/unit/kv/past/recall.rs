@@ -1,6 +1,6 @@
-//! Tests of `kv::past::recall`: where fetched tokens stand.
+//! Tests of `kv::past::recall`: what is passed over, and where fetched tokens stand.
 
-use super::stand;
+use super::{PIECES, least_of_best, stand};
 
 fn stood(fetched: &[u32], live: &[(u32, u32)], renumbered: (u64, i64)) -> Vec<i32> {
     let (tokens, at): (Vec<u32>, Vec<u32>) = live.iter().copied().unzip();
@@ -24,4 +24,23 @@ fn after_it_old_ones_keep_their_order_below_all_that_is_younger() {
     assert_eq!(stood(&[10, 41, 42, 43], &live, (100, 3)), [-2, -1, 0, 1]);
     // None of those that were live then is left: below what came after it, and in order with what is fetched of that.
     assert_eq!(stood(&[10, 20, 100, 105], &[(120, 23), (130, 33)], (100, 3)), [1, 2, 3, 8]);
+}
+
+/// What is passed over is never one of the best, of equal ones neither, and most are.
+#[test]
+fn what_is_not_among_the_best_is_passed_over() {
+    let mut rng = fastrand::Rng::with_seed(3);
+    for (n_tile, n) in [(1, 1), (5, 8), (125, 32), (300, 256), (41, 40)] {
+        let mut shares: Vec<f32> = (0..n_tile * PIECES).map(|_| rng.f32().powi(8)).collect();
+        for _ in 0..n_tile {
+            let (a, b) = (rng.usize(..shares.len()), rng.usize(..shares.len()));
+            shares[a] = [shares[b], f32::NEG_INFINITY, 0.0][rng.usize(..3)];
+        }
+        let least = least_of_best(&shares, n);
+        let mut sorted = shares.clone();
+        sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+        assert!(least <= sorted[n - 1] || sorted[n - 1] == f32::NEG_INFINITY, "{n_tile} tiles, {n}");
+        let n_left = shares.iter().filter(|share| **share >= least).count();
+        assert!(n_tile < 100 || n_left < n.max(shares.len() / 4) * 3, "{n_left} of {}", shares.len());
+    }
 }
