@@ -109,9 +109,8 @@ fn products<const N: usize>(codes: &[u8], q: &[i8], head_dim: usize, dots: &mut 
 /// elements. `scores` is left as anything.
 #[inline(always)]
 pub fn add_shares(scores: &mut [f32], total: &mut [f32]) {
-    let scores = scores.as_chunks_mut::<8>().0;
     let mut lanes: Lanes = [f32::NEG_INFINITY; 8];
-    for eight in &*scores {
+    for eight in scores.as_chunks::<8>().0 {
         for l in 0..8 {
             lanes[l] = if eight[l] > lanes[l] { eight[l] } else { lanes[l] };
         }
@@ -120,17 +119,14 @@ pub fn add_shares(scores: &mut [f32], total: &mut [f32]) {
     if highest == f32::NEG_INFINITY {
         return;
     }
+    // Alone in a loop, of which compilers make vectors; beside the sums they do not.
+    scores.iter_mut().for_each(|x| *x = weight(*x - highest));
     let mut sums: Lanes = [0.0; 8];
-    for eight in &mut *scores {
+    for eight in scores.as_chunks::<8>().0 {
         for l in 0..8 {
-            eight[l] = weight(eight[l] - highest);
             sums[l] += eight[l];
         }
     }
     let inverse = 1.0 / add_lanes(sums);
-    for (total, eight) in total.as_chunks_mut::<8>().0.iter_mut().zip(scores) {
-        for l in 0..8 {
-            total[l] += eight[l] * inverse;
-        }
-    }
+    total.iter_mut().zip(scores).for_each(|(total, x)| *total += *x * inverse);
 }
