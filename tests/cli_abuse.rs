@@ -507,3 +507,16 @@ fn a_request_to_end_is_143_in_every_command() {
         drop((stdin, reader));
     }
 }
+
+/// What somebody reads first says what the program is, and what all commands take stands behind what one of them takes.
+#[test]
+fn help_says_what_the_program_is_and_what_is_common_to_all_comes_last() {
+    let help = |args: &[&str]| String::from_utf8(run(args).stdout).expect("UTF-8");
+    assert!(help(&["--help"]).starts_with("Large language models on small ARM boards"), "{}", help(&["--help"]));
+    for args in [&["run", "--help"][..], &["plan", "-h"], &["eval", "ppl", "-h"], &["bench", "-h"]] {
+        let text = help(args);
+        let flags: Vec<&str> = text.lines().filter_map(|line| line.trim_start().split_once("--")).map(|(_, name)| name).collect();
+        let at = flags.iter().rposition(|flag| flag.starts_with("log-level"));
+        assert_eq!(at, Some(flags.len() - 2), "{args:?}: only --help comes after it: {flags:?}");
+    }
+}
