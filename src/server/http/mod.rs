@@ -36,6 +36,7 @@ mod responses;
 mod ring;
 mod router;
 mod run;
+mod samplers;
 mod sampling;
 mod scan;
 mod seats;
