@@ -520,3 +520,20 @@ fn help_says_what_the_program_is_and_what_is_common_to_all_comes_last() {
         assert_eq!(at, Some(flags.len() - 2), "{args:?}: only --help comes after it: {flags:?}");
     }
 }
+
+/// The parser names the flag that is missing; people gave the other one.
+#[test]
+fn a_flag_that_lacks_another_one_is_named_with_it() {
+    let m = tiny();
+    let refused_with = |more: &[&str], words: &str| {
+        refused(&[&["run", "-m", &m, "-p", "x"], more].concat(), 2, &[words]);
+    };
+    refused_with(&["--system", "Be brief."], "lowkey: --system cannot be without --chat; see --help");
+    refused_with(&["--template=chatml", "--parse-special"], "--template and --parse-special cannot be without --chat");
+    refused_with(&["--top-logprobs", "3"], "--top-logprobs cannot be without --json");
+    refused_with(&["--recall", "5"], "--recall cannot be without --past");
+    refused_with(&["--past", "/tmp"], "--past cannot be without --past-space <SIZE>");
+    // What was left out altogether is named as ever.
+    refused(&["run", "-p", "x", "--system", "y"], 2, &["--model <MODEL>"]);
+    refused(&["sessions", "remove"], 2, &["<NAME>"]);
+}
