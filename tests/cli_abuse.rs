@@ -537,3 +537,14 @@ fn a_flag_that_lacks_another_one_is_named_with_it() {
     refused(&["run", "-p", "x", "--system", "y"], 2, &["--model <MODEL>"]);
     refused(&["sessions", "remove"], 2, &["<NAME>"]);
 }
+
+/// A key from a variable that was not set must not leave the server open to all.
+#[test]
+#[cfg(feature = "serve")]
+fn an_empty_key_is_refused() {
+    let m = tiny();
+    for empty in ["", "  "] {
+        refused(&["plan", "serve", "-m", &m, "--api-key", "one", "--api-key", empty], 2, &["--api-key", "empty"]);
+    }
+    assert!(run(&["plan", "serve", "-m", &m, "--api-key", "one"]).status.success());
+}

@@ -164,6 +164,13 @@ impl ServeArgs {
     /// Keys of the flags and of the file.
     fn keys(&self) -> Result<Vec<String>> {
         let mut keys = words(&self.api_key);
+        // Such as of a variable that is not set: without it the server would be open to all.
+        if keys.len() < self.api_key.len() {
+            return Err(Error::usage(
+                "--api-key",
+                "the key is empty: give one, or leave it out, and whoever reaches the server may use it",
+            ));
+        }
         if let Some(path) = &self.api_key_file {
             let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
             let before = keys.len();
