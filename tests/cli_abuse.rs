@@ -541,10 +541,11 @@ fn a_flag_that_lacks_another_one_is_named_with_it() {
 /// A key from a variable that was not set must not leave the server open to all.
 #[test]
 #[cfg(feature = "serve")]
-fn an_empty_key_is_refused() {
+fn an_empty_key_is_refused_and_a_time_in_which_nothing_can_come() {
     let m = tiny();
     for empty in ["", "  "] {
         refused(&["plan", "serve", "-m", &m, "--api-key", "one", "--api-key", empty], 2, &["--api-key", "empty"]);
     }
     assert!(run(&["plan", "serve", "-m", &m, "--api-key", "one"]).status.success());
+    refused(&["plan", "serve", "-m", &m, "--io-timeout", "0"], 2, &["--io-timeout"]);
 }

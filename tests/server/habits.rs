@@ -1,6 +1,8 @@
 //! What programs send that were written for other servers: it works, or is refused by name in the words of their API, and is never
 //! answered as if it had not been said. In place of the engine a thread says what prompts tell it to.
 
+use std::time::Duration;
+
 use crate::fake_engine::Server;
 use lowkey_test_kit::client::{Client, Reply, post, request};
 use serde_json::{Value, json};
@@ -172,4 +174,12 @@ fn refusals_name_the_way_out() {
     let reply = ask(&server, "POST", "/tokenize", &headers, b"{}");
     assert_eq!(reply.status, 403);
     assert!(error(&reply).0.contains("`--cors-origins http://home.lan:3000`"), "{}", reply.text());
+}
+
+#[test]
+fn without_a_time_for_them_there_are_no_comments() {
+    let server = Server::start(|s| s.ping = Duration::ZERO);
+    let body = json!({ "messages": user("PACE{20} SAY{a few words}"), "stream": true });
+    let text = post(server.address, "/v1/chat/completions", &body).text().to_owned();
+    assert!(text.ends_with("data: [DONE]\n\n") && !text.contains(": ping"), "{} bytes", text.len());
 }

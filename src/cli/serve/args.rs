@@ -51,7 +51,7 @@ pub struct ServeArgs {
     /// Seconds that an idle connection is kept
     #[arg(long, value_name = "S", default_value = "15")]
     pub keep_alive: Seconds,
-    /// Seconds of silence after which a stream of events gets a comment
+    /// Seconds of silence after which a stream of events gets a comment; 0: never
     #[arg(long, value_name = "S", default_value = "15")]
     pub ping: Seconds,
     /// A key that requests must bear; may be given several times
@@ -187,6 +187,9 @@ impl ServeArgs {
         let hosts = words(&self.host);
         if hosts.is_empty() {
             return Err(Error::usage("--host", "give an address to listen on, such as 127.0.0.1"));
+        }
+        if self.io_timeout.0.is_zero() {
+            return Err(Error::usage("--io-timeout", "in 0 seconds no request can come: give some, such as 10"));
         }
         if self.max_body.0 < 1024 || self.max_body.0 > 1 << 30 {
             return Err(Error::usage("--max-body", format!("{} cannot be used: give 1KiB to 1GiB", self.max_body)));
