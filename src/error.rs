@@ -43,6 +43,7 @@ settings! {
     Pack "the packing", PackAnew "the packing anew", PackCheck "the check of the pack",
     PresencePenalty "the presence penalty", FrequencyPenalty "the frequency penalty",
     Sessions "the folder of sessions", Session "the session", SessionSpace "the space for sessions",
+    KvType "the types of keys and values", Rare "the share for rare entries", Pool "the pool of neighbours",
     Streams "the number of streams", Ctx "the context", Speculate "the number of guesses",
     Past "the folder of the past", PastSpace "the space for the past", Recall "the number of pieces to recall",
 }

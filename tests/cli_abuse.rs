@@ -507,3 +507,45 @@ fn a_request_to_end_is_143_in_every_command() {
         drop((stdin, reader));
     }
 }
+
+/// What somebody reads first says what the program is, and what all commands take stands behind what one of them takes.
+#[test]
+fn help_says_what_the_program_is_and_what_is_common_to_all_comes_last() {
+    let help = |args: &[&str]| String::from_utf8(run(args).stdout).expect("UTF-8");
+    assert!(help(&["--help"]).starts_with("Large language models on small ARM boards"), "{}", help(&["--help"]));
+    for args in [&["run", "--help"][..], &["plan", "-h"], &["eval", "ppl", "-h"], &["bench", "-h"]] {
+        let text = help(args);
+        let flags: Vec<&str> = text.lines().filter_map(|line| line.trim_start().split_once("--")).map(|(_, name)| name).collect();
+        let at = flags.iter().rposition(|flag| flag.starts_with("log-level"));
+        assert_eq!(at, Some(flags.len() - 2), "{args:?}: only --help comes after it: {flags:?}");
+    }
+}
+
+/// The parser names the flag that is missing; people gave the other one.
+#[test]
+fn a_flag_that_lacks_another_one_is_named_with_it() {
+    let m = tiny();
+    let refused_with = |more: &[&str], words: &str| {
+        refused(&[&["run", "-m", &m, "-p", "x"], more].concat(), 2, &[words]);
+    };
+    refused_with(&["--system", "Be brief."], "lowkey: --system cannot be without --chat; see --help");
+    refused_with(&["--template=chatml", "--parse-special"], "--template and --parse-special cannot be without --chat");
+    refused_with(&["--top-logprobs", "3"], "--top-logprobs cannot be without --json");
+    refused_with(&["--recall", "5"], "--recall cannot be without --past");
+    refused_with(&["--past", "/tmp"], "--past cannot be without --past-space <SIZE>");
+    // What was left out altogether is named as ever.
+    refused(&["run", "-p", "x", "--system", "y"], 2, &["--model <MODEL>"]);
+    refused(&["sessions", "remove"], 2, &["<NAME>"]);
+}
+
+/// A key from a variable that was not set must not leave the server open to all.
+#[test]
+#[cfg(feature = "serve")]
+fn an_empty_key_is_refused_and_a_time_in_which_nothing_can_come() {
+    let m = tiny();
+    for empty in ["", "  "] {
+        refused(&["plan", "serve", "-m", &m, "--api-key", "one", "--api-key", empty], 2, &["--api-key", "empty"]);
+    }
+    assert!(run(&["plan", "serve", "-m", &m, "--api-key", "one"]).status.success());
+    refused(&["plan", "serve", "-m", &m, "--io-timeout", "0"], 2, &["--io-timeout"]);
+}

@@ -288,7 +288,7 @@ fn what_a_session_is_not_of_is_refused_with_the_reason_and_touches_nothing() {
     save(&mut session, &log, &mut shelf, "s").expect("it is saved");
     let others: [(&str, Session); 7] = [
         ("another model", self::session(&data("tiny-mha.gguf"), 24, |_| ())),
-        ("settings", self::session(&data(MODEL), 25, |_| ())),
+        ("24 slots", self::session(&data(MODEL), 25, |_| ())),
         ("h2o", self::session(&data(MODEL), 24, |s| s.kv.policy = Policy::H2o)),
         ("q8_0", self::session(&data(MODEL), 24, |s| s.k_type = Some(KvType::Q8_0))),
         ("5 sinks", self::session(&data(MODEL), 24, |s| s.kv.sinks = 5)),

@@ -55,7 +55,7 @@ pub fn parse(command: Command, args: &[OsString]) -> Result<ArgMatches, clap::Er
     let command = bear_minus(command);
     let is_ours = |(name, _): (OsString, OsString)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
     if !std::env::vars_os().any(is_ours) {
-        return command.try_get_matches_from(args).map_err(|error| named(error, &[], args));
+        return command.clone().try_get_matches_from(args).map_err(|error| named(explained(&command, args, error), &[], args));
     }
     let mut relaxed = command.clone().ignore_errors(true);
     let given = relaxed.try_get_matches_from_mut(args)?;
@@ -78,7 +78,42 @@ pub fn parse(command: Command, args: &[OsString]) -> Result<ArgMatches, clap::Er
         }
     }
     let variables = FROM_VARIABLES.get_or_init(|| variables);
-    parsed.map_err(|error| named(error, variables, args))
+    parsed.map_err(|error| named(explained(&command, args, error), variables, args))
+}
+
+/// Where a flag that was given lacks another one: which it is, for the parser names the other alone.
+fn explained(command: &Command, args: &[OsString], error: clap::Error) -> clap::Error {
+    let mut relaxed = command.clone().ignore_errors(true);
+    let Ok(given) = relaxed.try_get_matches_from_mut(args) else { return error };
+    let (leaf, matches, at) = leaf(&relaxed, &given, args);
+    let lacking_with = |more: &[OsString]| {
+        let parsed = command.clone().try_get_matches_from(args[..at].iter().chain(more));
+        parsed.err().map_or(Vec::new(), |error| lacking(&error))
+    };
+    let (missing, anyway) = (lacking(&error), lacking_with(&[]));
+    if missing.is_empty() || missing.iter().any(|flag| anyway.contains(flag)) {
+        return error;
+    }
+    let needs = |arg: &&Arg| {
+        let id = arg.get_id().as_str();
+        let is_given = matches.try_contains_id(id).is_ok() && matches.value_source(id) == Some(ValueSource::CommandLine);
+        let flag = format!("--{}", arg.get_long().filter(|_| is_given).unwrap_or_default());
+        let alone: Vec<OsString> = match arg.get_action() {
+            _ if flag.len() == 2 => return false,
+            ArgAction::Set | ArgAction::Append => {
+                let values = matches.get_raw(id).into_iter().flatten();
+                values.map(|value| [OsStr::new(&flag), OsStr::new("="), value].into_iter().collect()).collect()
+            }
+            _ => vec![OsString::from(&flag)],
+        };
+        lacking_with(&alone).iter().any(|flag| missing.contains(flag))
+    };
+    let flags: Vec<String> =
+        leaf.get_arguments().filter(needs).filter_map(|arg| Some(format!("--{}", arg.get_long()?))).collect();
+    if flags.is_empty() {
+        return error;
+    }
+    clap::Error::raw(error.kind(), format!("{} cannot be without {}", flags.join(" and "), missing.join(" and ")))
 }
 
 /// What the names of variables begin with.

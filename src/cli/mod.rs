@@ -42,13 +42,16 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::error::{Error, Result};
 use output::{answer, answer_json, say};
 
+/// What the program is, at the head of its help and of its manual page.
+const ABOUT: &str = "Large language models on small ARM boards, in a memory that the owner sets and that never grows";
+
 #[derive(Parser)]
-#[command(name = "lowkey", version, about, max_term_width = 110, arg_required_else_help = true)]
+#[command(name = "lowkey", version, about = ABOUT, max_term_width = 110, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
     /// What is logged to stderr: error, warn, info, debug, trace (RUST_LOG, where set, has the last word)
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn", display_order = 900)]
     log_level: log::LevelFilter,
 }
 

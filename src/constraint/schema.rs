@@ -278,7 +278,7 @@ impl<'a> Check<'a> {
         match key {
             key if is_idle(map, key, value) => {}
             key if stands_for(map, key).is_some() => sum.has(self.schema(value, name, depth + 1)?),
-            key if NEVER.contains(&key) => return Err(format!("`{name}`: `{key}` cannot be held to exactly: leave it out")),
+            key if NEVER.contains(&key) => return Err(format!("`{name}`: it cannot be held to exactly: leave it out")),
             "$id" | "id" if name != key && value.is_string() => self.has_inner_id = Some(name.to_owned()),
             "$ref" => sum.wants(self.reference(value, name, depth)?),
             "allOf" => {

@@ -15,7 +15,7 @@ pub enum Why {
     Foreign,
     Version(u32),
     /// It cannot go on in this stream: it is of another model, template, settings.
-    Other(String),
+    Other(Message),
     /// Bytes of it are not what was written.
     Damaged(&'static str),
     /// Its sums are right and its numbers cannot be.
@@ -74,7 +74,7 @@ impl Why {
                 "the file is of version {version} of the format, which this program does not read; remove it or give another name"
             )
             .into(),
-            Why::Other(what) => format!("{what}; go on in such a stream, or give another name").into(),
+            Why::Other(what) => message![what.clone(), "; go on in such a stream, or give another name"],
             Why::Damaged(what) => format!("the file is damaged: {what}; remove it").into(),
             Why::Unsound(what) => format!("the file was not written by a stream like this one: it has {what}; remove it").into(),
             Why::NoRoom { text_bytes, room } => {

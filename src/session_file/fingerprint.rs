@@ -7,6 +7,7 @@ use std::ops::Range;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::name::Short;
+use crate::error::{Message, Setting, message};
 use crate::gguf::{GgufFile, Value};
 use crate::kv::KvCache;
 use crate::kv::store::saved::PAST;
@@ -14,6 +15,55 @@ use crate::kv::store::saved::PAST;
 /// To be raised with each change after which the same tokens give other bits in the cache or other logits. The file that
 /// tests/sessions.rs keeps says when.
 pub const ARITHMETIC: u32 = 1;
+
+/// What the parts of the settings come from.
+const CAUSES: [&[Setting]; 11] = [
+    &[Setting::KvType],
+    &[Setting::KvBudget, Setting::Batch],
+    &[Setting::Evict],
+    &[Setting::Sinks],
+    &[Setting::Recent],
+    &[Setting::Rare],
+    &[Setting::Pool],
+    &[],
+    &[],
+    &[Setting::Past, Setting::PastSpace, Setting::Recall],
+    &[],
+];
+const SLOTS: usize = 1;
+const POLICY: usize = 2;
+/// Parts that follow from slots and policy, where nothing else is said.
+const FOLLOWS: std::ops::RangeInclusive<usize> = 4..=7;
+
+/// The parts of `KvCache::settings`, and the arithmetic. None: it is not of this form.
+fn parts(settings: &str) -> Option<[&str; CAUSES.len()]> {
+    let (rest, arithmetic) = settings.rsplit_once("; ")?;
+    let mut pieces = rest.splitn(4, "; ");
+    let (types, slots) = pieces.next()?.split_once(' ')?;
+    let rule: Vec<&str> = pieces.next()?.split(", ").collect();
+    let [policy, sinks, recent, reserved, pool, half_life] = rule[..] else { return None };
+    let (window, past) = (pieces.next()?, pieces.next().unwrap_or("no past"));
+    Some([types, slots, policy, sinks, recent, reserved, pool, half_life, window, past, arithmetic])
+}
+
+/// What differs between settings, and what decides it.
+fn differences(own: &str, others: &str) -> Message {
+    let Some((own_parts, other_parts)) = parts(own).zip(parts(others)) else {
+        return format!("it was saved with other settings, '{}' and not '{others}'", own.escape_debug()).into();
+    };
+    let differs = |i: usize| own_parts[i] != other_parts[i];
+    let shown = (0..CAUSES.len()).filter(|i| differs(*i) && !(FOLLOWS.contains(i) && (differs(SLOTS) || differs(POLICY))));
+    let mut told: Vec<Message> = vec!["it was saved with ".into()];
+    for i in shown {
+        let comma = if told.len() > 1 { ", " } else { "" };
+        told.push(format!("{comma}{} and not {}", own_parts[i].escape_debug(), other_parts[i]).into());
+        for (n, cause) in CAUSES[i].iter().enumerate() {
+            told.extend([if n == 0 { " (" } else { " or " }.into(), (*cause).into()]);
+        }
+        told.extend((!CAUSES[i].is_empty()).then(|| ")".into()));
+    }
+    told.into_iter().collect()
+}
 
 /// A whole hash of a large model takes minutes on a card; this many blocks of it, spread over the weights, take a second.
 const N_BLOCKS: u64 = 64;
@@ -52,15 +102,15 @@ impl Fingerprint {
     }
 
     /// Why a session of `self` is none for a stream of `other`; `None`: it is.
-    pub fn why_not(&self, other: &Fingerprint) -> Option<String> {
+    pub fn why_not(&self, other: &Fingerprint) -> Option<Message> {
         if self.model != other.model {
-            return Some(format!("it is of another model, '{}'", self.model_name.as_str().escape_debug()));
+            return Some(format!("it is of another model, '{}'", self.model_name.as_str().escape_debug()).into());
         }
         if self.template != other.template {
-            return Some("it was saved with another chat template".into());
+            return Some(message!["it was saved with another chat template (", Setting::Template, ")"]);
         }
         let (own, others) = (self.settings.as_str(), other.settings.as_str());
-        (own != others).then(|| format!("it was saved with other settings, '{}' and not '{others}'", own.escape_debug()))
+        (own != others).then(|| differences(own, others))
     }
 
     /// Whether its stream has a past in a file.

@@ -5,6 +5,7 @@
 mod api;
 mod chat;
 mod fake_engine;
+mod habits;
 mod http;
 mod info;
 mod kept;

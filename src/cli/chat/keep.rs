@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::cli::output::say;
 use crate::cli::sessions::named;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, message};
 use crate::kv::Past;
 use crate::session_file::{Fingerprint, Limits, Name, Shelf, Why};
 use crate::units::Bytes;
@@ -65,7 +65,8 @@ impl Keep {
             None => self.name.map_or(Ok(()), |name| match self.shelf.head(&name) {
                 Ok(head) => {
                     let why = head.fingerprint.why_not(&self.fingerprint).unwrap_or_default();
-                    Err(Error::usage("--session", format!("'{name}' cannot go on here: {why}; give another name")))
+                    let what = message![format!("'{name}' cannot go on here: "), why, "; give another name"];
+                    Err(Error::usage("--session", what))
                 }
                 Err(failure) if matches!(failure.why, Why::Missing) => Ok(()),
                 Err(failure) => Err(failure.into()),

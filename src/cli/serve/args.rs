@@ -51,7 +51,7 @@ pub struct ServeArgs {
     /// Seconds that an idle connection is kept
     #[arg(long, value_name = "S", default_value = "15")]
     pub keep_alive: Seconds,
-    /// Seconds of silence after which a stream of events gets a comment
+    /// Seconds of silence after which a stream of events gets a comment; 0: never
     #[arg(long, value_name = "S", default_value = "15")]
     pub ping: Seconds,
     /// A key that requests must bear; may be given several times
@@ -164,6 +164,13 @@ impl ServeArgs {
     /// Keys of the flags and of the file.
     fn keys(&self) -> Result<Vec<String>> {
         let mut keys = words(&self.api_key);
+        // Such as of a variable that is not set: without it the server would be open to all.
+        if keys.len() < self.api_key.len() {
+            return Err(Error::usage(
+                "--api-key",
+                "the key is empty: give one, or leave it out, and whoever reaches the server may use it",
+            ));
+        }
         if let Some(path) = &self.api_key_file {
             let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
             let before = keys.len();
@@ -180,6 +187,9 @@ impl ServeArgs {
         let hosts = words(&self.host);
         if hosts.is_empty() {
             return Err(Error::usage("--host", "give an address to listen on, such as 127.0.0.1"));
+        }
+        if self.io_timeout.0.is_zero() {
+            return Err(Error::usage("--io-timeout", "in 0 seconds no request can come: give some, such as 10"));
         }
         if self.max_body.0 < 1024 || self.max_body.0 > 1 << 30 {
             return Err(Error::usage("--max-body", format!("{} cannot be used: give 1KiB to 1GiB", self.max_body)));

@@ -8,7 +8,7 @@ use axum::extract::Request;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::Body as _;
-use hyper::header::CONTENT_LENGTH;
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -66,6 +66,11 @@ async fn read_with(app: &App, request: Request, needs_place: bool) -> Checked<By
         let message = format!("the body has more than {most} bytes, the most that this server takes: send less");
         Refusal::protocol(StatusCode::PAYLOAD_TOO_LARGE, message).closing()
     };
+    let coding = request.headers().get(CONTENT_ENCODING).map(|coding| String::from_utf8_lossy(coding.as_bytes()).into_owned());
+    if let Some(coding) = coding.filter(|coding| !coding.trim().is_empty() && !coding.trim().eq_ignore_ascii_case("identity")) {
+        let message = format!("a body with `Content-Encoding: {coding}` is not unpacked here: send it as it is");
+        return Err(Refusal::protocol(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).closing());
+    }
     let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > most as u64) {
         return Err(too_large());
@@ -126,13 +131,16 @@ async fn next(body: &mut Body, late: Instant) -> Checked<Option<hyper::body::Byt
 impl Bytes {
     /// What the body says, and its place, which is kept for as long as there is something of that size.
     pub fn json(self, settings: &Settings) -> Checked<(Value, Place)> {
-        let Bytes { bytes, place } = self;
-        Ok((parse(&bytes, settings)?, place))
+        let Bytes { mut bytes, place } = self;
+        Ok((parse(&mut bytes, settings)?, place))
     }
 }
 
-fn parse(bytes: &[u8], settings: &Settings) -> Checked<Value> {
+fn parse(bytes: &mut [u8], settings: &Settings) -> Checked<Value> {
     let invalid = |what: String| Refusal::bad("invalid_json", what);
+    replace_halves(bytes);
+    // The mark that some editors and shells put before UTF-8.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let text = std::str::from_utf8(bytes)
         .map_err(|e| invalid(format!("the body is no UTF-8 at byte {}: send JSON in UTF-8", e.valid_up_to())))?;
     if text.trim_ascii().is_empty() {
@@ -140,6 +148,27 @@ fn parse(bytes: &[u8], settings: &Settings) -> Checked<Value> {
     }
     check_shape(bytes, settings)?;
     serde_json::from_str(text).map_err(|e| invalid(format!("the body is no JSON: {e}")))
+}
+
+/// Half a character that stands alone, as programs write it (`\ud83d`) that cut a text within an emoji, becomes U+FFFD, which is as long.
+fn replace_halves(bytes: &mut [u8]) {
+    let unit = |bytes: &[u8], at: usize| {
+        let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u").filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
+        u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    };
+    let mut at = 0;
+    while let Some(n) = bytes.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == b'\\')) {
+        at += n;
+        at += match unit(bytes, at) {
+            None => 2,
+            Some(0xd800..0xdc00) if matches!(unit(bytes, at + 6), Some(0xdc00..0xe000)) => 12,
+            Some(0xd800..0xe000) => {
+                bytes[at..at + 6].copy_from_slice(b"\\ufffd");
+                6
+            }
+            Some(_) => 6,
+        };
+    }
 }
 
 /// Counts what the JSON would become. What is no JSON is counted somehow, and refused later.

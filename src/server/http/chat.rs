@@ -46,8 +46,10 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
         false if fields.get("top_logprobs").is_some_and(|n| n != 0) => {
             return Err(fields.invalid("top_logprobs", "needs `logprobs`: true"));
         }
-        false => None,
+        // llama-server's word for the same.
+        false => sampling::n_tops(&fields, "n_probs")?.filter(|n| *n > 0),
     };
+    check_forms(&fields)?;
     // The chosen token's own is told where any are.
     wishes.request.n_probs = n_top.map_or(0, |n| n.max(1));
     let is_parted = fields.word("reasoning_format", &["none", "auto", "deepseek", "deepseek-legacy"])? != Some("none");
@@ -87,6 +89,20 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
         batch: sampling::batch(app, &wishes, vec![prompt], tools.as_ref())?,
         format: Box::new(format),
     })
+}
+
+/// Forms of OpenAI's chats that would change the answer, and are not here.
+fn check_forms(fields: &Fields<'_>) -> Checked<()> {
+    if fields.list("functions")?.is_some_and(|functions| !functions.is_empty()) {
+        return Err(Refusal::unsupported_field("functions", "an old form of `tools`: send them as `tools`"));
+    }
+    let speaks = fields.list("modalities")?.is_some_and(|kinds| kinds.iter().any(|kind| kind != "text"));
+    for (name, is_asked) in [("modalities", speaks), ("audio", fields.get("audio").is_some())] {
+        if is_asked {
+            return Err(Refusal::unsupported_field(name, "this server answers with text only"));
+        }
+    }
+    Ok(())
 }
 
 struct Chat {

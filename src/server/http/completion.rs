@@ -44,6 +44,9 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
     if paths.len() > MAX_FIELDS {
         return Err(fields.invalid("response_fields", format!("more than {MAX_FIELDS}")));
     }
+    if fields.list("image_data")?.is_some_and(|images| !images.is_empty()) {
+        return Err(Refusal::unsupported_field("image_data", "this server reads text only"));
+    }
     let prompts = prompt::of_completion(app, &fields)?;
     let format = Native {
         app: app.clone(),

@@ -5,7 +5,7 @@
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use hyper::StatusCode;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{ACCEPT_ENCODING, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde_json::{Value, json};
 
 #[derive(Clone, Debug)]
@@ -138,6 +138,9 @@ impl Refusal {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         if let Some(seconds) = self.retry_after_s {
             headers.insert(RETRY_AFTER, seconds.into());
         }
@@ -154,11 +157,16 @@ impl Refusal {
     pub fn for_ollama(&self) -> Response {
         self.with_body(json!({ "error": self.message }))
     }
+
+    /// As the others say it.
+    pub fn answer(&self) -> Response {
+        self.with_body(json!({ "error": self.object() }))
+    }
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let mut response = self.with_body(json!({ "error": self.object() }));
+        let mut response = self.answer();
         // Whoever knows the path may say it otherwise.
         response.extensions_mut().insert(self);
         response

@@ -75,8 +75,9 @@ pub fn check_host(settings: &Settings, version: Version, headers: &HeaderMap) ->
         return Ok(());
     }
     Err(Refusal::forbidden(format!(
-        "the host {} is neither an address nor `localhost`: add it to the allowed hosts of the server if it is yours",
-        quoted(authority)
+        "the host {} is neither an address nor `localhost`: if it is yours, start the server with {} among its `allowed-hosts`",
+        quoted(authority),
+        quoted(host),
     )))
 }
 
@@ -116,8 +117,9 @@ pub fn check_origin(settings: &Settings, method: &Method, headers: &HeaderMap) -
     let origin = origin.to_str().unwrap_or_default();
     if !is_allowed(settings, origin) && !is_own(origin, headers) {
         return Err(Refusal::forbidden(format!(
-            "pages of {} may not ask this server: add it to its CORS origins if they should",
-            quoted(origin)
+            "pages of {} may not ask this server: if they should, start it with {} among its `cors-origins`",
+            quoted(origin),
+            quoted(origin),
         )));
     }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();

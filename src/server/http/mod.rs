@@ -36,6 +36,7 @@ mod responses;
 mod ring;
 mod router;
 mod run;
+mod samplers;
 mod sampling;
 mod scan;
 mod seats;
@@ -103,7 +104,7 @@ pub struct Settings {
     /// For a whole head, for 64 KiB of a body, and for a write.
     pub io_timeout: Duration,
     pub keep_alive: Duration,
-    /// After so long without an event a stream sends a comment.
+    /// After so long without an event a stream sends a comment; 0: it sends none.
     pub ping: Duration,
     pub api_keys: Vec<String>,
     /// Origins, `localhost` for any port of this machine, or `*`.

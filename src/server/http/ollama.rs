@@ -94,7 +94,8 @@ pub async fn show(State(app): AppState, request: HttpRequest) -> Checked<Respons
         .run(move || {
             let (body, _place) = body.json(&reader.settings)?;
             let fields = Fields::of_body(&body)?;
-            let name = fields.string("model")?.or(fields.string("name")?).unwrap_or_default();
+            let name = fields.string("model")?.or(fields.string("name")?);
+            let name = name.ok_or_else(|| fields.invalid("model", "the name of the model is wanted here, and there is none"))?;
             check_known(&reader, name)
         })
         .await?;
@@ -160,8 +161,8 @@ async fn generation(app: Arc<App>, request: HttpRequest, is_chat: bool) -> Check
     }
 }
 
-/// What `options` and OpenAI's chats call alike.
-const OPTIONS: [&str; 11] = [
+/// What `options` and OpenAI's chats call alike; the last ones are here to be refused where they would change the answer.
+const OPTIONS: [&str; 14] = [
     "temperature",
     "top_k",
     "top_p",
@@ -173,6 +174,9 @@ const OPTIONS: [&str; 11] = [
     "presence_penalty",
     "frequency_penalty",
     "num_predict",
+    "mirostat",
+    "typical_p",
+    "tfs_z",
 ];
 
 /// The request in the words of a chat; none: nothing is asked but that the model be there, which it is.
@@ -207,6 +211,9 @@ fn read(app: &Arc<App>, body: Value, is_chat: bool) -> Checked<Option<Order>> {
             chat.insert(name.into(), value.clone());
         }
     }
+    if fields.flag("logprobs")? {
+        return Err(Refusal::unsupported_field("logprobs", "ask `/v1/chat/completions` for them"));
+    }
     let is_asked = if is_chat { read_messages(&fields, &mut chat)? } else { read_prompt(&fields, &mut chat)? };
     if !is_asked {
         return Ok(None);
@@ -232,6 +239,23 @@ fn read_prompt(fields: &Fields<'_>, chat: &mut Map<String, Value>) -> Checked<bo
     }
     if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
         return Err(Refusal::unsupported_field("suffix", "text is gone on with, and not filled in"));
+    }
+    let has_context = fields.list("context")?.is_some_and(|tokens| !tokens.is_empty());
+    let given = |name: &str| Ok(fields.string(name)?.is_some_and(|text| !text.is_empty()));
+    if fields.flag("raw")? && (has_context || given("template")? || given("system")?) {
+        return Err(fields.invalid("raw", "such a prompt has no template, system or context: leave them out"));
+    }
+    if has_context {
+        return Err(Refusal::unsupported_field(
+            "context",
+            "nothing is kept from one prompt to the next: send the turns to `/api/chat`",
+        ));
+    }
+    if given("template")? {
+        return Err(Refusal::unsupported_field(
+            "template",
+            "the template is the server's: send the text as `prompt` with `raw`: true",
+        ));
     }
     let text = fields.string("prompt")?.unwrap_or_default();
     let mut list = Vec::new();

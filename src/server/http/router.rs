@@ -12,7 +12,7 @@ use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hyper::body::Incoming;
-use hyper::header::{CACHE_CONTROL, HeaderValue, ORIGIN, SERVER};
+use hyper::header::{ALLOW, CACHE_CONTROL, HeaderValue, ORIGIN, SERVER};
 use hyper::{Method, StatusCode};
 use tower::ServiceExt;
 
@@ -59,7 +59,7 @@ pub fn router(app: Arc<App>) -> Router {
             .route(&format!("{root}/messages"), post(not_here))
             .route(&format!("{root}/audio/transcriptions"), post(not_here));
     }
-    router.method_not_allowed_fallback(wrong_method).fallback(nowhere).with_state(app)
+    router.method_not_allowed_fallback(some_wrong_method).fallback(nowhere).with_state(app)
 }
 
 async fn not_here(request: Request) -> Refusal {
@@ -70,8 +70,14 @@ async fn nowhere(request: Request) -> Refusal {
     Refusal::not_found(format!("there is nothing at {}", quoted(request.uri().path())))
 }
 
-async fn wrong_method(request: Request) -> Refusal {
-    let message = format!("{} is not what {} is for", quoted(request.method().as_str()), quoted(request.uri().path()));
+/// The words come when it is known which methods there are.
+async fn some_wrong_method() -> Refusal {
+    Refusal::protocol(StatusCode::METHOD_NOT_ALLOWED, "")
+}
+
+fn wrong_method(method: &Method, path: &str, allowed: &HeaderValue) -> Refusal {
+    let allowed = allowed.to_str().unwrap_or_default().replace(',', " or ");
+    let message = format!("{} is asked with {allowed}, not with {}", quoted(path), quoted(method.as_str()));
     Refusal::protocol(StatusCode::METHOD_NOT_ALLOWED, message)
 }
 
@@ -126,8 +132,14 @@ pub async fn handle(
     };
     if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
         log::debug!("{method} {path}: {}", refusal.message());
-        if path.starts_with("/api/") {
-            response = refusal.for_ollama();
+        let allowed = response.headers().get(ALLOW).cloned();
+        let refusal = match &allowed {
+            Some(allowed) => wrong_method(&method, &path, allowed),
+            None => refusal,
+        };
+        response = if path.starts_with("/api/") { refusal.for_ollama() } else { refusal.answer() };
+        if let Some(allowed) = allowed {
+            response.headers_mut().insert(ALLOW, allowed);
         }
     }
     app.shared.counters.count_request(&path, response.status());

@@ -12,7 +12,7 @@ use super::fields::{Fields, wanted};
 use super::prompt::Prompt;
 use super::run::Batch;
 use super::tools::{self, Tools};
-use super::{answers, constraint};
+use super::{answers, constraint, samplers};
 
 const MAX_STOPS: usize = 8;
 const MAX_STOP_BYTES: usize = 64;
@@ -59,6 +59,7 @@ pub fn params(app: &App, fields: &Fields<'_>) -> Checked<SamplerParams> {
     if let Some(seed) = seed(fields)? {
         params.seed = seed;
     }
+    samplers::apply(fields, &mut params)?;
     params.validate().map_err(|error| Refusal::bad("invalid_value", error.to_string()))?;
     Ok(params)
 }
@@ -185,7 +186,7 @@ pub fn read(app: &App, fields: &Fields<'_>, limits: &[&str]) -> Checked<Wishes> 
     }
     let most_streams = settings.n_streams as i64 - 1;
     let stream_options = fields.get("stream_options").map(|value| Fields::of(value, "stream_options")).transpose()?;
-    let n = fields.integer("n", 1, 128)?.unwrap_or(1) as usize;
+    let n = fields.integer_of(&["n", "n_cmpl"], 1, 128)?.unwrap_or(1) as usize;
     if n > 4 {
         return Err(Refusal::unsupported_field("n", "at most 4 answers to a request, one after the other"));
     }

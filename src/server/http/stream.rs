@@ -76,7 +76,8 @@ pub struct Order {
 /// Puts an order in the queue and answers it.
 pub async fn answer(app: &Arc<App>, mut order: Order) -> Checked<Response> {
     if order.is_stream {
-        order.manner.ping = Some(app.settings.ping).filter(|_| !order.format.ping().is_empty());
+        let ping = app.settings.ping;
+        order.manner.ping = (!ping.is_zero() && !order.format.ping().is_empty()).then_some(ping);
         let run = Run::start(app.clone(), order.batch, order.manner)?;
         return Ok(events(run, order.format));
     }

@@ -3,7 +3,7 @@ use super::*;
 const MAX: usize = 256 << 10;
 
 fn parse(bytes: &[u8]) -> Checked<Value> {
-    super::parse(bytes, &Settings::default())
+    super::parse(&mut bytes.to_vec(), &Settings::default())
 }
 
 fn refused(bytes: &[u8]) -> String {
@@ -18,8 +18,27 @@ fn bodies_that_are_no_json_are_refused_and_say_where() {
     assert!(refused(b"{\"a\":\"\xff\"}").contains("UTF-8 at byte 6"));
     assert!(refused(b"{\"a\":}").contains("column 6"));
     assert!(refused(b"{} {}").contains("no JSON"));
-    assert!(refused(br#"{"a":"\ud800"}"#).contains("no JSON"), "half a character");
     assert_eq!(parse(br#"{"a":"\u00e9"}"#).expect("JSON")["a"], "é");
+    assert_eq!(parse(b"\xef\xbb\xbf{\"a\":1}").expect("JSON behind a mark")["a"], 1);
+}
+
+#[test]
+fn half_a_character_is_replaced_and_whole_ones_stay() {
+    let read = |text: &str| parse(format!("{{\"a\":\"{text}\"}}").as_bytes()).expect("JSON")["a"].clone();
+    for (written, right) in [
+        (r"\ud83d\ude00", "😀"),
+        (r"\ud83d", "\u{fffd}"),
+        (r"\uDE00 x", "\u{fffd} x"),
+        (r"\ud83d\ud83d\ude00", "\u{fffd}😀"),
+        (r"\ud83d\u0041", "\u{fffd}A"),
+        (r"\ud83d\n\ude00", "\u{fffd}\n\u{fffd}"),
+        (r"\\ud83d \\\ud83d", "\\ud83d \\\u{fffd}"),
+    ] {
+        assert_eq!(read(written), right, "{written}");
+    }
+    for wrong in [r"\ud8", r"\uzzzz", r"\u", r"\"] {
+        assert!(refused(format!("{{\"a\":\"{wrong}\"}}").as_bytes()).contains("no JSON"), "{wrong}");
+    }
 }
 
 #[test]
