@@ -198,7 +198,7 @@ deploy-check: need-deploy model $(BUILT) ## the files of deploy/ and the workflo
 
 # LiteLLM and what it needs take 750 MB of disk: SHELF_ARGS="--through haproxy" does without.
 SHELF_ARGS ?= --chats 2000 --conversations 200 --workers 6
-shelf: need-deploy build model target/shelf/requirements.txt ## three servers behind HAProxy and LiteLLM, one killed in the middle (half an hour; SHELF_ARGS)
+shelf: need-deploy build model target/shelf/requirements.txt ## three servers behind HAProxy and LiteLLM, one killed in the middle (some minutes; SHELF_ARGS)
 	target/shelf/venv/bin/python benches/shelf.py $(SHELF_ARGS)
 
 target/shelf/requirements.txt: benches/shelf.txt
