@@ -18,7 +18,7 @@ use crate::kernels::{Acts, Attend, BLOCK, MatmulTask, Partial, Table};
 
 stamp_x86!(
     "avx2,fma,f16c",
-    Avx2 { vector: __m256i, rows: 8, direct: [1 2], tiled: [4 3 2 1], words: by_words },
+    Avx2 { vector: __m256i, rows: 8, direct: [1 2], tiled: [4 3 2 1], words: by_words, scan: Pairs },
     Ymm
 );
 

@@ -17,7 +17,7 @@ use crate::kernels::{Acts, Attend, MatmulTask, Partial, TILE_ROWS, Table};
 
 stamp_x86!(
     "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
-    Avx512 { vector: __m512i, rows: TILE_ROWS, direct: [1 2 3 4], tiled: [8 4 3 2 1], words: by_words },
+    Avx512 { vector: __m512i, rows: TILE_ROWS, direct: [1 2 3 4], tiled: [8 4 3 2 1], words: by_words, scan: Fours },
     Zmm
 );
 

@@ -18,10 +18,10 @@ pub mod vnni256;
 mod words;
 
 /// A set `$set` of vectors `$vector`, which takes `$rows` rows at a time, multiplies `$direct` tokens as it reads and `$tiled` at
-/// once from the tile, the most first, and types with grids by `$words`; its functions, with vectors for attention of `$width`,
-/// compiled with its features.
+/// once from the tile, the most first, types with grids by `$words`, and scans the index of the past by `$sums`; its functions, with
+/// vectors for attention of `$width`, compiled with its features.
 macro_rules! stamp_x86 {
-    ($features:literal, $set:ident { vector: $vector:ty, rows: $rows:expr, direct: [$($direct:literal)*], tiled: [$($tiled:literal)*], words: $words:ident }, $width:ty) => {
+    ($features:literal, $set:ident { vector: $vector:ty, rows: $rows:expr, direct: [$($direct:literal)*], tiled: [$($tiled:literal)*], words: $words:ident, scan: $sums:ident }, $width:ty) => {
         use $crate::kernels::spec::{arithmetic, attention, delta, mamba, scan as past};
         use $crate::kernels::{AngleSum, Asked, DeltaStep, MambaStep, Placing, Xielu};
         use $crate::kernels::x86::{attend, float, grids::Grid, placed, scan as index};
@@ -78,7 +78,7 @@ macro_rules! stamp_x86 {
             matmul(task: &mut MatmulTask) = product::matmul::<$set>;
             quantize(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sum: &mut [i32]) = float::quantize;
             attend(a: &Attend, out: &mut Partial) = attend_queries;
-            scan(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) = index::scan;
+            scan(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) = index::scan::<index::$sums>;
             place(p: &Placing, row: &mut [u8], mean: &[f32], angles: AngleSum, key: &mut [f32]) = placed::place;
         }
         stamp_x86! { $features; safe

@@ -17,7 +17,7 @@ use crate::kernels::{Acts, Attend, MatmulTask, Partial, Table};
 
 stamp_x86!(
     "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
-    Vnni256 { vector: Unsigned, rows: 8, direct: [1 2 3 4], tiled: [8 4 3 2 1], words: by_words },
+    Vnni256 { vector: Unsigned, rows: 8, direct: [1 2 3 4], tiled: [8 4 3 2 1], words: by_words, scan: Fours },
     Ymm
 );
 
