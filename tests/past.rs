@@ -279,11 +279,16 @@ fn a_disk_that_is_full_or_fails_costs_what_would_have_been_on_it() {
 #[test]
 fn sets_scan_an_index_alike_and_nearly_as_the_keys_themselves() {
     let mut rng = Rng::with_seed(11);
-    for head_dim in [8, 64, 80, 128, 256] {
+    for head_dim in [8, 32, 64, 80, 128, 256] {
         let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.f32() + rng.f32() + rng.f32() - 1.5).collect() };
         let keys: Vec<Vec<f32>> = (0..SCAN_TILE).map(|_| random(head_dim)).collect();
         let mut tile = vec![0; scan_tile_bytes(head_dim)];
         keys.iter().enumerate().for_each(|(j, key)| index::put(&mut tile, j, key));
+        // The same with scales that make zeros of either sign.
+        let mut zeros = tile.clone();
+        for (j, scale) in zeros[head_dim / 4 * SCAN_TILE..].as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            *scale = [0, if j % 3 == 0 { 0x80 } else { 0 }];
+        }
         for n_query in [1, 2, 3, 4, 5, 9] {
             let queries: Vec<Vec<f32>> = (0..n_query).map(|_| random(head_dim)).collect();
             let mut q = vec![0; n_query * head_dim];
@@ -291,9 +296,9 @@ fn sets_scan_an_index_alike_and_nearly_as_the_keys_themselves() {
             let (scale, sum): (Vec<f32>, Vec<i32>) = asked.unzip();
             let asked = Asked { q: &q, scale: &scale, sum: &sum, head_dim };
             let wanted = !0x0f00_0201u32;
-            let run = |kernels: Kernels| {
+            let run = |kernels: Kernels, tile: &[u8]| {
                 let mut out = vec![f32::NAN; n_query * 16];
-                kernels.scan(&tile, wanted, &asked, 16, &mut out);
+                kernels.scan(tile, wanted, &asked, 16, &mut out);
                 let shares = |n: usize| {
                     let mut total = vec![0.5; SCAN_CHUNKS];
                     kernels.add_shares(&mut out[n * 16..][..SCAN_CHUNKS].to_vec(), &mut total);
@@ -302,9 +307,12 @@ fn sets_scan_an_index_alike_and_nearly_as_the_keys_themselves() {
                 let shares: Vec<f32> = (0..n_query).flat_map(shares).collect();
                 (out.iter().chain(&shares).map(|x| x.to_bits()).collect::<Vec<u32>>(), out, shares)
             };
-            let want = run(Kernels::choose("scalar").expect("it always runs"));
+            let scalar = Kernels::choose("scalar").expect("it always runs");
+            let want = run(scalar, &tile);
             for kernels in Kernels::available() {
-                assert_eq!(run(kernels).0, want.0, "{}: {n_query} queries of {head_dim}", kernels.name());
+                let name = kernels.name();
+                assert_eq!(run(kernels, &tile).0, want.0, "{name}: {n_query} queries of {head_dim}");
+                assert_eq!(run(kernels, &zeros).0, run(scalar, &zeros).0, "{name}: {n_query} queries of {head_dim}, zeros");
             }
             let (mut off, mut all) = (0.0, 0.0);
             for (n, query) in queries.iter().enumerate() {

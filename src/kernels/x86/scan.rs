@@ -130,9 +130,9 @@ unsafe fn best(keys: &Keys, dots: [__m256i; 2], scale: f32, sum: i32) -> __m256 
             let whole = _mm256_sub_epi32(_mm256_add_epi32(dots, dots), _mm256_set1_epi32(3 * sum));
             let scale = _mm256_mul_ps(keys.scale[i], _mm256_set1_ps(scale));
             let score = _mm256_min_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(whole), scale), keys.mask[i]);
-            // In all lanes of each four.
-            let two = _mm256_max_ps(score, _mm256_permute_ps(score, 0b10_11_00_01));
-            best[i] = _mm256_max_ps(two, _mm256_permute_ps(two, 0b01_00_11_10));
+            // In the first lane of each four. Of zeros the maximum is the second operand: the one that comes first, as specified.
+            let two = _mm256_max_ps(_mm256_permute_ps(score, 0b10_11_00_01), score);
+            best[i] = _mm256_max_ps(_mm256_permute_ps(two, 0b01_00_11_10), two);
         }
         // Chunks 0 2 4 6 in the lower half, 1 3 5 7 in the upper one.
         let apart =
