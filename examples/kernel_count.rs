@@ -1,12 +1,16 @@
 //! Runs one kernel again and again, for counting its instructions under an emulator or timing it.
 //!
-//! `kernel_count SET {matmul|packed} TYPE N_ROWS N_COLS N_TOK TIMES`, `kernel_count SET {quantize|rms_norm|silu_mul} N TIMES`,
-//! `kernel_count SET {attend|wide} KV_TYPE HEAD_DIM N_QUERIES N_ROWS TIMES` (rows where they lie, or widened once), or `kernel_count SET {store|shape|turn}
-//! KV_TYPE HEAD_DIM TIMES`, which round a value into its row, round a key of few bits into its row, and turn it (the same on every set). The difference of two runs, divided by the difference of
-//! TIMES, is the cost of one. Prints a hash of the result, which is the same for every set.
+//! `kernel_count SET {matmul|packed} TYPE N_ROWS N_COLS N_TOK TIMES`, `kernel_count SET {quantize|rms_norm|silu_mul|shares} N TIMES`,
+//! `kernel_count SET {attend|wide} KV_TYPE HEAD_DIM N_QUERIES N_ROWS TIMES` (rows where they lie, or widened once), `kernel_count
+//! SET scan HEAD_DIM N_QUERIES TIMES` (a tile of the index of the past), or `kernel_count SET {store|shape|turn} KV_TYPE HEAD_DIM
+//! TIMES`, which round a value into its row, round a key of few bits into its row, and turn it (the same on every set). The
+//! difference of two runs, divided by the difference of TIMES, is the cost of one. Prints a hash of the result, which is the same
+//! for every set.
 
 use lowkey::gguf::quant::GgmlType;
-use lowkey::kernels::{ActBuf, Attend, Kernels, Matrix, Partial, Product, Rows, packed, tile_bytes};
+use lowkey::kernels::{
+    ActBuf, Asked, Attend, Kernels, Matrix, Partial, Product, Rows, SCAN_CHUNKS, SCAN_TILE, packed, scan_tile_bytes, tile_bytes,
+};
 use lowkey::kv::KvType;
 use lowkey::mem::arena::Arena;
 use lowkey::mem::pool::Pool;
@@ -23,6 +27,7 @@ fn main() {
         ("attend" | "wide", &[head_dim, n_q, n_rows, times]) => {
             attend(kernels, kernel == "wide", &rest[0], head_dim, n_q, n_rows, times)
         }
+        ("scan", &[head_dim, n_q, times]) => scan(kernels, head_dim, n_q, times),
         ("store", &[head_dim, times]) => store(&rest[0], head_dim, times),
         ("shape", &[head_dim, times]) => shape(&rest[0], head_dim, times),
         ("turn", &[head_dim, times]) => turn(&rest[0], head_dim, times),
@@ -68,7 +73,7 @@ fn matmul(kernels: Kernels, is_packed: bool, ty: &str, n_rows: usize, n_cols: us
 }
 
 fn elementwise(kernels: Kernels, kernel: &str, n: usize, times: usize) -> Vec<f32> {
-    let (x, mut out) = (random(n), vec![0f32; n]);
+    let (mut x, mut out) = (random(n), vec![0f32; n]);
     let mut acts = Arena::fill(|arena| ActBuf::carve(kernels, arena, 1, n, true)).expect("memory");
     let mut pool = Pool::new(1).expect("a pool");
     for _ in 0..times {
@@ -76,8 +81,26 @@ fn elementwise(kernels: Kernels, kernel: &str, n: usize, times: usize) -> Vec<f3
             "quantize" => out[0] = kernels.quantize(&mut pool, &x, n, &mut acts).d[0],
             "rms_norm" => kernels.rms_norm(&x, &x, 1e-5, &mut out),
             "silu_mul" => kernels.silu_mul(&mut out, &x),
+            "shares" => kernels.add_shares(&mut x, &mut out),
             _ => panic!("'{kernel}' is no kernel"),
         }
+    }
+    out
+}
+
+fn scan(kernels: Kernels, head_dim: usize, n_q: usize, times: usize) -> Vec<f32> {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut tile: Vec<u8> = (0..scan_tile_bytes(head_dim)).map(|_| rng.u8(..)).collect();
+    for scale in tile[head_dim / 4 * SCAN_TILE..].as_chunks_mut::<2>().0 {
+        scale[1] &= 0x3b;
+    }
+    let q: Vec<i8> = (0..n_q * head_dim).map(|_| rng.i8(-20..=20)).collect();
+    let sum: Vec<i32> = q.chunks_exact(head_dim).map(|q| q.iter().map(|&q| i32::from(q)).sum()).collect();
+    let scale = random(n_q);
+    let mut out = vec![0f32; n_q * SCAN_CHUNKS];
+    for _ in 0..times {
+        let asked = Asked { q: &q, scale: &scale, sum: &sum, head_dim };
+        kernels.scan(std::hint::black_box(&tile), !0x0f00_0201, &asked, SCAN_CHUNKS, &mut out);
     }
     out
 }

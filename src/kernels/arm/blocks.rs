@@ -333,6 +333,19 @@ fn prefetch<F: Format>(p: *const u8) -> *const u8 {
     p.wrapping_add(4 * ROWS * F::BYTES)
 }
 
+/// `acc[i] += Σ_j w[4i + j] * a[4 LANE + j]`
+///
+/// # Safety
+/// The CPU has the dot product extension.
+#[inline(always)]
+pub unsafe fn sdot_lane<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
+    // SAFETY: registers only; the extension is there by the caller's promise.
+    unsafe {
+        asm!("sdot {acc:v}.4s, {w:v}.16b, {a:v}.4b[{lane}]", acc = inlateout(vreg) acc, w = in(vreg) w, a = in(vreg) a, lane = const LANE, options(pure, nomem, nostack, preserves_flags))
+    };
+    acc
+}
+
 /// `x - y * z[LANE]`. The compiler would take the intrinsic apart, into more instructions.
 #[inline(always)]
 pub fn mls_lane<const LANE: i32>(mut x: int32x4_t, y: int32x4_t, z: int32x4_t) -> int32x4_t {

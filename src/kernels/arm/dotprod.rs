@@ -7,12 +7,13 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::blocks::{Set, Sums, Tile, TokenBlocks, Walk};
+use super::blocks::{Set, Sums, Tile, TokenBlocks, Walk, sdot_lane};
 use super::formats::{Format, Four, Layout, ROWS, Range8, next_32};
+use super::scan::{self, Dot};
 use super::{packed, quads};
-use crate::kernels::{Acts, MatmulTask, Out, Table};
+use crate::kernels::{Acts, Asked, MatmulTask, Out, Table};
 
-pub(crate) static TABLE: Table = super::table(matmul);
+pub(crate) static TABLE: Table = super::table(matmul, scan);
 super::stamp_arm!("neon,dotprod", Dotprod, super::few::dot::Dot);
 
 /// # Safety
@@ -26,6 +27,14 @@ unsafe fn matmul(task: &mut MatmulTask) {
             false => super::matmul::<Dotprod>(task),
         }
     }
+}
+
+/// # Safety
+/// The CPU features of the set; what `Kernels::scan` asserts.
+#[target_feature(enable = "neon,dotprod")]
+pub(super) unsafe fn scan(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) {
+    // SAFETY: passed on.
+    unsafe { scan::scan::<Dot>(tile, wanted, asked, stride, out) }
 }
 
 /// Text of `step`: two bytes of each of four rows into lanes of `s`, of the other four into `r`. They take turns, because
@@ -162,19 +171,6 @@ unsafe fn sdot(mut acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
     // SAFETY: registers only; the extension is there by the caller's promise.
     unsafe {
         asm!("sdot {acc:v}.4s, {w:v}.16b, {a:v}.16b", acc = inlateout(vreg) acc, w = in(vreg) w, a = in(vreg) a, options(pure, nomem, nostack, preserves_flags))
-    };
-    acc
-}
-
-/// `acc[i] += Σ_j w[4i + j] * a[4 LANE + j]`
-///
-/// # Safety
-/// The CPU has the dot product extension.
-#[inline(always)]
-unsafe fn sdot_lane<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
-    // SAFETY: registers only; the extension is there by the caller's promise.
-    unsafe {
-        asm!("sdot {acc:v}.4s, {w:v}.16b, {a:v}.4b[{lane}]", acc = inlateout(vreg) acc, w = in(vreg) w, a = in(vreg) a, lane = const LANE, options(pure, nomem, nostack, preserves_flags))
     };
     acc
 }

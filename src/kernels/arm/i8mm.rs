@@ -8,12 +8,12 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::blocks::{ByFour, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four};
-use super::dotprod::Dotprod;
+use super::dotprod::{self, Dotprod};
 use super::formats::{Format, Four, Range8};
 use super::packed;
 use crate::kernels::{Acts, MatmulTask, Out, Table};
 
-pub(crate) static TABLE: Table = super::table(matmul);
+pub(crate) static TABLE: Table = super::table(matmul, dotprod::scan);
 super::stamp_arm!("neon,dotprod,i8mm", I8mm, super::few::dot::Dot);
 
 /// # Safety

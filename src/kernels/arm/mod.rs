@@ -1,6 +1,6 @@
 //! The sets for 64-bit ARM: NEON (every one), with dot product, with the matrix extension for int8. They share how formats are
-//! read (formats, superblocks, grids, few), the way through a matrix (blocks), attention (attend, wide), and what is no product (float); a
-//! set brings its integer products.
+//! read (formats, superblocks, grids, few), the way through a matrix (blocks), attention (attend, wide), the scan over the index of the past
+//! (scan), and what is no product (float); a set brings its integer products.
 
 mod attend;
 mod blocks;
@@ -17,16 +17,17 @@ pub mod neon;
 mod packed;
 mod placed;
 pub mod quads;
+mod scan;
 mod superblocks;
 pub mod wide;
 
 use crate::gguf::quant::GgmlType;
-use crate::kernels::spec::{arithmetic, attention, delta, mamba, scan};
-use crate::kernels::{MatmulTask, Table};
+use crate::kernels::spec::{arithmetic, attention, delta, mamba, scan as past};
+use crate::kernels::{Asked, MatmulTask, Table};
 use blocks::Set;
 
-/// A set with these products; all else is the same on every ARM.
-const fn table(matmul: unsafe fn(&mut MatmulTask)) -> Table {
+/// A set with these products and this scan; all else is the same on every ARM.
+const fn table(matmul: unsafe fn(&mut MatmulTask), scan: unsafe fn(&[u8], u32, &Asked, usize, &mut [f32])) -> Table {
     Table {
         matmul,
         quantize: float::quantize,
@@ -46,8 +47,8 @@ const fn table(matmul: unsafe fn(&mut MatmulTask)) -> Table {
         attend: attend::attend,
         merge: attention::merge,
         received: attention::received,
-        scan: scan::scan,
-        add_shares: scan::add_shares,
+        scan,
+        add_shares: past::add_shares,
         place: placed::place,
         widen: Some(wide::widen),
     }

@@ -8,9 +8,10 @@ use std::arch::asm;
 
 use super::blocks::{ByFour, Set, Sums, TILE_BLOCK, TOKENS, Tile, TokenBlocks, Walk, by_four};
 use super::formats::{Format, Four, ROWS, Range8, next_32};
-use crate::kernels::{Acts, BLOCK, MatmulTask, Out, Table};
+use super::scan::{self, Long};
+use crate::kernels::{Acts, Asked, BLOCK, MatmulTask, Out, Table};
 
-pub(crate) static TABLE: Table = super::table(matmul);
+pub(crate) static TABLE: Table = super::table(matmul, scan);
 super::stamp_arm!("neon", Neon, super::few::neon::Neon);
 
 /// # Safety
@@ -19,6 +20,14 @@ super::stamp_arm!("neon", Neon, super::few::neon::Neon);
 unsafe fn matmul(task: &mut MatmulTask) {
     // SAFETY: passed on.
     unsafe { super::matmul::<Neon>(task) }
+}
+
+/// # Safety
+/// What `Kernels::scan` asserts.
+#[target_feature(enable = "neon")]
+unsafe fn scan(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) {
+    // SAFETY: passed on.
+    unsafe { scan::scan::<Long>(tile, wanted, asked, stride, out) }
 }
 
 /// Whether `n` products of a type's elements and activations fit into 16 bits.
