@@ -24,7 +24,7 @@ pub fn rss_anon_bytes() -> u64 {
     field("RssAnon")
 }
 
-/// Resident pages of files: the weights, and the binary itself.
+/// Resident pages of files: the weights, the binary itself, and what was looked at of a past.
 pub fn rss_file_bytes() -> u64 {
     field("RssFile")
 }
