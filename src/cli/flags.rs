@@ -51,12 +51,13 @@ struct Variable {
 }
 
 /// Parses the arguments and the variables.
-pub fn parse(command: Command, args: &[OsString]) -> Result<ArgMatches, clap::Error> {
-    let command = bear_minus(command);
+pub fn parse(command: fn() -> Command, args: &[OsString]) -> Result<ArgMatches, clap::Error> {
+    let command = || bear_minus(command());
     let is_ours = |(name, _): (OsString, OsString)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
     if !std::env::vars_os().any(is_ours) {
-        return command.clone().try_get_matches_from(args).map_err(|error| named(explained(&command, args, error), &[], args));
+        return command().try_get_matches_from(args).map_err(|error| named(explained(&command(), args, error), &[], args));
     }
+    let command = command();
     let mut relaxed = command.clone().ignore_errors(true);
     let given = relaxed.try_get_matches_from_mut(args)?;
     let (leaf, matches, at) = leaf(&relaxed, &given, args);

@@ -96,7 +96,7 @@ pub fn command() -> clap::Command {
 
 /// Parses, runs, and returns the exit code: 0 done, 1 failure, 2 usage, 130 and 143 interrupted.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let parsed = flags::parse(Cli::command(), &plan::as_subcommand(args.into_iter().collect()))
+    let parsed = flags::parse(Cli::command, &plan::as_subcommand(args.into_iter().collect()))
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,

@@ -1,8 +1,7 @@
 //! A model file mapped read-only: its pages belong to the page cache, not to this process, and the kernel may drop and
 //! re-read them at will. That is what lets weights larger than the free memory run at all.
 //!
-//! It refuses what cannot be mapped (missing, empty, a directory, a pipe) with one
-//! clear line, before any byte is read.
+//! It refuses what cannot be mapped (missing, empty, a directory, a pipe) with one clear line, before any byte is read.
 //!
 //! Caveat of every map: when another process truncates the file while it is mapped, touching a page past the new end
 //! raises SIGBUS and ends this process; when it rewrites the file in place, the weights change under us. Replace a model

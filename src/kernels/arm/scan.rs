@@ -60,7 +60,7 @@ pub trait Products {
 pub unsafe fn scan<P: Products>(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) {
     let Asked { q, scale, sum, head_dim } = *asked;
     if head_dim == 0 || !head_dim.is_multiple_of(ELEMENTS) {
-        return as_specified(tile, wanted, asked, stride, out);
+        return spec::scan_out_of_line(tile, wanted, asked, stride, out);
     }
     let (codes, scales) = tile.split_at(head_dim / 4 * SCAN_TILE);
     let mut tile = Tile { codes, scales, wanted, ahead: AHEAD * tile.len() };
@@ -89,13 +89,6 @@ pub unsafe fn scan<P: Products>(tile: &[u8], wanted: u32, asked: &Asked, stride:
             }
         }
     }
-}
-
-/// Out of line, for it is large.
-#[cold]
-#[inline(never)]
-fn as_specified(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) {
-    spec::scan(tile, wanted, asked, stride, out);
 }
 
 #[inline(always)]

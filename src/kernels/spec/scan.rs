@@ -83,6 +83,14 @@ pub fn scan(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f
     }
 }
 
+/// The same for sets whose own way has no room for such a head: out of line, for it is large.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[cold]
+#[inline(never)]
+pub fn scan_out_of_line(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) {
+    scan(tile, wanted, asked, stride, out);
+}
+
 /// Products of `N` queries with the codes of a tile.
 #[inline(always)]
 fn products<const N: usize>(codes: &[u8], q: &[i8], head_dim: usize, dots: &mut [[i16; SCAN_TILE]; 4]) {

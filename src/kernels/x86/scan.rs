@@ -71,7 +71,7 @@ impl Sums for Fours {
 #[inline(always)]
 pub unsafe fn scan<S: Sums>(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) {
     if asked.head_dim == 0 || !asked.head_dim.is_multiple_of(ELEMENTS) || asked.head_dim > MAX_HEAD_DIM {
-        return as_specified(tile, wanted, asked, stride, out);
+        return spec::scan_out_of_line(tile, wanted, asked, stride, out);
     }
     let (codes, scales) = tile.split_at(asked.head_dim / 4 * SCAN_TILE);
     // SAFETY: passed on; a prefetch reads nothing, even where no memory is.
@@ -95,13 +95,6 @@ pub unsafe fn scan<S: Sums>(tile: &[u8], wanted: u32, asked: &Asked, stride: usi
             first += MOST;
         }
     }
-}
-
-/// Out of line, for it is large.
-#[cold]
-#[inline(never)]
-fn as_specified(tile: &[u8], wanted: u32, asked: &Asked, stride: usize, out: &mut [f32]) {
-    spec::scan(tile, wanted, asked, stride, out);
 }
 
 /// The scale of each key, and infinity where a key is wanted, else -infinity: keys `4i` to `4i + 3` and those 16 further in vector `i`.
