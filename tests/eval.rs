@@ -276,8 +276,8 @@ fn a_stream_is_asked_for_what_was_said_so_many_tokens_ago() {
     assert!(correct(&with)[0] >= 2 && correct(&with)[1] >= 2, "{with:?}");
     let tenths = with[0]["tenths_ms"].as_array().expect("a list");
     assert!(tenths.len() == 10 && tenths.iter().all(|ms| ms.as_f64() > Some(0.0)), "{tenths:?}");
-    let args = ["eval", "stream", "-m", &tiny, "-f", &text, "--tokens", "3000", "--back", "1000,20", "--samples", "2"];
-    let out = run(&[&args[..], &["--kv-budget", "40KiB"], &past].concat());
+    let args = ["eval", "stream", "-m", &tiny, "-f", &text, "--tokens", "3000", "--back", "1000,20", "--samples", "1"];
+    let out = run(&[&args[..], &["--streams", "2", "--kv-budget", "40KiB"], &past].concat());
     let table = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success() && table.contains("\n| 1000 | 0 of 2 | 0% | 0-66% |\n| 20 | "), "{table}");
     assert!(table.contains("ms a token, by tenths of the stream: "), "{table}");
@@ -343,6 +343,8 @@ fn mistakes_are_named_by_flag() {
         (passkey(&["--plot", "/no/such/folder/x.svg"]), ["--plot", "folder"]),
         (passkey(&["--plot", "/"]), ["--plot", "regular file"]),
         (vec!["eval", "ruler", "-m", "DEMO", "--tasks", "single,words"], ["--tasks", "words"]),
+        (stream(&["--streams", "0"]), ["--streams", "1 to"]),
+        (stream(&["--streams", "1001"]), ["--streams", "1000"]),
         (stream(&["--back", "500,x"]), ["--back", "x"]),
         (stream(&["--samples", "0"]), ["--samples", "1 to 64"]),
         (stream(&["--samples", "33", "--back", "1,2"]), ["--samples", "66 questions"]),

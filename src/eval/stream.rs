@@ -1,7 +1,8 @@
 //! A long stream in which facts are said now and then, and each is asked for a number of tokens later: what a device that
-//! never forgets its conversation would be asked. All is one stream: what was asked and answered stays in it.
+//! never forgets its conversation would be asked. What was asked and answered stays in the stream.
 //!
-//! Facts are those of `needle`, no two with the same question. The text goes round where it ends.
+//! Facts are those of `needle`, no two of a stream with the same question. The text goes round where it ends. A small model confuses
+//! facts of one kind, however near they are; so there may be several streams with few facts in each, whose kinds take turns.
 
 use std::time::{Duration, Instant};
 
@@ -18,12 +19,14 @@ pub struct Course {
     pub n_tokens: usize,
     /// Tokens between a fact and the question about it.
     pub backs: Vec<usize>,
-    /// Questions of each distance.
+    /// Questions of each distance in a stream.
     pub n_samples: usize,
+    /// Streams, each of which begins anew.
+    pub n_streams: usize,
     pub seed: u64,
 }
 
-/// Facts at most, so that no question is asked twice.
+/// Facts of a stream at most, so that no question is asked twice.
 pub const MAX_QUESTIONS: usize = KINDS * QUESTIONS;
 /// Tokens before the first fact, and from one question to the next at least: a question takes some forty.
 const LEAD: usize = 64;
@@ -40,7 +43,7 @@ pub const TENTHS: usize = 10;
 pub struct Measured {
     /// For each distance how many of its questions were answered rightly.
     pub n_right: Vec<usize>,
-    /// For each tenth of the stream the tokens of its text, and how long they took.
+    /// For each tenth of the streams the tokens of their text, and how long they took.
     pub tenths: [(usize, Duration); TENTHS],
 }
 
@@ -55,6 +58,7 @@ struct Asked {
 }
 
 impl Course {
+    /// Of a stream.
     pub fn n_questions(&self) -> usize {
         self.backs.len().saturating_mul(self.n_samples)
     }
@@ -71,14 +75,14 @@ impl Course {
     }
 
     /// Facts in the order of their questions, which come one after the other from where the furthest can be asked for to the end.
-    fn asked(&self, rng: &mut fastrand::Rng) -> Vec<Asked> {
+    fn asked(&self, stream: usize, rng: &mut fastrand::Rng) -> Vec<Asked> {
         let furthest = self.backs.iter().copied().max().unwrap_or(0);
         let apart = (self.n_tokens - furthest - LEAD) / self.n_questions();
         let mut all: Vec<Asked> = Vec::with_capacity(self.n_questions());
         for i in 0..self.n_questions() {
             let (sample, place) = (i / self.backs.len(), i % self.backs.len());
             let fact = loop {
-                let fact = fact(sample + place, rng);
+                let fact = fact(sample + place + stream, rng);
                 if all.iter().all(|other| other.fact.question != fact.question) {
                     break fact;
                 }
@@ -134,7 +138,7 @@ impl Reading<'_> {
     }
 }
 
-/// Reads the stream and asks its questions; `None` where `go_on`, told the tokens taken in, stopped it.
+/// Reads the streams and asks their questions; `None` where `go_on`, told the tokens taken in, stopped it.
 pub fn run(
     session: &mut Session,
     tokenizer: &Tokenizer,
@@ -145,13 +149,30 @@ pub fn run(
     if course.n_tokens < course.least_tokens() || !(1..=MAX_QUESTIONS).contains(&course.n_questions()) {
         return Err(Error::stopped("the stream is too short for its questions"));
     }
-    session.clear();
-    let mut rng = rng(course.seed, course.n_tokens, 0, 0);
-    let start = hay.draw(&mut rng)?;
-    let mut all = course.asked(&mut rng);
     let measured = Measured { n_right: vec![0; course.backs.len()], ..Measured::default() };
     let waiting = Vec::with_capacity(AT_ONCE + PIECE_BYTES);
     let mut reading = Reading { session, tokenizer, waiting, measured, n_tokens: course.n_tokens };
+    for stream in 0..course.n_streams {
+        if one(&mut reading, hay, course, stream, &mut go_on)?.is_none() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(reading.measured))
+}
+
+/// One of the streams.
+fn one(
+    reading: &mut Reading,
+    hay: &Haystack,
+    course: &Course,
+    stream: usize,
+    go_on: &mut impl FnMut(usize) -> bool,
+) -> Result<Option<()>> {
+    reading.session.clear();
+    reading.waiting.clear();
+    let mut rng = rng(course.seed, course.n_tokens, stream, 0);
+    let start = hay.draw(&mut rng)?;
+    let mut all = course.asked(stream, &mut rng);
     // Several times in a tenth, for its time.
     let at_once = AT_ONCE.min(course.n_tokens / (4 * TENTHS));
     let mut n_asked = 0;
@@ -167,7 +188,7 @@ pub fn run(
         let next =
             all.get(n_asked).filter(|asked| asked.said.is_some_and(|said| reading.n() >= said + course.backs[asked.place]));
         if let Some(asked) = next {
-            if reading.ask(asked, &mut go_on)?.is_none() {
+            if reading.ask(asked, go_on)?.is_none() {
                 return Ok(None);
             }
             n_asked += 1;
@@ -183,11 +204,11 @@ pub fn run(
             " "
         };
         reading.add(&format!("{between}{sentence}"))?;
-        if reading.waiting.len() >= at_once && reading.read(&mut go_on)?.is_none() {
+        if reading.waiting.len() >= at_once && reading.read(go_on)?.is_none() {
             return Ok(None);
         }
     }
-    Ok(Some(reading.measured))
+    Ok(Some(()))
 }
 
 #[cfg(test)]

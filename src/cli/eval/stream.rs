@@ -33,15 +33,21 @@ pub struct StreamArgs {
     /// Tokens between a fact and the question about it, or a few more: as many as fill up a sentence
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "500,1000,5000")]
     back: Vec<usize>,
-    /// Questions for each of --back
+    /// Questions for each of --back in a stream
     #[arg(long, value_name = "N", default_value_t = 10)]
     samples: usize,
+    /// Streams, each of which begins anew: with few questions in each, no facts of one kind are there to confuse
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    streams: usize,
     /// Seed of the facts and of where the text begins
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
     pub output: OutputArgs,
 }
+
+/// More than anybody waits for.
+const MAX_STREAMS: usize = 1000;
 
 #[derive(Serialize)]
 struct Row {
@@ -53,7 +59,7 @@ struct Row {
     v_type: &'static str,
     n_slot: usize,
     arena_bytes: usize,
-    /// Of the whole stream, the same in each row: milliseconds for a token of the text, by tenths.
+    /// Of whole streams, the same in each row: milliseconds for a token of the text, by tenths.
     tenths_ms: Vec<f64>,
 }
 
@@ -74,7 +80,7 @@ pub fn run(args: StreamArgs) -> Result<Done> {
         return Ok(Done::Planned(opened.into()));
     }
     let tokenizer = opened.tokenizer()?;
-    let bar = progress::tokens("stream".into(), course.n_tokens);
+    let bar = progress::tokens("stream".into(), course.n_tokens.saturating_mul(course.n_streams));
     interrupt::defer();
     let mut session = Session::new(opened.model, &opened.layout)?;
     let measured = stream::run(&mut session, &tokenizer, &hay, &course, |done| {
@@ -93,7 +99,8 @@ pub fn run(args: StreamArgs) -> Result<Done> {
 
 /// What can be refused before anything is opened.
 fn course(args: &StreamArgs) -> Result<Course> {
-    let course = Course { n_tokens: args.tokens, backs: args.back.clone(), n_samples: args.samples, seed: args.seed };
+    let StreamArgs { tokens: n_tokens, samples: n_samples, streams: n_streams, seed, .. } = *args;
+    let course = Course { n_tokens, backs: args.back.clone(), n_samples, n_streams, seed };
     if args.model.session.evict == OFF {
         let what = "off evicts nothing, and this is of streams that are longer than what is held; leave it out";
         return Err(Error::usage("--evict", what));
@@ -104,6 +111,9 @@ fn course(args: &StreamArgs) -> Result<Course> {
             course.n_questions()
         );
         return Err(Error::usage("--samples", what));
+    }
+    if !(1..=MAX_STREAMS).contains(&course.n_streams) {
+        return Err(Error::usage("--streams", format!("{} streams; give 1 to {MAX_STREAMS}", course.n_streams)));
     }
     if course.n_tokens < course.least_tokens() {
         let what = format!(
@@ -123,7 +133,7 @@ fn rows(session: &Session, course: &Course, measured: &Measured) -> Vec<Row> {
     let tenths_ms: Vec<f64> = measured.tenths.iter().map(ms).collect();
     let of = |(&back, &correct): (&usize, &usize)| Row {
         back,
-        n: course.n_samples,
+        n: course.n_samples * course.n_streams,
         correct,
         policy: cache.policy().name(),
         k_type: shape.k_type.name(),
