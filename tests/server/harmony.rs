@@ -127,6 +127,17 @@ fn the_template_gets_one_call_a_message_with_its_result_and_its_thought() {
     let text = prompt(&server, &json!({ "messages": messages, "tools": [tool()] }));
     let call = "<|start|>assistant to=functions.now<|channel|>commentary json<|message|>{\"zone\": \"U{}C\"}<|call|>";
     assert!(text.contains(&format!("<|message|>I need the time.<|end|>{call}<|start|>functions.now to=")), "{text}");
+    // Items of a response are given back as they came.
+    let call = json!({ "type": "function_call", "call_id": "1", "name": "now", "arguments": "{\"zone\": \"U{}C\"}" });
+    let thought =
+        json!({ "type": "reasoning", "summary": [], "content": [{ "type": "reasoning_text", "text": "I need the time." }] });
+    let input = json!([{ "role": "user", "content": "hi" }, thought, call, { "type": "function_call_output", "call_id": "1", "output": "noon" }]);
+    let body = json!({ "input": input, "tools": [{ "type": "function", "name": "now" }] });
+    let counted = ok(&post(server.address, "/v1/responses", &body))["usage"]["input_tokens"].as_u64();
+    let mut without = body;
+    without["input"].as_array_mut().expect("a list").remove(1);
+    let fewer = ok(&post(server.address, "/v1/responses", &without))["usage"]["input_tokens"].as_u64();
+    assert!(counted > fewer, "{counted:?}, {fewer:?}: the thought is in the prompt");
     // An answer that is gone on with has its header.
     let begun = json!([{ "role": "user", "content": "hi" }, { "role": "assistant", "content": "It is" }]);
     let text = prompt(&server, &json!({ "messages": begun }));

@@ -32,6 +32,8 @@ const ENDS: [&str; 3] = ["<|end|>", "<|call|>", "<|return|>"];
 const NO_TOOLS: [&str; 3] = ["assistant", "user", "all"];
 /// Of a header, beside a name that is offered.
 const MAX_HEAD_BYTES: usize = 512;
+/// Of a text, at a time.
+const PIECE_BYTES: usize = 1024;
 
 /// What has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,8 +106,17 @@ impl Messages {
         Messages { at, held: String::new(), names, is_parted, has_thought: false, has_called: false }
     }
 
-    pub fn push(&mut self, text: &str, got: &mut Vec<Got>) {
-        self.held.push_str(text);
+    pub fn push(&mut self, mut text: &str, got: &mut Vec<Got>) {
+        // What is held is gone through again and again, so it stays short.
+        while !text.is_empty() {
+            let (piece, rest) = text.split_at(text.floor_char_boundary(PIECE_BYTES));
+            self.held.push_str(piece);
+            self.go_on(got);
+            text = rest;
+        }
+    }
+
+    fn go_on(&mut self, got: &mut Vec<Got>) {
         loop {
             let goes_on = match self.at {
                 At::Head { mark, is_first } => self.head(mark, is_first, got),
@@ -449,14 +460,17 @@ pub fn prepare(conversation: &mut Conversation) {
 }
 
 fn calls_tool(message: &Value) -> bool {
-    message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty())
+    message["role"] == "assistant" && message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty())
 }
 
 /// A message, or one for each of its calls.
 fn one_by_one(mut message: Value) -> Vec<Value> {
+    if message["role"] != "assistant" {
+        return vec![message];
+    }
     let calls = message.get("tool_calls").and_then(Value::as_array).cloned().unwrap_or_default();
     let thought = message["reasoning_content"].as_str().filter(|text| !text.trim().is_empty()).map(str::to_owned);
-    if let Some(thought) = thought.filter(|_| message["role"] == "assistant") {
+    if let Some(thought) = thought {
         message["thinking"] = thought.into();
         if !calls.is_empty() {
             message["content"] = "".into();

@@ -143,8 +143,15 @@ fn as_chat(fields: &Fields<'_>) -> Checked<Value> {
     match fields.needed("input", "a string or a list of items")? {
         Value::String(text) => list.push(json!({ "role": "user", "content": text })),
         Value::Array(items) => {
+            let mut thought = None;
             for (i, item) in items.iter().enumerate() {
-                list.extend(message(item, &format!("input[{i}]"))?);
+                let mut message = message(item, &format!("input[{i}]"))?;
+                // What was thought before a call belongs to it; what was thought before an answer is not given back.
+                if let Some(message) = message.as_mut().filter(|message| message.get("tool_calls").is_some()) {
+                    message["reasoning_content"] = thought.take().unwrap_or_default();
+                }
+                thought = if message.is_none() { thought_of(item) } else { None };
+                list.extend(message);
             }
         }
         other => return Err(wanted("input", "a string or a list of items", other)),
@@ -166,7 +173,13 @@ fn as_chat(fields: &Fields<'_>) -> Checked<Value> {
     Ok(Value::Object(chat))
 }
 
-/// A message of the input as a chat has it; what was thought is not given back.
+/// The text of what was thought.
+fn thought_of(item: &Value) -> Option<Value> {
+    let texts = item["content"].as_array()?.iter().filter_map(|part| part["text"].as_str());
+    Some(texts.collect::<Vec<_>>().join("\n\n").into())
+}
+
+/// A message of the input as a chat has it; none of what was thought.
 fn message(item: &Value, name: &str) -> Checked<Option<Value>> {
     let fields = Fields::of(item, name)?;
     match fields.string("type")? {

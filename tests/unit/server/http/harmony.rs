@@ -149,6 +149,22 @@ fn what_is_no_call_is_text() {
     assert_eq!(read(cut, &with_f()), call("f", "{\"a\": \"b"));
 }
 
+/// In a time that the network can spare: what does not grow with the square of the text.
+#[test]
+fn long_texts_of_marks_are_read_in_no_time() {
+    let begun = std::time::Instant::now();
+    for mark in ["<|end|>", "<|channel|>", "<|start|>", "<|start|>assistant", "<|channel|>analysis", " to=functions.f", "<|"] {
+        let said = mark.repeat((512 << 10) / mark.len());
+        let got = pieces(with_f(), [said.as_str()]);
+        // What ends the last message is no text.
+        let is_all = matches!(&got[..], [Got::Text(text)] if said.starts_with(text) && said.len() - text.len() <= mark.len());
+        assert!(is_all, "{mark}: {} events", got.len());
+    }
+    let calls = " to=functions.f<|message|>{}<|end|><|start|>assistant".repeat(10_000);
+    assert_eq!(pieces(with_f(), [calls.as_str()]).len(), 20_000);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
 #[test]
 fn where_nothing_may_be_called_or_parted_all_is_told_as_it_is() {
     let written = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>";
@@ -168,7 +184,7 @@ fn earlier_calls_are_made_what_the_template_takes() {
     let asks = json!({ "role": "user", "content": "hi" });
     let mut calls = json!({ "role": "assistant", "content": "I look.", "reasoning_content": "hm" });
     calls["tool_calls"] = json!([call("1", "a"), call("2", "b")]);
-    // As the responses of OpenAI have it: a message for each call.
+    // As OpenAI's responses have it: a message for each call.
     let other = json!({ "role": "assistant", "content": "", "tool_calls": [call("3", "c")] });
     let tools = json!([{ "type": "function", "function": { "name": "a" } }]);
     let mut conversation = Conversation {
