@@ -167,7 +167,7 @@ impl Tools {
     /// What an answer may be, `family`'s way. Control tokens among the marks are told by their ids.
     pub fn rules(&self, family: &Family, tokenizer: &Tokenizer) -> Checked<Rules> {
         let mut rules = String::new();
-        let (mut names, mut places, mut n_made) = (Vec::new(), Vec::new(), 0);
+        let (mut places, mut n_made) = (Vec::new(), 0);
         for (i, function) in self.functions.iter().enumerate() {
             if matches!(self.choice, Choice::Named(named) if named != i) {
                 continue;
@@ -177,7 +177,7 @@ impl Tools {
             // As templates write calls, so that a small model does not go on with white space.
             let guidance = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
             n_made += more;
-            (names.push(format!("f{i}")), places.push(i));
+            places.push(i);
             if family.is_words() {
                 rules += &words::rules(i, &function.name, &schema, &guidance);
                 continue;
@@ -194,6 +194,7 @@ impl Tools {
             rules += &harmony::grammar(&places, self.is_forced(), if self.is_parallel { MAX_CALLS } else { 1 });
             return Ok(Rules::Own { text: rules, n_made });
         }
+        let names: Vec<String> = places.iter().map(|i| format!("f{i}")).collect();
         rules += &format!("call: {}\n", names.join(" | "));
         let (open, close) = (Mark::of(family.open, tokenizer), Mark::of(family.close, tokenizer));
         let line = if family.is_on_lines { "\\n" } else { "" };
