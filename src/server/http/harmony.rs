@@ -129,12 +129,11 @@ impl Messages {
                     is_done
                 }
                 At::Behind => {
-                    let rest = self.held.trim_start();
-                    let end = ENDS.iter().find(|end| rest.starts_with(**end));
-                    let n_end = self.held.len() - rest.len() + end.map_or(0, |end| end.len());
-                    let is_part = end.is_none() && ENDS.iter().any(|end| end.starts_with(rest));
+                    self.held.drain(..self.held.len() - self.held.trim_start().len());
+                    let end = ENDS.iter().find(|end| self.held.starts_with(**end));
+                    let is_part = end.is_none() && ENDS.iter().any(|end| end.starts_with(&self.held));
                     if !is_part {
-                        self.held.drain(..n_end);
+                        self.held.drain(..end.map_or(0, |end| end.len()));
                         self.at = At::Head { mark: "", is_first: false };
                     }
                     !is_part
@@ -258,11 +257,11 @@ impl Messages {
     /// Whether arguments follow. True: it is known.
     fn call(&mut self, got: &mut Vec<Got>) -> bool {
         let n_space = self.held.len() - self.held.trim_start().len();
-        if n_space == self.held.len() {
+        if n_space == self.held.len() && n_space <= MAX_HEAD_BYTES {
             return false;
         }
         let At::Call { head, name } = std::mem::replace(&mut self.at, At::Arguments(Scan::default())) else { return false };
-        if self.held[n_space..].starts_with('{') {
+        if n_space <= MAX_HEAD_BYTES && self.held[n_space..].starts_with('{') {
             self.held.drain(..n_space);
             self.has_called = true;
             got.push(Got::Call(name));

@@ -130,6 +130,7 @@ fn what_is_no_call_is_text() {
         "<|channel|>",
         "<|message|>{}",
         "a <|channel|> is no <|start|>",
+        "Yes.<|end|> to=functions.f<|channel|>commentary<|message|>{}",
         long.as_str(),
     ] {
         let want = if said.is_empty() { vec![] } else { vec![text(said)] };
@@ -162,6 +163,13 @@ fn long_texts_of_marks_are_read_in_no_time() {
     }
     let calls = " to=functions.f<|message|>{}<|end|><|start|>assistant".repeat(10_000);
     assert_eq!(pieces(with_f(), [calls.as_str()]).len(), 20_000);
+    // White space without end is no call's.
+    let said = format!(" to=functions.f<|message|>{}{{}}", "\n".repeat(600));
+    assert_eq!(read(&said[..40], &with_f()), [text(&said[..40])]);
+    for n in [1, 7, 1000] {
+        let cut = said.as_bytes().chunks(n).map(|piece| std::str::from_utf8(piece).expect("ASCII"));
+        assert_eq!(pieces(with_f(), cut), [text(&said)], "by {n}");
+    }
     assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
