@@ -6,6 +6,7 @@ mod api;
 mod chat;
 mod fake_engine;
 mod habits;
+mod harmony;
 mod http;
 mod info;
 mod kept;

@@ -20,22 +20,22 @@ fn hermes() -> Server {
 }
 
 #[track_caller]
-fn ok(reply: &Reply) -> Value {
+pub fn ok(reply: &Reply) -> Value {
     assert_eq!(reply.status, 200, "{}", reply.text());
     reply.json()
 }
 
-fn tool() -> Value {
+pub fn tool() -> Value {
     let zone = json!({ "type": "object", "properties": { "zone": { "type": "string" } } });
     json!({ "type": "function", "function": { "name": "now", "description": "Tells the time", "parameters": zone } })
 }
 
-fn asks(said: &str) -> Value {
+pub fn asks(said: &str) -> Value {
     json!([{ "role": "user", "content": format!("SAY{{{said}}}") }])
 }
 
 /// The data of a stream's events.
-fn events(text: &str) -> Vec<Value> {
+pub fn events(text: &str) -> Vec<Value> {
     let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
     data.filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).expect("JSON")).collect()
 }
@@ -51,7 +51,7 @@ fn a_call_in_words_is_told_as_json() {
 }
 
 #[track_caller]
-fn told(server: &Server, written: &str, arguments: &str) {
+pub fn told(server: &Server, written: &str, arguments: &str) {
     let said = format!("Let me see.\n{written}");
     let body = json!({ "messages": asks(&said), "tools": [tool()] });
     let answer = ok(&post(server.address, "/v1/chat/completions", &body));
@@ -145,7 +145,7 @@ fn ollama_gets_objects_and_responses_get_items() {
 }
 
 #[track_caller]
-fn prompt(server: &Server, body: &Value) -> String {
+pub fn prompt(server: &Server, body: &Value) -> String {
     ok(&post(server.address, "/apply-template", body))["prompt"].as_str().expect("text").to_owned()
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,12 @@ pub struct Program {
 
 impl Program {
     pub fn start(flags: &[&str]) -> Program {
+        Self::of(&demo_model(), flags)
+    }
+
+    pub fn of(model: &Path, flags: &[&str]) -> Program {
         let mut command = lowkey!();
-        command.args(["serve", "--port", "0", "--temp", "0", "-m"]).arg(demo_model()).args(flags);
+        command.args(["serve", "--port", "0", "--temp", "0", "-m"]).arg(model).args(flags);
         let mut child = command.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the program");
         let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
         let mut said = Vec::new();

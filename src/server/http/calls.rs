@@ -9,6 +9,7 @@ use super::words::{self, Name};
 /// What a piece of an answer came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Told {
+    Thought(String),
     Text(String),
     /// A call begins; `index` counts the calls of an answer.
     Begin {
@@ -62,6 +63,8 @@ impl Calls {
     pub fn new(family: Option<&'static Family>) -> Calls {
         let at = match family {
             None => At::Plain,
+            // They are told apart already.
+            Some(family) if family.is_harmony() => At::Plain,
             // Without a mark the answer itself may be a call.
             Some(family) if family.open.is_empty() => At::Head,
             Some(_) => At::Text,
@@ -91,10 +94,7 @@ impl Calls {
                     Head::Call { name, n_bytes } => {
                         let rest = self.held.split_off(n_bytes);
                         self.raw.push_str(&std::mem::replace(&mut self.held, rest));
-                        let id = random_name("").chars().take(family.n_id).collect::<String>();
-                        let id = if family.n_id < 24 { id } else { format!("call_{id}") };
-                        self.calls.push(Call { id: id.clone(), name: name.clone(), arguments: String::new() });
-                        told.push(Told::Begin { index: self.calls.len() - 1, id, name });
+                        self.begin(name, told);
                         let is_words = family.is_words();
                         self.at = if is_words { At::Words(words::Reader::default()) } else { At::Arguments(Scan::default()) };
                     }
@@ -129,8 +129,17 @@ impl Calls {
         }
     }
 
+    /// A call begins.
+    pub fn begin(&mut self, name: String, told: &mut Vec<Told>) {
+        let n_id = self.family.map_or(24, |family| family.n_id);
+        let id = random_name("").chars().take(n_id).collect::<String>();
+        let id = if n_id < 24 { id } else { format!("call_{id}") };
+        self.calls.push(Call { id: id.clone(), name: name.clone(), arguments: String::new() });
+        told.push(Told::Begin { index: self.calls.len() - 1, id, name });
+    }
+
     /// More of the latest call's arguments.
-    fn add(&mut self, text: String, told: &mut Vec<Told>) {
+    pub fn add(&mut self, text: String, told: &mut Vec<Told>) {
         let index = self.calls.len().saturating_sub(1);
         if let Some(call) = self.calls.last_mut().filter(|_| !text.is_empty()) {
             call.arguments.push_str(&text);
@@ -145,14 +154,6 @@ impl Calls {
             true => say(held, told),
             false => self.raw.push_str(&held),
         }
-    }
-
-    /// The whole of an answer: its text, the calls being in `calls`.
-    pub fn part(&mut self, text: &str) -> String {
-        let mut told = Vec::new();
-        self.push(text, &mut told);
-        self.finish(&mut told);
-        told.into_iter().filter_map(|told| if let Told::Text(text) = told { Some(text) } else { None }).collect()
     }
 
     /// `(id, name, arguments)` of each.

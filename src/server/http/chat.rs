@@ -12,14 +12,15 @@ use super::answers::{
     fingerprint, finish_reason, memory, now, prompt_progress, random_name, sse, timings, tokens_with_tops, usage,
 };
 use super::app::{App, AppState};
-use super::calls::{Calls, Told};
+use super::calls::Told;
 use super::error::{Checked, Refusal};
 use super::fields::Fields;
 use super::gaps::Gaps;
+use super::reader::Reader;
 use super::run::{Facts, Manner, Piece, Token};
 use super::stream::{Format, Order, Part, answer};
-use super::thinking::{Parted, Splitter};
-use super::tools::{self, call_json};
+use super::thinking::Splitter;
+use super::tools::call_json;
 use super::{body, prompt, sampling};
 
 /// What caps an answer, by any of its names.
@@ -59,8 +60,8 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
     drop(body);
     let tools = chat.tools.clone();
     let prompt = prompt::of_chat(app, chat, pins)?;
-    let calls = Calls::new(tools.as_ref().map(|_| tools::family(app)));
     let splitter = if is_parted { Splitter::new(prompt.is_thinking) } else { Splitter::off() };
+    let reader = Reader::new(app, splitter, tools.as_ref());
     let format = Chat {
         app: app.clone(),
         base: json!({
@@ -75,10 +76,8 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
         include_usage: wishes.include_usage,
         verbose: wishes.verbose.then(Vec::new),
         is_stream: wishes.is_stream,
-        fresh: splitter.clone(),
-        splitter,
-        fresh_calls: calls.clone(),
-        calls,
+        fresh: reader.clone(),
+        reader,
         held: Vec::new(),
         parts: Vec::new(),
         n_met: 0,
@@ -115,10 +114,8 @@ struct Chat {
     /// What each part was made from, where that is wanted.
     verbose: Option<Vec<Value>>,
     is_stream: bool,
-    fresh: Splitter,
-    splitter: Splitter,
-    fresh_calls: Calls,
-    calls: Calls,
+    fresh: Reader,
+    reader: Reader,
     /// Tokens whose text is held back.
     held: Vec<Token>,
     parts: Vec<Facts>,
@@ -153,18 +150,10 @@ impl Chat {
         }
     }
 
-    fn deltas(&mut self, facts: &Facts, parted: Parted, is_end: bool, out: &mut String) {
-        let mut told = Vec::new();
-        self.calls.push(&parted.content, &mut told);
-        if is_end {
-            self.calls.finish(&mut told);
-        }
-        let mut deltas = Vec::new();
-        if !parted.reasoning.is_empty() {
-            deltas.push(json!({ "reasoning_content": parted.reasoning }));
-        }
+    fn deltas(&mut self, facts: &Facts, told: Vec<Told>, out: &mut String) {
         for told in told {
-            deltas.push(match told {
+            let delta = match told {
+                Told::Thought(text) => json!({ "reasoning_content": text }),
                 Told::Text(text) => json!({ "content": text }),
                 Told::Begin { index, id, name } => {
                     let mut call = call_json(&id, &name, "");
@@ -174,9 +163,7 @@ impl Chat {
                 Told::Arguments { index, text } => {
                     json!({ "tool_calls": [{ "index": index, "function": { "arguments": text } }] })
                 }
-            });
-        }
-        for delta in deltas {
+            };
             let mut chunk = self.chunk(facts.part, delta, None);
             if let Some(n_top) = self.n_top {
                 let tokens = std::mem::take(&mut self.held);
@@ -216,8 +203,8 @@ impl Format for Chat {
         if self.n_top.is_some() {
             self.held.extend(piece.tokens.iter().cloned());
         }
-        let parted = self.splitter.push(&piece.text);
-        self.deltas(facts, parted, false, out);
+        let told = self.reader.push(&piece.text);
+        self.deltas(facts, told, out);
     }
 
     fn note(&mut self, request: &Request) {
@@ -229,13 +216,12 @@ impl Format for Chat {
 
     fn part_end(&mut self, facts: &Facts, out: &mut String) {
         self.meet(facts, out);
-        let rest = self.splitter.finish();
-        self.deltas(facts, rest, true, out);
-        let calls = std::mem::replace(&mut self.calls, self.fresh_calls.clone());
+        let rest = self.reader.finish();
+        self.deltas(facts, rest, out);
+        let calls = std::mem::replace(&mut self.reader, self.fresh.clone()).calls;
         let reason = if calls.calls.is_empty() { finish_reason(facts) } else { calls_reason(facts) };
         self.app.ring.keep(calls.triples(), &calls.raw);
         self.held.clear();
-        self.splitter = self.fresh.clone();
         self.parts.push(*facts);
         let mut chunk = self.chunk(facts.part, json!({}), Some(reason));
         if !self.include_usage {
@@ -267,9 +253,9 @@ impl Format for Chat {
         let mut facts = Vec::with_capacity(parts.len());
         let mut choices = Vec::with_capacity(parts.len());
         for part in parts {
-            let parted = self.fresh.clone().part(&part.text);
-            let mut calls = self.fresh_calls.clone();
-            let content = calls.part(&parted.content);
+            let mut reader = self.fresh.clone();
+            let (thoughts, content) = reader.whole(&part.text);
+            let calls = reader.calls;
             let mut message = json!({ "role": "assistant", "content": content });
             let mut reason = finish_reason(&part.facts);
             if !calls.calls.is_empty() {
@@ -279,8 +265,8 @@ impl Format for Chat {
                 reason = calls_reason(&part.facts);
                 self.app.ring.keep(calls.triples(), &calls.raw);
             }
-            if !parted.reasoning.is_empty() {
-                message["reasoning_content"] = parted.reasoning.into();
+            if !thoughts.is_empty() {
+                message["reasoning_content"] = thoughts.into();
             }
             let logprobs = self.n_top.map(|n_top| json!({ "content": gaps.list(part.tokens, n_top) }));
             choices.push(json!({

@@ -8,15 +8,15 @@ use serde_json::{Map, Value, json};
 
 use super::answers::json_response;
 use super::app::{App, AppState};
-use super::calls::Calls;
 use super::error::{Checked, Refusal, quoted};
 use super::fields::{Fields, wanted};
 use super::messages;
 use super::ollama_answer::{Answer, date, loaded};
+use super::reader::Reader;
 use super::run::Manner;
 use super::stream::{Order, answer};
 use super::thinking::Splitter;
-use super::{body, prompt, sampling, tools};
+use super::{body, prompt, sampling};
 
 /// What clients ask for at least; it is this API's, and not the program's.
 const VERSION: &str = "0.12.0";
@@ -287,7 +287,7 @@ fn order(app: &Arc<App>, as_chat: Value, is_chat: bool, is_raw: bool, is_stream:
         manner: Manner::default(),
         is_stream,
         batch: sampling::batch(app, &wishes, vec![prompt], tools.as_ref())?,
-        format: Box::new(Answer::new(app.clone(), is_chat, splitter, Calls::new(tools.map(|_| tools::family(app))))),
+        format: Box::new(Answer::new(app.clone(), is_chat, Reader::new(app, splitter, tools.as_ref()))),
     })
 }
 

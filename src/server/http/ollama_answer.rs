@@ -9,13 +9,20 @@ use serde_json::{Value, json};
 use crate::server::desk::Finish;
 
 use super::app::App;
-use super::calls::{Call, Calls, Told};
+use super::calls::{Call, Told};
 use super::error::Refusal;
 use super::gaps::Gaps;
+use super::reader::Reader;
 use super::run::{Facts, Piece};
 use super::stream::{Format, Part};
-use super::thinking::{Parted, Splitter};
 use super::tools::arguments_object;
+
+/// What is said in a line.
+#[derive(Default)]
+struct Parted {
+    reasoning: String,
+    content: String,
+}
 
 pub fn date(time: SystemTime) -> String {
     Timestamp::try_from(time).unwrap_or_default().to_string()
@@ -52,10 +59,8 @@ fn object(app: &App, is_chat: bool, parted: &Parted) -> Value {
 pub struct Answer {
     app: Arc<App>,
     is_chat: bool,
-    fresh: Splitter,
-    splitter: Splitter,
-    fresh_calls: Calls,
-    calls: Calls,
+    fresh: Reader,
+    reader: Reader,
     /// Calls that have been told.
     n_told: usize,
     begun: Instant,
@@ -73,32 +78,33 @@ fn ns(time: Duration) -> u64 {
 }
 
 impl Answer {
-    pub fn new(app: Arc<App>, is_chat: bool, splitter: Splitter, calls: Calls) -> Self {
-        let (fresh, fresh_calls) = (splitter.clone(), calls.clone());
-        Answer { app, is_chat, fresh, splitter, fresh_calls, calls, n_told: 0, begun: Instant::now() }
+    pub fn new(app: Arc<App>, is_chat: bool, reader: Reader) -> Self {
+        Answer { app, is_chat, fresh: reader.clone(), reader, n_told: 0, begun: Instant::now() }
     }
 
     /// What has come; calls are told whole, so the last one waits for the next or the end.
-    fn told(&mut self, mut parted: Parted, is_end: bool, out: &mut String) {
-        let mut told = Vec::new();
-        self.calls.push(&parted.content, &mut told);
-        if is_end {
-            self.calls.finish(&mut told);
+    fn told(&mut self, told: Vec<Told>, is_end: bool, out: &mut String) {
+        let mut parted = Parted::default();
+        for told in told {
+            match told {
+                Told::Thought(text) => parted.reasoning.push_str(&text),
+                Told::Text(text) => parted.content.push_str(&text),
+                Told::Begin { .. } | Told::Arguments { .. } => {}
+            }
         }
-        parted.content =
-            told.into_iter().filter_map(|told| if let Told::Text(text) = told { Some(text) } else { None }).collect();
         self.line(&parted, out);
-        let n_whole = if is_end { self.calls.calls.len() } else { self.calls.calls.len().saturating_sub(1) };
+        let calls = &self.reader.calls;
+        let n_whole = if is_end { calls.calls.len() } else { calls.calls.len().saturating_sub(1) };
         if self.n_told < n_whole {
             let mut line = object(&self.app, self.is_chat, &Parted::default());
-            line["message"]["tool_calls"] = calls_json(&self.calls.calls[self.n_told..n_whole]);
+            line["message"]["tool_calls"] = calls_json(&calls.calls[self.n_told..n_whole]);
             self.n_told = n_whole;
             out.push_str(&line.to_string());
             out.push('\n');
         }
         if is_end {
-            self.app.ring.keep(self.calls.triples(), &self.calls.raw);
-            (self.calls, self.n_told) = (self.fresh_calls.clone(), 0);
+            self.app.ring.keep(calls.triples(), &calls.raw);
+            (self.reader, self.n_told) = (self.fresh.clone(), 0);
         }
     }
 
@@ -136,12 +142,12 @@ impl Format for Answer {
     }
 
     fn piece(&mut self, _facts: &Facts, piece: &Piece, out: &mut String) {
-        let parted = self.splitter.push(&piece.text);
-        self.told(parted, false, out);
+        let told = self.reader.push(&piece.text);
+        self.told(told, false, out);
     }
 
     fn part_end(&mut self, facts: &Facts, out: &mut String) {
-        let rest = self.splitter.finish();
+        let rest = self.reader.finish();
         self.told(rest, true, out);
         out.push_str(&self.last(facts, &Parted::default()).to_string());
         out.push('\n');
@@ -156,9 +162,9 @@ impl Format for Answer {
 
     fn whole(&mut self, mut parts: Vec<Part>, _gaps: &mut Gaps) -> Value {
         let part = parts.pop().unwrap_or_default();
-        let (mut parted, mut calls) = (self.fresh.clone().part(&part.text), self.fresh_calls.clone());
-        parted.content = calls.part(&parted.content);
-        let mut answer = self.last(&part.facts, &parted);
+        let mut reader = self.fresh.clone();
+        let (reasoning, content) = reader.whole(&part.text);
+        let (mut answer, calls) = (self.last(&part.facts, &Parted { reasoning, content }), reader.calls);
         if !calls.calls.is_empty() {
             answer["message"]["tool_calls"] = calls_json(&calls.calls);
             self.app.ring.keep(calls.triples(), &calls.raw);

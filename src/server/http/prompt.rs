@@ -13,6 +13,7 @@ use super::app::App;
 use super::clerk;
 use super::error::{Checked, Refusal};
 use super::fields::{Fields, kind, wanted};
+use super::harmony;
 use super::messages::{self, Chat};
 use super::tools::{self, Tools};
 use super::{Overflow, Thinking};
@@ -35,6 +36,8 @@ pub struct Prompt {
     pub system: Option<Arc<SystemTurn>>,
     /// The model is thinking where the prompt ends.
     pub is_thinking: bool,
+    /// The answer begins with a header of gpt-oss.
+    pub is_headed: bool,
 }
 
 fn template(app: &App) -> Checked<&ChatTemplate> {
@@ -86,6 +89,9 @@ pub fn render(app: &App, mut chat: Chat) -> Checked<Rendered> {
     let mut rendered = rendered.map_err(|error| Refusal::bad("invalid_value", short(&error.to_string())))?;
     if chat.conversation.add_generation_prompt {
         let thinks = rendered.text.trim_end().ends_with(THINK[0]);
+        if chat.continued.is_some() && is_headed(template.source(), &rendered) {
+            rendered.push_marks(harmony::FINAL);
+        }
         // Templates that always begin a thought know no switch: the thought is ended for them.
         if thinks && chat.continued.is_some() {
             rendered.push_marks("</think>\n\n");
@@ -101,6 +107,11 @@ pub fn render(app: &App, mut chat: Chat) -> Checked<Rendered> {
     Ok(rendered)
 }
 
+/// Whether a header of gpt-oss follows.
+fn is_headed(source: &str, rendered: &Rendered) -> bool {
+    source.contains(harmony::SIGN) && rendered.text.ends_with(harmony::PROMPT_END)
+}
+
 /// An error of a template may quote the conversation.
 fn short(message: &str) -> String {
     message.chars().take(600).collect()
@@ -112,6 +123,7 @@ pub fn of_chat(app: &App, chat: Chat, pins: bool) -> Checked<Prompt> {
     let is_continued = chat.continued.is_some();
     let rendered = render(app, chat)?;
     let is_thinking = !is_continued && rendered.text.trim_end().ends_with(THINK[0]);
+    let is_headed = !is_continued && is_headed(template(app)?.source(), &rendered);
     let ids = tokens(app, &rendered)?;
     let continues = continues(app, &rendered, &ids)?;
     let mut n_system = 0;
@@ -129,7 +141,7 @@ pub fn of_chat(app: &App, chat: Chat, pins: bool) -> Checked<Prompt> {
         Arc::new(SystemTurn { n_tokens: n_system, text })
     });
     let n_pinned = if pins { n_system } else { 0 };
-    Ok(Prompt { ids: checked(app, ids)?, continues, n_pinned, system, is_thinking })
+    Ok(Prompt { ids: checked(app, ids)?, continues, n_pinned, system, is_thinking, is_headed })
 }
 
 /// The longest of the streams' texts that a chat begins with, and the tokens that follow it.
@@ -187,7 +199,8 @@ fn checked(app: &App, ids: Vec<u32>) -> Checked<Vec<u32>> {
 pub fn of_completion(app: &App, fields: &Fields<'_>) -> Checked<Vec<Prompt>> {
     let prompt = fields.needed("prompt", "a string, a list of tokens, or a list of those")?;
     let one = |ids: Vec<u32>| -> Checked<Prompt> {
-        Ok(Prompt { ids: checked(app, ids)?, continues: None, n_pinned: 0, system: None, is_thinking: false })
+        let ids = checked(app, ids)?;
+        Ok(Prompt { ids, continues: None, n_pinned: 0, system: None, is_thinking: false, is_headed: false })
     };
     let Value::Array(items) = prompt else { return Ok(vec![one(sequence(app, prompt)?)?]) };
     if items.is_empty() {

@@ -10,14 +10,15 @@ use crate::server::desk::Finish;
 
 use super::answers::{memory, now, prompt_progress, random_name, timings};
 use super::app::{App, AppState};
-use super::calls::{Calls, Told};
+use super::calls::Told;
 use super::error::{Checked, Refusal, quoted};
 use super::fields::{Fields, wanted};
 use super::gaps::Gaps;
+use super::reader::Reader;
 use super::run::{Facts, Manner, Piece};
 use super::stream::{Format, Order, Part, answer};
-use super::thinking::{Parted, Splitter};
-use super::{body, messages, prompt, sampling, tools};
+use super::thinking::Splitter;
+use super::{body, messages, prompt, sampling};
 
 pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Response> {
     let body = body::read(&app, request).await?;
@@ -55,9 +56,8 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
     let format = Responses {
         base,
         timings_per_token: wishes.timings_per_token,
-        splitter: Splitter::new(prompt.is_thinking),
+        reader: Reader::new(app, Splitter::new(prompt.is_thinking), tools.as_ref()),
         app: app.clone(),
-        calls: Calls::new(tools.as_ref().map(|_| tools::family(app))),
         n_events: 0,
         open: None,
         items: Vec::new(),
@@ -143,8 +143,15 @@ fn as_chat(fields: &Fields<'_>) -> Checked<Value> {
     match fields.needed("input", "a string or a list of items")? {
         Value::String(text) => list.push(json!({ "role": "user", "content": text })),
         Value::Array(items) => {
+            let mut thought = None;
             for (i, item) in items.iter().enumerate() {
-                list.extend(message(item, &format!("input[{i}]"))?);
+                let mut message = message(item, &format!("input[{i}]"))?;
+                // What was thought before a call belongs to it; what was thought before an answer is not given back.
+                if let Some(message) = message.as_mut().filter(|message| message.get("tool_calls").is_some()) {
+                    message["reasoning_content"] = thought.take().unwrap_or_default();
+                }
+                thought = if message.is_none() { thought_of(item) } else { None };
+                list.extend(message);
             }
         }
         other => return Err(wanted("input", "a string or a list of items", other)),
@@ -166,7 +173,13 @@ fn as_chat(fields: &Fields<'_>) -> Checked<Value> {
     Ok(Value::Object(chat))
 }
 
-/// A message of the input as a chat has it; what was thought is not given back.
+/// The text of what was thought.
+fn thought_of(item: &Value) -> Option<Value> {
+    let texts = item["content"].as_array()?.iter().filter_map(|part| part["text"].as_str());
+    Some(texts.collect::<Vec<_>>().join("\n\n").into())
+}
+
+/// A message of the input as a chat has it; none of what was thought.
 fn message(item: &Value, name: &str) -> Checked<Option<Value>> {
     let fields = Fields::of(item, name)?;
     match fields.string("type")? {
@@ -246,9 +259,8 @@ struct Open {
 struct Responses {
     base: Value,
     timings_per_token: bool,
-    splitter: Splitter,
+    reader: Reader,
     app: Arc<App>,
-    calls: Calls,
     n_events: usize,
     open: Option<Open>,
     /// Complete items.
@@ -322,16 +334,11 @@ impl Responses {
     }
 
     /// What has come, as items.
-    fn told(&mut self, facts: &Facts, parted: Parted, is_end: bool, out: &mut String) {
-        let mut told = Vec::new();
-        self.calls.push(&parted.content, &mut told);
-        if is_end {
-            self.calls.finish(&mut told);
-        }
-        self.write(facts, Parted { content: String::new(), ..parted }, out);
+    fn told(&mut self, facts: &Facts, told: Vec<Told>, out: &mut String) {
         for told in told {
             match told {
-                Told::Text(text) => self.write(facts, Parted { content: text, ..Parted::default() }, out),
+                Told::Thought(text) => self.write(facts, true, &text, out),
+                Told::Text(text) => self.write(facts, false, &text, out),
                 Told::Begin { id, name, .. } => {
                     self.close(out);
                     let open = Open { is_reasoning: false, id: random_name("fc_"), text: String::new(), call: Some((id, name)) };
@@ -350,28 +357,23 @@ impl Responses {
         }
     }
 
-    fn write(&mut self, facts: &Facts, parted: Parted, out: &mut String) {
-        for (is_reasoning, text) in [(true, parted.reasoning), (false, parted.content)] {
-            if text.is_empty() {
-                continue;
-            }
-            if self.open.as_ref().is_none_or(|open| open.is_reasoning != is_reasoning || open.call.is_some()) {
-                self.close(out);
-                self.open(is_reasoning, out);
-            }
-            let index = self.items.len();
-            let Some(open) = &mut self.open else { continue };
-            open.text.push_str(&text);
-            let mut delta = json!({ "item_id": open.id, "output_index": index, "content_index": 0, "delta": text });
-            if self.timings_per_token {
-                delta["timings"] = timings(&facts.progress);
-            }
-            if !is_reasoning {
-                delta["logprobs"] = json!([]);
-                self.text.push_str(&text);
-            }
-            self.event(if is_reasoning { "response.reasoning_text.delta" } else { "response.output_text.delta" }, delta, out);
+    fn write(&mut self, facts: &Facts, is_reasoning: bool, text: &str, out: &mut String) {
+        if self.open.as_ref().is_none_or(|open| open.is_reasoning != is_reasoning || open.call.is_some()) {
+            self.close(out);
+            self.open(is_reasoning, out);
         }
+        let index = self.items.len();
+        let Some(open) = &mut self.open else { return };
+        open.text.push_str(text);
+        let mut delta = json!({ "item_id": open.id, "output_index": index, "content_index": 0, "delta": text });
+        if self.timings_per_token {
+            delta["timings"] = timings(&facts.progress);
+        }
+        if !is_reasoning {
+            delta["logprobs"] = json!([]);
+            self.text.push_str(text);
+        }
+        self.event(if is_reasoning { "response.reasoning_text.delta" } else { "response.output_text.delta" }, delta, out);
     }
 
     /// The response when all has been written.
@@ -414,15 +416,15 @@ impl Format for Responses {
     }
 
     fn piece(&mut self, facts: &Facts, piece: &Piece, out: &mut String) {
-        let parted = self.splitter.push(&piece.text);
-        self.told(facts, parted, false, out);
+        let told = self.reader.push(&piece.text);
+        self.told(facts, told, out);
     }
 
     fn part_end(&mut self, facts: &Facts, out: &mut String) {
-        let rest = self.splitter.finish();
-        self.told(facts, rest, true, out);
+        let rest = self.reader.finish();
+        self.told(facts, rest, out);
         self.close(out);
-        self.app.ring.keep(self.calls.triples(), &self.calls.raw);
+        self.app.ring.keep(self.reader.calls.triples(), &self.reader.calls.raw);
         // An answer that calls nothing has a message, be it empty.
         if self.items.iter().all(|item| item["type"] == "reasoning") {
             self.open(false, out);

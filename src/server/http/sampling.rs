@@ -233,7 +233,8 @@ pub fn n_tops(fields: &Fields<'_>, name: &str) -> Checked<Option<usize>> {
 /// The requests of prompts, each with as many answers as were wished, which may call `tools`.
 pub fn batch(app: &App, wishes: &Wishes, prompts: Vec<Prompt>, tools: Option<&Tools>) -> Checked<Batch> {
     let mut request = wishes.request.clone();
-    let is_thinking = prompts.first().is_some_and(|prompt| prompt.is_thinking);
+    let opens = prompts.first().map(|prompt| (prompt.is_thinking, prompt.is_headed));
+    let (is_thinking, is_headed) = opens.unwrap_or_default();
     let tokenizer = &app.shared.tokenizer;
     let (rules, param) = match (&wishes.rules, tools) {
         (None, None) => return Batch::new(request, prompts, wishes.n, app.settings.max_prompt_tokens()),
@@ -253,9 +254,10 @@ pub fn batch(app: &App, wishes: &Wishes, prompts: Vec<Prompt>, tools: Option<&To
             (tools.rules(family, tokenizer)?, "tools")
         }
     };
-    let rules = match is_thinking && tools.is_none_or(Tools::is_forced) {
-        true => tools::after_thought(rules, tokenizer)?,
-        false => rules,
+    let rules = match tools {
+        None if is_headed => tools::in_last_message(rules)?,
+        _ if is_thinking && tools.is_none_or(Tools::is_forced) => tools::after_thought(rules, tokenizer)?,
+        _ => rules,
     };
     request.grammar = Some(constraint::compile(app, &rules, param)?);
     Batch::new(request, prompts, wishes.n, app.settings.max_prompt_tokens())

@@ -3,26 +3,21 @@
 //!
 //! Text comes in pieces; what could still become a mark, and white space around thoughts, is held back.
 
+use std::sync::Arc;
+
+use super::harmony::{self, Got, Messages};
+
 /// What opens a thought, and what ends it.
 #[derive(Debug, PartialEq, Eq)]
 struct Marks {
     open: &'static str,
     close: &'static str,
-    /// Whether another thought may follow.
-    again: bool,
 }
 
-/// The last is gpt-oss's, whose messages have headers.
-const MARKS: [Marks; 3] = [
-    Marks { open: "<think>", close: "</think>", again: false },
-    Marks { open: "<|channel>thought", close: "<channel|>", again: false },
-    Marks { open: "<|channel|>analysis<|message|>", close: "<|end|>", again: true },
-];
-/// What begins gpt-oss's next message, and the header of its answer.
-const NEXT: &str = "<|start|>assistant";
-const ANSWER: &str = "<|channel|>final<|message|>";
+const MARKS: [Marks; 2] =
+    [Marks { open: "<think>", close: "</think>" }, Marks { open: "<|channel>thought", close: "<channel|>" }];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum Where {
     /// Nothing but white space, or a part of a mark, has come.
     Start,
@@ -31,6 +26,8 @@ enum Where {
     /// Behind thoughts; white space before the answer is none of it.
     Gap,
     Answer,
+    /// gpt-oss's messages, with headers.
+    Messages(Messages),
 }
 
 #[derive(Clone, Debug)]
@@ -39,13 +36,6 @@ pub struct Splitter {
     held: String,
     /// White space before a thought is none of it.
     has_thought: bool,
-}
-
-/// What a piece of text came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Parted {
-    pub reasoning: String,
-    pub content: String,
 }
 
 impl Splitter {
@@ -63,81 +53,75 @@ impl Splitter {
         Splitter { at: Where::Answer, held: String::new(), has_thought: false }
     }
 
-    pub fn push(&mut self, text: &str) -> Parted {
-        let mut parted = Parted::default();
+    /// The same, but that it tells gpt-oss's calls of functions with these names.
+    pub fn with_calls(self, names: Arc<[String]>) -> Self {
+        let is_parted = !matches!(self.at, Where::Answer);
+        Splitter { at: Where::Messages(Messages::new(Some(names), is_parted)), ..self }
+    }
+
+    pub fn push(&mut self, text: &str, got: &mut Vec<Got>) {
+        if let Where::Messages(messages) = &mut self.at {
+            return messages.push(text, got);
+        }
         self.held.push_str(text);
         loop {
-            match self.at {
-                Where::Answer => {
-                    parted.content.push_str(&std::mem::take(&mut self.held));
-                    return parted;
-                }
+            match &mut self.at {
+                Where::Messages(messages) => return messages.push(&std::mem::take(&mut self.held), got),
+                Where::Answer => return harmony::add(got, Got::Text(std::mem::take(&mut self.held))),
                 Where::Gap => {
                     let n_space = self.held.len() - self.held.trim_start().len();
                     self.held.drain(..n_space);
                     if self.held.is_empty() {
-                        return parted;
+                        return;
                     }
                     self.at = Where::Answer;
                 }
                 Where::Start => {
                     let begun = self.held.trim_start();
                     let opened = MARKS.iter().find_map(|marks| Some((begun.strip_prefix(marks.open)?, marks)));
+                    let headers = [harmony::START, harmony::CHANNEL];
                     if let Some((thought, marks)) = opened {
                         self.held = thought.to_owned();
                         self.at = Where::Thought(marks);
-                    } else if let Some(answer) = begun.strip_prefix(ANSWER) {
-                        self.held = answer.to_owned();
-                        self.at = Where::Gap;
-                    } else if let Some(message) = begun.strip_prefix(NEXT) {
-                        self.held = message.to_owned();
-                    } else if MARKS.iter().map(|marks| marks.open).chain([ANSWER, NEXT]).any(|open| open.starts_with(begun)) {
-                        return parted;
+                    } else if headers.iter().any(|mark| begun.starts_with(mark)) {
+                        self.at = Where::Messages(Messages::new(None, true));
+                    } else if MARKS.iter().map(|marks| marks.open).chain(headers).any(|open| open.starts_with(begun)) {
+                        return;
                     } else {
                         self.at = Where::Answer;
                     }
                 }
                 Where::Thought(marks) => {
-                    let Some(end) = self.held.find(marks.close) else {
-                        let n_safe = self.held[..safe(&self.held, marks.close)].trim_end().len();
+                    let close = marks.close;
+                    let Some(end) = self.held.find(close) else {
+                        let n_safe = self.held[..safe(&self.held, close)].trim_end().len();
                         let thought: String = self.held.drain(..n_safe).collect();
-                        self.think(&thought, &mut parted);
-                        return parted;
+                        return self.think(&thought, got);
                     };
-                    let rest = self.held.split_off(end + marks.close.len());
+                    let rest = self.held.split_off(end + close.len());
                     let thought = std::mem::replace(&mut self.held, rest);
-                    self.think(thought[..end].trim_end(), &mut parted);
-                    self.at = if marks.again { Where::Start } else { Where::Gap };
+                    self.think(thought[..end].trim_end(), got);
+                    self.at = Where::Gap;
                 }
             }
         }
     }
 
-    fn think(&mut self, thought: &str, parted: &mut Parted) {
+    fn think(&mut self, thought: &str, got: &mut Vec<Got>) {
         let thought = if self.has_thought { thought } else { thought.trim_start() };
         self.has_thought |= !thought.is_empty();
-        parted.reasoning.push_str(thought);
+        harmony::add(got, Got::Thought(thought.to_owned()));
     }
 
     /// The end: what was held back for a mark that did not come.
-    pub fn finish(&mut self) -> Parted {
+    pub fn finish(&mut self, got: &mut Vec<Got>) {
         let held = std::mem::take(&mut self.held);
-        let mut parted = Parted::default();
-        match self.at {
-            Where::Thought(_) => self.think(held.trim_end(), &mut parted),
+        match &mut self.at {
+            Where::Thought(_) => self.think(held.trim_end(), got),
             Where::Gap => {}
-            Where::Start | Where::Answer => parted.content = held,
+            Where::Start | Where::Answer => harmony::add(got, Got::Text(held)),
+            Where::Messages(messages) => messages.finish(got),
         }
-        parted
-    }
-
-    /// The whole of a text at once.
-    pub fn part(mut self, text: &str) -> Parted {
-        let mut parted = self.push(text);
-        let rest = self.finish();
-        parted.reasoning.push_str(&rest.reasoning);
-        parted.content.push_str(&rest.content);
-        parted
     }
 }
 

@@ -9,15 +9,26 @@ use crate::text::{Conversation, Tokenizer};
 use super::app::App;
 use super::error::{Checked, Refusal, quoted as shown};
 use super::fields::{Fields, wanted};
+use super::harmony;
 use super::ring::Ring;
 use super::words;
 
-/// How models of a family write calls: `open{"name": …, KEY: …}close`, or a list of such objects between the two; without a KEY in the
-/// form of `words`.
+/// What a family's calls are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Json,
+    /// `words` has it.
+    Words,
+    /// `harmony` has it.
+    Harmony,
+}
+
+/// How models of a family write calls: `open{"name": …, KEY: …}close`, or a list of such objects between the two, where they are JSON.
 #[derive(Debug)]
 pub struct Family {
     /// What a template of the family holds.
     sign: &'static str,
+    pub form: Form,
     pub open: &'static str,
     pub close: &'static str,
     /// What arguments are called.
@@ -30,23 +41,25 @@ pub struct Family {
 }
 
 #[rustfmt::skip]
-const FAMILIES: [Family; 5] = [
+const FAMILIES: [Family; 6] = [
+    // gpt-oss
+    Family { sign: harmony::SIGN, form: Form::Harmony, open: "", close: "", key: "", is_list: false, is_on_lines: false, n_id: 24 },
     // Mistral
-    Family { sign: "[TOOL_CALLS]", open: "[TOOL_CALLS]", close: "", key: "arguments", is_list: true, is_on_lines: false, n_id: 9 },
+    Family { sign: "[TOOL_CALLS]", form: Form::Json, open: "[TOOL_CALLS]", close: "", key: "arguments", is_list: true, is_on_lines: false, n_id: 9 },
     // LFM2, in JSON
-    Family { sign: "<|tool_list_start|>", open: "<|tool_call_start|>", close: "<|tool_call_end|>", key: "arguments", is_list: true, is_on_lines: false, n_id: 24 },
+    Family { sign: "<|tool_list_start|>", form: Form::Json, open: "<|tool_call_start|>", close: "<|tool_call_end|>", key: "arguments", is_list: true, is_on_lines: false, n_id: 24 },
     // Granite 3
-    Family { sign: "<|tool_call|>", open: "<|tool_call|>", close: "", key: "arguments", is_list: true, is_on_lines: false, n_id: 24 },
+    Family { sign: "<|tool_call|>", form: Form::Json, open: "<|tool_call|>", close: "", key: "arguments", is_list: true, is_on_lines: false, n_id: 24 },
     // Llama 3
-    Family { sign: "\"parameters\":", open: "", close: "", key: "parameters", is_list: false, is_on_lines: false, n_id: 24 },
+    Family { sign: "\"parameters\":", form: Form::Json, open: "", close: "", key: "parameters", is_list: false, is_on_lines: false, n_id: 24 },
     // Hermes: Qwen, SmolLM3, Granite 4
-    Family { sign: "<tool_call>", open: "<tool_call>", close: "</tool_call>", key: "arguments", is_list: false, is_on_lines: true, n_id: 24 },
+    Family { sign: "<tool_call>", form: Form::Json, open: "<tool_call>", close: "</tool_call>", key: "arguments", is_list: false, is_on_lines: true, n_id: 24 },
 ];
 
 /// Of models that are told of tools in the system's turn.
 #[rustfmt::skip]
 const WORDS: Family =
-    Family { sign: "", open: "<call>", close: "", key: "", is_list: false, is_on_lines: false, n_id: 24 };
+    Family { sign: "", form: Form::Words, open: "<call>", close: "", key: "", is_list: false, is_on_lines: false, n_id: 24 };
 
 impl Family {
     /// Of a template, by its source.
@@ -59,7 +72,12 @@ impl Family {
 
     /// Whether calls are in the form of `words`.
     pub fn is_words(&self) -> bool {
-        self.key.is_empty()
+        self.form == Form::Words
+    }
+
+    /// Whether they are messages of gpt-oss.
+    pub fn is_harmony(&self) -> bool {
+        self.form == Form::Harmony
     }
 }
 
@@ -141,10 +159,15 @@ impl Tools {
         fields.get("tool_choice").is_some_and(|choice| choice.is_object() || matches!(choice.as_str(), Some("required" | "any")))
     }
 
+    /// Names of functions that may be called.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.functions.iter().map(|function| function.name.as_str())
+    }
+
     /// What an answer may be, `family`'s way. Control tokens among the marks are told by their ids.
     pub fn rules(&self, family: &Family, tokenizer: &Tokenizer) -> Checked<Rules> {
         let mut rules = String::new();
-        let (mut names, mut n_made) = (Vec::new(), 0);
+        let (mut places, mut n_made) = (Vec::new(), 0);
         for (i, function) in self.functions.iter().enumerate() {
             if matches!(self.choice, Choice::Named(named) if named != i) {
                 continue;
@@ -154,15 +177,24 @@ impl Tools {
             // As templates write calls, so that a small model does not go on with white space.
             let guidance = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
             n_made += more;
-            names.push(format!("f{i}"));
+            places.push(i);
             if family.is_words() {
                 rules += &words::rules(i, &function.name, &schema, &guidance);
                 continue;
             }
             schema["x-guidance"] = guidance;
+            if family.is_harmony() {
+                rules += &harmony::rules(i, &function.name, &schema);
+                continue;
+            }
             let head = format!("{{\"name\": {}, \"{}\": ", Value::from(function.name.as_str()), family.key);
             rules += &format!("f{i}: {} %json {schema} \"}}\"\n", quoted(&head));
         }
+        if family.is_harmony() {
+            rules += &harmony::grammar(&places, self.is_forced(), if self.is_parallel { MAX_CALLS } else { 1 });
+            return Ok(Rules::Own { text: rules, n_made });
+        }
+        let names: Vec<String> = places.iter().map(|i| format!("f{i}")).collect();
         rules += &format!("call: {}\n", names.join(" | "));
         let (open, close) = (Mark::of(family.open, tokenizer), Mark::of(family.close, tokenizer));
         let line = if family.is_on_lines { "\\n" } else { "" };
@@ -262,21 +294,29 @@ pub fn after_thought(rules: Rules, tokenizer: &Tokenizer) -> Checked<Rules> {
             format!("THOUGHT_: /(?s:.*)/ & ~(/(?s:.*)/ {0} /(?s:.*)/)\nDONE: THOUGHT_ {0}", quoted(end)),
         ),
     };
-    let head = head.replace("LEAD", "THOUGHT_");
+    behind(rules, &head.replace("LEAD", "THOUGHT_"), &format!("SPACE: /[ \\n]{{0,4}}/\n{lead}\n"))
+}
+
+/// Rules of a form where the answer begins with a header of gpt-oss.
+pub fn in_last_message(rules: Rules) -> Checked<Rules> {
+    let (head, lead) = harmony::before_form();
+    behind(rules, head, &lead)
+}
+
+/// Rules behind others, `lead`, of which `head` is what comes first.
+fn behind(rules: Rules, head: &str, lead: &str) -> Checked<Rules> {
     let schema = match &rules {
         Rules::Json => json!({ "type": "object" }),
         Rules::Schema(schema) => schema.clone(),
         Rules::Own { text, n_made } => {
             let own = text.replacen("start: ", "answer: ", 1);
-            let text = format!("start: {head} answer\nSPACE: /[ \\n]{{0,4}}/\n{lead}\n{own}");
-            return Ok(Rules::Own { text, n_made: *n_made });
+            return Ok(Rules::Own { text: format!("start: {head} answer\n{lead}{own}"), n_made: *n_made });
         }
         // Whoever writes a grammar says what it is of.
         Rules::Gbnf(_) | Rules::Lark(_) => return Ok(rules),
     };
     let Prepared { schema, n_made } = prepared(&schema, usize::MAX).map_err(|what| Refusal::grammar("response_format", what))?;
-    let text = format!("start: {head} answer\nSPACE: /[ \\n]{{0,4}}/\n{lead}\nanswer: %json {schema}\n");
-    Ok(Rules::Own { text, n_made })
+    Ok(Rules::Own { text: format!("start: {head} answer\n{lead}answer: %json {schema}\n"), n_made })
 }
 
 /// Makes a conversation of what its template knows: one that knows no tools is told of them in the system's turn and by examples behind
@@ -289,7 +329,7 @@ pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring, must_cal
     for message in &mut conversation.messages {
         let calls = message.get("tool_calls").and_then(Value::as_array).cloned();
         if let Some(calls) = calls.filter(|calls| !calls.is_empty()) {
-            let exact = ring.find(&calls).filter(|_| !family.is_list);
+            let exact = ring.find(&calls).filter(|_| !family.is_list && !family.is_harmony());
             let text = match (exact, knows) {
                 (Some(text), _) => text,
                 (None, false) => calls.iter().map(|call| call_in_words(&call["function"], &tools)).collect::<Vec<_>>().join("\n"),
@@ -301,6 +341,9 @@ pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring, must_cal
             let text = message["content"].as_str().unwrap_or_default();
             *message = json!({ "role": "user", "content": format!("<tool_response>\n{text}\n</tool_response>") });
         }
+    }
+    if family.is_harmony() {
+        harmony::prepare(conversation);
     }
     // SmolLM3 calls them so.
     if let Some(tools) = conversation.tools.as_ref().filter(|_| source.contains("xml_tools")) {

@@ -1,26 +1,40 @@
 use super::*;
 
+/// Thoughts and text of what has come.
+fn sums(got: Vec<Got>) -> (String, String) {
+    let (mut thoughts, mut text) = (String::new(), String::new());
+    for got in got {
+        match got {
+            Got::Thought(more) => thoughts.push_str(&more),
+            Got::Text(more) => text.push_str(&more),
+            call => panic!("{call:?}"),
+        }
+    }
+    (thoughts, text)
+}
+
+fn pieces(mut splitter: Splitter, pieces: &[&str]) -> (String, String) {
+    let mut got = Vec::new();
+    pieces.iter().for_each(|piece| splitter.push(piece, &mut got));
+    splitter.finish(&mut got);
+    sums(got)
+}
+
 /// All ways to cut a text in three give the same.
-fn all_ways(text: &str, is_thinking: bool) -> Parted {
-    let whole = Splitter::new(is_thinking).part(text);
+fn all_ways(text: &str, is_thinking: bool) -> (String, String) {
+    let whole = pieces(Splitter::new(is_thinking), &[text]);
     let places: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
     for (i, &a) in places.iter().enumerate() {
         for &b in &places[i..] {
-            let mut splitter = Splitter::new(is_thinking);
-            let pieces = [&text[..a], &text[a..b], &text[b..]].map(|piece| splitter.push(piece));
-            let mut joined = Parted::default();
-            for piece in pieces.into_iter().chain([splitter.finish()]) {
-                joined.reasoning.push_str(&piece.reasoning);
-                joined.content.push_str(&piece.content);
-            }
-            assert_eq!(joined, whole, "{text:?} cut at {a} and {b}");
+            let cut = pieces(Splitter::new(is_thinking), &[&text[..a], &text[a..b], &text[b..]]);
+            assert_eq!(cut, whole, "{text:?} cut at {a} and {b}");
         }
     }
     whole
 }
 
-fn parted(reasoning: &str, content: &str) -> Parted {
-    Parted { reasoning: reasoning.into(), content: content.into() }
+fn parted(reasoning: &str, content: &str) -> (String, String) {
+    (reasoning.into(), content.into())
 }
 
 #[test]
@@ -52,7 +66,7 @@ fn what_is_no_thought_is_as_it_was() {
     for text in ["Yes.", "  <b> x", "<thinker>", "a <think>b</think>", "<th", "<|channel>final", " ", "", "</think> x"] {
         assert_eq!(all_ways(text, false), parted("", text), "{text:?}");
     }
-    assert_eq!(Splitter::off().part("<think>a</think>b"), parted("", "<think>a</think>b"));
+    assert_eq!(pieces(Splitter::off(), &["<think>a</think>b"]), parted("", "<think>a</think>b"));
 }
 
 #[test]
