@@ -30,7 +30,8 @@ fn questions_differ_and_are_asked_as_late_as_was_said() {
 fn kinds_take_turns_over_streams() {
     let course = course(9000, &[300, 4000], 1);
     for place in 0..2 {
-        let of = |stream| course.asked(stream, &mut fastrand::Rng::with_seed(5)).swap_remove(place).fact.question[..14].to_owned();
+        let of =
+            |stream| course.asked(stream, &mut fastrand::Rng::with_seed(5)).swap_remove(place).fact.question[..14].to_owned();
         assert_eq!((0..KINDS).map(of).collect::<std::collections::BTreeSet<_>>().len(), KINDS);
     }
 }
