@@ -37,7 +37,7 @@ TASKS = ("single", "multi-key", "multi-value", "tracking")
 WAYS = ("full", "alone", "past")
 RULER_LENGTH, RULER_DEPTHS, RULER_SAMPLES = 4096, 5, 1
 # Streams: tokens of a stream, distances, how many streams. Each asks once for each distance: a small model confuses facts of one kind.
-STREAMS = {"short": (6600, (500, 1000, 5000), 8), "long": (21_000, (500, 1000, 5000, 20_000), 8), "longest": (61_200, (500, 1000, 20_000, 60_000), 4)}
+STREAMS = {"short": (6600, (500, 1000, 5000), 8), "long": (21_000, (500, 1000, 5000, 20_000), 8), "longest": (61_200, (500, 1000, 20_000, 60_000), 2)}
 STREAM_PAST = ("--past", "target", "--past-space", "640MiB")
 
 
