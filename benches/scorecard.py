@@ -54,7 +54,7 @@ from scorecard_commands import (
 
 NAMES = {DEFAULT: "lowkey's default", "window": "sinks and window", "random": "random, same protection", "keydiff": "KeyDiff"}
 # What the default is held to: keep -> perplexity at most so much over the full f16 cache, answers found at least.
-PPL_GOAL = {50: 0.2, 25: 0.9, 10: 2.5, 5: 3.5}
+PPL_GOAL = {50: 0.2, 25: 1.2, 10: 3.0, 5: 6.5}
 FOUND_GOAL = {"passkey": {50: 98, 25: 97, 10: 90}, "needle": {50: 95, 25: 85, 10: 40}}
 # And with its past: found at least, in per cent of what the full cache finds.
 PAST_PPL_GOAL = {10: 1.3, 5: 2.0, 2.5: 3.5}
