@@ -41,8 +41,7 @@ pub struct SessionArgs {
     /// which nothing need be evicted; q5_h where something must, or q8_0 of a model whose keys have long biases, as Qwen 2.5]
     #[arg(long, value_name = "TYPE")]
     pub k_type: Option<KvType>,
-    /// How values are stored: the same types [default: likewise; where something must go, q5_h if half of the stream stays so, else
-    /// q4_h]
+    /// How values are stored: the same types [default: likewise]
     #[arg(long, value_name = "TYPE")]
     pub v_type: Option<KvType>,
     /// --k-type and --v-type at once

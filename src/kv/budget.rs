@@ -21,10 +21,6 @@ const CHOICE: [(KvType, KvType); 7] = [
     (KvType::Q5H, KvType::Q4H),
 ];
 
-/// What is taken where the budget holds not the whole stream, but half of it in these and more: what is evicted of such a stream is
-/// less than what coarser values would lose.
-const CHOICE_HALF: (KvType, KvType) = (KvType::Q5H, KvType::Q5H);
-
 /// Where keys have long biases, which positions turn away from the constant that is taken off keys (kv/store/key_rounding.rs): keys of
 /// few bits raise the perplexity of such a model by half and more (docs/policies.md, "Qwen 2.5").
 const CHOICE_BIASED: [(KvType, KvType); 6] = [
@@ -59,19 +55,16 @@ impl KvShape {
     }
 
     /// Sets the types to those the user wants. What he leaves open is chosen: the most exact with which all tokens of the stream
-    /// (of the trained context, where its length is not known) stay in the budget, so that nothing is evicted; else those with which
-    /// half of them stay; else the smallest, for more tokens are then worth more than exact ones. `biased`: keys have long biases.
+    /// (of the trained context, where its length is not known) stay in the budget, so that nothing is evicted; else the smallest,
+    /// for more tokens are then worth more than exact ones. `biased`: keys have long biases.
     pub fn choose_types(&mut self, budget_bytes: u64, n_stream: Option<usize>, wanted: [Option<KvType>; 2], biased: bool) {
         let n_tok = self.most_slots().min(n_stream.unwrap_or(usize::MAX)).max(1);
         let [k, v] = wanted;
-        let mut holds = |(k_type, v_type): (KvType, KvType), n_tok: usize| {
+        for &(k_type, v_type) in if biased { &CHOICE_BIASED[..] } else { &CHOICE } {
             (self.k_type, self.v_type) = (k.unwrap_or(k_type), v.unwrap_or(v_type));
-            self.slots_within(budget_bytes) >= n_tok
-        };
-        let choice = if biased { &CHOICE_BIASED[..] } else { &CHOICE };
-        let holds_all = choice.iter().any(|&pair| holds(pair, n_tok));
-        if !holds_all && (biased || !holds(CHOICE_HALF, n_tok.div_ceil(2))) {
-            holds(choice[choice.len() - 1], n_tok);
+            if self.slots_within(budget_bytes) >= n_tok {
+                break;
+            }
         }
     }
 

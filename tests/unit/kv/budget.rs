@@ -43,7 +43,7 @@ fn what_is_pinned_is_protected_as_sinks_are() {
 }
 
 #[test]
-fn types_are_the_most_exact_that_hold_the_stream_or_half_of_it_or_else_the_smallest() {
+fn types_are_the_most_exact_that_hold_the_stream_or_else_the_smallest() {
     let mut kv = shape(1000);
     let mut chosen = |budget: u64, n_stream: Option<usize>, k: Option<KvType>, v: Option<KvType>| {
         kv.choose_types(budget, n_stream, [k, v], false);
@@ -54,16 +54,12 @@ fn types_are_the_most_exact_that_hold_the_stream_or_half_of_it_or_else_the_small
         assert_eq!(chosen(of(1000), None, None, None), pair, "the whole context");
         assert_eq!(chosen(of(1000), Some(5000), None, None), pair, "no stream has more positions than the context");
         assert_eq!(chosen(of(300), Some(300), None, None), pair);
-        // A slot fewer: the next type, or if there is none what holds half of them.
-        let next = CHOICE.iter().skip_while(|&&p| p != pair).nth(1).unwrap_or(&CHOICE_HALF);
-        assert_eq!(chosen(of(299), Some(300), None, None), *next);
+        // A slot fewer: the next type, or the same if there is none.
+        let next = CHOICE.iter().position(|&p| p == pair).map(|i| CHOICE[(i + 1).min(CHOICE.len() - 1)]);
+        assert_eq!(Some(chosen(of(299), Some(300), None, None)), next);
     }
     let small = (KvType::Q5H, KvType::Q4H);
     assert_eq!([chosen(0, None, None, None), chosen(20_000, Some(300), None, None)], [small, small]);
-    let half = KvShape { k_type: KvType::Q5H, v_type: KvType::Q5H, ..shape(1000) };
-    for (n_stream, n_slot, of) in [(300, 150, CHOICE_HALF), (300, 149, small), (301, 150, small), (301, 151, CHOICE_HALF)] {
-        assert_eq!(chosen(half.arena_bytes(n_slot) as u64, Some(n_stream), None, None), of, "{n_slot} of {n_stream}");
-    }
     // What the user names stays.
     assert_eq!(chosen(0, None, Some(KvType::F16), None), (KvType::F16, KvType::Q4H));
     assert_eq!(chosen(u64::MAX, None, None, Some(KvType::Q4_0)), (KvType::F16, KvType::Q4_0));
