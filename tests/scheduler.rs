@@ -112,6 +112,20 @@ fn alone(prompt: &[u32], n: usize, params: &SessionParams) -> Vec<u32> {
     tokens
 }
 
+/// As a client that asks for the next thing at once, or a balancer that sends it to the idle one.
+#[test]
+fn who_has_the_answer_finds_the_stream_idle() {
+    let server = Server::start(roomy(1), 1, None);
+    let prompt = server.encode("My name is");
+    for _ in 0..50 {
+        let ticket = server.submit(request(prompt.clone(), 2));
+        while ticket.out().finish.is_none() {
+            std::thread::yield_now();
+        }
+        assert!(server.desk.streams(|streams| streams[0].doing == Doing::Idle));
+    }
+}
+
 #[test]
 fn streams_beside_each_other_say_what_each_says_alone() {
     let params = roomy(3);

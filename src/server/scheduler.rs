@@ -88,6 +88,7 @@ impl Scheduler {
             }
             let (has_read, has_decoded) = (self.read(), self.decode());
             self.tell_status();
+            self.tell_ends();
             if let Some(keeper) = self.keeper.as_mut().filter(|_| !has_read && !has_decoded) {
                 keeper.look_around(&mut self.seats, &self.tokenizer);
             }
@@ -100,6 +101,8 @@ impl Scheduler {
             seat.end(Finish::Error, Some("the server is stopping"));
         }
         self.admit(true);
+        self.tell_status();
+        self.tell_ends();
         if let Some(keeper) = &mut self.keeper {
             keeper.put_all_away(&mut self.seats, &self.tokenizer);
         }
@@ -124,6 +127,8 @@ impl Scheduler {
                 continue;
             }
             log::debug!("stream {at} takes a request of {} tokens after {:.1?}", job.request().prompt.len(), job.waited());
+            // One that ended as it began makes room for the next at once.
+            self.seats[at].tell_end();
             if let Some(keeper) = &mut self.keeper {
                 keeper.prepare(&mut self.seats[at], job.request(), &mut self.engine, &self.tokenizer);
             }
@@ -251,6 +256,7 @@ impl Scheduler {
         log::error!("{error}");
         for seat in &mut self.seats {
             seat.end(Finish::Error, Some("the model cannot be computed: see the server's log"));
+            seat.tell_end();
             seat.clear();
             if let (Some(keeper), Some(name)) = (&mut self.keeper, seat.bound.untried.take()) {
                 keeper.reject(&name);
@@ -301,6 +307,10 @@ impl Scheduler {
                 totals.n_tokens_max = totals.n_tokens_max.max(status.n_past);
             }
         });
+    }
+
+    fn tell_ends(&mut self) {
+        self.seats.iter_mut().for_each(Seat::tell_end);
     }
 
     /// What the heads of a stream hold, for whoever looks at the page.

@@ -21,6 +21,8 @@ pub struct Seat {
     held: Held,
     tops: Vec<(u32, f64)>,
     pub running: Option<Running>,
+    /// What has ended and has not been told so.
+    ended: Option<Ended>,
     pub last_used: Instant,
     /// The session that it goes on with.
     pub bound: Bound,
@@ -47,6 +49,14 @@ impl Bound {
     pub fn of_empty(self) -> Bound {
         Bound { name: self.name, is_refused: self.is_refused, stands: self.stands, ..Bound::default() }
     }
+}
+
+/// A request whose end waits to be told, with so much of the text that was held back.
+struct Ended {
+    running: Running,
+    n_held: usize,
+    finish: Finish,
+    error: Option<&'static str>,
 }
 
 /// A request that has a stream.
@@ -91,6 +101,7 @@ impl Seat {
             held: Held::with_room(sizes.held_bytes),
             tops: Vec::with_capacity(MAX_PROBS + 1),
             running: None,
+            ended: None,
             last_used: Instant::now(),
             bound: Bound::default(),
         })
@@ -339,14 +350,21 @@ impl Seat {
     /// The request is over.
     pub fn end(&mut self, finish: Finish, error: Option<&'static str>) -> bool {
         if let Some(running) = self.running.take() {
-            let n = if finish == Finish::Stop { 0 } else { self.held.finish() };
-            running.tell(&self.stream, |out| {
-                out.text.push_str(&self.held.text()[..n]);
-                (out.finish, out.error) = (Some(finish), error);
-            });
+            let n_held = if finish == Finish::Stop { 0 } else { self.held.finish() };
+            self.ended = Some(Ended { running, n_held, finish, error });
             self.last_used = Instant::now();
         }
         true
+    }
+
+    /// Tells a client of the end of its request: when the stream's status has been told, so that who has the answer finds it idle.
+    pub fn tell_end(&mut self) {
+        if let Some(Ended { running, n_held, finish, error }) = self.ended.take() {
+            running.tell(&self.stream, |out| {
+                out.text.push_str(&self.held.text()[..n_held]);
+                (out.finish, out.error) = (Some(finish), error);
+            });
+        }
     }
 
     /// The request was given up.
