@@ -125,6 +125,7 @@ PEER_FLAGS ?= $(if $(shell grep -m1 -o amx_tile /proc/cpuinfo 2>/dev/null),-mno-
 peer-files: need-build ## token ids and chat templates on files that llama.cpp's source package carries (77 MB, once)
 	models/fetch-peer-files
 	$(CARGO) test --locked --test vocabs --test templates --test chat_marks -- --include-ignored
+	$(CARGO) test --locked --test server the_familys_own_template -- --include-ignored
 
 test-web: $(BUILT) model ## the page of `lowkey serve` (BINARY) in a headless Chromium, at a desk and on a phone
 	@.ci/need web

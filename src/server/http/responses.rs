@@ -147,8 +147,9 @@ fn as_chat(fields: &Fields<'_>) -> Checked<Value> {
             for (i, item) in items.iter().enumerate() {
                 let mut message = message(item, &format!("input[{i}]"))?;
                 // What was thought before a call belongs to it; what was thought before an answer is not given back.
-                if let Some(message) = message.as_mut().filter(|message| message.get("tool_calls").is_some()) {
-                    message["reasoning_content"] = thought.take().unwrap_or_default();
+                let call = message.as_mut().filter(|message| message.get("tool_calls").is_some());
+                if let (Some(call), Some(thought)) = (call, thought) {
+                    call["reasoning_content"] = thought;
                 }
                 thought = if message.is_none() { thought_of(item) } else { None };
                 list.extend(message);
