@@ -23,6 +23,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
 import common
+import few
 import peer
 
 IDS = [int(i) for i in np.random.default_rng(7).integers(1, 37, 24)]
@@ -39,7 +40,7 @@ BLOCKS = {
     "IQ2_XXS": (16, 66, 0, None, 0), "IQ2_XS": (17, 74, 0, None, 0), "IQ2_S": (22, 82, 0, None, 0), "IQ3_XXS": (18, 98, 0, None, 0),
     "IQ3_S": (21, 110, 0, None, 0),
 }  # fmt: skip
-FEW = ("Q1_0", "Q2_0")
+FEW = tuple(few.SIZES)
 GRIDS = [kind for kind in BLOCKS if kind.startswith(("IQ2", "IQ3", "TQ"))]
 MIX = ["BF16", *(kind for kind in BLOCKS if kind not in FEW and kind not in GRIDS), "Q8_0", "F16", "F32"]
 MIXES = {"MIX": MIX, "GRIDS": GRIDS}
@@ -122,17 +123,7 @@ def gemma4(local_dim, every, n_layer, shared=0, width=0, local_heads=None, heads
     return keys | more
 
 
-def know_q2_0():
-    """Makes the package write a type that it has no name for yet."""
-    types = gguf.GGMLQuantizationType
-    if TYPES["Q2_0"] not in types._value2member_map_:
-        member = int.__new__(types, TYPES["Q2_0"])
-        member._name_, member._value_ = "Q2_0", TYPES["Q2_0"]
-        types._value2member_map_[member._value_] = member
-        gguf.GGML_QUANT_SIZES[member] = (64, 18)
-
-
-know_q2_0()
+few.know()
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
 OSS_YARN = YARN | {"rope.freq_base": 150000.0, "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 16}
 WINDOW = {"attention.sliding_window": 5}

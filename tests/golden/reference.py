@@ -16,6 +16,9 @@ try:
 except ModuleNotFoundError as missing:
     raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
+import few
+
+few.know()
 F16_MAX = np.float32(65504.0)
 POLICIES = ("off", "l2", "l2-paper", "window")
 
@@ -97,7 +100,9 @@ class Reference:
         if name not in self._weights:
             t = self.tensors[name]
             shape = [int(d) for d in reversed(t.shape)]
-            self._weights[name] = np.ascontiguousarray(dequantize(t.data, t.tensor_type).reshape(shape), np.float32)
+            is_few = t.tensor_type.name in few.SIZES
+            values = few.expand(t.data, t.tensor_type.name) if is_few else dequantize(t.data, t.tensor_type)
+            self._weights[name] = np.ascontiguousarray(values.reshape(shape), np.float32)
         return self._weights[name]
 
     def rope_table(self, positions):

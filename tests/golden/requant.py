@@ -38,6 +38,7 @@ TARGETS = {
     "tq1_0": llama_cpp.LLAMA_FTYPE_MOSTLY_TQ1_0,
     "tq2_0": llama_cpp.LLAMA_FTYPE_MOSTLY_TQ2_0,
     "q2_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q2_0,
+    "q1_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q1_0,
     "bf16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
     "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
     "f32": llama_cpp.LLAMA_FTYPE_ALL_F32,

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::fake_engine::Server;
+use lowkey::text::ChatTemplate;
 use lowkey_test_kit::client::{Client, Reply, post, request};
 use serde_json::{Value, json};
 
@@ -182,4 +183,42 @@ fn without_a_time_for_them_there_are_no_comments() {
     let body = json!({ "messages": user("PACE{20} SAY{a few words}"), "stream": true });
     let text = post(server.address, "/v1/chat/completions", &body).text().to_owned();
     assert!(text.ends_with("data: [DONE]\n\n") && !text.contains(": ping"), "{} bytes", text.len());
+}
+
+#[test]
+fn how_hard_to_think_is_told_to_the_template_and_none_is_not_at_all() {
+    let source = "{{ reasoning_effort or 'as usual' }}, {{ enable_thinking }}: {{ messages[-1].content }}";
+    let server = Server::with_template(ChatTemplate::new(source).expect("a template"), |_| ());
+    let prompt = |more: Value| {
+        let reply = post(server.address, "/apply-template", &with(json!({ "messages": user("x") }), &more));
+        reply.json()["prompt"].as_str().unwrap_or_else(|| panic!("{}", reply.text())).to_owned()
+    };
+    assert_eq!(prompt(json!({})), "as usual, True: x");
+    assert_eq!(prompt(json!({ "reasoning_effort": null })), "as usual, True: x");
+    assert_eq!(prompt(json!({ "reasoning_effort": "low" })), "low, True: x");
+    assert_eq!(prompt(json!({ "reasoning_effort": "none" })), "as usual, False: x");
+    // What is said by the template's own name counts first.
+    assert_eq!(prompt(json!({ "reasoning_effort": "low", "chat_template_kwargs": { "reasoning_effort": "high" } })), "high, True: x");
+    assert_eq!(prompt(json!({ "reasoning_effort": "none", "chat_template_kwargs": { "enable_thinking": true } })), "as usual, True: x");
+    for (path, body, field) in [
+        ("/v1/chat/completions", json!({ "messages": user("x"), "reasoning_effort": 3 }), "reasoning_effort"),
+        ("/v1/responses", json!({ "input": "x", "reasoning": { "effort": 3 } }), "reasoning.effort"),
+        ("/api/chat", json!({ "messages": user("x"), "think": 3 }), "think"),
+    ] {
+        let reply = post(server.address, path, &body);
+        assert_eq!(reply.status, 400, "{}", reply.text());
+        assert!(error(&reply).0.contains(field), "{}", reply.text());
+    }
+    // Of the other paths the length of what was read tells.
+    let read = |path: &str, more: Value| {
+        let body = with(json!({ "model": "m", "stream": false }), &more);
+        let answer = post(server.address, path, &body).json();
+        let n = if path == "/api/chat" { &answer["prompt_eval_count"] } else { &answer["usage"]["input_tokens"] };
+        n.as_u64().expect("tokens")
+    };
+    let effort = "one two three four five six seven";
+    let response = |more: Value| read("/v1/responses", with(json!({ "input": "x", "max_output_tokens": 1 }), &more));
+    assert!(response(json!({ "reasoning": { "effort": effort } })) > response(json!({})));
+    let ollama = |more: Value| read("/api/chat", with(json!({ "messages": user("x"), "options": { "num_predict": 1 } }), &more));
+    assert!(ollama(json!({ "think": effort })) > ollama(json!({ "think": true })));
 }

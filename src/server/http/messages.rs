@@ -195,21 +195,26 @@ fn tools(fields: &Fields<'_>) -> Checked<Option<Value>> {
     Ok(Some(tools))
 }
 
-/// `chat_template_kwargs`: what templates ask for by name.
+/// `chat_template_kwargs`: what templates ask for by name. `reasoning_effort` is `none`, which is no thinking, or a word for the template.
 fn variables(fields: &Fields<'_>) -> Checked<Map<String, Value>> {
-    let Some(given) = fields.object("chat_template_kwargs")? else { return Ok(Map::new()) };
-    if let Some(name) = given.keys().find(|name| crate::text::RESERVED.contains(&name.as_str())) {
+    let given = fields.object("chat_template_kwargs")?;
+    if let Some(name) = given.and_then(|given| given.keys().find(|name| crate::text::RESERVED.contains(&name.as_str()))) {
         return Err(fields.invalid("chat_template_kwargs", format!("{} has a field of its own in the request", quoted(name))));
     }
-    let mut variables = given.clone();
+    let mut variables = given.cloned().unwrap_or_default();
     // Clients send it as text too.
-    if let Some(Value::String(word)) = given.get("enable_thinking") {
+    if let Some(Value::String(word)) = variables.get("enable_thinking") {
         let is_on = match word.as_str() {
             "true" => true,
             "false" => false,
             _ => return Err(fields.invalid("chat_template_kwargs", "`enable_thinking` is true or false")),
         };
         variables.insert("enable_thinking".into(), is_on.into());
+    }
+    match fields.string("reasoning_effort")? {
+        None => {}
+        Some("none") => drop(variables.entry("enable_thinking").or_insert(false.into())),
+        Some(effort) => drop(variables.entry("reasoning_effort").or_insert(effort.into())),
     }
     Ok(variables)
 }

@@ -202,9 +202,16 @@ fn read(app: &Arc<App>, body: Value, is_chat: bool) -> Checked<Option<Order>> {
         Some(other) => return Err(wanted("format", "`json` or a JSON schema", other)),
     }
     if let Some(think) = fields.get("think") {
-        let is_on =
-            think.as_bool().or(think.is_string().then_some(true)).ok_or_else(|| wanted("think", "true or false", think))?;
-        chat.insert("chat_template_kwargs".into(), json!({ "enable_thinking": is_on }));
+        match think {
+            Value::Bool(is_on) => drop(chat.insert("chat_template_kwargs".into(), json!({ "enable_thinking": is_on }))),
+            Value::String(effort) => {
+                if effort != "none" {
+                    chat.insert("chat_template_kwargs".into(), json!({ "enable_thinking": true }));
+                }
+                chat.insert("reasoning_effort".into(), effort.as_str().into());
+            }
+            _ => return Err(wanted("think", "true, false, or how hard: low, medium or high", think)),
+        }
     }
     for name in ["session", "id_slot", "pin_system", "tools"] {
         if let Some(value) = fields.get(name) {
