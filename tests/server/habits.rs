@@ -198,8 +198,14 @@ fn how_hard_to_think_is_told_to_the_template_and_none_is_not_at_all() {
     assert_eq!(prompt(json!({ "reasoning_effort": "low" })), "low, True: x");
     assert_eq!(prompt(json!({ "reasoning_effort": "none" })), "as usual, False: x");
     // What is said by the template's own name counts first.
-    assert_eq!(prompt(json!({ "reasoning_effort": "low", "chat_template_kwargs": { "reasoning_effort": "high" } })), "high, True: x");
-    assert_eq!(prompt(json!({ "reasoning_effort": "none", "chat_template_kwargs": { "enable_thinking": true } })), "as usual, True: x");
+    assert_eq!(
+        prompt(json!({ "reasoning_effort": "low", "chat_template_kwargs": { "reasoning_effort": "high" } })),
+        "high, True: x"
+    );
+    assert_eq!(
+        prompt(json!({ "reasoning_effort": "none", "chat_template_kwargs": { "enable_thinking": true } })),
+        "as usual, True: x"
+    );
     for (path, body, field) in [
         ("/v1/chat/completions", json!({ "messages": user("x"), "reasoning_effort": 3 }), "reasoning_effort"),
         ("/v1/responses", json!({ "input": "x", "reasoning": { "effort": 3 } }), "reasoning.effort"),

@@ -212,7 +212,8 @@ impl Chooser {
             }
         }
         let (tokens, positions) = (&self.tokens[..n_tok], &mut chosen.positions[..n_tok]);
-        stand(tokens, w.tokens(head), w.positions(head), |low| w.token(low), w.renumbered, positions);
+        let nearest = w.asking.next_pos as i32 - w.shape.near() as i32;
+        stand(tokens, w.tokens(head), w.positions(head), |low| w.token(low), (w.renumbered, nearest), positions);
     }
 
     /// Which tokens of the ring the arena has.
@@ -332,8 +333,16 @@ fn least_of_best(shares: &[f32], n: usize) -> f32 {
 
 /// Where fetched tokens stand, `fetched` oldest first, beside those of the arena, `live` at `at`. Tokens from the `since`-th on stand
 /// where they stood, for that one was given the position `pos`. Those before it got new positions as ranks of what was live then, in
-/// which they have no place: they stand one below the other, each below all that is younger.
-fn stand(fetched: &[u32], live: &[u32], at: &[Pos], token: impl Fn(u32) -> u64, (since, pos): (u64, i64), positions: &mut [i32]) {
+/// which they have no place: they stand one below the other, each below all that is younger. From then on none stands further back
+/// than `nearest`, but for those that are fetched with it.
+fn stand(
+    fetched: &[u32],
+    live: &[u32],
+    at: &[Pos],
+    token: impl Fn(u32) -> u64,
+    ((since, pos), nearest): ((u64, i64), i32),
+    positions: &mut [i32],
+) {
     // Of the arena's entries between a row and the next one the lowest.
     positions.fill(i32::MAX);
     if since > 0 {
@@ -345,7 +354,7 @@ fn stand(fetched: &[u32], live: &[u32], at: &[Pos], token: impl Fn(u32) -> u64, 
         }
     }
     let mut below = pos as i32;
-    for (&row, position) in fetched.iter().zip(positions).rev() {
+    for (&row, position) in fetched.iter().zip(&mut *positions).rev() {
         below = below.min(*position);
         *position = match token(row).checked_sub(since) {
             Some(n) => (pos + n as i64) as i32,
@@ -354,6 +363,16 @@ fn stand(fetched: &[u32], live: &[u32], at: &[Pos], token: impl Fn(u32) -> u64, 
                 below
             }
         };
+    }
+    if since > 0 {
+        draw_near(positions, nearest);
+    }
+}
+
+/// Brings those that stand below `nearest` up to it, one below the other and in their order: further back a model finds less.
+fn draw_near(positions: &mut [i32], nearest: i32) {
+    for (n, position) in (1..).zip(positions.iter_mut().rev()) {
+        *position = (*position).max(nearest - n);
     }
 }
 

@@ -1,11 +1,11 @@
 //! Tests of `kv::past::recall`: what is passed over, and where fetched tokens stand.
 
-use super::{PIECES, least_of_best, stand};
+use super::{PIECES, draw_near, least_of_best, stand};
 
 fn stood(fetched: &[u32], live: &[(u32, u32)], renumbered: (u64, i64)) -> Vec<i32> {
     let (tokens, at): (Vec<u32>, Vec<u32>) = live.iter().copied().unzip();
     let mut positions = vec![7; fetched.len()];
-    stand(fetched, &tokens, &at, u64::from, renumbered, &mut positions);
+    stand(fetched, &tokens, &at, u64::from, (renumbered, -100), &mut positions);
     positions
 }
 
@@ -24,6 +24,27 @@ fn after_it_old_ones_keep_their_order_below_all_that_is_younger() {
     assert_eq!(stood(&[10, 41, 42, 43], &live, (100, 3)), [-2, -1, 0, 1]);
     // None of those that were live then is left: below what came after it, and in order with what is fetched of that.
     assert_eq!(stood(&[10, 20, 100, 105], &[(120, 23), (130, 33)], (100, 3)), [1, 2, 3, 8]);
+}
+
+#[test]
+fn what_lies_far_back_comes_nearer_in_its_order() {
+    let drawn = |positions: &[i32], nearest: i32| {
+        let mut positions = positions.to_vec();
+        draw_near(&mut positions, nearest);
+        positions
+    };
+    assert_eq!(drawn(&[3, 4, 90, 200, 201], 150), [145, 146, 147, 200, 201]);
+    // What is near enough stays, and where all is, all.
+    assert_eq!(drawn(&[149, 150, 151], 150), [149, 150, 151]);
+    assert_eq!(drawn(&[0, 1, 2], -5), [0, 1, 2]);
+    assert_eq!(drawn(&[-9, -8, 2], -5), [-8, -7, 2]);
+    assert_eq!(drawn(&[], 3), [0; 0]);
+    // While each stands where it stood, it stays there.
+    for (renumbered, want) in [((0, 0), [10, 20, 110]), ((100, 3), [48, 49, 50]), ((100, 60), [57, 58, 70])] {
+        let mut positions = [0; 3];
+        stand(&[10, 20, 110], &[60, 120], &[59, 80], u64::from, (renumbered, 51), &mut positions);
+        assert_eq!(positions, want, "{renumbered:?}");
+    }
 }
 
 /// What is passed over is never one of the best, of equal ones neither, and most are.
