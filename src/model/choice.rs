@@ -14,6 +14,7 @@
 //! their piece is always the same, for one so small would end before anything was fetched ahead. Everything runs in the scratch
 //! of the session, which the plan has shown.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::gguf::quant::GgmlType;
@@ -205,9 +206,9 @@ impl<'a> Pieces<'a, '_> {
         self.n_rows * self.group.largest[0].row_bytes()
     }
 
-    /// Brings the pages of all of them in.
-    fn read(&self) {
-        for k in 0..self.n {
+    /// Brings the pages of some of them in.
+    fn read(&self, some: Range<usize>) {
+        for k in some {
             let sum = self.get(k).data.iter().step_by(4096).fold(0u8, |sum, byte| sum ^ byte);
             std::hint::black_box(sum);
         }
@@ -266,15 +267,14 @@ impl Measuring<'_> {
         if pieces.n_rows == 0 {
             return;
         }
-        let began = (self.clock)();
-        pieces.read();
-        if !self.counts_reading {
-            self.start += (self.clock)().saturating_sub(began);
-        }
         let Room { pool, tiles, acts, x, out, .. } = room;
         let n_cols = group.largest[0].n_cols;
         let acts = self.kernels.quantize(pool, &x[..n_tok * n_cols], n_cols, acts);
-        let times = self.time(&sets, |kernels, k| {
+        let ready = |round: usize| match is_cold {
+            true => pieces.read(round * sets.n..(round + 1) * sets.n),
+            false => pieces.read(0..1),
+        };
+        let times = self.time(&sets, ready, |kernels, k| {
             let w = pieces.get(if is_cold { k } else { 0 });
             let products = &mut [Product { w, out: &mut out[..n_tok * w.n_rows] }];
             kernels.matmul_by(pieces.rows_per_task, pool, tiles, acts, products);
@@ -290,9 +290,13 @@ impl Measuring<'_> {
         if sets.n < 2 || attend.rehearse(self.kernels, x, out.as_bytes(), CHUNKS) == 0 {
             return;
         }
-        let times = self.time(&sets, |kernels, _| {
-            attend.rehearse(kernels, x, out.as_bytes(), CHUNKS);
-        });
+        let times = self.time(
+            &sets,
+            |_| (),
+            |kernels, _| {
+                attend.rehearse(kernels, x, out.as_bytes(), CHUNKS);
+            },
+        );
         self.take(Op::Attention, &sets, times, None);
     }
 
@@ -300,12 +304,19 @@ impl Measuring<'_> {
         (self.clock)().saturating_sub(self.start) >= LIMIT
     }
 
-    /// The time of each set in each round, and `None` where there was not enough. `work` is done with some kernels, on the `k`th piece.
-    fn time(&mut self, sets: &Sets, mut work: impl FnMut(Kernels, usize)) -> Option<Times> {
-        let began = (self.clock)();
+    /// The time of each set in each round, and `None` where there was not enough. `ready` brings in what a round
+    /// needs; `work` is done with some kernels, on the `k`th piece.
+    fn time(&mut self, sets: &Sets, mut ready: impl FnMut(usize), mut work: impl FnMut(Kernels, usize)) -> Option<Times> {
+        let mut began = (self.clock)();
         let share = LIMIT.saturating_sub(began.saturating_sub(self.start)) / self.n_left.max(1) as u32;
         let mut times = Times { of: [[Duration::ZERO; MOST_ROUNDS]; N_SETS], n_rounds: 0 };
         for round in 0..MOST_ROUNDS {
+            let reading = (self.clock)();
+            ready(round);
+            if !self.counts_reading {
+                let took = (self.clock)().saturating_sub(reading);
+                (self.start, began) = (self.start + took, began + took);
+            }
             for nth in 0..sets.n {
                 let now = (self.clock)();
                 let has_enough = round >= LEAST_ROUNDS;
