@@ -136,10 +136,10 @@ fn as_chat(fields: &Fields<'_>) -> Checked<Value> {
             chat.insert(name.into(), value.clone());
         }
     }
-    if let Some(reasoning) = fields.get("reasoning") {
-        if let Some(effort) = Fields::of(reasoning, "reasoning")?.string("effort")? {
-            chat.insert("reasoning_effort".into(), effort.into());
-        }
+    if let Some(reasoning) = fields.get("reasoning")
+        && let Some(effort) = Fields::of(reasoning, "reasoning")?.string("effort")?
+    {
+        chat.insert("reasoning_effort".into(), effort.into());
     }
     let mut list = Vec::new();
     if let Some(instructions) = fields.string("instructions")? {
