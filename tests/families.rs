@@ -267,6 +267,7 @@ fn recurrent_layers_experts_and_shared_keys_give_the_same_bits_in_batches_on_eve
         ("lfm2moe-q8", (1, 4)),
         ("qwen35moe-q8", (1, 4)),
         ("gemma4-q8", (4, 7)),
+        ("gemma4-moe-q8", (4, 4)),
         ("granitehybrid-q8", (1, 4)),
         ("granitehybrid-moe-q8", (1, 3)),
         ("falcon-h1-q8", (3, 3)),

@@ -34,6 +34,7 @@ fn originals() -> Vec<GgufWriter> {
         "qwen35-q8",
         "qwen35moe-q8",
         "gemma4-q8",
+        "gemma4-moe-q8",
         "granitehybrid-moe-q8",
         "falcon-h1-q8",
         "gpt-oss-q8",

@@ -183,7 +183,7 @@ fn one_of_each_family() -> Vec<(&'static str, GgufWriter)> {
         "qwen2-q8", "qwen3-q8", "smollm3-q8", "phi3-factors", "llama-yarn", "gemma2-q8", "gemma3-q8", "lfm2-q8", "granite-q8",
         "minicpm-q8", "mistral3-q8-growth", "ernie4_5-q8", "hunyuan-dense-q8", "exaone4-gqa", "olmo2-q8", "arcee-q8", "apertus-q8",
         "seed_oss-q8", "qwen35-q8", "qwen3moe-q8", "lfm2moe-q8", "qwen35moe-q8", "granitemoe-q8", "qwen3-q1", "qwen3-q2",
-        "gemma4-q8", "granitehybrid-q8", "granitehybrid-moe-q8", "falcon-h1-q8", "gpt-oss-q8",
+        "gemma4-q8", "gemma4-moe-q8", "granitehybrid-q8", "granitehybrid-moe-q8", "falcon-h1-q8", "gpt-oss-q8",
     ];
     let others = others.map(|name| (name, lowkey_test_kit::families::family_model(name, &golden["models"][name])));
     let all = [("tiny-freqs", take_apart("tiny-freqs.gguf"))].into_iter().chain(others);

@@ -90,6 +90,7 @@ fn prefill_and_steps_allocate_nothing() {
         "lfm2moe-q8",
         "qwen35moe-q8",
         "gemma4-q8",
+        "gemma4-moe-q8",
         "granitehybrid-q8",
         "falcon-h1-q8",
         "gpt-oss-q8",

@@ -225,7 +225,7 @@ fn what_differs_by_layer_is_told_by_its_key() {
         ("rope.dimension_count_swa", w::U32, vec![40, 0, 0, 0], "RoPE over 40 elements"),
         ("attention.head_count_kv", w::ARRAY, u32_list(&[2, 2, 1, 2, 2, 2, 2]), "differs among layers of one kind"),
         ("attn_logit_softcapping", w::F32, 50f32.to_le_bytes().to_vec(), "gemma4.attn_logit_softcapping is not known"),
-        ("expert_count", w::U32, vec![8, 0, 0, 0], "a mixture of experts"),
+        ("expert_count", w::U32, vec![8, 0, 0, 0], "gemma4.expert_used_count"),
     ] {
         let mut other = file.clone();
         set(&mut other, &key(name), ty, value);

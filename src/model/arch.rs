@@ -46,7 +46,7 @@ pub struct Arch {
     /// Layers may have heads of their own size where they have a window, the last ones may share keys and values of earlier ones, and
     /// each may be fed from a second table of embeddings; values are normed, and scores are not scaled.
     pub per_layer: bool,
-    /// A mixture of experts in place of the FFN, but perhaps in the first layers.
+    /// A mixture of experts in place of the FFN, but perhaps in the first layers, or beside it.
     pub experts: Option<Mixture>,
     pub output_norm: &'static str,
     /// With this many layers scores are divided by the root of `n_embd / n_head` instead of that of `head_dim`.
@@ -189,6 +189,8 @@ pub enum SharedExpert {
     Optional,
     /// Multiplied by the sigmoid of a gate.
     Gated,
+    /// It is an FFN like those of files without experts, and both have norms of their own (`ffn::Room::beside`).
+    Beside,
 }
 
 /// `cap * tanh(x / cap)`; 0: none.
@@ -250,6 +252,7 @@ const GEMMA4: Arch = Arch {
     local_rope: LocalRope::Own,
     soft_caps: Some(SoftCaps { scores: 0.0, logits: 30.0 }),
     per_layer: true,
+    experts: Some(Mixture { shared: SharedExpert::Beside, optional: true, ..Mixture::PLAIN }),
     ..GEMMA
 };
 const LFM2: Arch = Arch { name: "lfm2", recurrent: Recurrent::ShortConv, output_norm: "token_embd_norm", ..QWEN3 };

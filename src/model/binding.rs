@@ -10,9 +10,11 @@ use crate::mem::arena::{Arena, Buf};
 use super::arch::{self, Norms, QkNorm, SharedExpert};
 use super::config::{Config, DeltaShape, ExpertConfig, MambaShape, Recurrence};
 use super::keys::printable;
+use super::norms::multiply;
 use super::reading::{LONG_FACTORS, SHORT_FACTORS};
 use super::weights::{
-    Activation, Attention, Conv, Delta, Dense, Experts, Ffn, Layer, LayerInput, Mamba, Mixer, SecondTable, Tensor, Weights,
+    Activation, Attention, Beside, Conv, Delta, Dense, Experts, Ffn, Layer, LayerInput, Mamba, Mixer, SecondTable, Tensor,
+    Weights,
 };
 
 impl Weights {
@@ -51,12 +53,8 @@ impl Weights {
         let proj = second_table.iter().map(|table| table.proj);
         let has_float = layers.iter().flat_map(Layer::matrices).chain([output]).chain(proj).any(|t| t.is_float());
         let table_bytes = second_table.as_ref().map_or(0, |table| table.rows.n_bytes() as u64);
-        let one_expert = |layer: &Layer| match (&layer.ffn, config.experts) {
-            (Ffn::Experts(experts), Some(c)) => (experts.n_bytes() / c.n_expert) as u64,
-            _ => 0,
-        };
-        let of_each: u64 = layers.iter().map(one_expert).sum();
-        let (n_expert, n_used) = config.experts.map_or((0, 0), |c| (c.n_expert as u64, c.n_used as u64));
+        let (n_expert, n_used) = config.experts.map_or((1, 1), |c| (c.n_expert as u64, c.n_used as u64));
+        let of_each: u64 = layers.iter().filter_map(|layer| layer.ffn.experts()).map(|e| e.n_bytes() as u64 / n_expert).sum();
         let (idle_bytes, chosen_bytes) = (of_each * (n_expert - n_used), of_each * n_used);
         #[rustfmt::skip]
         let weights = Weights {
@@ -95,13 +93,19 @@ impl<'a> Binder<'a> {
         self.file.tensor(name).is_some()
     }
 
+    /// Of what all layers have or none: whether any has it.
+    fn has_in_any(&self, end: &str) -> bool {
+        self.file.tensors().iter().any(|tensor| tensor.name.ends_with(end))
+    }
+
     fn layer(&mut self, c: &Config, i: usize) -> Result<Layer> {
         let embd = c.n_embd;
         let name = |tensor: &str| format!("blk.{i}.{tensor}.weight");
         let (before, after) = (c.arch.norms != Norms::After, c.arch.norms != Norms::Before);
         let mut norm = |is_there: bool, tensor: &str| is_there.then(|| self.norm(&name(tensor), embd)).transpose();
         let (attn_norm, attn_post_norm) = (norm(before, "attn_norm")?, norm(after, "post_attention_norm")?);
-        let (ffn_norm, ffn_post_norm) = (norm(before, c.arch.ffn_norm)?, norm(after, "post_ffw_norm")?);
+        let is_beside = c.experts.is_some_and(|experts| experts.is_beside);
+        let (ffn_norm, ffn_post_norm) = (norm(before && !is_beside, c.arch.ffn_norm)?, norm(after, "post_ffw_norm")?);
         let (mixer, output, width) = match c.recurrent.as_ref().filter(|_| c.is_recurrent(i)).map(|recurrent| recurrent.kind) {
             None => (Mixer::Attention(self.attention(c, i)?), "attn_output", c.n_head * c.heads_of(i).head_dim),
             Some(Recurrence::ShortConv { n_tap }) => (Mixer::Conv(self.conv(i, embd, n_tap)?), "shortconv.out_proj", embd),
@@ -115,6 +119,7 @@ impl<'a> Binder<'a> {
         };
         let mixer_bias = c.arch.all_biased.then(|| self.vector(&format!("blk.{i}.{output}.bias"), embd)).transpose()?;
         let ffn = match c.experts.filter(|experts| i >= experts.n_dense) {
+            Some(experts) if is_beside => Ffn::Beside(Box::new(self.beside(c, i, experts)?)),
             Some(experts) => Ffn::Experts(Box::new(self.experts(c, i, experts)?)),
             None => Ffn::Dense(self.dense(c, i)?),
         };
@@ -145,10 +150,20 @@ impl<'a> Binder<'a> {
                 norm: self.vector(&name("post_norm"), embd)?,
             }),
         };
-        // All layers have one, or none.
-        let is_scaled = self.file.tensors().iter().any(|tensor| tensor.name.ends_with(".layer_output_scale.weight"));
-        let scale = if is_scaled { self.floats(&name("layer_output_scale"), &[1])?[0] } else { 1.0 };
+        let scale =
+            if self.has_in_any(".layer_output_scale.weight") { self.floats(&name("layer_output_scale"), &[1])?[0] } else { 1.0 };
         Ok((input, scale))
+    }
+
+    fn beside(&mut self, c: &Config, i: usize, e: ExpertConfig) -> Result<Beside> {
+        let embd = c.n_embd;
+        let mut router_norm = self.vector(&format!("blk.{i}.ffn_gate_inp.scale"), embd)?;
+        multiply(&mut router_norm, 1.0 / (embd as f32).sqrt());
+        let mut norm = |tensor: &str| self.norm(&format!("blk.{i}.{tensor}.weight"), embd);
+        let (dense_norm, dense_post_norm) = (norm(c.arch.ffn_norm)?, norm("post_ffw_norm_1")?);
+        let (experts_norm, experts_post_norm) = (norm("pre_ffw_norm_2")?, norm("post_ffw_norm_2")?);
+        let (dense, experts) = (self.dense(c, i)?, self.experts(c, i, e)?);
+        Ok(Beside { dense, dense_norm, dense_post_norm, router_norm, experts, experts_norm, experts_post_norm })
     }
 
     fn experts(&mut self, c: &Config, i: usize, e: ExpertConfig) -> Result<Experts> {
@@ -163,6 +178,8 @@ impl<'a> Binder<'a> {
             false => (self.stack(&name("ffn_gate_exps"), n, ff, embd)?, Some(self.stack(&name("ffn_up_exps"), n, ff, embd)?)),
         };
         let down = self.stack(&name("ffn_down_exps"), n, embd, ff)?;
+        let is_scaled = e.is_beside && self.has_in_any(".ffn_down_exps.scale");
+        let down_scale = is_scaled.then(|| self.vector(&format!("blk.{i}.ffn_down_exps.scale"), n)).transpose()?;
         let biases =
             c.arch.all_biased.then(|| self.expert_biases(i, n, [("gate", ff), ("up", ff), ("down", embd)])).transpose()?;
         let shared = match e.n_shared_ff {
@@ -175,7 +192,11 @@ impl<'a> Binder<'a> {
                 Some((Dense { gate, up, down, activation: Activation::Silu }, own_gate))
             }
         };
-        Ok(Experts { router, router_bias, bias, gate, up, down, biases, n_ff: ff, activation: activation(c, i), shared })
+        #[rustfmt::skip]
+        let experts = Experts {
+            router, router_bias, bias, gate, up, down, down_scale, biases, n_ff: ff, activation: activation(c, i), shared,
+        };
+        Ok(experts)
     }
 
     /// Of the matrices of `n` experts, by name and width: a row for each expert, of floats.

@@ -28,7 +28,7 @@ pub struct Config {
     pub n_embd_layer: usize,
     /// Width of the widest FFN.
     pub n_ff: usize,
-    /// Of each layer's, of an expert's where there are some, `[n_layer]`
+    /// Of each layer's, of an expert's where there are some in its place, `[n_layer]`
     pub ffs: Box<[usize]>,
     pub n_vocab: usize,
     /// Positions the model was trained for; within them every token sees all before it, or those of a window.
@@ -81,6 +81,8 @@ pub struct ExpertConfig {
     /// Width of an expert, and of the one that all tokens share; 0: there is none.
     pub n_ff: usize,
     pub n_shared_ff: usize,
+    /// The one that all share is an FFN as in layers without experts, with norms of its own.
+    pub is_beside: bool,
     /// The first layers have an FFN without experts.
     pub n_dense: usize,
     /// Whether probabilities are sigmoids of logits, and not their softmax.
@@ -292,7 +294,10 @@ impl Config {
             (c.recurrent.is_some() && !(2..=64).contains(&n_tap), format!("a convolution over {n_tap} tokens")),
             (
                 c.experts.is_some_and(|e| {
-                    e.n_used > e.n_expert || e.n_expert > 1 << 12 || e.n_shared_ff % BLOCK != 0 || !sound(e.weight_scale)
+                    e.n_used > e.n_expert
+                        || e.n_expert > 1 << 12
+                        || [e.n_ff, e.n_shared_ff].iter().any(|n| n % BLOCK != 0)
+                        || !sound(e.weight_scale)
                 }),
                 format!("a mixture of {:?}", c.experts),
             ),

@@ -6,6 +6,7 @@
 //! ```
 //!
 //! Where p is the softmax, w is that of the chosen logits alone. Matrices of experts may have biases, which stay in the file as they do.
+//! A mixture may also stand beside a dense network (`Room::beside`).
 //!
 //! The tokens of a batch go through an expert together, expert after expert. A token's sum runs over its experts in the order of their
 //! numbers, and its router's product does not depend on the batch either, so that a batch gives the bits of single tokens.
@@ -19,7 +20,8 @@ use crate::mem::pool::Pool;
 
 use super::config::{Config, ExpertConfig};
 use super::guard::Guard;
-use super::weights::{Activation, Dense, Experts, Ffn, Files, Tensor};
+use super::norms::{normed, rms_norm};
+use super::weights::{Activation, Beside, Dense, Experts, Ffn, Files, Layer, Tensor};
 
 /// Where an FFN computes.
 pub struct Room<'a> {
@@ -31,6 +33,8 @@ pub struct Room<'a> {
     pub gate: &'a mut [f32],
     pub up: &'a mut [f32],
     pub guard: &'a mut Guard,
+    /// Of its norms.
+    pub eps: f32,
 }
 
 /// What a mixture needs besides.
@@ -50,13 +54,20 @@ pub struct ExpertScratch {
 }
 
 impl Room<'_> {
-    /// `out` = what the network makes of `x`, both `[n_tok][n_embd]`.
-    pub fn ffn(&mut self, w: &Ffn, scratch: &mut Option<ExpertScratch>, x: &[f32], out: &mut [f32]) {
-        match w {
-            Ffn::Dense(dense) => self.dense(dense, None, x, out),
-            Ffn::Experts(experts) => {
-                self.mixture(experts, scratch.as_mut().expect("carved for a model with experts"), x, out);
+    /// `out` = what the network of `layer` makes of `x`, both `[n_tok][n_embd]`; `room` is as large as they are.
+    pub fn ffn(&mut self, layer: &Layer, scratch: &mut Option<ExpertScratch>, x: &[f32], room: &mut [f32], out: &mut [f32]) {
+        const CARVED: &str = "carved for a model with experts";
+        let norm = &layer.ffn_norm;
+        match &layer.ffn {
+            Ffn::Dense(dense) => {
+                let x = normed(self.kernels, self.pool, x, norm, self.eps, room);
+                self.dense(dense, None, x, out);
             }
+            Ffn::Experts(experts) => {
+                let x = normed(self.kernels, self.pool, x, norm, self.eps, room);
+                self.mixture(experts, scratch.as_mut().expect(CARVED), x, out);
+            }
+            Ffn::Beside(both) => self.beside(both, scratch.as_mut().expect(CARVED), x, room, out),
         }
     }
 
@@ -89,7 +100,30 @@ impl Room<'_> {
     }
 
     fn mixture(&mut self, w: &Experts, s: &mut ExpertScratch, x: &[f32], out: &mut [f32]) {
-        let (n_embd, n_expert, n_used) = (w.router.n_cols(), s.config.n_expert, s.config.n_used);
+        self.route(w, s, x);
+        self.experts(w, s, x, out);
+        self.shared(w, s, x, out);
+    }
+
+    /// A mixture beside a dense network. Each reads `x` and gives what it gives by norms of its own, and the router reads by another:
+    /// `out = norm(dense(norm x)) + norm(experts(norm x))`.
+    fn beside(&mut self, w: &Beside, s: &mut ExpertScratch, x: &[f32], room: &mut [f32], out: &mut [f32]) {
+        let (kernels, eps) = (self.kernels, self.eps);
+        rms_norm(kernels, self.pool, x, &w.router_norm, eps, room);
+        self.route(&w.experts, s, room);
+        rms_norm(kernels, self.pool, x, &w.experts_norm, eps, room);
+        self.experts(&w.experts, s, room, out);
+        rms_norm(kernels, self.pool, out, &w.experts_post_norm, eps, &mut s.given[..x.len()]);
+        rms_norm(kernels, self.pool, x, &w.dense_norm, eps, room);
+        self.dense(&w.dense, None, room, out);
+        rms_norm(kernels, self.pool, out, &w.dense_post_norm, eps, room);
+        out.copy_from_slice(room);
+        kernels.add(out, &s.given[..x.len()]);
+    }
+
+    /// Chooses the experts of each token of `x`.
+    fn route(&mut self, w: &Experts, s: &mut ExpertScratch, x: &[f32]) {
+        let (n_embd, n_expert) = (w.router.n_cols(), s.config.n_expert);
         let n_tok = x.len() / n_embd;
         let room = (self.kernels, &mut *self.pool, &mut *self.tiles, &mut *self.acts);
         small_products(room, (x, n_embd), [(w.router.in_file(self.file), &mut s.logits)]);
@@ -98,6 +132,11 @@ impl Room<'_> {
         }
         self.guard.see(&s.logits[..n_tok * n_expert], n_expert);
         s.choose(w.bias.as_deref(), n_tok);
+    }
+
+    /// `out` = what the chosen experts make of `x` together.
+    fn experts(&mut self, w: &Experts, s: &mut ExpertScratch, x: &[f32], out: &mut [f32]) {
+        let (n_embd, n_used) = (w.router.n_cols(), s.config.n_used);
         out.fill(0.0);
         // As many ahead as a token chooses: all those of a batch may be more than memory holds.
         let mut ahead = by_expert(&s.ends).filter(|_| s.asks_ahead);
@@ -114,12 +153,19 @@ impl Room<'_> {
             // An expert may be met long after a whole pass was sound.
             let n_ff = s.config.n_ff;
             self.guard.always(&self.gate[(n - 1) * n_ff..n * n_ff]);
+            let scale = w.down_scale.as_ref().map_or(1.0, |scale| scale[expert]);
             for (given, &place) in s.given.chunks_exact(n_embd).zip(&s.order[places]) {
-                add_times(&mut out[token(place)..][..n_embd], given, s.weights[place as usize]);
+                add_times(&mut out[token(place)..][..n_embd], given, s.weights[place as usize] * scale);
             }
             ask(1);
         }
+    }
+
+    /// Adds what the expert gives that all tokens share.
+    fn shared(&mut self, w: &Experts, s: &mut ExpertScratch, x: &[f32], out: &mut [f32]) {
         let Some((shared, gate)) = &w.shared else { return };
+        let n_embd = w.router.n_cols();
+        let n_tok = x.len() / n_embd;
         self.dense(shared, None, x, &mut s.given[..x.len()]);
         match gate {
             Some(gate) => {

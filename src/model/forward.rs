@@ -5,7 +5,8 @@ use crate::gguf::quant::dequantize_row;
 use crate::kv::store::undo::Undo;
 use crate::kv::{AttnLayer, KvCache};
 
-use super::mixers::{Part, Pass, multiply};
+use super::mixers::{Part, Pass};
+use super::norms::multiply;
 use super::state::RecurrentState;
 use super::weights::Mixer;
 

@@ -7,12 +7,12 @@ use crate::error::Result;
 use crate::kernels::{Kernels, Product};
 use crate::kv::store::step::Step;
 use crate::kv::{AttnLayer, LayerShape};
-use crate::mem::arena::Buf;
 use crate::mem::pool::Pool;
 
 use super::config::Config;
 use super::ffn::{Room, add_bias, small_products};
 use super::guard::Guard;
+use super::norms::{add_to, multiply, normed, rms_norm};
 use super::scratch::Scratch;
 use super::state::RecurrentState;
 use super::weights::{Attention, Conv, Delta, Files, Layer, Mamba, Weights};
@@ -231,9 +231,8 @@ impl<'m, 'a> Pass<'m, 'a> {
         let rows = n_tok - first;
         let x = &mut x[first * c.n_embd..][..rows * c.n_embd];
         let (x_norm, proj) = (&mut x_norm[..rows * c.n_embd], &mut proj[..rows * c.n_embd]);
-        let read = normed(kernels, pool, x, &layer.ffn_norm, c.rms_eps, x_norm);
-        let mut room = Room { kernels, file, pool, tiles, acts, gate, up, guard };
-        room.ffn(&layer.ffn, experts, read, proj);
+        let mut room = Room { kernels, file, pool, tiles, acts, gate, up, guard, eps: c.rms_eps };
+        room.ffn(layer, experts, x, x_norm, proj);
         add_to(kernels, pool, x, proj, c.multipliers.addends, (&layer.ffn_post_norm, c.rms_eps), x_norm);
     }
 
@@ -282,53 +281,6 @@ impl<'m, 'a> Pass<'m, 'a> {
             pool.for_chunks(logits, c.n_vocab.div_ceil(64), |_, logits| kernels.soft_cap(logits, caps.logits));
         }
         Ok(logits)
-    }
-}
-
-fn rms_norm(kernels: Kernels, pool: &mut Pool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let n = weight.len();
-    pool.for_chunks(out, n, |t, out| kernels.rms_norm(&x[t * n..][..n], weight, eps, out));
-}
-
-/// What the norm makes of `x`, in `room`, or `x` itself where there is no norm.
-fn normed<'a>(
-    kernels: Kernels,
-    pool: &mut Pool,
-    x: &'a [f32],
-    norm: &Option<Buf<f32>>,
-    eps: f32,
-    room: &'a mut [f32],
-) -> &'a [f32] {
-    let Some(norm) = norm else { return x };
-    rms_norm(kernels, pool, x, norm, eps, room);
-    room
-}
-
-/// `x += times * y`, or `times` what the norm makes of `y`, for which `room` is as large as they are.
-fn add_to(
-    kernels: Kernels,
-    pool: &mut Pool,
-    x: &mut [f32],
-    y: &mut [f32],
-    times: f32,
-    (norm, eps): (&Option<Buf<f32>>, f32),
-    room: &mut [f32],
-) {
-    let y = match norm {
-        Some(norm) => {
-            rms_norm(kernels, pool, y, norm, eps, room);
-            room
-        }
-        None => y,
-    };
-    multiply(y, times);
-    kernels.add(x, y);
-}
-
-/// Most models multiply with 1.
-pub fn multiply(x: &mut [f32], times: f32) {
-    if times != 1.0 {
-        x.iter_mut().for_each(|x| *x *= times);
     }
 }
 

@@ -15,6 +15,7 @@ mod inputs;
 mod keys;
 mod mamba;
 mod mixers;
+mod norms;
 pub mod pack;
 mod reading;
 pub mod rope;

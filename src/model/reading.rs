@@ -66,7 +66,7 @@ impl Config {
             local_heads,
             n_shared: keys.opt_count(SHARED)?.filter(|_| arch.per_layer).unwrap_or(0).min(n_layer),
             n_embd_layer: keys.opt_count(INPUT)?.filter(|_| arch.per_layer).unwrap_or(0),
-            n_ff: ffs.iter().copied().chain(experts.map(|experts| experts.n_shared_ff)).max().unwrap_or(0),
+            n_ff: ffs.iter().copied().chain(experts.iter().flat_map(|e| [e.n_ff, e.n_shared_ff])).max().unwrap_or(0),
             experts,
             ffs,
             n_vocab: file.strings("tokenizer.ggml.tokens")?.len(),
@@ -196,28 +196,29 @@ fn expert_config(keys: &Keys, mixture: Mixture) -> Result<Option<ExpertConfig>> 
         }
     };
     let n_shared_ff = match mixture.shared {
-        SharedExpert::No => 0,
+        SharedExpert::No | SharedExpert::Beside => 0,
         SharedExpert::Optional => shared?.unwrap_or(0),
         SharedExpert::Gated => match shared? {
             Some(n) if n > 0 => n,
             _ => return keys.missing(EXPERTS[4], "u32"),
         },
     };
+    let is_beside = mixture.shared == SharedExpert::Beside;
     // The other is read only where this one is not there: of a model with dense layers it may be a list.
     let n_ff = match n_ff? {
-        None => ff?,
+        None if !is_beside => ff?,
         n_ff => n_ff,
     };
     let Some(n_ff) = n_ff.filter(|&n| n > 0) else { return keys.missing(EXPERTS[3], "u32") };
     let weight_scale = keys.opt_float("expert_weights_scale")?.filter(|&scale| scale != 0.0).unwrap_or(1.0);
     let n_dense = if mixture.biased { dense?.unwrap_or(0).min(keys.n_layer) } else { 0 };
-    Ok(Some(ExpertConfig { n_expert, n_used, n_ff, n_shared_ff, n_dense, is_sigmoid, weight_scale }))
+    Ok(Some(ExpertConfig { n_expert, n_used, n_ff, n_shared_ff, is_beside, n_dense, is_sigmoid, weight_scale }))
 }
 
-/// Of the FFN of each layer, or of its experts.
+/// Of the FFN of each layer, or of its experts where they are in its place.
 fn widths(keys: &Keys, experts: Option<ExpertConfig>) -> Result<Box<[usize]>> {
     const KEY: &str = "feed_forward_length";
-    let Some(experts) = experts else { return keys.counts(KEY) };
+    let Some(experts) = experts.filter(|experts| !experts.is_beside) else { return keys.counts(KEY) };
     let mut widths = match experts.n_dense {
         0 => vec![experts.n_ff; keys.n_layer.min(MAX_LAYERS)].into(),
         _ => keys.counts(KEY)?,

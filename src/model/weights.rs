@@ -91,7 +91,7 @@ impl Files<'_> {
     /// Experts are read when they are asked for, and not what lies around them.
     pub fn read_experts_alone(&self, layers: &[Layer]) {
         for layer in layers {
-            let Ffn::Experts(experts) = &layer.ffn else { continue };
+            let Some(experts) = layer.ffn.experts() else { continue };
             for tensor in experts.tensors() {
                 let data = tensor.in_file(self).data;
                 self.maps().for_each(|map| map.is_read_here_and_there(data));
@@ -137,6 +137,18 @@ pub struct SecondTable {
 pub enum Ffn {
     Dense(Dense),
     Experts(Box<Experts>),
+    Beside(Box<Beside>),
+}
+
+/// A mixture beside a dense FFN: what each reads and gives is normed for itself, and what the router reads is normed for it.
+pub struct Beside {
+    pub dense: Dense,
+    pub dense_norm: Buf<f32>,      // [n_embd]
+    pub dense_post_norm: Buf<f32>, // [n_embd]
+    pub router_norm: Buf<f32>,     // [n_embd]: `ffn_gate_inp.scale` by the root of `n_embd`
+    pub experts: Experts,
+    pub experts_norm: Buf<f32>,      // [n_embd]
+    pub experts_post_norm: Buf<f32>, // [n_embd]
 }
 
 pub struct Dense {
@@ -154,6 +166,8 @@ pub struct Experts {
     pub(super) gate: Tensor,           // [n_expert * n_ff][n_embd]; with the rows of `up` between them where they are one tensor
     pub(super) up: Option<Tensor>,     // [n_expert * n_ff][n_embd]
     pub(super) down: Tensor,           // [n_expert * n_embd][n_ff]
+    /// What an expert gives is multiplied with, `[n_expert]`.
+    pub(super) down_scale: Option<Buf<f32>>,
     /// Of `gate` and `up`, `[n_expert][n_ff]`, and of `down`, `[n_expert][n_embd]`; they stay in the file.
     pub(super) biases: Option<[Tensor; 3]>,
     pub(super) n_ff: usize,
@@ -195,15 +209,27 @@ impl Experts {
 }
 
 impl Ffn {
-    fn matrices(&self) -> Vec<Tensor> {
-        let of = |dense: &Dense| [dense.gate, Some(dense.up), Some(dense.down)].into_iter().flatten().collect::<Vec<_>>();
+    /// Its mixture, if it has one.
+    pub fn experts(&self) -> Option<&Experts> {
         match self {
-            Ffn::Dense(dense) => of(dense),
-            Ffn::Experts(e) => {
-                let shared = e.shared.iter().flat_map(|(dense, gate)| of(dense).into_iter().chain(*gate));
-                [e.router, e.gate, e.down].into_iter().chain(e.up).chain(shared).collect()
-            }
+            Ffn::Dense(_) => None,
+            Ffn::Experts(experts) => Some(experts),
+            Ffn::Beside(both) => Some(&both.experts),
         }
+    }
+
+    fn matrices(&self) -> Vec<Tensor> {
+        let of = |dense: &Dense| [dense.gate, Some(dense.up), Some(dense.down)].into_iter().flatten();
+        let mixture = self.experts().into_iter().flat_map(|e| {
+            let shared = e.shared.iter().flat_map(|(dense, gate)| of(dense).chain(*gate));
+            [e.router, e.gate, e.down].into_iter().chain(e.up).chain(shared)
+        });
+        let dense = match self {
+            Ffn::Dense(dense) => Some(dense),
+            Ffn::Experts(_) => None,
+            Ffn::Beside(both) => Some(&both.dense),
+        };
+        dense.into_iter().flat_map(of).chain(mixture).collect()
     }
 }
 

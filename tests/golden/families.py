@@ -57,7 +57,7 @@ def spec(
     fused="", bias=False, draft=0, freqs=False, joined=False, scaled=False, keyed=False, unused=False, experts_kind="", ssm_norm=True, **keys,
 ):  # fmt: skip
     """`conv`: layers without attention; `ssm_norm`: whether what Mamba-2 gives is normed; `fused`: "weights", or "all" with the biases; `draft`: blocks behind the layers;
-    `joined`: gate and up of experts in one tensor; `experts_kind`: their type, where it is another. Of gemma4: `scaled`: layers end with a scale; `keyed`: layers without a window have no
+    `joined`: gate and up of experts in one tensor; `experts_kind`: their type, where it is another. Of gemma4: `scaled`: layers end with a scale, and what experts give has one; `keyed`: layers without a window have no
     values; `unused`: layers that share keys have matrices of their own."""
     n_head, n_head_kv = heads
     # Only of these does llama.cpp take heads that together are wider or narrower than the embedding.
@@ -235,6 +235,10 @@ MODELS = {
     "gemma4-mha-keys": spec("gemma4", (4, 2), 64, n_layer=6, output=False, freqs=True, keyed=True, **gemma4(96, 3, 6, local_heads=4, heads=2, n_rot=48, **LOGIT_CAP)),
     "gemma4-alike": spec("gemma4", (4, 2), 64, n_layer=5, n_vocab=41, freqs=True, unused=True, **gemma4(64, 2, 5, shared=1, width=32)),
     "gemma4-q8": spec("gemma4", (4, 2), 64, "Q8_0", n_embd=96, n_layer=7, output=False, freqs=True, scaled=True, **gemma4(32, 2, 7, shared=3, width=32, ff=(96, 192), **LOGIT_CAP)),
+    # Experts beside the FFN of every layer: in one tensor with a scale for each, in two without; all of them chosen.
+    "gemma4-moe": spec("gemma4", (4, 2), 64, n_layer=6, output=False, freqs=True, keyed=True, scaled=True, joined=True, **gemma4(32, 3, 6, local_heads=4, heads=2, **LOGIT_CAP), **moe(8, 2, 32)),
+    "gemma4-moe-apart": spec("gemma4", (2, 1), 64, "F16", n_embd=96, n_layer=5, n_vocab=43, freqs=True, **gemma4(64, 2, 5, shared=1, width=32, ff=(128, 192)), **moe(5, 3, 64)),
+    "gemma4-moe-q8": spec("gemma4", (4, 2), 64, "Q8_0", n_embd=96, n_layer=4, output=False, freqs=True, keyed=True, scaled=True, joined=True, **gemma4(32, 2, 4, **LOGIT_CAP), **moe(4, 4, 64)),
     # Layers without KV heads have Mamba-2: with and without RoPE, groups of one and two, the last layer among them; experts and a shared one.
     "granitehybrid-gqa": spec("granitehybrid", (4, 2), 32, output=False, n_layer=4, conv=(0, 1, 3), **HYBRID, **mamba(256, 32, 4, 1)),
     "granitehybrid-mqa-rope": spec("granitehybrid", (2, 1), 64, "F16", n_layer=3, n_vocab=43, conv=(0, 2), **{"logit_scale": 0.5}, **mamba(256, 64, 8, 2, n_tap=2)),
@@ -371,13 +375,16 @@ def tensors(s):
             yield vector(b + "ffn_norm", embd)
         elif s["arch"] not in NO_PRE_NORMS:
             yield vector(b + ("post_attention_norm.weight" if s["arch"] in ("seed_oss", "gpt-oss", *QWEN35) else "ffn_norm.weight"), embd)
-        if "expert_count" in keys and i >= keys.get("leading_dense_block_count", 0):
+        has_experts = "expert_count" in keys and i >= keys.get("leading_dense_block_count", 0)
+        if has_experts:
             yield from experts(s, b, matrix)
+        if has_experts and s["arch"] != "gemma4":
+            pass
         elif s["arch"] == "phi3":
             yield matrix(b + "ffn_up", 2 * ff, embd)
         else:
             yield from (matrix(b + f"ffn_{x}", ff, embd) for x in (["up"] if s["arch"] in NO_GATE else ["gate", "up"]))
-        if "expert_count" not in keys or i < keys.get("leading_dense_block_count", 0):
+        if not has_experts or s["arch"] == "gemma4":
             yield matrix(b + "ffn_down", embd, ff)
         if width:
             yield matrix(b + "inp_gate", width, embd)
@@ -454,6 +461,11 @@ def experts(s, b, matrix):
     else:
         yield from (stack(b + f"ffn_{x}_exps", ff, embd) for x in ("gate", "up"))
     yield stack(b + "ffn_down_exps", embd, ff)
+    if s["arch"] == "gemma4":
+        yield b + "ffn_gate_inp.scale", (embd,), "F32", 2.0**-5, 8.0
+        if s["scaled"]:
+            yield b + "ffn_down_exps.scale", (n,), "F32", 2.0**-8, 1.0
+        yield from ((b + f"{norm}.weight", (embd,), "F32", 2.0**-8, 1.0) for norm in ("post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2"))
     if shared := keys.get("expert_shared_feed_forward_length"):
         if s["arch"] == "qwen35moe":
             yield b + "ffn_gate_inp_shexp.weight", (embd,), "F32", 2.0**-8, 0.0

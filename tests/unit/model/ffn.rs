@@ -2,8 +2,16 @@
 
 use super::*;
 
-const CONFIG: ExpertConfig =
-    ExpertConfig { n_expert: 5, n_used: 2, n_ff: 32, n_shared_ff: 0, n_dense: 0, is_sigmoid: false, weight_scale: 1.0 };
+const CONFIG: ExpertConfig = ExpertConfig {
+    n_expert: 5,
+    n_used: 2,
+    n_ff: 32,
+    n_shared_ff: 0,
+    is_beside: false,
+    n_dense: 0,
+    is_sigmoid: false,
+    weight_scale: 1.0,
+};
 
 fn scratch(config: ExpertConfig, logits: &[f32]) -> ExpertScratch {
     let n_rows = logits.len() / config.n_expert;
