@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use fastrand::Rng;
-use lowkey::kernels::{Asked, Kernels, SCAN_CHUNK, SCAN_CHUNKS, SCAN_TILE, scan_tile_bytes};
+use lowkey::kernels::{Asked, Kernels, RopeOrder, SCAN_CHUNK, SCAN_CHUNKS, SCAN_TILE, scan_tile_bytes};
 use lowkey::kv::past::disk::{Disk, PastFile};
 use lowkey::kv::past::shape::{MAX_TILES, TILE};
 use lowkey::kv::past::{PastShape, index};
-use lowkey::kv::{AttnLayer, Head, KvCache, KvShape, KvType, Past, PastParams, Policy, Recent};
+use lowkey::kv::{AttnLayer, Head, KvCache, KvShape, KvType, Past, PastParams, Policy, Recent, Rotary};
 use lowkey::session::{Session, SessionParams};
 use lowkey_test_kit::tiny::{Tiny, Unturned};
 
@@ -62,11 +62,12 @@ fn with_past(
     change: impl FnOnce(&mut KvShape),
 ) -> (Tiny, Arc<Memory>) {
     let memory = Arc::new(Memory { full_from: u64::MAX.into(), ..Memory::default() });
-    (with_past_on(Box::new(Played(memory.clone())), (n_slot, n_tile, n_recall, n_q), change), memory)
+    (with_past_on(Box::new(Played(memory.clone())), &Unturned, (n_slot, n_tile, n_recall, n_q), change), memory)
 }
 
 fn with_past_on(
     disk: Box<dyn Disk>,
+    rotary: &impl Rotary,
     (n_slot, n_tile, n_recall, n_q): (usize, usize, usize, usize),
     change: impl FnOnce(&mut KvShape),
 ) -> Tiny {
@@ -76,7 +77,7 @@ fn with_past_on(
         (params.policy, params.recent) = (Policy::L2, Some(Recent::Tokens(shape.n_batch as u32)));
     });
     let shape = PastShape { kv: *tiny.cache.shape(), n_q, soft_cap: 0.0, n_threads: 1, n_recall, n_tile };
-    tiny.cache.attach(Past::on(shape, disk, &Unturned).expect("memory"));
+    tiny.cache.attach(Past::on(shape, disk, rotary).expect("memory"));
     tiny
 }
 
@@ -344,7 +345,7 @@ fn a_mapped_file_is_as_one_that_is_read_and_its_loss_as_that_of_a_disk() {
         (shape.n_layer, shape.each.n_head_kv, shape.each.head_dim, shape.n_batch) = (2, 2, 32, 8);
         (shape.k_type, shape.v_type) = (KvType::Q5H, KvType::Q4H);
     };
-    let mut mapped = with_past_on(Box::new(file), (24, 40, 5, 2), change);
+    let mut mapped = with_past_on(Box::new(file), &Unturned, (24, 40, 5, 2), change);
     let (mut read, disk) = with_past(24, 40, 5, 2, change);
     let mut rng = Rng::with_seed(12);
     let mut both_give = |n_tok: usize| {
@@ -468,6 +469,84 @@ fn what_is_fetched_stands_where_it_stood() {
     let full = logits(&params);
     let off = |some: &[f32]| some.iter().zip(&full).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>() / full.len() as f64;
     assert!(off(&with) < 0.3 * off(&without), "off by {} with the past, {} without", off(&with), off(&without));
+}
+
+const DIM: usize = 64;
+
+/// Turns pairs of neighbours, each more slowly than the one before.
+struct Turning;
+
+impl Rotary for Turning {
+    fn magnitude(&self, _: AttnLayer) -> Option<f32> {
+        Some(1.0)
+    }
+    fn pairs(&self, _: AttnLayer) -> Option<(RopeOrder, usize)> {
+        Some((RopeOrder::Norm, DIM))
+    }
+    fn set_angles(&self, _: AttnLayer, steps: i64, angles: &mut [f32]) {
+        for (i, pair) in angles.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let angle = steps as f64 * 0.3 / (1.0 + i as f64);
+            *pair = [angle.cos() as f32, angle.sin() as f32];
+        }
+    }
+    fn turn(&self, _: AttnLayer, key: &mut [f32], angles: &[f32]) {
+        for (pair, [cos, sin]) in key.as_chunks_mut::<2>().0.iter_mut().zip(angles.as_chunks::<2>().0) {
+            *pair = [pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos];
+        }
+    }
+    fn mean_squares(&self, _: AttnLayer, _: &mut [f32]) {}
+    fn mean_key(&self, _: AttnLayer, _: &mut [f32], _: &mut [f32]) {}
+}
+
+/// While positions are the tokens' own, what is read again stands at its own, or where it lies further back than a quarter of the
+/// trained context, there: one token below the other.
+#[test]
+fn what_lies_far_back_is_read_again_from_a_quarter_of_the_trained_context() {
+    const NEAR: i64 = 64;
+    // Two pieces that all ask for, and the arena loses first, for their keys are the longest.
+    let is_wanted = |token: i64| matches!(token, 8..12 | 40..44);
+    let turned = |row: &[f32], position: i64| {
+        let (mut row, mut angles) = (row.to_vec(), [0.0; DIM]);
+        Turning.set_angles(AttnLayer(0), position, &mut angles);
+        Turning.turn(AttnLayer(0), &mut row, &angles);
+        row
+    };
+    let memory = Arc::new(Memory { full_from: u64::MAX.into(), ..Memory::default() });
+    let mut tiny = with_past_on(Box::new(Played(memory)), &Turning, (24, 16, 2, 1), |shape| {
+        (shape.n_ctx, shape.each.head_dim) = (4 * NEAR as usize, DIM);
+    });
+    let mut rng = Rng::with_seed(11);
+    let mut rows: Vec<[Vec<f32>; 3]> = Vec::new();
+    let (mut worst, mut own) = (0f64, 0f64);
+    for now in 0..200i64 {
+        let mut row = |size: f32, about: f32| -> Vec<f32> { (0..DIM).map(|_| about + size * (rng.f32() - 0.5)).collect() };
+        rows.push([row(0.1, 0.5), if is_wanted(now) { row(0.1, 0.5) } else { row(0.2, 0.0) }, row(2.0, 0.0)]);
+        let [q, k, v] = &rows[now as usize];
+        let (new, asks, mut held, mut given) = ([q.clone(), k.clone(), v.clone()], turned(q, now), Vec::new(), Vec::new());
+        let before = vec![vec![tiny.cache.kept(AttnLayer(0), Head(0)).to_vec()]];
+        let see = |layer, cache: &KvCache| held = shown(cache, layer, Head(0), 0, &before, now as usize);
+        assert!(tiny.attend_turned(&Turning, 1, |_| new.clone(), see, |_, out| given = out.to_vec()));
+        if now < 64 {
+            continue; // not both pieces are in the file and lost
+        }
+        let given_by = |stands: &dyn Fn(i64, i64) -> i64| -> Vec<f64> {
+            let fetched = (0..now).rev().filter(|&token| is_wanted(token)).zip(1..).map(|(token, n)| (token, stands(token, n)));
+            let all = held.iter().map(|&token| (token as i64, token as i64)).chain(fetched);
+            let (mut out, mut sum) = (vec![0.0; DIM], 0.0);
+            for (token, position) in all {
+                let key = turned(&rows[token as usize][1], position);
+                let weight = key.iter().zip(&asks).map(|(k, q)| f64::from(k * q)).sum::<f64>().exp();
+                sum += weight;
+                out.iter_mut().zip(&rows[token as usize][2]).for_each(|(out, v)| *out += weight * f64::from(*v));
+            }
+            out.iter().map(|x| x / sum).collect()
+        };
+        let off = |want: Vec<f64>| given.iter().zip(want).map(|(got, want)| (f64::from(*got) - want).abs()).fold(0.0, f64::max);
+        worst = worst.max(off(given_by(&|token, n| token.max(now - NEAR - n))));
+        own = own.max(off(given_by(&|token, _| token)));
+    }
+    assert!(worst < 3e-3 && own > 0.1, "off by {worst}, at their own positions {own}");
+    assert_eq!(tiny.cache.n_renumbered(), 0);
 }
 
 /// Past the trained context positions are given anew, again and again, and the past with them.

@@ -212,8 +212,8 @@ impl Chooser {
             }
         }
         let (tokens, positions) = (&self.tokens[..n_tok], &mut chosen.positions[..n_tok]);
-        let nearest = w.asking.next_pos as i32 - w.shape.near() as i32;
-        stand(tokens, w.tokens(head), w.positions(head), |low| w.token(low), (w.renumbered, nearest), positions);
+        stand(tokens, w.tokens(head), w.positions(head), |low| w.token(low), w.renumbered, positions);
+        draw_near(positions, w.asking.next_pos as i32 - w.shape.near(w.renumbered.0 > 0) as i32);
     }
 
     /// Which tokens of the ring the arena has.
@@ -333,16 +333,8 @@ fn least_of_best(shares: &[f32], n: usize) -> f32 {
 
 /// Where fetched tokens stand, `fetched` oldest first, beside those of the arena, `live` at `at`. Tokens from the `since`-th on stand
 /// where they stood, for that one was given the position `pos`. Those before it got new positions as ranks of what was live then, in
-/// which they have no place: they stand one below the other, each below all that is younger. From then on none stands further back
-/// than `nearest`, but for those that are fetched with it.
-fn stand(
-    fetched: &[u32],
-    live: &[u32],
-    at: &[Pos],
-    token: impl Fn(u32) -> u64,
-    ((since, pos), nearest): ((u64, i64), i32),
-    positions: &mut [i32],
-) {
+/// which they have no place: they stand one below the other, each below all that is younger.
+fn stand(fetched: &[u32], live: &[u32], at: &[Pos], token: impl Fn(u32) -> u64, (since, pos): (u64, i64), positions: &mut [i32]) {
     // Of the arena's entries between a row and the next one the lowest.
     positions.fill(i32::MAX);
     if since > 0 {
@@ -363,9 +355,6 @@ fn stand(
                 below
             }
         };
-    }
-    if since > 0 {
-        draw_near(positions, nearest);
     }
 }
 

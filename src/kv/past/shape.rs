@@ -56,10 +56,10 @@ impl PastShape {
         (!self.kv.is_ring(layer)).then(|| self.kv.n_unlimited(layer.0))
     }
 
-    /// How far behind what asks a token that is fetched stands, but for those that are fetched with it, once positions have been given
-    /// anew. Measured with a model of 8,192 (docs/past.md).
-    pub fn near(&self) -> usize {
-        self.kv.n_ctx / 8
+    /// How far behind what asks a token that is fetched stands at most, but for those that are fetched with it: nearer once positions
+    /// have been given anew and none is its own any more. Measured with a model of 8,192 (docs/past.md).
+    pub fn near(&self, is_renumbered: bool) -> usize {
+        self.kv.n_ctx / if is_renumbered { 8 } else { 4 }
     }
 
     /// Tokens that the file holds.

@@ -92,17 +92,40 @@ impl Tiny {
     pub fn attend(
         &mut self,
         n_tok: usize,
+        rows: impl FnMut(AttnLayer) -> [Vec<f32>; 3],
+        see: impl FnMut(AttnLayer, &KvCache),
+        given: impl FnMut(AttnLayer, &[f32]),
+    ) -> bool {
+        self.attend_turned(&Unturned, n_tok, rows, see, given)
+    }
+
+    /// The same with queries and keys that `rotary` turns to their positions.
+    pub fn attend_turned(
+        &mut self,
+        rotary: &impl Rotary,
+        n_tok: usize,
         mut rows: impl FnMut(AttnLayer) -> [Vec<f32>; 3],
         mut see: impl FnMut(AttnLayer, &KvCache),
         mut given: impl FnMut(AttnLayer, &[f32]),
     ) -> bool {
         let (layers, kernels) = (self.cache.shape().layers(), Kernels::choose("auto").expect("a set"));
         let Tiny { cache, pool, scratch, attend, head_sinks, .. } = self;
-        let Ok(mut step) = cache.begin(n_tok, pool, scratch, &Unturned) else { return false };
+        let head_dim = cache.shape().each.head_dim;
+        let mut angles = vec![0.0; head_dim];
+        let Ok(mut step) = cache.begin(n_tok, pool, scratch, rotary) else { return false };
+        let first = i64::from(step.cache().next_pos());
         for layer in layers {
-            let [mut q, k, v] = rows(layer);
+            let [mut q, mut k, v] = rows(layer);
             let mut out = vec![0.0; q.len()];
-            let taken = step.rate(layer, pool, kernels, &k, &v).take(pool, &Unturned, &q, &k, &v);
+            let rated = step.rate(layer, pool, kernels, &k, &v);
+            for (t, position) in (0..n_tok).zip(first..) {
+                rotary.set_angles(layer, position, &mut angles);
+                for rows in [&mut q, &mut k] {
+                    let row = rows.len() / n_tok;
+                    rows[t * row..][..row].chunks_exact_mut(head_dim).for_each(|head| rotary.turn(layer, head, &angles));
+                }
+            }
+            let taken = rated.take(pool, rotary, &q, &k, &v);
             see(layer, taken.cache());
             taken.attend(pool, attend, head_sinks, &mut q, &mut out);
             given(layer, &out);
