@@ -4,6 +4,11 @@
 //! Signs are eight bits to eight columns: each byte of a vector picks the byte that holds its bit, tests it, and is negated by it.
 //! What the numbers mean and in which order they are added up is fixed in spec/weights.rs, layouts of bytes in gguf/quant.
 
+mod dot;
+pub mod lone;
+mod neon;
+mod text;
+
 use std::arch::aarch64::*;
 use std::arch::asm;
 
