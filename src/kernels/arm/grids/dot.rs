@@ -31,13 +31,13 @@ macro_rules! since {
 }
 
 macro_rules! a_whole {
-    ($name:ident, $grid:expr, $largest:literal, $index:ident, $words:ident, $($place:tt)*) => {
+    ($name:ident, $grid:expr, $largest:literal, $indices:ident, $words:ident, $($place:tt)*) => {
         #[inline(always)]
         unsafe fn $name<const SUB: usize>(at: &mut At, ([r0, r1, r2, r3], _, before): &mut Self::Running) {
             // SAFETY: by the caller's promise.
             unsafe {
                 product!(
-                    at, $grid, whole!(sdot, since!("r" "b0" "t0" "v17"), $index, $words), $($place)*,
+                    at, $grid, whole!(sdot, since!("r" "b0" "t0" "v17"), $indices, $words), $($place)*,
                     r0 = inout(vreg) *r0, r1 = inout(vreg) *r1, r2 = inout(vreg) *r2, r3 = inout(vreg) *r3,
                     b0 = in(vreg) before[0], t0 = out(vreg) before[0],
                 );
@@ -47,14 +47,14 @@ macro_rules! a_whole {
 }
 
 macro_rules! of_halves {
-    ($name:ident, $grid:expr, $largest:literal, $index:ident, $words:ident, $($place:tt)*) => {
+    ($name:ident, $grid:expr, $largest:literal, $indices:ident, $words:ident, $($place:tt)*) => {
         #[inline(always)]
         unsafe fn $name<const SUB: usize>(at: &mut At, (first, last, before): &mut Self::Running) {
             let ([r0, r1, r2, r3], [u0, u1, u2, u3]) = (first, last);
             // SAFETY: by the caller's promise.
             unsafe {
                 product!(
-                    at, $grid, halves!(sdot, concat!(since!("r" "b0" "t0" "v16"), since!("u" "b1" "t1" "v17")), $index, $words),
+                    at, $grid, halves!(sdot, concat!(since!("r" "b0" "t0" "v16"), since!("u" "b1" "t1" "v17")), $indices, $words),
                     $($place)*,
                     r0 = inout(vreg) *r0, r1 = inout(vreg) *r1, r2 = inout(vreg) *r2, r3 = inout(vreg) *r3,
                     u0 = inout(vreg) *u0, u1 = inout(vreg) *u1, u2 = inout(vreg) *u2, u3 = inout(vreg) *u3,

@@ -1,8 +1,8 @@
 //! A lone token times a matrix of a type with grids: four rows at a time, half a block of the file at once.
 //!
 //! Signs are given to the activations and not to the magnitudes: of an activation and its negative, which stands beside it (`signed`),
-//! a mask picks one by one instruction. Where indices have more than eight bits beside no signs, they are put together for a block of
-//! all four rows beforehand. What sets bring is in dot.rs and neon.rs, and the text of both in text.rs.
+//! a mask picks one by one instruction. Indices whose ninth and tenth bits stand apart are put together beforehand, for a block of all
+//! four rows. What sets bring is in dot.rs and neon.rs, and the text of both in text.rs.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -32,7 +32,7 @@ pub struct At {
     pub signs: [uint8x16_t; FOUR],
     /// The bit of each column in its byte.
     pub bit: uint8x16_t,
-    /// Of 32 columns in each byte of the lane of a row, or of the first and of the last sixteen of them.
+    /// As `Grid::half` gives them.
     pub scales: [uint8x16_t; 2],
     /// What scales are multiples of, for each row, and the scales of the token.
     pub d: float32x4_t,
@@ -75,7 +75,6 @@ pub trait Grid: Type {
     const BIT: [u8; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
     /// What scales are multiples of, in units of `d`.
     const FRACTION: f32;
-
     /// How many indices of a block of the file are put down.
     const PUT: usize = 0;
 
@@ -103,6 +102,8 @@ pub trait Grid: Type {
     /// A block behind its `d` is readable at each pointer; `scales` is of this half.
     unsafe fn half(p: [*const u8; FOUR], half: usize, scales: uint8x16_t) -> ([uint8x16_t; FOUR], [uint8x16_t; 2]);
 
+    /// The products of the type.
+    ///
     /// # Safety
     /// As the function of `Products` that it is.
     unsafe fn columns<P: Products, const SUB: usize>(at: &mut At, running: &mut P::Running);
@@ -252,7 +253,7 @@ static BYTES: [[u8; 16]; 8] = {
     bytes
 };
 
-/// The grid of IQ3_S, of which the second half is in front: an index with its ninth bit set is one below zero.
+/// The grid of IQ3_S, of which the second half is in front: an index whose ninth bit is set in all of its upper byte is below zero.
 static TURNED: [u32; 512] = {
     let mut turned = [0; 512];
     let mut i = 0;

@@ -43,14 +43,14 @@ macro_rules! total {
 }
 
 macro_rules! a_whole {
-    ($name:ident, $grid:expr, $largest:tt, $index:ident, $words:ident, $($place:tt)*) => {
+    ($name:ident, $grid:expr, $largest:tt, $indices:ident, $words:ident, $($place:tt)*) => {
         #[inline(always)]
         unsafe fn $name<const SUB: usize>(at: &mut At, _: &mut ()) {
             const { assert!(fits(4 * $largest) && ($largest != 15 || fits(16 * $largest))) };
             // SAFETY: by the caller's promise.
             unsafe {
                 product!(
-                    at, $grid, whole!(long, total!($largest), $index, $words), $($place)*,
+                    at, $grid, whole!(long, total!($largest), $indices, $words), $($place)*,
                     r0 = out(vreg) _, r1 = out(vreg) _, r2 = out(vreg) _, r3 = out(vreg) _,
                 );
             }
@@ -59,14 +59,14 @@ macro_rules! a_whole {
 }
 
 macro_rules! of_halves {
-    ($name:ident, $grid:expr, $largest:tt, $index:ident, $words:ident, $($place:tt)*) => {
+    ($name:ident, $grid:expr, $largest:tt, $indices:ident, $words:ident, $($place:tt)*) => {
         #[inline(always)]
         unsafe fn $name<const SUB: usize>(at: &mut At, _: &mut ()) {
             const { assert!(fits(4 * $largest)) };
             // SAFETY: by the caller's promise.
             unsafe {
                 product!(
-                    at, $grid, halves!(long, half_totals!(), $index, $words), $($place)*,
+                    at, $grid, halves!(long, half_totals!(), $indices, $words), $($place)*,
                     r0 = out(vreg) _, r1 = out(vreg) _, r2 = out(vreg) _, r3 = out(vreg) _,
                     u0 = out(vreg) _, u1 = out(vreg) _, u2 = out(vreg) _, u3 = out(vreg) _,
                     last_scales = in(vreg) at.scales[1],

@@ -7,20 +7,29 @@
 
 /// Text: 32 columns with one scale.
 macro_rules! whole {
-    ($product:ident, $total:expr, $index:ident, $words:ident) => {
+    ($product:ident, $total:expr, $indices:ident, $words:ident) => {
         concat!(
             "ldp q26, q27, [{bytes}, #32 * ({sub} % 4)]\n",
             "ld1 {{v0.16b-v3.16b}}, [{token}], #64\n",
-            $index!(0, 0 1),
-            sixteen!($product $words, 0 r, 26 0 1, 0 1, $index!(1, 0 1)),
-            sixteen!($product $words, 1 r, 27 2 3, 0 1, $index!(0, 2 3)),
-            sixteen!($product $words, 0 r, 26 0 1, 2 3, $index!(1, 2 3)),
+            $indices!(0, 0 1),
+            sixteen!($product $words, 0 r, 26 0 1, 0 1, $indices!(1, 0 1)),
+            sixteen!($product $words, 1 r, 27 2 3, 0 1, $indices!(0, 2 3)),
+            sixteen!($product $words, 0 r, 26 0 1, 2 3, $indices!(1, 2 3)),
             sixteen!($product $words, 1 r, 27 2 3, 2 3, ""),
             // Into `v17`.
             $total,
-            "shl v18.4s, {scales:v}.4s, #24 - 8 * ({sub} % 4)
+            // The first byte of a lane leaves no other behind when it is shifted up, the last when down.
+            ".if {sub} % 4 == 0
+            shl v18.4s, {scales:v}.4s, #24
+            ucvtf v18.4s, v18.4s, #24
+            .elseif {sub} % 4 == 3
+            ushr v18.4s, {scales:v}.4s, #24
+            ucvtf v18.4s, v18.4s
+            .else
+            shl v18.4s, {scales:v}.4s, #24 - 8 * ({sub} % 4)
             ushr v18.4s, v18.4s, #24
             ucvtf v18.4s, v18.4s
+            .endif
             fmul v18.4s, v18.4s, {d:v}.4s
             fmul v18.4s, v18.4s, {d_a:v}.s[{sub} % 4]
             scvtf v17.4s, v17.4s
@@ -32,23 +41,28 @@ pub(super) use whole;
 
 /// Text: 32 columns with a scale for the first and one for the last sixteen.
 macro_rules! halves {
-    ($product:ident, $total:expr, $index:ident, $words:ident) => {
+    ($product:ident, $total:expr, $indices:ident, $words:ident) => {
         concat!(
             "ldr q26, [{bytes}, #32 * ({sub} % 4)]\n",
             "ldp q0, q1, [{token}], #32\n",
-            $index!(0, 0 1),
-            sixteen!($product $words, 0 r, 26 0 1, 0 1, $index!(0, 2 3)),
-            sixteen!($product $words, 0 r, 26 0 1, 2 3, $index!(1, 0 1)),
+            $indices!(0, 0 1),
+            sixteen!($product $words, 0 r, 26 0 1, 0 1, $indices!(0, 2 3)),
+            sixteen!($product $words, 0 r, 26 0 1, 2 3, $indices!(1, 0 1)),
             "ldr q26, [{bytes}, #32 * ({sub} % 4) + 16]\n",
             "ldp q0, q1, [{token}], #32\n",
-            sixteen!($product $words, 1 u, 26 0 1, 0 1, $index!(1, 2 3)),
+            sixteen!($product $words, 1 u, 26 0 1, 0 1, $indices!(1, 2 3)),
             sixteen!($product $words, 1 u, 26 0 1, 2 3, ""),
             // Into `v16` and `v17`.
             $total,
-            "shl v18.4s, {scales:v}.4s, #24 - 8 * ({sub} % 4)
+            ".if {sub} % 4 == 3
+            ushr v18.4s, {scales:v}.4s, #24
+            ushr v19.4s, {last_scales:v}.4s, #24
+            .else
+            shl v18.4s, {scales:v}.4s, #24 - 8 * ({sub} % 4)
             shl v19.4s, {last_scales:v}.4s, #24 - 8 * ({sub} % 4)
             ushr v18.4s, v18.4s, #24
             ushr v19.4s, v19.4s, #24
+            .endif
             mul v16.4s, v16.4s, v18.4s
             fmul v20.4s, {d:v}.4s, {d_a:v}.s[{sub} % 4]
             mla v16.4s, v17.4s, v19.4s
@@ -117,34 +131,57 @@ macro_rules! fours {
 }
 pub(super) use fours;
 
-/// Text: indices of eight bits, of two words in each of two rows.
-macro_rules! bytes_of_eights {
-    ($half:literal, $r:literal $s:literal) => {
+/// Text: index `$i` of row `$row` into `$x`: a byte of the row, or what was put down in sixteen bits, or in as many with a sign.
+macro_rules! index {
+    (byte $x:literal $row:literal $i:literal) => {
+        concat!("ldrb {x", $x, ":w}, [{p", $row, "}, #8 * {sub} + ", $i, "]\n")
+    };
+    (put $x:literal $row:literal $i:literal) => {
+        concat!("ldrh {x", $x, ":w}, [{index}, #8 * {sub} + 64 * ", $row, " + 2 * ", $i, "]\n")
+    };
+    (signed $x:literal $row:literal $i:literal) => {
+        concat!("ldrsh {x", $x, "}, [{index}, #16 * {sub} + 128 * ", $row, " + 2 * ", $i, "]\n")
+    };
+    // Those of two words, and of four, in each of two rows.
+    ($how:ident, $r:literal $s:literal, $i:literal $j:literal) => {
+        concat!(index!($how 0 $r $i), index!($how 1 $s $i), index!($how 2 $r $j), index!($how 3 $s $j))
+    };
+    ($how:ident, $r:literal $s:literal, $i:literal $j:literal $k:literal $l:literal) => {
         concat!(
-            "ldrb {x0:w}, [{p",
-            $r,
-            "}, #8 * {sub} + 2 * ",
-            $half,
-            "]\n",
-            "ldrb {x1:w}, [{p",
-            $s,
-            "}, #8 * {sub} + 2 * ",
-            $half,
-            "]\n",
-            "ldrb {x2:w}, [{p",
-            $r,
-            "}, #8 * {sub} + 2 * ",
-            $half,
-            " + 1]\n",
-            "ldrb {x3:w}, [{p",
-            $s,
-            "}, #8 * {sub} + 2 * ",
-            $half,
-            " + 1]\n",
+            index!($how, $r $s, $i $j),
+            index!($how 4 $r $k), index!($how 5 $s $k), index!($how 6 $r $l), index!($how 7 $s $l),
         )
     };
 }
+pub(super) use index;
+
+/// Text: the indices of half of the columns of two rows, words of eight.
+macro_rules! bytes_of_eights {
+    (0, $r:literal $s:literal) => { index!(byte, $r $s, 0 1) };
+    (1, $r:literal $s:literal) => { index!(byte, $r $s, 2 3) };
+}
 pub(super) use bytes_of_eights;
+
+/// Text: the same, where they were put down.
+macro_rules! put_of_eights {
+    (0, $r:literal $s:literal) => { index!(put, $r $s, 0 1) };
+    (1, $r:literal $s:literal) => { index!(put, $r $s, 2 3) };
+}
+pub(super) use put_of_eights;
+
+/// Text: the same, words of four.
+macro_rules! bytes_of_fours {
+    (0, $r:literal $s:literal) => { index!(byte, $r $s, 0 1 2 3) };
+    (1, $r:literal $s:literal) => { index!(byte, $r $s, 4 5 6 7) };
+}
+pub(super) use bytes_of_fours;
+
+/// Text: the same, where they were put down.
+macro_rules! put_of_fours {
+    (0, $r:literal $s:literal) => { index!(signed, $r $s, 0 1 2 3) };
+    (1, $r:literal $s:literal) => { index!(signed, $r $s, 4 5 6 7) };
+}
+pub(super) use put_of_fours;
 
 /// Text: indices of nine bits in the low ones of sixteen; those of all 32 columns are loaded with the first.
 macro_rules! nines_of_eights {
@@ -170,133 +207,6 @@ macro_rules! nines_of_eights {
     };
 }
 pub(super) use nines_of_eights;
-
-/// Text: indices that were put down in sixteen bits.
-macro_rules! put_of_eights {
-    ($half:literal, $r:literal $s:literal) => {
-        concat!(
-            "ldrh {x0:w}, [{index}, #8 * {sub} + 64 * ",
-            $r,
-            " + 4 * ",
-            $half,
-            "]\n",
-            "ldrh {x1:w}, [{index}, #8 * {sub} + 64 * ",
-            $s,
-            " + 4 * ",
-            $half,
-            "]\n",
-            "ldrh {x2:w}, [{index}, #8 * {sub} + 64 * ",
-            $r,
-            " + 4 * ",
-            $half,
-            " + 2]\n",
-            "ldrh {x3:w}, [{index}, #8 * {sub} + 64 * ",
-            $s,
-            " + 4 * ",
-            $half,
-            " + 2]\n",
-        )
-    };
-}
-pub(super) use put_of_eights;
-
-/// Text: indices of eight bits, of four words in each of two rows.
-macro_rules! bytes_of_fours {
-    ($half:literal, $r:literal $s:literal) => {
-        concat!(
-            "ldrb {x0:w}, [{p",
-            $r,
-            "}, #8 * {sub} + 4 * ",
-            $half,
-            "]\n",
-            "ldrb {x1:w}, [{p",
-            $s,
-            "}, #8 * {sub} + 4 * ",
-            $half,
-            "]\n",
-            "ldrb {x2:w}, [{p",
-            $r,
-            "}, #8 * {sub} + 4 * ",
-            $half,
-            " + 1]\n",
-            "ldrb {x3:w}, [{p",
-            $s,
-            "}, #8 * {sub} + 4 * ",
-            $half,
-            " + 1]\n",
-            "ldrb {x4:w}, [{p",
-            $r,
-            "}, #8 * {sub} + 4 * ",
-            $half,
-            " + 2]\n",
-            "ldrb {x5:w}, [{p",
-            $s,
-            "}, #8 * {sub} + 4 * ",
-            $half,
-            " + 2]\n",
-            "ldrb {x6:w}, [{p",
-            $r,
-            "}, #8 * {sub} + 4 * ",
-            $half,
-            " + 3]\n",
-            "ldrb {x7:w}, [{p",
-            $s,
-            "}, #8 * {sub} + 4 * ",
-            $half,
-            " + 3]\n",
-        )
-    };
-}
-pub(super) use bytes_of_fours;
-
-/// Text: indices that were put down in sixteen bits with a sign.
-macro_rules! put_of_fours {
-    ($half:literal, $r:literal $s:literal) => {
-        concat!(
-            "ldrsh {x0}, [{index}, #16 * {sub} + 128 * ",
-            $r,
-            " + 8 * ",
-            $half,
-            "]\n",
-            "ldrsh {x1}, [{index}, #16 * {sub} + 128 * ",
-            $s,
-            " + 8 * ",
-            $half,
-            "]\n",
-            "ldrsh {x2}, [{index}, #16 * {sub} + 128 * ",
-            $r,
-            " + 8 * ",
-            $half,
-            " + 2]\n",
-            "ldrsh {x3}, [{index}, #16 * {sub} + 128 * ",
-            $s,
-            " + 8 * ",
-            $half,
-            " + 2]\n",
-            "ldrsh {x4}, [{index}, #16 * {sub} + 128 * ",
-            $r,
-            " + 8 * ",
-            $half,
-            " + 4]\n",
-            "ldrsh {x5}, [{index}, #16 * {sub} + 128 * ",
-            $s,
-            " + 8 * ",
-            $half,
-            " + 4]\n",
-            "ldrsh {x6}, [{index}, #16 * {sub} + 128 * ",
-            $r,
-            " + 8 * ",
-            $half,
-            " + 6]\n",
-            "ldrsh {x7}, [{index}, #16 * {sub} + 128 * ",
-            $s,
-            " + 8 * ",
-            $half,
-            " + 6]\n",
-        )
-    };
-}
-pub(super) use put_of_fours;
 
 /// `asm!` of 32 columns at `$at`, of which `$place` are the rows, or the indices that were put down; `$x` and `$v` are the registers that
 /// it overwrites beside those that all do, the last are the scales and sums of the set.
