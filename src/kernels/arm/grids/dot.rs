@@ -3,10 +3,10 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::super::few::dot::Dot;
 use super::lone::{At, Products, iq3_s_grid};
 use super::text::*;
 use crate::gguf::quant::grids;
+use crate::kernels::arm::few::dot::Dot;
 
 /// Text: adds the products of two rows with their activations to the sums `$sum`.
 macro_rules! sdot {

@@ -7,10 +7,10 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::super::blocks::{Set, rest};
-use super::super::superblocks::{self, Type};
 use super::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
 use crate::gguf::quant::grids;
+use crate::kernels::arm::blocks::{Set, rest};
+use crate::kernels::arm::superblocks::{self, Type};
 use crate::kernels::{Acts, BLOCK, MatmulTask};
 
 /// Rows that are multiplied at once.

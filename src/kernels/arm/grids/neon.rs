@@ -2,10 +2,10 @@
 
 use std::arch::asm;
 
-use super::super::few::neon::Neon;
 use super::lone::{At, Products, iq3_s_grid};
 use super::text::*;
 use crate::gguf::quant::grids;
+use crate::kernels::arm::few::neon::Neon;
 
 /// Text: adds the products of two rows with their activations to the sums `$sum`, or begins these.
 macro_rules! long {
