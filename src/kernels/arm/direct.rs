@@ -1,4 +1,4 @@
-//! One token times a matrix of a type of superblocks.rs or grids.rs: four rows at a time, each 32 columns multiplied as soon as they
+//! One token times a matrix of a type of superblocks.rs: four rows at a time, each 32 columns multiplied as soon as they
 //! are read, with nothing written between. Batches go through the tile (superblocks.rs).
 //!
 //! What is computed, in which order: spec/weights.rs.
@@ -62,38 +62,23 @@ unsafe fn four_rows<F: Type, S: Set>(rows: *const u8, row_bytes: usize, acts: &A
                 p.iter().for_each(|p| prefetch::<F>(p.wrapping_add(FOUR * row_bytes)));
             }
             let scales = F::scales(p);
-            macro_rules! sub {
-                ($sub:expr) => {
-                    // Not by `map`, which becomes a call.
-                    let four =
-                        [F::elements(p[0], $sub), F::elements(p[1], $sub), F::elements(p[2], $sub), F::elements(p[3], $sub)];
-                    let a = acts.q.as_ptr().add((first + $sub) * BLOCK);
-                    let a = [vld1q_s8(a), vld1q_s8(a.add(16))];
-                    let isum = match F::SCALES {
-                        SubScales::One | SubScales::OneMin => S::four_sums::<F>(&mut running, four, a),
-                        SubScales::Two | SubScales::TwoMin => scaled::<F>(S::four_half_sums::<F>(four, a), scales.x[$sub]),
-                    };
-                    add::<F>(&mut sums, isum, &scales, $sub, acts, first + $sub);
-                };
-            }
-            // Else written out, so that shifts are constants.
+            // Written out, so that shifts are constants.
             macro_rules! subs {
                 ($($sub:literal)*) => { $(
                     if $sub < F::BLOCKS {
-                        sub!($sub);
+                        // Not by `map`, which becomes a call.
+                        let four = [F::elements(p[0], $sub), F::elements(p[1], $sub), F::elements(p[2], $sub), F::elements(p[3], $sub)];
+                        let a = acts.q.as_ptr().add((first + $sub) * BLOCK);
+                        let a = [vld1q_s8(a), vld1q_s8(a.add(16))];
+                        let isum = match F::SCALES {
+                            SubScales::One | SubScales::OneMin => S::four_sums::<F>(&mut running, four, a),
+                            SubScales::Two | SubScales::TwoMin => scaled::<F>(S::four_half_sums::<F>(four, a), scales.x[$sub]),
+                        };
+                        add::<F>(&mut sums, isum, &scales, $sub, acts, first + $sub);
                     }
                 )* };
             }
-            match F::ALIKE {
-                true => {
-                    for sub in 0..F::BLOCKS {
-                        sub!(sub);
-                    }
-                }
-                false => {
-                    subs!(0 1 2 3 4 5 6 7);
-                }
-            }
+            subs!(0 1 2 3 4 5 6 7);
         }
         p = p.map(|p| p.wrapping_add(F::BYTES));
     }

@@ -69,6 +69,12 @@ trait Stamped: Set {
     /// As `matmul`.
     unsafe fn superblocks<F: superblocks::Type>(task: &mut MatmulTask);
 
+    /// `grids::lone::quantised`
+    ///
+    /// # Safety
+    /// As `matmul`.
+    unsafe fn grids<F: grids::lone::Grid>(task: &mut MatmulTask);
+
     /// `few::quantised`
     ///
     /// # Safety
@@ -76,7 +82,7 @@ trait Stamped: Set {
     unsafe fn few<F: few::Few>(task: &mut MatmulTask);
 }
 
-/// Makes `$set` a set of functions compiled with `$features`; `$lone` multiplies a lone token with types of few bits.
+/// Makes `$set` a set of functions compiled with `$features`; `$lone` multiplies a lone token with types of few bits and with grids.
 macro_rules! stamp_arm {
     ($features:literal, $set:ident, $lone:ty) => {
         impl super::Stamped for $set {
@@ -90,6 +96,12 @@ macro_rules! stamp_arm {
             unsafe fn superblocks<F: super::superblocks::Type>(task: &mut MatmulTask) {
                 // SAFETY: passed on.
                 unsafe { superblocks::<F>(task) }
+            }
+
+            #[inline(always)]
+            unsafe fn grids<F: super::grids::lone::Grid>(task: &mut MatmulTask) {
+                // SAFETY: passed on.
+                unsafe { grids::<F>(task) }
             }
 
             #[inline(always)]
@@ -115,6 +127,15 @@ macro_rules! stamp_arm {
         unsafe fn superblocks<F: super::superblocks::Type>(task: &mut MatmulTask) {
             // SAFETY: passed on.
             unsafe { super::direct::quantised::<F, $set>(task) }
+        }
+
+        /// # Safety
+        /// As `Stamped::grids`.
+        #[target_feature(enable = $features)]
+        #[inline(never)]
+        unsafe fn grids<F: super::grids::lone::Grid>(task: &mut MatmulTask) {
+            // SAFETY: passed on.
+            unsafe { super::grids::lone::quantised::<F, $set, $lone>(task) }
         }
 
         /// # Safety
@@ -153,11 +174,11 @@ unsafe fn matmul<S: Stamped>(task: &mut MatmulTask) {
             GgmlType::Q4_K => S::superblocks::<superblocks::Q4K>(task),
             GgmlType::Q5_K => S::superblocks::<superblocks::Q5K>(task),
             GgmlType::Q6_K => S::superblocks::<superblocks::Q6K>(task),
-            GgmlType::IQ2_XXS => S::superblocks::<grids::Iq2Xxs>(task),
-            GgmlType::IQ2_XS => S::superblocks::<grids::Iq2Xs>(task),
-            GgmlType::IQ2_S => S::superblocks::<grids::Iq2S>(task),
-            GgmlType::IQ3_XXS => S::superblocks::<grids::Iq3Xxs>(task),
-            GgmlType::IQ3_S => S::superblocks::<grids::Iq3S>(task),
+            GgmlType::IQ2_XXS => S::grids::<grids::Iq2Xxs>(task),
+            GgmlType::IQ2_XS => S::grids::<grids::Iq2Xs>(task),
+            GgmlType::IQ2_S => S::grids::<grids::Iq2S>(task),
+            GgmlType::IQ3_XXS => S::grids::<grids::Iq3Xxs>(task),
+            GgmlType::IQ3_S => S::grids::<grids::Iq3S>(task),
             GgmlType::TQ1_0 => S::few::<few::Tq1_0>(task),
             GgmlType::TQ2_0 => S::few::<few::Tq2_0>(task),
             GgmlType::F16 | GgmlType::BF16 | GgmlType::F32 => dense::matmul(task),

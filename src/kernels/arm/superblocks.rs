@@ -1,7 +1,7 @@
 //! Formats whose batches are multiplied from a tile, and single tokens in direct.rs: Q1_0, IQ4_XS, MXFP4 and the K-quants. A
 //! `Type` says how 32 columns of a row are read.
 //!
-//! Types with grids are in grids.rs, of two bits and less in few/. What the numbers mean and in which order they are added up is fixed in
+//! Types with grids are in grids/, of two bits and less in few/. What the numbers mean and in which order they are added up is fixed in
 //! spec/weights.rs, layouts of bytes in gguf/quant.
 
 use std::arch::aarch64::*;
@@ -40,8 +40,6 @@ pub trait Type: Range8 {
     const BYTES: usize;
     const BLOCKS: usize;
     const SCALES: SubScales;
-    /// Whether all 32 columns of a block are read in the same way: a loop over them then keeps more in registers.
-    const ALIKE: bool = false;
 
     /// # Safety
     /// A block of the file is readable at each pointer.
@@ -344,7 +342,7 @@ pub(super) fn halves(d: float32x4_t, x: [[int32x4_t; 2]; 4], m: float32x4_t) -> 
 
 /// Declares a type; `$p` is a pointer to a block of the file and `$sub` numbers 32 columns of it.
 macro_rules! a_type {
-    ($(#[$doc:meta])* $name:ident $($alike:ident)?, $bytes:literal, $blocks:literal, $scales:ident, $largest:literal, |$p:ident| $row_scales:expr, |$q:ident, $sub:ident| $elements:expr) => {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, $blocks:literal, $scales:ident, $largest:literal, |$p:ident| $row_scales:expr, |$q:ident, $sub:ident| $elements:expr) => {
         $(#[$doc])*
         pub struct $name;
         impl Range8 for $name {
@@ -355,7 +353,6 @@ macro_rules! a_type {
             const BYTES: usize = $bytes;
             const BLOCKS: usize = $blocks;
             const SCALES: SubScales = SubScales::$scales;
-            const ALIKE: bool = !stringify!($($alike)?).is_empty();
 
             #[inline(always)]
             unsafe fn scales($p: [*const u8; 4]) -> FourScales {

@@ -1,8 +1,13 @@
-//! How the ARM sets read IQ2 and IQ3, whose elements are looked up in grids.
+//! How the ARM sets read IQ2 and IQ3, whose elements are looked up in grids, into the tile; a lone token has a way of its own (lone.rs).
 //!
 //! A look-up is a load of eight or four bytes by an index that is itself loaded; four or eight of them fill the vectors of 32 columns.
 //! Signs are eight bits to eight columns: each byte of a vector picks the byte that holds its bit, tests it, and is negated by it.
 //! What the numbers mean and in which order they are added up is fixed in spec/weights.rs, layouts of bytes in gguf/quant.
+
+mod dot;
+pub mod lone;
+mod neon;
+mod text;
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -132,7 +137,7 @@ unsafe fn odd_halves(p: [*const u8; 4], at: usize) -> FourScales {
 
 a_type!(
     /// `f16 d; (u8 index[4]; u32 signs_and_scale)[8]`
-    Iq2Xxs alike, 66, 8, One, 43,
+    Iq2Xxs, 66, 8, One, 43,
     |p| {
         let scales = p.map(|p| {
             [2, 34].map(|at| {
@@ -151,7 +156,7 @@ a_type!(
 );
 a_type!(
     /// `f16 d; u16 qs[32]; u8 scales[8]`: nine bits of index and seven of signs.
-    Iq2Xs alike, 74, 8, Two, 43, |p| odd_halves(p, 66), |p, sub| {
+    Iq2Xs, 74, 8, Two, 43, |p| odd_halves(p, 66), |p, sub| {
         let q = u64_at(p.add(2 + 8 * sub));
         let seven = vreinterpret_u8_u16(vshr_n_u16::<9>(vcreate_u16(q)));
         let signs = vsli_n_u8::<7>(seven, vcnt_u8(seven));
@@ -163,7 +168,7 @@ a_type!(
 );
 a_type!(
     /// `f16 d; u8 low[32]; u8 signs[32]; u8 high[8]; u8 scales[8]`: ten bits of index.
-    Iq2S alike, 82, 8, Two, 43, |p| odd_halves(p, 74), |p, sub| {
+    Iq2S, 82, 8, Two, 43, |p| odd_halves(p, 74), |p, sub| {
         // Bytes up to 2 + 4 * 7 + 8 are read; the grid has a word for each index of ten bits.
         let i = indices(p.add(2 + 4 * sub), *p.add(66 + sub), [8, 6, 4, 2, 0, 0, 0, 0], 0x300);
         let word = |i: u16| *grids::IQ2_S.get_unchecked(usize::from(i));
@@ -174,7 +179,7 @@ a_type!(
 );
 a_type!(
     /// `f16 d; u8 index[64]; u32 signs_and_scale[8]`
-    Iq3Xxs alike, 98, 8, One, 62,
+    Iq3Xxs, 98, 8, One, 62,
     |p| {
         let scales = p.map(|p| [66, 82].map(|at| vreinterpretq_s32_u32(vshrq_n_u32::<28>(vld1q_u32(p.add(at).cast())))));
         odd_scales(scales, f16(p, 0), 0.25)
@@ -188,7 +193,7 @@ a_type!(
 );
 a_type!(
     /// `f16 d; u8 low[64]; u8 ninth[8]; u8 signs[32]; u8 scales[4]`: nine bits of index.
-    Iq3S alike, 110, 8, One, 15,
+    Iq3S, 110, 8, One, 15,
     |p| {
         const DOWN: [i32; 8] = [0, -4, -8, -12, -16, -20, -24, -28];
         let scales = p.map(|p| {
