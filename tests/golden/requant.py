@@ -1,6 +1,8 @@
 """Other quantisations of one model, made by llama.cpp's own quantiser, for tests and comparisons.
 
 Owns: the list of targets and the names of the files (STEM-TYPE.gguf in the directory given).
+With `--only NAME` tensors of that name get the type, and the rest Q4_1: types of one and two bits leave no sense in all of a model that
+was not trained for them.
 Refuses: to claim quality: the source is quantised already (Q4_1 for the demo model), so F32 and F16 here are the
 same weights written out, and the others lose a second time. Files are for development and are not committed.
 """
@@ -14,6 +16,8 @@ try:
     import gguf
     import llama_cpp
     import numpy as np
+
+    import few
 except ModuleNotFoundError as missing:
     raise SystemExit(f"{__file__}: the package {missing.name} is missing: run `make .venv/peer`, and this by .venv/bin/python") from None
 
@@ -58,11 +62,22 @@ def indifferent(source):
     return array
 
 
-def requantise(source, target_path, kind):
+def tensors_alone(name, kind):
+    """Overrides for tensors of a name: an array that ends with a null."""
+    rows = (llama_cpp.llama_model_tensor_override * 2)()
+    number = few.SIZES[kind.upper()][0] if kind.upper() in few.SIZES else gguf.GGMLQuantizationType[kind.upper()].value
+    rows[0].pattern, rows[0].type = name.encode(), number
+    return rows
+
+
+def requantise(source, target_path, kind, only=None):
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = TARGETS[kind]
     params.nthread = 2
     params.allow_requantize = True
+    if only:
+        overrides = tensors_alone(only, kind)
+        params.ftype, params.tt_overrides = TARGETS["q4_1"], overrides
     if kind.startswith("iq2"):
         rows = indifferent(source)
         params.imatrix = rows
@@ -81,6 +96,7 @@ def main():
     parser.add_argument("--stem", help="first part of the file names (default: the model's name)")
     most = ",".join(kind for kind in TARGETS if kind != "q1_0")  # whose blocks of 128 do not fit the demo model's 576 columns
     parser.add_argument("--types", default=most, help="comma-separated, of " + ", ".join(TARGETS) + " [default: all but q1_0]")
+    parser.add_argument("--only", metavar="NAME", help="tensors whose name has this get the type, and the rest Q4_1: --only ffn_down --types q1_0")
     args = parser.parse_args()
     kinds = args.types.split(",")
     unknown = [k for k in kinds if k not in TARGETS]
@@ -90,7 +106,7 @@ def main():
     llama_cpp.llama_backend_init()
     for kind in kinds:
         target = args.directory / f"{args.stem or args.model.stem}-{kind}.gguf"
-        requantise(args.model, target, kind)
+        requantise(args.model, target, kind, args.only)
         print(f"{target} {target.stat().st_size} bytes", file=sys.stderr)
 
 
