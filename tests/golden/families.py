@@ -376,15 +376,14 @@ def tensors(s):
         elif s["arch"] not in NO_PRE_NORMS:
             yield vector(b + ("post_attention_norm.weight" if s["arch"] in ("seed_oss", "gpt-oss", *QWEN35) else "ffn_norm.weight"), embd)
         has_experts = "expert_count" in keys and i >= keys.get("leading_dense_block_count", 0)
+        has_dense = not has_experts or s["arch"] == "gemma4"
         if has_experts:
             yield from experts(s, b, matrix)
-        if has_experts and s["arch"] != "gemma4":
-            pass
-        elif s["arch"] == "phi3":
+        if has_dense and s["arch"] == "phi3":
             yield matrix(b + "ffn_up", 2 * ff, embd)
-        else:
+        elif has_dense:
             yield from (matrix(b + f"ffn_{x}", ff, embd) for x in (["up"] if s["arch"] in NO_GATE else ["gate", "up"]))
-        if not has_experts or s["arch"] == "gemma4":
+        if has_dense:
             yield matrix(b + "ffn_down", embd, ff)
         if width:
             yield matrix(b + "inp_gate", width, embd)

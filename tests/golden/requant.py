@@ -1,7 +1,7 @@
 """Other quantisations of one model, made by llama.cpp's own quantiser, for tests and comparisons.
 
 Owns: the list of targets and the names of the files (STEM-TYPE.gguf in the directory given).
-With `--only NAME` tensors of that name get the type, and the rest Q4_1: types of one and two bits leave no sense in all of a model that
+With `--only PATTERN` tensors whose name has it get the type, and the rest Q4_1: types of one and two bits leave no sense in all of a model that
 was not trained for them.
 Refuses: to claim quality: the source is quantised already (Q4_1 for the demo model), so F32 and F16 here are the
 same weights written out, and the others lose a second time. Files are for development and are not committed.
@@ -62,11 +62,11 @@ def indifferent(source):
     return array
 
 
-def tensors_alone(name, kind):
-    """Overrides for tensors of a name: an array that ends with a null."""
+def tensors_alone(pattern, kind):
+    """Overrides for tensors by a regular expression: an array that ends with a null."""
     rows = (llama_cpp.llama_model_tensor_override * 2)()
     number = few.SIZES[kind.upper()][0] if kind.upper() in few.SIZES else gguf.GGMLQuantizationType[kind.upper()].value
-    rows[0].pattern, rows[0].type = name.encode(), number
+    rows[0].pattern, rows[0].type = pattern.encode(), number
     return rows
 
 
@@ -96,7 +96,7 @@ def main():
     parser.add_argument("--stem", help="first part of the file names (default: the model's name)")
     most = ",".join(kind for kind in TARGETS if kind != "q1_0")  # whose blocks of 128 do not fit the demo model's 576 columns
     parser.add_argument("--types", default=most, help="comma-separated, of " + ", ".join(TARGETS) + " [default: all but q1_0]")
-    parser.add_argument("--only", metavar="NAME", help="tensors whose name has this get the type, and the rest Q4_1: --only ffn_down --types q1_0")
+    parser.add_argument("--only", metavar="PATTERN", help="a regular expression: tensors whose name has it get the type, and the rest Q4_1")
     args = parser.parse_args()
     kinds = args.types.split(",")
     unknown = [k for k in kinds if k not in TARGETS]
