@@ -7,7 +7,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
+use super::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, tested};
 use crate::gguf::quant::grids;
 use crate::kernels::arm::blocks::{Set, rest};
 use crate::kernels::arm::superblocks::{self, Type};
@@ -314,17 +314,6 @@ fn sevens_and_scales(words: [uint32x4_t; FOUR]) -> ([uint8x16_t; FOUR], [uint8x1
         });
         (signs, [scales; 2])
     }
-}
-
-/// Where a bit is set that is also set in `bit`.
-#[inline(always)]
-fn tested(x: uint8x16_t, bit: uint8x16_t) -> uint8x16_t {
-    let set;
-    // SAFETY: registers only.
-    unsafe {
-        asm!("cmtst {x:v}.16b, {y:v}.16b, {z:v}.16b", x = lateout(vreg) set, y = in(vreg) x, z = in(vreg) bit, options(pure, nomem, nostack, preserves_flags))
-    };
-    set
 }
 
 /// Bits of `y` where the mask is set, else of `x`. Left to the compiler, the mask is copied first.

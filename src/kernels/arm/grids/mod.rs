@@ -27,11 +27,21 @@ unsafe fn signed<const BYTE: u8, const NEXT: u8>(magnitudes: int8x16_t, signs: u
     unsafe {
         let byte = vcombine_u8(vdup_n_u8(BYTE), vdup_n_u8(NEXT));
         let (signs, bit) = (vqtbl1q_u8(signs, byte), vld1q_u8(BIT.as_ptr()));
-        let minus: int8x16_t;
-        // Left to the compiler, this and what follows become five or six instructions instead of three.
-        asm!("cmtst {x:v}.16b, {y:v}.16b, {z:v}.16b", x = lateout(vreg) minus, y = in(vreg) signs, z = in(vreg) bit, options(pure, nomem, nostack, preserves_flags));
+        let minus = vreinterpretq_s8_u8(tested(signs, bit));
         vsubq_s8(veorq_s8(magnitudes, minus), minus)
     }
+}
+
+/// All bits of a byte where one is set that is also set in `bit`. Left to the compiler, this and what follows becomes five or six
+/// instructions instead of three.
+#[inline(always)]
+fn tested(x: uint8x16_t, bit: uint8x16_t) -> uint8x16_t {
+    let set;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("cmtst {x:v}.16b, {y:v}.16b, {z:v}.16b", x = lateout(vreg) set, y = in(vreg) x, z = in(vreg) bit, options(pure, nomem, nostack, preserves_flags))
+    };
+    set
 }
 
 /// The signs of 32 columns from four times seven bits, in the lowest byte of each lane of 32 bits: the eighth bit makes the number of
