@@ -3,12 +3,15 @@
 //! was on it; and on the real model threads and kernel sets change no bit, and a number that the
 //! arena has lost is found.
 
+#[path = "past/chosen.rs"]
+mod chosen;
+
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use fastrand::Rng;
-use lowkey::kernels::{Asked, Kernels, RopeOrder, SCAN_CHUNK, SCAN_CHUNKS, SCAN_TILE, scan_tile_bytes};
+use lowkey::kernels::{Asked, Kernels, SCAN_CHUNK, SCAN_CHUNKS, SCAN_TILE, scan_tile_bytes};
 use lowkey::kv::past::disk::{Disk, PastFile};
 use lowkey::kv::past::shape::{MAX_TILES, TILE};
 use lowkey::kv::past::{PastShape, index};
@@ -224,28 +227,6 @@ fn keys_of_few_bits_come_back_with_the_bits_of_their_first_rounding() {
     // What was written of the first tile is what is there, however often it was read.
     let written: Vec<usize> = (0..early.len()).filter(|&i| early[i] != 0).collect();
     assert!(written.len() > 1000 && written.iter().all(|&i| early[i] == late[i]));
-}
-
-/// Among pieces whose keys say little there is one that a query asks for.
-#[test]
-fn the_piece_that_is_asked_for_is_chosen() {
-    let mut rng = Rng::with_seed(9);
-    for case in 0..8 {
-        let (mut tiny, _) = with_past(24, 16, 1, 1, |shape| (shape.each.head_dim, shape.n_batch) = (32, 1));
-        let wanted = rng.usize(0..300);
-        let needle: Vec<f32> = (0..32).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
-        for t in 0..400 {
-            let mut random = || (0..32).map(|_| rng.f32() - 0.5).collect::<Vec<f32>>();
-            let (q, k, v) =
-                (random(), if t == wanted { needle.clone() } else { random() }, vec![if t == wanted { 7.0 } else { 0.0 }; 32]);
-            assert!(tiny.feed(1, |_| [q.clone(), k.clone(), v.clone()], |_, _| ()));
-        }
-        let held = tiny.cache.kept(AttnLayer(0), Head(0)).contains(&(wanted as u32));
-        let asks: Vec<f32> = needle.iter().map(|x| x * 2.0).collect();
-        let mut out = Vec::new();
-        assert!(tiny.attend(1, |_| [asks.clone(), vec![0.0; 32], vec![0.0; 32]], |_, _| (), |_, given| out = given.to_vec()));
-        assert!(out[0] > 6.9, "case {case}: token {wanted} gives {} (held: {held})", out[0]);
-    }
 }
 
 /// What cannot be written or read is missing, and nothing else is.
@@ -469,84 +450,6 @@ fn what_is_fetched_stands_where_it_stood() {
     let full = logits(&params);
     let off = |some: &[f32]| some.iter().zip(&full).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>() / full.len() as f64;
     assert!(off(&with) < 0.3 * off(&without), "off by {} with the past, {} without", off(&with), off(&without));
-}
-
-const DIM: usize = 64;
-
-/// Turns pairs of neighbours, each more slowly than the one before.
-struct Turning;
-
-impl Rotary for Turning {
-    fn magnitude(&self, _: AttnLayer) -> Option<f32> {
-        Some(1.0)
-    }
-    fn pairs(&self, _: AttnLayer) -> Option<(RopeOrder, usize)> {
-        Some((RopeOrder::Norm, DIM))
-    }
-    fn set_angles(&self, _: AttnLayer, steps: i64, angles: &mut [f32]) {
-        for (i, pair) in angles.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            let angle = steps as f64 * 0.3 / (1.0 + i as f64);
-            *pair = [angle.cos() as f32, angle.sin() as f32];
-        }
-    }
-    fn turn(&self, _: AttnLayer, key: &mut [f32], angles: &[f32]) {
-        for (pair, [cos, sin]) in key.as_chunks_mut::<2>().0.iter_mut().zip(angles.as_chunks::<2>().0) {
-            *pair = [pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos];
-        }
-    }
-    fn mean_squares(&self, _: AttnLayer, _: &mut [f32]) {}
-    fn mean_key(&self, _: AttnLayer, _: &mut [f32], _: &mut [f32]) {}
-}
-
-/// While positions are the tokens' own, what is read again stands at its own, or where it lies further back than a quarter of the
-/// trained context, there: one token below the other.
-#[test]
-fn what_lies_far_back_is_read_again_from_a_quarter_of_the_trained_context() {
-    const NEAR: i64 = 64;
-    // Two pieces that all ask for, and the arena loses first, for their keys are the longest.
-    let is_wanted = |token: i64| matches!(token, 8..12 | 40..44);
-    let turned = |row: &[f32], position: i64| {
-        let (mut row, mut angles) = (row.to_vec(), [0.0; DIM]);
-        Turning.set_angles(AttnLayer(0), position, &mut angles);
-        Turning.turn(AttnLayer(0), &mut row, &angles);
-        row
-    };
-    let memory = Arc::new(Memory { full_from: u64::MAX.into(), ..Memory::default() });
-    let mut tiny = with_past_on(Box::new(Played(memory)), &Turning, (24, 16, 2, 1), |shape| {
-        (shape.n_ctx, shape.each.head_dim) = (4 * NEAR as usize, DIM);
-    });
-    let mut rng = Rng::with_seed(11);
-    let mut rows: Vec<[Vec<f32>; 3]> = Vec::new();
-    let (mut worst, mut own) = (0f64, 0f64);
-    for now in 0..200i64 {
-        let mut row = |size: f32, about: f32| -> Vec<f32> { (0..DIM).map(|_| about + size * (rng.f32() - 0.5)).collect() };
-        rows.push([row(0.1, 0.5), if is_wanted(now) { row(0.1, 0.5) } else { row(0.2, 0.0) }, row(2.0, 0.0)]);
-        let [q, k, v] = &rows[now as usize];
-        let (new, asks, mut held, mut given) = ([q.clone(), k.clone(), v.clone()], turned(q, now), Vec::new(), Vec::new());
-        let before = vec![vec![tiny.cache.kept(AttnLayer(0), Head(0)).to_vec()]];
-        let see = |layer, cache: &KvCache| held = shown(cache, layer, Head(0), 0, &before, now as usize);
-        assert!(tiny.attend_turned(&Turning, 1, |_| new.clone(), see, |_, out| given = out.to_vec()));
-        if now < 64 {
-            continue; // not both pieces are in the file and lost
-        }
-        let given_by = |stands: &dyn Fn(i64, i64) -> i64| -> Vec<f64> {
-            let fetched = (0..now).rev().filter(|&token| is_wanted(token)).zip(1..).map(|(token, n)| (token, stands(token, n)));
-            let all = held.iter().map(|&token| (token as i64, token as i64)).chain(fetched);
-            let (mut out, mut sum) = (vec![0.0; DIM], 0.0);
-            for (token, position) in all {
-                let key = turned(&rows[token as usize][1], position);
-                let weight = key.iter().zip(&asks).map(|(k, q)| f64::from(k * q)).sum::<f64>().exp();
-                sum += weight;
-                out.iter_mut().zip(&rows[token as usize][2]).for_each(|(out, v)| *out += weight * f64::from(*v));
-            }
-            out.iter().map(|x| x / sum).collect()
-        };
-        let off = |want: Vec<f64>| given.iter().zip(want).map(|(got, want)| (f64::from(*got) - want).abs()).fold(0.0, f64::max);
-        worst = worst.max(off(given_by(&|token, n| token.max(now - NEAR - n))));
-        own = own.max(off(given_by(&|token, _| token)));
-    }
-    assert!(worst < 3e-3 && own > 0.1, "off by {worst}, at their own positions {own}");
-    assert_eq!(tiny.cache.n_renumbered(), 0);
 }
 
 /// Past the trained context positions are given anew, again and again, and the past with them.

@@ -15,6 +15,8 @@ use crate::kv::store::saved::PAST;
 /// To be raised with each change after which the same tokens give other bits in the cache or other logits. The file that
 /// tests/sessions.rs keeps says when.
 pub const ARITHMETIC: u32 = 1;
+/// The same of what a stream with a past finds in it.
+const PAST_ARITHMETIC: u32 = 2;
 
 /// What the parts of the settings come from.
 const CAUSES: [&[Setting]; 11] = [
@@ -86,7 +88,8 @@ pub struct Fingerprint {
 impl Fingerprint {
     /// Of a stream with this cache; `template` is the text of the chat template, empty where there is none.
     pub fn of(file: &GgufFile, template: &[u8], cache: &KvCache) -> Fingerprint {
-        let settings = format!("{}; arithmetic {ARITHMETIC}", cache.settings());
+        let of_past = cache.past().map_or(String::new(), |_| format!(", of the past {PAST_ARITHMETIC}"));
+        let settings = format!("{}; arithmetic {ARITHMETIC}{of_past}", cache.settings());
         assert!(settings.len() <= MAX_SETTINGS, "settings that cannot be told apart: {settings}");
         let stem = file.path().file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default();
         let model_name = match file.get("general.name") {

@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::disk::{Disk, Pasts, SYNC_BYTES};
 use super::files::{Files, Left, look};
-use super::shape::TILE;
+use super::shape::{PIECES, TILE};
 use super::{Counters, Past};
 use crate::mem::arena::bytes_of_mut;
 
@@ -245,6 +245,7 @@ impl Past {
         see(bytes_of_mut(&mut self.memory.means))?;
         see(&mut self.memory.is_there)?;
         see(bytes_of_mut(&mut self.memory.sums))?;
+        see(bytes_of_mut(&mut self.memory.before))?;
         see(&mut self.memory.rows)
     }
 
@@ -252,7 +253,13 @@ impl Past {
     pub(in crate::kv) fn is_sound(&self, n_past: u64, next_pos: u64) -> bool {
         let ([since, pos], n_whole) = (self.renumbered, n_past / TILE as u64);
         let is_slot = |(slot, &there): (usize, &u8)| there == 0 || there == 1 && (slot as u64) < n_whole;
+        let n_piece = n_whole.min(self.shape.n_tile as u64) * PIECES as u64;
+        let is_before = |of_head: &[u32]| {
+            let (n, pieces) = (of_head[0] as usize, &of_head[1..]);
+            n <= pieces.len() && pieces[..n].iter().all(|&piece| u64::from(piece) < n_piece)
+        };
         since <= n_past
+            && self.memory.before.chunks_exact(1 + self.shape.n_recall).all(is_before)
             && pos.checked_add(n_past - since) == Some(next_pos)
             && self.memory.means.iter().all(|x| x.is_finite())
             && self.memory.is_there.iter().enumerate().all(is_slot)

@@ -363,6 +363,7 @@ impl Past {
         let Some(own) = self.shape.layer(asking.layer) else { return };
         let (shape, n_past) = (self.shape, asking.n_past);
         let (share, n_head) = (shape.share(), shape.kv.each.n_head_kv);
+        let before = &mut self.memory.before[own * n_head * (1 + shape.n_recall)..][..n_head * (1 + shape.n_recall)];
         // Of this batch nothing is looked for, nor what its tiles have overwritten.
         let (n_whole, n_full) = (n_past / TILE as u64, (n_past + n_tok as u64) / TILE as u64);
         let tiles = n_full.saturating_sub(shape.n_tile as u64)..n_whole;
@@ -382,6 +383,7 @@ impl Past {
             means: &self.memory.means,
             angles: &self.memory.angles,
             renumbered: (self.renumbered[0], self.renumbered[1] as i64),
+            before,
             counters: &self.counters,
             kernels,
             rotary,
@@ -406,10 +408,16 @@ impl Past {
             made[task].with(|chosen| thread.fetcher.recall(&world, Head(task % n_head), (chosen, some), tokens, found));
         });
         self.memory.per_head = per_head;
+        let latest = choices[n_group_head - n_head..].iter_mut().map(|choice| choice.get().numbers());
+        for (chosen, before) in latest.zip(before.chunks_exact_mut(1 + shape.n_recall)) {
+            if n_tok == 1 {
+                count_again(&self.counters, before, chosen);
+            }
+            before[0] = chosen.len() as u32;
+            before[1..][..chosen.len()].copy_from_slice(chosen);
+        }
         if n_tok == 1 {
-            let before = self.memory.before[own * n_head * (1 + shape.n_recall)..].chunks_exact_mut(1 + shape.n_recall);
-            for ((choice, found), before) in choices.iter_mut().zip(found.chunks_exact_mut(n_part * part_len)).zip(before) {
-                count_again(&self.counters, before, choice.get().numbers());
+            for found in found.chunks_exact_mut(n_part * part_len) {
                 let (first, later) = found.split_at_mut(part_len);
                 merge_parts(kernels, shape.n_q, first, later);
             }
@@ -443,8 +451,8 @@ struct Memory {
     is_left: Buf<u8>,
     /// `[n_tile]`: of what was written of each (`kept`).
     sums: Buf<u64>,
-    /// `[n_layer][n_head_kv][1 + n_recall]`: how many pieces the latest step of one token fetched,
-    /// and which.
+    /// `[n_layer][n_head_kv][1 + n_recall]`: how many pieces the latest step fetched (of a batch, its last
+    /// tokens), and which.
     before: Buf<u32>,
     /// `[n_batch / share][n_head_kv][per_head][partial_len]`: what the tokens under way found; `per_head` tokens, or parts of what one
     /// token found, of which the first has all.
@@ -508,14 +516,11 @@ impl PastShape {
     }
 }
 
-/// How many of the pieces were fetched a step ago too; and remembers them.
-fn count_again(counters: &Counters, before: &mut [u32], chosen: &[u32]) {
-    let Some((n_before, before)) = before.split_first_mut() else { return };
-    let n_again = chosen.iter().filter(|piece| before[..*n_before as usize].contains(piece)).count();
+/// Counts the pieces that the step `before` had fetched too.
+fn count_again(counters: &Counters, before: &[u32], chosen: &[u32]) {
+    let before = &before[1..][..before[0] as usize];
     Counters::add(&counters.n_single, chosen.len());
-    Counters::add(&counters.n_again, n_again);
-    before[..chosen.len()].copy_from_slice(chosen);
-    *n_before = chosen.len() as u32;
+    Counters::add(&counters.n_again, chosen.iter().filter(|piece| before.contains(piece)).count());
 }
 
 /// What the keys of a head have in common, in the basis of the index.

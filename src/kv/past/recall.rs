@@ -47,6 +47,8 @@ pub(super) struct World<'a, R> {
     pub means: &'a [f32],
     pub angles: &'a Angles,
     pub renumbered: (u64, i64),
+    /// `[n_head_kv][1 + n_recall]`: how many pieces the latest step fetched in this layer, and which.
+    pub before: &'a [u32],
     pub counters: &'a Counters,
     pub kernels: Kernels,
     pub rotary: &'a R,
@@ -74,6 +76,9 @@ pub(super) struct Chosen {
 
 /// Every token of a piece.
 const ALL: u8 = (1 << PIECE) - 1;
+/// Where one token asks, shares of pieces that the latest step fetched count so many times. Neighbouring tokens ask for much the same,
+/// and what is read again is in memory; what it costs and gains is in docs/past.md.
+const STAYING: f32 = 2.0;
 
 impl Choice {
     pub fn carve(arena: &mut Arena, s: &PastShape) -> Choice {
@@ -190,7 +195,7 @@ impl Chooser {
         self.mark_live(w, head);
         let n_query = self.ask(w, head, w.tokens_of(group));
         self.scan(w, head, n_query);
-        let n = self.best(w, n_query);
+        let n = self.best(w, head, n_query);
         for (&piece, (out, lost)) in self.order[..n].iter().zip(chosen.pieces.iter_mut().zip(&mut *chosen.lost)) {
             *out = piece as u32;
             let live = self.live[*out as usize / PIECES] >> (*out as usize % PIECES * PIECE);
@@ -277,7 +282,7 @@ impl Chooser {
     }
 
     /// Puts the pieces that are wanted most into `order`, oldest first: how many.
-    fn best<R>(&mut self, w: &World<R>, n_query: usize) -> usize {
+    fn best<R>(&mut self, w: &World<R>, head: Head, n_query: usize) -> usize {
         let (n_piece, n_recall, n_used) = (w.shape.n_piece(), w.shape.n_recall, w.n_used() * PIECES);
         let shares = &mut self.shares[..n_used];
         // Of any query: a piece has a score for all or for none.
@@ -290,6 +295,9 @@ impl Chooser {
         if n_scored > n_recall {
             for scores in self.scores[..n_query * n_piece].chunks_exact_mut(n_piece) {
                 w.kernels.add_shares(&mut scores[..n_used], shares);
+            }
+            if w.n_tok == 1 {
+                w.before(head).iter().for_each(|&piece| shares[piece as usize] *= STAYING);
             }
             least = least_of_best(shares, n_recall);
         }
@@ -379,6 +387,12 @@ impl<R> World<'_, R> {
 
     fn positions(&self, head: Head) -> &[Pos] {
         &self.asking.positions[head.0 * self.asking.n_slot..][..self.asking.n_live]
+    }
+
+    /// The pieces that the latest step fetched.
+    fn before(&self, head: Head) -> &[u32] {
+        let (n, pieces) = self.before[head.0 * (1 + self.shape.n_recall)..].split_first().expect("a number of each head");
+        &pieces[..*n as usize]
     }
 
     /// The queries of a token that share a KV head.
