@@ -4,6 +4,7 @@
 
 mod api;
 mod chat;
+mod cut;
 mod fake_engine;
 mod habits;
 mod harmony;

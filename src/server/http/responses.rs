@@ -18,6 +18,7 @@ use super::reader::Reader;
 use super::run::{Facts, Manner, Piece};
 use super::stream::{Format, Order, Part, answer};
 use super::thinking::Splitter;
+use super::tools::arguments_object;
 use super::{body, messages, prompt, sampling};
 
 pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Response> {
@@ -313,15 +314,17 @@ impl Responses {
         self.open = Some(open);
     }
 
-    fn close(&mut self, out: &mut String) {
+    /// The item that was being written ends. `is_cut`: so does the answer, for want of tokens. A call is whole or it is not.
+    fn close(&mut self, is_cut: bool, out: &mut String) {
         let Some(open) = self.open.take() else { return };
         let index = self.items.len();
         if open.call.is_some() {
-            let done = json!({ "item_id": open.id, "output_index": index, "arguments": open.text });
-            self.event("response.function_call_arguments.done", done, out);
-            let item = item(&open, "completed");
-            self.event("response.output_item.done", json!({ "output_index": index, "item": item.clone() }), out);
-            return self.items.push(item);
+            let is_whole = arguments_object(&open.text).is_some();
+            if is_whole {
+                let done = json!({ "item_id": open.id, "output_index": index, "arguments": open.text });
+                self.event("response.function_call_arguments.done", done, out);
+            }
+            return self.done(&open, is_whole, out);
         }
         let place = json!({ "item_id": open.id, "output_index": index, "content_index": 0 });
         let mut done = place.clone();
@@ -334,8 +337,12 @@ impl Responses {
         let mut done = place;
         done["part"] = content(open.is_reasoning, &open.text);
         self.event("response.content_part.done", done, out);
-        let item = item(&open, "completed");
-        self.event("response.output_item.done", json!({ "output_index": index, "item": item.clone() }), out);
+        self.done(&open, !is_cut, out);
+    }
+
+    fn done(&mut self, open: &Open, is_whole: bool, out: &mut String) {
+        let item = item(open, if is_whole { "completed" } else { "incomplete" });
+        self.event("response.output_item.done", json!({ "output_index": self.items.len(), "item": item.clone() }), out);
         self.items.push(item);
     }
 
@@ -346,7 +353,7 @@ impl Responses {
                 Told::Thought(text) => self.write(facts, true, &text, out),
                 Told::Text(text) => self.write(facts, false, &text, out),
                 Told::Begin { id, name, .. } => {
-                    self.close(out);
+                    self.close(false, out);
                     let open = Open { is_reasoning: false, id: random_name("fc_"), text: String::new(), call: Some((id, name)) };
                     let added = json!({ "output_index": self.items.len(), "item": item(&open, "in_progress") });
                     self.event("response.output_item.added", added, out);
@@ -364,8 +371,13 @@ impl Responses {
     }
 
     fn write(&mut self, facts: &Facts, is_reasoning: bool, text: &str, out: &mut String) {
+/// Whether an answer ended for want of tokens.
+fn is_cut(facts: &Facts) -> bool {
+    facts.finish == Some(Finish::Length)
+}
+
         if self.open.as_ref().is_none_or(|open| open.is_reasoning != is_reasoning || open.call.is_some()) {
-            self.close(out);
+            self.close(is_cut(facts), out);
             self.open(is_reasoning, out);
         }
         let index = self.items.len();
@@ -386,9 +398,8 @@ impl Responses {
     fn complete(&self) -> Value {
         let mut response = self.base.clone();
         let progress = &self.facts.progress;
-        let is_cut = self.facts.finish == Some(Finish::Length);
-        response["status"] = if is_cut { "incomplete" } else { "completed" }.into();
-        if is_cut {
+        response["status"] = self.status().into();
+        if is_cut(&self.facts) {
             response["incomplete_details"] = json!({ "reason": "max_output_tokens" });
         }
         response["output"] = self.items.clone().into();
@@ -429,26 +440,30 @@ impl Format for Responses {
     fn part_end(&mut self, facts: &Facts, out: &mut String) {
         let rest = self.reader.finish();
         self.told(facts, rest, out);
-        self.close(out);
+        self.close(is_cut(facts), out);
         self.app.ring.keep(self.reader.calls.triples(), &self.reader.calls.raw);
         // An answer that calls nothing has a message, be it empty.
         if self.items.iter().all(|item| item["type"] == "reasoning") {
             self.open(false, out);
-            self.close(out);
+            self.close(false, out);
         }
         self.facts = *facts;
     }
 
     fn end(&mut self, out: &mut String) {
-        // Clients wait for this event, whatever ended the answer; its status says what did.
         let event = json!({ "response": self.complete(), "timings": timings(&self.facts.progress) });
-        self.event("response.completed", event, out);
+        self.event(&format!("response.{}", self.status()), event, out);
     }
 
     fn failed(&mut self, refusal: &Refusal, out: &mut String) {
         let error = refusal.object();
         let event = json!({ "code": error["code"], "message": error["message"], "param": error["param"], "error": error });
         self.event("error", event, out);
+    }
+
+    /// How it ended.
+    fn status(&self) -> &'static str {
+        if is_cut(&self.facts) { "incomplete" } else { "completed" }
     }
 
     fn whole(&mut self, parts: Vec<Part>, _gaps: &mut Gaps) -> Value {

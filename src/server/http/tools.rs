@@ -1,7 +1,7 @@
 //! Tools: how a family of models writes calls of them, what a request says of them, and the grammar that makes calls good ones. How
 //! written calls are read back is `calls`; what models are told whose templates know no tools is `words`.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::constraint::{Prepared, Rules, prepared, quoted};
 use crate::text::{Conversation, Tokenizer};
@@ -368,7 +368,7 @@ pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring, must_cal
 fn call_in_words(function: &Value, tools: &[Value]) -> String {
     let name = function["name"].as_str().unwrap_or_default();
     let arguments = match &function["arguments"] {
-        Value::String(text) => arguments_object(text),
+        Value::String(text) => arguments_object(text).unwrap_or_else(|| json!({})),
         other => other.clone(),
     };
     let tool = tools.iter().map(|tool| &tool["function"]).find(|tool| tool["name"] == name);
@@ -380,7 +380,7 @@ pub fn call_json(id: &str, name: &str, arguments: &str) -> Value {
     json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } })
 }
 
-/// Arguments as an object, for Ollama.
-pub fn arguments_object(arguments: &str) -> Value {
-    serde_json::from_str(arguments).unwrap_or_else(|_| Value::Object(Map::new()))
+/// Arguments as an object; none where they have no end, or are none.
+pub fn arguments_object(arguments: &str) -> Option<Value> {
+    serde_json::from_str(arguments).ok().filter(Value::is_object)
 }
