@@ -42,13 +42,14 @@ pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Respo
 fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
     let fields = Fields::of_body(&body)?;
     let mut wishes = sampling::read(app, &fields, &LIMITS)?;
+    let n_probs = sampling::n_tops(&fields, "n_probs")?;
     let n_top = match fields.flag("logprobs")? {
         true => Some(sampling::n_tops(&fields, "top_logprobs")?.unwrap_or(0)),
         false if fields.get("top_logprobs").is_some_and(|n| n != 0) => {
             return Err(fields.invalid("top_logprobs", "needs `logprobs`: true"));
         }
         // llama-server's word for the same.
-        false => sampling::n_tops(&fields, "n_probs")?.filter(|n| *n > 0),
+        false => n_probs.filter(|n| *n > 0),
     };
     check_forms(&fields)?;
     // The chosen token's own is told where any are.
