@@ -11,6 +11,7 @@ mod harmony;
 mod http;
 mod info;
 mod kept;
+mod named;
 mod obey;
 mod tools;
 mod whole;
