@@ -546,6 +546,25 @@ fn an_empty_key_is_refused_and_a_time_in_which_nothing_can_come() {
     for empty in ["", "  "] {
         refused(&["plan", "serve", "-m", &m, "--api-key", "one", "--api-key", empty], 2, &["--api-key", "empty"]);
     }
+    refused(&["plan", "serve", "-m", &m, "--api-key", "one,"], 2, &["--api-key", "empty"]);
     assert!(run(&["plan", "serve", "-m", &m, "--api-key", "one"]).status.success());
     refused(&["plan", "serve", "-m", &m, "--io-timeout", "0"], 2, &["--io-timeout"]);
+}
+
+/// What no request can say would never match.
+#[test]
+#[cfg(feature = "serve")]
+fn hosts_origins_and_keys_that_cannot_come_are_refused() {
+    let m = tiny();
+    for (flag, bad, way_out) in [
+        ("--allowed-hosts", "pi,pi.local:8192", "without http://"),
+        ("--allowed-hosts", "http://pi.local", "without http://"),
+        ("--cors-origins", "localhost,b.com", "its scheme"),
+        ("--cors-origins", "http://b.com/", "without a path"),
+        ("--api-key", "one,t\nwo", "line break"),
+    ] {
+        refused(&["plan", "serve", "-m", &m, flag, bad], 2, &[flag, way_out]);
+    }
+    let good = ["--allowed-hosts", "pi,pi.local", "--cors-origins", "http://b.com:3000,localhost", "--api-key", "one,two"];
+    assert!(run(&[&["plan", "serve", "-m", &m][..], &good].concat()).status.success());
 }

@@ -139,8 +139,11 @@ class Chat(unittest.TestCase):
             )
         )
         self.assertEqual(events[0].type, "response.created")
-        self.assertIn(events[-1].type, ("response.completed", "response.incomplete"))
+        self.assertEqual(events[-1].type, f"response.{answer.status}")
         self.assertEqual("".join(e.delta for e in events if e.type == "response.output_text.delta"), answer.output_text)
+        cut = client.responses.create(model="any", input="Tell me a long story.", max_output_tokens=4, stream=True)
+        *_, last = cut
+        self.assertEqual((last.type, last.response.output[0].status), ("response.incomplete", "incomplete"))
 
 
 class Tools(unittest.TestCase):

@@ -4,12 +4,14 @@
 
 mod api;
 mod chat;
+mod cut;
 mod fake_engine;
 mod habits;
 mod harmony;
 mod http;
 mod info;
 mod kept;
+mod named;
 mod obey;
 mod tools;
 mod whole;

@@ -116,6 +116,49 @@ fn answers_obey_schemas_grammars_and_tools() {
 }
 
 #[test]
+fn a_schema_that_nothing_can_follow_is_named_and_a_form_is_repeated() {
+    let program = Program::start(&["--kv-budget", "8MiB", "--grammar-memory", "8MiB"]);
+    let tool = |name: &str, needed: &str| {
+        let parameters = json!({ "type": "object", "properties": { "a": { "type": "string" } }, "required": [needed] });
+        json!({ "type": "function", "function": { "name": name, "parameters": parameters } })
+    };
+    let body = json!({ "messages": user("Hi"), "tools": [tool("f", "a"), tool("g", "b")] });
+    let refused = |path: &str, body: &Value, param: &str| {
+        let reply = post(program.address, path, body);
+        let error = &reply.json()["error"];
+        assert_eq!((reply.status, &error["code"], &error["param"]), (400, &json!("invalid_grammar"), &json!(param)), "{error}");
+    };
+    refused("/v1/chat/completions", &body, "tools[1].function.parameters");
+    let flat = |tool: Value| with(&json!({ "type": "function" }), tool["function"].clone());
+    let tools = json!([flat(tool("f", "a")), flat(tool("g", "b"))]);
+    refused("/v1/responses", &json!({ "input": "Hi", "tools": tools }), "tools[1].parameters");
+    let format = json!({ "type": "json_schema", "name": "n", "schema": { "not": {} } });
+    refused("/v1/responses", &json!({ "input": "Hi", "text": { "format": format } }), "text.format");
+    let reply = post(program.address, "/api/chat", &json!({ "messages": user("Hi"), "format": { "not": {} } }));
+    assert!(
+        reply.status == 400 && reply.json()["error"].as_str().is_some_and(|e| e.starts_with("`format`: ")),
+        "{}",
+        reply.text()
+    );
+
+    let format = json!({ "type": "json_schema", "name": "n", "schema": { "enum": ["yes", "no"] }, "strict": true });
+    let body = json!({ "input": "Is it?", "max_output_tokens": 8, "text": { "format": format } });
+    let answer = post(program.address, "/v1/responses", &body).json();
+    assert_eq!(answer["text"]["format"], format, "{answer}");
+    // What arguments may be is an object, whatever else a schema allows.
+    for parameters in
+        [json!({}), json!({ "type": ["object", "string"] }), json!({ "anyOf": [{ "type": "string" }, { "type": "object" }] })]
+    {
+        let tool = json!({ "type": "function", "function": { "name": "note", "parameters": parameters } });
+        let body = json!({ "messages": user("Note: milk."), "tools": [tool], "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 100 });
+        let answer = program.chat(with(&body, json!({ "logit_bias": { "\"": 20 } })));
+        let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
+        assert!(call["arguments"].as_str().is_some_and(|arguments| arguments.starts_with('{')), "{answer}");
+    }
+    assert_eq!(program.stop(), 0);
+}
+
+#[test]
 fn run_obeys_a_grammar_and_a_schema_within_its_plan() {
     let file = std::env::temp_dir().join(format!("lowkey-grammar-{}.gbnf", std::process::id()));
     std::fs::write(&file, "root ::= (\"left\" | \"right\") \".\"\n").expect("a file");

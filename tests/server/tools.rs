@@ -6,14 +6,14 @@ use lowkey::text::ChatTemplate;
 use lowkey_test_kit::client::{Reply, post};
 use serde_json::{Value, json};
 
-const CALL: &str = "<tool_call>\n{\"name\": \"now\", \"arguments\": {\"zone\":  \"U{}C\"}}\n</tool_call>";
+pub const CALL: &str = "<tool_call>\n{\"name\": \"now\", \"arguments\": {\"zone\":  \"U{}C\"}}\n</tool_call>";
 const ARGUMENTS: &str = "{\"zone\":  \"U{}C\"}";
 /// A call of a model that is told of tools in the system's turn.
-const IN_WORDS: &str = "<call>now( zone: \"U{}C\")";
+pub const IN_WORDS: &str = "<call>now( zone: \"U{}C\")";
 const WORDS_ARGUMENTS: &str = "{\"zone\": \"U{}C\"}";
 
 /// A server whose template tells of tools, as Hermes does.
-fn hermes() -> Server {
+pub fn hermes() -> Server {
     let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                     {% if tools %}{{ tools | length }} <tool_call>{% endif %}<|im_start|>assistant\n";
     Server::with_template(ChatTemplate::new(template).expect("a template"), |_| ())

@@ -113,6 +113,30 @@ fn an_answer_is_what_run_says_and_memory_is_within_the_plan() {
     assert_eq!(program.stop(), 0);
 }
 
+#[test]
+fn answers_that_a_stop_cuts_say_so() {
+    for _ in 0..4 {
+        let program = Program::start(&["--streams", "2", "--kv-budget", "8MiB", "--stop-wait", "0.3", "--max-tokens", "-1"]);
+        let (address, asks) = (program.address, [true, false]);
+        let replies = asks.map(|stream| {
+            let messages = json!([{ "role": "user", "content": "Tell me a story." }]);
+            let body = json!({ "messages": messages, "ignore_eos": true, "max_tokens": 1_000_000, "stream": stream });
+            std::thread::spawn(move || post(address, "/v1/chat/completions", &body))
+        });
+        let begun = Instant::now();
+        while !get(address, "/metrics").text().contains("lowkey_requests_running 2") {
+            assert!(begun.elapsed() < Duration::from_secs(60), "they never begin");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(program.stop(), 0);
+        let [told, whole] = replies.map(|reply| reply.join().expect("a reply"));
+        let (events, is_done) = told.events();
+        let error = &events.last().expect("an event")["error"];
+        assert!(!is_done && error["type"] == "unavailable_error", "{error}");
+        assert_eq!((whole.status, &whole.json()["error"]["type"]), (503, &json!("unavailable_error")));
+    }
+}
+
 /// Two streams, each with an arena that holds a quarter of the prompt, and a past.
 #[test]
 fn streams_with_a_past_in_a_file_answer_as_run_does_with_one() {

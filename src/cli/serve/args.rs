@@ -54,10 +54,10 @@ pub struct ServeArgs {
     /// Seconds of silence after which a stream of events gets a comment; 0: never
     #[arg(long, value_name = "S", default_value = "15")]
     pub ping: Seconds,
-    /// A key that requests must bear; may be given several times
-    #[arg(long, value_name = "KEY")]
+    /// Keys, with commas, one of which requests must bear; may be given several times
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub api_key: Vec<String>,
-    /// A file of keys, one a line
+    /// A file of keys, one a line, which may hold commas
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
     /// Origins whose pages may use the server, with commas; localhost for any port of this machine, or *
@@ -160,6 +160,17 @@ fn words(list: &[String]) -> Vec<String> {
     list.iter().map(|word| word.trim().to_owned()).filter(|word| !word.is_empty()).collect()
 }
 
+fn check_keys(flag: &'static str, keys: &[String]) -> Result<()> {
+    match keys.iter().all(|key| http::can_be_key(key)) {
+        true => Ok(()),
+        false => {
+            let what =
+                "a key has a line break or another control character, which no request can bear: give one of letters and digits";
+            Err(Error::usage(flag, what))
+        }
+    }
+}
+
 impl ServeArgs {
     /// Keys of the flags and of the file.
     fn keys(&self) -> Result<Vec<String>> {
@@ -171,6 +182,7 @@ impl ServeArgs {
                 "the key is empty: give one, or leave it out, and whoever reaches the server may use it",
             ));
         }
+        check_keys("--api-key", &keys)?;
         if let Some(path) = &self.api_key_file {
             let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
             let before = keys.len();
@@ -178,8 +190,40 @@ impl ServeArgs {
             if keys.len() == before {
                 return Err(Error::usage("--api-key-file", format!("{}: no keys in it: one a line", path.display())));
             }
+            check_keys("--api-key-file", &keys[before..])?;
         }
         Ok(keys)
+    }
+
+    /// Those of `--allowed-hosts`.
+    fn allowed_hosts(&self) -> Result<Vec<String>> {
+        let hosts = words(&self.allowed_hosts);
+        match hosts.iter().find(|host| !http::can_be_host(host)) {
+            None => Ok(hosts),
+            Some(host) => Err(Error::usage(
+                "--allowed-hosts",
+                format!(
+                    "'{}' is no name of a host: give it without http://, port and path, such as pi.local",
+                    host.escape_debug()
+                ),
+            )),
+        }
+    }
+
+    /// Those of `--cors-origins`.
+    fn cors_origins(&self) -> Result<Vec<String>> {
+        let origins = words(&self.cors_origins);
+        match origins.iter().find(|origin| !http::can_be_origin(origin)) {
+            None => Ok(origins),
+            Some(origin) => Err(Error::usage(
+                "--cors-origins",
+                format!(
+                    "'{}' is no origin as browsers say it: give its scheme, its host in small letters, and its port where it is not \
+                     the scheme's own, such as http://pi.local:3000, without a path; or localhost, or *",
+                    origin.escape_debug()
+                ),
+            )),
+        }
     }
 
     /// For streams of `n_ctx` tokens.
@@ -216,9 +260,9 @@ impl ServeArgs {
             keep_alive: self.keep_alive.0,
             ping: self.ping.0,
             api_keys: self.keys()?,
-            cors_origins: words(&self.cors_origins),
+            cors_origins: self.cors_origins()?,
             cors_credentials: self.cors_credentials,
-            allowed_hosts: words(&self.allowed_hosts),
+            allowed_hosts: self.allowed_hosts()?,
             thinking: match self.thinking {
                 Thinking::Auto => http::Thinking::Auto,
                 Thinking::On => http::Thinking::On,

@@ -37,6 +37,9 @@ const BACKLOG: u32 = 64;
 /// How long a connection beyond all others is listened to.
 const TURNING_AWAY: Duration = Duration::from_millis(500);
 
+/// For answers that are ended with `stop_wait`, to tell their clients.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener, PathBuf),
@@ -110,7 +113,7 @@ impl Network {
         self.listeners.iter().filter_map(address).collect()
     }
 
-    /// Serves until `Shared::stop`, then until answers under way have ended or `stop_wait` is over.
+    /// Serves until `Shared::stop`, then until answers under way have ended, or `stop_wait` is over and they had time to say so.
     pub fn serve(self, settings: Settings, shared: Arc<Shared>) -> Result<()> {
         let Network { runtime, listeners } = self;
         let stop_wait = settings.stop_wait;
@@ -131,7 +134,7 @@ impl Network {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
-            let _ = timeout(stop_wait, gone).await;
+            let _ = timeout(stop_wait + LAST_WORDS, gone).await;
         });
         // Connections that are left are closed with it.
         drop(runtime);

@@ -1,9 +1,11 @@
 //! Calls of tools, read back from an answer as it comes: text before the mark is text, behind it stand calls. What turns out to be no
 //! call is text after all.
 
+use serde_json::Value;
+
 use super::answers::random_name;
 use super::scan::Scan;
-use super::tools::Family;
+use super::tools::{Family, arguments_object};
 use super::words::{self, Name};
 
 /// What a piece of an answer came to.
@@ -30,6 +32,13 @@ pub struct Call {
     pub id: String,
     pub name: String,
     pub arguments: String,
+}
+
+impl Call {
+    /// Its arguments; none where the answer ended within them.
+    pub fn object(&self) -> Option<Value> {
+        arguments_object(&self.arguments)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,6 +163,11 @@ impl Calls {
             true => say(held, told),
             false => self.raw.push_str(&held),
         }
+    }
+
+    /// Whether there are calls, and each has come to its end.
+    pub fn are_whole(&self) -> bool {
+        !self.calls.is_empty() && self.calls.iter().all(|call| call.object().is_some())
     }
 
     /// `(id, name, arguments)` of each.

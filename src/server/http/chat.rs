@@ -6,13 +6,13 @@ use axum::extract::{Request as HttpRequest, State};
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use crate::server::desk::{Finish, Request};
+use crate::server::desk::Request;
 
 use super::answers::{
     fingerprint, finish_reason, memory, now, prompt_progress, random_name, sse, timings, tokens_with_tops, usage,
 };
 use super::app::{App, AppState};
-use super::calls::Told;
+use super::calls::{Calls, Told};
 use super::error::{Checked, Refusal};
 use super::fields::Fields;
 use super::gaps::Gaps;
@@ -42,13 +42,14 @@ pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Respo
 fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
     let fields = Fields::of_body(&body)?;
     let mut wishes = sampling::read(app, &fields, &LIMITS)?;
+    let n_probs = sampling::n_tops(&fields, "n_probs")?;
     let n_top = match fields.flag("logprobs")? {
         true => Some(sampling::n_tops(&fields, "top_logprobs")?.unwrap_or(0)),
         false if fields.get("top_logprobs").is_some_and(|n| n != 0) => {
             return Err(fields.invalid("top_logprobs", "needs `logprobs`: true"));
         }
         // llama-server's word for the same.
-        false => sampling::n_tops(&fields, "n_probs")?.filter(|n| *n > 0),
+        false => n_probs.filter(|n| *n > 0),
     };
     check_forms(&fields)?;
     // The chosen token's own is told where any are.
@@ -178,9 +179,12 @@ impl Chat {
     }
 }
 
-/// How an answer ended that calls tools.
-pub fn calls_reason(facts: &Facts) -> &'static str {
-    if facts.finish == Some(Finish::Length) { "length" } else { "tool_calls" }
+/// How an answer ended. One that ended within a call does not say `tool_calls`: clients run what ended so.
+fn reason(facts: &Facts, calls: &Calls) -> &'static str {
+    match finish_reason(facts) {
+        "stop" if calls.are_whole() => "tool_calls",
+        other => other,
+    }
 }
 
 impl Format for Chat {
@@ -219,7 +223,7 @@ impl Format for Chat {
         let rest = self.reader.finish();
         self.deltas(facts, rest, out);
         let calls = std::mem::replace(&mut self.reader, self.fresh.clone()).calls;
-        let reason = if calls.calls.is_empty() { finish_reason(facts) } else { calls_reason(facts) };
+        let reason = reason(facts, &calls);
         self.app.ring.keep(calls.triples(), &calls.raw);
         self.held.clear();
         self.parts.push(*facts);
@@ -257,12 +261,11 @@ impl Format for Chat {
             let (thoughts, content) = reader.whole(&part.text);
             let calls = reader.calls;
             let mut message = json!({ "role": "assistant", "content": content });
-            let mut reason = finish_reason(&part.facts);
+            let reason = reason(&part.facts, &calls);
             if !calls.calls.is_empty() {
                 let all = calls.calls.iter().map(|call| call_json(&call.id, &call.name, &call.arguments));
                 message["tool_calls"] = all.collect();
                 message["content"] = if content.is_empty() { Value::Null } else { content.into() };
-                reason = calls_reason(&part.facts);
                 self.app.ring.keep(calls.triples(), &calls.raw);
             }
             if !thoughts.is_empty() {

@@ -28,6 +28,9 @@ pub const JSON: &str = "application/json; charset=utf-8";
 
 pub type Checked<T> = Result<T, Refusal>;
 
+/// What fields are called here, and by the request.
+pub type Names = Vec<(String, String)>;
+
 impl Refusal {
     fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
         let message = message.into();
@@ -108,6 +111,20 @@ impl Refusal {
         let mut refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", None, message);
         refusal.retry_after_s = Some(retry_after_s.clamp(1, 60));
         refusal
+    }
+
+    /// The same for a request that calls fields otherwise: of `names` the longer come first.
+    pub fn renamed(mut self, names: &[(String, String)]) -> Self {
+        for (here, there) in names {
+            for end in ['`', '.', '['] {
+                self.message = self.message.replace(&format!("`{here}{end}"), &format!("`{there}{end}"));
+            }
+            let rest = self.param.as_deref().and_then(|param| param.strip_prefix(here.as_str()));
+            if let Some(rest) = rest.filter(|rest| rest.is_empty() || rest.starts_with(['.', '['])) {
+                self.param = Some(format!("{there}{rest}"));
+            }
+        }
+        self
     }
 
     /// The connection ends with the answer.

@@ -28,12 +28,14 @@ pub fn wanted(name: &str, what: &str, found: &Value) -> Refusal {
 }
 
 impl<'a> Fields<'a> {
-    /// Of the body as a whole.
+    /// Of the body as a whole. A model may be called anything, for there is one; what is no name is refused on every path.
     pub fn of_body(body: &'a Value) -> Checked<Self> {
-        match body {
-            Value::Object(map) => Ok(Fields { map, within: "" }),
-            other => Err(Refusal::bad("invalid_json", format!("the body is {}: send a JSON object", kind(other)))),
-        }
+        let Value::Object(map) = body else {
+            return Err(Refusal::bad("invalid_json", format!("the body is {}: send a JSON object", kind(body))));
+        };
+        let fields = Fields { map, within: "" };
+        fields.string("model")?;
+        Ok(fields)
     }
 
     /// Of a value that is called `within`.
@@ -106,14 +108,14 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The first of several names that is there.
+    /// The first of several names that is there; what the others say is checked too.
     pub fn integer_of(&self, names: &[&str], least: i64, most: i64) -> Checked<Option<i64>> {
+        let mut first = None;
         for name in names {
-            if let Some(number) = self.integer(name, least, most)? {
-                return Ok(Some(number));
-            }
+            let number = self.integer(name, least, most)?;
+            first = first.or(number);
         }
-        Ok(None)
+        Ok(first)
     }
 
     /// One of a set of words.

@@ -56,6 +56,27 @@ fn is_address(host: &str) -> bool {
     host.parse::<Ipv4Addr>().is_ok() || in_brackets.is_some_and(|host| host.parse::<Ipv6Addr>().is_ok())
 }
 
+/// Whether requests can call a host so.
+pub fn can_be_host(text: &str) -> bool {
+    let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    is_address(text) || !text.is_empty() && text.bytes().all(is_of_name)
+}
+
+/// Whether browsers can name an origin so, or it stands for some.
+pub fn can_be_origin(text: &str) -> bool {
+    let Some((scheme, authority)) = text.split_once("://") else { return ["*", "localhost", "null"].contains(&text) };
+    let is_of_scheme = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte);
+    let is_of_authority = |byte: u8| byte.is_ascii_graphic() && !byte.is_ascii_uppercase() && !b"/?#@".contains(&byte);
+    let default_port = [("http", ":80"), ("https", ":443")].iter().find(|(name, _)| *name == scheme);
+    let is_written = !scheme.is_empty() && scheme.bytes().all(is_of_scheme) && !authority.is_empty();
+    is_written && authority.bytes().all(is_of_authority) && default_port.is_none_or(|(_, port)| !authority.ends_with(port))
+}
+
+/// Whether a header can hold a key.
+pub fn can_be_key(text: &str) -> bool {
+    !text.contains(char::is_control)
+}
+
 /// Whether the request was addressed to this server and not to a name that somebody made point here.
 pub fn check_host(settings: &Settings, version: Version, headers: &HeaderMap) -> Checked<()> {
     let Some(value) = headers.get(HOST) else {

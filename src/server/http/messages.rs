@@ -8,7 +8,7 @@ use crate::text::Conversation;
 use super::constraint::check_schema;
 use super::error::{Checked, Refusal, quoted};
 use super::fields::{Fields, wanted};
-use super::tools::Tools;
+use super::tools::{Tools, objects};
 
 const MAX_MESSAGES: usize = 256;
 const MAX_TOOLS: usize = 64;
@@ -185,6 +185,10 @@ fn tools(fields: &Fields<'_>) -> Checked<Option<Value>> {
         function.string("description")?;
         if let Some(parameters) = function.get("parameters") {
             check_schema(parameters, &function.name("parameters"))?;
+            if !parameters.is_object() || objects(parameters).is_none() {
+                let what = "arguments are an object, which this schema allows none of: send one of `\"type\": \"object\"`";
+                return Err(function.invalid("parameters", what));
+            }
         }
     }
     let tools = Value::Array(tools.to_vec());

@@ -63,6 +63,7 @@ use super::desk::{Desk, MAX_PROBS, OUTBOX_TEXT_BYTES, OUTBOX_TOKENS, Sampled};
 
 pub use accept::Network;
 pub use body::json_bytes;
+pub use guard::{can_be_host, can_be_key, can_be_origin};
 
 /// What ordinary work takes of the stacks of the network's thread and of the clerk.
 pub const WARM_STACK_BYTES: usize = 128 << 10;

@@ -1,5 +1,6 @@
 //! What the server is: its health, its model, its properties, its page.
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use hyper::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use super::answers::{fingerprint, json_response, unix_seconds};
 use super::app::{App, AppState};
 use super::error::{Checked, Refusal, quoted};
-use super::sampling;
+use super::{sampling, slots};
 
 const PAGE: &str = include_str!("../page.html");
 /// The page's own script and style, and this server.
@@ -56,7 +57,8 @@ pub async fn list(State(app): AppState) -> Response {
     json_response(&json!({ "object": "list", "data": [model(&app)] }))
 }
 
-pub async fn one(State(app): AppState, Path(id): Path<String>) -> Checked<Response> {
+pub async fn one(State(app): AppState, id: Result<Path<String>, PathRejection>) -> Checked<Response> {
+    let id = slots::piece(id, "id")?;
     match app.shared.model.aliases.contains(&id) {
         true => Ok(json_response(&model(&app))),
         false => Err(Refusal::not_found(format!("model {} not found: this server has {}", quoted(&id), app.shared.model.name()))),

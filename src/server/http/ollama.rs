@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::answers::json_response;
 use super::app::{App, AppState};
-use super::error::{Checked, Refusal, quoted};
+use super::error::{Checked, Names, Refusal, quoted};
 use super::fields::{Fields, wanted};
 use super::messages;
 use super::ollama_answer::{Answer, date, loaded};
@@ -182,14 +182,16 @@ const OPTIONS: [&str; 14] = [
 /// The request in the words of a chat; none: nothing is asked but that the model be there, which it is.
 fn read(app: &Arc<App>, body: Value, is_chat: bool) -> Checked<Option<Order>> {
     let fields = Fields::of_body(&body)?;
-    let mut chat = Map::new();
+    let (mut chat, mut names) = (Map::new(), Names::new());
     if let Some(options) = fields.object("options")? {
         let given = OPTIONS.iter().filter_map(|name| Some(((*name).to_owned(), options.get(*name)?.clone())));
         chat.extend(given);
+        names.extend(chat.keys().map(|name| (name.clone(), format!("options.{name}"))));
         if options.contains_key("num_ctx") {
             log::debug!("num_ctx of a request changes nothing: the context is the server's");
         }
     }
+    names.extend(["response_format", "json_schema"].map(|name| (name.into(), "format".into())));
     match fields.get("format") {
         None => {}
         Some(Value::String(word)) if word.is_empty() => {}
@@ -222,13 +224,17 @@ fn read(app: &Arc<App>, body: Value, is_chat: bool) -> Checked<Option<Order>> {
         return Err(Refusal::unsupported_field("logprobs", "ask `/v1/chat/completions` for them"));
     }
     let is_asked = if is_chat { read_messages(&fields, &mut chat)? } else { read_prompt(&fields, &mut chat)? };
+    if !is_chat {
+        names.push(("messages".into(), "prompt".into()));
+    }
     if !is_asked {
         return Ok(None);
     }
     let is_stream = fields.bool("stream")?.unwrap_or(true);
     let is_raw = !is_chat && fields.flag("raw")?;
     drop(body);
-    order(app, Value::Object(chat), is_chat, is_raw, is_stream).map(Some)
+    let order = order(app, Value::Object(chat), is_chat, is_raw, is_stream);
+    order.map(Some).map_err(|refusal| refusal.renamed(&names))
 }
 
 /// The messages of `/api/chat`. False: there are none.

@@ -15,7 +15,6 @@ use super::gaps::Gaps;
 use super::reader::Reader;
 use super::run::{Facts, Piece};
 use super::stream::{Format, Part};
-use super::tools::arguments_object;
 
 /// What is said in a line.
 #[derive(Default)]
@@ -66,11 +65,11 @@ pub struct Answer {
     begun: Instant,
 }
 
-/// Arguments are objects here. An id is not Ollama's; it does no harm, and comes back with what was called.
-fn calls_json(calls: &[Call]) -> Value {
-    let one =
-        |call: &Call| json!({ "id": call.id, "function": { "name": call.name, "arguments": arguments_object(&call.arguments) } });
-    calls.iter().map(one).collect()
+/// Arguments are objects here, so that half a call cannot be told: it is left out, as Ollama does. An id is not Ollama's; it does no
+/// harm, and comes back with what was called.
+fn calls_json(calls: &[Call]) -> Vec<Value> {
+    let one = |call: &Call| Some(json!({ "id": call.id, "function": { "name": call.name, "arguments": call.object()? } }));
+    calls.iter().filter_map(one).collect()
 }
 
 fn ns(time: Duration) -> u64 {
@@ -95,10 +94,11 @@ impl Answer {
         self.line(&parted, out);
         let calls = &self.reader.calls;
         let n_whole = if is_end { calls.calls.len() } else { calls.calls.len().saturating_sub(1) };
-        if self.n_told < n_whole {
+        let whole = calls_json(&calls.calls[self.n_told..n_whole]);
+        self.n_told = n_whole;
+        if !whole.is_empty() {
             let mut line = object(&self.app, self.is_chat, &Parted::default());
-            line["message"]["tool_calls"] = calls_json(&calls.calls[self.n_told..n_whole]);
-            self.n_told = n_whole;
+            line["message"]["tool_calls"] = whole.into();
             out.push_str(&line.to_string());
             out.push('\n');
         }
@@ -165,10 +165,11 @@ impl Format for Answer {
         let mut reader = self.fresh.clone();
         let (reasoning, content) = reader.whole(&part.text);
         let (mut answer, calls) = (self.last(&part.facts, &Parted { reasoning, content }), reader.calls);
-        if !calls.calls.is_empty() {
-            answer["message"]["tool_calls"] = calls_json(&calls.calls);
-            self.app.ring.keep(calls.triples(), &calls.raw);
+        let whole = calls_json(&calls.calls);
+        if !whole.is_empty() {
+            answer["message"]["tool_calls"] = whole.into();
         }
+        self.app.ring.keep(calls.triples(), &calls.raw);
         answer
     }
 }

@@ -11,13 +11,14 @@ use crate::server::desk::Finish;
 use super::answers::{memory, now, prompt_progress, random_name, timings};
 use super::app::{App, AppState};
 use super::calls::Told;
-use super::error::{Checked, Refusal, quoted};
+use super::error::{Checked, Names, Refusal, quoted};
 use super::fields::{Fields, wanted};
 use super::gaps::Gaps;
 use super::reader::Reader;
 use super::run::{Facts, Manner, Piece};
 use super::stream::{Format, Order, Part, answer};
 use super::thinking::Splitter;
+use super::tools::arguments_object;
 use super::{body, messages, prompt, sampling};
 
 pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Response> {
@@ -35,16 +36,42 @@ pub async fn create(State(app): AppState, request: HttpRequest) -> Checked<Respo
 
 fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
     let fields = Fields::of_body(&body)?;
-    if fields.get("previous_response_id").is_some() {
-        let what = "nothing is kept here: send the whole conversation as `input`";
-        return Err(fields.invalid("previous_response_id", what));
+    check_forms(&fields)?;
+    let pins = fields.bool("pin_system")?.unwrap_or(app.settings.pin_system);
+    let mut names = Names::new();
+    let (as_chat, base) = (as_chat(&fields, &mut names)?, base(app, &fields));
+    drop(body);
+    order(app, as_chat, base, pins).map_err(|refusal| refusal.renamed(&names))
+}
+
+/// Forms of OpenAI's responses that would change the answer, and are not here.
+fn check_forms(fields: &Fields<'_>) -> Checked<()> {
+    for (name, way_out) in [
+        ("previous_response_id", "send the whole conversation as `input`"),
+        ("conversation", "send the whole conversation as `input`"),
+        ("prompt", "send its words as `instructions` or `input`"),
+    ] {
+        if fields.get(name).is_some() {
+            return Err(fields.invalid(name, format!("nothing is kept here: {way_out}")));
+        }
     }
     if fields.flag("background")? {
         return Err(Refusal::unsupported_field("background", "answers are given to who waits for them"));
     }
-    let pins = fields.bool("pin_system")?.unwrap_or(app.settings.pin_system);
-    let (as_chat, mut base) = (as_chat(&fields)?, base(app, &fields));
-    drop(body);
+    let mut wants_logprobs = None;
+    for word in fields.list("include")?.unwrap_or_default() {
+        let word = word.as_str().ok_or_else(|| wanted("include", "a list of strings", word))?;
+        wants_logprobs = wants_logprobs.or((word == "message.output_text.logprobs").then_some("include"));
+    }
+    let has_tops = sampling::n_tops(fields, "top_logprobs")?.is_some_and(|n| n > 0);
+    match wants_logprobs.or(has_tops.then_some("top_logprobs")) {
+        Some(name) => Err(Refusal::unsupported_field(name, "ask `/v1/chat/completions` for probabilities")),
+        None => Ok(()),
+    }
+}
+
+/// What is asked in the words of a chat.
+fn order(app: &Arc<App>, as_chat: Value, mut base: Value, pins: bool) -> Checked<Order> {
     let fields = Fields::of_body(&as_chat)?;
     let wishes = sampling::read(app, &fields, &["max_output_tokens"])?;
     base["temperature"] = wishes.request.sampling.temp.into();
@@ -72,9 +99,18 @@ fn read(app: &Arc<App>, body: Value) -> Checked<Order> {
     })
 }
 
+/// Of the request at most, where the response repeats it.
+const MAX_REPEATED: usize = 1024;
+
+fn short(value: Value) -> Option<Value> {
+    (value.to_string().len() <= MAX_REPEATED).then_some(value)
+}
+
 /// What every state of a response says. Of what was sent it repeats what is short: it is kept, and said several times.
 fn base(app: &App, fields: &Fields<'_>) -> Value {
-    let instructions = fields.get("instructions").filter(|text| text.as_str().is_some_and(|text| text.len() <= MAX_REPEATED));
+    let repeated = |name: &str| fields.get(name).cloned().and_then(short);
+    let reasoning = fields.get("reasoning").unwrap_or(&Value::Null);
+    let reasoning = json!({ "effort": reasoning["effort"], "summary": reasoning["summary"] });
     json!({
         "id": random_name("resp_"),
         "object": "response",
@@ -82,54 +118,74 @@ fn base(app: &App, fields: &Fields<'_>) -> Value {
         "status": "in_progress",
         "error": null,
         "incomplete_details": null,
-        "instructions": instructions,
+        "instructions": repeated("instructions"),
         "max_output_tokens": fields.get("max_output_tokens").filter(|n| n.is_number()),
         "model": app.shared.model.name(),
         "output": [],
-        "parallel_tool_calls": true,
+        "parallel_tool_calls": fields.get("parallel_tool_calls").is_none_or(|is_parallel| is_parallel == true),
         "previous_response_id": null,
+        "reasoning": short(reasoning),
         "store": false,
         "temperature": null,
         "top_p": null,
-        "text": { "format": { "type": "text" } },
-        "tool_choice": fields.get("tool_choice").and_then(Value::as_str).unwrap_or("auto"),
-        "tools": [],
-        "truncation": "disabled",
+        "text": text(fields),
+        "tool_choice": repeated("tool_choice").unwrap_or("auto".into()),
+        "tools": tools(fields),
+        "truncation": repeated("truncation").unwrap_or("disabled".into()),
         "usage": null,
-        "metadata": {},
+        "metadata": repeated("metadata").unwrap_or(json!({})),
     })
 }
 
-/// The body of a chat that asks for the same.
-fn as_chat(fields: &Fields<'_>) -> Checked<Value> {
-    const SAME: [&str; 26] = [
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "seed",
-        "stop",
-        "presence_penalty",
-        "frequency_penalty",
-        "repeat_penalty",
-        "repeat_last_n",
-        "logit_bias",
-        "ignore_eos",
-        "max_output_tokens",
-        "stream",
-        "tool_choice",
-        "id_slot",
-        "session",
-        "cache_prompt",
-        "n_cache_reuse",
-        "return_progress",
-        "timings_per_token",
-        "chat_template_kwargs",
-        "grammar",
-        "lark",
-        "json_schema",
-        "parallel_tool_calls",
-    ];
+/// The form that was asked for, or its name where it is long.
+fn text(fields: &Fields<'_>) -> Value {
+    let mut text = fields.get("text").cloned().unwrap_or(json!({}));
+    let format = text["format"].take();
+    let named = json!({ "type": format["type"], "name": format["name"] });
+    text["format"] = if format.is_null() { json!({ "type": "text" }) } else { format };
+    short(text).or_else(|| short(json!({ "format": named }))).unwrap_or_default()
+}
+
+/// The tools that were given, or their names where they are long.
+fn tools(fields: &Fields<'_>) -> Value {
+    let Some(Value::Array(tools)) = fields.get("tools") else { return json!([]) };
+    let name = |tool: &Value| tool.get("name").unwrap_or(&tool["function"]["name"]).clone();
+    let names = || tools.iter().map(|tool| json!({ "type": "function", "name": name(tool) })).collect();
+    short(tools.clone().into()).or_else(|| short(names())).unwrap_or(json!([]))
+}
+
+/// What a chat calls as responses do.
+const SAME: [&str; 26] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "presence_penalty",
+    "frequency_penalty",
+    "repeat_penalty",
+    "repeat_last_n",
+    "logit_bias",
+    "ignore_eos",
+    "max_output_tokens",
+    "stream",
+    "tool_choice",
+    "id_slot",
+    "session",
+    "cache_prompt",
+    "n_cache_reuse",
+    "return_progress",
+    "timings_per_token",
+    "chat_template_kwargs",
+    "grammar",
+    "lark",
+    "json_schema",
+    "parallel_tool_calls",
+];
+
+/// The body of a chat that asks for the same; `names` gets what its fields are called in the request.
+fn as_chat(fields: &Fields<'_>, names: &mut Names) -> Checked<Value> {
     let mut chat = Map::new();
     for name in SAME {
         if let Some(value) = fields.get(name) {
@@ -141,6 +197,30 @@ fn as_chat(fields: &Fields<'_>) -> Checked<Value> {
     {
         chat.insert("reasoning_effort".into(), effort.into());
     }
+    chat.insert("messages".into(), input(fields, names)?.into());
+    if let Some(tools) = fields.list("tools")? {
+        let mut read = Vec::with_capacity(tools.len());
+        for (i, tool) in tools.iter().enumerate() {
+            let name = format!("tools[{i}]");
+            read.push(function(tool, &name)?);
+            if tool.get("function").is_none() {
+                names.push((format!("{name}.function"), name));
+            }
+        }
+        chat.insert("tools".into(), read.into());
+    }
+    if let Some(text) = fields.get("text") {
+        let text = Fields::of(text, "text")?;
+        if let Some(format) = text.get("format") {
+            chat.insert("response_format".into(), response_format(format)?);
+            names.extend(["response_format.json_schema", "response_format"].map(|name| (name.into(), "text.format".into())));
+        }
+    }
+    Ok(Value::Object(chat))
+}
+
+/// The messages that instructions and input are.
+fn input(fields: &Fields<'_>, names: &mut Names) -> Checked<Vec<Value>> {
     let mut list = Vec::new();
     if let Some(instructions) = fields.string("instructions")? {
         list.push(json!({ "role": "system", "content": instructions }));
@@ -150,33 +230,24 @@ fn as_chat(fields: &Fields<'_>) -> Checked<Value> {
         Value::Array(items) => {
             let mut thought = None;
             for (i, item) in items.iter().enumerate() {
-                let mut message = message(item, &format!("input[{i}]"))?;
+                let name = format!("input[{i}]");
+                let mut message = message(item, &name)?;
                 // What was thought before a call belongs to it; what was thought before an answer is not given back.
                 let call = message.as_mut().filter(|message| message.get("tool_calls").is_some());
                 if let (Some(call), Some(thought)) = (call, thought) {
                     call["reasoning_content"] = thought;
                 }
                 thought = if message.is_none() { thought_of(item) } else { None };
-                list.extend(message);
+                if let Some(message) = message {
+                    names.push((format!("messages[{}]", list.len()), name));
+                    list.push(message);
+                }
             }
         }
         other => return Err(wanted("input", "a string or a list of items", other)),
     }
-    chat.insert("messages".into(), list.into());
-    if let Some(tools) = fields.list("tools")? {
-        let mut read = Vec::with_capacity(tools.len());
-        for (i, tool) in tools.iter().enumerate() {
-            read.push(function(tool, &format!("tools[{i}]"))?);
-        }
-        chat.insert("tools".into(), read.into());
-    }
-    if let Some(text) = fields.get("text") {
-        let text = Fields::of(text, "text")?;
-        if let Some(format) = text.get("format") {
-            chat.insert("response_format".into(), response_format(format)?);
-        }
-    }
-    Ok(Value::Object(chat))
+    names.push(("messages".into(), "input".into()));
+    Ok(list)
 }
 
 /// The text of what was thought.
@@ -195,17 +266,19 @@ fn message(item: &Value, name: &str) -> Checked<Option<Value>> {
             Ok(Some(json!({ "role": role, "content": content })))
         }
         Some("function_call") => {
-            let arguments = fields.get("arguments").cloned().unwrap_or("{}".into());
-            let call = json!({
-                "id": fields.get("call_id"),
-                "type": "function",
-                "function": { "name": fields.needed("name", "a string")?, "arguments": arguments },
-            });
+            let arguments = match fields.get("arguments") {
+                None => "{}".into(),
+                Some(given @ (Value::String(_) | Value::Object(_))) => given.clone(),
+                Some(other) => return Err(wanted(&fields.name("arguments"), "a string or an object", other)),
+            };
+            fields.needed("name", "a string")?;
+            let function = json!({ "name": fields.string("name")?, "arguments": arguments });
+            let call = json!({ "id": fields.string("call_id")?, "type": "function", "function": function });
             Ok(Some(json!({ "role": "assistant", "content": null, "tool_calls": [call] })))
         }
         Some("function_call_output") => {
             let output = messages::text(fields.needed("output", "a string")?, &fields.name("output"))?;
-            Ok(Some(json!({ "role": "tool", "content": output, "tool_call_id": fields.get("call_id") })))
+            Ok(Some(json!({ "role": "tool", "content": output, "tool_call_id": fields.string("call_id")? })))
         }
         Some("reasoning") => Ok(None),
         Some(other) => {
@@ -250,9 +323,6 @@ fn response_format(format: &Value) -> Checked<Value> {
     }
 }
 
-/// A text of the request that the response repeats.
-const MAX_REPEATED: usize = 1024;
-
 /// An item of the output that is being written.
 struct Open {
     is_reasoning: bool,
@@ -295,6 +365,11 @@ fn item(open: &Open, status: &str) -> Value {
     }
 }
 
+/// Whether an answer ended for want of tokens.
+fn is_cut(facts: &Facts) -> bool {
+    facts.finish == Some(Finish::Length)
+}
+
 impl Responses {
     fn event(&mut self, kind: &str, mut value: Value, out: &mut String) {
         value["type"] = kind.into();
@@ -313,15 +388,17 @@ impl Responses {
         self.open = Some(open);
     }
 
-    fn close(&mut self, out: &mut String) {
+    /// The item that was being written ends. `is_cut`: so does the answer, for want of tokens. A call is whole or it is not.
+    fn close(&mut self, is_cut: bool, out: &mut String) {
         let Some(open) = self.open.take() else { return };
         let index = self.items.len();
         if open.call.is_some() {
-            let done = json!({ "item_id": open.id, "output_index": index, "arguments": open.text });
-            self.event("response.function_call_arguments.done", done, out);
-            let item = item(&open, "completed");
-            self.event("response.output_item.done", json!({ "output_index": index, "item": item.clone() }), out);
-            return self.items.push(item);
+            let is_whole = arguments_object(&open.text).is_some();
+            if is_whole {
+                let done = json!({ "item_id": open.id, "output_index": index, "arguments": open.text });
+                self.event("response.function_call_arguments.done", done, out);
+            }
+            return self.done(&open, is_whole, out);
         }
         let place = json!({ "item_id": open.id, "output_index": index, "content_index": 0 });
         let mut done = place.clone();
@@ -334,8 +411,12 @@ impl Responses {
         let mut done = place;
         done["part"] = content(open.is_reasoning, &open.text);
         self.event("response.content_part.done", done, out);
-        let item = item(&open, "completed");
-        self.event("response.output_item.done", json!({ "output_index": index, "item": item.clone() }), out);
+        self.done(&open, !is_cut, out);
+    }
+
+    fn done(&mut self, open: &Open, is_whole: bool, out: &mut String) {
+        let item = item(open, if is_whole { "completed" } else { "incomplete" });
+        self.event("response.output_item.done", json!({ "output_index": self.items.len(), "item": item.clone() }), out);
         self.items.push(item);
     }
 
@@ -346,7 +427,7 @@ impl Responses {
                 Told::Thought(text) => self.write(facts, true, &text, out),
                 Told::Text(text) => self.write(facts, false, &text, out),
                 Told::Begin { id, name, .. } => {
-                    self.close(out);
+                    self.close(false, out);
                     let open = Open { is_reasoning: false, id: random_name("fc_"), text: String::new(), call: Some((id, name)) };
                     let added = json!({ "output_index": self.items.len(), "item": item(&open, "in_progress") });
                     self.event("response.output_item.added", added, out);
@@ -365,7 +446,7 @@ impl Responses {
 
     fn write(&mut self, facts: &Facts, is_reasoning: bool, text: &str, out: &mut String) {
         if self.open.as_ref().is_none_or(|open| open.is_reasoning != is_reasoning || open.call.is_some()) {
-            self.close(out);
+            self.close(false, out);
             self.open(is_reasoning, out);
         }
         let index = self.items.len();
@@ -382,13 +463,17 @@ impl Responses {
         self.event(if is_reasoning { "response.reasoning_text.delta" } else { "response.output_text.delta" }, delta, out);
     }
 
+    /// How it ended.
+    fn status(&self) -> &'static str {
+        if is_cut(&self.facts) { "incomplete" } else { "completed" }
+    }
+
     /// The response when all has been written.
     fn complete(&self) -> Value {
         let mut response = self.base.clone();
         let progress = &self.facts.progress;
-        let is_cut = self.facts.finish == Some(Finish::Length);
-        response["status"] = if is_cut { "incomplete" } else { "completed" }.into();
-        if is_cut {
+        response["status"] = self.status().into();
+        if is_cut(&self.facts) {
             response["incomplete_details"] = json!({ "reason": "max_output_tokens" });
         }
         response["output"] = self.items.clone().into();
@@ -429,20 +514,19 @@ impl Format for Responses {
     fn part_end(&mut self, facts: &Facts, out: &mut String) {
         let rest = self.reader.finish();
         self.told(facts, rest, out);
-        self.close(out);
+        self.close(is_cut(facts), out);
         self.app.ring.keep(self.reader.calls.triples(), &self.reader.calls.raw);
         // An answer that calls nothing has a message, be it empty.
         if self.items.iter().all(|item| item["type"] == "reasoning") {
             self.open(false, out);
-            self.close(out);
+            self.close(is_cut(facts), out);
         }
         self.facts = *facts;
     }
 
     fn end(&mut self, out: &mut String) {
-        // Clients wait for this event, whatever ended the answer; its status says what did.
         let event = json!({ "response": self.complete(), "timings": timings(&self.facts.progress) });
-        self.event("response.completed", event, out);
+        self.event(&format!("response.{}", self.status()), event, out);
     }
 
     fn failed(&mut self, refusal: &Refusal, out: &mut String) {

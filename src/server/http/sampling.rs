@@ -1,5 +1,6 @@
 //! How an answer is to be generated: from JSON to what the desk takes. Every number has a range, and out of it is refused.
 
+use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
 use crate::constraint::Rules;
@@ -255,11 +256,16 @@ pub fn batch(app: &App, wishes: &Wishes, prompts: Vec<Prompt>, tools: Option<&To
         }
     };
     let rules = match tools {
-        None if is_headed => tools::in_last_message(rules)?,
-        _ if is_thinking && tools.is_none_or(Tools::is_forced) => tools::after_thought(rules, tokenizer)?,
+        None if is_headed => tools::in_last_message(rules, param)?,
+        _ if is_thinking && tools.is_none_or(Tools::is_forced) => tools::after_thought(rules, tokenizer, param)?,
         _ => rules,
     };
-    request.grammar = Some(constraint::compile(app, &rules, param)?);
+    let grammar = constraint::compile(app, &rules, param).map_err(|refusal| match tools {
+        // Of all tools together it is not known whose parameters are in the way.
+        Some(tools) if refusal.status == StatusCode::BAD_REQUEST => tools.refusal(app).unwrap_or(refusal),
+        _ => refusal,
+    });
+    request.grammar = Some(grammar?);
     Batch::new(request, prompts, wishes.n, app.settings.max_prompt_tokens())
 }
 

@@ -1,5 +1,6 @@
 //! `/slots`: what streams are doing, and errands on them. Clients of llama-server call a stream a slot.
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request as HttpRequest, State};
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -16,6 +17,13 @@ use super::{body, sampling};
 pub fn asked<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
     let mut pairs = request.uri().query()?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.find(|(given, _)| *given == name).map(|(_, value)| value)
+}
+
+/// A piece of a path that says `name`.
+pub fn piece(piece: Result<Path<String>, PathRejection>, name: &str) -> Checked<String> {
+    let Path(piece) =
+        piece.map_err(|_| Refusal::invalid(name, "the path is no UTF-8 there: escape the bytes of whole letters"))?;
+    Ok(piece)
 }
 
 fn check_on(app: &App) -> Checked<()> {
@@ -66,8 +74,9 @@ fn one(app: &App, id: usize, stream: &StreamStatus) -> Value {
     })
 }
 
-pub async fn act(State(app): AppState, Path(id): Path<String>, request: HttpRequest) -> Checked<Response> {
+pub async fn act(State(app): AppState, id: Result<Path<String>, PathRejection>, request: HttpRequest) -> Checked<Response> {
     check_on(&app)?;
+    let id = piece(id, "id_slot")?;
     let stream = id.parse::<usize>().ok().filter(|id| *id < app.settings.n_streams).ok_or_else(|| {
         Refusal::invalid("id_slot", format!("{} is no slot: they are from 0 to {}", quoted(&id), app.settings.n_streams - 1))
     })?;

@@ -1,12 +1,13 @@
 //! Tools: how a family of models writes calls of them, what a request says of them, and the grammar that makes calls good ones. How
 //! written calls are read back is `calls`; what models are told whose templates know no tools is `words`.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::constraint::{Prepared, Rules, prepared, quoted};
 use crate::text::{Conversation, Tokenizer};
 
 use super::app::App;
+use super::constraint;
 use super::error::{Checked, Refusal, quoted as shown};
 use super::fields::{Fields, wanted};
 use super::harmony;
@@ -224,6 +225,13 @@ impl Tools {
         Ok(Rules::Own { text: rules, n_made })
     }
 
+    /// Why a grammar cannot be made of the tools, where it is by the parameters of one alone.
+    pub fn refusal(&self, app: &App) -> Option<Refusal> {
+        let alone =
+            |function: &Function| constraint::compile(app, &Rules::Schema(function.parameters.clone()), &function.param).err();
+        self.functions.iter().find_map(alone)
+    }
+
     /// Whether the answer must be a call.
     pub fn is_forced(&self) -> bool {
         self.choice != Choice::Auto
@@ -241,12 +249,46 @@ impl Tools {
 /// Calls of one answer at most.
 const MAX_CALLS: usize = 16;
 
+/// What of a schema is objects, which arguments are; none where nothing is. References are taken to be what is wanted.
+pub fn objects(schema: &Value) -> Option<Value> {
+    let mut map = match schema {
+        Value::Bool(true) => return Some(json!({ "type": "object" })),
+        other => other.as_object()?.clone(),
+    };
+    let is_object = |kind: &Value| kind == "object" || kind.as_array().is_some_and(|kinds| kinds.contains(&"object".into()));
+    let is_typed = match map.get("type") {
+        Some(kind) if !is_object(kind) => return None,
+        None if ["$ref", "anyOf", "oneOf", "allOf", "enum", "const"].iter().any(|key| map.contains_key(*key)) => false,
+        _ => {
+            map.insert("type".into(), "object".into());
+            true
+        }
+    };
+    let part = |part: &Value| objects(part).map(|narrowed| if is_typed { part.clone() } else { narrowed });
+    for key in ["anyOf", "oneOf"] {
+        let Some(Value::Array(parts)) = map.get_mut(key) else { continue };
+        *parts = parts.iter().filter_map(part).collect();
+        if parts.is_empty() {
+            return None;
+        }
+    }
+    if let Some(Value::Array(parts)) = map.get_mut("allOf") {
+        *parts = parts.iter().map(part).collect::<Option<_>>()?;
+    }
+    if let Some(Value::Array(values)) = map.get_mut("enum") {
+        values.retain(Value::is_object);
+        if values.is_empty() {
+            return None;
+        }
+    }
+    let has_object = map.get("const").is_none_or(Value::is_object);
+    has_object.then(|| map.into())
+}
+
 /// Arguments that a schema does not name are none of the tool's.
 fn function(i: usize, function: &Value) -> Function {
-    let mut parameters = match function.get("parameters") {
-        None | Some(Value::Null) => json!({ "type": "object", "properties": {} }),
-        Some(given) => given.clone(),
-    };
+    let given = function.get("parameters").filter(|given| !given.is_null()).and_then(objects);
+    let mut parameters = given.unwrap_or_else(|| json!({ "type": "object", "properties": {} }));
     if let Value::Object(map) = &mut parameters {
         let is_open = map.get("additionalProperties").is_none() && map.contains_key("properties");
         let is_plain = !["anyOf", "allOf", "oneOf", "$ref", "patternProperties"].iter().any(|key| map.contains_key(*key));
@@ -285,7 +327,7 @@ impl<'a> Mark<'a> {
 }
 
 /// Rules behind a thought that is open where the answer begins.
-pub fn after_thought(rules: Rules, tokenizer: &Tokenizer) -> Checked<Rules> {
+pub fn after_thought(rules: Rules, tokenizer: &Tokenizer, param: &str) -> Checked<Rules> {
     let end = "</think>";
     let (head, lead) = match Mark::of(end, tokenizer) {
         Mark::Token(id) => (format!("LEAD? <[{id}]> SPACE"), "THOUGHT_: /(?s:.+)/".to_owned()),
@@ -294,17 +336,17 @@ pub fn after_thought(rules: Rules, tokenizer: &Tokenizer) -> Checked<Rules> {
             format!("THOUGHT_: /(?s:.*)/ & ~(/(?s:.*)/ {0} /(?s:.*)/)\nDONE: THOUGHT_ {0}", quoted(end)),
         ),
     };
-    behind(rules, &head.replace("LEAD", "THOUGHT_"), &format!("SPACE: /[ \\n]{{0,4}}/\n{lead}\n"))
+    behind(rules, &head.replace("LEAD", "THOUGHT_"), &format!("SPACE: /[ \\n]{{0,4}}/\n{lead}\n"), param)
 }
 
 /// Rules of a form where the answer begins with a header of gpt-oss.
-pub fn in_last_message(rules: Rules) -> Checked<Rules> {
+pub fn in_last_message(rules: Rules, param: &str) -> Checked<Rules> {
     let (head, lead) = harmony::before_form();
-    behind(rules, head, &lead)
+    behind(rules, head, &lead, param)
 }
 
-/// Rules behind others, `lead`, of which `head` is what comes first.
-fn behind(rules: Rules, head: &str, lead: &str) -> Checked<Rules> {
+/// Rules, which the field `param` asks for, behind others, `lead`, of which `head` is what comes first.
+fn behind(rules: Rules, head: &str, lead: &str, param: &str) -> Checked<Rules> {
     let schema = match &rules {
         Rules::Json => json!({ "type": "object" }),
         Rules::Schema(schema) => schema.clone(),
@@ -315,7 +357,7 @@ fn behind(rules: Rules, head: &str, lead: &str) -> Checked<Rules> {
         // Whoever writes a grammar says what it is of.
         Rules::Gbnf(_) | Rules::Lark(_) => return Ok(rules),
     };
-    let Prepared { schema, n_made } = prepared(&schema, usize::MAX).map_err(|what| Refusal::grammar("response_format", what))?;
+    let Prepared { schema, n_made } = prepared(&schema, usize::MAX).map_err(|what| Refusal::grammar(param, what))?;
     Ok(Rules::Own { text: format!("start: {head} answer\n{lead}answer: %json {schema}\n"), n_made })
 }
 
@@ -368,7 +410,7 @@ pub fn tell(conversation: &mut Conversation, source: &str, ring: &Ring, must_cal
 fn call_in_words(function: &Value, tools: &[Value]) -> String {
     let name = function["name"].as_str().unwrap_or_default();
     let arguments = match &function["arguments"] {
-        Value::String(text) => arguments_object(text),
+        Value::String(text) => arguments_object(text).unwrap_or_else(|| json!({})),
         other => other.clone(),
     };
     let tool = tools.iter().map(|tool| &tool["function"]).find(|tool| tool["name"] == name);
@@ -380,7 +422,7 @@ pub fn call_json(id: &str, name: &str, arguments: &str) -> Value {
     json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } })
 }
 
-/// Arguments as an object, for Ollama.
-pub fn arguments_object(arguments: &str) -> Value {
-    serde_json::from_str(arguments).unwrap_or_else(|_| Value::Object(Map::new()))
+/// Arguments as an object; none where they have no end, or are none.
+pub fn arguments_object(arguments: &str) -> Option<Value> {
+    serde_json::from_str(arguments).ok().filter(Value::is_object)
 }

@@ -105,3 +105,33 @@ fn one_origin_is_told_and_never_the_list() {
     assert_eq!(told(&["localhost"], false, "http://localhost:1"), (Some("http://localhost:1".into()), None));
     assert_eq!(told(&["localhost"], true, "http://evil"), (None, None));
 }
+
+#[test]
+fn what_no_request_can_say_is_known_before() {
+    for good in ["pi.local", "PI", "a_b-c.d.", "192.168.1.7", "[fe80::1]"] {
+        assert!(can_be_host(good), "{good}");
+    }
+    for bad in ["", "pi.local:8192", "http://pi.local", "pi.local/", "a b", "*", "m\u{fc}sli.local"] {
+        assert!(!can_be_host(bad), "{bad}");
+    }
+    for good in ["*", "localhost", "null", "http://b.com", "https://b.com:8443", "http://[::1]:3000", "app://obsidian.md"] {
+        assert!(can_be_origin(good), "{good}");
+    }
+    for bad in [
+        "",
+        "b.com",
+        "localhost:3000",
+        "http://",
+        "://b.com",
+        "http://b.com/",
+        "http://B.com",
+        "HTTP://b.com",
+        "http://b.com:80",
+        "https://b.com:443",
+        "http://a@b.com",
+        "http://a b",
+    ] {
+        assert!(!can_be_origin(bad), "{bad}");
+    }
+    assert!(can_be_key("a,b c\u{e9}") && !can_be_key("a\nb") && !can_be_key("a\0"));
+}

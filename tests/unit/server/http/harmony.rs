@@ -357,7 +357,7 @@ mod grammar {
         let bench = Bench::new();
         let schema = json!({ "type": "object", "properties": { "a": { "type": "integer" } }, "required": ["a"] });
         for rules in [Rules::Json, Rules::Schema(schema)] {
-            let rules = in_last_message(rules).expect("rules");
+            let rules = in_last_message(rules, "response_format").expect("rules");
             for said in [
                 format!("{FINAL}{{\"a\": 3}}"),
                 format!("{ANALYSIS}{ANALYSIS}{FINAL}{{\"a\": 3}}"),
@@ -372,6 +372,6 @@ mod grammar {
             }
         }
         let own = Rules::Gbnf("root ::= \"yes\"".into());
-        assert_eq!(bench.walk(&in_last_message(own).expect("rules"), "yes"), Way::Whole, "whose grammar it is says all");
+        assert_eq!(bench.walk(&in_last_message(own, "lark").expect("rules"), "yes"), Way::Whole, "whose grammar it is says all");
     }
 }
