@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use lowkey_test_kit::gguf_writer as w;
 use lowkey_test_kit::{data, lowkey};
 
 fn tiny() -> String {
@@ -123,6 +124,41 @@ fn wrong_files_are_named() {
     refused(&["run", "-m", &m, "-f", "/dev/zero"], 2, &["--file", "64 MiB"]);
     refused(&["run", "-m", "a\nb\u{1b}.gguf", "-p", "x"], 1, &["a\\nb\\u{1b}.gguf"]);
     refused(&["run", "-m", "", "-p", "x"], 2, &["--model"]);
+}
+
+/// What `run` does not run `info` does not call runnable, and `plan` does not plan.
+#[test]
+fn info_and_plan_refuse_a_vocabulary_that_run_refuses() {
+    let folder = TempFolder::new("vocabularies");
+    let path = folder.file("m.gguf");
+    let text = |text: &str| Some((w::STRING, w::string(text.as_bytes())));
+    for (key, value, said) in [
+        ("tokenizer.ggml.pre", text("smolxx"), "smolxx"),
+        ("tokenizer.ggml.model", text("morse"), "morse"),
+        ("tokenizer.ggml.merges", None, "merges"),
+        ("tokenizer.ggml.token_type", Some((w::ARRAY, w::array(w::I32, 1, &[1, 0, 0, 0]))), "token_type"),
+        ("tokenizer.ggml.bos_token_id", text("one"), "bos_token_id"),
+        ("tokenizer.ggml.eos_token_id", text("two"), "eos_token_id"),
+        ("general.name", Some((w::U32, vec![7, 0, 0, 0])), "general.name"),
+    ] {
+        let mut file = w::take_apart("tiny-gqa.gguf");
+        file.keys.retain(|(name, ..)| name != key);
+        if let Some((ty, value)) = value {
+            file.raw(key, ty, value);
+        }
+        std::fs::write(&path, file.build()).expect("a file");
+        let line = |args: &[&str]| {
+            let out = run(args);
+            assert_eq!(out.status.code(), Some(1), "{key}: {args:?}: {}", String::from_utf8_lossy(&out.stdout));
+            String::from_utf8(out.stderr).expect("text")
+        };
+        let refused = line(&["run", "-m", &path, "-n", "1", "-p", "a"]);
+        assert!(refused.lines().count() == 1 && refused.contains(said), "{key}: {refused}");
+        assert_eq!(line(&["plan", "-m", &path]), refused, "{key}");
+        let info: serde_json::Value = serde_json::from_slice(&run(&["info", &path, "--json"]).stdout).expect("JSON");
+        let why = info["why_not"].as_str().unwrap_or_default();
+        assert_eq!((&info["runs"], format!("lowkey: {why}\n")), (&false.into(), refused), "{key}");
+    }
 }
 
 /// The answer is one object whose text is what the tokens say, cut at the stop text.
