@@ -1,5 +1,6 @@
 //! `lowkey run --session` and `lowkey sessions`, as a user meets them.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
@@ -248,8 +249,11 @@ fn a_session_keeps_its_past() {
     }
     assert_eq!(number(&with("16MiB", &again).expect("nothing was lost by those"), "lost_tiles"), 0);
     // Who gives the past up goes on all the same.
-    std::fs::write(temp.0.join("p.past"), "").expect("a file");
+    let file = temp.0.join("p.past");
+    let open_to_all = std::fs::Permissions::from_mode(0o644);
+    std::fs::write(&file, "").and_then(|()| std::fs::set_permissions(&file, open_to_all)).expect("a file");
     assert!(number(&with("16MiB", &again).expect("a run"), "lost_tiles") > 0);
+    assert_eq!(std::fs::metadata(&file).expect("the file").permissions().mode() & 0o777, 0o600);
     assert_eq!(sessions(&["remove", "p"], &temp).0, Some(0));
     assert!(!temp.0.join("p.past").exists() && !temp.0.join("p.lks").exists());
 }
