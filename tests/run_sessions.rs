@@ -1,5 +1,6 @@
 //! `lowkey run --session` and `lowkey sessions`, as a user meets them.
 
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -174,6 +175,32 @@ fn what_cannot_go_on_is_one_line_that_says_why() {
         assert!(std::fs::read(&file).expect("a file") == before, "{args:?}: the session is as it was");
     }
     assert!(!temp.0.join("n.lks").exists());
+}
+
+/// Of two runs at once the one that ends first is saved, whether the session was there before or not.
+#[test]
+fn what_another_run_has_saved_meanwhile_stays() {
+    let temp = Temp::new("at-once");
+    for _ in 0..2 {
+        let mut slow = lowkey!();
+        slow.args(["run", "--session", "two", "-p", "Hello", "-n", "40", "--ignore-eos", "--kv-budget", "4MiB", "--temp", "0"]);
+        slow.args(["--sessions", temp.path(), "-m"]).arg(demo_model()).stdin(Stdio::null());
+        let mut slow = slow.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        slow.stdout.as_mut().expect("a pipe").read_exact(&mut [0]).expect("an answer");
+        signal(slow.id(), "-STOP");
+        run(&temp, &["--session", "two", "-p", "Goodbye", "-n", "1", "--kv-budget", "4MiB"]).expect("a run");
+        let other = std::fs::read(temp.0.join("two.lks")).expect("a session");
+        signal(slow.id(), "-CONT");
+        let out = slow.wait_with_output().expect("an end");
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(1) && err.contains("replaced by another process"), "{err}");
+        assert!(std::fs::read(temp.0.join("two.lks")).expect("a session") == other);
+    }
+}
+
+fn signal(pid: u32, name: &str) {
+    let sent = std::process::Command::new("kill").args([name, &pid.to_string()]).status();
+    assert!(sent.expect("kill").success());
 }
 
 #[test]
