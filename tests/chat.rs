@@ -218,6 +218,17 @@ fn a_conversation_that_was_replaced_is_not_kept_over_it() {
 }
 
 #[test]
+fn a_line_that_is_no_text_is_left_out() {
+    let mut child = chat(&[]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program");
+    let typed = b"caf\xe9\nWhat is the capital of France?\n";
+    child.stdin.take().expect("a pipe").write_all(typed).expect("to be read");
+    let out = child.wait_with_output().expect("an end");
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && err.contains("not UTF-8") && err.contains("left out"), "{err}");
+    assert_eq!(String::from_utf8_lossy(&out.stdout), run("What is the capital of France?", &[]));
+}
+
+#[test]
 fn the_plan_holds_and_is_told_beforehand() {
     let mut command = lowkey!();
     let out = command.args(["plan", "chat", "--json", "-m"]).arg(lowkey_test_kit::demo_model()).output().expect("the program");

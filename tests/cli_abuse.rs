@@ -127,6 +127,23 @@ fn wrong_files_are_named() {
     refused(&["run", "-m", "", "-p", "x"], 2, &["--model"]);
 }
 
+#[test]
+fn files_and_folders_that_cannot_be_used_are_named_with_their_flag() {
+    let m = tiny();
+    let run_with = |more: &[&str], words: &[&str]| refused(&[&["run", "-m", &m, "-n", "1"], more].concat(), 1, words);
+    run_with(&["-f", "/nope"], &["--file: /nope", "give a text file"]);
+    run_with(&["-p", "x", "--grammar", "/nope"], &["--grammar: /nope", "give the file"]);
+    run_with(&["-p", "x", "--json-schema", "5"], &["--json-schema: 5", "begins with {"]);
+    run_with(&["-p", "x", "--session", "s", "--sessions", "/proc/x"], &["--sessions: /proc/x", "give a folder"]);
+    refused(&["eval", "ppl", "-m", &m, "-f", "/nope"], 1, &["--file: /nope", "give a text file"]);
+    refused(&["sessions", "list", "--sessions", "/proc/x"], 1, &["--sessions: /proc/x", "give a folder"]);
+    refused(&["run", "-m", &m, "-p", "x", "--log-level", "foo"], 2, &["--log-level", "error, warn, info"]);
+    #[cfg(feature = "serve")]
+    refused(&["serve", "-m", &m, "--port", "0", "--api-key-file", "/nope"], 1, &["--api-key-file: /nope", "a key on each line"]);
+    let out = lowkey!().args(["run", "-m", &m]).env("LOWKEY_FILE", "/nope").output().expect("the binary starts");
+    assert!(String::from_utf8_lossy(&out.stderr).starts_with("lowkey: LOWKEY_FILE: /nope: "), "{out:?}");
+}
+
 /// What `run` does not run `info` does not call runnable, and `plan` does not plan.
 #[test]
 fn info_and_plan_refuse_a_vocabulary_that_run_refuses() {
