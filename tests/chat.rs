@@ -158,6 +158,76 @@ fn a_conversation_is_kept_and_goes_on() {
     std::fs::remove_dir_all(&folder).expect("the folder");
 }
 
+/// What a conversation that begins anew does with the one that was kept.
+#[test]
+fn after_a_reset_what_is_kept_stays_unless_its_name_was_given_at_the_start() {
+    if is_emulated() {
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("lowkey-chat-reset-{}", std::process::id()));
+    let folder_text = folder.to_string_lossy().into_owned();
+    let (unnamed, named) = (["--sessions", &folder_text], ["--sessions", &folder_text, "--session", "keep"]);
+    let (_, err, _) = pipe(&named, "/reset\nWhat is the capital of France?\n");
+    assert!(err.contains("is forgotten.\n") && err.contains("'keep' is kept"), "{err}");
+    let bytes = || std::fs::read(folder.join("keep.lks")).expect("a session");
+    let first = bytes();
+    for anew in ["/reset", "/system Be brief."] {
+        let (_, err, code) = pipe(&unnamed, &format!("/load keep\n{anew}\nAnd of Italy?\n"));
+        assert!(code == 0 && err.contains("'keep' stays as it was") && err.contains("/save NAME"), "{err}");
+        assert!(!err.contains("'keep' is kept") && bytes() == first, "{err}");
+    }
+    let mut damaged = first.clone();
+    damaged[first.len() / 2] ^= 1;
+    std::fs::write(folder.join("bad.lks"), damaged).expect("a file");
+    let (_, err, _) = pipe(&named, "/load bad\nAnd of Italy?\n");
+    assert!(err.contains("begins anew, and /save NAME") && bytes() == first, "{err}");
+    let (_, err, _) = pipe(&named, "/reset\n");
+    assert!(err.contains("takes the place of 'keep'") && bytes() == first, "nothing was said: {err}");
+    let (_, err, _) = pipe(&named, "/reset\nAnd of Italy?\n");
+    assert!(err.contains("'keep' is kept") && bytes() != first, "{err}");
+    std::fs::remove_dir_all(&folder).expect("the folder");
+}
+
+/// What another process kept meanwhile under the name stays.
+#[test]
+fn a_conversation_that_was_replaced_is_not_kept_over_it() {
+    if is_emulated() {
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("lowkey-chat-replaced-{}", std::process::id()));
+    let folder_text = folder.to_string_lossy().into_owned();
+    let named = ["--sessions", folder_text.as_str(), "--session", "keep"];
+    for _ in 0..2 {
+        let mut child = chat(&named).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a chat");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(b"What is the capital of France?\n").expect("to be read");
+        child.stdout.as_mut().expect("a pipe").read_exact(&mut [0]).expect("an answer");
+        let (_, err, code) = pipe(&named, "And of Italy?\n");
+        assert!(code == 0 && err.contains("'keep' is kept"), "{err}");
+        let other = std::fs::read(folder.join("keep.lks")).expect("a session");
+        drop(stdin);
+        let out = child.wait_with_output().expect("an end");
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(1) && err.contains("replaced by another process"), "{err}");
+        assert!(std::fs::read(folder.join("keep.lks")).expect("a session") == other);
+    }
+    // Its own are no other's.
+    let (_, err, code) = pipe(&named, "And of Spain?\n/save\nAnd of Italy?\n/save\n/save more\n/load keep\nThanks.\n");
+    assert!(code == 0 && err.matches("'keep' is kept").count() == 3, "{err}");
+    std::fs::remove_dir_all(&folder).expect("the folder");
+}
+
+#[test]
+fn a_line_that_is_no_text_is_left_out() {
+    let mut child = chat(&[]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program");
+    let typed = b"caf\xe9\nWhat is the capital of France?\n";
+    child.stdin.take().expect("a pipe").write_all(typed).expect("to be read");
+    let out = child.wait_with_output().expect("an end");
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && err.contains("not UTF-8") && err.contains("left out"), "{err}");
+    assert_eq!(String::from_utf8_lossy(&out.stdout), run("What is the capital of France?", &[]));
+}
+
 #[test]
 fn the_plan_holds_and_is_told_beforehand() {
     let mut command = lowkey!();

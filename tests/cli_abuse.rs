@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use lowkey_test_kit::gguf_writer as w;
 use lowkey_test_kit::{data, lowkey};
 
 fn tiny() -> String {
@@ -77,6 +78,8 @@ fn absurd_numbers_are_refused_by_flag() {
         (&["--top-p", "-1"], 2, "--top-p"),
         (&["--min-p", "nan"], 2, "--min-p"),
         (&["--temp", "inf"], 2, "--temp"),
+        (&["--temp", "nan"], 2, "--temp"),
+        (&["--temp", "-1"], 2, "--temp"),
         (&["--repeat-penalty", "-3"], 2, "--repeat-penalty"),
         (&["--memory", "1"], 1, "--memory"),
     ] {
@@ -103,7 +106,6 @@ fn large_numbers_that_mean_something_run() {
         &["--top-k", "18446744073709551615"],
         &["--json", "--top-logprobs", "1000000000"],
         &["--stop", ""],
-        &["--temp", "-1"],
         &["--seed", "18446744073709551615"],
     ] {
         let out = run(&[&["run", "-m", &m, "-p", "x", "-n", "3"], more].concat());
@@ -123,6 +125,58 @@ fn wrong_files_are_named() {
     refused(&["run", "-m", &m, "-f", "/dev/zero"], 2, &["--file", "64 MiB"]);
     refused(&["run", "-m", "a\nb\u{1b}.gguf", "-p", "x"], 1, &["a\\nb\\u{1b}.gguf"]);
     refused(&["run", "-m", "", "-p", "x"], 2, &["--model"]);
+}
+
+#[test]
+fn files_and_folders_that_cannot_be_used_are_named_with_their_flag() {
+    let m = tiny();
+    let run_with = |more: &[&str], words: &[&str]| refused(&[&["run", "-m", &m, "-n", "1"], more].concat(), 1, words);
+    run_with(&["-f", "/nope"], &["--file: /nope", "give a text file"]);
+    run_with(&["-p", "x", "--grammar", "/nope"], &["--grammar: /nope", "give the file"]);
+    run_with(&["-p", "x", "--json-schema", "5"], &["--json-schema: 5", "begins with {"]);
+    run_with(&["-p", "x", "--session", "s", "--sessions", "/proc/x"], &["--sessions: /proc/x", "give a folder"]);
+    refused(&["eval", "ppl", "-m", &m, "-f", "/nope"], 1, &["--file: /nope", "give a text file"]);
+    refused(&["sessions", "list", "--sessions", "/proc/x"], 1, &["--sessions: /proc/x", "give a folder"]);
+    refused(&["run", "-m", &m, "-p", "x", "--log-level", "foo"], 2, &["--log-level", "error, warn, info"]);
+    #[cfg(feature = "serve")]
+    refused(&["serve", "-m", &m, "--port", "0", "--api-key-file", "/nope"], 1, &["--api-key-file: /nope", "a key on each line"]);
+    let out = lowkey!().args(["run", "-m", &m]).env("LOWKEY_FILE", "/nope").output().expect("the binary starts");
+    assert!(String::from_utf8_lossy(&out.stderr).starts_with("lowkey: LOWKEY_FILE: /nope: "), "{out:?}");
+}
+
+/// What `run` does not run `info` does not call runnable, and `plan` does not plan.
+#[test]
+fn info_and_plan_refuse_a_vocabulary_that_run_refuses() {
+    let folder = TempFolder::new("vocabularies");
+    let path = folder.file("m.gguf");
+    let text = |text: &str| Some((w::STRING, w::string(text.as_bytes())));
+    for (key, value, said) in [
+        ("tokenizer.ggml.pre", text("smolxx"), "smolxx"),
+        ("tokenizer.ggml.model", text("morse"), "morse"),
+        ("tokenizer.ggml.merges", None, "merges"),
+        ("tokenizer.ggml.token_type", Some((w::ARRAY, w::array(w::I32, 1, &[1, 0, 0, 0]))), "token_type"),
+        ("tokenizer.ggml.bos_token_id", text("one"), "bos_token_id"),
+        ("tokenizer.ggml.eos_token_id", text("two"), "eos_token_id"),
+        ("general.name", Some((w::U32, vec![7, 0, 0, 0])), "general.name"),
+    ] {
+        let mut file = w::take_apart("tiny-gqa.gguf");
+        file.keys.retain(|(name, ..)| name != key);
+        if let Some((ty, value)) = value {
+            file.raw(key, ty, value);
+        }
+        std::fs::write(&path, file.build()).expect("a file");
+        let line = |args: &[&str]| {
+            let out = run(args);
+            assert_eq!(out.status.code(), Some(1), "{key}: {args:?}: {}", String::from_utf8_lossy(&out.stdout));
+            String::from_utf8(out.stderr).expect("text")
+        };
+        let refused = line(&["run", "-m", &path, "-n", "1", "-p", "a"]);
+        assert!(refused.lines().count() == 1 && refused.contains(said), "{key}: {refused}");
+        assert_eq!(line(&["plan", "-m", &path]), refused, "{key}");
+        let info: serde_json::Value = serde_json::from_slice(&run(&["info", &path, "--json"]).stdout).expect("JSON");
+        let why = info["why_not"].as_str().unwrap_or_default();
+        assert_eq!((&info["runs"], format!("lowkey: {why}\n")), (&false.into(), refused), "{key}");
+    }
 }
 
 /// The answer is one object whose text is what the tokens say, cut at the stop text.

@@ -1,7 +1,7 @@
 //! Resident private memory, as the system counts it, from the moment the arena is carved: flat, and within the plan.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 fn rss_anon_kib(pid: u32) -> Option<u64> {
@@ -65,4 +65,29 @@ fn resident_private_memory_is_flat_once_the_arena_is_carved() {
     println!("{start} KiB when the arena was carved, {peak} KiB at most in {samples} samples; {}", rest.trim());
     assert!(samples > 20 && rest.contains("evicted"), "{rest}");
     assert_eq!(peak, start, "KiB of anonymous memory");
+}
+
+/// Variables are looked up and parsed like flags: the start takes no more with them.
+#[test]
+fn variables_cost_no_memory_beside_the_plan() {
+    if lowkey_test_kit::emulated().is_some() {
+        return println!("an emulated process's memory is the emulator's");
+    }
+    let watched = |set: &dyn Fn(&mut Command)| {
+        let mut command = lowkey_test_kit::lowkey!();
+        command.args(["run", "-t", "1", "-n", "3", "-p", "a", "--json", "--kv-budget", "1MiB", "-m"]);
+        set(command.arg(lowkey_test_kit::data("tiny-gqa.gguf")));
+        let (out, peak) = lowkey_test_kit::watched(&mut command);
+        let answer: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+        let number = |name: &str| answer["memory"][name].as_u64().expect("a number");
+        (peak.max(number("rss_anon_peak_bytes")), number("plan_bytes"))
+    };
+    let (_, plan) = watched(&|_| ());
+    let limit = plan.to_string();
+    for (name, value) in [("LOWKEY_FOO", "1"), ("LOWKEY_TEMP", "0"), ("LOWKEY_SPACE", "1"), ("LOWKEY_MEMORY", &limit)] {
+        let (peak, plan) = watched(&|command| {
+            command.env(name, value);
+        });
+        assert!(peak <= plan, "{name}={value}: {peak} bytes of {plan} planned");
+    }
 }

@@ -110,6 +110,47 @@ fn reply(mut out: TcpStream, path: &str, headers: &HashMap<String, String>, n_be
             }
             write!(out, "0\r\n\r\n")
         }
+        // Another version goes on where the first ended, whatever If-Range says.
+        "/joins/m.gguf" | "/grows/m.gguf" if headers.contains_key("range") => {
+            let (tag, n) = if path == "/joins/m.gguf" { ("ETag: \"two\"\r\n", model.len()) } else { ("", model.len() + 100) };
+            write!(out, "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\n{tag}", n - 40_000)?;
+            write!(out, "Content-Range: bytes 40000-{}/{n}\r\n\r\n", n - 1)?;
+            out.write_all(&vec![0; n - 40_000])
+        }
+        "/joins/m.gguf" | "/grows/m.gguf" | "/rests/m.gguf" if n_before == 0 => piece(&mut out, "one", 0),
+        "/joins/m.gguf" | "/grows/m.gguf" => whole(&mut out, &model),
+        // No more than 30 KB at once, however much is asked for.
+        "/rests/m.gguf" => {
+            let from: usize = headers["range"].trim_matches(|c: char| !c.is_ascii_digit()).parse().expect("a number");
+            let to = model.len().min(from + 30_000);
+            write!(out, "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nETag: \"one\"\r\n", to - from)?;
+            write!(out, "Content-Range: bytes {from}-{}/{}\r\n\r\n", to - 1, model.len())?;
+            out.write_all(&model[from..to])
+        }
+        // Nobody says how long it is, and it ends early.
+        "/short/m.gguf" if !headers.contains_key("range") => {
+            write!(out, "HTTP/1.1 200 OK\r\nConnection: close\r\nETag: \"one\"\r\n\r\n")?;
+            out.write_all(&model[..60_000])
+        }
+        "/short/m.gguf" => {
+            let n = model.len();
+            write!(out, "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nETag: \"one\"\r\n", n - 60_000)?;
+            write!(out, "Content-Range: bytes 60000-{}/{n}\r\n\r\n", n - 1)?;
+            out.write_all(&model[60_000..])
+        }
+        // The server's own copy is half of one at first.
+        "/cut/m.gguf" | "/cut/p-00002-of-00002.gguf" if n_before == 0 => whole(&mut out, &model[..60_000]),
+        "/cut/m.gguf" | "/cut/p-00001-of-00002.gguf" | "/cut/p-00002-of-00002.gguf" => whole(&mut out, &model),
+        "/error/m.gguf" => write!(out, "HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n"),
+        "/never/m.gguf" if headers.contains_key("range") => write!(out, "HTTP/1.1 416 No\r\nContent-Length: 0\r\n\r\n"),
+        "/elsewhere/m.gguf" if headers.contains_key("range") => {
+            let n = model.len();
+            write!(out, "HTTP/1.1 206 Partial Content\r\nContent-Length: {n}\r\n")?;
+            write!(out, "Content-Range: bytes 0-{}/{n}\r\n\r\n", n - 1)
+        }
+        "/never/m.gguf" | "/elsewhere/m.gguf" => piece(&mut out, "one", 0),
+        "/loop/m.gguf" => write!(out, "HTTP/1.1 302 Found\r\nLocation: /loop/m.gguf\r\nContent-Length: 0\r\n\r\n"),
+        "/nowhere/m.gguf" => write!(out, "HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n"),
         "/page/m.gguf" => whole(&mut out, b"<!doctype html><title>Log in</title>"),
         "/busy/m.gguf" if n_before < 2 => write!(out, "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"),
         "/busy/m.gguf" => whole(&mut out, &model),
@@ -218,6 +259,72 @@ fn a_wrong_sum_a_page_and_a_file_that_changes_leave_nothing_half() {
     let file = &fetched(&pull(&server, &server.url("/changes/m.gguf"), &folder.0))[0];
     assert_eq!((&file["sha256"], &file["verified"]), (&MODEL_SHA256.into(), &false.into()));
     assert_eq!(file["path"], folder.0.join("m.gguf").to_str().expect("a path"));
+}
+
+#[test]
+fn the_rest_of_another_version_is_never_joined_to_what_is_held() {
+    let (server, folder) = (Server::start(), Folder::new("joins"));
+    for (path, n_asked) in [("/joins/m.gguf", 3), ("/grows/m.gguf", 3), ("/rests/m.gguf", 4)] {
+        let file = &fetched(&pull(&server, &server.url(path), &folder.0))[0];
+        assert_eq!((&file["sha256"], server.n_asked(path)), (&MODEL_SHA256.into(), n_asked), "{path}");
+        assert_eq!(folder.names(), ["m.gguf"], "{path}");
+        std::fs::remove_file(folder.0.join("m.gguf")).expect("the file");
+    }
+}
+
+#[test]
+fn half_a_file_never_has_the_name_and_the_same_command_comes_right() {
+    let (server, folder) = (Server::start(), Folder::new("half"));
+    // Perhaps the line broke: what came is kept.
+    let failed = failure(&pull(&server, &server.url("/short/m.gguf"), &folder.0));
+    assert!(failed.contains("incomplete") && failed.contains("the same command goes on"), "{failed}");
+    assert_eq!(folder.names(), ["m.gguf.part", "m.gguf.part.tag"]);
+    let file = &fetched(&pull(&server, &server.url("/short/m.gguf"), &folder.0))[0];
+    assert_eq!((&file["sha256"], folder.names()), (&MODEL_SHA256.into(), vec!["m.gguf".to_owned()]));
+    // All that the server has came, and it is half.
+    std::fs::write(folder.0.join("m.gguf"), &model()[..60_000]).expect("a file");
+    let there = failure(&pull(&server, &server.url("/cut/m.gguf"), &folder.0));
+    assert!(there.contains("move it away") && server.n_asked("/cut/m.gguf") == 0, "{there}");
+    std::fs::remove_file(folder.0.join("m.gguf")).expect("the file");
+    let failed = failure(&pull(&server, &server.url("/cut/m.gguf"), &folder.0));
+    assert!(failed.contains("incomplete") && failed.contains("removed"), "{failed}");
+    assert_eq!(folder.names(), [""; 0]);
+    fetched(&pull(&server, &server.url("/cut/m.gguf"), &folder.0));
+    // Of a model in parts those that are whole stay.
+    failure(&pull(&server, &server.url("/cut/p-00001-of-00002.gguf"), &folder.0));
+    assert_eq!(folder.names(), ["m.gguf", "p-00001-of-00002.gguf"]);
+    fetched(&pull(&server, &server.url("/cut/p-00001-of-00002.gguf"), &folder.0));
+    assert_eq!(folder.names(), ["m.gguf", "p-00001-of-00002.gguf", "p-00002-of-00002.gguf"]);
+}
+
+#[test]
+fn a_failure_says_what_the_server_answered() {
+    let server = Server::start();
+    let cases = [
+        ("error", "answers 500"),
+        ("never", "answers 416"),
+        ("elsewhere", "another piece"),
+        ("loop", "without an end"),
+        ("nowhere", "location header"),
+    ];
+    let tries = cases.map(|(name, said)| {
+        let (folder, url) = (Folder::new(name), server.url(&format!("/{name}/m.gguf")));
+        let child = command(&server, &url, &folder.0).stderr(Stdio::piped()).spawn().expect("the program");
+        (folder, child, said)
+    });
+    for (folder, child, said) in tries {
+        let line = failure(&child.wait_with_output().expect("its end"));
+        assert!(line.contains(said) && !line.contains("is the network up"), "{line}");
+        assert!(["try again", "the address of the file", "goes on"].iter().any(|way| line.contains(way)), "{line}");
+        assert!(!folder.names().contains(&"m.gguf".to_owned()), "{line}");
+    }
+    let folder = Folder::new("unreached");
+    let mut certificates = command(&server, &server.url("/whole/m.gguf"), &folder.0);
+    let line = failure(&certificates.env("SSL_CERT_FILE", "/nope").output().expect("the program"));
+    assert!(line.contains("SSL_CERT_FILE") && line.contains("PEM"), "{line}");
+    let closed = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("an address");
+    let line = failure(&pull(&server, &format!("http://{closed}/m.gguf"), &folder.0));
+    assert!(line.contains("is the network up") && line.contains("HTTPS_PROXY"), "{line}");
 }
 
 #[test]

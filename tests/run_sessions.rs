@@ -1,5 +1,7 @@
 //! `lowkey run --session` and `lowkey sessions`, as a user meets them.
 
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
@@ -175,6 +177,32 @@ fn what_cannot_go_on_is_one_line_that_says_why() {
     assert!(!temp.0.join("n.lks").exists());
 }
 
+/// Of two runs at once the one that ends first is saved, whether the session was there before or not.
+#[test]
+fn what_another_run_has_saved_meanwhile_stays() {
+    let temp = Temp::new("at-once");
+    for _ in 0..2 {
+        let mut slow = lowkey!();
+        slow.args(["run", "--session", "two", "-p", "Hello", "-n", "40", "--ignore-eos", "--kv-budget", "4MiB", "--temp", "0"]);
+        slow.args(["--sessions", temp.path(), "-m"]).arg(demo_model()).stdin(Stdio::null());
+        let mut slow = slow.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        slow.stdout.as_mut().expect("a pipe").read_exact(&mut [0]).expect("an answer");
+        signal(slow.id(), "-STOP");
+        run(&temp, &["--session", "two", "-p", "Goodbye", "-n", "1", "--kv-budget", "4MiB"]).expect("a run");
+        let other = std::fs::read(temp.0.join("two.lks")).expect("a session");
+        signal(slow.id(), "-CONT");
+        let out = slow.wait_with_output().expect("an end");
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(1) && err.contains("replaced by another process"), "{err}");
+        assert!(std::fs::read(temp.0.join("two.lks")).expect("a session") == other);
+    }
+}
+
+fn signal(pid: u32, name: &str) {
+    let sent = std::process::Command::new("kill").args([name, &pid.to_string()]).status();
+    assert!(sent.expect("kill").success());
+}
+
 #[test]
 fn sessions_are_listed_verified_and_removed() {
     let temp = Temp::new("list");
@@ -248,8 +276,11 @@ fn a_session_keeps_its_past() {
     }
     assert_eq!(number(&with("16MiB", &again).expect("nothing was lost by those"), "lost_tiles"), 0);
     // Who gives the past up goes on all the same.
-    std::fs::write(temp.0.join("p.past"), "").expect("a file");
+    let file = temp.0.join("p.past");
+    let open_to_all = std::fs::Permissions::from_mode(0o644);
+    std::fs::write(&file, "").and_then(|()| std::fs::set_permissions(&file, open_to_all)).expect("a file");
     assert!(number(&with("16MiB", &again).expect("a run"), "lost_tiles") > 0);
+    assert_eq!(std::fs::metadata(&file).expect("the file").permissions().mode() & 0o777, 0o600);
     assert_eq!(sessions(&["remove", "p"], &temp).0, Some(0));
     assert!(!temp.0.join("p.past").exists() && !temp.0.join("p.lks").exists());
 }

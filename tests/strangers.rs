@@ -366,6 +366,18 @@ fn keys_that_change_nothing_are_ignored_and_others_refused() {
 }
 
 #[test]
+fn a_number_that_stands_for_none_is_said_to_be_there() {
+    let (path, plain) = (TempPath::new("none"), family("llama-yarn"));
+    for key in ["llama.block_count", "llama.embedding_length", "llama.attention.head_count"] {
+        for (ty, value) in [(w::I32, (-1i32).to_le_bytes()), (w::U32, u32::MAX.to_le_bytes())] {
+            let mut file = plain.clone();
+            set(&mut file, key, ty, value.to_vec());
+            refused(&path, &file, &[key, "stands for none"]);
+        }
+    }
+}
+
+#[test]
 fn metadata_that_is_not_a_number_is_refused_by_name() {
     let path = TempPath::new("nan");
     let plain = family("llama-yarn");

@@ -13,6 +13,7 @@ use crate::text::{Sampler, Tokenizer};
 use crate::units::Bytes;
 
 use super::setup::Opened;
+use super::text::unreadable;
 
 #[derive(Args, Clone)]
 pub struct ConstraintArgs {
@@ -37,8 +38,8 @@ pub fn region_bytes(size: Bytes) -> Result<usize> {
 }
 
 /// The text of a file that a flag names.
-fn text_of(flag: &'static str, path: &Path) -> Result<String> {
-    let io = |e| Error::io(path, e);
+fn text_of(flag: &'static str, path: &Path, takes: &str) -> Result<String> {
+    let io = |e| unreadable(flag, path, &e, takes);
     let mut text = Vec::new();
     File::open(path).map_err(io)?.take(MAX_RULES_BYTES as u64 + 1).read_to_end(&mut text).map_err(io)?;
     if text.len() > MAX_RULES_BYTES {
@@ -71,13 +72,13 @@ impl ConstraintArgs {
             let is_text = given.trim_start().starts_with('{') || ["true", "false"].contains(&given.trim());
             let text = match is_text {
                 true => given.clone(),
-                false => text_of("--json-schema", given.as_ref())?,
+                false => text_of("--json-schema", given.as_ref(), "the file of a schema, or a schema, which begins with {")?,
             };
             let schema = serde_json::from_str(&text).map_err(|e| Error::usage("--json-schema", format!("it is no JSON: {e}")))?;
             return Ok(Some(Rules::Schema(schema)));
         }
         let Some(path) = &self.grammar else { return Ok(None) };
-        let text = text_of("--grammar", path)?;
+        let text = text_of("--grammar", path, "the file of a grammar")?;
         let is_lark = path.extension().is_some_and(|ending| ending == "lark");
         Ok(Some(if is_lark { Rules::Lark(text) } else { Rules::Gbnf(text) }))
     }

@@ -57,14 +57,16 @@ pub fn parse(command: fn() -> Command, args: &[OsString]) -> Result<ArgMatches, 
     if !std::env::vars_os().any(is_ours) {
         return command().try_get_matches_from(args).map_err(|error| named(explained(&command(), args, error), &[], args));
     }
-    let command = command();
-    let mut relaxed = command.clone().ignore_errors(true);
-    let given = relaxed.try_get_matches_from_mut(args)?;
-    let (leaf, matches, at) = leaf(&relaxed, &given, args);
-    let mut variables = variables(leaf, matches);
+    // One tree of commands at a time: each takes more than a megabyte.
+    let (mut variables, at) = {
+        let mut relaxed = command().ignore_errors(true);
+        let given = relaxed.try_get_matches_from_mut(args)?;
+        let (leaf, matches, at) = leaf(&relaxed, &given, args);
+        (variables(leaf, matches), at)
+    };
     let with = |variables: &[Variable]| {
         let inserted = variables.iter().map(|v| &v.argument);
-        command.clone().try_get_matches_from(args[..at].iter().chain(inserted).chain(&args[at..]))
+        command().try_get_matches_from(args[..at].iter().chain(inserted).chain(&args[at..]))
     };
     let mut parsed = with(&variables);
     if let Err(error) = &parsed {
@@ -79,7 +81,7 @@ pub fn parse(command: fn() -> Command, args: &[OsString]) -> Result<ArgMatches, 
         }
     }
     let variables = FROM_VARIABLES.get_or_init(|| variables);
-    parsed.map_err(|error| named(explained(&command, args, error), variables, args))
+    parsed.map_err(|error| named(explained(&command(), args, error), variables, args))
 }
 
 /// Where a flag that was given lacks another one: which it is, for the parser names the other alone.

@@ -13,6 +13,7 @@ use crate::mem::pool::default_threads;
 use crate::model::choice::{Choice, choose_alone};
 use crate::model::forward::Model;
 use crate::model::pack::Pack;
+use crate::text::Tokenizer;
 use crate::units::Bytes;
 
 use super::choice::{chosen, described};
@@ -47,7 +48,7 @@ pub fn run(args: InfoArgs) -> Result<u8> {
     let verdict = match Model::load(file) {
         Ok(model) => {
             choice = measured(&model);
-            summary.add_model(&model).err()
+            summary.add_model(&model).and_then(|()| Tokenizer::from_gguf(&model.file)).err()
         }
         Err(error) => Some(error),
     };

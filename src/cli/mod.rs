@@ -51,8 +51,12 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// What is logged to stderr: error, warn, info, debug, trace (RUST_LOG, where set, has the last word)
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn", display_order = 900)]
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn", display_order = 900, value_parser = log_level)]
     log_level: log::LevelFilter,
+}
+
+fn log_level(text: &str) -> std::result::Result<log::LevelFilter, &'static str> {
+    text.parse().map_err(|_| "write off, error, warn, info, debug or trace")
 }
 
 #[derive(Subcommand)]

@@ -186,6 +186,7 @@ pub fn run(args: PlanArgs) -> Result<u8> {
     };
     let board = board.or(args.board);
     model.only_plan = true;
+    let has_text = !matches!(of, Of::Bench(_));
     let done = match of {
         Of::Run(args) => run::run(*args)?,
         Of::Eval(args) => eval::run(args)?,
@@ -196,6 +197,10 @@ pub fn run(args: PlanArgs) -> Result<u8> {
         Of::Serve(args) => serve::run(args.serve)?,
     };
     let Done::Planned(opened) = done else { unreachable!("nothing but the plan was wanted") };
+    if has_text {
+        // A plan is of what would run: a file whose vocabulary is refused has none.
+        opened.tokenizer()?;
+    }
     // Pages of the file count towards the group too: with less the weights are read from the disk again and again.
     if let Some(limit) = form.limit(opened.plan.private_bytes() + opened.plan.file_bytes() + GROUP_BYTES) {
         return super::answer(&limit).map(|()| 0);

@@ -1,13 +1,13 @@
 //! `lowkey sessions`: what is saved of conversations, as files of a folder.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 use crate::kv::past::disk::PastFolder;
 use crate::session_file::format::HEAD_BYTES;
 use crate::session_file::shelf::BUFFER_BYTES;
@@ -80,9 +80,26 @@ impl FolderArgs {
     }
 }
 
+/// A folder of sessions that cannot be used.
+pub fn unusable(path: impl AsRef<Path>, e: &io::Error) -> Error {
+    let what = format!(": {}: {e}: give a folder that you may write to", path.as_ref().display());
+    Error::stopped(message![Setting::Sessions, what])
+}
+
 /// A name that is given on the command line.
 pub fn named(flag: &'static str, text: &str, check: fn(&str) -> std::result::Result<Name, &'static str>) -> Result<Name> {
     check(text).map_err(|why| Error::usage(flag, format!("'{text}': {why}")))
+}
+
+/// Refuses to write over what another process has put under a name since `stands` was there (`Shelf::mark`).
+pub fn check_stands(shelf: &mut Shelf, name: &Name, stands: Option<u64>) -> Result<()> {
+    match shelf.mark(name) {
+        now if now.is_none() || now == stands => Ok(()),
+        _ => Err(Error::stopped(format!(
+            "session '{name}' has been replaced by another process while this one went on: what is there stays, and this is not saved; \
+             take turns, or give another name"
+        ))),
+    }
 }
 
 /// What a session is of, if it is there. Looks only: nothing is made.
@@ -91,9 +108,9 @@ pub fn head_of(name: &Name, folder: &FolderArgs) -> Result<Option<Head>> {
     let folder = match Folder::open(&path) {
         Ok(folder) => folder,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path, e)),
+        Err(e) => return Err(unusable(path, &e)),
     };
-    let mut shelf = Shelf::bare(folder, Limits::of(0), HEAD_BYTES).map_err(|e| Error::io(&path, e))?;
+    let mut shelf = Shelf::bare(folder, Limits::of(0), HEAD_BYTES).map_err(|e| unusable(&path, &e))?;
     match shelf.head(name) {
         Ok(head) => Ok(Some(head)),
         Err(failure) if matches!(failure.why, Why::Missing) => Ok(None),
@@ -189,13 +206,13 @@ fn open(folder: &FolderArgs) -> Result<Option<Shelf>> {
     match opened {
         Ok(shelf) => Ok(Some(shelf)),
         Err(e) if e.kind() == io::ErrorKind::NotFound && folder.sessions.is_none() => Ok(None),
-        Err(e) => Err(Error::io(path, e)),
+        Err(e) => Err(unusable(path, &e)),
     }
 }
 
 fn all(shelf: &Option<Shelf>, folder: &FolderArgs) -> Result<Vec<Name>> {
     let names = shelf.as_ref().map_or(Ok(Vec::new()), Shelf::names);
-    names.or_else(|e| Err(Error::io(folder.path()?, e)))
+    names.or_else(|e| Err(unusable(folder.path()?, &e)))
 }
 
 /// `whole`: what is said of one of which nothing is wrong.

@@ -1,10 +1,10 @@
 //! Texts that come in: from a flag, a file or standard input, never more of them than fits, and what turning one into
 //! tokens takes.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 use crate::gguf::GgufFile;
 use crate::text::Tokenizer;
 use crate::units::Bytes;
@@ -26,7 +26,7 @@ pub fn read_text(text: Option<&str>, file: Option<&Path>, ending: Ending) -> Res
         (Some(text), _) => return Ok(text.to_owned()),
         (None, Some(path)) if path == "-" => read_at_most(std::io::stdin().lock(), 0, "standard input")?,
         (None, Some(path)) => {
-            let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+            let file = std::fs::File::open(path).map_err(|e| unreadable("--file", path, &e, A_TEXT))?;
             let len = file.metadata().map_or(0, |m| m.len());
             read_at_most(file, len, &path.to_string_lossy())?
         }
@@ -38,9 +38,17 @@ pub fn read_text(text: Option<&str>, file: Option<&Path>, ending: Ending) -> Res
     Ok(text)
 }
 
+/// A file that a flag names and that cannot be read, with what the flag takes.
+pub fn unreadable(flag: &'static str, path: impl AsRef<Path>, e: &io::Error, takes: &str) -> Error {
+    Error::stopped(message![Setting::Own(flag), format!(": {}: {e}: give {takes}", path.as_ref().display())])
+}
+
+/// What `--file` takes.
+const A_TEXT: &str = "a text file, or - for standard input";
+
 fn read_at_most(from: impl Read, expected: u64, name: &str) -> Result<String> {
     let mut bytes = Vec::with_capacity(expected.min(MAX_TEXT_BYTES) as usize + 1);
-    from.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io(name, e))?;
+    from.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(|e| unreadable("--file", name, &e, A_TEXT))?;
     if bytes.len() as u64 > MAX_TEXT_BYTES {
         let what =
             format!("{name} is more than {} of text, which is the most that is read; give a part of it", Bytes(MAX_TEXT_BYTES));

@@ -236,6 +236,26 @@ impl fmt::Display for GgufError {
 
 impl std::error::Error for GgufError {}
 
+impl GgufError {
+    /// Whether bytes of the file are wrong or missing, so that nothing helps but to fetch it again.
+    pub fn wants_fetching(&self) -> bool {
+        use GgufError::*;
+        matches!(
+            self,
+            Foreign { .. }
+                | Truncated { .. }
+                | Count { .. }
+                | NameLength { .. }
+                | ValueType { .. }
+                | Bool { .. }
+                | NDims { .. }
+                | Size { .. }
+                | OutOfRange { .. }
+                | Overlap { .. }
+        )
+    }
+}
+
 /// Ids that ggml has given out and withdrawn are named, since files with them are still about.
 fn type_id(f: &mut fmt::Formatter<'_>, tensor: &str, at: u64, id: u32) -> fmt::Result {
     let withdrawn = match id {

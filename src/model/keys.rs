@@ -162,7 +162,12 @@ impl<'a> Keys<'a> {
         self.opt_float(name)?.map_or_else(|| self.missing(name, "f32"), Ok)
     }
 
+    /// Refuses the want of a number: what is there stands for none.
     pub fn missing<T>(&self, name: &str, wanted: &'static str) -> Result<T> {
+        if let Some(none) = self.file.get(&self.key(name)).and_then(|value| value.as_int()) {
+            let what = format!("is {none}, which stands for none, and the model needs one: convert it again with a current tool");
+            return self.refuse(name, what);
+        }
         Err(Error::gguf(self.file.path(), GgufError::MissingKey { key: self.key(name), wanted }))
     }
 

@@ -50,7 +50,8 @@ impl SamplerParams {
             true => Ok(()),
             false => Err(Error::usage(setting, format!("{value} cannot be used: write {range}"))),
         };
-        check(Setting::Temp, self.temp.is_finite(), self.temp, "a number, 0 for always the most likely token")?;
+        let temp = self.temp;
+        check(Setting::Temp, temp.is_finite() && temp >= 0.0, temp, "a number from 0 up, 0 for always the most likely token")?;
         check(Setting::TopP, (0.0..=1.0).contains(&self.top_p), self.top_p, "a number from 0 to 1, 1 for no limit")?;
         check(Setting::MinP, (0.0..=1.0).contains(&self.min_p), self.min_p, "a number from 0 to 1, 0 for no limit")?;
         let penalty = self.repeat_penalty;

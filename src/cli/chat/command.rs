@@ -17,7 +17,7 @@ pub const HELP: &str = "\
 /system TEXT        another system text; the conversation begins anew
 /set NAME VALUE     temp, top-k, top-p, min-p, repeat-penalty, presence-penalty, frequency-penalty, seed, n
 /regenerate         another answer in place of the last
-/reset              forget the conversation
+/reset              forget the conversation; what is kept of it stays, unless --session named it
 /exit               leave (as Ctrl-D does)
 \"\"\" begins and ends a text of several lines; \\ at the end of a line goes on with the next.
 Ctrl-C stops an answer; twice on an empty line it leaves.";
@@ -41,13 +41,13 @@ pub fn run(line: &str, talk: &mut Talk, kept: &mut Kept, sample: &mut SampleArgs
         "system" => {
             talk.system = (!rest.is_empty()).then(|| rest.to_owned());
             talk.reset();
-            say("The conversation begins anew.");
+            say(&format!("The conversation begins anew.{}", kept.begin_anew(talk)));
         }
         "set" => set(rest, talk, sample)?,
         "regenerate" => return Ok(After::Regenerate),
         "reset" => {
             talk.reset();
-            say("The conversation is forgotten.");
+            say(&format!("The conversation is forgotten.{}", kept.begin_anew(talk)));
         }
         "exit" | "quit" | "bye" => return Ok(After::Exit),
         other => return Err(Error::stopped(format!("/{other} is no command; /help lists them"))),

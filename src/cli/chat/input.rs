@@ -121,7 +121,7 @@ impl Input {
                 Err(ReadlineError::Interrupted) => Ok(Typed::Interrupt),
                 Err(e) => Err(failed(e)),
             },
-            Source::Pipe => {
+            Source::Pipe => loop {
                 let mut bytes = Vec::new();
                 let stdin = std::io::stdin().lock();
                 // One more than may be, so that it is refused and not cut.
@@ -134,9 +134,13 @@ impl Input {
                     // It will be left out, and so is what follows of the line.
                     std::io::stdin().lock().skip_until(b'\n').map_err(|e| Error::io("standard input", e))?;
                 }
-                let line = String::from_utf8(bytes).map_err(|_| Error::usage("--file", "standard input is not UTF-8 text"))?;
-                Ok(Typed::Text(line.strip_suffix('\n').map_or(line.as_str(), |l| l.strip_suffix('\r').unwrap_or(l)).to_owned()))
-            }
+                let Ok(line) = String::from_utf8(bytes) else {
+                    say("lowkey: a line that is not UTF-8 text cannot be taken; it was left out");
+                    continue;
+                };
+                let line = line.strip_suffix('\n').map_or(line.as_str(), |l| l.strip_suffix('\r').unwrap_or(l));
+                return Ok(Typed::Text(line.to_owned()));
+            },
         }
     }
 

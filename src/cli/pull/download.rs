@@ -4,23 +4,22 @@
 //! lock NAME.part                          somebody else may be at it
 //! hash what it holds                      of an earlier try
 //! repeat
-//!     ask for the rest, if it is still the same file       (Range, If-Range)
+//!     ask for the rest, if it is still the same file       (Range, If-Range; what answers may know neither)
 //!     append what comes, hashing              until it ends, breaks off, or is more than it should be
 //! until it is whole, or five times in a row nothing new came
-//! compare length and sum, look at its first bytes, sync, rename
+//! compare length and sum, look whether it is a whole model, sync, rename
 //! ```
 //!
 //! What lies on the disk can be gone on with at any moment, so that nothing need be ended in order: a signal ends the process at once.
 
-use std::fs::{File, TryLockError};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
-use ureq::http::{HeaderMap, StatusCode};
+use ureq::http::StatusCode;
 
 use crate::cli::progress;
 use crate::cli::unfinished::sync_and_rename;
@@ -28,12 +27,12 @@ use crate::error::{Error, Result};
 use crate::units::Bytes;
 
 use super::Pulled;
-use super::client::{get, refusal};
+use super::client::{Unanswered, get, refusal};
+use super::partial::{PIECE_BYTES, Partial, damage, hashed, tag_path};
 use super::source::Wanted;
 
 /// Tries in a row that bring nothing new before it is given up.
 const TRIES: u32 = 5;
-const PIECE_BYTES: usize = 256 << 10;
 /// What is left free on the disk beside the file: a full one hurts everybody on it.
 const SPARE_BYTES: u64 = 64 << 20;
 /// How often the disk is asked again for its room, where the length of the file is not known.
@@ -50,124 +49,20 @@ pub fn check_space(folder: &Path, wanted: &[Wanted]) -> Result<()> {
         let is_there = folder.join(&one.file).exists();
         one.bytes.filter(|_| !is_there).map_or(0, |bytes| bytes.saturating_sub(there(part(folder, &one.file))))
     };
-    check_room(folder, wanted.iter().map(to_come).sum())
+    check_room(folder, Some(wanted.iter().map(to_come).sum()))
 }
 
-fn check_room(folder: &Path, needed: u64) -> Result<()> {
+/// Whether there is room for so many bytes, or for the next ones of a file whose length is not known.
+fn check_room(folder: &Path, to_come: Option<u64>) -> Result<()> {
     let Ok(disk) = rustix::fs::statvfs(folder) else { return Ok(()) };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let needed = to_come.unwrap_or(LOOK_BYTES);
     if needed > 0 && free < needed.saturating_add(SPARE_BYTES) {
-        let (free, needed) = (Bytes(free), Bytes(needed));
-        let what = format!("{} has {free} free, and {needed} are to come: make room, or give another folder", folder.display());
+        let to_come = to_come.map_or("how much is to come is not known".into(), |n| format!("{} are to come", Bytes(n)));
+        let what = format!("{} has {} free, and {to_come}: make room, or give another folder", folder.display(), Bytes(free));
         return Err(Error::budget("--dir", what));
     }
     Ok(())
-}
-
-/// What has come of a file so far, and its sum.
-struct Partial {
-    path: PathBuf,
-    file: File,
-    bytes: u64,
-    /// That came over the network this time.
-    received: u64,
-    hash: Sha256,
-    /// What the server calls this version of the file; another one is begun anew.
-    tag: Option<String>,
-}
-
-impl Partial {
-    /// Locks the file, and hashes what it holds.
-    fn open(path: PathBuf, wanted: &Wanted) -> Result<(Self, ProgressBar)> {
-        let io = |e| Error::io(&path, e);
-        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
-        // Where there are no locks nobody is kept out.
-        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
-            return Err(Error::stopped(format!("{}: another process is fetching it: wait for it", path.display())));
-        }
-        // It may have been given its name, or been removed, before it was locked.
-        let held = file.metadata().map_err(io)?;
-        if !std::fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino())) {
-            return Err(Error::stopped(format!("{}: another process has just ended with it: try again", path.display())));
-        }
-        let tag = std::fs::read_to_string(tag_path(&path)).ok().filter(|tag| !tag.is_empty());
-        if tag.is_none() {
-            // Nobody can say whether it is the beginning of the same file.
-            file.set_len(0).map_err(io)?;
-        }
-        let bar = progress::bytes(wanted.file.clone(), wanted.bytes);
-        let (bytes, hash) = hashed(&mut file, &bar).map_err(io)?;
-        Ok((Partial { path, file, bytes, received: 0, hash, tag }, bar))
-    }
-
-    fn folder(&self) -> &Path {
-        self.path.parent().unwrap_or(Path::new("."))
-    }
-
-    /// From the start again.
-    fn clear(&mut self) -> Result<()> {
-        (self.bytes, self.hash, self.tag) = (0, Sha256::new(), None);
-        let _ = std::fs::remove_file(tag_path(&self.path));
-        self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0))).map(drop).map_err(|e| Error::io(&self.path, e))
-    }
-
-    /// The server's name of this version: a strong tag, or else its date, for a weak tag promises no equal bytes.
-    fn remember(&mut self, headers: &HeaderMap) {
-        let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let tag = header("etag").filter(|tag| tag.starts_with('"')).or_else(|| header("last-modified"));
-        self.tag = tag.map(str::to_owned);
-        // Without it the next call begins anew, which is slow and not wrong.
-        let _ = match &self.tag {
-            Some(tag) => std::fs::write(tag_path(&self.path), tag),
-            None => std::fs::remove_file(tag_path(&self.path)),
-        };
-    }
-
-    fn append(&mut self, piece: &[u8]) -> Result<()> {
-        self.file.write_all(piece).map_err(|e| Error::io(&self.path, e))?;
-        self.hash.update(piece);
-        self.bytes += piece.len() as u64;
-        self.received += piece.len() as u64;
-        Ok(())
-    }
-
-    /// Whether it begins as a model does.
-    fn is_gguf(&mut self) -> std::io::Result<bool> {
-        let mut magic = [0; 4];
-        self.file.seek(SeekFrom::Start(0))?;
-        Ok(self.bytes >= 4 && self.file.read_exact(&mut magic).is_ok() && &magic == b"GGUF")
-    }
-
-    fn remove(&self) {
-        let _ = std::fs::remove_file(tag_path(&self.path));
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // What holds nothing is of no use to anybody, unless it has another name by now.
-        if self.bytes == 0 {
-            self.remove();
-        }
-    }
-}
-
-fn tag_path(part: &Path) -> PathBuf {
-    part.with_extension("part.tag")
-}
-
-/// Reads a file to its end: how long it is, and its sum.
-fn hashed(file: &mut File, bar: &ProgressBar) -> std::io::Result<(u64, Sha256)> {
-    let (mut hash, mut piece, mut bytes) = (Sha256::new(), vec![0; PIECE_BYTES], 0);
-    loop {
-        match file.read(&mut piece)? {
-            0 => return Ok((bytes, hash)),
-            n => hash.update(&piece[..n]),
-        }
-        bytes = file.stream_position()?;
-        bar.set_position(bytes);
-    }
 }
 
 /// How a request ended.
@@ -206,6 +101,15 @@ pub fn fetch(agent: &ureq::Agent, wanted: &Wanted, folder: &Path) -> Result<Pull
         let what = format!("{}: what came is no GGUF file (a page, perhaps), and has been removed", wanted.url);
         return Err(Error::stopped(what));
     }
+    if let Some(why) = damage(&partial.path)? {
+        // Where nobody has said how long it is, it may have ended too early.
+        let is_kept = partial.whole.is_none() && partial.tag.is_some();
+        if !is_kept {
+            partial.remove();
+        }
+        let what = if is_kept { "what came is kept, and the same command goes on" } else { "it has been removed" };
+        return Err(Error::stopped(format!("{}: {why} ({what})", wanted.url)));
+    }
     sync_and_rename(&partial.file, &partial.path, &path).map_err(|e| Error::io(&path, e))?;
     let _ = std::fs::remove_file(tag_path(&partial.path));
     Ok(Pulled { path, bytes: partial.bytes, sha256: sum, verified: wanted.sha256.is_some(), received_bytes: partial.received })
@@ -214,7 +118,7 @@ pub fn fetch(agent: &ureq::Agent, wanted: &Wanted, folder: &Path) -> Result<Pull
 /// What is to be done after a download was given up.
 fn way_out(partial: &Partial) -> String {
     match (partial.bytes, &partial.tag) {
-        (0, _) => "nothing came: is the network up, and are HTTPS_PROXY and SSL_CERT_FILE as they should be?".into(),
+        (0, _) => "nothing of it is here: try again later, or give another address".into(),
         (_, None) => "this server cannot go on in the middle: the same command begins anew".into(),
         (n, _) => format!("the {} that came are kept, and the same command goes on", Bytes(n)),
     }
@@ -226,52 +130,54 @@ fn request(agent: &ureq::Agent, wanted: &Wanted, partial: &mut Partial, bar: &Pr
     let range = tag.as_deref().filter(|_| partial.bytes > 0).map(|tag| (partial.bytes, tag));
     let mut answer = match get(agent, &wanted.asked(), range) {
         Ok(answer) => answer,
-        Err(error @ (ureq::Error::BadUri(_) | ureq::Error::Http(_))) => {
-            return Err(Error::stopped(format!("{}: {error}", wanted.url)));
-        }
-        Err(error) => return Ok(Ended::BrokenOff(error.to_string())),
+        Err(Unanswered::ForGood(why)) => return Err(Error::stopped(format!("{}: {why}", wanted.url))),
+        Err(Unanswered::ForNow(why)) => return Ok(Ended::BrokenOff(why)),
     };
     match (answer.status(), range.is_some()) {
-        (StatusCode::PARTIAL_CONTENT, true) if starts_at(answer.headers(), partial.bytes) => {}
-        // The rest of another version, or more than there is.
-        (StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE, true) => {
+        (StatusCode::PARTIAL_CONTENT, true) => match partial.goes_on_with(answer.headers()) {
+            Ok(whole) => partial.whole = whole.or(partial.whole),
+            Err(why) => {
+                partial.clear()?;
+                return Ok(Ended::BrokenOff(why.into()));
+            }
+        },
+        (status @ StatusCode::RANGE_NOT_SATISFIABLE, true) => {
+            let why = format!("to what follows byte {} the server answers {status}", partial.bytes);
             partial.clear()?;
-            return Ok(Ended::BrokenOff("the server has another version".into()));
+            return Ok(Ended::BrokenOff(why));
         }
         (StatusCode::OK, _) => {
             if partial.bytes > 0 {
                 partial.clear()?;
             }
             partial.remember(answer.headers());
+            partial.whole = None;
         }
         (status, _) if status.is_server_error() => return Ok(Ended::BrokenOff(format!("the server answers {status}"))),
         (status, _) => return Err(refusal(&wanted.asked(), status)),
     }
-    let told = answer.body().content_length().map(|rest| partial.bytes.saturating_add(rest));
-    if let (Some(told), Some(expected)) = (told, wanted.bytes)
+    let rest = answer.body().content_length();
+    partial.whole = partial.whole.or(rest.map(|rest| partial.bytes.saturating_add(rest)));
+    if let (Some(told), Some(expected)) = (partial.whole, wanted.bytes)
         && told != expected
     {
         return Err(Error::stopped(format!("{}: the server has {told} bytes, expected {expected}", wanted.url)));
     }
-    if let Some(bytes) = told {
-        check_room(partial.folder(), bytes - partial.bytes)?;
-        bar.set_length(bytes);
+    partial.whole = partial.whole.or(wanted.bytes);
+    if let Some(whole) = partial.whole {
+        check_room(partial.folder(), Some(whole.saturating_sub(partial.bytes)))?;
+        bar.set_length(whole);
     }
-    take(answer.body_mut(), told.or(wanted.bytes), partial, bar)
+    take(answer.body_mut(), &wanted.url, partial, bar)
 }
 
-/// Whether `Content-Range` begins where what is held ends.
-fn starts_at(headers: &HeaderMap, at: u64) -> bool {
-    let range = headers.get("content-range").and_then(|value| value.to_str().ok());
-    range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()) == Some(at)
-}
-
-fn take(body: &mut ureq::Body, whole: Option<u64>, partial: &mut Partial, bar: &ProgressBar) -> Result<Ended> {
+fn take(body: &mut ureq::Body, url: &str, partial: &mut Partial, bar: &ProgressBar) -> Result<Ended> {
     let (mut reader, mut piece, mut looked) = (body.as_reader(), vec![0; PIECE_BYTES], 0);
+    let whole = partial.whole;
     loop {
         bar.set_position(partial.bytes);
         if whole.is_none() && partial.bytes >= looked {
-            check_room(partial.folder(), LOOK_BYTES)?;
+            check_room(partial.folder(), None)?;
             looked = partial.bytes + LOOK_BYTES;
         }
         match reader.read(&mut piece) {
@@ -279,7 +185,8 @@ fn take(body: &mut ureq::Body, whole: Option<u64>, partial: &mut Partial, bar: &
             Ok(n) if whole.is_some_and(|whole| partial.bytes + n as u64 > whole) => {
                 partial.clear()?;
                 let whole = whole.unwrap_or_default();
-                return Err(Error::stopped(format!("the server sends more than the {whole} bytes of the file: nothing is kept")));
+                let what = format!("{url}: the server sends more than the {whole} bytes of the file: nothing is kept");
+                return Err(Error::stopped(format!("{what}; give another address")));
             }
             Ok(n) => partial.append(&piece[..n])?,
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -290,7 +197,7 @@ fn take(body: &mut ureq::Body, whole: Option<u64>, partial: &mut Partial, bar: &
         Some(whole) if partial.bytes < whole => {
             Ok(Ended::BrokenOff(format!("it ended after {} of {whole} bytes", partial.bytes)))
         }
-        _ if partial.bytes == 0 => Ok(Ended::BrokenOff("nothing came".into())),
+        _ if partial.bytes == 0 => Ok(Ended::BrokenOff("the server sends a file without a byte".into())),
         _ => Ok(Ended::Whole),
     }
 }
@@ -311,6 +218,9 @@ fn already_there(wanted: &Wanted, path: PathBuf) -> Result<Pulled> {
     let sum = hex(hash);
     if let Some(known) = wanted.sha256.as_ref().filter(|known| **known != sum) {
         return Err(another(format!("its SHA-256 is {sum}, expected {known}")));
+    }
+    if let Some(why) = damage(&path)? {
+        return Err(Error::stopped(format!("{}: {why} (move it away first: it has that name already)", path.display())));
     }
     Ok(Pulled { path, bytes, sha256: sum, verified: wanted.sha256.is_some(), received_bytes: 0 })
 }

@@ -1,10 +1,12 @@
 //! `lowkey pull`: brings a model to where `-m NAME` finds it. A file appears under its name only whole and checked; what was
 //! broken off is kept beside it as `NAME.part` and goes on where it ended.
 //!
-//! `source` says which files are meant and where they are, `download` brings one of them, both through `client`.
+//! `source` says which files are meant and where they are, `download` brings one of them, both through `client`; `partial` is
+//! what has come of it.
 
 mod client;
 mod download;
+mod partial;
 mod source;
 
 use std::path::PathBuf;

@@ -102,7 +102,7 @@ pub fn run(args: RunArgs) -> Result<Done> {
     if board.is_held_back() {
         say(&format!("lowkey: the board: {}", board.line()));
     }
-    if let Some(log) = &log {
+    if let Some(log) = log.as_ref().filter(|_| saved.is_ok()) {
         say(&log.summary(&session));
     }
     match outcome.error {

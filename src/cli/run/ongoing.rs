@@ -1,7 +1,7 @@
 //! A run that goes on with a saved conversation, and saves it again (`--session`). The prompt is the next text of the stream; with
 //! `--chat` it is the user's next turn, and what closes the answer before it. Only that is read: the rest is in the file.
 
-use crate::cli::sessions::{head_of, named};
+use crate::cli::sessions::{check_stands, head_of, named, unusable};
 use crate::error::{Error, Result, Setting};
 use crate::gguf::GgufFile;
 use crate::session::Session;
@@ -23,6 +23,8 @@ pub struct Log {
     name: Name,
     shelf: Shelf,
     fingerprint: Fingerprint,
+    /// `Shelf::mark` of what the run began from.
+    stands: Option<u64>,
     /// Tokens before this run, and bytes of the file once it is saved.
     pub n_before: u64,
     pub file_bytes: u64,
@@ -62,11 +64,12 @@ impl Ongoing {
     /// Takes the memory, and makes of the session's stream the one that was saved, if one was.
     pub fn start(self, args: &RunArgs, needs_logits: bool, session: &mut Session, sampler: &mut Sampler) -> Result<Log> {
         let path = args.folder.path()?;
-        let shelf = Shelf::open(&path, Limits::of(args.session_space.0)).map_err(|e| Error::io(&path, e))?;
+        let shelf = Shelf::open(&path, Limits::of(args.session_space.0)).map_err(|e| unusable(&path, &e))?;
         let fingerprint =
             Fingerprint::of(&session.model().file, template(args, &session.model().file)?.as_bytes(), session.cache());
-        let mut log = Log { name: self.name, shelf, fingerprint, n_before: 0, file_bytes: 0 };
+        let mut log = Log { name: self.name, shelf, fingerprint, stands: None, n_before: 0, file_bytes: 0 };
         if self.has_begun() {
+            log.stands = log.shelf.mark(&log.name);
             log.restore(session, sampler, args.sample.seed.is_none(), needs_logits)?;
         }
         Ok(log)
@@ -99,6 +102,7 @@ impl Log {
 
     /// Saves the stream.
     pub fn save(&mut self, session: &mut Session, sampler: &Sampler) -> Result<()> {
+        check_stands(&mut self.shelf, &self.name, self.stands)?;
         let (engine, stream) = session.parts();
         let more = (&[][..], sampler.rng_state());
         self.file_bytes = self.shelf.save_stream(&self.name, &self.fingerprint, stream, Some(engine), more)?;

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::cli::args::{DraftArgs, ModelArgs, OrMinusOne, SampleArgs};
 use crate::cli::constraint::region_bytes;
+use crate::cli::text::unreadable;
 use crate::error::{Error, Result};
 use crate::server::http::{self, Settings};
 use crate::units::Bytes;
@@ -184,7 +185,8 @@ impl ServeArgs {
         }
         check_keys("--api-key", &keys)?;
         if let Some(path) = &self.api_key_file {
-            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+            let text = std::fs::read_to_string(path)
+                .map_err(|e| unreadable("--api-key-file", path, &e, "a text file with a key on each line"))?;
             let before = keys.len();
             keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
             if keys.len() == before {

@@ -26,6 +26,7 @@ use crate::units::Bytes;
 use super::args::Evict;
 use super::interrupt;
 use super::past::SAVED;
+use super::sessions::unusable;
 use super::setup::{Done, Opened, open_with};
 use super::{output::say, status::rss_anon_bytes};
 pub use args::{Overflow, ServeArgs};
@@ -136,7 +137,7 @@ fn keeper(
     let told = supervisor.clone();
     // Pasts count also where these streams have none: they may be there from before.
     let shelf = Shelf::open_with_pasts(path, Limits::of(args.session_space.0), Pulse::new(move || told.alive()));
-    let shelf = shelf.map_err(|e| Error::io(path, e))?;
+    let shelf = shelf.map_err(|e| unusable(path, &e))?;
     Keeper::new(shelf, fingerprint, args.save_after.0, desk.clone())
         .map_err(|e| Error::stopped(format!("the system has no memory for sessions: {e}")))
 }

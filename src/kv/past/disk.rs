@@ -221,10 +221,15 @@ fn open_folder(folder: &Path) -> io::Result<OwnedFd> {
 fn open_file(dir: &OwnedFd, name: &str, flags: OFlags) -> io::Result<File> {
     let flags = flags | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file: File = fs::openat(dir, name, flags, MODE)?.into();
-    match FileType::from_raw_mode(fs::fstat(&file)?.st_mode) == FileType::RegularFile {
-        true => Ok(file),
-        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    let found = fs::fstat(&file)?.st_mode;
+    if FileType::from_raw_mode(found) != FileType::RegularFile {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
+    // One that somebody has put there. A file system that has no modes has done what it can.
+    if Mode::from_raw_mode(found) != MODE {
+        let _ = fs::fchmod(&file, MODE);
+    }
+    Ok(file)
 }
 
 /// `WouldBlock` where somebody has a lock that this one does not go with. Where there are no locks nobody can be told.
