@@ -53,7 +53,7 @@ fn run_answers_in_json() {
         "--top-logprobs",
         "3",
     ];
-    let answer = json(&args);
+    let answer = measured(&args);
     assert_eq!(answer["prompt_tokens"], serde_json::json!([504, 3575, 282, 4649, 314]));
     let tokens = lowkey_test_kit::ids(&answer["tokens"]);
     assert_eq!(tokens.len().to_string(), n);
@@ -86,6 +86,12 @@ fn run_answers_in_json() {
     assert_choice(&answer);
 }
 
+/// The answer; asked for again where a busy machine left no time to measure.
+fn measured(args: &[&str]) -> Value {
+    let ask = || json(args);
+    (0..4).map(|_| ask()).find(|answer| emulated().is_some() || answer["read_gb_s"].is_number()).unwrap_or_else(ask)
+}
+
 /// What was measured: decoding of each type, unless time was up, and how fast weights were read then.
 fn assert_choice(answer: &Value) {
     let choice = answer["kernel_choice"].as_array().expect("a list");
@@ -103,7 +109,7 @@ fn assert_choice(answer: &Value) {
 #[test]
 fn info_says_which_set_is_fastest_at_what() {
     let m = model();
-    let answer = json(&["info", &m, "--json"]);
+    let answer = measured(&["info", &m, "--json"]);
     assert_choice(&answer);
     assert!(answer["kernel_choice"].as_array().expect("a list").iter().all(|row| row["op"] != "attention"));
     let text = lowkey!().args(["info", &m]).output().expect("it starts");

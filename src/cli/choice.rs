@@ -39,6 +39,9 @@ pub fn chosen(choice: &Choice) -> Vec<Chosen> {
 /// The sets in use, and how fast weights were read.
 pub fn described(kernels: Kernels, choice: &Choice, n_threads: usize) -> String {
     let read = choice.read_gb_s().map_or(String::new(), |gb_s| format!("; weights were read at {gb_s:.1} GB/s"));
-    let threads = if n_threads == 1 { "1 thread".to_owned() } else { format!("{n_threads} threads") };
-    format!("{} with {threads}{read}", kernels.describe())
+    format!("{} with {}{read}", kernels.describe(), threads(n_threads))
+}
+
+pub fn threads(n: usize) -> String {
+    if n == 1 { "1 thread".to_owned() } else { format!("{n} threads") }
 }

@@ -13,6 +13,7 @@ use super::bench::{self, BenchArgs};
 use super::board;
 #[cfg(feature = "chat")]
 use super::chat::{self, ChatArgs};
+use super::choice::threads;
 use super::eval::{self, EvalArgs};
 use super::run::{self, RunArgs};
 #[cfg(feature = "serve")]
@@ -242,7 +243,7 @@ fn show(opened: &Opened, boards: &[board::Row], json: bool) -> Result<u8> {
             let n_local = window.n_local(layout.kv.n_layer);
             kept += &format!(", the latest {} in {n_local} layers with a window", window.n_tok.min(layout.n_slot));
         }
-        super::answer(&format!("\n{kept}; {} threads, kernels {}", layout.n_threads, layout.kernels.name()))?;
+        super::answer(&format!("\n{kept}; {}, kernels {}", threads(layout.n_threads), layout.kernels.name()))?;
         if let Some((past, _)) = &layout.past {
             let saved = plan.regions.iter().find(|region| region.name == super::past::SAVED);
             let session_bytes = saved.map(|region| region.bytes - past.taken_bytes(past.n_tile));

@@ -165,12 +165,12 @@ class Tools(unittest.TestCase):
         answer = chat(messages=[*self.ask, message, result], tools=TOOLS, tool_choice="none")
         self.assertTrue(answer.choices[0].message.content.strip())
         self.assertIsNone(answer.choices[0].message.tool_calls)
-        # The call comes back byte for byte; its tokens need not be those that its text is split into, so some may be read again.
-        self.assertGreaterEqual(answer.usage.prompt_tokens_details.cached_tokens, called.usage.prompt_tokens)
         third = [*self.ask, message, result, {"role": "assistant", "content": answer.choices[0].message.content}]
         again = chat(messages=[*third, {"role": "user", "content": "Now turn it off."}], **self.forced)
         self.check(again.choices[0].message.tool_calls[0])
-        self.assertGreaterEqual(again.usage.prompt_tokens_details.cached_tokens, answer.usage.prompt_tokens)
+        # The call comes back byte for byte; its tokens need not be those that its text is split into, so some may be read again.
+        # The answer between was of another prompt: where a call must come, a model that is told of tools has its examples in another order.
+        self.assertGreaterEqual(again.usage.prompt_tokens_details.cached_tokens, called.usage.prompt_tokens)
 
     def test_streamed_is_the_whole(self):
         whole = chat(messages=self.ask, **self.forced).choices[0].message.tool_calls[0]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::cli::choice::{Chosen, chosen};
+use crate::cli::choice::{Chosen, chosen, threads};
 use crate::cli::kept::{Logprobs, Text};
 use crate::cli::past::{PastReport, past_line};
 use crate::cli::status::{guessed, rss_file_bytes};
@@ -175,7 +175,7 @@ pub fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outc
     let past = cache.past().map_or(String::new(), |past| format!("; {}", past_line(past)));
     format!(
         "[{}] prompt {} tokens in {:.2} s ({:.1} tok/s), {} tokens in {:.2} s ({:.1} tok/s{}); cache {} of {}: {} of {} slots live, {} evicted ({}); \
-         private memory {} of {} planned; kernels {}, {} threads{past}",
+         private memory {} of {} planned; kernels {}, {}{past}",
         outcome.stop.name(),
         n_read(session, prompt, outcome),
         outcome.prefill.as_secs_f64(),
@@ -193,6 +193,6 @@ pub fn statistics(session: &Session, plan: &Plan, prompt: &[u32], outcome: &Outc
         Bytes(outcome.rss_anon_peak),
         Bytes(plan.private_bytes()),
         session.kernels().describe(),
-        session.n_threads(),
+        threads(session.n_threads()),
     )
 }
