@@ -139,11 +139,11 @@ class Chat(unittest.TestCase):
             )
         )
         self.assertEqual(events[0].type, "response.created")
-        self.assertEqual(events[-1].type, f"response.{answer.status}")
+        self.assertEqual((events[-1].type, events[-1].response.status), ("response.completed", answer.status))
         self.assertEqual("".join(e.delta for e in events if e.type == "response.output_text.delta"), answer.output_text)
         cut = client.responses.create(model="any", input="Tell me a long story.", max_output_tokens=4, stream=True)
         *_, last = cut
-        self.assertEqual((last.type, last.response.output[0].status), ("response.incomplete", "incomplete"))
+        self.assertEqual((last.type, last.response.status, last.response.output[0].status), ("response.completed", "incomplete", "incomplete"))
 
 
 class Tools(unittest.TestCase):

@@ -463,17 +463,13 @@ impl Responses {
         self.event(if is_reasoning { "response.reasoning_text.delta" } else { "response.output_text.delta" }, delta, out);
     }
 
-    /// How it ended.
-    fn status(&self) -> &'static str {
-        if is_cut(&self.facts) { "incomplete" } else { "completed" }
-    }
-
     /// The response when all has been written.
     fn complete(&self) -> Value {
         let mut response = self.base.clone();
         let progress = &self.facts.progress;
-        response["status"] = self.status().into();
-        if is_cut(&self.facts) {
+        let is_cut = is_cut(&self.facts);
+        response["status"] = if is_cut { "incomplete" } else { "completed" }.into();
+        if is_cut {
             response["incomplete_details"] = json!({ "reason": "max_output_tokens" });
         }
         response["output"] = self.items.clone().into();
@@ -526,7 +522,8 @@ impl Format for Responses {
 
     fn end(&mut self, out: &mut String) {
         let event = json!({ "response": self.complete(), "timings": timings(&self.facts.progress) });
-        self.event(&format!("response.{}", self.status()), event, out);
+        // Clients of llama.cpp's server wait for this event, whatever ended the answer; the response's status says what did.
+        self.event("response.completed", event, out);
     }
 
     fn failed(&mut self, refusal: &Refusal, out: &mut String) {
