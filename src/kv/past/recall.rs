@@ -77,7 +77,7 @@ pub(super) struct Chosen {
 /// Every token of a piece.
 const ALL: u8 = (1 << PIECE) - 1;
 /// Where one token asks, shares of pieces that the latest step fetched count so many times. Neighbouring tokens ask for much the same,
-/// and what is read again is in memory; what it costs and gains is in docs/past.md.
+/// and what is read again is in memory; what it costs and gains is in docs/notebook/eviction.md.
 const STAYING: f32 = 2.0;
 
 impl Choice {
