@@ -103,7 +103,7 @@ PEER_MODELS ?= models/smollm2-135m-instruct-q4_1.gguf
 bench-peer: build model .venv/peer ## speed beside llama.cpp's: same file, threads and token counts, alternating
 	.venv/bin/python benches/peer.py --lowkey target/release/lowkey $(PEER_MODELS:%=--model %) $(PEER_ARGS)
 
-bench-sets: build model ## the default choice of kernel sets beside each forced set: prefill and decode, alternating
+bench-sets: build model ## the default choice of kernel sets beside each set for everything, in turn: prefill and decode
 	python3 benches/sets.py --lowkey target/release/lowkey $(PEER_MODELS:%=--model %) $(SETS_ARGS)
 
 scorecard: build model .venv/peer ## what a number of bytes is worth, beside others and llama.cpp: docs/scorecard.md (hours)

@@ -1,15 +1,13 @@
-"""The default choice of kernel sets beside each set forced by --kernels: prefill and decode, alternating in one run.
+"""The default choice of kernel sets beside each set for everything: prefill and decode, sets in turn within one process.
 
-Owns: `make bench-sets`. Prints a table of medians (tokens per second by the clock) and the default's share of the best forced set;
-then which sets the last default run had left what to.
-Refuses: llama.cpp, which peer.py has, and the scalar set, which is no choice. Needs nothing but Python.
+Owns: `make bench-sets`. Prints what `lowkey bench --sets` saw of each model and number of threads, and what the choice had left to
+which set. Refuses: llama.cpp, which peer.py has, and the scalar set, which is no choice. Needs nothing but Python.
 Run: python3 benches/sets.py --lowkey target/release/lowkey --model MODEL.gguf …
 """
 
 import json
 import os
 import platform
-import statistics
 import subprocess
 
 import speed_flags
@@ -25,14 +23,12 @@ def cpu():
     return next((name for name in names if name), platform.machine())
 
 
-def answer(command):
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def measure(args, model, threads, name):
-    command = [args.lowkey, "bench", "-m", model, "-t", str(threads), "--kernels", name, "-p", str(args.prompt), "-n", str(args.n)]
-    rows = answer(command + ["-r", "1", "--kv-budget", args.kv_budget, "--json"])
-    return {row["test"]: row["tok_s_median"] for row in rows}, rows[0]["kernel_choice"]
+def measure(args, model, threads):
+    """The rows of sets in turn, and the choice."""
+    command = [args.lowkey, "bench", "-m", model, "-t", str(threads), "-p", str(args.prompt), "-n", str(args.n), "-r", str(args.runs)]
+    command += ["--kv-budget", args.kv_budget, "--sets", "--json"]
+    rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return [row for row in rows if "sets" in row], rows[0]["kernel_choice"]
 
 
 def left_to_others(choice, default):
@@ -41,46 +37,25 @@ def left_to_others(choice, default):
     return ", ".join(f"{row['op']} {row['type'] or ''}: {row['kernels']} ({row['gain']:.2f})" for row in others) or "nothing"
 
 
-def over_the_best(seen, sets):
-    """The default's share of the best forced set: that is the best of half of the rounds, compared round by round in the other half,
-    and the other way round. Else the luckiest of several sets would pass for the best."""
-    shares = []
-    for chosen, judged in ((0, 1), (1, 0)):
-        best = max(sets, key=lambda name: statistics.median(seen[name][chosen::2]))
-        shares.append(statistics.median(mine / its for mine, its in zip(seen["auto"][judged::2], seen[best][judged::2])))
-    return statistics.mean(shares)
-
-
 def main():
-    args = speed_flags.parsed(speed_flags.parser(__doc__, n=64))
-    sets = [name for name in answer([args.lowkey, "info", args.model[0], "--json"])["kernels"] if name != "scalar"]
-    names = ["auto"] + sets
-    if args.runs < 2:
-        raise SystemExit("--runs: at least 2, of which one half chooses the best set and the other judges it")
-    print(f"{cpu()}, {os.cpu_count()} cores; medians of {args.runs}\n")
-    print(f"| model | test | threads | default | {' | '.join(sets)} | default over the best |")
-    print("|---|---|---|---|" + "---|" * len(sets) + "---|", flush=True)
+    flags = speed_flags.parser(__doc__, n=256)
+    flags.set_defaults(prompt=2048, runs=4)
+    args = speed_flags.parsed(flags)
+    print(f"{cpu()}, {os.cpu_count()} cores\n")
     notes = []
     for model in args.model:
         stem = os.path.basename(model).removesuffix(".gguf")
         for threads in args.threads:
-            seen = {name: {} for name in names}
-            for run in range(args.runs + 1):
-                # Each begins a round in turn, so that none always follows the same one.
-                for name in names[run % len(names):] + names[:run % len(names)]:
-                    speeds, choice = measure(args, model, threads, name)
-                    if run == 0:
-                        continue  # the first round warms the page cache
-                    for test, speed in speeds.items():
-                        seen[name].setdefault(test, []).append(speed)
-                    if name == "auto":
-                        last = choice
-            for test in seen["auto"]:
-                medians = {name: statistics.median(seen[name][test]) for name in names}
-                share = over_the_best({name: seen[name][test] for name in names}, sets)
-                speeds = " | ".join(f"{medians[name]:.1f}" for name in names)
-                print(f"| {stem} | {test} | {threads} | {speeds} | {share:.2f} |", flush=True)
-            notes.append(f"{stem}, {threads} threads: left to others: {left_to_others(last, sets[-1])}")
+            rows, choice = measure(args, model, threads)
+            names = [speed["kernels"] for speed in rows[0]["sets"]]
+            if not notes:
+                print(f"| model | test | threads | default | {' | '.join(names[1:])} | default over the best | rounds |")
+                print("|---|---|---|---|" + "---|" * (len(names) + 1))
+            for row in rows:
+                speeds = " | ".join(f"{speed['tok_s_median']:.1f}" for speed in row["sets"])
+                test = row["test"].removesuffix(" in turn")
+                print(f"| {stem} | {test} | {threads} | {speeds} | {row['of_best']:.2f} | {row['rounds']} |", flush=True)
+            notes.append(f"{stem}, {threads} threads: left to others: {left_to_others(choice, names[-1])}")
     print("\n" + "\n".join(notes))
 
 

@@ -139,6 +139,32 @@ fn a_bench_holds_decoding_against_a_plain_read() {
     assert!(text.contains("| threads | GB/s |") && text.contains("tg2 at depth 0 reads "), "{text}");
 }
 
+/// On processors with one set there is nothing to compare; elsewhere sets have as many turns as there are whole rounds.
+#[test]
+fn a_bench_lets_kernel_sets_take_turns() {
+    let m = model();
+    let sets = json(&["info", &m, "--json"])["kernels"].as_array().expect("names").len() - 1;
+    let args = ["bench", "-m", &m, "-p", "0", "-n", "9", "-r", "2", "-t", "1", "--kv-budget", "2MiB", "--sets"];
+    let refused = |args: &[&str], flag: &str| {
+        let (code, line) = mistake(args);
+        assert!(code == 2 && line.contains(flag), "{line}");
+    };
+    if sets < 2 {
+        return refused(&args, "--sets");
+    }
+    let rows = json(&[&args[..], &["--json"]].concat());
+    let rows = rows.as_array().expect("rows");
+    let tests: Vec<&str> = rows.iter().map(|row| row["test"].as_str().expect("a test")).collect();
+    assert_eq!(tests, ["tg9", "tg9 in turn"]);
+    let names: Vec<&str> =
+        rows[1]["sets"].as_array().expect("sets").iter().map(|s| s["kernels"].as_str().expect("a set")).collect();
+    assert_eq!((names.len(), names[0], names[sets]), (1 + sets, "auto", rows[0]["kernels"].as_str().expect("a set")));
+    assert_eq!(rows[1]["rounds"], 2 * (9 / (1 + sets)));
+    assert!(rows[1]["of_best"].as_f64().is_some_and(|share| share > 0.0));
+    refused(&[&args[..], &["--kernels", names[1]]].concat(), "--sets");
+    refused(&["bench", "-m", &m, "-p", "8", "-n", "0", "-r", "9", "--kv-budget", "2MiB", "--sets"], "--prompt");
+}
+
 #[test]
 fn every_kernel_set_gives_the_same_greedy_tokens() {
     let m = model();

@@ -18,6 +18,7 @@ use super::bandwidth::{Read, Reader, token_bytes};
 use super::choice::{Chosen, chosen};
 use super::output::say;
 use super::setup::{Done, open_with};
+use super::turns::{Sets, Turns};
 
 #[derive(Args)]
 pub struct BenchArgs {
@@ -39,6 +40,9 @@ pub struct BenchArgs {
     /// Measure a plain read of the mapped weights too, with one thread and with all, and decode's share of it
     #[arg(long)]
     bandwidth: bool,
+    /// Let kernel sets take turns, token by token and batch by batch: how the default does beside each set for everything
+    #[arg(long)]
+    sets: bool,
     #[command(flatten)]
     pub drafts: DraftArgs,
     #[command(flatten)]
@@ -78,6 +82,7 @@ struct Row {
 enum Measured {
     Speed(Box<Row>),
     Read(Read),
+    Sets(Turns),
 }
 
 pub fn run(args: BenchArgs) -> Result<Done> {
@@ -97,6 +102,9 @@ pub fn run(args: BenchArgs) -> Result<Done> {
     if args.bandwidth {
         opened.plan.private("reading threads", Reader::plan_bytes(opened.layout.n_threads, args.runs * args.depth.len()));
     }
+    if args.sets {
+        opened.plan.private("turns of sets", Sets::plan_bytes(args.runs * (args.n + args.prompt)));
+    }
     opened.check()?;
     if args.model.only_plan {
         return Ok(Done::Planned(opened.into()));
@@ -105,6 +113,7 @@ pub fn run(args: BenchArgs) -> Result<Done> {
     let (mut session, _) = opened.start()?;
     let tokens = random_tokens(longest, session.model().config.n_vocab);
     let mut reader = args.bandwidth.then(|| Reader::new(session.n_threads())).transpose()?;
+    let sets = args.sets.then(|| sets(&args, &session)).transpose()?;
     let mut rows = Vec::new();
     for &depth in &args.depth {
         rows.extend(at_depth(&args, &mut session, &tokens, depth, &mut reader)?);
@@ -120,6 +129,9 @@ pub fn run(args: BenchArgs) -> Result<Done> {
         answer.push(Measured::Speed(row.into()));
     }
     answer.extend(reads.into_iter().map(Measured::Read));
+    if let Some(sets) = sets {
+        answer.extend(in_turn(&args, &sets, &mut session, &tokens)?.into_iter().map(Measured::Sets));
+    }
     args.output.answer(&answer, table)?;
     let board = Sensors::read().line();
     if !board.is_empty() {
@@ -164,6 +176,38 @@ fn at_depth(
     let rows = tests.into_iter().zip(seconds);
     let of = |((test, n, how), seconds)| Row { is_decode: how == How::OneByOne, ..row(session, test, depth, n, seconds) };
     Ok(rows.map(of).collect())
+}
+
+/// What `--sets` compares, if there are two rounds of each test.
+fn sets(args: &BenchArgs, session: &Session) -> Result<Sets> {
+    let no_choice = "the kernels were named, or this processor has one set of them: there is nothing to compare; leave it out";
+    let sets = Sets::of(session).ok_or_else(|| Error::usage("--sets", no_choice))?;
+    for (flag, n, at_once) in [("--prompt", args.prompt, session.n_batch()), ("-n", args.n, 1)] {
+        let least = sets.n_round(at_once);
+        if n > 0 && n / least * args.runs < 2 {
+            let what = format!("{n} tokens are no two rounds of --sets in all --runs; give at least {least} and two runs, or 0");
+            return Err(Error::usage(flag, what));
+        }
+    }
+    Ok(sets)
+}
+
+/// A row for each depth and test, of sets that take turns.
+fn in_turn(args: &BenchArgs, sets: &Sets, session: &mut Session, tokens: &[u32]) -> Result<Vec<Turns>> {
+    let mut rows = Vec::new();
+    for &depth in &args.depth {
+        for (what, n, at_once) in [("pp", args.prompt, session.n_batch()), ("tg", args.n, 1)] {
+            let mut rounds = Vec::new();
+            for _ in 0..if n > 0 { args.runs } else { 0 } {
+                to_depth(session, tokens, depth)?;
+                sets.take(session, &tokens[..n], at_once, &mut rounds)?;
+            }
+            if !rounds.is_empty() {
+                rows.push(sets.row(session, format!("{what}{n} in turn"), depth, at_once, &rounds));
+            }
+        }
+    }
+    Ok(rows)
 }
 
 /// How the tokens of a test are taken in.
@@ -257,6 +301,11 @@ fn table(rows: &[Measured]) -> String {
         out.push_str("\n\nA plain read of all weights:\n");
         out.push_str("\n| threads | GB/s | min | max | runs |\n|---|---|---|---|---|\n");
         out.push_str(&reads.join("\n"));
+    }
+    let turns: Vec<String> =
+        rows.iter().filter_map(|row| if let Measured::Sets(turns) = row { Some(turns.line()) } else { None }).collect();
+    if !turns.is_empty() {
+        out.push_str(&format!("\n\nKernel sets in turn:\n\n{}\n{}", Turns::HEAD, turns.join("\n")));
     }
     for r in speeds() {
         if let (Some(gb_s), Some(share)) = (r.gb_s, r.of_read) {

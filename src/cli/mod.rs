@@ -32,6 +32,7 @@ mod status;
 mod summary;
 mod text;
 mod tokenize;
+mod turns;
 mod unfinished;
 mod writer;
 

@@ -114,6 +114,14 @@ impl Kernels {
         self
     }
 
+    /// With `set` to do all that it may.
+    pub fn with_all(self, set: SetName) -> Kernels {
+        let of_types = GgmlType::ALL.iter().flat_map(|&ty| [Op::Decode(ty), Op::Few(ty), Op::Batch(ty)]);
+        let may = |kernels: Kernels, op: Op| kernels.alternatives(op).any(|s| s == set);
+        let ops = of_types.chain([Op::Attention]);
+        ops.fold(self, |kernels, op| if may(kernels, op) { kernels.with(op, set) } else { kernels })
+    }
+
     /// Which set does it.
     pub fn of(&self, op: Op) -> SetName {
         self.assigned.of(op)

@@ -8,9 +8,8 @@
 //!     the fastest set does it if it beats the default set by more than 10 %, and three times of four
 //! ```
 //!
-//! Decoding is bound by memory as much as by arithmetic, so each piece is rows of the weights that lie apart from the last one's, as
-//! many for each thread as a task of the real product has, and all threads take part. Their pages are brought in first and not
-//! counted, but for a mixture's: the first token would read them. So it is for a few tokens. Batches are bound by arithmetic:
+//! Decoding is bound by memory as much as by arithmetic, so each piece is rows of the weights that lie apart from the last one's, in
+//! tasks such as the real product has, and all threads take part. Their pages are brought in first and not counted, but for a mixture's: the first token would read them. So it is for a few tokens. Batches are bound by arithmetic:
 //! their piece is always the same, for one so small would end before anything was fetched ahead. Everything runs in the scratch
 //! of the session, which the plan has shown.
 
@@ -37,8 +36,9 @@ const MOST_ROUNDS: usize = 15;
 /// (docs/performance.md).
 const MARGIN: f64 = 1.1;
 const MUST_WIN: f64 = 0.75;
-/// Weights of a piece, for each thread, at most: enough to be read at full speed.
-const PIECE_BYTES: usize = 256 << 10;
+/// Weights of a piece at most: whole matrices of small models. Where a piece was a task for each thread, what it takes to begin one
+/// counted for too much, and sets that begin quickly won by 15 % what they then lost (docs/performance.md).
+const PIECE_BYTES: usize = 512 << 10;
 /// Where a piece is smaller than this there is nothing to win and little to see.
 const LEAST_BYTES: usize = 32 << 10;
 /// Tokens of a batch, as in a real one: with fewer, what it takes to expand rows once for all of them would count for too much.
@@ -370,15 +370,21 @@ impl Sets {
     }
 }
 
-/// Pieces for products of `n_tok` tokens with a group: a task for each thread.
+/// Pieces for products of `n_tok` tokens with a group: of a batch, a task for each thread.
 fn pieces<'a, 'g>(group: &'g Group<'a>, n_tok: usize, room: &Room, n: usize) -> Pieces<'a, 'g> {
     let (w, n_threads) = (group.largest[0], room.pool.n_threads());
     let whole_tiles = |rows: usize| (rows / TILE_ROWS * TILE_ROWS).max(TILE_ROWS);
-    let rows_per_task = match n_tok {
-        ..=FEW_TOKENS => Kernels::rows_per_task(w.n_rows, n_threads).min(whole_tiles(PIECE_BYTES / w.row_bytes())),
-        _ => whole_tiles(BATCH_PRODUCTS / (n_tok * w.n_cols)),
+    let (rows_per_task, n_rows) = match n_tok {
+        ..=FEW_TOKENS => {
+            let n_rows = (PIECE_BYTES / w.row_bytes()).max(TILE_ROWS * n_threads);
+            (Kernels::rows_per_task(w.n_rows, n_threads).min(whole_tiles(n_rows / n_threads)), n_rows)
+        }
+        _ => {
+            let rows_per_task = whole_tiles(BATCH_PRODUCTS / (n_tok * w.n_cols));
+            (rows_per_task, rows_per_task * n_threads)
+        }
     };
-    let n_rows = (rows_per_task * n_threads).min(w.n_rows).min(room.out.len() / n_tok);
+    let n_rows = n_rows.min(w.n_rows).min(room.out.len() / n_tok);
     // Some rows of a packed matrix are whole groups of it.
     let n_rows = if n_rows < w.n_rows { n_rows / TILE_ROWS * TILE_ROWS } else { n_rows };
     Pieces { group, n_rows, rows_per_task, n }

@@ -362,6 +362,10 @@ impl Session {
     pub fn choice(&self) -> &Choice {
         self.engine.choice()
     }
+    /// From the next pass on, others do what the choice left to some: for measuring. They are made of those of the session.
+    pub fn set_kernels(&mut self, kernels: Kernels) {
+        self.engine.machine.set_kernels(kernels);
+    }
     pub fn n_threads(&self) -> usize {
         self.engine.n_threads()
     }
