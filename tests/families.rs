@@ -475,3 +475,38 @@ fn other_families_evict_what_the_reference_evicts() {
         }
     }
 }
+
+/// What converters write beyond what a family needs, or leave out, and values of these that change what is computed.
+#[test]
+fn keys_that_repeat_or_lack_what_a_family_has_anyway() {
+    let changed = |name: &str, change: &dyn Fn(&mut GgufWriter)| {
+        let row = &golden("families.json")["models"][name];
+        let mut file = family_model(name, row);
+        change(&mut file);
+        let temp = Temp::new(&format!("keys-{name}"), &file);
+        lowkey::gguf::GgufFile::open(&temp.0).map_err(|e| e.to_string()).and_then(|file| {
+            let model = lowkey::model::forward::Model::load(file);
+            model.map(|model| model.config.clone()).map_err(|e| e.to_string())
+        })
+    };
+    let without = |file: &mut GgufWriter, key: &str| file.keys.retain(|(name, ..)| name != key);
+    let window = changed("gemma2-gqa", &|file| without(file, "gemma2.attention.sliding_window")).expect("a model").window;
+    assert_eq!(window.map(|window| (window.n_tok, window.global_every)), Some((4096, 2)));
+    let with = |name: &str, key: &str, bits: u32, kind: u32| {
+        changed(name, &|file| {
+            file.raw(key, kind, bits.to_le_bytes().into());
+        })
+    };
+    with("hunyuan-dense-gqa", "hunyuan-dense.expert_count", 1, 4).expect("a model without experts");
+    let refused = [
+        ("olmo2-windows", "olmo2.rope.scaling.yarn_attn_factor", 1.25f32.to_bits(), 6),
+        ("olmo2-gqa", "olmo2.rope.scaling.yarn_attn_factor", 1.25f32.to_bits(), 6),
+        ("hunyuan-dense-gqa", "hunyuan-dense.expert_count", 2, 4),
+        ("qwen35-gqa", "qwen35.attention.recurrent_layers", 1, 4),
+        ("llama-linear", "llama.ssm.conv_kernel", 4, 4),
+    ];
+    for (name, key, bits, kind) in refused {
+        let error = with(name, key, bits, kind).expect_err(name);
+        assert!(error.contains(key), "{name}: {error}");
+    }
+}

@@ -36,6 +36,8 @@ pub struct Arch {
     pub global_every: usize,
     /// With this many layers there must be a window; `ANY`: with any number.
     pub windowed_layers: usize,
+    /// The window where a file names none.
+    pub usual_window: Option<usize>,
     pub local_rope: LocalRope,
     pub scales: Scales,
     /// Scores and logits are capped softly, at these where the file does not say.
@@ -215,6 +217,7 @@ const LLAMA: Arch = Arch {
     fused_up: false,
     global_every: 0,
     windowed_layers: 0,
+    usual_window: None,
     local_rope: LocalRope::Same,
     scales: Scales::No,
     soft_caps: None,
@@ -232,6 +235,7 @@ const GEMMA2: Arch = Arch {
     name: "gemma2",
     norms: Norms::Both,
     global_every: 2,
+    usual_window: Some(4096),
     soft_caps: Some(SoftCaps { scores: 50.0, logits: 30.0 }),
     wide_scale_layers: 46,
     ..GEMMA

@@ -299,7 +299,10 @@ impl Config {
                         || [e.n_ff, e.n_shared_ff].iter().any(|n| n % BLOCK != 0)
                         || !sound(e.weight_scale)
                 }),
-                format!("a mixture of {:?}", c.experts),
+                c.experts.map_or(String::new(), |e| {
+                    let ExpertConfig { n_expert, n_used, n_ff, n_shared_ff, weight_scale, .. } = e;
+                    format!("{n_used} (expert_used_count) of {n_expert} experts (expert_count) with rows of {n_ff}, a shared one with {n_shared_ff}, and weights times {weight_scale} (expert_weights_scale)")
+                }),
             ),
             (c.n_attn_layer() == 0, "attention in no layer".into()),
             wrong_heads(c.n_head, c.heads(), value_dims[0], c.rope.n_rot),
@@ -320,24 +323,32 @@ impl Config {
             ),
             (
                 c.n_embd % BLOCK != 0 || c.q_dim() % BLOCK != 0 || c.ffs.iter().any(|n| n % BLOCK != 0),
-                format!("rows of {}, {} and {:?} elements: each must be a multiple of {BLOCK}", c.n_embd, c.q_dim(), few(&c.ffs)),
+                format!(
+                    "rows of {} (embedding_length), {} (all heads) and {:?} (feed_forward_length) elements: each must be a multiple of {BLOCK}",
+                    c.n_embd,
+                    c.q_dim(),
+                    few(&c.ffs)
+                ),
             ),
-            (!(c.rms_eps.is_finite() && c.rms_eps >= 0.0), format!("an RMSNorm epsilon of {}", c.rms_eps)),
-            (ropes().any(|r| !(r.freq_base.is_finite() && r.freq_base > 0.0)), format!("a RoPE base of {}", c.rope.freq_base)),
-            (!(1e-3..=1e3).contains(&c.rope.attn_factor), format!("turned keys times {}", c.rope.attn_factor)),
+            (!(c.rms_eps.is_finite() && c.rms_eps >= 0.0), format!("an RMSNorm epsilon of {} (layer_norm_rms_epsilon)", c.rms_eps)),
+            (ropes().any(|r| !(r.freq_base.is_finite() && r.freq_base > 0.0)), format!("a RoPE base of {} (rope.freq_base)", c.rope.freq_base)),
+            (!(1e-3..=1e3).contains(&c.rope.attn_factor), format!("turned keys times {} (rope.scaling.attn_factor)", c.rope.attn_factor)),
             (
                 c.arch.qk_norm == QkNorm::TurnedHeads && (c.rope.attn_factor != 1.0 || c.rope.scaling.has_magnitude()),
                 "turned keys of another magnitude before they are normed".into(),
             ),
-            (!c.multipliers.are_sound() || !sound(c.q_scale), format!("scales of {:?} and of {}", c.multipliers, c.q_scale)),
-            (c.query_growth.is_some_and(|g| !sound(g.scale)), format!("queries that grow by {:?}", c.query_growth)),
-            (c.xielus.iter().any(|x| !x.is_sound()), format!("an xIELU of {:?}", c.xielus.iter().find(|x| !x.is_sound()))),
-            (!c.rope.scaling.is_sound(), format!("a RoPE scaling of {:?}", c.rope.scaling)),
+            (!c.multipliers.are_sound() || !sound(c.q_scale), {
+                let Multipliers { embeddings, addends, logits } = c.multipliers;
+                format!("embeddings times {embeddings} (embedding_scale), addends times {addends} (residual_scale), logits times {logits} (logit_scale) and queries times {} (attention.scale)", c.q_scale)
+            }),
+            (c.query_growth.is_some_and(|g| !sound(g.scale)), format!("queries that grow by {} (attention.temperature_scale)", c.query_growth.map_or(0.0, |g| g.scale))),
+            (c.xielus.iter().any(|x| !x.is_sound()), "an xIELU (xielu.alpha_n, alpha_p, beta, eps) that is no number or huge".into()),
+            (!c.rope.scaling.is_sound(), c.rope.scaling.described()),
             (
                 !caps.iter().all(|cap| (1e-3..=1e6).contains(cap) || *cap == 0.0 && c.arch.per_layer),
-                format!("soft caps of {} and {}", caps[0], caps[1]),
+                format!("soft caps of {} (attn_logit_softcapping) and {} (final_logit_softcapping)", caps[0], caps[1]),
             ),
-            (c.n_ctx < 8 || c.n_ctx > 1 << 24, format!("a context of {} tokens", c.n_ctx)),
+            (c.n_ctx < 8 || c.n_ctx > 1 << 24, format!("a context of {} tokens (context_length)", c.n_ctx)),
             (c.window.is_some_and(|w| w.is_everywhere() && w.n_tok < 8), "a window of less than 8 tokens in all layers".into()),
         ];
         wrong.into_iter().find(|(is_wrong, _)| *is_wrong).map(|(_, what)| what)
@@ -347,14 +358,23 @@ impl Config {
 /// Heads that do not fit together or are beyond this engine, and what is wrong with them.
 fn wrong_heads(n_head: usize, LayerShape { n_head_kv, head_dim }: LayerShape, value_dim: usize, n_rot: usize) -> (bool, String) {
     let wrong = [
-        (n_head_kv == 0 || n_head % n_head_kv != 0, format!("{n_head} heads cannot share {n_head_kv} KV heads")),
+        (
+            n_head_kv == 0 || n_head % n_head_kv != 0,
+            format!("{n_head} heads (attention.head_count) that share {n_head_kv} KV heads (attention.head_count_kv)"),
+        ),
         (n_head_kv > MAX_HEAD_KV, format!("{n_head_kv} KV heads, more than {MAX_HEAD_KV}")),
         (
             head_dim == 0 || head_dim % 8 != 0 || head_dim > MAX_HEAD_DIM,
-            format!("a head of {head_dim} elements: must be a multiple of 8, {MAX_HEAD_DIM} at most"),
+            format!("a head of {head_dim} elements (attention.key_length): must be a multiple of 8, {MAX_HEAD_DIM} at most"),
         ),
-        (value_dim != head_dim, format!("values of {value_dim} elements beside keys of {head_dim}")),
-        (n_rot == 0 || n_rot % 2 != 0 || n_rot > head_dim, format!("RoPE over {n_rot} elements of a head of {head_dim}")),
+        (
+            value_dim != head_dim,
+            format!("values of {value_dim} elements (attention.value_length) beside keys of {head_dim} (attention.key_length)"),
+        ),
+        (
+            n_rot == 0 || n_rot % 2 != 0 || n_rot > head_dim,
+            format!("RoPE over {n_rot} elements (rope.dimension_count) of a head of {head_dim}"),
+        ),
         (n_head * head_dim % BLOCK != 0, format!("{n_head} heads of {head_dim} elements: together a multiple of {BLOCK}")),
     ];
     wrong.into_iter().find(|(is_wrong, _)| *is_wrong).unwrap_or_default()
@@ -388,6 +408,16 @@ impl RopeScaling {
             RopeScaling::Yarn { factor, n_ctx_orig, beta_fast, beta_slow, log_multiplier } => {
                 n_ctx_orig > 0 && [factor, beta_fast, beta_slow].into_iter().all(sound) && (0.0..=1e3).contains(&log_multiplier)
             }
+        }
+    }
+
+    fn described(&self) -> String {
+        match self {
+            RopeScaling::None => "no RoPE scaling".into(),
+            RopeScaling::Linear { factor } => format!("a linear RoPE scaling by {factor} (rope.scaling.factor)"),
+            RopeScaling::Yarn { factor, n_ctx_orig, beta_fast, beta_slow, log_multiplier } => format!(
+                "a RoPE scaling by YaRN of {factor} (rope.scaling.factor) from {n_ctx_orig} tokens (original_context_length), with {beta_fast} (yarn_beta_fast), {beta_slow} (yarn_beta_slow) and {log_multiplier} (yarn_log_multiplier)"
+            ),
         }
     }
 

@@ -12,7 +12,7 @@ use super::arch::{Arch, LocalRope, QkNorm, Recurrent, Scales};
 const DRAFT: &str = "nextn_predict_layers";
 
 /// What is read: the name first, then others for the same.
-const READ: [&[&str]; 22] = [
+const READ: [&[&str]; 23] = [
     &["block_count"],
     &[DRAFT],
     &["context_length"],
@@ -31,6 +31,7 @@ const READ: [&[&str]; 22] = [
     &["rope.scaling.type"],
     &["rope.scaling.factor", "rope.scale_linear"],
     &["rope.scaling.attn_factor"],
+    &["rope.scaling.yarn_attn_factor"],
     &["rope.scaling.original_context_length"],
     &["rope.scaling.yarn_ext_factor", "rope.scaling.extrapolation_factor"],
     &["rope.scaling.yarn_beta_fast", "rope.scaling.beta_fast"],
@@ -76,7 +77,8 @@ pub(super) const MAX_LAYERS: usize = 1 << 16;
 type ReadBySome = (&'static [&'static str], fn(&Arch) -> bool);
 const READ_BY_SOME: [ReadBySome; 9] = [
     (&[CONV], |arch| arch.recurrent == Recurrent::ShortConv),
-    (&SSM, |arch| arch.recurrent == Recurrent::DeltaNet || arch.recurrent.is_mamba()),
+    // Of a Granite without Mamba-2 they are written too, and mean nothing.
+    (&SSM, |arch| arch.recurrent == Recurrent::DeltaNet || arch.recurrent.is_mamba() || arch.scales == Scales::Granite),
     (&[INTERVAL, RECURRENT_LAYERS], |arch| arch.recurrent == Recurrent::DeltaNet),
     (&[SCALES[0], SCALES[1], LOGIT_SCALE], |arch| matches!(arch.scales, Scales::Granite | Scales::MiniCpm)),
     (&[SCALES[3]], |arch| arch.scales == Scales::Granite),
@@ -204,7 +206,11 @@ impl<'a> Keys<'a> {
     /// Whole numbers or flags, where there is a list.
     pub fn list(&self, name: &str) -> Result<Option<Vec<usize>>> {
         let key = self.key(name);
-        let Some(Value::Array(list)) = self.file.get(&key) else { return Ok(None) };
+        let list = match self.file.get(&key) {
+            None => return Ok(None),
+            Some(Value::Array(list)) => list,
+            Some(_) => return self.refuse(name, "is no list: the file is damaged, or of another model; fetch it again"),
+        };
         let number = |value: Value| match value {
             Value::Bool(on) => Ok(usize::from(on)),
             value => value.to_u32(&key).map(|n| n as usize).map_err(|source| Error::gguf(self.file.path(), source)),
@@ -305,7 +311,7 @@ impl<'a> Keys<'a> {
             "rope.freq_base_swa" | "rope.local.freq_base" => arch.global_every > 0 || arch.per_layer,
             "leading_dense_block_count" => arch.experts.is_none_or(|mixture| mixture.biased),
             _ if name.starts_with("expert_") => match arch.experts {
-                None => name != EXPERTS[0],
+                None => name != EXPERTS[0] || value.as_int() == Some(1),
                 Some(_) => EXPERTS.contains(&name) || EXPERTS_TOO.contains(&name) || value.as_int() == Some(1),
             },
             "attention.causal" => !is_off(value),

@@ -277,7 +277,12 @@ fn delta_layers(keys: &Keys) -> Result<RecurrentLayers> {
         && shape.v_dim() % BLOCK == 0
         && shape.v_dim() == inner;
     if !fits {
-        return keys.refuse(SSM[4], format!("is {inner}, and with {shape:?} this engine cannot run that"));
+        let DeltaShape { n_tap, head_dim, n_k_head, n_v_head } = shape;
+        let what = format!(
+            "is {inner}, and with {n_v_head} heads of values ({}) and {n_k_head} of keys ({}) of {head_dim} elements ({}) and {n_tap} taps ({}) this engine cannot run that",
+            SSM[3], SSM[2], SSM[1], SSM[0]
+        );
+        return keys.refuse(SSM[4], what);
     }
     let sections = keys.list(SECTIONS)?.unwrap_or_default();
     let n_rot = keys.count("rope.dimension_count")?;
@@ -356,10 +361,10 @@ fn xielus(keys: &Keys) -> Result<Box<[Xielu]>> {
 }
 
 /// The trained context, shortened to what this engine computes exactly: within the original context the short RoPE factors
-/// hold. Beyond it a stream goes on as beyond any trained context.
+/// hold, and in all of it where a file names no original one. Beyond it a stream goes on as beyond any trained context.
 fn context(keys: &Keys, trained: usize) -> Result<usize> {
     let n_ctx = match keys.file.tensor(SHORT_FACTORS) {
-        Some(_) => trained.min(keys.count("rope.scaling.original_context_length")?),
+        Some(_) => keys.opt_count("rope.scaling.original_context_length")?.filter(|&n| n > 0).map_or(trained, |n| trained.min(n)),
         None => trained,
     };
     if n_ctx < trained {
@@ -395,7 +400,7 @@ fn window(keys: &Keys, n_ctx: usize) -> Result<Option<Window>> {
     if n_tok.is_none() && keys.n_layer > 0 && [keys.n_layer, ANY].contains(&keys.arch.windowed_layers) {
         return keys.missing("attention.sliding_window", "u32");
     }
-    let Some(n_tok) = n_tok else { return Ok(None) };
+    let Some(n_tok) = n_tok.or(keys.arch.usual_window) else { return Ok(None) };
     let window = Some(Window { n_tok, global_every }).filter(|window| !window.is_everywhere() || n_tok < n_ctx);
     let Some(window) = window else { return Ok(None) };
     // A list says of each layer whether it has the window.
@@ -424,7 +429,7 @@ fn window(keys: &Keys, n_ctx: usize) -> Result<Option<Window>> {
 fn every(n: usize) -> String {
     let all = match n {
         0 => "all layers have the window".to_owned(),
-        n => format!("every {n}th layer is without the window"),
+        n => format!("one of every {n} layers is without the window"),
     };
     format!("here {all}; use another model of the family")
 }
@@ -444,7 +449,7 @@ fn local_rope(keys: &Keys, rope: &RopeConfig, heads: Option<LayerShape>) -> Resu
         }),
         (LocalRope::Own, said) => {
             let n_rot = keys.opt_count(LOCAL[2])?.unwrap_or(heads.map_or(rope.n_rot, |heads| heads.head_dim));
-            Some(RopeConfig { n_rot, freq_base: said.unwrap_or(rope.freq_base), ..rope.clone() })
+            Some(RopeConfig { n_rot, freq_base: said.unwrap_or(rope.freq_base), scaling: RopeScaling::None, ..rope.clone() })
         }
         (LocalRope::Same, Some(freq_base)) => Some(RopeConfig { freq_base, ..rope.clone() }),
         (LocalRope::Same, None) => None,
@@ -466,6 +471,8 @@ pub(super) const LONG_FACTORS: &str = "rope_factors_long.weight";
 fn rope_scaling(keys: &Keys, n_ctx: u32) -> Result<RopeScaling> {
     const TYPE: &str = "rope.scaling.type";
     const MIX: &str = "rope.scaling.yarn_ext_factor";
+    // What a converter writes of OLMo 3 is what YaRN does to magnitudes anyway.
+    const MAGNITUDE: &str = "rope.scaling.yarn_attn_factor";
     // A factor of 0 or -1 stands for none.
     let factor = keys.opt_float("rope.scaling.factor")?.filter(|&f| f != 0.0 && f != -1.0).unwrap_or(1.0);
     // Without a type a factor means linear scaling; the type `none` switches it off.
@@ -487,6 +494,10 @@ fn rope_scaling(keys: &Keys, n_ctx: u32) -> Result<RopeScaling> {
                 .refuse(TYPE, format!("is '{}', which this engine does not run; use a model without it", printable(kind)));
         }
     };
+    let magnitude = 1.0 + if let RopeScaling::Yarn { factor, .. } = scaling { 0.1 * factor.ln() } else { 0.0 };
+    if let Some(other) = keys.opt_float(MAGNITUDE)?.filter(|said| *said != 0.0 && (said - magnitude).abs() > 1e-3) {
+        return keys.refuse(MAGNITUDE, format!("is {other}, and {magnitude} is what this engine runs; use a model without it"));
+    }
     // How much of YaRN's ramp is mixed in: all, where there is scaling. Below 0 stands for that.
     let usual = if let RopeScaling::Yarn { .. } = scaling { 1.0 } else { 0.0 };
     match keys.opt_float(MIX)?.filter(|&mix| mix >= 0.0 && mix != usual && scaling != RopeScaling::None) {

@@ -126,6 +126,7 @@ def gemma4(local_dim, every, n_layer, shared=0, width=0, local_heads=None, heads
 few.know()
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
 OSS_YARN = YARN | {"rope.freq_base": 150000.0, "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 16}
+LINEAR = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
 WINDOW = {"attention.sliding_window": 5}
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}
 LOGIT_CAP = {"final_logit_softcapping": 6.0}
@@ -181,9 +182,12 @@ MODELS = {
     # Four scales; without RoPE; grouped heads; a fused matrix with its biases and without.
     "granite-gqa": spec("granite", (4, 2), 64, output=False, **GRANITE),
     "granite-mqa": spec("granite", (4, 1), 32, "F16", n_vocab=43, **{"logit_scale": 4.0, "rope.scaling.finetuned": False}),
+    # As the converter of the hybrids writes one without Mamba-2.
+    "granite-of-hybrids": spec("granite", (4, 2), 64, output=False, **GRANITE | mamba(256, 128, 8, 1)),
     "granite-q8": spec("granite", (2, 2), 64, "Q8_0", output=False, n_layer=3, fused="weights", **GRANITE),
     "minicpm-gqa": spec("minicpm", (4, 2), 64, output=False, **{k: GRANITE[k] for k in ("embedding_scale", "residual_scale", "logit_scale")}),
     "minicpm-factors": spec("minicpm", (2, 1), 64, **{"rope.scaling.type": "longrope", "rope.scaling.original_context_length": 256}),
+    "minicpm-factors-alone": spec("minicpm", (4, 2), 64, output=False, **{"rope.scaling.type": "longrope"}),
     "minicpm-q8": spec("minicpm", (2, 1), 96, "Q8_0", n_layer=3),
     # Queries that grow within the text; the magnitude of YaRN taken back in part.
     "mistral3-gqa-growth": spec("mistral3", (4, 2), 64, output=False, **YARN | GROWTH | {"rope.scaling.original_context_length": 8}),
@@ -201,6 +205,7 @@ MODELS = {
     "olmo2-gqa": spec("olmo2", (4, 2), 64, n_layer=3),
     "olmo2-mha": spec("olmo2", (2, 2), 96, "F16", n_vocab=43, **{"rope.freq_base": 500000.0}),
     "olmo2-q8": spec("olmo2", (4, 2), 32, "Q8_0", n_layer=5, **YARN | WINDOW),
+    "olmo2-magnitude": spec("olmo2", (2, 1), 64, n_layer=4, **YARN | WINDOW | {"rope.scaling.yarn_attn_factor": 1.1386294361}),
     "olmo2-windows": spec("olmo2", (2, 1), 64, n_layer=4, **YARN | WINDOW | {"rope.scaling.attn_factor": 1.25}),
     "arcee-gqa": spec("arcee", (4, 2), 64, freqs=True, output=False),
     "arcee-q8": spec("arcee", (2, 1), 96, "Q8_0", n_layer=3),
@@ -234,6 +239,8 @@ MODELS = {
     "gemma4-mqa": spec("gemma4", (2, 1), 512, "F16", n_embd=96, n_layer=6, n_vocab=43, freqs=True, **gemma4(256, 3, 6, shared=3, width=64)),
     "gemma4-mha-keys": spec("gemma4", (4, 2), 64, n_layer=6, output=False, freqs=True, keyed=True, **gemma4(96, 3, 6, local_heads=4, heads=2, n_rot=48, **LOGIT_CAP)),
     "gemma4-alike": spec("gemma4", (4, 2), 64, n_layer=5, n_vocab=41, freqs=True, unused=True, **gemma4(64, 2, 5, shared=1, width=32)),
+    # Layers with a window are not scaled.
+    "gemma4-linear": spec("gemma4", (4, 2), 64, n_layer=4, output=False, freqs=True, **gemma4(32, 2, 4, **LINEAR)),
     "gemma4-q8": spec("gemma4", (4, 2), 64, "Q8_0", n_embd=96, n_layer=7, output=False, freqs=True, scaled=True, **gemma4(32, 2, 7, shared=3, width=32, ff=(96, 192), **LOGIT_CAP)),
     # Experts beside the FFN of every layer: in one tensor with a scale for each, in two without; all of them chosen.
     "gemma4-moe": spec("gemma4", (4, 2), 64, n_layer=6, output=False, freqs=True, keyed=True, scaled=True, joined=True, **gemma4(32, 3, 6, local_heads=4, heads=2, **LOGIT_CAP), **moe(8, 2, 32)),
