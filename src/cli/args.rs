@@ -16,7 +16,7 @@ use crate::units::Bytes;
 
 #[derive(Args, Clone)]
 pub struct ModelArgs {
-    /// A GGUF file, or a name that `lowkey models` lists
+    /// A GGUF file, a name that `lowkey models` lists, or that of a file that `lowkey pull` brought
     #[arg(short, long, value_name = "MODEL", required = true)]
     pub model: Option<PathBuf>,
     #[command(flatten)]

@@ -185,7 +185,9 @@ fn sets(args: &BenchArgs, session: &Session) -> Result<Sets> {
     for (flag, n, at_once) in [("--prompt", args.prompt, session.n_batch()), ("-n", args.n, 1)] {
         let least = sets.n_round(at_once);
         if n > 0 && n / least * args.runs < 2 {
-            let what = format!("{n} tokens are no two rounds of --sets in all --runs; give at least {least} and two runs, or 0");
+            let what = format!(
+                "{n} tokens are too few for --sets, which needs two rounds of all sets: give at least {least} and `--runs 2`, or 0"
+            );
             return Err(Error::usage(flag, what));
         }
     }

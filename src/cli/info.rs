@@ -22,7 +22,7 @@ use super::summary::Summary;
 
 #[derive(Args)]
 pub struct InfoArgs {
-    /// A GGUF file, or a name that `lowkey models` lists
+    /// A GGUF file, a name that `lowkey models` lists, or that of a file that `lowkey pull` brought
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// List every tensor too

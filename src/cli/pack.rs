@@ -21,7 +21,7 @@ use super::unfinished::Unfinished;
 
 #[derive(Args)]
 pub struct PackArgs {
-    /// A GGUF file, or a name that `lowkey models` lists
+    /// A GGUF file, a name that `lowkey models` lists, or that of a file that `lowkey pull` brought
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// Write it even where there is one already

@@ -13,7 +13,7 @@ use super::text::{Ending, read_text};
 
 #[derive(Args)]
 pub struct TokenizeArgs {
-    /// A GGUF file, or a name that `lowkey models` lists
+    /// A GGUF file, a name that `lowkey models` lists, or that of a file that `lowkey pull` brought
     #[arg(short, long, value_name = "MODEL")]
     model: PathBuf,
     #[arg(value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "file", required_unless_present = "file")]

@@ -19,6 +19,7 @@ pub struct ServeArgs {
     /// Addresses to listen on, or a path that ends in .sock; several with commas
     #[arg(long, value_name = "LIST", default_value = "127.0.0.1", value_delimiter = ',')]
     pub host: Vec<String>,
+    /// The port of all addresses
     #[arg(long, value_name = "N", default_value = "8080")]
     pub port: u16,
     /// Conversations that are held at once; --kv-budget is shared equally among them
@@ -112,15 +113,19 @@ pub struct ServeArgs {
     /// The most that they may take there, with their pasts (--past)
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     pub session_space: Bytes,
-    /// Seconds after which an idle conversation that has a name is saved
+    /// Seconds after which an idle conversation is saved
     #[arg(long, value_name = "S", default_value = "60")]
     pub save_after: Seconds,
+    /// Leave out `/metrics`
     #[arg(long)]
     pub no_metrics: bool,
+    /// Leave out `/slots`
     #[arg(long)]
     pub no_slots: bool,
+    /// Leave out the page at `/`
     #[arg(long)]
     pub no_ui: bool,
+    /// Leave out Ollama's paths, `/api/…`
     #[arg(long)]
     pub no_ollama: bool,
     #[command(flatten)]
