@@ -18,6 +18,8 @@ KEEP = (50, 25, 10, 5)
 WINDOWS_TOKENS = 8192  # of each text, whatever the window
 DEFAULT, OTHERS = "l2-attn", ("window", "random", "keydiff")
 FEW_BITS, F16 = ("--k-type", "q5_h", "--v-type", "q4_h"), ("--kv-type", "f16")
+# What is chosen for a model whose keys have long biases, where some must be evicted.
+FOR_BIASES = ("--k-type", "q8_0", "--v-type", "q4_h")
 # The models by the names of their rows. Rows of a file that is not there are not measured.
 SMOLLM, GEMMA, QWEN = "SmolLM2 135M", "Gemma 3 270M", "Qwen2.5-Coder 0.5B"
 FILES = {SMOLLM: "smollm2-135m-instruct-q4_1.gguf", GEMMA: "gemma3-270m-q4_k_m.gguf", QWEN: "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"}
@@ -30,7 +32,7 @@ PAST_SAMPLES = 2  # prompts at each of ten depths
 LONG, LONG_KEEP = 5500, (5,)
 # Other models: what `--evict auto` is with them, and the recent tokens that it protects.
 MODEL_DEFAULT, MODEL_RECENT = {GEMMA: "attn", QWEN: DEFAULT}, {GEMMA: "60%", QWEN: "30%"}
-MODEL_KEEP = {FEW_BITS: (25, 10), F16: (25,)}
+MODEL_KEEP = {FEW_BITS: (25, 10), FOR_BIASES: (25, 10), F16: (25,)}
 MODEL_WINDOWS = {GEMMA: 2, QWEN: 1}  # of 2,048 tokens
 # RULER's tasks.
 TASKS = ("single", "multi-key", "multi-value", "tracking")
@@ -197,6 +199,7 @@ GROUPS = {
     "past-4096": each(past_rows, KINDS, (4096,)),
     "gemma": each(model_rows, (GEMMA,), (FEW_BITS,), KINDS),
     "qwen": each(model_rows, (QWEN,), (FEW_BITS,), KINDS),
+    "qwen-chosen": each(model_rows, (QWEN,), (FOR_BIASES,), KINDS),
     "qwen-f16": each(model_rows, (QWEN,), (F16,), KINDS),
     "ruler": each(ruler_rows, TASKS, WAYS),
     "asked-long": each(asked_rows, ("long",), ("past",)),

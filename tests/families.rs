@@ -498,9 +498,15 @@ fn keys_that_repeat_or_lack_what_a_family_has_anyway() {
         })
     };
     with("hunyuan-dense-gqa", "hunyuan-dense.expert_count", 1, 4).expect("a model without experts");
+    let squeezed = changed("llama-yarn", &|file| {
+        without(file, "llama.rope.scaling.factor");
+        file.f32("llama.rope.scaling.factor", 0.5);
+    });
+    assert!(squeezed.expect_err("a factor below 1").contains("llama.rope.scaling.factor is 0.5"));
     let refused = [
         ("olmo2-windows", "olmo2.rope.scaling.yarn_attn_factor", 1.25f32.to_bits(), 6),
         ("olmo2-gqa", "olmo2.rope.scaling.yarn_attn_factor", 1.25f32.to_bits(), 6),
+        ("llama-factor-only", "llama.rope.scaling.yarn_attn_factor", 1.25f32.to_bits(), 6),
         ("hunyuan-dense-gqa", "hunyuan-dense.expert_count", 2, 4),
         ("qwen35-gqa", "qwen35.attention.recurrent_layers", 1, 4),
         ("llama-linear", "llama.ssm.conv_kernel", 4, 4),

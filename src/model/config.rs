@@ -305,9 +305,9 @@ impl Config {
                 }),
             ),
             (c.n_attn_layer() == 0, "attention in no layer".into()),
-            wrong_heads(c.n_head, c.heads(), value_dims[0], c.rope.n_rot),
+            wrong_heads("", c.n_head, c.heads(), value_dims[0], c.rope.n_rot),
             c.local_heads.map_or_else(Default::default, |local| {
-                wrong_heads(c.n_head, local, value_dims[1], c.local_rope.as_ref().map_or(0, |rope| rope.n_rot))
+                wrong_heads("_swa", c.n_head, local, value_dims[1], c.local_rope.as_ref().map_or(0, |rope| rope.n_rot))
             }),
             (
                 c.n_embd_layer % BLOCK != 0 || c.n_embd_layer > c.n_embd || c.n_embd_layer.saturating_mul(c.n_layer) > 1 << 24,
@@ -355,8 +355,14 @@ impl Config {
     }
 }
 
-/// Heads that do not fit together or are beyond this engine, and what is wrong with them.
-fn wrong_heads(n_head: usize, LayerShape { n_head_kv, head_dim }: LayerShape, value_dim: usize, n_rot: usize) -> (bool, String) {
+/// Heads that do not fit together or are beyond this engine, and what is wrong with them; `which` ends the names of their keys.
+fn wrong_heads(
+    which: &str,
+    n_head: usize,
+    LayerShape { n_head_kv, head_dim }: LayerShape,
+    value_dim: usize,
+    n_rot: usize,
+) -> (bool, String) {
     let wrong = [
         (
             n_head_kv == 0 || n_head % n_head_kv != 0,
@@ -365,15 +371,19 @@ fn wrong_heads(n_head: usize, LayerShape { n_head_kv, head_dim }: LayerShape, va
         (n_head_kv > MAX_HEAD_KV, format!("{n_head_kv} KV heads, more than {MAX_HEAD_KV}")),
         (
             head_dim == 0 || head_dim % 8 != 0 || head_dim > MAX_HEAD_DIM,
-            format!("a head of {head_dim} elements (attention.key_length): must be a multiple of 8, {MAX_HEAD_DIM} at most"),
+            format!(
+                "a head of {head_dim} elements (attention.key_length{which}): must be a multiple of 8, {MAX_HEAD_DIM} at most"
+            ),
         ),
         (
             value_dim != head_dim,
-            format!("values of {value_dim} elements (attention.value_length) beside keys of {head_dim} (attention.key_length)"),
+            format!(
+                "values of {value_dim} elements (attention.value_length{which}) beside keys of {head_dim} (attention.key_length{which})"
+            ),
         ),
         (
             n_rot == 0 || n_rot % 2 != 0 || n_rot > head_dim,
-            format!("RoPE over {n_rot} elements (rope.dimension_count) of a head of {head_dim}"),
+            format!("RoPE over {n_rot} elements (rope.dimension_count{which}) of a head of {head_dim}"),
         ),
         (n_head * head_dim % BLOCK != 0, format!("{n_head} heads of {head_dim} elements: together a multiple of {BLOCK}")),
     ];
