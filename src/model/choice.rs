@@ -37,7 +37,7 @@ const MOST_ROUNDS: usize = 15;
 const MARGIN: f64 = 1.1;
 const MUST_WIN: f64 = 0.75;
 /// Weights of a piece at most: whole matrices of small models. Where a piece was a task for each thread, what it takes to begin one
-/// counted for too much, and sets that begin quickly won by 15 % what they then lost (docs/performance.md).
+/// counted for too much, and a set that begins quickly won by 14 % and was then 5 % slower (docs/performance.md).
 const PIECE_BYTES: usize = 512 << 10;
 /// Where a piece is smaller than this there is nothing to win and little to see.
 const LEAST_BYTES: usize = 32 << 10;

@@ -334,7 +334,7 @@ impl Config {
             (ropes().any(|r| !(r.freq_base.is_finite() && r.freq_base > 0.0)), format!("a RoPE base of {} (rope.freq_base)", c.rope.freq_base)),
             (!(1e-3..=1e3).contains(&c.rope.attn_factor), format!("turned keys times {} (rope.scaling.attn_factor)", c.rope.attn_factor)),
             (
-                c.arch.qk_norm == QkNorm::TurnedHeads && (c.rope.attn_factor != 1.0 || c.rope.scaling.has_magnitude()),
+                c.arch.qk_norm == QkNorm::TurnedHeads && (c.rope.attn_factor != 1.0 || c.rope.scaling.magnitude() != 1.0),
                 "turned keys of another magnitude before they are normed".into(),
             ),
             (!c.multipliers.are_sound() || !sound(c.q_scale), {
@@ -431,8 +431,14 @@ impl RopeScaling {
         }
     }
 
-    /// Whether it changes what turned queries and keys are multiplied with.
-    fn has_magnitude(&self) -> bool {
-        matches!(self, RopeScaling::Yarn { .. })
+    /// What turned queries and keys are multiplied with.
+    pub fn magnitude(&self) -> f64 {
+        match *self {
+            RopeScaling::Yarn { factor, log_multiplier, .. } if factor > 1.0 => {
+                let log = 0.1 * libm::log(f64::from(factor));
+                (1.0 + log) / (1.0 + f64::from(log_multiplier) * log)
+            }
+            _ => 1.0,
+        }
     }
 }

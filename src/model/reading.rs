@@ -495,9 +495,12 @@ fn rope_scaling(keys: &Keys, n_ctx: u32) -> Result<RopeScaling> {
         }
     };
     if matches!(scaling, RopeScaling::Yarn { factor, .. } if factor < 1.0) {
-        return keys.refuse("rope.scaling.factor", format!("is {factor}, and YaRN is for factors of 1 and more"));
+        return keys.refuse(
+            "rope.scaling.factor",
+            format!("is {factor}, and YaRN is for factors of 1 and more: use a model without it"),
+        );
     }
-    let magnitude = 1.0 + if let RopeScaling::Yarn { factor, .. } = scaling { 0.1 * factor.ln() } else { 0.0 };
+    let magnitude = scaling.magnitude() as f32;
     if let Some(other) = keys.opt_float(MAGNITUDE)?.filter(|said| *said != 0.0 && (said - magnitude).abs() > 1e-3) {
         return keys.refuse(MAGNITUDE, format!("is {other}, and {magnitude} is what this engine runs; use a model without it"));
     }

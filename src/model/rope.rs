@@ -104,14 +104,7 @@ impl Rope {
                 }
             }
         });
-        let magnitude = match scaling {
-            RopeScaling::Yarn { factor, log_multiplier, .. } if factor > 1.0 => {
-                let log = 0.1 * libm::log(f64::from(factor));
-                (1.0 + log) / (1.0 + f64::from(log_multiplier) * log)
-            }
-            _ => 1.0,
-        };
-        Rope { order, n_rot, freqs: freqs.collect(), magnitude: magnitude as f32 * attn_factor }
+        Rope { order, n_rot, freqs: freqs.collect(), magnitude: scaling.magnitude() as f32 * attn_factor }
     }
 
     /// Cosine and sine of each pair, interleaved, `n_rot` floats, for an angle of `steps` positions (negative turns back).
