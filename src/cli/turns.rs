@@ -81,21 +81,21 @@ impl Sets {
         let speed = |set: usize| at_once as f64 / median(rounds.clone().map(|seconds| seconds[set]));
         let named = self.all.iter().enumerate();
         let sets = named.map(|(set, (kernels, _))| Speed { kernels, tok_s_median: speed(set) }).collect();
-        let (threads, of_best) = (session.n_threads(), self.of_best(rounds.clone()));
+        let (threads, of_best) = (session.n_threads(), of_best(self.all.len(), rounds.clone()));
         Turns { test, depth, threads, sets, of_best, rounds: rounds.len() }
     }
+}
 
-    /// The best set is chosen in half of the rounds and judged in the others, and the other way round: else the luckiest of several
-    /// would pass for the best.
-    fn of_best<'a>(&self, rounds: impl Iterator<Item = &'a [f64]> + Clone) -> f64 {
-        let half = |odd: usize| rounds.clone().skip(odd).step_by(2);
-        let shares = [0, 1].map(|odd| {
-            let of = |set: usize| median(half(odd).map(move |seconds| seconds[set]));
-            let best = (1..self.all.len()).min_by(|&a, &b| of(a).total_cmp(&of(b))).expect("sets");
-            median(half(1 - odd).map(|seconds| seconds[best] / seconds[0]))
-        });
-        (shares[0] + shares[1]) / 2.0
-    }
+/// The speed of the first of `n` sets over that of the best of the others, which is chosen in half of the rounds and judged in the rest,
+/// and the other way round: else the luckiest of several sets would pass for the best.
+fn of_best<'a>(n: usize, rounds: impl Iterator<Item = &'a [f64]> + Clone) -> f64 {
+    let half = |odd: usize| rounds.clone().skip(odd).step_by(2);
+    let shares = [0, 1].map(|odd| {
+        let of = |set: usize| median(half(odd).map(move |seconds| seconds[set]));
+        let best = (1..n).min_by(|&a, &b| of(a).total_cmp(&of(b))).expect("sets");
+        median(half(1 - odd).map(|seconds| seconds[best] / seconds[0]))
+    });
+    (shares[0] + shares[1]) / 2.0
 }
 
 impl Turns {
@@ -119,3 +119,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
         n => (values[(n - 1) / 2] + values[n / 2]) / 2.0,
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/unit/cli/turns.rs"]
+mod tests;
