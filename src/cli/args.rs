@@ -70,7 +70,7 @@ pub struct SessionArgs {
     /// The file of --past at most; when it is full, the oldest tokens in it are overwritten
     #[arg(long, value_name = "SIZE", requires = "past")]
     pub past_space: Option<Bytes>,
-    /// With --past: pieces of four tokens that each KV head reads again at a step
+    /// With --past: pieces of four tokens that each KV head reads again at a step, at most
     #[arg(long, value_name = "N", requires = "past", default_value_t = DEFAULT_RECALL)]
     pub recall: usize,
     /// Tokens of a prefill batch

@@ -65,6 +65,41 @@ fn what_the_step_before_read_stays_until_another_is_asked_for_twice_as_much() {
     assert!((mean - want).abs() < 0.1, "{mean} between where the other is read and where the one is again, not {want}");
 }
 
+/// One token reads the pieces that get a tenth of an even part of what it gives to the past, at most `--recall` of them; a batch, whose
+/// tokens share what is read, the best that there are.
+#[test]
+fn one_token_reads_only_what_is_worth_it() {
+    const N_RECALL: usize = 4;
+    let wide: Vec<f32> = (0..32).map(|i| if i % 3 == 0 { 1.0 } else { -1.0 }).collect();
+    let (mut tiny, _) = with_past(24, 64, N_RECALL, 1, |shape| (shape.each.head_dim, shape.n_batch) = (32, 2));
+    // Each fills a piece; their keys are the longest, so the arena lets them go first.
+    for t in 0..240 {
+        let height = match t {
+            32..36 => 2.0,
+            40..44 => 1.0,
+            _ => 0.01,
+        };
+        let k: Vec<f32> = wide.iter().map(|x| x * height).collect();
+        assert!(tiny.feed(1, |_| [vec![0.0; 32], k.clone(), vec![height; 32]], |_, _| ()));
+    }
+    // How many are read where the first gets so much more than the second, in logits, and than all others twice as much.
+    let mut n_read = |n_tok: usize, above: f32| {
+        let n_before = tiny.cache.past().expect("it has one").counts().n_pieces;
+        let q: Vec<f32> = wide.iter().map(|x| x * above / 32.0).collect();
+        let mut first = 0.0;
+        let rows = |_| [q.repeat(n_tok), vec![0.0; 32 * n_tok], vec![0.0; 32 * n_tok]];
+        assert!(tiny.attend(n_tok, rows, |_, _| (), |_, given| first = given[0]));
+        ((tiny.cache.past().expect("it has one").counts().n_pieces - n_before) as usize, first)
+    };
+    assert_eq!(n_read(1, 0.0).0, N_RECALL, "all are worth the same");
+    let (n, first) = n_read(1, 12.0);
+    assert!(n == 1 && first > 1.9, "{n} pieces, {first}");
+    // Below a fortieth is what is e^3.7 below; what was read before counts double.
+    assert_eq!(n_read(1, 6.0).0, 1);
+    assert_eq!(n_read(1, 2.5).0, 2);
+    assert_eq!(n_read(2, 12.0).0, N_RECALL, "two share what is read");
+}
+
 const DIM: usize = 64;
 
 /// Turns pairs of neighbours, each more slowly than the one before.

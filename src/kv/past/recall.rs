@@ -79,6 +79,9 @@ const ALL: u8 = (1 << PIECE) - 1;
 /// Where one token asks, shares of pieces that the latest step fetched count so many times. Neighbouring tokens ask for much the same,
 /// and what is read again is in memory; what it costs and gains is in docs/notebook/eviction.md.
 const STAYING: f32 = 2.0;
+/// And a piece that would get less than this of an even part of what its queries give to the past is not read: few heads have so many
+/// pieces that matter.
+const WORTH: f32 = 0.1;
 
 impl Choice {
     pub fn carve(arena: &mut Arena, s: &PastShape) -> Choice {
@@ -298,8 +301,9 @@ impl Chooser {
             }
             if w.n_tok == 1 {
                 w.before(head).iter().for_each(|&piece| shares[piece as usize] *= STAYING);
+                least = WORTH / n_recall as f32 * n_query as f32;
             }
-            least = least_of_best(shares, n_recall);
+            least = least.max(least_of_best(shares, n_recall));
         }
         // Shares are not negative, so their bits have their order. Of equal ones the piece that comes first in the ring.
         let mut n = 0;
