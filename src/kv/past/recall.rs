@@ -79,8 +79,8 @@ const ALL: u8 = (1 << PIECE) - 1;
 /// Where one token asks, shares of pieces that the latest step fetched count so many times. Neighbouring tokens ask for much the same,
 /// and what is read again is in memory; what it costs and gains is in docs/notebook/eviction.md.
 const STAYING: f32 = 2.0;
-/// And a piece that would get less than this of an even part of what its queries give to the past is not read: few heads have so many
-/// pieces that matter.
+/// And there a piece is not read that gets less than this of an even part, 1 / `n_recall`, of what the queries give to the past: few heads
+/// have so many pieces that matter.
 const WORTH: f32 = 0.1;
 
 impl Choice {
